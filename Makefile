@@ -1,0 +1,31 @@
+# make demo and make test need Python >= 3.10, pip and make; they set up the rest themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test setup check clean
+
+demo: $(READY)
+	$(BIN)/dskd demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+setup: $(READY)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Made again when what it installs changes; the package itself is linked, not copied.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("dskd needs Python 3.10 or newer: make PYTHON=python3.11 setup" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[timm,onnx,dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

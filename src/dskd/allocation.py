@@ -1,0 +1,82 @@
+"""Loss-based weight allocation: how much each shallow stage's loss counts in this step."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from dskd.errors import InputError, unknown
+
+Allocation = Literal["proportional", "hard-first", "easy-first", "ca-mkd", "uniform"]
+ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
+
+
+def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float = 1.0) -> Tensor:
+    r"""Weights of the shallow losses: ``w_l >= 0``, their sum over the branches is their number.
+
+    With ``S`` the losses of the ``N`` branches and ``r = S / mean(S)``, which makes every rule
+    free of the losses' scale:
+
+    - ``proportional``: ``w = r``
+    - ``hard-first``: ``w = N softmax(r / tau)``
+    - ``easy-first``: ``w = N softmax(-r / tau)``
+    - ``ca-mkd``: ``w = N (1 - softmax(r / tau)) / (N - 1)``
+    - ``uniform``: ``w = 1``
+
+    All losses zero gives ``w = 1``, and so does a single branch. No gradient passes through the
+    weights.
+
+    Source: the abstract of Luo et al. (IJCNN 2023, arXiv 2202.07846) says that the allocation is
+    based on the losses; the rules are *our choice*. ``ca-mkd`` is how the same research group
+    weighs teachers: Zhang, Chen, Wang, Confidence-Aware Multi-Teacher Knowledge Distillation,
+    ICASSP 2022, arXiv 2201.00007, equation 4.
+
+    Args:
+        losses: ``[N]``, a loss a branch, or ``[N, B]``, one for each picture too; all >= 0.
+        allocation: The rule.
+        tau: Temperature of the softmax rules, above 0: small is sharp, large is uniform.
+
+    Returns:
+        The weights, in the shape of ``losses``; each column sums to ``N``.
+
+    Raises:
+        InputError: The rule does not exist or tau is not above 0.
+
+    Example:
+        >>> allocate(torch.tensor([1.0, 3.0]))
+        tensor([0.5000, 1.5000])
+    """
+    if allocation not in ALLOCATIONS:
+        raise unknown("allocation", allocation, ALLOCATIONS)
+    if not tau > 0:
+        raise InputError(f"tau must be above 0, got {tau}")
+    losses = losses.detach()
+    count = len(losses)
+    if count == 1 or allocation == "uniform":
+        return torch.ones_like(losses)
+    # Over the largest first: the mean of very small or large losses would leave float32's range.
+    relative = losses / losses.amax(0)
+    relative = relative / relative.mean(0)
+    relative = torch.where(losses.amax(0) > 0, relative, torch.ones_like(losses))
+    if allocation == "proportional":
+        return relative
+    if allocation == "ca-mkd":
+        return count * (1 - torch.softmax(relative / tau, dim=0)) / (count - 1)
+    sign = 1 if allocation == "hard-first" else -1
+    return count * torch.softmax(sign * relative / tau, dim=0)
+
+
+def mean_over_ranks(losses: Tensor) -> Tensor:
+    """The losses averaged over the ranks of a distributed run, so that all allocate alike.
+
+    Args:
+        losses: Any shape, the same on every rank. Returned as it is where there is one process.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return losses
+    total = losses.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()

@@ -1,0 +1,146 @@
+"""The package from Python: names or objects in, a trained student out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from dskd import run
+from dskd.build import Given, name_of
+from dskd.data import Dataset
+from dskd.errors import InputError
+from dskd.recipe import resolve
+from dskd.session import Result
+
+Settings = Mapping[str, Any]
+T = TypeVar("T", nn.Module, Dataset)
+
+
+def distill(
+    *,
+    student: str | nn.Module | Settings,
+    teacher: str | nn.Module | Settings,
+    data: str | Dataset | Settings,
+    method: str | Settings = "dskd",
+    train: Settings | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_code: bool = False,
+) -> Result:
+    """Distils a student from a teacher.
+
+    Each part is a name, an object, or a mapping of the recipe's settings for it, in which the
+    object may stand under ``module`` (of a model) or ``dataset`` (of the data).
+
+    A module that is given stays as it is: a copy of it is trained, and `Result.student` is that
+    copy. A teacher module counts as trained; a teacher's name without a ``checkpoint`` is trained
+    first.
+
+    Args:
+        student: As in ``"resnet8"`` or ``{"module": net, "stages": ["layer1", "layer2"]}``.
+        teacher: As in ``"resnet20"`` or ``{"name": "resnet20", "checkpoint": "teacher.pth"}``.
+        data: As in ``"digits"`` or ``{"name": "folder", "root": "pictures", "size": 64}``.
+        method: As in ``"kd"`` or ``{"name": "dskd", "beta": 2.0}``.
+        train: As in ``{"epochs": 10, "lr": 0.05}``; see `dskd.recipe.TrainSettings`.
+        seed: Of the student's weights, the order of the pictures and all else.
+        out: The run's folder; by default ``runs/<student>-<teacher>-<data>/<method>-seed<seed>``.
+        resume: Continue an interrupted run.
+        overwrite: Replace the run that is there.
+        allow_code: Whether ``package.module:function`` names may run.
+
+    Raises:
+        InputError: Something cannot be used; one line says what, where and the fix.
+
+    Example:
+        >>> import dskd, tempfile
+        >>> result = dskd.distill(
+        ...     student="resnet8", teacher="resnet14", data={"name": "digits", "share": 0.1},
+        ...     train={"epochs": 1}, out=tempfile.mkdtemp(),
+        ... )
+        >>> result.parameters
+        77850
+    """
+    values, given = _parts(student, data, allow_code)
+    teacher_values, teacher_module = _split(teacher, "module", nn.Module)
+    values |= {"teacher": teacher_values, "method": _named(method), "seed": seed, "out": out}
+    if train is not None:
+        values["train"] = dict(train)
+    given = Given(given.data, given.student, teacher_module, allow_code)
+    names = (values[part].get("name", "") for part in ("student", "teacher", "data"))
+    label = "-".join(str(name).strip("<>").replace("/", "_") for name in names)
+    default = Path("runs") / label / f"{values['method'].get('name', 'dskd')}-seed{seed}"
+    recipe = resolve(values, default)
+    return run.distill(recipe, resume=resume, overwrite=overwrite, given=given)
+
+
+def train(
+    *,
+    student: str | nn.Module | Settings,
+    data: str | Dataset | Settings,
+    train: Settings | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_code: bool = False,
+) -> Result:
+    """Trains a model by labels alone; its arguments are those of `distill`.
+
+    Raises:
+        InputError: Something cannot be used; one line says what, where and the fix.
+
+    Example:
+        >>> import dskd, tempfile
+        >>> result = dskd.train(
+        ...     student="resnet8", data={"name": "digits", "share": 0.1}, train={"epochs": 1},
+        ...     out=tempfile.mkdtemp(),
+        ... )
+        >>> result.method
+        'ce'
+    """
+    values, given = _parts(student, data, allow_code)
+    values |= {"method": {"name": "ce"}, "seed": seed, "out": out}
+    if train is not None:
+        values["train"] = dict(train)
+    names = (values[part].get("name", "") for part in ("student", "data"))
+    label = "-".join(str(name).strip("<>").replace("/", "_") for name in names)
+    recipe = resolve(values, Path("runs") / label / f"ce-seed{seed}")
+    return run.train(recipe, resume=resume, overwrite=overwrite, given=given)
+
+
+def _parts(
+    student: str | nn.Module | Settings, data: str | Dataset | Settings, allow_code: bool
+) -> tuple[dict[str, Any], Given]:
+    student_values, module = _split(student, "module", nn.Module)
+    data_values, dataset = _split(data, "dataset", Dataset)
+    return {"student": student_values, "data": data_values}, Given(
+        dataset, module, None, allow_code
+    )
+
+
+def _split(part: Any, key: str, kind: type[T]) -> tuple[dict[str, Any], T | None]:
+    """The settings of a part, and the object that was given for it."""
+    if isinstance(part, kind):
+        return {"name": name_of(part)}, part
+    values = _named(part)
+    given = values.pop(key, None)
+    if given is None:
+        return values, None
+    if not isinstance(given, kind):
+        raise InputError(f"{key} must be a {kind.__name__}, got {type(given).__name__}")
+    return {"name": name_of(given)} | values, given
+
+
+def _named(part: Any) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"name": part}
+    if isinstance(part, Mapping):
+        return dict(part)
+    raise InputError(
+        f"a name, an object or a mapping of settings is needed, got {type(part).__name__}"
+    )

@@ -1,0 +1,117 @@
+"""From a recipe's settings to the objects of a run: pictures, models, seen through their stages."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dskd.data import Dataset, load_dataset
+from dskd.errors import InputError
+from dskd.models.load import load_model, own_statistics
+from dskd.models.stages import ModelSpec, StagedModel, describe
+from dskd.recipe import DataSettings, ModelSettings
+
+PROBE = 16
+"""Pictures that a model is shown to learn what it gives."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Objects that a Python caller gives in place of names.
+
+    Attributes:
+        data: In place of ``data.name``.
+        student: In place of ``student.name``.
+        teacher: In place of ``teacher.name``; it counts as trained.
+        allow_code: Whether ``package.module:function`` names may run.
+    """
+
+    data: Dataset | None = None
+    student: nn.Module | None = None
+    teacher: nn.Module | None = None
+    allow_code: bool = False
+
+
+def name_of(given: object) -> str:
+    """What a recipe calls an object that has no name: ``<ResNet>``."""
+    return f"<{type(given).__name__}>"
+
+
+def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
+    """The pictures that a recipe names, or those given in place of them."""
+    if given is not None:
+        return given
+    if settings.name.startswith("<"):
+        raise InputError(
+            f"this run's pictures were given in Python as {settings.name}; give them again"
+        )
+    return load_dataset(
+        settings.name,
+        root=settings.root,
+        size=settings.size,
+        classes=settings.classes,
+        share=settings.share,
+        holdout=settings.holdout,
+        cache=settings.cache,
+    )
+
+
+def build_model(
+    settings: ModelSettings,
+    data: Dataset,
+    seed: int,
+    given: nn.Module | None = None,
+    allow_code: bool = False,
+) -> StagedModel:
+    """A model with fresh weights drawn from ``seed``, or a copy of the one given.
+
+    The copy is what is trained, moved and frozen: the caller's own module stays as it is.
+    """
+    channels, height, _ = data.shape
+    if given is not None:
+        module = copy.deepcopy(given)
+    elif settings.name.startswith("<"):
+        raise InputError(
+            f"this run's model was given in Python as {settings.name}; build it there and load "
+            "student.safetensors into it"
+        )
+    else:
+        torch.manual_seed(seed)
+        module = load_model(
+            settings.name,
+            num_classes=len(data.classes),
+            in_channels=channels,
+            size=height,
+            options=settings.options,
+            allow_code=allow_code,
+        )
+    default_mean, default_std = own_statistics(module, channels) or (data.mean, data.std)
+    mean = settings.mean if settings.mean is not None else default_mean
+    std = settings.std if settings.std is not None else default_std
+    if len(mean) != channels or len(std) != channels:
+        raise InputError(
+            f"mean and std of {settings.name} have {len(mean)} and {len(std)} channels, the "
+            f"pictures {channels}; give {channels} of each"
+        )
+    return StagedModel(module, settings.stages, mean=mean, std=std)
+
+
+def spec_of(model: StagedModel, data: Dataset, what: str) -> ModelSpec:
+    """What a model gives for these pictures; refused where it has other classes.
+
+    Args:
+        model: On any device.
+        data: The pictures.
+        what: ``student`` or ``teacher``, for the error.
+    """
+    device = model.mean.device
+    spec = describe(model, data.train.images[:PROBE].to(device))
+    if spec.classes != len(data.classes):
+        raise InputError(
+            f"the {what} has {spec.classes} classes, the data set {data.name!r} has "
+            f"{len(data.classes)}; give a {what} for these or choose data.classes"
+        )
+    return spec

@@ -1,0 +1,166 @@
+"""The command line: one function a verb, no logic."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dskd import __version__, catalog, demo, deployed, export, recipe, run, show
+from dskd.build import Given
+from dskd.errors import InputError
+from dskd.interrupt import Stopped
+from dskd.session import Result
+from dskd.train import NotFinite
+
+_PATH = click.Path(path_type=Path)
+_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+_RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the run that is there.")
+_CODE = click.option("--allow-code", is_flag=True, help="Let package.module:function models run.")
+_BEST = click.option("--best", is_flag=True, help="The weights of the best epoch, not the last.")
+_RUN = click.argument("run_path", metavar="RUN", type=_PATH)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dskd")
+def cli() -> None:
+    """Make a vision model small: knowledge distillation with deep supervision."""
+
+
+@cli.command("train")
+@click.argument("recipe_name", metavar="RECIPE")
+@_OVERRIDES
+@_RESUME
+@_OVERWRITE
+@_CODE
+def train_(
+    recipe_name: str, overrides: tuple[str, ...], resume: bool, overwrite: bool, allow_code: bool
+) -> None:
+    """Train the recipe's student by labels alone.
+
+    RECIPE is a name of `dskd list recipes` or a YAML file. Example:
+
+        dskd train digits train.epochs=5
+    """
+    plan = recipe.load_by_labels(recipe_name, overrides)
+    given = Given(allow_code=allow_code)
+    _print_result(run.train(plan, resume=resume, overwrite=overwrite, given=given))
+
+
+@cli.command("distill")
+@click.argument("recipe_name", metavar="RECIPE")
+@_OVERRIDES
+@_RESUME
+@_OVERWRITE
+@_CODE
+def distill_(
+    recipe_name: str, overrides: tuple[str, ...], resume: bool, overwrite: bool, allow_code: bool
+) -> None:
+    """Distil the recipe's student from its teacher, which is trained first if need be.
+
+    RECIPE is a name of `dskd list recipes` or a YAML file. Example:
+
+        dskd distill digits method.name=kd seed=1
+    """
+    plan = recipe.load(recipe_name, overrides)
+    given = Given(allow_code=allow_code)
+    _print_result(run.distill(plan, resume=resume, overwrite=overwrite, given=given))
+
+
+@cli.command("evaluate")
+@_RUN
+@_BEST
+@click.option("--root", type=_PATH, help="Where the data set lies.")
+@_CODE
+def evaluate_(run_path: Path, best: bool, root: Path | None, allow_code: bool) -> None:
+    """Judge a run's student on the test split of its data set."""
+    judgement = deployed.evaluate(
+        run_path, "best" if best else "last", root=root, allow_code=allow_code
+    )
+    rows = [["accuracy", f"{judgement.accuracy:.2f}"], ["top-5", f"{judgement.accuracy_top5:.2f}"]]
+    show.table(["", "test split, %"], rows)
+
+
+@cli.command("predict")
+@_RUN
+@click.argument("pictures", metavar="PICTURE...", nargs=-1, required=True, type=_PATH)
+@_BEST
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes shown.")
+@_CODE
+def predict_(
+    run_path: Path, pictures: tuple[Path, ...], best: bool, top: int, allow_code: bool
+) -> None:
+    """Name what a run's student sees in picture files."""
+    student = deployed.load_deployed(run_path, "best" if best else "last", allow_code=allow_code)
+    show.table(["picture", "class", "probability, %"], catalog.predictions(student, pictures, top))
+
+
+@cli.command("export")
+@_RUN
+@click.option(
+    "--format", "form", type=click.Choice(export.FORMATS), default="onnx", show_default=True
+)
+@click.option("--output", type=_PATH, help="By default RUN/student.onnx.")
+@_BEST
+@_CODE
+def export_(run_path: Path, form: str, output: Path | None, best: bool, allow_code: bool) -> None:
+    """Write a run's student in a form that other programs run."""
+    student = deployed.load_deployed(run_path, "best" if best else "last", allow_code=allow_code)
+    path = output or run_path / f"student.{form}"
+    difference = export.export_onnx(student, path)
+    click.echo(f"{path}  (largest relative difference from the student: {difference:.1e})")
+
+
+@cli.command("list")
+@click.argument("what", type=click.Choice(tuple(catalog.LISTS)))
+def list_(what: str) -> None:
+    """Show what there is: models, methods, recipes, data sets."""
+    show.table(*catalog.LISTS[what]())
+
+
+@cli.command("demo")
+@click.option("--out", type=_PATH, default=Path("runs/demo"), show_default=True)
+def demo_(out: Path) -> None:
+    """Train a teacher on handwritten digits, then a student alone, by KD and by DSKD."""
+    path, columns, rows = demo.run_demo(out)
+    show.table(columns, rows)
+    click.echo(demo.NOTE)
+    click.echo(f"runs kept in {path}")
+
+
+def _print_result(result: Result) -> None:
+    show.table(["", "value"], catalog.result_rows(result))
+    click.echo(f"run kept in {result.path}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and exits: 2 for bad input, 3 for NaN, 130 or 143 when stopped, else 0."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("dskd").setLevel(logging.INFO)
+    sys.exit(_exit_code(arguments))
+
+
+def _exit_code(arguments: list[str] | None) -> int:
+    try:
+        outcome: Any = cli.main(arguments, prog_name="dskd", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt) as error:
+        number = error.signal if isinstance(error, Stopped) else 2
+        saved = "; the state is saved, go on with --resume" if isinstance(error, Stopped) else ""
+        print(f"dskd: stopped{saved}", file=sys.stderr)
+        return 128 + number
+    except click.ClickException as error:
+        return _say(error.format_message(), 2)
+    except InputError as error:
+        return _say(str(error), 2)
+    except NotFinite as error:
+        return _say(str(error), 3)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _say(message: str, code: int) -> int:
+    print(f"dskd: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,129 @@
+"""What a data set is: pictures as bytes, labels as numbers, held whole in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dskd.errors import InputError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures and their labels.
+
+    Attributes:
+        images: uint8, ``[N, channels, height, width]``.
+        labels: int64, ``[N]``, each from 0 to K - 1.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise InputError(
+                "pictures must be a uint8 tensor [N, channels, height, width], "
+                f"got {self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise InputError(
+                f"labels must be an int64 tensor [{len(self.images)}], "
+                f"got {self.labels.dtype} {list(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> Split:
+        """The pictures at ``indices`` (int64), in that order."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training split, a test split, and, where one was held out, a validation split.
+
+    Attributes:
+        name: The name in the recipe, such as ``"cifar100"``.
+        train: What the student learns from.
+        test: What the reported accuracy is measured on.
+        classes: The name of each class, by label.
+        mean: Per channel, on the scale from 0 to 1.
+        std: Per channel, on the scale from 0 to 1.
+        validation: Split off ``train`` by ``data.holdout``, else None.
+        notes: What the user should know about the files, one line each.
+        ids: A second name of each class, by label, such as a WordNet id; empty where there is none.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    validation: Split | None = None
+    notes: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for where, split in self.splits().items():
+            if len(split) == 0:
+                raise InputError(f"{self.name}: the {where} split is empty; it needs pictures")
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise InputError(
+                    f"{self.name}: labels out of range in the {where} split: {low} to {high}, "
+                    f"but there are {len(self.classes)} classes (0 to {len(self.classes) - 1})"
+                )
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                raise InputError(
+                    f"{self.name}: {where} pictures are {list(split.images.shape[1:])}, "
+                    f"training pictures {list(self.train.images.shape[1:])}; "
+                    "give all one size with data.size"
+                )
+
+    def splits(self) -> dict[str, Split]:
+        """The splits that are there, by name."""
+        splits = {"training": self.train, "test": self.test}
+        if self.validation is not None:
+            splits["validation"] = self.validation
+        return splits
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a picture."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def fingerprint(self) -> str:
+        """A hash of every picture and label: equal if and only if the data are."""
+        digest = hashlib.sha256()
+        for where, split in self.splits().items():
+            digest.update(f"{where} {list(split.images.shape)}".encode())
+            digest.update(split.images.contiguous().numpy().data)
+            digest.update(split.labels.numpy().data)
+        return digest.hexdigest()
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, on the scale from 0 to 1.
+
+    Args:
+        images: uint8, ``[N, channels, height, width]``.
+
+    Returns:
+        Two tuples with a number a channel.
+    """
+    means, stds = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        mean = float((counts * levels).sum() / counts.sum())
+        variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
+        means.append(mean)
+        stds.append(max(variance, 1e-6) ** 0.5)
+    return tuple(means), tuple(stds)

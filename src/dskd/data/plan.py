@@ -1,0 +1,98 @@
+"""The epoch plan: all that is random about an epoch, drawn up front."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The order of the pictures, and the view of each, for one epoch.
+
+    Attributes:
+        order: int64 ``[N]``, a permutation of the pictures.
+        dy: int64 ``[N]``, each picture's vertical crop offset, from 0 to 2 * padding.
+        dx: int64 ``[N]``, the horizontal one.
+        flip: bool ``[N]``, mirrored left to right or not.
+        seeds: int64 ``[N]``, a number for each picture, for whatever else a method draws.
+        padding: Zeros around the picture before the crop, in pixels.
+    """
+
+    order: Tensor
+    dy: Tensor
+    dx: Tensor
+    flip: Tensor
+    seeds: Tensor
+    padding: int
+
+    @property
+    def views(self) -> Tensor:
+        """int64 ``[N]``: names each picture's view, from 0 to 2 (2 padding + 1)^2 - 1."""
+        side = 2 * self.padding + 1
+        return (self.dy * side + self.dx) * 2 + self.flip.long()
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """The pictures of each step, int64 ``[B]``, in order (see `steps`)."""
+        bounds = _bounds(len(self.order), batch_size)
+        for start, stop in pairwise(bounds):
+            yield self.order[start:stop]
+
+
+def steps(pictures: int, batch_size: int) -> int:
+    """Steps of an epoch: the last batch may be odd, but never of one picture.
+
+    A lone last picture joins the batch before it: BatchNorm cannot learn from one.
+
+    Example:
+        >>> steps(10, 4), steps(9, 4)
+        (3, 2)
+    """
+    return len(_bounds(pictures, batch_size)) - 1
+
+
+def _bounds(pictures: int, batch_size: int) -> list[int]:
+    bounds = [*range(0, pictures, batch_size), pictures]
+    if pictures % batch_size == 1 and len(bounds) > 2:
+        del bounds[-2]
+    return bounds
+
+
+def draw_plan(
+    seed: int, epoch: int, pictures: int, padding: int = 0, flip: bool = False
+) -> EpochPlan:
+    """The plan of an epoch: a pure function of its arguments, on any device and in any process.
+
+    Each part has a random stream of its own, so that one setting (``flip``, say) changes nothing
+    else.
+
+    Args:
+        seed: The run's seed, 0 or more.
+        epoch: From 0.
+        pictures: N, the pictures of the training split.
+        padding: Crop ``padding`` pixels of zeros around the picture; 0 for no crop.
+        flip: Mirror half of the pictures.
+
+    Example:
+        >>> draw_plan(0, 0, 4).order.sort().values
+        tensor([0, 1, 2, 3])
+    """
+
+    def stream(part: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, part])))
+
+    offsets = [stream(part).integers(0, 2 * padding, pictures, endpoint=True) for part in (1, 2)]
+    flips = stream(3).integers(0, 2, pictures) if flip else np.zeros(pictures, np.int64)
+    return EpochPlan(
+        order=torch.from_numpy(stream(0).permutation(pictures)),
+        dy=torch.from_numpy(offsets[0]),
+        dx=torch.from_numpy(offsets[1]),
+        flip=torch.from_numpy(flips.astype(bool)),
+        seeds=torch.from_numpy(stream(4).integers(0, 2**63 - 1, pictures)),
+        padding=padding,
+    )

@@ -1,0 +1,65 @@
+"""A split kept whole on the training device, and the batches that the epoch plan takes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dskd.data.augment import crop_and_flip
+from dskd.data.dataset import Split
+from dskd.data.plan import EpochPlan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The pictures of one step.
+
+    Attributes:
+        images: uint8 ``[B, C, H, W]``, augmented; each model normalises them its own way.
+        labels: int64 ``[B]``.
+        indices: int64 ``[B]``, which pictures of the split.
+        views: int64 ``[B]``, which view of each picture (see `EpochPlan.views`).
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    views: Tensor
+
+
+class Resident:
+    """A split on a device.
+
+    Args:
+        split: The pictures and labels.
+        device: Where to keep them.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.images = split.images.to(device)
+        self.labels = split.labels.to(device)
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def planned(self, plan: EpochPlan, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """The augmented batches of an epoch, from step ``start`` on."""
+        dy, dx, flip, views = (
+            part.to(self.device) for part in (plan.dy, plan.dx, plan.flip, plan.views)
+        )
+        for step, rows in enumerate(plan.batches(batch_size)):
+            if step < start:
+                continue
+            rows = rows.to(self.device)
+            images = crop_and_flip(self.images[rows], dy[rows], dx[rows], flip[rows], plan.padding)
+            yield Batch(images, self.labels[rows], rows, views[rows])
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pictures and labels as they are, in the split's order."""
+        yield from zip(
+            torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True
+        )

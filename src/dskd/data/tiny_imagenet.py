@@ -1,0 +1,141 @@
+"""Tiny ImageNet, read from the published folder or straight from the published zip.
+
+Source: Le & Yang (2015), Tiny ImageNet Visual Recognition Challenge, CS 231N, Stanford University;
+http://cs231n.stanford.edu/tiny-imagenet-200.zip
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dskd.data.cache import cached
+from dskd.data.dataset import Dataset, Split
+from dskd.data.download import download
+from dskd.data.files import Files, FolderFiles, ZipFiles, existing_folder
+from dskd.data.names import distinct
+from dskd.data.pictures import decode, is_picture
+from dskd.errors import InputError
+
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+MEAN = (0.4802, 0.4481, 0.3975)
+STD = (0.2302, 0.2265, 0.2262)
+
+_FOLDER = "tiny-imagenet-200"
+_ARCHIVE = "tiny-imagenet-200.zip"
+_PARTS = ("wnids.txt", "words.txt", "train", "val")
+_ANNOTATIONS = "val/val_annotations.txt"
+_SIDE = 64
+
+
+def load(root: Path | None, size: int | None, cache: Path | None) -> Dataset:
+    """Load Tiny ImageNet: 200 classes, 500 training and 50 test pictures each, 64x64.
+
+    The classes are those of ``wnids.txt``, which may be fewer, in the order of their WordNet ids.
+    A class is called by the first word of its entry in ``words.txt``, with the id where two share
+    it. The published test pictures have no labels, so ``val`` is the test split.
+
+    Args:
+        root: The folder that holds the published folder or zip, or one of these itself; only read.
+            None downloads the zip into the cache folder.
+        size: Height and width to resize to, see `dskd.data.pictures.square`; None means 64.
+        cache: The cache folder, see `dskd.data.download.cache_folder`.
+
+    Returns:
+        Pictures ``[N, 3, size, size]``, gray ones as RGB.
+
+    Raises:
+        InputError: A file is missing, damaged or not as published.
+    """
+    files = _find(root, cache)
+    side = size or _SIDE
+    return cached("tiny_imagenet", files, side, cache, lambda: _build(files, side))
+
+
+def _find(root: Path | None, cache: Path | None) -> Files:
+    if root is None:
+        return ZipFiles(download(URL, MD5, cache), _FOLDER + "/")
+    path = existing_folder(root)
+    if path.is_file():
+        return ZipFiles(path, _FOLDER + "/")
+    for folder in (path / _FOLDER, path):
+        if (folder / "wnids.txt").is_file():
+            return FolderFiles(folder, _PARTS, depth=3)
+    if (path / _ARCHIVE).is_file():
+        return ZipFiles(path / _ARCHIVE, _FOLDER + "/")
+    raise InputError(
+        f"{path} holds neither {_FOLDER}/ with wnids.txt nor {_ARCHIVE}; "
+        "set data.root to the folder that does, or leave it out to download Tiny ImageNet"
+    )
+
+
+def _build(files: Files, size: int) -> Dataset:
+    wnids = sorted(set(_lines(files, "wnids.txt")))
+    if not wnids:
+        raise InputError(f"{files.where('wnids.txt')} lists no class; fetch the file again")
+    train = _training_names(files, wnids)
+    test = _test_names(files, wnids)
+    images = decode(files, [name for name, _ in train + test], size)
+    labels = torch.tensor([label for _, label in train + test], dtype=torch.int64)
+    whole = Split(images, labels)
+    cut = len(train)
+    return Dataset(
+        name="tiny_imagenet",
+        train=Split(whole.images[:cut], whole.labels[:cut]),
+        test=Split(whole.images[cut:], whole.labels[cut:]),
+        classes=_class_names(files, wnids),
+        mean=MEAN,
+        std=STD,
+        ids=tuple(wnids),
+    )
+
+
+def _training_names(files: Files, wnids: Sequence[str]) -> list[tuple[str, int]]:
+    """The training pictures and their labels, class by class."""
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    found = []
+    for name in files.names:
+        match name.split("/"):
+            case ["train", wnid, "images", _] if wnid in labels and is_picture(name):
+                found.append((name, labels[wnid]))
+    for label in sorted(set(labels.values()) - {label for _, label in found}):
+        raise InputError(
+            f"{files.where(f'train/{wnids[label]}/images')} holds no picture, "
+            f"but wnids.txt lists {wnids[label]}; fetch the data set again"
+        )
+    return found
+
+
+def _test_names(files: Files, wnids: Sequence[str]) -> list[tuple[str, int]]:
+    """The pictures of ``val`` that belong to the classes, and their labels."""
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    found = []
+    for number, line in enumerate(_lines(files, _ANNOTATIONS), start=1):
+        columns = line.split("\t")
+        if len(columns) < 2 or "/" in columns[0]:
+            raise InputError(
+                f"{files.where(_ANNOTATIONS)}, line {number}: expected a file name, a tab and a "
+                f"WordNet id, got {line[:50]!a}; fetch the file again"
+            )
+        if columns[1] in labels:
+            found.append((f"val/images/{columns[0]}", labels[columns[1]]))
+    for label in sorted(set(labels.values()) - {label for _, label in found}):
+        raise InputError(
+            f"{files.where(_ANNOTATIONS)} lists no picture of {wnids[label]}, "
+            "but wnids.txt does; fetch the data set again"
+        )
+    return sorted(found)
+
+
+def _class_names(files: Files, wnids: Sequence[str]) -> tuple[str, ...]:
+    words = dict(line.split("\t", 1) for line in _lines(files, "words.txt") if "\t" in line)
+    return distinct([words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids], wnids)
+
+
+def _lines(files: Files, name: str) -> list[str]:
+    """The lines of a text file that are not blank."""
+    text = files.read(name).decode("utf-8", "replace")
+    return [line for line in text.splitlines() if line.strip()]

@@ -1,0 +1,148 @@
+"""A finished run's student, as it ships: judged, asked, exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+from torch import Tensor
+
+from dskd.build import load_data
+from dskd.data.files import FolderFiles
+from dskd.data.pictures import decode
+from dskd.data.resident import Resident
+from dskd.device import pick
+from dskd.errors import InputError
+from dskd.evaluate import Judgement, judge
+from dskd.models.checkpoint import load_weights, read_metadata, read_weights
+from dskd.models.load import load_model
+from dskd.models.stages import StagedModel
+from dskd.recipe import DataSettings
+from dskd.rundir import BEST, LAST
+from dskd.settings import validate
+
+Which = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A student and what it must be fed.
+
+    Attributes:
+        model: In eval mode, on the CPU; pictures go in as they are, it normalises them itself.
+        name: The model's name.
+        classes: The name of each class, by label.
+        shape: Channels, height and width of a picture.
+    """
+
+    model: StagedModel
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+def load_deployed(run: Path, which: Which = "last", *, allow_code: bool = False) -> Deployed:
+    """The student of a run.
+
+    Args:
+        run: The run's folder.
+        which: The weights of the ``last`` epoch, or of the ``best``.
+        allow_code: Whether a ``package.module:function`` model may run.
+
+    Raises:
+        InputError: There is no finished run, or the student was a module given in Python.
+    """
+    path = run / (BEST if which == "best" else LAST)
+    if not run.is_dir():
+        raise InputError(f"there is no run {run}; check the path")
+    facts = read_metadata(path)
+    if facts["model"].startswith("<"):
+        raise InputError(
+            f"the student of {run} was given in Python as {facts['model']}; build it there and "
+            f"load {path.name} into it"
+        )
+    channels, height, width = facts["shape"]
+    module = load_model(
+        facts["model"],
+        num_classes=len(facts["classes"]),
+        in_channels=channels,
+        size=height,
+        options=facts["options"],
+        allow_code=allow_code,
+    )
+    load_weights(module, read_weights(path), str(path))
+    model = StagedModel(module, mean=facts["mean"], std=facts["std"]).eval()
+    shape = (channels, height, width)
+    return Deployed(model, facts["model"], tuple(facts["classes"]), shape)
+
+
+def evaluate(
+    run: Path, which: Which = "last", *, root: Path | None = None, allow_code: bool = False
+) -> Judgement:
+    """Judges a run's student on the test split of the run's own recipe.
+
+    Args:
+        run: The run's folder.
+        which: The weights of the ``last`` epoch, or of the ``best``.
+        root: Where the data set lies, if not where the recipe says.
+        allow_code: Whether a ``package.module:function`` model may run.
+
+    Raises:
+        InputError: There is no finished run, or its data set is not to be had.
+    """
+    deployed = load_deployed(run, which, allow_code=allow_code)
+    settings = yaml.safe_load((run / "recipe.yaml").read_text())["data"]
+    if root is not None:
+        settings["root"] = root
+    data = load_data(validate(DataSettings, settings, "data."))
+    if data.classes != deployed.classes or data.shape != deployed.shape:
+        raise InputError(
+            f"the pictures are not those of the run: {len(data.classes)} classes of "
+            f"{list(data.shape)}, the student knows {len(deployed.classes)} of "
+            f"{list(deployed.shape)}"
+        )
+    device = pick("auto")
+    model = deployed.model.to(device)
+    split = Resident(data.test, device)
+    return judge(model, lambda images: {"student": model(images).logits}, split)["student"]
+
+
+@torch.no_grad()
+def predict(deployed: Deployed, pictures: Sequence[Path]) -> Tensor:
+    """The probability of every class, for picture files of any size.
+
+    Args:
+        deployed: The student.
+        pictures: Files; each is cropped to its middle and resized as the `folder` data set does.
+
+    Returns:
+        float32, ``[N, K]``.
+
+    Raises:
+        InputError: A file is missing or does not decode.
+    """
+    images = torch.cat([_picture(path, deployed.shape) for path in pictures])
+    probabilities: Tensor = deployed.model(images).logits.softmax(1)
+    return probabilities
+
+
+def _picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """A file as the student sees it: uint8 ``[1, C, H, W]``."""
+    if not path.is_file():
+        raise InputError(f"there is no picture {path}; check the path")
+    channels, height, width = shape
+    files = FolderFiles(path.parent, [path.name])
+    image = decode(files, [path.name], height if height == width else None)
+    if image.shape[2:] != (height, width):
+        raise InputError(
+            f"{path} is {image.shape[3]}x{image.shape[2]}, the student was trained on pictures of "
+            f"{width}x{height}; resize it"
+        )
+    if channels == 1:  # the luma of ITU-R 601, as Pillow's mode L
+        luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+        return (image * luma).sum(1, keepdim=True).round().to(torch.uint8)
+    return image

@@ -1,0 +1,35 @@
+"""Errors that are meant for people: one line that says what is wrong, where, and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used.
+
+    ``str(error)`` is one line: what is wrong, where, and how to mend it. The command line prints
+    it on stderr and exits with code 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    Args:
+        kind: What the name stands for, as in ``"method"`` or ``"recipe key"``.
+        name: The name as the user wrote it.
+        known: The names that exist.
+
+    Example:
+        >>> str(unknown("method", "dksd", ["ce", "kd", "dskd"]))
+        "unknown method 'dksd'; did you mean 'dskd'? known: ce, dskd, kd"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return InputError(f"unknown {kind} {str(name)!r}; {hint}known: {', '.join(names)}")

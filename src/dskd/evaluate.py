@@ -1,0 +1,69 @@
+"""How well a model names the pictures of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dskd.data.resident import Resident
+
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What logits say of a split.
+
+    Attributes:
+        accuracy: Top-1, in percent.
+        accuracy_top5: In percent; of all classes where there are five or fewer.
+        predictions: int64 ``[N]``, the class named for each picture.
+    """
+
+    accuracy: float
+    accuracy_top5: float
+    predictions: Tensor
+
+    def agreement(self, other: Judgement) -> float:
+        """Share of the pictures, in percent, that both give the same class."""
+        return percent(self.predictions == other.predictions)
+
+
+def percent(hits: Tensor) -> float:
+    """The share of true values, in percent, rounded to 1e-4."""
+    return round(100 * hits.double().mean().item(), 4)
+
+
+@torch.no_grad()
+def judge(
+    module: nn.Module, heads: Callable[[Tensor], dict[str, Tensor]], split: Resident
+) -> dict[str, Judgement]:
+    """Judges every head on a split, in float32 and eval mode; the mode is put back afterwards.
+
+    Args:
+        module: Owns all that ``heads`` runs.
+        heads: From pictures, uint8 ``[B, C, H, W]``, to logits ``[B, K]`` by name.
+        split: The pictures and labels.
+
+    Returns:
+        A judgement for each head.
+    """
+    training = module.training
+    module.eval()
+    try:
+        parts = [heads(images) for images, _ in split.in_order(BATCH)]
+    finally:
+        module.train(training)
+    return {
+        name: _judge_logits(torch.cat([part[name] for part in parts]), split.labels)
+        for name in parts[0]
+    }
+
+
+def _judge_logits(logits: Tensor, labels: Tensor) -> Judgement:
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = best == labels[:, None]
+    return Judgement(percent(hits[:, 0]), percent(hits.any(1)), best[:, 0].cpu())

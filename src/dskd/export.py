@@ -1,0 +1,114 @@
+"""The student in forms that other programs run."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dskd.deployed import Deployed
+from dskd.errors import InputError
+
+FORMATS = ("onnx",)
+TOLERANCE = 1e-4
+_BATCH = 4
+
+
+class _Logits(nn.Module):
+    """Pictures from 0 to 1 to logits, normalisation included."""
+
+    def __init__(self, deployed: Deployed) -> None:
+        super().__init__()
+        self.module = deployed.model.module
+        self.register_buffer("mean", deployed.model.mean)
+        self.register_buffer("std", deployed.model.std)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.module((pictures - self.mean) / self.std)
+        return logits
+
+
+def export_onnx(deployed: Deployed, path: Path) -> float:
+    """Writes the student as ONNX, once its outputs are known to be the student's.
+
+    The graph takes ``pictures``, float32 ``[N, C, H, W]`` from 0 to 1 with any N, normalises them,
+    and gives ``logits``, ``[N, K]``.
+
+    Args:
+        deployed: The student.
+        path: The file; its folder must be there.
+
+    Returns:
+        The largest difference of the outputs, relative to the largest output.
+
+    Raises:
+        InputError: The onnx packages are missing, the folder is, or the outputs differ by more
+            than 1e-4; nothing is written then.
+    """
+    _need("onnx"), _need("onnxscript")
+    runtime = _need("onnxruntime")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent}; make it first")
+    model = _Logits(deployed).eval()
+    example = torch.rand(_BATCH, *deployed.shape, generator=torch.Generator().manual_seed(0))
+    part = path.with_name(f".{path.name}.part")
+    try:
+        _write(model, example, part)
+        difference = _difference(runtime, part, model, example)
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"the exported student differs from the student by {difference:.1e} relative "
+                f"(at most {TOLERANCE:g} is allowed); nothing was written"
+            )
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return difference
+
+
+def _need(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise InputError(
+            f"exporting to ONNX needs {package}; install it with: pip install 'dskd[onnx]'"
+        ) from None
+
+
+def _write(model: nn.Module, example: Tensor, path: Path) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        torch.onnx.export(
+            model,
+            (example,),
+            os.fspath(path),
+            input_names=["pictures"],
+            output_names=["logits"],
+            dynamic_shapes={"pictures": {0: torch.export.Dim("batch", min=1)}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+@torch.no_grad()
+def _difference(runtime: Any, path: Path, model: nn.Module, example: Tensor) -> float:
+    """Largest over a batch and a lone picture."""
+    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for pictures in (example, example[:1]):
+        expected = model(pictures)
+        (got,) = session.run(["logits"], {"pictures": pictures.numpy()})
+        scale = expected.abs().max().clamp_min(1e-12)
+        worst = max(worst, ((torch.from_numpy(got) - expected).abs().max() / scale).item())
+    return worst

@@ -1,0 +1,296 @@
+"""Losses between the logits of student and teacher: interchangeable in the deep layer and branches.
+
+Every function computes in float32 at least, whatever precision the logits come in, and stays
+finite for logits of +-100. Shapes: ``B`` pictures, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dskd.errors import InputError, unknown
+
+Reduction = Literal["mean", "none"]
+
+
+class LogitLoss(Protocol):
+    """A logit loss with its settings bound: what the deep layer and the branches call."""
+
+    def __call__(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        *,
+        reduction: Reduction,
+    ) -> Tensor:
+        """The loss, a scalar for ``mean`` and ``[B]`` for ``none``."""
+        ...
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """``values`` in float32 where they come in half precision, else as they are."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def _check(temperature: float) -> None:
+    if not temperature > 0:
+        raise InputError(f"temperature must be above 0, got {temperature}")
+
+
+def _reduce(per_sample: Tensor, reduction: Reduction) -> Tensor:
+    return per_sample.mean() if reduction == "mean" else per_sample
+
+
+def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Cross-entropy with the labels.
+
+    Args:
+        student_logits: ``[B, K]``.
+        labels: int64, ``[B]``.
+        reduction: ``mean`` over the batch, or ``none`` for a value a picture.
+
+    Example:
+        >>> round(ce(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)
+        1.3863
+    """
+    return F.cross_entropy(full_precision(student_logits), labels, reduction=reduction)
+
+
+def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
+    """Each picture's logits minus their mean, over their standard deviation.
+
+    Source: Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024,
+    arXiv 2403.01427, Algorithm 1. The temperature is applied afterwards.
+
+    Args:
+        logits: ``[B, K]``.
+        eps: Added to the (unbiased) standard deviation.
+    """
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred / (logits.std(1, keepdim=True) + eps)
+
+
+def kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 4.0,
+    standardize: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Classic knowledge distillation: ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``.
+
+    Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015,
+    arXiv 1503.02531, section 2. Summed over classes, mean over the batch.
+
+    Args:
+        student_logits: ``[B, K]``.
+        teacher_logits: ``[B, K]``.
+        temperature: T, above 0.
+        standardize: Standardise both sides' logits first (Sun et al., CVPR 2024).
+        reduction: ``mean`` over the batch, or ``none`` for a value a picture.
+
+    Raises:
+        InputError: The temperature is not above 0.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> kd(logits, logits).item()
+        0.0
+    """
+    _check(temperature)
+    student, teacher = full_precision(student_logits), full_precision(teacher_logits)
+    if standardize:
+        student, teacher = standardized(student), standardized(teacher)
+    divergence = F.kl_div(
+        F.log_softmax(student / temperature, dim=1),
+        F.log_softmax(teacher / temperature, dim=1),
+        log_target=True,
+        reduction="none",
+    ).sum(1)
+    return _reduce(temperature**2 * divergence, reduction)
+
+
+def _others(values: Tensor, labels: Tensor) -> Tensor:
+    """``values`` ``[B, K]`` without each row's labelled column: ``[B, K - 1]``."""
+    column = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
+    return values.gather(1, column + (column >= labels[:, None]).long())
+
+
+def _target_and_rest(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Logarithms of the probability of the label and of all the rest: ``[B, 2]``."""
+    target = log_probabilities.gather(1, labels[:, None])
+    rest = _others(log_probabilities, labels).logsumexp(1, keepdim=True)
+    return torch.cat([target, rest], dim=1)
+
+
+def dkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Decoupled knowledge distillation: ``alpha * TCKD + beta * NCKD``.
+
+    KD's divergence taken apart into label-against-rest (TCKD) and among the rest (NCKD), each
+    weighted on its own and times ``T^2``. Logarithms are taken by logsumexp, so that logits of
+    any size give finite values.
+
+    Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, arXiv 2203.08679,
+    equation 7.
+
+    Args:
+        student_logits: ``[B, K]``.
+        teacher_logits: ``[B, K]``.
+        labels: int64, ``[B]``.
+        alpha: Weight of TCKD.
+        beta: Weight of NCKD.
+        temperature: T, above 0.
+        reduction: ``mean`` over the batch, or ``none`` for a value a picture.
+
+    Raises:
+        InputError: The temperature is not above 0.
+
+    Example:
+        >>> logits, labels = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2])
+        >>> dkd(logits, logits, labels).item()
+        0.0
+    """
+    _check(temperature)
+    student = full_precision(student_logits) / temperature
+    teacher = full_precision(teacher_logits) / temperature
+    target = F.kl_div(
+        _target_and_rest(F.log_softmax(student, 1), labels),
+        _target_and_rest(F.log_softmax(teacher, 1), labels),
+        log_target=True,
+        reduction="none",
+    ).sum(1)
+    others = F.kl_div(
+        F.log_softmax(_others(student, labels), 1),
+        F.log_softmax(_others(teacher, labels), 1),
+        log_target=True,
+        reduction="none",
+    ).sum(1)
+    return _reduce(temperature**2 * (alpha * target + beta * others), reduction)
+
+
+def _correlation(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
+    """Pearson's correlation along ``dim``; 0 where either side is constant."""
+    a = a - a.mean(dim, keepdim=True)
+    b = b - b.mean(dim, keepdim=True)
+    norms = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
+    correlation: Tensor = (a * b).sum(dim) / (norms + eps)
+    return correlation
+
+
+def dist(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 4.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """DIST: one minus the correlation of the probabilities, within pictures and within classes.
+
+    ``T^2 (beta (1 - mean_b r(p_b, q_b)) + gamma (1 - mean_k r(p_:k, q_:k)))`` with p and q the
+    softmax of the logits over T, r Pearson's correlation.
+
+    Source: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022,
+    arXiv 2205.10536, equations 8 to 10.
+
+    Args:
+        student_logits: ``[B, K]``.
+        teacher_logits: ``[B, K]``.
+        beta: Weight of the relation within a picture.
+        gamma: Weight of the relation within a class, across the batch.
+        temperature: T, above 0; the paper takes 1 on ImageNet and 4 on CIFAR-100.
+        reduction: ``mean`` only: the relation within a class has no value a picture.
+
+    Raises:
+        InputError: The temperature is not above 0, or ``reduction`` is ``none``.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 2.0, 4.0], [3.0, 1.0, 0.0]])
+        >>> abs(round(dist(logits, logits).item(), 4))
+        0.0
+    """
+    _check(temperature)
+    if reduction != "mean":
+        raise InputError(
+            "the loss 'dist' has no value for a single picture (it relates a whole batch); "
+            "weigh the branches per batch"
+        )
+    p = F.softmax(full_precision(student_logits) / temperature, dim=1)
+    q = F.softmax(full_precision(teacher_logits) / temperature, dim=1)
+    within_pictures = 1 - _correlation(p, q, dim=1).mean()
+    within_classes = 1 - _correlation(p, q, dim=0).mean()
+    return temperature**2 * (beta * within_pictures + gamma * within_classes)
+
+
+LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "kd": kd,
+    "kl": kd,  # the name that P_l has in the method's equations
+    "kd-standardized": partial(kd, standardize=True),
+    "dkd": dkd,
+    "dist": dist,
+}
+"""The logit losses by the names that ``deep_loss`` and ``prediction_loss`` take."""
+
+PER_SAMPLE = frozenset(LOGIT_LOSSES) - {"dist"}
+"""Those that have a value for each picture, and so can be weighted picture by picture."""
+
+
+def bind(name: str, temperature: float, options: dict[str, Any]) -> LogitLoss:
+    """The logit loss ``name`` with its settings, under the one signature of `LogitLoss`.
+
+    Args:
+        name: A key of `LOGIT_LOSSES`.
+        temperature: T, unless ``options`` has its own.
+        options: Further arguments of the function, such as ``{"beta": 2.0}`` for dkd.
+
+    Raises:
+        InputError: The name or an option does not exist, or an option is no number.
+
+    Example:
+        >>> loss = bind("dkd", 4.0, {"beta": 2.0})
+        >>> logits = torch.zeros(2, 3)
+        >>> loss(logits, logits, torch.tensor([0, 1]), reduction="mean").item()
+        0.0
+    """
+    if name not in LOGIT_LOSSES:
+        raise unknown("logit loss", name, LOGIT_LOSSES)
+    known = {
+        "dkd": ("alpha", "beta", "temperature"),
+        "dist": ("beta", "gamma", "temperature"),
+    }.get(name, ("temperature",))
+    for option, value in options.items():
+        if option not in known:
+            raise unknown(f"option of the logit loss {name!r}", option, known)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise InputError(
+                f"option {option!r} of the logit loss {name!r} must be a number of 0 or more, "
+                f"got {value!r}"
+            )
+    settings = {"temperature": temperature} | options
+    _check(settings["temperature"])
+    function = LOGIT_LOSSES[name]
+
+    def loss(
+        student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, reduction: Reduction
+    ) -> Tensor:
+        positional = (labels,) if name == "dkd" else ()
+        return function(
+            student_logits, teacher_logits, *positional, reduction=reduction, **settings
+        )
+
+    return loss

@@ -1,0 +1,152 @@
+"""Weights from files of strangers: read without running anything that is in them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dskd.errors import InputError
+
+_WRAPPERS = ("model", "state_dict", "student")
+_MODULE = "module."
+
+
+def _admitted() -> list[Any]:
+    """What training scripts of the field store beside tensors, harmless to rebuild."""
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    kinds = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
+    return [
+        argparse.Namespace,
+        np.dtype,
+        (scalar, "numpy.core.multiarray.scalar"),  # written by NumPy 1
+        (scalar, "numpy._core.multiarray.scalar"),  # written by NumPy 2
+        *{type(np.dtype(kind)) for kind in kinds},
+    ]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, by the model's own keys.
+
+    A ``.safetensors`` file, or one written by ``torch.save``: a bare state_dict, or one under the
+    key ``model``, ``state_dict`` or ``student``, with or without the ``module.`` of DataParallel.
+    Beside tensors and plain containers, only argparse.Namespace and NumPy scalars are admitted.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: The file is missing, damaged, holds other objects, or no state_dict.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}; check the path")
+    content = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{path} holds no state_dict, but {type(content).__name__}")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise InputError(
+                f"{path} holds no state_dict: {key!r} is {type(value).__name__}, not a tensor; "
+                f"known forms: bare, or under {', '.join(_WRAPPERS)}"
+            )
+    return {key.removeprefix(_MODULE): value for key, value in content.items()}
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"cannot read the checkpoint {path}: {error}") from None
+
+
+def _torch(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_admitted()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        telling = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
+        raise InputError(
+            f"{path} is no file of plain weights and is not opened "
+            f"({telling[0] if telling else 'damaged, or unsafe'}); save the state_dict() alone"
+        ) from None
+    except Exception as error:  # a mangled file makes the reader raise nearly anything
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise InputError(f"cannot read the checkpoint {path}: {reason}") from None
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Loads weights strictly.
+
+    Args:
+        model: Whose keys and shapes the weights must have.
+        weights: As `read_weights` gives them.
+        what: Names the weights in an error, as in ``"teacher checkpoint t.pth"``.
+
+    Raises:
+        InputError: A key is missing or left over, or a shape differs: both are named.
+    """
+    own = model.state_dict()
+    missing, left = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or left:
+        raise InputError(
+            f"{what} does not fit {type(model).__name__}: "
+            + "; ".join(
+                f"{len(keys)} keys {word}, such as {keys[0]!r}"
+                for word, keys in (("missing", missing), ("left over", left))
+                if keys
+            )
+        )
+    for key, tensor in own.items():
+        if tensor.shape != weights[key].shape:
+            classes = " (the number of classes differs)" if key == _last_matrix(own) else ""
+            raise InputError(
+                f"{what} does not fit {type(model).__name__}: {key} is {list(weights[key].shape)} "
+                f"in the file, {list(tensor.shape)} in the model{classes}"
+            )
+    model.load_state_dict(dict(weights))
+
+
+def _last_matrix(state: Mapping[str, Tensor]) -> str:
+    return [key for key, value in state.items() if value.dim() == 2][-1:][0] if state else ""
+
+
+def write_weights(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
+    """A safetensors file of the model's own keys, and what is needed to build and feed it.
+
+    Args:
+        model: The deployed model.
+        metadata: Plain values, kept as JSON under the file's key ``dskd``.
+    """
+    tensors = {
+        key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
+    }
+    return safetensors.torch.save(tensors, {"dskd": json.dumps(metadata, sort_keys=True)})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `write_weights` kept beside the weights.
+
+    Raises:
+        InputError: The file is missing, damaged, or not written by this package.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no {path}; has the run finished? continue it with --resume")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})["dskd"])
+            return metadata
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path} was not written by dskd or is damaged: {error}") from None

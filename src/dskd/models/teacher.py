@@ -1,0 +1,40 @@
+"""The teacher: frozen, in eval mode, and kept so in this one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dskd.models.output import ModelOutput
+from dskd.models.stages import StagedModel
+
+
+class Teacher(nn.Module):
+    """A trained model that answers and never changes.
+
+    Args:
+        model: The trained model; its parameters stop requiring gradients.
+
+    Example:
+        >>> from dskd.models.zoo import build
+        >>> net = build("resnet8", num_classes=10)
+        >>> Teacher(StagedModel(net, mean=(0.5,) * 3, std=(0.5,) * 3)).train().training
+        False
+    """
+
+    def __init__(self, model: StagedModel) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Any:
+        """Stays in eval mode, whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> ModelOutput:
+        """The answers to a batch of pictures, uint8 ``[B, C, H, W]``, without gradients."""
+        output: ModelOutput = self.model(images)
+        return output

@@ -1,0 +1,277 @@
+"""What a run is: one YAML file, typed and validated, changed by ``key=value``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, ConfigDict, Field
+
+from dskd import methods
+from dskd.data import DATASETS
+from dskd.device import DeviceName, Precision
+from dskd.errors import InputError, unknown
+from dskd.schedule import Schedule
+from dskd.settings import (
+    Count,
+    Fraction,
+    Natural,
+    Positive,
+    Settings,
+    Share,
+    Weight,
+    known_keys,
+    signature_settings,
+    validate,
+)
+from dskd.train import OptimizerName
+
+Statistics = Annotated[list[float], Field(min_length=1)]
+
+
+class DataSettings(Settings):
+    """Which pictures, and how they are varied."""
+
+    name: str
+    """`dskd list datasets` shows them."""
+    root: Path | None = None
+    """The folder that holds the published files; None downloads them."""
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Side of the pictures in pixels; None for the data set's own."""
+    classes: Annotated[int, Field(ge=2)] | list[str] | None = None
+    """The first so many classes, or these; None for all."""
+    share: Share = 1.0
+    """Share of the training pictures that is used, the same of every class."""
+    holdout: Fraction = 0.0
+    """Share of the training pictures held out for validation, the same for every seed."""
+    crop: Natural = 0
+    """Pixels of zeros around a picture before the random crop."""
+    flip: bool = False
+    """Mirror half of the pictures."""
+    cache: Path | None = None
+    """Folder of decoded pictures and downloads; None for the user's cache folder."""
+
+
+class ModelSettings(Settings):
+    """A model, its stages and its normalisation."""
+
+    name: str
+    """A name of the zoo, ``timm/<name>``, or ``package.module:function``."""
+    stages: Annotated[list[str], Field(min_length=1)] | None = None
+    """Submodules whose outputs are the stages; None for a zoo model's own."""
+    mean: Statistics | None = None
+    """Per channel, from 0 to 1; None for the model's own, or else the data set's."""
+    std: Statistics | None = None
+    """Per channel, from 0 to 1; None for the model's own, or else the data set's."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments for the model's constructor (timm or your own function)."""
+
+
+class TeacherSettings(ModelSettings):
+    """The teacher: trained already, or by this recipe first."""
+
+    checkpoint: Path | None = None
+    """Weights; None trains the teacher first and keeps it beside the run."""
+    epochs: Count | None = None
+    """Epochs of its own training; None for train.epochs."""
+    lr: Positive | None = None
+    """Learning rate of its own training; None for train.lr."""
+
+
+class MethodSettings(Settings):
+    """The method and its own settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "dskd"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own settings."""
+        return dict(self.model_extra or {})
+
+
+def _increasing(milestones: tuple[float, ...]) -> tuple[float, ...]:
+    if sorted(set(milestones)) != list(milestones):
+        raise ValueError("milestones must increase")
+    return milestones
+
+
+class TrainSettings(Settings):
+    """The schedule."""
+
+    epochs: Count = 240
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Pictures a step, at least two: BatchNorm cannot learn from one."""
+    lr: Positive = 0.05
+    schedule: Schedule = "step"
+    milestones: Annotated[tuple[Fraction, ...], AfterValidator(_increasing)] = (0.625, 0.75, 0.875)
+    """Where ``step`` lowers the rate, as shares of the epochs."""
+    gamma: Share = 0.1
+    """What ``step`` multiplies the rate by."""
+    warmup: Weight = 0.0
+    """Epochs in which the rate rises from 0."""
+    optimizer: OptimizerName = "sgd"
+    momentum: Fraction = 0.9
+    """For sgd."""
+    nesterov: bool = False
+    """For sgd."""
+    weight_decay: Weight = 5e-4
+    precision: Precision = "float32"
+    device: DeviceName = "auto"
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    data: DataSettings
+    student: ModelSettings
+    teacher: TeacherSettings | None = None
+    method: MethodSettings = MethodSettings()
+    train: TrainSettings = TrainSettings()
+    seed: Natural = 0
+    out: Path | None = None
+    """The run's folder; None for runs/<recipe>/<method>-seed<seed>."""
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, every default filled in, ready for YAML."""
+        plain: dict[str, Any] = self.model_dump(mode="json")
+        return plain
+
+    def changed(self, **sections: Any) -> Recipe:
+        """A copy with some sections replaced."""
+        return self.model_copy(update=sections)
+
+
+def resolve(values: Mapping[str, Any], default_out: Path) -> Recipe:
+    """Checks a recipe whole, before any work: keys, types, ranges, the method's settings.
+
+    Args:
+        values: Nested plain values, as a YAML file gives them.
+        default_out: The run's folder where the recipe names none.
+
+    Raises:
+        InputError: Something in it does not exist or does not fit.
+    """
+    recipe = validate(Recipe, values)
+    if recipe.data.name not in DATASETS and not recipe.data.name.startswith("<"):
+        raise unknown("data set", recipe.data.name, DATASETS)
+    if recipe.train.warmup >= recipe.train.epochs:
+        raise InputError(
+            f"train.warmup: {recipe.train.warmup:g} epochs of warmup leave nothing of "
+            f"{recipe.train.epochs} epochs; make it smaller"
+        )
+    if recipe.train.nesterov and recipe.train.momentum == 0:
+        raise InputError("train.nesterov needs train.momentum above 0")
+    options = methods.resolve(recipe.method.name, recipe.method.options)
+    method = MethodSettings(name=recipe.method.name, **options)
+    if recipe.teacher is None and methods.find(method.name).needs_teacher:
+        raise InputError(f"the method {method.name!r} needs a teacher; set teacher.name")
+    return recipe.changed(method=method, out=recipe.out or default_out)
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with the package.
+
+    Example:
+        >>> "digits" in shipped()
+        True
+    """
+    root = Path(str(resources.files("dskd") / "recipes"))
+    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A shipped recipe, or one's own YAML file, with ``key=value`` applied.
+
+    Args:
+        name: A name of `shipped`, or the path of a YAML file.
+        overrides: As in ``["train.epochs=10", "student.stages=[layer1,layer2]"]``.
+
+    Raises:
+        InputError: The recipe or a key does not exist, or a value does not fit.
+
+    Example:
+        >>> load("digits", ["train.epochs=2"]).train.epochs
+        2
+    """
+    values, label = _read(name)
+    for override in overrides:
+        _override(values, override)
+    seed = values.get("seed", 0)
+    method = values.get("method")
+    method_name = method.get("name", "dskd") if isinstance(method, dict) else "dskd"
+    return resolve(values, Path("runs") / label / f"{method_name}-seed{seed}")
+
+
+def _read(name: str) -> tuple[dict[str, Any], str]:
+    """The values of a recipe, and what its runs are called."""
+    if name in shipped():
+        path = Path(str(resources.files("dskd") / "recipes" / f"{name}.yaml"))
+        label = name
+    elif name.endswith((".yaml", ".yml")):
+        path, label = Path(name), Path(name).stem
+    else:
+        raise unknown("recipe", name, [*shipped(), "<your own>.yaml"])
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(
+            f"the recipe {path} must be a mapping of settings, see `dskd list recipes`"
+        )
+    return values, label
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Sets ``a.b=value`` in nested values; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r} is not key=value, such as train.epochs=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"{key}: the value {text!r} is not YAML; put it in quotes") from None
+    *path, last = key.split(".")
+    section = values
+    for part in path:
+        inner = section.setdefault(part, {})
+        if inner is None:
+            inner = section[part] = {}
+        if not isinstance(inner, dict):
+            raise unknown("setting", key, all_keys(values))
+        section = inner
+    section[last] = value
+
+
+def all_keys(values: Mapping[str, Any]) -> list[str]:
+    """Every key that a recipe with these values may have, those of its method included."""
+    method = values.get("method")
+    name = method.get("name", "dskd") if isinstance(method, dict) else "dskd"
+    keys = known_keys(Recipe)
+    if name in methods.names():
+        keys += known_keys(signature_settings(methods.find(name).__init__), "method.")
+    return keys
+
+
+def load_by_labels(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """As `load`, for a run that trains the student by labels alone.
+
+    Raises:
+        InputError: As `load`, and for a setting of the teacher or the method, which such a run
+            does not read.
+    """
+    overrides = list(overrides)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key.split(".")[0] in ("teacher", "method"):
+            raise InputError(
+                f"{key} has no effect on training by labels; use `dskd distill {name}`"
+            )
+    return load(name, [*overrides, "method={name: ce}", "teacher=null"])

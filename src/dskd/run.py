@@ -1,0 +1,225 @@
+"""START HERE: from a recipe to a trained student.
+
+`train` teaches by labels, `distill` by a teacher, which is trained first where it has no
+checkpoint. Both build the run's objects and hand them to a `Session`, which trains and records.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dskd import device as devices
+from dskd import methods
+from dskd.build import Given, build_model, load_data, spec_of
+from dskd.data import Dataset
+from dskd.data.resident import Resident
+from dskd.methods.base import Method, Pair
+from dskd.models.checkpoint import load_weights, read_weights
+from dskd.models.stages import StagedModel
+from dskd.models.teacher import Teacher
+from dskd.recipe import MethodSettings, ModelSettings, Recipe, TeacherSettings
+from dskd.rundir import LAST, RunDirectory
+from dskd.schedule import learning_rate
+from dskd.session import Result, Session
+from dskd.train import Trainer, make_optimizer
+
+log = logging.getLogger("dskd")
+
+
+def train(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, given: Given | None = None
+) -> Result:
+    """Trains ``student.name`` by labels alone.
+
+    Args:
+        recipe: A run; its teacher and method are not read.
+        resume: Continue an interrupted run; starts anew, and says so, where there is none.
+        overwrite: Replace the run that is there.
+        given: Objects in place of names.
+
+    Raises:
+        InputError: Something in the recipe cannot be used. Nothing is left behind.
+        Stopped: A signal asked for a stop; the state is saved.
+    """
+    recipe = recipe.changed(method=_by_labels(), teacher=None)
+    return distill(recipe, resume=resume, overwrite=overwrite, given=given)
+
+
+def distill(
+    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, given: Given | None = None
+) -> Result:
+    """Distils ``student.name`` from ``teacher.name`` by ``method.name``.
+
+    Without ``teacher.checkpoint`` the teacher is trained first, by labels and the recipe's own
+    schedule, and kept in the folder ``teacher`` of the run.
+
+    Args:
+        recipe: The whole run.
+        resume: Continue an interrupted run; starts anew, and says so, where there is none.
+        overwrite: Replace the run that is there.
+        given: Objects in place of names.
+
+    Raises:
+        InputError: Something in the recipe cannot be used. Nothing is left behind.
+        Stopped: A signal asked for a stop; the state is saved.
+    """
+    assert recipe.out is not None, "a resolved recipe has its folder"
+    given = given or Given()
+    directory = RunDirectory(recipe.out)
+    directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
+    device = devices.pick(recipe.train.device)
+    devices.repeatable()
+    data = load_data(recipe.data, given.data)
+    for note in data.notes:
+        log.info(note)
+    _check_fit(recipe, data, given)
+    if overwrite:
+        directory.clear()
+    teacher = _teacher(recipe, data, given, directory, resume, device)
+    return _fit(recipe, data, given, teacher, directory, resume, device)
+
+
+def _check_fit(recipe: Recipe, data: Dataset, given: Given) -> None:
+    """Builds everything once, untrained, so that what does not fit is said before any work."""
+    student = build_model(recipe.student, data, 0, given.student, given.allow_code)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = build_model(recipe.teacher, data, 0, given.teacher, given.allow_code)
+        _load_checkpoint(teacher, recipe.teacher)
+    _method(recipe, data, student, teacher)
+
+
+def _method(
+    recipe: Recipe, data: Dataset, student: StagedModel, teacher: StagedModel | None
+) -> Method:
+    pair = Pair(
+        student,
+        spec_of(student, data, "student"),
+        spec_of(teacher, data, "teacher") if teacher is not None else None,
+    )
+    return methods.find(recipe.method.name)(pair, **recipe.method.options)
+
+
+def _teacher(
+    recipe: Recipe,
+    data: Dataset,
+    given: Given,
+    directory: RunDirectory,
+    resume: bool,
+    device: torch.device,
+) -> Teacher | None:
+    """The frozen teacher: given, loaded, or trained first."""
+    settings = recipe.teacher
+    if settings is None or not methods.find(recipe.method.name).needs_teacher:
+        return None
+    model = build_model(settings, data, recipe.seed, given.teacher, given.allow_code)
+    _load_checkpoint(model, settings)
+    if settings.checkpoint is None and given.teacher is None:
+        own = RunDirectory(directory.path / "teacher")
+        if not own.finished:
+            log.info("training the teacher %s first, in %s", settings.name, own.path)
+            alone = Given(allow_code=given.allow_code)
+            _fit(teacher_recipe(recipe, own.path), data, alone, None, own, resume, device)
+        load_weights(model.module, read_weights(own.path / LAST), f"the teacher in {own.path}")
+    return Teacher(model.to(device).to(memory_format=torch.channels_last))
+
+
+def _load_checkpoint(teacher: StagedModel, settings: TeacherSettings) -> None:
+    if settings.checkpoint is not None:
+        what = f"the teacher checkpoint {settings.checkpoint}"
+        load_weights(teacher.module, read_weights(settings.checkpoint), what)
+
+
+def teacher_recipe(recipe: Recipe, out: Path) -> Recipe:
+    """How a recipe trains its teacher: by labels, else as the student."""
+    teacher = recipe.teacher
+    assert teacher is not None
+    own = {"epochs": teacher.epochs, "lr": teacher.lr}
+    schedule = {key: value for key, value in own.items() if value is not None}
+    return recipe.changed(
+        student=ModelSettings(**{key: getattr(teacher, key) for key in ModelSettings.model_fields}),
+        teacher=None,
+        method=_by_labels(),
+        train=recipe.train.model_copy(update=schedule),
+        out=out,
+    )
+
+
+def _by_labels() -> MethodSettings:
+    return MethodSettings(name="ce", **methods.resolve("ce", {}))
+
+
+def _fit(
+    recipe: Recipe,
+    data: Dataset,
+    given: Given,
+    teacher: Teacher | None,
+    directory: RunDirectory,
+    resume: bool,
+    device: torch.device,
+) -> Result:
+    """Trains on the recipe's schedule. The student's weights depend on the seed alone."""
+    student = build_model(recipe.student, data, recipe.seed, given.student, given.allow_code)
+    torch.manual_seed(_stream(recipe.seed, 1))
+    method = _method(recipe, data, student, teacher.model if teacher is not None else None)
+    method.to(device).to(memory_format=torch.channels_last)
+    trainer = make_trainer(recipe, method, teacher, Resident(data.train, device))
+    torch.manual_seed(_stream(recipe.seed, 2))
+    session = Session(recipe, data, trainer, directory)
+    session.begin(resume)
+    session.train()
+    return session.finish()
+
+
+def make_trainer(
+    recipe: Recipe, method: Method, teacher: Teacher | None, split: Resident
+) -> Trainer:
+    """The trainer of a recipe's schedule.
+
+    Args:
+        recipe: Its ``train``, ``data`` and ``seed`` are read.
+        method: On its device.
+        teacher: On the same device, or None.
+        split: The training split, on the same device.
+    """
+    settings = recipe.train
+    optimizer = make_optimizer(
+        method,
+        settings.optimizer,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+    rate = partial(
+        learning_rate,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        schedule=settings.schedule,
+        milestones=settings.milestones,
+        gamma=settings.gamma,
+        warmup=settings.warmup,
+    )
+    return Trainer(
+        method,
+        teacher,
+        split,
+        optimizer,
+        rate,
+        seed=recipe.seed,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        padding=recipe.data.crop,
+        flip=recipe.data.flip,
+        precision=settings.precision,
+    )
+
+
+def _stream(seed: int, part: int) -> int:
+    """A seed of its own for each part of a run."""
+    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])

@@ -1,0 +1,190 @@
+"""The run directory: what a run leaves, and whose it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tensorboardX import SummaryWriter
+from torch import nn
+
+from dskd import snapshot
+from dskd.errors import InputError
+from dskd.models.checkpoint import write_weights
+from dskd.snapshot import replace_file
+
+LAST, BEST = "student.safetensors", "student_best.safetensors"
+_FILES = (
+    LAST,
+    BEST,
+    "beside.safetensors",
+    "recipe.yaml",
+    "metrics.jsonl",
+    "environment.json",
+    "result.json",
+    "student.onnx",
+)
+_FOLDERS = ("snapshots", "tensorboard", "teacher")
+
+
+class RunDirectory:
+    """A folder that holds one run.
+
+    Args:
+        path: The folder; it need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.snapshots = path / "snapshots"
+        self._board: SummaryWriter | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "result.json").is_file()
+
+    def check(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Refuses a folder that a run would harm; touches nothing.
+
+        Args:
+            recipe: Of the run that is to begin or go on.
+            resume: Whether it goes on.
+            overwrite: Whether it takes the place of the one that is there.
+
+        Raises:
+            InputError: The folder holds a run and neither flag is set, a run by another recipe,
+                a finished run, or something else.
+        """
+        if resume and overwrite:
+            raise InputError("--resume and --overwrite exclude each other; give one")
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; choose another folder with out=")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not (self.path / "recipe.yaml").is_file() and not (self.path / "teacher").is_dir():
+            raise InputError(f"{self.path} holds other files; choose another folder with out=")
+        if not resume and not overwrite:
+            raise InputError(
+                f"{self.path} already holds a run; continue it with --resume, replace it with "
+                "--overwrite, or choose another folder with out="
+            )
+        if resume:
+            self._check_same(recipe)
+
+    def _check_same(self, recipe: Mapping[str, Any]) -> None:
+        path = self.path / "recipe.yaml"
+        if not path.is_file():
+            return
+        there, here = _flat(yaml.safe_load(path.read_text())), _flat(recipe)
+        # The folder may have been moved, and where the pictures lie changes nothing of them.
+        same = {"out", "data.root", "data.cache"}
+        differing = sorted(
+            k for k in there.keys() | here.keys() if there.get(k) != here.get(k) and k not in same
+        )
+        if differing:
+            listed = "; ".join(
+                f"{k} is {there.get(k)} there, {here.get(k)} here" for k in differing
+            )
+            raise InputError(f"{self.path} was started with another recipe: {listed}")
+        if self.finished:
+            raise InputError(
+                f"{self.path} holds a finished run; look at it with `dskd evaluate {self.path}` or "
+                "replace it with --overwrite"
+            )
+
+    def clear(self) -> None:
+        """Removes the run that is there, and nothing else."""
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for name in _FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Makes the folder and says in it what the run is."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        replace_file(self.path / "recipe.yaml", text.encode())
+        self.write_json("environment.json", environment)
+
+    def rewind(self, epoch: int) -> None:
+        """Forgets the metrics of ``epoch`` and later ones, which will be written again."""
+        rows = [row for row in self.rows() if row["epoch"] <= epoch]
+        replace_file(self.path / "metrics.jsonl", "".join(_line(row) for row in rows).encode())
+        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch + 1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics so far, a row an epoch."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds an epoch's metrics, to the file and to TensorBoard."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(_line(row))
+        assert self._board is not None, "rewind comes before append"
+        for name, value in row.items():
+            if name != "epoch":
+                self._board.add_scalar(name, value, row["epoch"])
+        self._board.flush()
+
+    def write_student(self, name: str, student: nn.Module, metadata: Mapping[str, Any]) -> None:
+        """Writes the deployed student, with its own keys and nothing of the run's time or place."""
+        replace_file(self.path / name, write_weights(student, metadata))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Writes a file of the run, whole."""
+        replace_file(self.path / name, data)
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Writes plain values as JSON."""
+        replace_file(self.path / name, (json.dumps(values, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Reads what `write_json` wrote."""
+        values: dict[str, Any] = json.loads((self.path / name).read_text())
+        return values
+
+    def newest_snapshot(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The state of the newest snapshot that verifies, and a line for each that does not.
+
+        Raises:
+            InputError: There are snapshots and every one is damaged.
+        """
+        paths = snapshot.in_order(self.snapshots)
+        damaged: list[str] = []
+        for path in reversed(paths):
+            try:
+                return snapshot.read(path), damaged
+            except snapshot.DamagedSnapshot as error:
+                damaged.append(str(error))
+        if paths:
+            raise InputError(
+                f"every snapshot in {self.snapshots} is damaged; start again with --overwrite"
+            )
+        return None, damaged
+
+    def close(self) -> None:
+        """Closes the log."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

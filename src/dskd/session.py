@@ -1,0 +1,229 @@
+"""A run in progress: the trainer's epochs, judged, recorded, and safe to stop."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from dskd import snapshot
+from dskd.data import Dataset
+from dskd.data.resident import Resident
+from dskd.device import environment
+from dskd.errors import InputError
+from dskd.evaluate import Judgement, judge
+from dskd.interrupt import Stopped, StopRequest, stop_requests
+from dskd.recipe import Recipe
+from dskd.rundir import BEST, LAST, RunDirectory
+from dskd.show import EpochBar, epoch_bar
+from dskd.train import Trainer
+
+log = logging.getLogger("dskd")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        path: The run's folder.
+        student: The deployed student as of the last epoch, on the CPU, in eval mode.
+        method: The method's name.
+        parameters: Of the deployed student.
+        accuracy: Top-1 on the test split after the last epoch, in percent.
+        accuracy_top5: Top-5 on the test split after the last epoch, in percent.
+        best_accuracy: Top-1 on the test split after the best epoch, in percent.
+        best_epoch: From 1.
+        best_chosen_on: ``validation`` where pictures were held out; else ``test``, and then the
+            best accuracy is an optimistic figure.
+        teacher_accuracy: The teacher's top-1 on the test split, None without a teacher.
+        agreement: Share of the test pictures that student and teacher give the same class, in
+            percent, None without a teacher.
+        seconds: Spent in training steps.
+    """
+
+    path: Path
+    student: nn.Module = field(repr=False)
+    method: str
+    parameters: int
+    accuracy: float
+    accuracy_top5: float
+    best_accuracy: float
+    best_epoch: int
+    best_chosen_on: str
+    teacher_accuracy: float | None
+    agreement: float | None
+    seconds: float
+
+    def numbers(self) -> dict[str, Any]:
+        """All but the student and the folder, as ``result.json`` holds them."""
+        return {key: value for key, value in vars(self).items() if key not in ("path", "student")}
+
+
+@dataclass
+class Best:
+    """The best epoch so far, from 1, by the accuracy that chooses it."""
+
+    epoch: int = 0
+    score: float = -1.0
+    accuracy: float = 0.0
+
+
+class Session:
+    """Trains from where a run stands to its end.
+
+    Args:
+        recipe: The run.
+        data: Its pictures.
+        trainer: The method at work, fresh.
+        directory: Where it is recorded.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data: Dataset, trainer: Trainer, directory: RunDirectory
+    ) -> None:
+        self.recipe, self.data, self.trainer, self.directory = recipe, data, trainer, directory
+        device = trainer.split.device
+        self.test = Resident(data.test, device)
+        self.validation = Resident(data.validation, device) if data.validation else None
+        self.best = Best()
+        self.fingerprint = data.fingerprint()
+
+    def begin(self, resume: bool) -> None:
+        """Makes the run's folder ready, and goes back to its newest snapshot where there is one.
+
+        Raises:
+            InputError: Every snapshot is damaged, or the pictures are not those of the run.
+        """
+        state, damaged = self.directory.newest_snapshot() if resume else (None, [])
+        for line in damaged:
+            log.warning("%s; using the one before", line)
+        if state is not None:
+            if state["data"] != self.fingerprint:
+                raise InputError(
+                    f"{self.directory.path} was started with other pictures; give the same data"
+                )
+            self.trainer.restore(state["trainer"])
+            self.best = Best(**state["best"])
+            log.info("continuing %s after %d epochs", self.directory.path, self.trainer.epoch)
+        elif resume:
+            log.info("%s has no snapshot yet: starting anew", self.directory.path)
+        self.directory.start(self.recipe.plain(), environment(self.trainer.split.device))
+        self.directory.rewind(self.trainer.epoch)
+
+    def train(self) -> None:
+        """Trains the epochs that are left.
+
+        Raises:
+            Stopped: A signal asked for a stop; a snapshot of the last step was written.
+        """
+        label = f"{self.recipe.method.name} {self.recipe.student.name}"
+        with stop_requests() as stop, epoch_bar(self.trainer, label) as bar:
+            while self.trainer.epoch < self.trainer.epochs:
+                self._train_epoch(stop, bar)
+
+    def _train_epoch(self, stop: StopRequest, bar: EpochBar) -> None:
+        trainer = self.trainer
+        lr = trainer.learning_rate(trainer.epoch)
+        for _ in trainer.train_epoch():
+            bar.step()
+            if stop and trainer.step < trainer.steps:
+                self._stop(stop)
+        row = {"epoch": trainer.epoch + 1, **trainer.meter.means(), **self._judge(), "lr": lr}
+        row["seconds"] = round(trainer.seconds, 4)
+        trainer.end_epoch()
+        self._keep_best(row)
+        self.directory.append(row)
+        bar.epoch(row["accuracy"])
+        self._snapshot()
+        if stop:
+            self._stop(stop)
+
+    def _judge(self) -> dict[str, float]:
+        """The accuracy of the student, and of whatever else the method trains."""
+        method = self.trainer.method
+        heads = judge(method, method.heads, self.test)
+        student = heads.pop("student")
+        row = {"accuracy": student.accuracy, "accuracy_top5": student.accuracy_top5}
+        row |= {f"{name}/accuracy": head.accuracy for name, head in heads.items()}
+        if self.validation is not None:
+            held_out = judge(method, method.heads, self.validation)["student"]
+            row["validation_accuracy"] = held_out.accuracy
+        return row
+
+    def _keep_best(self, row: dict[str, float]) -> None:
+        score = row.get("validation_accuracy", row["accuracy"])
+        if score > self.best.score:
+            self.best = Best(self.trainer.epoch, score, row["accuracy"])
+            self._write(BEST)
+
+    def _write(self, name: str) -> None:
+        self.directory.write_student(name, self.trainer.method.deployed(), self._metadata())
+
+    def _metadata(self) -> dict[str, Any]:
+        """What is needed to build the student and to feed it."""
+        student = self.trainer.method.student
+        return {
+            "model": self.recipe.student.name,
+            "options": self.recipe.student.options,
+            "classes": list(self.data.classes),
+            "shape": list(self.data.shape),
+            "mean": student.mean.flatten().tolist(),
+            "std": student.std.flatten().tolist(),
+        }
+
+    def _snapshot(self) -> None:
+        state = {
+            "epoch": self.trainer.epoch,
+            "step": self.trainer.step,
+            "trainer": self.trainer.state(),
+            "best": asdict(self.best),
+            "data": self.fingerprint,
+            "recipe": self.recipe.plain(),
+        }
+        snapshot.write(self.directory.snapshots, state)
+
+    def _stop(self, stop: StopRequest) -> None:
+        assert stop.signal is not None
+        self._snapshot()
+        self.directory.close()
+        raise Stopped(stop.signal)
+
+    def finish(self) -> Result:
+        """Judges the student of the last epoch, writes it and the result."""
+        method = self.trainer.method
+        student = judge(method, method.heads, self.test)["student"]
+        teacher = self._judge_teacher()
+        result = Result(
+            path=self.directory.path,
+            student=method.deployed().cpu().eval(),
+            method=self.recipe.method.name,
+            parameters=sum(p.numel() for p in method.deployed().parameters()),
+            accuracy=student.accuracy,
+            accuracy_top5=student.accuracy_top5,
+            best_accuracy=self.best.accuracy,
+            best_epoch=self.best.epoch,
+            best_chosen_on="validation" if self.validation is not None else "test",
+            teacher_accuracy=teacher.accuracy if teacher else None,
+            agreement=student.agreement(teacher) if teacher else None,
+            seconds=round(sum(row["seconds"] for row in self.directory.rows()), 3),
+        )
+        self._write(LAST)
+        if beside := method.beside():
+            tensors = {key: value.cpu().contiguous() for key, value in beside.items()}
+            self.directory.write_bytes("beside.safetensors", safetensors.torch.save(tensors))
+        self.directory.write_json("result.json", result.numbers())
+        self.directory.close()
+        return result
+
+    def _judge_teacher(self) -> Judgement | None:
+        teacher = self.trainer.teacher
+        if teacher is None:
+            return None
+        return judge(teacher, lambda images: {"teacher": teacher(images).logits}, self.test)[
+            "teacher"
+        ]

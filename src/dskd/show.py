@@ -1,0 +1,104 @@
+"""What a person sees while a run is on: progress bars and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from dskd.train import Trainer
+
+REFRESH_STEPS = 10
+"""Steps between two readings of the loss: each reading waits for the device."""
+
+
+class EpochBar:
+    """The bar of a run: epochs done, loss, accuracy, pictures a second and time left."""
+
+    def __init__(self, progress: Progress, task: TaskID, trainer: Trainer) -> None:
+        self.progress, self.task, self.trainer = progress, task, trainer
+
+    def step(self) -> None:
+        """Shows the state after a step, now and then."""
+        trainer = self.trainer
+        if self.progress.disable or (trainer.step % REFRESH_STEPS and trainer.step < trainer.steps):
+            return
+        rate = trainer.meter.pictures / max(trainer.seconds, 1e-9)
+        self.progress.update(
+            self.task,
+            completed=trainer.epoch * trainer.steps + trainer.step,
+            epoch=f"epoch {trainer.epoch + 1}/{trainer.epochs}",
+            loss=f"loss {trainer.meter.mean('train_loss'):.3f}",
+            rate=f"{rate:,.0f} pictures/s",
+        )
+
+    def epoch(self, accuracy: float) -> None:
+        """Shows the accuracy of the epoch that just ended."""
+        self.progress.update(self.task, accuracy=f"accuracy {accuracy:.2f} %")
+
+
+@contextmanager
+def epoch_bar(trainer: Trainer, label: str) -> Iterator[EpochBar]:
+    """A progress bar on stderr; nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[epoch]}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[loss]}  {task.fields[accuracy]}  {task.fields[rate]}"),
+        TimeRemainingColumn(),
+    ]
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task(
+            label,
+            total=trainer.epochs * trainer.steps,
+            completed=trainer.epoch * trainer.steps + trainer.step,
+            epoch="",
+            loss="",
+            accuracy="",
+            rate="",
+        )
+        yield EpochBar(bar, task, trainer)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table on stdout: drawn in a terminal, plain and never cut elsewhere.
+
+    The first column is to the left; others are to the right where they hold numbers.
+    """
+    console = Console()
+    right = [i > 0 and all(_numeric(row[i]) for row in rows) for i in range(len(columns))]
+    if console.is_terminal:
+        drawn = Table(box=box.SIMPLE_HEAD)
+        for name, is_right in zip(columns, right, strict=True):
+            drawn.add_column(name, justify="right" if is_right else "left", overflow="fold")
+        for row in rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+        return
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, right, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _numeric(cell: str) -> bool:
+    return cell in ("", "-") or cell[:1].isdigit()

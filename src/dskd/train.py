@@ -1,0 +1,192 @@
+"""Training: the step, the epoch, and the state that the next step depends on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dskd.data.plan import draw_plan, steps
+from dskd.data.resident import Batch, Resident
+from dskd.device import Precision, autocast
+from dskd.methods.base import Method, StepOutput
+from dskd.models.teacher import Teacher
+
+OptimizerName = Literal["sgd", "adamw"]
+
+
+class NotFinite(ArithmeticError):
+    """The objective became NaN or infinite; the weights are those before the step."""
+
+
+def train_step(
+    method: Method,
+    teacher: Teacher | None,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+) -> StepOutput:
+    """One step: the teacher answers, the method says its losses, their sum is minimised.
+
+    Raises:
+        NotFinite: The objective is NaN or infinite. Nothing was changed.
+    """
+    with autocast(batch.images.device, precision):
+        answer = teacher(batch.images) if teacher is not None and method.needs else None
+        output: StepOutput = method(batch, answer)
+    objective = output.objective
+    if not torch.isfinite(objective):
+        terms = ", ".join(f"{name} {loss.item():g}" for name, loss in output.losses.items())
+        raise NotFinite(
+            f"the loss is not finite ({terms}) on the pictures {batch.indices.tolist()}; "
+            "lower train.lr"
+        )
+    optimizer.zero_grad(set_to_none=True)
+    objective.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return output
+
+
+def make_optimizer(
+    method: Method,
+    name: OptimizerName,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """The optimizer of the student and of what is trained beside it."""
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+    return torch.optim.SGD(
+        parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+    )
+
+
+class Meter:
+    """Means over the pictures of an epoch, summed on the device: nothing waits for them."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.pictures = 0
+
+    def add(self, batch: Batch, output: StepOutput) -> None:
+        """Counts a step in."""
+        hits = (output.logits.argmax(1) == batch.labels).float().mean()
+        values = {
+            "train_loss": output.objective,
+            "train_accuracy": 100 * hits,
+            **{f"loss/{name}": loss for name, loss in output.losses.items()},
+            **output.metrics,
+        }
+        for name, value in values.items():
+            total = value.detach().double() * len(batch.labels)
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.pictures += len(batch.labels)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each value so far."""
+        return {name: total.item() / self.pictures for name, total in self.sums.items()}
+
+    def mean(self, name: str) -> float:
+        """The mean of one value so far."""
+        return self.sums[name].item() / self.pictures
+
+
+class Trainer:
+    """A method at work: everything that the next step depends on, and the loop that takes it.
+
+    Args:
+        method: The method, on its device.
+        teacher: The teacher, on the same device; None where the method needs none.
+        split: The training split, on the same device.
+        optimizer: Over the method's parameters.
+        learning_rate: From epochs done (with a fraction) to the rate.
+        seed: Of the epoch plans.
+        epochs: How many.
+        batch_size: Pictures a step.
+        padding: Of the random crop, in pixels.
+        flip: Mirror half of the pictures.
+        precision: Of the forward passes; losses and weights stay in float32.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        teacher: Teacher | None,
+        split: Resident,
+        optimizer: torch.optim.Optimizer,
+        learning_rate: Callable[[float], float],
+        *,
+        seed: int,
+        epochs: int,
+        batch_size: int,
+        padding: int,
+        flip: bool,
+        precision: Precision,
+    ) -> None:
+        self.method, self.teacher, self.split = method, teacher, split
+        self.optimizer, self.learning_rate = optimizer, learning_rate
+        self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
+        self.padding, self.flip, self.precision = padding, flip, precision
+        self.steps = steps(len(split), batch_size)
+        self.epoch, self.step = 0, 0
+        self.meter, self.seconds = Meter(), 0.0
+
+    def train_epoch(self) -> Iterator[None]:
+        """The rest of the running epoch; yields after every step.
+
+        Every step leaves the trainer in a state that `state` can save and `restore` go on from.
+        """
+        plan = draw_plan(self.seed, self.epoch, len(self.split), self.padding, self.flip)
+        self.method.train()
+        for batch in self.split.planned(plan, self.batch_size, start=self.step):
+            start = time.perf_counter()
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
+            output = train_step(self.method, self.teacher, batch, self.optimizer, self.precision)
+            self.meter.add(batch, output)
+            self.step += 1
+            self.seconds += time.perf_counter() - start
+            yield
+
+    def end_epoch(self) -> None:
+        """Turns to the next epoch."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.meter, self.seconds = Meter(), 0.0
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the coming step."""
+        return self.learning_rate(self.epoch + self.step / self.steps)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        return {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "meter": {"sums": self.meter.sums, "pictures": self.meter.pictures},
+            "seconds": self.seconds,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        device = self.split.device
+        self.meter.sums = {name: total.to(device) for name, total in state["meter"]["sums"].items()}
+        self.meter.pictures = state["meter"]["pictures"]
+        self.seconds = state["seconds"]
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])

@@ -1,0 +1,174 @@
+"""Small data sets in the published formats, made on the spot.
+
+The pictures can be learned: each class has a colour of its own, with noise on it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def pictures(classes: int, per_class: int, side: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Pictures, uint8 ``[classes * per_class, side, side, 3]``, class by class."""
+    colours = np.random.RandomState(7).randint(40, 216, (classes, 1, 1, 1, 3))
+    noise = np.random.RandomState(seed).randint(-40, 41, (classes, per_class, side, side, 3))
+    levels: NDArray[np.uint8] = (colours + noise).astype(np.uint8).reshape(-1, side, side, 3)
+    return levels
+
+
+def cifar_entries(
+    key: str, classes: int, per_class: int, seed: int = 0, side: int = 32
+) -> dict[bytes, Any]:
+    """What a CIFAR file holds."""
+    rows = pictures(classes, per_class, side, seed).transpose(0, 3, 1, 2)
+    labels = [label for label in range(classes) for _ in range(per_class)]
+    return {
+        b"batch_label": b"a batch",
+        key.encode(): labels,
+        b"data": rows.reshape(len(rows), -1),
+        b"filenames": [b"%d.png" % number for number in range(len(rows))],
+    }
+
+
+def python2_pickle(value: Any) -> bytes:
+    """A pickle as Python 2 and an early NumPy wrote it."""
+    return b"\x80\x02" + _python2(value) + b"."
+
+
+def python3_pickle(value: Any) -> bytes:
+    """A protocol 2 pickle as Python 3 and today's NumPy write it."""
+    return pickle.dumps(value, protocol=2)
+
+
+def _python2(value: Any) -> bytes:
+    match value:
+        case bytes():
+            return b"T" + struct.pack("<i", len(value)) + value
+        case int():
+            return b"J" + struct.pack("<i", value)
+        case list():
+            return b"(" + b"".join(map(_python2, value)) + b"l"
+        case dict():
+            return b"(" + b"".join(_python2(k) + _python2(v) for k, v in value.items()) + b"d"
+        case np.ndarray():
+            shape = b"(" + b"".join(_python2(extent) for extent in value.shape) + b"t"
+            kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xff"
+            kind += b"J\xff\xff\xff\xffK\x00tb"
+            made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+            return made + b"(K\x01" + shape + kind + b"I00\n" + _python2(value.tobytes()) + b"tb"
+    raise TypeError(type(value))
+
+
+def write_cifar100(
+    root: Path,
+    classes: int = 4,
+    per_class: int = 6,
+    test_per_class: int = 2,
+    *,
+    python2: bool = False,
+) -> Path:
+    """``root/cifar-100-python/``; returns that folder."""
+    names = [b"class_%d" % label for label in range(classes)]
+    return _write_pickles(
+        root / "cifar-100-python",
+        {
+            "train": cifar_entries("fine_labels", classes, per_class),
+            "test": cifar_entries("fine_labels", classes, test_per_class, seed=1),
+            "meta": {b"fine_label_names": names, b"coarse_label_names": [b"all"]},
+        },
+        python2,
+    )
+
+
+def write_cifar10(
+    root: Path,
+    classes: int = 4,
+    per_class: int = 2,
+    test_per_class: int = 2,
+    *,
+    python2: bool = False,
+) -> Path:
+    """``root/cifar-10-batches-py/``, ``per_class`` in each of five batches; returns that folder."""
+    files: dict[str, Any] = {
+        f"data_batch_{part}": cifar_entries("labels", classes, per_class, seed=part)
+        for part in range(1, 6)
+    }
+    files["test_batch"] = cifar_entries("labels", classes, test_per_class, seed=6)
+    files["batches.meta"] = {b"label_names": [b"class_%d" % label for label in range(classes)]}
+    return _write_pickles(root / "cifar-10-batches-py", files, python2)
+
+
+def _write_pickles(folder: Path, files: Mapping[str, Any], python2: bool) -> Path:
+    folder.mkdir(parents=True)
+    for name, value in files.items():
+        data = python2_pickle(value) if python2 else python3_pickle(value)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def write_tar(folder: Path, path: Path) -> Path:
+    """A folder as a published ``.tar.gz``."""
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    return path
+
+
+def write_zip(folder: Path, path: Path) -> Path:
+    """A folder as a published ``.zip``."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
+    return path
+
+
+def write_tiny_imagenet(
+    root: Path, classes: int = 3, per_class: int = 4, val_per_class: int = 2, side: int = 64
+) -> Path:
+    """``root/tiny-imagenet-200/``, its first training picture gray; returns that folder."""
+    top = root / "tiny-imagenet-200"
+    wnids = [f"n{label:08}" for label in range(1, classes + 1)]
+    train = pictures(classes, per_class, side).reshape(classes, per_class, side, side, 3)
+    for label, wnid in enumerate(wnids):
+        images = top / "train" / wnid / "images"
+        images.mkdir(parents=True)
+        (images.parent / f"{wnid}_boxes.txt").write_text("")
+        for number, picture in enumerate(train[label]):
+            image = Image.fromarray(picture)
+            gray = image.convert("L") if label == number == 0 else image
+            gray.save(images / f"{wnid}_{number}.JPEG")
+    (top / "val" / "images").mkdir(parents=True)
+    lines = []
+    for number, picture in enumerate(pictures(classes, val_per_class, side, seed=1)):
+        Image.fromarray(picture).save(top / "val" / "images" / f"val_{number}.JPEG")
+        lines.append(f"val_{number}.JPEG\t{wnids[number // val_per_class]}\t0\t0\t62\t62\n")
+    (top / "val" / "val_annotations.txt").write_text("".join(lines))
+    (top / "wnids.txt").write_text("\n".join(reversed(wnids)) + "\n")
+    words = [f"{wnid}\tword {label}, other word\n" for label, wnid in enumerate(wnids)]
+    (top / "words.txt").write_text("n99999999\tunused\n" + "".join(words))
+    return top
+
+
+def write_folder(
+    root: Path,
+    classes: Sequence[str] = ("cat", "dog", "owl"),
+    per_class: int = 4,
+    val_per_class: int = 2,
+    side: int = 16,
+) -> Path:
+    """``root/train/CLASS/`` and ``root/val/CLASS/`` with PNG pictures; returns ``root``."""
+    for part, count, seed in (("train", per_class, 0), ("val", val_per_class, 1)):
+        for number, picture in enumerate(pictures(len(classes), count, side, seed)):
+            folder = root / part / classes[number // count]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{number % count}.png")
+    return root
