@@ -63,7 +63,7 @@ def distill(
         ...     train={"epochs": 1}, out=tempfile.mkdtemp(),
         ... )
         >>> result.parameters
-        77850
+        77754
     """
     values, given = _parts(student, data, allow_code)
     teacher_values, teacher_module = _split(teacher, "module", nn.Module)

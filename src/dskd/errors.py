@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SHORT_LIST = 12
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -31,5 +33,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return InputError(f"unknown {kind} {str(name)!r}; {hint}known: {', '.join(names)}")
+    hint = f"did you mean {close[0]!r}?" if close else ""
+    # A long list hides the hint that is in front of it.
+    if not close or len(names) <= _SHORT_LIST:
+        hint = f"{hint} known: {', '.join(names)}"
+    return InputError(f"unknown {kind} {str(name)!r}; {hint}")

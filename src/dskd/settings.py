@@ -62,11 +62,16 @@ def validate(model: type[M], values: Mapping[str, Any], where: str = "") -> M:
 def _in_one_line(error: ValidationError, model: type[BaseModel], where: str) -> InputError:
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    key = where + ".".join(path)
     if first["type"] == "extra_forbidden":
-        return unknown("setting", where + ".".join(path), known_keys(model, where))
+        return unknown("setting", key, known_keys(model, where))
+    if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return InputError(
+            f"{key} holds settings, got {first['input']!r}; set them as in {key}.name=..."
+        )
     given = f", got {first['input']!r}" if first["type"] != "missing" else ""
     message = first["msg"].removeprefix("Value error, ")
-    return InputError(f"{where}{'.'.join(path)}: {message[:1].lower()}{message[1:]}{given}")
+    return InputError(f"{key}: {message[:1].lower()}{message[1:]}{given}")
 
 
 def known_keys(model: type[BaseModel], where: str = "") -> list[str]:

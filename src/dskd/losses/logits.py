@@ -74,7 +74,9 @@ def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
         eps: Added to the (unbiased) standard deviation.
     """
     centred = logits - logits.mean(1, keepdim=True)
-    return centred / (logits.std(1, keepdim=True) + eps)
+    # The root of zero has no gradient: equal logits are kept just above it.
+    variance = logits.var(1, keepdim=True).clamp_min(eps**2)
+    return centred / (variance.sqrt() + eps)
 
 
 def kd(
@@ -220,7 +222,7 @@ def dist(
         InputError: The temperature is not above 0, or ``reduction`` is ``none``.
 
     Example:
-        >>> logits = torch.tensor([[1.0, 2.0, 4.0], [3.0, 1.0, 0.0]])
+        >>> logits = torch.tensor([[1.0, 2.0, 4.0], [3.0, 2.0, 0.0]])
         >>> abs(round(dist(logits, logits).item(), 4))
         0.0
     """

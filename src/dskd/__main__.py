@@ -1,0 +1,5 @@
+"""``python -m dskd`` is ``dskd``."""
+
+from dskd.cli import main
+
+main()

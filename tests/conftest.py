@@ -1,0 +1,56 @@
+"""What tests share: small models, small pictures, and one thread less to wait for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dskd.data import Dataset, Split
+from dskd.methods.base import Pair
+from dskd.models.stages import StagedModel, describe
+from dskd.models.teacher import Teacher
+from dskd.models.zoo import build
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache folder."""
+    monkeypatch.setenv("DSKD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def made_dataset(
+    classes: int = 4, per_class: int = 10, size: int = 16, channels: int = 3, seed: int = 0
+) -> Dataset:
+    """Pictures that can be learned: every class has a tint of its own, under noise."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def split(count: int) -> Split:
+        labels = torch.arange(classes).repeat_interleave(count)
+        tint = torch.linspace(40, 215, classes)[labels].view(-1, 1, 1, 1)
+        noise = 40 * torch.randn(len(labels), channels, size, size, generator=draw)
+        return Split((tint + noise).clamp(0, 255).to(torch.uint8), labels)
+
+    names = tuple(f"class{label}" for label in range(classes))
+    statistics = (0.5,) * channels, (0.25,) * channels
+    return Dataset("made", split(per_class), split(5), names, *statistics)
+
+
+def staged(name: str = "resnet8", classes: int = 4, channels: int = 3) -> StagedModel:
+    """A fresh network of the zoo, seen through its stages."""
+    net = build(name, num_classes=classes, in_channels=channels)
+    return StagedModel(net, mean=(0.5,) * channels, std=(0.25,) * channels)
+
+
+def made_pair(
+    student: StagedModel, teacher: StagedModel | None, data: Dataset
+) -> tuple[Pair, Teacher | None]:
+    """What a method's constructor takes, and the frozen teacher."""
+    images = data.train.images[:8]
+    spec = describe(teacher, images) if teacher is not None else None
+    pair = Pair(student, describe(student, images), spec)
+    return pair, Teacher(teacher) if teacher is not None else None

@@ -1,0 +1,200 @@
+"""DSKD's objective against a loop over samples, written from the equations alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dskd.errors import InputError
+from dskd.losses import dskd, dskd_terms, feature_loss
+from dskd.losses.logits import bind
+
+BATCH, CLASSES, BRANCHES = 5, 4, 3
+
+
+def made(seed: int) -> tuple[Any, ...]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=draw)
+
+    labels = torch.randint(CLASSES, (BATCH,), generator=draw)
+    maps = [(6, 4, 4), (6, 2, 2), (6, 2, 2)]
+    return (
+        3 * normal(BATCH, CLASSES),
+        3 * normal(BATCH, CLASSES),
+        labels,
+        [2 * normal(BATCH, CLASSES) for _ in range(BRANCHES)],
+        [normal(BATCH, *shape) for shape in maps],
+        [normal(BATCH, *shape) for shape in maps],
+    )
+
+
+def softmax(row: list[float], temperature: float = 1.0) -> list[float]:
+    largest = max(row)
+    powers = [math.exp((x - largest) / temperature) for x in row]
+    return [x / sum(powers) for x in powers]
+
+
+def kl_per_sample(student: Tensor, teacher: Tensor, temperature: float) -> list[float]:
+    values = []
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        p, q = softmax(t, temperature), softmax(s, temperature)
+        divergence = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        values.append(temperature**2 * divergence)
+    return values
+
+
+def ce_per_sample(logits: Tensor, labels: Tensor) -> list[float]:
+    rows = zip(logits.tolist(), labels.tolist(), strict=True)
+    return [-math.log(softmax(row)[label]) for row, label in rows]
+
+
+def maps_per_sample(adapted: Tensor, target: Tensor, relative: bool) -> list[float]:
+    every = [x * x for x in target.flatten().tolist()]
+    scale = sum(every) / len(every) if relative else 1.0
+    values = []
+    for a, t in zip(adapted, target, strict=True):
+        squares = [
+            (x - y) ** 2 for x, y in zip(a.flatten().tolist(), t.flatten().tolist(), strict=True)
+        ]
+        values.append(sum(squares) / len(squares) / scale)
+    return values
+
+
+def weights_of(losses: list[float], rule: str, tau: float) -> list[float]:
+    n = len(losses)
+    relative = [x / mean(losses) for x in losses]
+    if rule == "uniform":
+        return [1.0] * n
+    if rule == "proportional":
+        return relative
+    if rule == "easy-first":
+        return [n * p for p in softmax([-r for r in relative], tau)]
+    p = softmax(relative, tau)
+    return [n * x for x in p] if rule == "hard-first" else [n * (1 - x) / (n - 1) for x in p]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def naive(inputs: tuple[Any, ...], s: dict[str, Any]) -> float:
+    z_s, z_t, y, branch_logits, branch_maps, teacher_maps = inputs
+    deep = s["ce"] * mean(ce_per_sample(z_s, y)) + s["kd"] * mean(
+        kl_per_sample(z_s, z_t, s["temperature"])
+    )
+    per_branch = []  # S_l of every picture
+    for z, adapted, target in zip(branch_logits, branch_maps, teacher_maps, strict=True):
+        predictions = kl_per_sample(z, z_t, s["temperature"])
+        features = maps_per_sample(adapted, target, s["feature_scale"] == "relative")
+        labels = ce_per_sample(z, y)
+        per_branch.append(
+            [
+                s["alpha"] * p + s["beta"] * m + s["gamma"] * c
+                for p, m, c in zip(predictions, features, labels, strict=True)
+            ]
+        )
+    if s["weights_per"] == "batch":
+        losses = [mean(values) for values in per_branch]
+        weights = weights_of(losses, s["allocation"], s["tau"])
+        return deep + sum(w * x for w, x in zip(weights, losses, strict=True))
+    shallow = []
+    for b in range(BATCH):
+        losses = [values[b] for values in per_branch]
+        weights = weights_of(losses, s["allocation"], s["tau"])
+        shallow.append(sum(w * x for w, x in zip(weights, losses, strict=True)))
+    return deep + mean(shallow)
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "temperature": st.floats(0.5, 10),
+        "ce": st.floats(0, 3),
+        "kd": st.floats(0, 3),
+        "alpha": st.floats(0.1, 3),
+        "beta": st.floats(0.1, 3),
+        "gamma": st.sampled_from([0.0, 0.5, 2.0]),
+        "allocation": st.sampled_from(
+            ["proportional", "hard-first", "easy-first", "ca-mkd", "uniform"]
+        ),
+        "tau": st.floats(0.2, 5),
+        "weights_per": st.sampled_from(["batch", "sample"]),
+        "feature_scale": st.sampled_from(["relative", "none"]),
+    }
+)
+
+
+@given(st.integers(0, 10_000), SETTINGS)
+@settings(max_examples=120, deadline=None)
+def test_the_objective_is_the_naive_loop(seed: int, chosen: dict[str, Any]) -> None:
+    inputs = made(seed)
+    assert dskd(*inputs, **chosen).item() == pytest.approx(naive(inputs, chosen), rel=1e-8)
+
+
+def test_no_gradient_passes_through_the_weights() -> None:
+    """The gradient of the objective is that of a sum with the weights held fixed."""
+    z_s, z_t, y, branch_logits, branch_maps, teacher_maps = made(3)
+    leaves = [z.clone().requires_grad_() for z in branch_logits]
+    dskd(z_s, z_t, y, leaves, branch_maps, teacher_maps).backward()
+    loss = bind("kl", 4.0, {})
+    held = [
+        loss(z.detach(), z_t, y, reduction="mean") + feature_loss(a, t)
+        for z, a, t in zip(leaves, branch_maps, teacher_maps, strict=True)
+    ]
+    weights = torch.stack(held) / torch.stack(held).mean()
+    for leaf, weight in zip(leaves, weights, strict=True):
+        fresh = leaf.detach().requires_grad_()
+        (expected,) = torch.autograd.grad(weight * loss(fresh, z_t, y, reduction="mean"), fresh)
+        torch.testing.assert_close(leaf.grad, expected)
+
+
+def test_the_terms_sum_to_the_objective_and_name_what_each_branch_did() -> None:
+    terms = dskd_terms(
+        *made(1),
+        ce=1.0,
+        kd=1.0,
+        alpha=1.0,
+        beta=1.0,
+        gamma=0.0,
+        allocation="hard-first",
+        tau=1.0,
+        weights_per="sample",
+        feature_scale="relative",
+        deep_loss=bind("kd", 4.0, {}),
+        prediction_loss=bind("kl", 4.0, {}),
+    )
+    torch.testing.assert_close(terms.objective, terms.ce + terms.kd + terms.shallow)
+    assert terms.predictions.shape == terms.features.shape == terms.weights.shape == (BRANCHES,)
+    assert terms.weights.sum().item() == pytest.approx(BRANCHES)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_the_relative_feature_loss_does_not_know_the_teacher_s_scale(scale: float) -> None:
+    target = torch.randn(3, 4, 2, 2)
+    adapted = torch.randn(3, 4, 2, 2)
+    expected = feature_loss(adapted, target)
+    torch.testing.assert_close(feature_loss(scale * adapted, scale * target), expected)
+    assert feature_loss(torch.zeros_like(target), target).item() == pytest.approx(1.0)
+    assert feature_loss(target, target).item() == 0
+
+
+def test_a_teacher_s_map_of_zeros_costs_a_finite_amount() -> None:
+    assert feature_loss(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)).item() == 0
+
+
+def test_maps_of_different_shapes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"branch \[1, 2, 4, 4\], teacher \[1, 2, 2, 2\]"):
+        feature_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2))
+
+
+def test_a_loss_without_values_per_picture_is_refused_where_weights_are_per_sample() -> None:
+    with pytest.raises(InputError, match="no value for a single picture"):
+        dskd(*made(0), prediction_loss="dist", weights_per="sample")
+    assert dskd(*made(0), prediction_loss="dist").isfinite()

@@ -1,0 +1,167 @@
+"""Logit losses: against published values, naive loops, and their invariances."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dskd.errors import InputError
+from dskd.losses import LOGIT_LOSSES, ce, dist, dkd, kd
+from dskd.losses.logits import PER_SAMPLE, bind
+
+FACTS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "facts/losses.json").read_text())
+CASES = FACTS["cases"]
+
+
+def standard_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """The facts' inputs, drawn again (facts/README.md)."""
+    draw = np.random.RandomState(20231)
+    student, teacher = draw.randn(32, 100) * 3, draw.randn(32, 100) * 3
+    labels = draw.randint(0, 100, 32)
+    as_drawn = [torch.from_numpy(a.astype(np.float32)).double() for a in (student, teacher)]
+    return as_drawn[0].requires_grad_(), as_drawn[1], torch.from_numpy(labels)
+
+
+PUBLISHED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "ce": lambda s, t, y: ce(s, y),
+    "kd_mdistiller": lambda s, t, y: kd(s, t, 4.0),
+    "dkd": lambda s, t, y: dkd(s, t, y, alpha=1.0, beta=8.0, temperature=4.0),
+    "dkd_tckd_part": lambda s, t, y: dkd(s, t, y, alpha=1.0, beta=0.0, temperature=4.0),
+    "dkd_nckd_part": lambda s, t, y: dkd(s, t, y, alpha=0.0, beta=1.0, temperature=4.0),
+    "dist_tau1": lambda s, t, y: dist(s, t, temperature=1.0),
+    "dist_tau4": lambda s, t, y: dist(s, t, temperature=4.0),
+    "logitstd_kd_alpha0.5": lambda s, t, y: 0.5 * ce(s, y) + 0.5 * kd(s, t, 2.0, standardize=True),
+}
+
+
+def test_every_published_case_is_compared() -> None:
+    assert PUBLISHED.keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_value_and_gradient_are_the_published_ones(case: str) -> None:
+    student, teacher, labels = standard_inputs()
+    loss = PUBLISHED[case](student, teacher, labels)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert loss.item() == pytest.approx(CASES[case]["value"], rel=1e-5)
+    assert gradient.norm().item() == pytest.approx(CASES[case]["gradient_norm"], rel=1e-4)
+    expected = torch.tensor(CASES[case]["gradient_first16"], dtype=torch.float64)
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(gradient.flatten()[:16], expected, rtol=1e-4, atol=1e-6 * scale)
+
+
+def naive_kd(s: Tensor, t: Tensor, temperature: float) -> float:
+    total = 0.0
+    for row_s, row_t in zip(s.tolist(), t.tolist(), strict=True):
+        p = [math.exp(x / temperature) for x in row_t]
+        q = [math.exp(x / temperature) for x in row_s]
+        for a, b in zip(p, q, strict=True):
+            total += a / sum(p) * (math.log(a / sum(p)) - math.log(b / sum(q)))
+    return temperature**2 * total / len(s)
+
+
+@given(st.integers(0, 10_000), st.floats(0.5, 20), st.integers(2, 6), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_kd_is_the_naive_loop(seed: int, temperature: float, classes: int, batch: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    s, t = torch.randn(2, batch, classes, dtype=torch.float64, generator=draw) * 4
+    assert kd(s, t, temperature).item() == pytest.approx(naive_kd(s, t, temperature), rel=1e-9)
+
+
+def every_loss() -> list[Any]:
+    return [pytest.param(bind(name, 4.0, {}), id=name) for name in LOGIT_LOSSES]
+
+
+@pytest.mark.parametrize("loss", every_loss())
+@pytest.mark.parametrize("shape", [(1, 2), (1, 100), (7, 2), (8, 10)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_logits_give_finite_values_and_gradients(
+    loss: Any, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    draw = torch.Generator().manual_seed(1)
+    student = (100 * torch.randn(shape, generator=draw).sign()).to(dtype).requires_grad_()
+    teacher = (100 * torch.randn(shape, generator=draw).sign()).to(dtype)
+    labels = torch.arange(shape[0]) % shape[1]
+    value = loss(student, teacher, labels, reduction="mean")
+    (gradient,) = torch.autograd.grad(value, student)
+    assert value.dtype == torch.float32
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", every_loss())
+def test_losses_stay_in_float32_under_autocast(loss: Any) -> None:
+    s, t, y = torch.randn(4, 10), torch.randn(4, 10), torch.arange(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = loss(s, t, y, reduction="mean")
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside, loss(s, t, y, reduction="mean"))
+
+
+@pytest.mark.parametrize("loss", every_loss())
+def test_the_teacher_s_own_logits_cost_nothing(loss: Any) -> None:
+    logits = torch.randn(6, 5)
+    value = loss(logits, logits, torch.tensor([0, 1, 2, 3, 4, 0]), reduction="mean")
+    assert value.item() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("loss", every_loss())
+def test_the_order_of_the_batch_does_not_matter(loss: Any) -> None:
+    s, t, y = torch.randn(6, 5), torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    order = torch.tensor([3, 5, 0, 1, 4, 2])
+    torch.testing.assert_close(
+        loss(s, t, y, reduction="mean"), loss(s[order], t[order], y[order], reduction="mean")
+    )
+
+
+@pytest.mark.parametrize("loss", every_loss())
+def test_a_constant_added_to_all_logits_does_not_matter(loss: Any) -> None:
+    s, t, y = torch.randn(6, 5), torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    torch.testing.assert_close(
+        loss(s + 3, t - 2, y, reduction="mean"),
+        loss(s, t, y, reduction="mean"),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(PER_SAMPLE))
+def test_values_per_sample_average_to_the_mean(name: str) -> None:
+    s, t, y = torch.randn(6, 5), torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    each = bind(name, 4.0, {})(s, t, y, reduction="none")
+    assert each.shape == (6,)
+    torch.testing.assert_close(each.mean(), bind(name, 4.0, {})(s, t, y, reduction="mean"))
+
+
+def test_dist_has_no_value_for_a_picture() -> None:
+    with pytest.raises(InputError, match="no value for a single picture"):
+        dist(torch.randn(2, 3), torch.randn(2, 3), reduction="none")
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("name", LOGIT_LOSSES)
+def test_a_temperature_out_of_range_is_refused(name: str, temperature: float) -> None:
+    with pytest.raises(InputError, match="temperature must be above 0"):
+        bind(name, temperature, {})
+
+
+def test_options_are_bound_by_name() -> None:
+    s, t, y = torch.randn(6, 5), torch.randn(6, 5), torch.tensor([0, 1, 2, 3, 4, 0])
+    bound = bind("dkd", 4.0, {"beta": 2.0, "temperature": 3.0})(s, t, y, reduction="mean")
+    torch.testing.assert_close(bound, dkd(s, t, y, beta=2.0, temperature=3.0))
+    with pytest.raises(InputError, match="did you mean 'beta'"):
+        bind("dkd", 4.0, {"betta": 2.0})
+    with pytest.raises(InputError, match="must be a number"):
+        bind("dkd", 4.0, {"beta": "high"})
+    with pytest.raises(InputError, match="unknown logit loss 'dkb'; did you mean 'dkd'"):
+        bind("dkb", 4.0, {})

@@ -1,0 +1,272 @@
+"""DSKD as a method: where gradients go, what each option does, what is deployed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import made_dataset, made_pair, staged
+from dskd.branches import Branch, pool_to
+from dskd.data.plan import draw_plan
+from dskd.data.resident import Batch, Resident
+from dskd.errors import InputError
+from dskd.methods.base import Pair
+from dskd.methods.dskd import DSKD
+from dskd.models.stages import ModelSpec, StagedModel, StageSpec
+from dskd.models.teacher import Teacher
+
+DATA = made_dataset()
+
+
+def batch_of(size: int = 8) -> Batch:
+    plan = draw_plan(0, 0, len(DATA.train), 2, True)
+    return next(Resident(DATA.train, torch.device("cpu")).planned(plan, size))
+
+
+def made(**settings: Any) -> tuple[DSKD, Teacher]:
+    pair, teacher = made_pair(staged("resnet8"), staged("resnet14"), DATA)
+    assert teacher is not None
+    return DSKD(pair, **settings), teacher
+
+
+def gradients(module: nn.Module) -> list[torch.Tensor]:
+    return [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def test_the_gradient_reaches_shallow_stages_from_the_branches_alone() -> None:
+    method, teacher = made(ce=0.0, kd=0.0)
+    batch = batch_of()
+    method(batch, teacher(batch.images)).objective.backward()
+    student = method.student.module
+    for part in ("conv1", "layer1", "layer2"):
+        assert any(g.abs().sum() > 0 for g in gradients(student.get_submodule(part)))
+    # The last stage and the head are the deep layer's alone.
+    for part in ("layer3", "fc"):
+        assert not any(g.abs().sum() > 0 for g in gradients(student.get_submodule(part)))
+    assert all(g.abs().sum() > 0 for g in gradients(method.branches))
+
+
+def test_the_gradient_never_reaches_the_teacher_and_nothing_in_it_changes() -> None:
+    method, teacher = made()
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    batch = batch_of()
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1)
+    method.train()
+    teacher.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        method(batch, teacher(batch.images)).objective.backward()
+        optimizer.step()
+    assert not gradients(teacher)
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_alone_each_part_of_the_shallow_loss_does_what_its_name_says() -> None:
+    batch = batch_of()
+    predictions, teacher = made(beta=0.0)
+    output = predictions(batch, teacher(batch.images))
+    weighted = sum(
+        output.metrics[f"stage{s}/weight"] * output.metrics[f"stage{s}/prediction"] for s in (1, 2)
+    )
+    torch.testing.assert_close(output.losses["shallow"].detach(), weighted)
+    maps, teacher = made(alpha=0.0)
+    output = maps(batch, teacher(batch.images))
+    weighted = sum(
+        output.metrics[f"stage{s}/weight"] * output.metrics[f"stage{s}/feature"] for s in (1, 2)
+    )
+    torch.testing.assert_close(output.losses["shallow"].detach(), weighted)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"allocation": "hard-first", "tau": 0.5},
+        {"allocation": "easy-first"},
+        {"allocation": "ca-mkd"},
+        {"allocation": "uniform"},
+        {"weights_per": "sample"},
+        {"feature_target": "matched"},
+        {"feature_scale": "none"},
+        {"adapter_width": 8},
+        {"supervise": [1]},
+        {"gamma": 0.5},
+        {"prediction_loss": "dkd", "prediction_options": {"beta": 2.0}},
+        {"prediction_loss": "dist"},
+        {"prediction_loss": "kd-standardized"},
+        {"deep_loss": "dkd"},
+        {"deep_loss": "dist", "deep_options": {"temperature": 1.0}},
+        {"deep_loss": "kd-standardized", "temperature": 2.0},
+    ],
+    ids=str,
+)
+def test_every_option_works_and_lowers_the_loss(settings: dict[str, Any]) -> None:
+    method, teacher = made(**settings)
+    batch = batch_of()
+    answer = teacher(batch.images)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.01)
+    method.train()
+    values = []
+    for _ in range(20):
+        output = method(batch, answer)
+        optimizer.zero_grad()
+        output.objective.backward()
+        optimizer.step()
+        values.append(output.objective.item())
+    assert values[-1] < values[0]
+
+
+def test_settings_change_the_losses() -> None:
+    """No option is without effect."""
+    batch = batch_of()
+
+    def objective(**settings: Any) -> float:
+        torch.manual_seed(0)
+        method, teacher = made(**settings)
+        return float(method(batch, teacher(batch.images)).objective)
+
+    plain = objective()
+    for settings in (
+        {"temperature": 2.0},
+        {"ce": 0.5},
+        {"kd": 0.5},
+        {"alpha": 0.5},
+        {"beta": 0.5},
+        {"gamma": 0.5},
+        {"allocation": "uniform"},
+        {"weights_per": "sample"},
+        {"feature_target": "matched"},
+        {"feature_scale": "none"},
+        {"adapter_width": 8},
+        {"supervise": [2]},
+        {"prediction_loss": "dkd"},
+        {"deep_loss": "dkd"},
+    ):
+        assert objective(**settings) != plain, settings
+    assert objective(allocation="hard-first") != objective(allocation="hard-first", tau=0.3)
+    assert objective() == plain
+
+
+def test_matched_maps_are_those_of_the_same_relative_depth() -> None:
+    """Targets by ceil(l L_t / L), for other depths than the teacher's."""
+
+    def spec(depth: int) -> ModelSpec:
+        return ModelSpec(4, tuple(StageSpec(8, 8, 8, True) for _ in range(depth)), 8)
+
+    student = staged()
+    targets = {
+        (depth, teacher): DSKD(
+            Pair(student, spec(depth), spec(teacher)), feature_target="matched"
+        ).targets
+        for depth, teacher in ((3, 3), (5, 3), (3, 5), (2, 4), (4, 1))
+    }
+    assert targets == {
+        (3, 3): [0, 1],
+        (5, 3): [0, 1, 1, 2],
+        (3, 5): [1, 3],
+        (2, 4): [1],
+        (4, 1): [0, 0, 0],
+    }
+
+
+def test_only_the_maps_that_are_read_are_asked_for() -> None:
+    assert made()[0].needs.stages == (2,)
+    assert made(feature_target="matched")[0].needs.stages == (0, 1)
+
+
+def test_evaluation_judges_every_branch() -> None:
+    method, _ = made()
+    heads = method.eval().heads(DATA.test.images)
+    assert list(heads) == ["student", "stage1", "stage2"]
+    assert all(logits.shape == (len(DATA.test), 4) for logits in heads.values())
+
+
+def test_the_deployed_student_is_the_plain_student_bit_for_bit() -> None:
+    method, teacher = made()
+    batch = batch_of()
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1)
+    method.train()
+    method(batch, teacher(batch.images)).objective.backward()
+    optimizer.step()
+    method.eval()
+    deployed = method.deployed()
+    assert not any("branch" in key for key in deployed.state_dict())
+    fresh = staged("resnet8")
+    fresh.module.load_state_dict(deployed.state_dict())
+    images = DATA.test.images
+    trained = method.heads(images)["student"]
+    assert torch.equal(fresh.eval()(images).logits, trained)
+    assert set(method.beside()) == {
+        key for key in method.state_dict() if key.startswith("branches.")
+    }
+
+
+def test_an_adapter_ends_in_relu_only_where_the_teacher_is_never_negative() -> None:
+    stage = StageSpec(8, 16, 16, True)
+    behind_relu = Branch(stage, StageSpec(12, 8, 8, True), 4)
+    linear = Branch(stage, StageSpec(12, 8, 8, False), 4)
+    x = torch.randn(16, 8, 16, 16)
+    assert (behind_relu(x).map >= 0).all()
+    assert (linear(x).map < 0).any()
+    assert behind_relu.adapter[0].out_channels == 32  # max(32, 12 / 2)
+
+
+def test_pooling_gives_the_smaller_of_the_two_sizes() -> None:
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    assert pool_to(x, 2, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert pool_to(x, 8, 8) is x
+    assert pool_to(x, 3, 3).shape == (1, 1, 3, 3)
+
+
+def test_a_teacher_with_the_larger_map_is_pooled_to_the_branch() -> None:
+    pair, teacher = made_pair(staged("vgg8"), staged("resnet14"), made_dataset(size=32))
+    assert teacher is not None
+    method = DSKD(pair)
+    images = made_dataset(size=32).train.images[:4]
+    batch = Batch(images, torch.arange(4), torch.arange(4), torch.arange(4))
+    assert method(batch, teacher(images)).objective.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"temperature": 0}, "temperature: input should be greater than 0, got 0"),
+        ({"temperature": True}, "temperature: a number is needed"),
+        ({"ce": -1}, "ce: input should be greater than or equal to 0"),
+        ({"alpha": float("inf")}, "alpha: input should be a finite number"),
+        ({"tau": 0.0}, "tau: input should be greater than 0"),
+        ({"adapter_width": 0}, "adapter_width: input should be greater than or equal to 1"),
+        ({"allocation": "best"}, "allocation: input should be 'proportional'"),
+        ({"supervise": [3]}, "supervise must name shallow stages from 1 to 2"),
+        ({"supervise": []}, "supervise must name shallow stages"),
+        ({"supervise": [1, 1]}, "each once"),
+        ({"betta": 1.0}, "unknown setting 'betta'; did you mean 'beta'"),
+        ({"prediction_loss": "dist", "weights_per": "sample"}, "'dist' does not have"),
+        ({"deep_loss": "kdd"}, "unknown logit loss 'kdd'; did you mean 'kd'"),
+        ({"deep_options": {"betta": 1}}, "unknown option of the logit loss 'kd'"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says.replace("(", r"\(")):
+        made(**settings)
+
+
+def test_models_that_do_not_fit_are_refused() -> None:
+    data = made_dataset()
+    few = StagedModel(staged().module, ["layer3"], mean=(0.5,) * 3, std=(0.5,) * 3)
+    pair, _ = made_pair(few, staged("resnet14"), data)
+    with pytest.raises(InputError, match=r"the student has 1; .* parts: conv1, bn1, layer1"):
+        DSKD(pair)
+    pair, _ = made_pair(staged(), staged("resnet14", classes=7), data)
+    with pytest.raises(InputError, match="the teacher has 7 classes, the student 4"):
+        DSKD(pair)
+    pair, _ = made_pair(staged(), None, data)
+    with pytest.raises(InputError, match="needs a teacher"):
+        DSKD(pair)

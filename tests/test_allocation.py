@@ -1,0 +1,112 @@
+"""Weights of the shallow losses: sum, scale, gradient, edge cases, ranks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dskd.allocation import ALLOCATIONS, Allocation, allocate, mean_over_ranks
+from dskd.errors import InputError
+
+LOSSES = st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=6)
+RULES = st.sampled_from(ALLOCATIONS)
+
+
+@given(LOSSES, RULES, st.floats(0.1, 10))
+@settings(max_examples=200, deadline=None)
+def test_weights_are_never_negative_and_sum_to_their_number(
+    losses: list[float], rule: Allocation, tau: float
+) -> None:
+    weights = allocate(torch.tensor(losses), rule, tau)
+    assert (weights >= 0).all()
+    assert weights.sum().item() == pytest.approx(len(losses), rel=1e-5)
+
+
+@given(
+    st.lists(st.floats(0.0625, 128, width=32), min_size=2, max_size=6),
+    RULES,
+    st.sampled_from([1e-30, 1e-6, 3.0, 1e6, 1e30]),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_constant_factor_changes_no_weight(
+    losses: list[float], rule: Allocation, factor: float
+) -> None:
+    values = torch.tensor(losses)
+    torch.testing.assert_close(
+        allocate(factor * values, rule), allocate(values, rule), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("rule", ALLOCATIONS)
+def test_every_sample_has_weights_of_its_own(rule: Allocation) -> None:
+    losses = torch.rand(3, 7)
+    weights = allocate(losses, rule)
+    torch.testing.assert_close(weights.sum(0), torch.full((7,), 3.0))
+    for b in range(7):
+        torch.testing.assert_close(weights[:, b], allocate(losses[:, b], rule))
+
+
+@pytest.mark.parametrize("rule", ALLOCATIONS)
+def test_one_branch_and_equal_and_zero_losses_weigh_one(rule: Allocation) -> None:
+    assert allocate(torch.tensor([5.0]), rule).tolist() == [1.0]
+    torch.testing.assert_close(allocate(torch.full((3,), 2.0), rule), torch.ones(3))
+    torch.testing.assert_close(allocate(torch.zeros(3), rule), torch.ones(3))
+    mixed = allocate(torch.tensor([[0.0, 1.0], [0.0, 3.0]]), rule)
+    torch.testing.assert_close(mixed[:, 0], torch.ones(2))
+
+
+@pytest.mark.parametrize("rule", ALLOCATIONS)
+def test_no_gradient_passes(rule: Allocation) -> None:
+    losses = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert not allocate(losses, rule).requires_grad
+
+
+def test_the_rules_are_those_of_the_equations() -> None:
+    losses = torch.tensor([1.0, 2.0, 3.0])
+    torch.testing.assert_close(allocate(losses, "proportional"), torch.tensor([0.5, 1.0, 1.5]))
+    p = torch.softmax(torch.tensor([0.5, 1.0, 1.5]) / 2, 0)
+    torch.testing.assert_close(allocate(losses, "hard-first", 2.0), 3 * p)
+    torch.testing.assert_close(allocate(losses, "ca-mkd", 2.0), 3 * (1 - p) / 2)
+    torch.testing.assert_close(allocate(losses, "easy-first", 2.0), 3 * p.flip(0))
+
+
+def test_a_small_tau_is_sharp_and_a_large_one_uniform() -> None:
+    losses = torch.tensor([1.0, 2.0])
+    assert allocate(losses, "hard-first", 0.01).tolist() == pytest.approx([0, 2])
+    assert allocate(losses, "hard-first", 1e4).tolist() == pytest.approx([1, 1], rel=1e-3)
+
+
+def test_what_does_not_exist_is_refused() -> None:
+    with pytest.raises(InputError, match="did you mean 'hard-first'"):
+        allocate(torch.ones(2), "hard_first")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="tau must be above 0"):
+        allocate(torch.ones(2), "hard-first", 0.0)
+
+
+def _rank(rank: int, folder: str) -> None:
+    os.environ["USE_LIBUV"] = "0"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    losses = torch.tensor([1.0, 2.0]) * (1 + 2 * rank)
+    torch.save(mean_over_ranks(losses), Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_average_their_losses_before_they_allocate(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    for rank in range(2):
+        mean = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert mean.tolist() == [2.0, 4.0]
+
+
+def test_one_process_averages_with_nobody() -> None:
+    losses = torch.tensor([1.0, 2.0])
+    assert mean_over_ranks(losses) is losses
