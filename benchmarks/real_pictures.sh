@@ -13,18 +13,18 @@ case $what in
   tiny)
     recipe=tiny_imagenet/resnet56-resnet20-32
     common=(data.root="$data" data.classes=20 train.schedule=cosine train.precision=bfloat16)
-    teacher_epochs=30 student=resnet8 epochs=10 seeds="0 1 2"
+    teacher=resnet56 teacher_epochs=30 student=resnet8 epochs=10 seeds="0 1 2"
     ;;
   cifar)
     recipe=cifar100/resnet56-resnet20
     common=(data.root="$data" train.schedule=cosine train.precision=bfloat16)
-    teacher_epochs=10 student=resnet20 epochs=10 seeds="0"
+    teacher=resnet20 teacher_epochs=10 student=resnet8 epochs=10 seeds="0"
     ;;
   *) echo "tiny or cifar" >&2; exit 2 ;;
 esac
 
 if [ ! -e "$out/teacher/result.json" ]; then
-  $dskd train "$recipe" "${common[@]}" student.name=resnet56 train.epochs=$teacher_epochs \
+  $dskd train "$recipe" "${common[@]}" student.name=$teacher train.epochs=$teacher_epochs \
     out="$out/teacher" --resume
 fi
 for seed in $seeds; do
@@ -32,7 +32,7 @@ for seed in $seeds; do
     run="$out/$method-seed$seed"
     [ -e "$run/result.json" ] && continue
     $dskd distill "$recipe" "${common[@]}" student.name=$student train.epochs=$epochs \
-      teacher.checkpoint="$out/teacher/student.safetensors" \
+      teacher.name=$teacher teacher.checkpoint="$out/teacher/student.safetensors" \
       "method={name: $method}" seed=$seed out="$run" --resume
   done
 done

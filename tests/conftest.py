@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -10,6 +12,10 @@ from dskd.methods.base import Pair
 from dskd.models.stages import StagedModel, describe
 from dskd.models.teacher import Teacher
 from dskd.models.zoo import build
+
+# Pictures and networks are small here: a second thread costs more than it does.
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

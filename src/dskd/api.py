@@ -66,15 +66,17 @@ def distill(
         77754
     """
     values, given = _parts(student, data, allow_code)
-    teacher_values, teacher_module = _split(teacher, "module", nn.Module)
-    values |= {"teacher": teacher_values, "method": _named(method), "seed": seed, "out": out}
+    teacher_values, teacher_module = _split(teacher, "teacher", "module", nn.Module)
+    values |= {
+        "teacher": teacher_values,
+        "method": _named(method, "method"),
+        "seed": seed,
+        "out": out,
+    }
     if train is not None:
-        values["train"] = dict(train)
+        values["train"] = train
     given = Given(given.data, given.student, teacher_module, allow_code)
-    names = (values[part].get("name", "") for part in ("student", "teacher", "data"))
-    label = "-".join(str(name).strip("<>").replace("/", "_") for name in names)
-    default = Path("runs") / label / f"{values['method'].get('name', 'dskd')}-seed{seed}"
-    recipe = resolve(values, default)
+    recipe = resolve(values, _folder(values, "student", "teacher", "data"))
     return run.distill(recipe, resume=resume, overwrite=overwrite, given=given)
 
 
@@ -106,41 +108,45 @@ def train(
     values, given = _parts(student, data, allow_code)
     values |= {"method": {"name": "ce"}, "seed": seed, "out": out}
     if train is not None:
-        values["train"] = dict(train)
-    names = (values[part].get("name", "") for part in ("student", "data"))
-    label = "-".join(str(name).strip("<>").replace("/", "_") for name in names)
-    recipe = resolve(values, Path("runs") / label / f"ce-seed{seed}")
+        values["train"] = train
+    recipe = resolve(values, _folder(values, "student", "data"))
     return run.train(recipe, resume=resume, overwrite=overwrite, given=given)
+
+
+def _folder(values: Mapping[str, Any], *parts: str) -> Path:
+    """Where the runs of these models and pictures go."""
+    names = (str(values[part].get("name", "")) for part in parts)
+    return Path("runs") / "-".join(name.strip("<>").replace("/", "_") for name in names)
 
 
 def _parts(
     student: str | nn.Module | Settings, data: str | Dataset | Settings, allow_code: bool
 ) -> tuple[dict[str, Any], Given]:
-    student_values, module = _split(student, "module", nn.Module)
-    data_values, dataset = _split(data, "dataset", Dataset)
+    student_values, module = _split(student, "student", "module", nn.Module)
+    data_values, dataset = _split(data, "data", "dataset", Dataset)
     return {"student": student_values, "data": data_values}, Given(
         dataset, module, None, allow_code
     )
 
 
-def _split(part: Any, key: str, kind: type[T]) -> tuple[dict[str, Any], T | None]:
+def _split(part: Any, what: str, key: str, kind: type[T]) -> tuple[dict[str, Any], T | None]:
     """The settings of a part, and the object that was given for it."""
     if isinstance(part, kind):
         return {"name": name_of(part)}, part
-    values = _named(part)
+    values = _named(part, what)
     given = values.pop(key, None)
     if given is None:
         return values, None
     if not isinstance(given, kind):
-        raise InputError(f"{key} must be a {kind.__name__}, got {type(given).__name__}")
+        raise InputError(f"{what}: {key} must be a {kind.__name__}, got {type(given).__name__}")
     return {"name": name_of(given)} | values, given
 
 
-def _named(part: Any) -> dict[str, Any]:
+def _named(part: Any, what: str) -> dict[str, Any]:
     if isinstance(part, str):
         return {"name": part}
     if isinstance(part, Mapping):
         return dict(part)
     raise InputError(
-        f"a name, an object or a mapping of settings is needed, got {type(part).__name__}"
+        f"{what}: a name, an object or a mapping of settings is needed, got {type(part).__name__}"
     )

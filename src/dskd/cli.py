@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from dskd import __version__, catalog, demo, deployed, export, recipe, run, show
 from dskd.build import Given
@@ -25,10 +28,13 @@ _BEST = click.option("--best", is_flag=True, help="The weights of the best epoch
 _RUN = click.argument("run_path", metavar="RUN", type=_PATH)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__, prog_name="dskd")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Make a vision model small: knowledge distillation with deep supervision."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @cli.command("train")
@@ -104,13 +110,13 @@ def predict_(
 @click.option(
     "--format", "form", type=click.Choice(export.FORMATS), default="onnx", show_default=True
 )
-@click.option("--output", type=_PATH, help="By default RUN/student.onnx.")
+@click.option("--output", type=_PATH, help="By default RUN/student.onnx, or RUN/student_best.onnx.")
 @_BEST
 @_CODE
 def export_(run_path: Path, form: str, output: Path | None, best: bool, allow_code: bool) -> None:
     """Write a run's student in a form that other programs run."""
     student = deployed.load_deployed(run_path, "best" if best else "last", allow_code=allow_code)
-    path = output or run_path / f"student.{form}"
+    path = output or run_path / f"{'student_best' if best else 'student'}.{form}"
     difference = export.export_onnx(student, path)
     click.echo(f"{path}  (largest relative difference from the student: {difference:.1e})")
 
@@ -138,7 +144,11 @@ def _print_result(result: Result) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and exits: 2 for bad input, 3 for NaN, 130 or 143 when stopped, else 0."""
+    """Runs a command and exits: 2 for bad input, 3 for NaN, 130 or 143 when stopped, else 0.
+
+    Args:
+        arguments: Of the command line; None for the program's own.
+    """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dskd").setLevel(logging.INFO)
     sys.exit(_exit_code(arguments))
@@ -147,15 +157,25 @@ def main(arguments: list[str] | None = None) -> None:
 def _exit_code(arguments: list[str] | None) -> int:
     try:
         outcome: Any = cli.main(arguments, prog_name="dskd", standalone_mode=False)
-    except (click.Abort, KeyboardInterrupt) as error:
-        number = error.signal if isinstance(error, Stopped) else 2
-        saved = "; the state is saved, go on with --resume" if isinstance(error, Stopped) else ""
-        print(f"dskd: stopped{saved}", file=sys.stderr)
-        return 128 + number
-    except click.ClickException as error:
-        return _say(error.format_message(), 2)
-    except InputError as error:
+        sys.stdout.flush()
+    except Stopped as stopped:
+        return _say("stopped; the state is saved, go on with --resume", 128 + stopped.signal)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("stopped", 128 + signal.SIGINT)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "dskd"
+        message = error.format_message().rstrip(".")
+        return _say(f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`", 2)
+    except (click.ClickException, InputError) as error:
         return _say(str(error), 2)
+    except BrokenPipeError:  # the reader of a list has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # a full disk, or a folder that is not ours to write to
+        where = f"cannot read or write {error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}", 2)
+    except torch.OutOfMemoryError:
+        return _say("the GPU has too little memory for this run; lower train.batch_size", 2)
     except NotFinite as error:
         return _say(str(error), 3)
     return outcome if isinstance(outcome, int) else 0

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import yaml
 from torch import Tensor
 
 from dskd.build import load_data
@@ -16,16 +15,27 @@ from dskd.data.files import FolderFiles
 from dskd.data.pictures import decode
 from dskd.data.resident import Resident
 from dskd.device import pick
-from dskd.errors import InputError
+from dskd.errors import InputError, brief, unknown
 from dskd.evaluate import Judgement, judge
 from dskd.models.checkpoint import load_weights, read_metadata, read_weights
 from dskd.models.load import load_model
 from dskd.models.stages import StagedModel
 from dskd.recipe import DataSettings
 from dskd.rundir import BEST, LAST
-from dskd.settings import validate
+from dskd.settings import Settings, read_yaml_file, validate
 
 Which = Literal["last", "best"]
+
+
+class _Facts(Settings):
+    """What a student's file says of it, see `dskd.session.Session`."""
+
+    model: str
+    options: dict[str, Any]
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Deployed:
     shape: tuple[int, int, int]
 
 
-def load_deployed(run: Path, which: Which = "last", *, allow_code: bool = False) -> Deployed:
+def load_deployed(run: str | Path, which: Which = "last", *, allow_code: bool = False) -> Deployed:
     """The student of a run.
 
     Args:
@@ -56,32 +66,51 @@ def load_deployed(run: Path, which: Which = "last", *, allow_code: bool = False)
     Raises:
         InputError: There is no finished run, or the student was a module given in Python.
     """
-    path = run / (BEST if which == "best" else LAST)
-    if not run.is_dir():
+    path = Path(run) / _file(which)
+    if not path.parent.is_dir():
         raise InputError(f"there is no run {run}; check the path")
-    facts = read_metadata(path)
-    if facts["model"].startswith("<"):
+    facts = _read_facts(path)
+    if facts.model.startswith("<"):
         raise InputError(
-            f"the student of {run} was given in Python as {facts['model']}; build it there and "
+            f"the student of {run} was given in Python as {facts.model}; build it there and "
             f"load {path.name} into it"
         )
-    channels, height, width = facts["shape"]
+    channels, height, _ = facts.shape
     module = load_model(
-        facts["model"],
-        num_classes=len(facts["classes"]),
+        facts.model,
+        num_classes=len(facts.classes),
         in_channels=channels,
         size=height,
-        options=facts["options"],
+        options=facts.options,
         allow_code=allow_code,
     )
     load_weights(module, read_weights(path), str(path))
-    model = StagedModel(module, mean=facts["mean"], std=facts["std"]).eval()
-    shape = (channels, height, width)
-    return Deployed(model, facts["model"], tuple(facts["classes"]), shape)
+    model = StagedModel(module, mean=facts.mean, std=facts.std).eval()
+    return Deployed(model, facts.model, facts.classes, facts.shape)
+
+
+def _file(which: Which) -> str:
+    files = {"last": LAST, "best": BEST}
+    if which not in files:
+        raise unknown("choice of weights", which, files)
+    return files[which]
+
+
+def _read_facts(path: Path) -> _Facts:
+    """What the file says of the student; checked, for it may have come from anywhere."""
+    facts = read_metadata(path)
+    try:
+        return validate(_Facts, facts)
+    except InputError as error:
+        raise InputError(f"{path} was not written by dskd or is damaged: {error}") from None
 
 
 def evaluate(
-    run: Path, which: Which = "last", *, root: Path | None = None, allow_code: bool = False
+    run: str | Path,
+    which: Which = "last",
+    *,
+    root: str | Path | None = None,
+    allow_code: bool = False,
 ) -> Judgement:
     """Judges a run's student on the test split of the run's own recipe.
 
@@ -95,16 +124,19 @@ def evaluate(
         InputError: There is no finished run, or its data set is not to be had.
     """
     deployed = load_deployed(run, which, allow_code=allow_code)
-    settings = yaml.safe_load((run / "recipe.yaml").read_text())["data"]
-    if root is not None:
+    settings = read_yaml_file(Path(run) / "recipe.yaml", "recipe").get("data")
+    if isinstance(settings, dict) and root is not None:
         settings["root"] = root
-    data = load_data(validate(DataSettings, settings, "data."))
-    if data.classes != deployed.classes or data.shape != deployed.shape:
-        raise InputError(
-            f"the pictures are not those of the run: {len(data.classes)} classes of "
-            f"{list(data.shape)}, the student knows {len(deployed.classes)} of "
-            f"{list(deployed.shape)}"
-        )
+    data = load_data(validate(DataSettings, settings or {}, "data."))
+    for what, there, known in (
+        ("classes", list(data.classes), list(deployed.classes)),
+        ("[channels, height, width]", list(data.shape), list(deployed.shape)),
+    ):
+        if there != known:
+            raise InputError(
+                f"the pictures are not those of the run: their {what} are {brief(there)}, the "
+                f"student knows {brief(known)}; give the run's own pictures with --root"
+            )
     device = pick("auto")
     model = deployed.model.to(device)
     split = Resident(data.test, device)
@@ -112,7 +144,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def predict(deployed: Deployed, pictures: Sequence[Path]) -> Tensor:
+def predict(deployed: Deployed, pictures: Sequence[str | Path]) -> Tensor:
     """The probability of every class, for picture files of any size.
 
     Args:
@@ -125,7 +157,9 @@ def predict(deployed: Deployed, pictures: Sequence[Path]) -> Tensor:
     Raises:
         InputError: A file is missing or does not decode.
     """
-    images = torch.cat([_picture(path, deployed.shape) for path in pictures])
+    if not pictures:
+        raise InputError("there is no picture to look at; give one or more")
+    images = torch.cat([_picture(Path(path), deployed.shape) for path in pictures])
     probabilities: Tensor = deployed.model(images).logits.softmax(1)
     return probabilities
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 _SHORT_LIST = 12
+_LONG_LIST = 24
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = 80
 
 
 class InputError(ValueError):
@@ -17,6 +21,18 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def brief(value: object) -> str:
+    """A value that a user gave, short enough for a line; the words of YAML as YAML has them.
+
+    Example:
+        >>> brief("resnet8"), brief(None), brief(list(range(100)))
+        ("'resnet8'", 'null', '[0, 1, 2, 3, 4, 5, ...]')
+    """
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else _brief.repr(value)
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
@@ -36,5 +52,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     hint = f"did you mean {close[0]!r}?" if close else ""
     # A long list hides the hint that is in front of it.
     if not close or len(names) <= _SHORT_LIST:
-        hint = f"{hint} known: {', '.join(names)}"
-    return InputError(f"unknown {kind} {str(name)!r}; {hint}")
+        more = len(names) - _LONG_LIST
+        shown = ", ".join(names[:_LONG_LIST]) + (f" and {more} more" if more > 0 else "")
+        hint = f"{hint} known: {shown}"
+    return InputError(f"unknown {kind} {brief(str(name))}; {hint}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
-import os
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -58,11 +58,13 @@ def export_onnx(deployed: Deployed, path: Path) -> float:
     runtime = _need("onnxruntime")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file in it")
     model = _Logits(deployed).eval()
     example = torch.rand(_BATCH, *deployed.shape, generator=torch.Generator().manual_seed(0))
     part = path.with_name(f".{path.name}.part")
     try:
-        _write(model, example, part)
+        _write(model, example, part, deployed.name)
         difference = _difference(runtime, part, model, example)
         if not difference <= TOLERANCE:
             raise InputError(
@@ -70,8 +72,11 @@ def export_onnx(deployed: Deployed, path: Path) -> float:
                 f"(at most {TOLERANCE:g} is allowed); nothing was written"
             )
         part.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     return difference
 
 
@@ -84,21 +89,25 @@ def _need(package: str) -> ModuleType:
         ) from None
 
 
-def _write(model: nn.Module, example: Tensor, path: Path) -> None:
+def _write(model: nn.Module, example: Tensor, path: Path, name: str) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        torch.onnx.export(
-            model,
-            (example,),
-            os.fspath(path),
-            input_names=["pictures"],
-            output_names=["logits"],
-            dynamic_shapes={"pictures": {0: torch.export.Dim("batch", min=1)}},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=["pictures"],
+                output_names=["logits"],
+                dynamic_shapes={"pictures": {0: torch.export.Dim("batch", min=1)}},
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # anybody's module may defeat the exporter in its own way
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            raise InputError(f"torch cannot export {name} to ONNX: {reason}") from error
+        assert program is not None, "dynamo=True gives the program"
+        program.save(path, external_data=False)
 
 
 @torch.no_grad()

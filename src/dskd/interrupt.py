@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(Exception):
     """A run was asked to stop, and did, with its state saved.
 
     Attributes:

@@ -7,29 +7,46 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from dskd import methods
 from dskd.data import DATASETS
 from dskd.device import DeviceName, Precision
-from dskd.errors import InputError, unknown
+from dskd.errors import InputError, brief, unknown
 from dskd.schedule import Schedule
 from dskd.settings import (
     Count,
     Fraction,
     Natural,
+    Number,
+    PathSetting,
     Positive,
+    Seed,
     Settings,
     Share,
     Weight,
     known_keys,
+    read_yaml,
+    read_yaml_file,
     signature_settings,
+    unknown_key,
     validate,
 )
 from dskd.train import OptimizerName
 
-Statistics = Annotated[list[float], Field(min_length=1)]
+
+def _class_choice(value: Any) -> Any:
+    """Names may be written as numbers, as those of the digits are."""
+    if isinstance(value, list | tuple):
+        value = [str(name) if type(name) is int else name for name in value]
+        if value and all(isinstance(name, str) for name in value):
+            return value
+    elif value is None or (type(value) is int and value >= 2):
+        return value
+    raise ValueError("how many classes, 2 or more, or a list of their names is needed")
+
+
+ClassChoice = Annotated[int | list[str] | None, BeforeValidator(_class_choice)]
 
 
 class DataSettings(Settings):
@@ -37,21 +54,21 @@ class DataSettings(Settings):
 
     name: str
     """`dskd list datasets` shows them."""
-    root: Path | None = None
+    root: PathSetting | None = None
     """The folder that holds the published files; None downloads them."""
-    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    size: Annotated[Count, Field(le=4096)] | None = None
     """Side of the pictures in pixels; None for the data set's own."""
-    classes: Annotated[int, Field(ge=2)] | list[str] | None = None
+    classes: ClassChoice = None
     """The first so many classes, or these; None for all."""
     share: Share = 1.0
     """Share of the training pictures that is used, the same of every class."""
     holdout: Fraction = 0.0
     """Share of the training pictures held out for validation, the same for every seed."""
-    crop: Natural = 0
+    crop: Annotated[Natural, Field(le=256)] = 0
     """Pixels of zeros around a picture before the random crop."""
     flip: bool = False
     """Mirror half of the pictures."""
-    cache: Path | None = None
+    cache: PathSetting | None = None
     """Folder of decoded pictures and downloads; None for the user's cache folder."""
 
 
@@ -62,9 +79,9 @@ class ModelSettings(Settings):
     """A name of the zoo, ``timm/<name>``, or ``package.module:function``."""
     stages: Annotated[list[str], Field(min_length=1)] | None = None
     """Submodules whose outputs are the stages; None for a zoo model's own."""
-    mean: Statistics | None = None
+    mean: Annotated[list[Number], Field(min_length=1)] | None = None
     """Per channel, from 0 to 1; None for the model's own, or else the data set's."""
-    std: Statistics | None = None
+    std: Annotated[list[Positive], Field(min_length=1)] | None = None
     """Per channel, from 0 to 1; None for the model's own, or else the data set's."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments for the model's constructor (timm or your own function)."""
@@ -73,7 +90,7 @@ class ModelSettings(Settings):
 class TeacherSettings(ModelSettings):
     """The teacher: trained already, or by this recipe first."""
 
-    checkpoint: Path | None = None
+    checkpoint: PathSetting | None = None
     """Weights; None trains the teacher first and keeps it beside the run."""
     epochs: Count | None = None
     """Epochs of its own training; None for train.epochs."""
@@ -104,7 +121,7 @@ class TrainSettings(Settings):
     """The schedule."""
 
     epochs: Count = 240
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Annotated[Count, Field(ge=2)] = 64
     """Pictures a step, at least two: BatchNorm cannot learn from one."""
     lr: Positive = 0.05
     schedule: Schedule = "step"
@@ -132,8 +149,8 @@ class Recipe(Settings):
     teacher: TeacherSettings | None = None
     method: MethodSettings = MethodSettings()
     train: TrainSettings = TrainSettings()
-    seed: Natural = 0
-    out: Path | None = None
+    seed: Seed = 0
+    out: PathSetting | None = None
     """The run's folder; None for runs/<recipe>/<method>-seed<seed>."""
 
     def plain(self) -> dict[str, Any]:
@@ -146,17 +163,17 @@ class Recipe(Settings):
         return self.model_copy(update=sections)
 
 
-def resolve(values: Mapping[str, Any], default_out: Path) -> Recipe:
+def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     """Checks a recipe whole, before any work: keys, types, ranges, the method's settings.
 
     Args:
         values: Nested plain values, as a YAML file gives them.
-        default_out: The run's folder where the recipe names none.
+        folder: Where the recipe names no ``out``, the run's folder is ``<method>-seed<seed>`` here.
 
     Raises:
         InputError: Something in it does not exist or does not fit.
     """
-    recipe = validate(Recipe, values)
+    recipe = validate(Recipe, values, known=all_keys(values))
     if recipe.data.name not in DATASETS and not recipe.data.name.startswith("<"):
         raise unknown("data set", recipe.data.name, DATASETS)
     if recipe.train.warmup >= recipe.train.epochs:
@@ -170,7 +187,8 @@ def resolve(values: Mapping[str, Any], default_out: Path) -> Recipe:
     method = MethodSettings(name=recipe.method.name, **options)
     if recipe.teacher is None and methods.find(method.name).needs_teacher:
         raise InputError(f"the method {method.name!r} needs a teacher; set teacher.name")
-    return recipe.changed(method=method, out=recipe.out or default_out)
+    out = recipe.out or folder / f"{method.name}-seed{recipe.seed}"
+    return recipe.changed(method=method, out=out)
 
 
 def shipped() -> list[str]:
@@ -201,10 +219,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     values, label = _read(name)
     for override in overrides:
         _override(values, override)
-    seed = values.get("seed", 0)
-    method = values.get("method")
-    method_name = method.get("name", "dskd") if isinstance(method, dict) else "dskd"
-    return resolve(values, Path("runs") / label / f"{method_name}-seed{seed}")
+    return resolve(values, Path("runs") / label)
 
 
 def _read(name: str) -> tuple[dict[str, Any], str]:
@@ -216,28 +231,15 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
         path, label = Path(name), Path(name).stem
     else:
         raise unknown("recipe", name, [*shipped(), "<your own>.yaml"])
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"the recipe {path} is not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(
-            f"the recipe {path} must be a mapping of settings, see `dskd list recipes`"
-        )
-    return values, label
+    return read_yaml_file(path, "recipe"), label
 
 
 def _override(values: dict[str, Any], override: str) -> None:
     """Sets ``a.b=value`` in nested values; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"{override!r} is not key=value, such as train.epochs=10")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"{key}: the value {text!r} is not YAML; put it in quotes") from None
+        raise InputError(f"{brief(override)} is not key=value; write it as in train.epochs=10")
+    value = read_yaml(text, f"{key}: the value {brief(text)}")
     *path, last = key.split(".")
     section = values
     for part in path:
@@ -245,7 +247,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = section[part] = {}
         if not isinstance(inner, dict):
-            raise unknown("setting", key, all_keys(values))
+            raise unknown_key(key, all_keys(values))
         section = inner
     section[last] = value
 

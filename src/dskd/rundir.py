@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from dskd import snapshot
 from dskd.errors import InputError
 from dskd.models.checkpoint import write_weights
+from dskd.settings import read_yaml_file
 from dskd.snapshot import replace_file
 
 LAST, BEST = "student.safetensors", "student_best.safetensors"
@@ -27,6 +29,7 @@ _FILES = (
     "environment.json",
     "result.json",
     "student.onnx",
+    "student_best.onnx",
 )
 _FOLDERS = ("snapshots", "tensorboard", "teacher")
 
@@ -62,8 +65,13 @@ class RunDirectory:
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other; give one")
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; choose another folder with out=")
+        there = next(
+            folder for folder in (self.path, *self.path.absolute().parents) if folder.exists()
+        )
+        if not there.is_dir():
+            raise InputError(f"{there} is a file; choose another folder with out=")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write to {there}; choose another folder with out=")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
         if not (self.path / "recipe.yaml").is_file() and not (self.path / "teacher").is_dir():
@@ -80,7 +88,7 @@ class RunDirectory:
         path = self.path / "recipe.yaml"
         if not path.is_file():
             return
-        there, here = _flat(yaml.safe_load(path.read_text())), _flat(recipe)
+        there, here = _flat(read_yaml_file(path, "recipe")), _flat(recipe)
         # The folder may have been moved, and where the pictures lie changes nothing of them.
         same = {"out", "data.root", "data.cache"}
         differing = sorted(

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+)
+from pydantic_core import ErrorDetails
 
-from dskd.errors import InputError, unknown
+from dskd.errors import InputError, brief, unknown
 
 P = ParamSpec("P")
 M = TypeVar("M", bound=BaseModel)
@@ -17,11 +28,23 @@ M = TypeVar("M", bound=BaseModel)
 
 def _not_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
+        raise ValueError("a number is needed")
     return value
 
 
+def _path(value: Any) -> Any:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError("a path is needed")
+    try:
+        return Path(value).expanduser() if isinstance(value, str | Path) else value
+    except RuntimeError:
+        raise ValueError("that user has no home folder") from None
+
+
 _number = BeforeValidator(_not_boolean)
+_LARGEST = 10**9
+Number = Annotated[float, _number, Field(allow_inf_nan=False)]
+"""A number."""
 Weight = Annotated[float, _number, Field(ge=0, allow_inf_nan=False)]
 """A number of 0 or more."""
 Positive = Annotated[float, _number, Field(gt=0, allow_inf_nan=False)]
@@ -30,10 +53,14 @@ Share = Annotated[float, _number, Field(gt=0, le=1)]
 """A number above 0, at most 1."""
 Fraction = Annotated[float, _number, Field(ge=0, lt=1)]
 """A number from 0, below 1."""
-Count = Annotated[int, _number, Field(ge=1)]
+Count = Annotated[int, _number, Field(ge=1, le=_LARGEST)]
 """A whole number of 1 or more."""
-Natural = Annotated[int, _number, Field(ge=0)]
+Natural = Annotated[int, _number, Field(ge=0, le=_LARGEST)]
 """A whole number of 0 or more."""
+Seed = Annotated[int, _number, Field(ge=0, lt=2**63)]
+"""A whole number of 0 or more that random generators take."""
+PathSetting = Annotated[Path, BeforeValidator(_path)]
+"""A file or folder; ``~`` is the home folder."""
 
 
 class Settings(BaseModel):
@@ -42,13 +69,72 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def validate(model: type[M], values: Mapping[str, Any], where: str = "") -> M:
+def read_yaml(text: str, what: str) -> Any:
+    """The plain values in YAML.
+
+    Args:
+        text: The YAML.
+        what: Names it in an error, as in ``"the recipe mine.yaml"``.
+
+    Raises:
+        InputError: It is not YAML.
+
+    Example:
+        >>> read_yaml("[layer1, layer2]", "student.stages")
+        ['layer1', 'layer2']
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        reason = f"{place}{error.problem or error.context}"
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+    except ValueError as error:  # a date that does not exist, a number of thousands of digits
+        reason = str(error)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    raise InputError(f"{what} is not YAML: {reason}")
+
+
+def read_yaml_file(path: Path, what: str) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Args:
+        path: The file.
+        what: Names it in an error, as in ``"recipe"``.
+
+    Raises:
+        InputError: The file cannot be read, or is no YAML mapping.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(
+            f"cannot read the {what} {path}: {error.strerror or error}; check the path"
+        ) from None
+    except ValueError:
+        raise InputError(f"the {what} {path} is not YAML: it is not text in UTF-8") from None
+    values = read_yaml(text, f"the {what} {path}")
+    if not isinstance(values, dict):
+        raise InputError(
+            f"the {what} {path} holds {brief(values)}, not settings; write them as in data: "
+            "{name: digits}"
+        )
+    return values
+
+
+def validate(
+    model: type[M], values: Mapping[str, Any], where: str = "", known: Iterable[str] = ()
+) -> M:
     """``values`` as a ``model``, or one line that says what is wrong.
 
     Args:
         model: The typed settings.
         values: What the user gave.
         where: Put before the key in the error, as in ``"method."``.
+        known: Every key that may be suggested; by default those of ``model``.
 
     Raises:
         InputError: A key does not exist (the nearest is named) or a value does not fit.
@@ -56,22 +142,67 @@ def validate(model: type[M], values: Mapping[str, Any], where: str = "") -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _in_one_line(error, model, where) from None
+        first = error.errors(include_url=False)[0]
+        raise _in_one_line(first, where, [*known] or known_keys(model, where)) from None
 
 
-def _in_one_line(error: ValidationError, model: type[BaseModel], where: str) -> InputError:
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
-    key = where + ".".join(path)
-    if first["type"] == "extra_forbidden":
-        return unknown("setting", key, known_keys(model, where))
-    if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        return InputError(
-            f"{key} holds settings, got {first['input']!r}; set them as in {key}.name=..."
-        )
-    given = f", got {first['input']!r}" if first["type"] != "missing" else ""
-    message = first["msg"].removeprefix("Value error, ")
-    return InputError(f"{key}: {message[:1].lower()}{message[1:]}{given}")
+# What pydantic says of these in the words of Python, or at length.
+_NEEDED = {
+    "int": "a whole number is needed",
+    "float": "a number is needed",
+    "bool": "true or false is needed",
+    "string": "text is needed",
+    "path": "a path is needed",
+    "list": "a list is needed, as in [a, b]",
+    "tuple": "a list is needed, as in [a, b]",
+}
+
+
+def _in_one_line(error: ErrorDetails, where: str, known: list[str]) -> InputError:
+    key, kind, given = where.removesuffix("."), error["type"], error["input"]
+    for part in error["loc"]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+    key = key.removeprefix(".")
+    if kind == "extra_forbidden":
+        return unknown_key(key, known)
+    if kind == "missing":
+        return InputError(f"{key} is missing; set it")
+    if kind == "invalid_key" or key.endswith(".[key]"):
+        return InputError(f"{key.removesuffix('.[key]')}: a key must be text; put it in quotes")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        example = next((k for k in known if k.startswith(f"{key}.")), f"{key}.<name>")
+        return InputError(f"{key} holds settings, got {brief(given)}; set them as in {example}=...")
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "too_short":
+        message = "at least one is needed"
+    if kind.endswith(("_type", "_parsing", "_from_float", "_parsing_size")):
+        message = _NEEDED.get(kind.split("_")[0], message)
+    fix = ""
+    if kind == "literal_error":
+        choices = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        close = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
+        fix = f"; did you mean {close[0]!r}?" if close else ""
+    if kind in ("string_type", "path_type") and type(given) in (int, float):
+        fix = f"; put it in quotes if that is its name, as in '{key}=\"{brief(given)}\"'"
+    return InputError(f"{key}: {message[:1].lower()}{message[1:]}, got {brief(given)}{fix}")
+
+
+def unknown_key(key: str, known: Iterable[str]) -> InputError:
+    """The error for a setting that does not exist, with the one that was probably meant.
+
+    Example:
+        >>> str(unknown_key("epochs", ["train.epochs", "train.lr", "teacher.epochs", "seed"]))
+        "unknown setting 'epochs'; did you mean 'train.epochs' or 'teacher.epochs'?"
+        >>> str(unknown_key("trian", ["train.epochs", "train.lr", "seed"]))
+        "unknown setting 'trian'; did you mean 'train'? known: seed, train"
+    """
+    known = list(known)
+    last = key.rpartition(".")[2]
+    elsewhere = [repr(other) for other in known if other.rpartition(".")[2] == last]
+    if elsewhere:
+        return InputError(f"unknown setting {key!r}; did you mean {' or '.join(elsewhere)}?")
+    depth = key.count(".") + 1
+    return unknown("setting", key, {".".join(other.split(".")[:depth]) for other in known})
 
 
 def known_keys(model: type[BaseModel], where: str = "") -> list[str]:

@@ -80,7 +80,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     The first column is to the left; others are to the right where they hold numbers.
     """
-    console = Console()
+    # Class names and paths are shown as they are, whatever brackets and colons they hold.
+    console = Console(markup=False, emoji=False, highlight=False)
     right = [i > 0 and all(_numeric(row[i]) for row in rows) for i in range(len(columns))]
     if console.is_terminal:
         drawn = Table(box=box.SIMPLE_HEAD)

@@ -58,8 +58,8 @@ def resolve(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     method = find(name)
     given = dict(settings)
     preset = given.pop("preset", None)
-    if preset is not None and preset not in method.presets:
-        raise unknown(f"preset of the method {name!r}", preset, method.presets)
+    if preset is not None and preset not in list(method.presets):
+        raise unknown(f"preset of {name}", preset, method.presets)
     known = signature_settings(method.__init__)
     values = (method.presets[preset] if preset is not None else {}) | given
     return validate(known, values, "method.").model_dump()

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from dskd.errors import InputError
 
 _WRAPPERS = ("model", "state_dict", "student")
-_MODULE = "module."
+_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_COUNTERS = ".num_batches_tracked"
 
 
 def _admitted() -> list[Any]:
     """What training scripts of the field store beside tensors, harmless to rebuild."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    scalar = np.float64().__reduce__()[0]  # where it lives depends on NumPy's version
     kinds = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
     return [
         argparse.Namespace,
@@ -38,7 +39,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, by the model's own keys.
 
     A ``.safetensors`` file, or one written by ``torch.save``: a bare state_dict, or one under the
-    key ``model``, ``state_dict`` or ``student``, with or without the ``module.`` of DataParallel.
+    key ``model``, ``state_dict`` or ``student``, with or without the ``module.`` of DataParallel
+    or the ``_orig_mod.`` of torch.compile before all keys.
     Beside tensors and plain containers, only argparse.Namespace and NumPy scalars are admitted.
 
     Args:
@@ -48,21 +50,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: The file is missing, damaged, holds other objects, or no state_dict.
     """
     if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}; check the path")
+        raise InputError(f"there is no checkpoint file {path}; check the path")
     content = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{path} holds no state_dict, but {type(content).__name__}")
+        raise InputError(
+            f"{path} holds no state_dict, but {type(content).__name__} {content!s:.40}"
+        )
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(
                 f"{path} holds no state_dict: {key!r} is {type(value).__name__}, not a tensor; "
                 f"known forms: bare, or under {', '.join(_WRAPPERS)}"
             )
-    return {key.removeprefix(_MODULE): value for key, value in content.items()}
+    weights = dict(content)
+    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in weights)), None):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -99,7 +106,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
         InputError: A key is missing or left over, or a shape differs: both are named.
     """
     own = model.state_dict()
-    missing, left = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    # Before PyTorch 0.4.1 BatchNorm did not count its batches; load_state_dict then starts at 0.
+    needed = {key for key in own if not key.endswith(_COUNTERS)}
+    missing, left = sorted(needed - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or left:
         raise InputError(
             f"{what} does not fit {type(model).__name__}: "
@@ -109,18 +118,22 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
                 if keys
             )
         )
-    for key, tensor in own.items():
-        if tensor.shape != weights[key].shape:
-            classes = " (the number of classes differs)" if key == _last_matrix(own) else ""
+    for key, tensor in weights.items():
+        theirs, ours = list(tensor.shape), list(own[key].shape)
+        if theirs != ours:
+            classes = ""
+            if key == _last_matrix(own) and theirs[1:] == ours[1:]:
+                classes = f" ({theirs[0]} classes there, {ours[0]} here)"
             raise InputError(
-                f"{what} does not fit {type(model).__name__}: {key} is {list(weights[key].shape)} "
-                f"in the file, {list(tensor.shape)} in the model{classes}"
+                f"{what} does not fit {type(model).__name__}: {key} is {theirs} "
+                f"in the file, {ours} in the model{classes}"
             )
     model.load_state_dict(dict(weights))
 
 
-def _last_matrix(state: Mapping[str, Tensor]) -> str:
-    return [key for key, value in state.items() if value.dim() == 2][-1:][0] if state else ""
+def _last_matrix(state: Mapping[str, Tensor]) -> str | None:
+    """The key of the classifier's weight, as far as shapes can tell."""
+    return next((key for key in reversed(list(state)) if state[key].dim() == 2), None)
 
 
 def write_weights(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import inspect
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,7 @@ from dskd.errors import InputError, unknown
 from dskd.models.zoo import ZOO, build
 
 TIMM = "timm/"
+_NEAREST = 5
 
 
 def load_model(
@@ -28,7 +31,8 @@ def load_model(
 
     Args:
         name: A name of the zoo (``dskd list models``), ``timm/<name>``, or
-            ``package.module:function`` where ``allow_code`` is true.
+            ``package.module:function`` where ``allow_code`` is true, a function that takes
+            ``num_classes``, ``in_channels`` and the options and gives a module.
         num_classes: K, two or more.
         in_channels: Of the pictures.
         size: Side of the pictures in pixels, for timm models that must know (transformers).
@@ -72,19 +76,23 @@ def _from_timm(
     name: str, num_classes: int, in_channels: int, size: int | None, options: dict[str, Any]
 ) -> nn.Module:
     timm = _timm()
-    if name not in timm.list_models():
-        raise unknown("timm model", name, timm.list_models(f"*{name[:4]}*") or timm.list_models())
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=_NEAREST)
+        hint = f"the nearest: {', '.join(close)}" if close else "timm.list_models() names them"
+        raise InputError(f"unknown timm model {name!r}; {hint}")
     arguments = {"num_classes": num_classes, "in_chans": in_channels} | options
-    attempts = [arguments]
-    if size is not None and "img_size" not in options:
-        attempts.insert(0, arguments | {"img_size": size})
-    for attempt in attempts:
+    sized = arguments if size is None else {"img_size": size} | arguments
+    try:
         try:
-            model: nn.Module = timm.create_model(name, **attempt)
-            return model
-        except TypeError as error:  # convolutional models have no img_size
-            reason = error
-    raise InputError(f"timm/{name} cannot be made with {options}: {reason}")
+            model: nn.Module = timm.create_model(name, **sized)
+        except TypeError as error:
+            if sized == arguments or "img_size" not in str(error):
+                raise
+            model = timm.create_model(name, **arguments)  # convolutional: any size will do
+    except Exception as error:  # each of its models checks its options in its own way
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"timm/{name} cannot be made with options {options}: {reason}") from error
+    return model
 
 
 def _from_function(
@@ -98,9 +106,20 @@ def _from_function(
     module_name, _, function_name = name.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
+        raise InputError(
+            f"cannot import the model {name!r}: {error}; is its folder on PYTHONPATH?"
+        ) from error
+    except (AttributeError, ValueError) as error:
         raise InputError(f"cannot import the model {name!r}: {error}") from error
-    model = function(num_classes=num_classes, in_channels=in_channels, **options)
+    arguments = {"num_classes": num_classes, "in_channels": in_channels} | options
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise InputError(
+            f"{name!r} cannot be called with {', '.join(arguments)}: {error}"
+        ) from error
+    model = function(**arguments)
     if not isinstance(model, nn.Module):
         raise InputError(f"{name!r} gives a {type(model).__name__}, not an nn.Module")
     return model

@@ -63,8 +63,9 @@ class StagedModel(nn.Module):
             ``forward_stages`` (the zoo) gives its own stages where none are named.
         stages: Names of submodules whose outputs are the stages, shallow to deep, as in
             ``["layer1", "layer2"]``. A map is taken as it is; a token sequence ``[B, N, D]``
-            becomes its square grid ``[B, D, sqrt(N), sqrt(N)]`` without the prefix tokens; a map
-            with the channels last, as Swin's, gets them first.
+            becomes its grid ``[B, D, H, W]`` without the prefix tokens (see `tokens_to_grid`; a
+            model that says ``num_prefix_tokens``, as timm's do, is believed); a map with the
+            channels last, as Swin's, gets them first.
         mean: Of each channel, on the scale from 0 to 1, subtracted from the pictures.
         std: Of each channel, on the scale from 0 to 1, that the pictures are divided by.
         classifier: Name of the submodule whose input is the pooled vector; by default the model's
@@ -97,12 +98,14 @@ class StagedModel(nn.Module):
         self.stage_names = tuple(stages) if stages is not None else None
         for name in [*(stages or ()), *([classifier] if classifier else [])]:
             _check_submodule(module, name)
-        if stages is not None and len(set(stages)) < len(stages):
+        if stages is not None and len({module.get_submodule(n) for n in stages}) < len(stages):
             raise InputError(f"a stage is named twice in {list(stages)}; name each once")
         self.classifier = classifier or _find_classifier(module)
+        self.prefix_tokens = _find_prefix_tokens(module)
         # Not part of any state_dict: the student's file has the student's own keys.
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        for key, values in (("mean", mean), ("std", std)):
+            statistic = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+            self.register_buffer(key, statistic, persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
@@ -111,8 +114,17 @@ class StagedModel(nn.Module):
 
         Args:
             images: uint8 ``[B, C, H, W]``, or floating point from 0 to 1.
+
+        Raises:
+            InputError: They are not pictures of as many channels as mean and std have.
         """
-        if images.dtype == torch.uint8:
+        channels = self.mean.shape[1]
+        if images.dim() != 4 or images.shape[1] != channels:  # one channel would be broadcast
+            raise InputError(
+                f"pictures [B, {channels}, H, W] are needed, as mean and std have {channels} "
+                f"channels, got {list(images.shape)}"
+            )
+        if not images.is_floating_point():
             images = images.to(self.mean.dtype) / 255
         return (images - self.mean) / self.std
 
@@ -120,12 +132,24 @@ class StagedModel(nn.Module):
         """Logits, stages and pooled vector of a batch of pictures (see `normalize`)."""
         pictures = self.normalize(images)
         if self.stage_names is None and hasattr(self.module, "forward_stages"):
-            return cast(StagedNet, self.module).forward_stages(pictures)
-        with _reading(self.module, self.stage_names or (), self.classifier) as seen:
+            output = cast(StagedNet, self.module).forward_stages(pictures)
+        else:
+            output = self._watched(pictures)
+        if not isinstance(output.logits, Tensor) or output.logits.dim() != 2:
+            raise InputError(
+                f"{type(self.module).__name__} gives {_what(output.logits)}, not logits [B, K]; "
+                "wrap it in a module that gives them alone"
+            )
+        return output
+
+    def _watched(self, pictures: Tensor) -> ModelOutput:
+        """One forward of a model that knows nothing of stages."""
+        names = self.stage_names or ()
+        with _reading(self.module, names, self.classifier) as seen:
             logits = self.module(pictures)
-        square = pictures.shape[2] == pictures.shape[3]
-        stages = tuple(seen.map(name, square) for name in self.stage_names or ())
-        return ModelOutput(logits, stages, seen.pooled)
+        outputs = seen.ordered(names)
+        maps = [_as_map(o, n, pictures, self.prefix_tokens) for n, o in outputs.items()]
+        return ModelOutput(logits, tuple(maps), _as_vector(seen.pooled))
 
 
 class _Seen:
@@ -133,33 +157,39 @@ class _Seen:
 
     def __init__(self) -> None:
         self.outputs: dict[str, tuple[Any, int]] = {}
-        self.pooled: Tensor | None = None
+        self.pooled: object = None
 
     def output(self, _module: nn.Module, _inputs: Any, output: Any, *, name: str) -> None:
-        self.outputs[name] = (output, output._version if isinstance(output, Tensor) else 0)
+        self.outputs.pop(name, None)  # a module that runs again counts where it ran last
+        self.outputs[name] = (output, _version(output))
 
-    def classifier_input(self, _module: nn.Module, inputs: Any) -> None:
-        self.pooled = inputs[0]
+    def classifier_input(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.pooled = inputs[0] if inputs else None
 
-    def map(self, name: str, square: bool) -> Tensor:
-        """The output of stage ``name`` as a map ``[B, C, H, W]``."""
-        if name not in self.outputs:
+    def ordered(self, names: Sequence[str]) -> dict[str, Any]:
+        """The outputs of the stages, all of which ran, in their order, and were left as given."""
+        for name in names:
+            if name not in self.outputs:
+                raise InputError(
+                    f"stage {name!r} did not run in the model's forward; name one that does"
+                )
+        if list(self.outputs) != list(names):
             raise InputError(
-                f"stage {name!r} did not run in the model's forward; name one that does"
+                f"stages go from shallow to deep, and {list(names)} do not run in this order; "
+                f"name them as {list(self.outputs)}"
             )
-        output, version = self.outputs[name]
-        if not isinstance(output, Tensor) or output.dim() not in (3, 4):
-            what = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise InputError(
-                f"stage {name!r} gives {what}, not a map [B, C, H, W] or tokens [B, N, D]; "
-                "name a submodule that gives one tensor of these"
-            )
-        if output._version != version:
-            raise InputError(
-                f"the output of stage {name!r} is changed in place by a later layer; "
-                "name that later layer as the stage"
-            )
-        return tokens_to_grid(output) if output.dim() == 3 else _channels_first(output, square)
+        for name, (output, version) in self.outputs.items():
+            if _version(output) != version:
+                raise InputError(
+                    f"the output of stage {name!r} is changed in place by a later layer; "
+                    "name that later layer as the stage"
+                )
+        return {name: output for name, (output, _) in self.outputs.items()}
+
+
+def _version(output: object) -> int:
+    """How often a tensor was changed in place; tensors of inference mode do not count it."""
+    return output._version if isinstance(output, Tensor) and not output.is_inference() else 0
 
 
 @contextmanager
@@ -180,34 +210,83 @@ def _reading(module: nn.Module, stages: Sequence[str], classifier: str | None) -
             handle.remove()
 
 
-def tokens_to_grid(tokens: Tensor) -> Tensor:
+def _as_map(output: object, name: str, pictures: Tensor, prefix: int | None) -> Tensor:
+    """The output of stage ``name`` for these pictures as a map ``[B, C, H, W]``."""
+    if isinstance(output, Tensor) and output.shape[:1] == pictures.shape[:1]:
+        height, width = pictures.shape[2:]
+        if output.dim() == 3:
+            return tokens_to_grid(output, prefix, (height, width))
+        if output.dim() == 4:
+            return _channels_first(output, height / width)
+    raise InputError(
+        f"stage {name!r} gives {_what(output)} for {len(pictures)} pictures, not a map "
+        "[B, C, H, W] or tokens [B, N, D]; name a submodule that gives one tensor of these"
+    )
+
+
+def _what(output: object) -> str:
+    return str(list(output.shape)) if isinstance(output, Tensor) else type(output).__name__
+
+
+def _as_vector(pooled: object) -> Tensor | None:
+    """The classifier's input ``[B, D]``, also from a 1x1 map; None for anything else."""
+    if isinstance(pooled, Tensor) and pooled.dim() >= 2:
+        return pooled.flatten(1) if pooled.shape[2:].numel() == 1 else None
+    return None
+
+
+def tokens_to_grid(
+    tokens: Tensor, prefix: int | None = None, picture: tuple[int, int] = (1, 1)
+) -> Tensor:
     """A transformer's tokens as a feature map.
 
     Args:
-        tokens: ``[B, P + n * n, D]``: P prefix tokens (class, registers), then the n x n patches,
-            with n the largest that fits.
+        tokens: ``[B, P + h * w, D]``: P prefix tokens (class, registers), then the h x w patches.
+        prefix: P where the model says it, None where it does not: then h x w is the largest grid
+            that fits. A sequence of no prefix tokens (a patch embedding's) is known in any case.
+        picture: Height and width of the pictures, to which those of the grid are proportional.
 
     Returns:
-        ``[B, D, n, n]``.
+        ``[B, D, h, w]``.
+
+    Raises:
+        InputError: The tokens are no such grid.
 
     Example:
         >>> tokens_to_grid(torch.zeros(2, 17, 8)).shape
         torch.Size([2, 8, 4, 4])
+        >>> tokens_to_grid(torch.zeros(2, 25, 8), prefix=9).shape
+        torch.Size([2, 8, 4, 4])
+        >>> tokens_to_grid(torch.zeros(2, 9, 8), picture=(32, 64)).shape
+        torch.Size([2, 8, 2, 4])
     """
-    side = math.isqrt(tokens.shape[1])
-    patches = tokens[:, tokens.shape[1] - side * side :]
-    return patches.transpose(1, 2).reshape(len(tokens), -1, side, side)
+    height, width = (side // math.gcd(*picture) for side in picture)
+    count = tokens.shape[1]
+    for patches in (count,) if prefix is None else (count - prefix, count):
+        times = math.isqrt(max(patches, 0) // (height * width))
+        h, w = times * height, times * width
+        if h * w and (prefix is None or h * w == patches):
+            return tokens[:, count - h * w :].transpose(1, 2).reshape(len(tokens), -1, h, w)
+    raise InputError(
+        f"{count} tokens are no grid of the pictures' proportions, {picture[0]}x{picture[1]}"
+        f"{f', after {prefix} prefix tokens' if prefix else ''}; name another stage"
+    )
 
 
-def _channels_first(output: Tensor, square: bool) -> Tensor:
-    # Square pictures have square maps: equal sizes in front are height and width.
-    if square and output.shape[1] == output.shape[2] != output.shape[3]:
+def _channels_first(output: Tensor, proportion: float) -> Tensor:
+    """``[B, C, H, W]``, also from ``[B, H, W, C]``: a map has the proportions of its picture."""
+    _, first, second, third = output.shape
+    if _apart(first / second, proportion) < _apart(second / third, proportion):
         return output.permute(0, 3, 1, 2)
     return output
 
 
+def _apart(one: float, other: float) -> float:
+    return abs(math.log(one / other))
+
+
 def _check_submodule(module: nn.Module, name: str) -> None:
-    names = [n for n, _ in module.named_modules() if n]
+    names = [n for n, _ in module.named_modules(remove_duplicate=False) if n]
     if name in names:
         return
     top = [n for n, _ in module.named_children()]
@@ -230,10 +309,20 @@ def _find_classifier(module: nn.Module) -> str | None:
     return linear
 
 
+def _find_prefix_tokens(module: nn.Module) -> int | None:
+    """What a vision transformer says of itself, also where another module wraps it."""
+    found = (getattr(part, "num_prefix_tokens", None) for part in module.modules())
+    return next((number for number in found if isinstance(number, int)), None)
+
+
 def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
-    if len(mean) != len(std):
-        raise InputError(f"mean has {len(mean)} channels, std has {len(std)}; give as many of each")
-    if any(not value > 0 for value in std):
+    if not mean or len(mean) != len(std):
+        raise InputError(
+            f"mean has {len(mean)} channels, std has {len(std)}; give one of each a channel"
+        )
+    if not all(math.isfinite(value) for value in mean):
+        raise InputError(f"mean must be a finite number in every channel, got {list(mean)}")
+    if not all(0 < value < math.inf for value in std):
         raise InputError(f"std must be above 0 in every channel, got {list(std)}")
 
 
@@ -253,16 +342,17 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
     model.eval()
     try:
         output = model(images)
-    except (RuntimeError, AssertionError, TypeError, IndexError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # anybody's module may raise anything
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
             f"{type(model.module).__name__} does not run on pictures {list(images.shape[1:])}: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            f"{reason}"
         ) from error
     finally:
         for part, training in modes.items():
             part.training = training
-    if not isinstance(output.logits, Tensor) or output.logits.dim() != 2:
-        raise InputError(f"{type(model.module).__name__} gives no logits [B, K]")
     return ModelSpec(
         classes=output.logits.shape[1],
         stages=tuple(

@@ -1,0 +1,346 @@
+"""Whole runs: what they leave, that they repeat, and that they go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+import dskd
+from conftest import made_dataset
+from dskd import recipe, run
+from dskd.errors import InputError
+from dskd.evaluate import Judgement
+from dskd.interrupt import Stopped
+from dskd.models.checkpoint import read_metadata
+from dskd.train import NotFinite, Trainer
+
+SMALL = ["data.share=0.1", "teacher.name=resnet8", "train.epochs=3", "train.batch_size=32"]
+"""The digits on a diet: 130 pictures, 5 steps an epoch."""
+
+
+def plan(out: Path, *overrides: str) -> recipe.Recipe:
+    return recipe.load("digits", [*SMALL, f"out={out}", *overrides])
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(out: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(out)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished DSKD run, teacher included."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run.distill(plan(out))
+    return out
+
+
+def test_a_run_leaves_the_files_it_promises(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "student.safetensors",
+        "student_best.safetensors",
+        "beside.safetensors",
+        "recipe.yaml",
+        "metrics.jsonl",
+        "environment.json",
+        "result.json",
+        "tensorboard",
+        "teacher",
+    }
+    assert not [path for path in finished.rglob("*") if path.suffix == ".part"]
+    environment = json.loads((finished / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["packages"]["torch"])
+
+
+def test_metrics_say_an_epoch_a_line_and_what_every_stage_does(finished: Path) -> None:
+    lines = rows(finished)
+    assert [row["epoch"] for row in lines] == [1, 2, 3]
+    for row in lines:
+        assert row.keys() >= {"train_loss", "accuracy", "accuracy_top5", "lr", "seconds"}
+        for stage in ("stage1", "stage2"):
+            for name in ("prediction", "feature", "weight", "accuracy"):
+                assert isinstance(row[f"{stage}/{name}"], float)
+        assert row["stage1/weight"] + row["stage2/weight"] == pytest.approx(2)
+        total = sum(row[f"loss/{name}"] for name in ("ce", "kd", "shallow"))
+        assert row["train_loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_branches_never_reach_the_student_s_files(finished: Path) -> None:
+    keys = dskd.load_model("resnet8", num_classes=10, in_channels=1).state_dict().keys()
+    for name in ("student.safetensors", "student_best.safetensors"):
+        assert safetensors.torch.load_file(finished / name).keys() == keys
+    beside = safetensors.torch.load_file(finished / "beside.safetensors")
+    assert all(key.startswith("branches.") for key in beside)
+
+
+def test_the_student_s_file_tells_no_time_host_or_path(finished: Path) -> None:
+    facts = read_metadata(finished / "student.safetensors")
+    assert facts.keys() == {"model", "options", "classes", "shape", "mean", "std"}
+    assert str(finished).encode() not in (finished / "student.safetensors").read_bytes()
+
+
+def test_the_recipe_that_is_kept_is_whole_and_runs_again(finished: Path, tmp_path: Path) -> None:
+    kept = yaml.safe_load((finished / "recipe.yaml").read_text())
+    assert kept["method"]["temperature"] == 4.0
+    again = recipe.resolve(kept | {"out": str(tmp_path / "again")}, tmp_path)
+    run.distill(again)
+    assert timeless(tmp_path / "again") == timeless(finished)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    finished: Path, tmp_path: Path
+) -> None:
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    run.distill(plan(tmp_path / "same", teacher))
+    run.distill(plan(tmp_path / "other", teacher, "seed=1"))
+    weights = (finished / "student.safetensors").read_bytes()
+    assert (tmp_path / "same/student.safetensors").read_bytes() == weights
+    assert (tmp_path / "other/student.safetensors").read_bytes() != weights
+    assert timeless(tmp_path / "same") == timeless(finished)
+
+
+def test_every_method_starts_from_the_same_student_and_sees_the_same_pictures(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    train_epoch = Trainer.train_epoch
+
+    def spy(self: Trainer) -> Iterator[None]:
+        name = type(self.method).__name__
+        weights = self.method.deployed().state_dict()
+        seen.setdefault(name, {k: v.clone() for k, v in weights.items()})
+        return train_epoch(self)
+
+    monkeypatch.setattr(Trainer, "train_epoch", spy)
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    for method in ("ce", "kd", "dskd"):
+        run.distill(
+            plan(tmp_path / method, teacher, f"method={{name: {method}}}", "train.epochs=1")
+        )
+    assert seen.keys() == {"CE", "KD", "DSKD"}
+    for name in ("KD", "DSKD"):
+        for key, value in seen["CE"].items():
+            assert torch.equal(seen[name][key], value), (name, key)
+
+
+def test_a_result_holds_what_the_files_say(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    last = rows(finished)[-1]
+    assert result["accuracy"] == last["accuracy"]
+    best = max(rows(finished), key=lambda row: row["accuracy"])
+    assert result["best_accuracy"] == best["accuracy"]
+    assert result["best_chosen_on"] == "test"
+    judged = dskd.evaluate(finished)
+    assert isinstance(judged, Judgement)
+    assert judged.accuracy == result["accuracy"]
+    assert dskd.evaluate(finished, "best").accuracy == result["best_accuracy"]
+
+
+def test_held_out_pictures_choose_the_best_epoch(tmp_path: Path) -> None:
+    changes = ["data.share=1", "data.holdout=0.2", "method={name: ce}", "train.epochs=2"]
+    result = run.distill(plan(tmp_path / "run", *changes))
+    lines = rows(tmp_path / "run")
+    best = max(lines, key=lambda row: float(row["validation_accuracy"]))
+    assert result.best_chosen_on == "validation"
+    assert result.best_epoch == best["epoch"]
+    assert result.best_accuracy == best["accuracy"]
+
+
+@pytest.mark.parametrize("method", ["ce", "kd", "dskd"])
+@pytest.mark.parametrize("stop_at", [1, 7, 10])
+def test_a_stopped_run_goes_on_to_the_same_end(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop_at: int
+) -> None:
+    """Stopped at the first step, mid-epoch and between epochs: weights and metrics to the byte."""
+    changes = [
+        f"teacher.checkpoint={finished / 'teacher/student.safetensors'}",
+        f"method={{name: {method}}}",
+    ]
+    run.distill(plan(tmp_path / "whole", *changes))
+    steps = 0
+    train_epoch = Trainer.train_epoch
+
+    def signalled(self: Trainer) -> Iterator[None]:
+        nonlocal steps
+        for _ in train_epoch(self):
+            steps += 1
+            if steps == stop_at:
+                signal.raise_signal(signal.SIGINT)
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", signalled)
+        with pytest.raises(Stopped) as stopped:
+            run.distill(plan(tmp_path / "parts", *changes))
+    assert stopped.value.signal == signal.SIGINT
+    assert not (tmp_path / "parts/student.safetensors").exists()
+    run.distill(plan(tmp_path / "parts", *changes), resume=True)
+    for name in ("student.safetensors", "student_best.safetensors", "beside.safetensors"):
+        whole, parts = tmp_path / "whole" / name, tmp_path / "parts" / name
+        assert whole.exists() == parts.exists()
+        assert not whole.exists() or whole.read_bytes() == parts.read_bytes()
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "parts")
+
+
+def test_a_stop_while_the_teacher_trains_is_resumed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    train_epoch = Trainer.train_epoch
+
+    def signalled(self: Trainer) -> Iterator[None]:
+        for _ in train_epoch(self):
+            if self.epoch == 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", signalled)
+        with pytest.raises(Stopped):
+            run.distill(plan(tmp_path / "run"))
+    assert (tmp_path / "run/teacher").is_dir()
+    with pytest.raises(InputError, match="--resume"):
+        run.distill(plan(tmp_path / "run"))
+    run.distill(plan(tmp_path / "run"), resume=True)
+    expected = (finished / "student.safetensors").read_bytes()
+    assert (tmp_path / "run/student.safetensors").read_bytes() == expected
+
+
+def test_resume_without_a_run_starts_anew_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, finished: Path
+) -> None:
+    caplog.set_level("INFO", "dskd")
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    run.distill(plan(tmp_path / "run", teacher, "train.epochs=1"), resume=True)
+    assert "starting anew" in caplog.text
+
+
+def test_a_damaged_snapshot_is_told_and_the_one_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, finished: Path
+) -> None:
+    out = tmp_path / "run"
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    run.distill(plan(out, teacher))
+    for name in ("result.json", "student.safetensors"):
+        (out / name).unlink()
+    older, newer = sorted((out / "snapshots").iterdir())
+    newer.write_bytes(newer.read_bytes()[:-1])
+    run.distill(plan(out, teacher), resume=True)
+    assert "damaged" in caplog.text
+    assert (out / "student.safetensors").read_bytes() == (
+        finished / "student.safetensors"
+    ).read_bytes()
+    (out / "result.json").unlink()
+    for path in (out / "snapshots").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="every snapshot"):
+        run.distill(plan(out, teacher), resume=True)
+    assert older.suffix == ".snapshot"
+
+
+def test_a_folder_with_a_run_is_refused_resumed_by_its_own_recipe_or_replaced(
+    finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    run.distill(plan(out, teacher, "train.epochs=1"))
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match=r"already holds a run.*--resume.*--overwrite"):
+        run.distill(plan(out, teacher, "train.epochs=1"))
+    with pytest.raises(InputError, match=r"train\.epochs is 1 there, 2 here"):
+        run.distill(plan(out, teacher, "train.epochs=2"), resume=True)
+    with pytest.raises(InputError, match="finished run"):
+        run.distill(plan(out, teacher, "train.epochs=1"), resume=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    (out / "notes.txt").write_text("mine")
+    run.distill(plan(out, teacher, "train.epochs=2"), overwrite=True)
+    assert len(rows(out)) == 2
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_other_pictures_are_refused_on_resume(tmp_path: Path, finished: Path) -> None:
+    teacher = str(finished / "teacher/student.safetensors")
+    data = made_dataset(classes=10, channels=1, size=8)
+    arguments: dict[str, Any] = {
+        "student": "resnet8",
+        "teacher": {"name": "resnet8", "checkpoint": teacher},
+        "train": {"epochs": 1},
+        "out": tmp_path / "run",
+    }
+    dskd.distill(data=data, **arguments)
+    (tmp_path / "run/result.json").unlink()
+    other = made_dataset(classes=10, channels=1, size=8, seed=1)
+    with pytest.raises(InputError, match="other pictures"):
+        dskd.distill(data=other, resume=True, **arguments)
+
+
+def test_an_objective_that_is_not_finite_stops_before_the_weights_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["method={name: ce, ce: 1.0}", "train.lr=1e30", "train.epochs=5"]
+    with pytest.raises(NotFinite, match=r"not finite .* on the pictures \[.*lower train.lr"):
+        run.distill(plan(tmp_path / "run", *changes))
+    monkeypatch.setattr(sys, "argv", ["dskd"])
+    with pytest.raises(SystemExit) as exit_:
+        from dskd.cli import main
+
+        main(["distill", "digits", *SMALL, *changes, f"out={tmp_path / 'again'}"])
+    assert exit_.value.code == 3
+
+
+@pytest.mark.parametrize("pictures", [33, 34, 2])
+def test_an_odd_last_batch_trains_without_harm(tmp_path: Path, pictures: int) -> None:
+    data = made_dataset(classes=2, per_class=20, size=8)
+    few = dskd.Dataset(
+        "few", data.train.take(torch.arange(pictures)), data.test, data.classes, data.mean, data.std
+    )
+    result = dskd.distill(
+        student="resnet8",
+        teacher=dskd.load_model("resnet8", num_classes=2),
+        data=few,
+        train={"epochs": 1, "batch_size": 32},
+        out=tmp_path / "run",
+    )
+    assert all(value.isfinite().all() for value in result.student.state_dict().values())
+
+
+def test_bfloat16_trains_to_finite_weights_in_float32(tmp_path: Path, finished: Path) -> None:
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    result = run.distill(plan(tmp_path / "run", teacher, "train.precision=bfloat16"))
+    for value in result.student.state_dict().values():
+        assert value.dtype in (torch.float32, torch.int64)
+        assert value.isfinite().all()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_process_with_its_state_saved(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "dskd", "train", "digits", "train.epochs=5000", f"out={out}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "--resume" in errors
+    assert list((out / "snapshots").iterdir())
+    assert (out / "recipe.yaml").exists()
