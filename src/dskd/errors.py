@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
+from datetime import date
 
 _SHORT_LIST = 12
 _LONG_LIST = 24
-_brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = _brief.maxlong = 80
+_LONG_VALUE = 80
 
 
 class InputError(ValueError):
@@ -27,12 +27,29 @@ def brief(value: object) -> str:
     """A value that a user gave, short enough for a line; the words of YAML as YAML has them.
 
     Example:
-        >>> brief("resnet8"), brief(None), brief(list(range(100)))
-        ("'resnet8'", 'null', '[0, 1, 2, 3, 4, 5, ...]')
+        >>> brief("resnet8"), brief([None, True]), brief(list(range(100)))
+        ("'resnet8'", '[null, true]', '[0, 1, 2, 3, 4, 5, ...]')
     """
-    if value is None:
+    return _Brief().repr(value)
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = _LONG_VALUE
+
+    def repr_NoneType(self, _value: None, _level: int) -> str:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else _brief.repr(value)
+
+    def repr_bool(self, value: bool, _level: int) -> str:
+        return str(value).lower()
+
+    def repr_date(self, value: date, _level: int) -> str:
+        return value.isoformat()
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write a number of thousands of digits.
+        return "a very long number" if value.bit_length() > 1000 else super().repr_int(value, level)
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
