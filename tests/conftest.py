@@ -9,7 +9,8 @@ import torch
 
 from dskd.data import Dataset, Split
 from dskd.methods.base import Pair
-from dskd.models.stages import StagedModel, describe
+from dskd.models.spec import describe
+from dskd.models.stages import StagedModel
 from dskd.models.teacher import Teacher
 from dskd.models.zoo import build
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -68,9 +69,9 @@ def test_the_file_is_the_trained_student_bit_for_bit(finished: dskd.Result) -> N
     assert all(torch.equal(weights[key], trained[key]) for key in trained)
     student = dskd.load_deployed(finished.path)
     images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
-    with torch.no_grad():
+    with torch.no_grad():  # the trained one is in another memory format
         expected = finished.student(student.model.normalize(images))
-        assert torch.equal(student.model(images).logits, expected)
+        torch.testing.assert_close(student.model(images).logits, expected)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -88,7 +89,8 @@ def test_the_file_loads_without_this_package(finished: dskd.Result) -> None:
     code = (
         "import sys; sys.modules['dskd'] = None\n"
         "from safetensors.torch import load_file\n"
-        f"print(sum(t.numel() for t in load_file({os.fspath(finished.path / FILES[0])!r}).values()))"
+        f"weights = load_file({os.fspath(finished.path / FILES[0])!r})\n"
+        "print(sum(tensor.numel() for tensor in weights.values()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) >= finished.parameters
@@ -129,11 +131,16 @@ def test_evaluate_and_predict_from_python(finished: dskd.Result, tmp_path: Path)
     torch.testing.assert_close(twice, expected.expand(2, -1))
 
 
+def which_one() -> Any:
+    """What the types do not admit."""
+    return "first"
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda path: dskd.load_deployed(path / "gone"), ["gone", "no run"]),
-        (lambda path: dskd.load_deployed(path, "first"), ["'first'", "best, last"]),
+        (lambda path: dskd.load_deployed(path, which_one()), ["'first'", "best, last"]),
         (lambda path: dskd.evaluate(path, root="gone"), ["data.root", "drop it"]),
         (lambda path: dskd.predict(dskd.load_deployed(path), []), ["no picture"]),
         (lambda path: dskd.predict(dskd.load_deployed(path), ["gone.png"]), ["gone.png"]),
@@ -180,16 +187,11 @@ def test_a_function_of_one_s_own_runs_only_where_that_is_allowed(
 
 def test_wide_pictures_must_come_in_the_size_of_the_training(tmp_path: Path) -> None:
     data = made_dataset(2, per_class=4, size=16)
-    wide = dskd.Dataset(
-        "wide",
-        *(
-            dskd.Split(torch.cat([part.images, part.images], dim=3), part.labels)
-            for part in (data.train, data.test)
-        ),
-        data.classes,
-        data.mean,
-        data.std,
+    train, test = (
+        dskd.Split(torch.cat([part.images, part.images], dim=3), part.labels)
+        for part in (data.train, data.test)
     )
+    wide = dataclasses.replace(data, train=train, test=test)
     out = tmp_path / "run"
     dskd.train(student="resnet8", data=wide, train={"epochs": 1, "batch_size": 4}, out=out)
     student = dskd.load_deployed(out)
@@ -198,5 +200,5 @@ def test_wide_pictures_must_come_in_the_size_of_the_training(tmp_path: Path) -> 
     Image.new("RGB", (16, 32)).save(tmp_path / "tall.png")
     with pytest.raises(InputError, match=r"tall.png is 16x32, .* 32x16; resize it"):
         dskd.predict(student, [tmp_path / "tall.png"])
-    with pytest.raises(InputError, match="given in Python as wide|given in Python as <Dataset>"):
+    with pytest.raises(InputError, match="pictures were given in Python as <Dataset>"):
         dskd.evaluate(out)

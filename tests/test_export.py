@@ -154,7 +154,7 @@ def test_a_module_that_no_graph_can_say_is_refused_in_one_line(
 
 
 def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="there is no folder .*gone; make it first"):
+    with pytest.raises(InputError, match=r"there is no folder .*gone; make it first"):
         export_onnx(deployed(), tmp_path / "gone" / "student.onnx")
 
     def full(*_: object) -> None:

@@ -19,6 +19,7 @@ import yaml
 import dskd
 from conftest import made_dataset
 from dskd import recipe, run
+from dskd.cli import main
 from dskd.errors import InputError
 from dskd.evaluate import Judgement
 from dskd.interrupt import Stopped
@@ -296,8 +297,6 @@ def test_an_objective_that_is_not_finite_stops_before_the_weights_change(
         run.distill(plan(tmp_path / "run", *changes))
     monkeypatch.setattr(sys, "argv", ["dskd"])
     with pytest.raises(SystemExit) as exit_:
-        from dskd.cli import main
-
         main(["distill", "digits", *SMALL, *changes, f"out={tmp_path / 'again'}"])
     assert exit_.value.code == 3
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dskd.models.stages import StageSpec
+from dskd.models.spec import StageSpec
 
 
 class BranchOutput(NamedTuple):

@@ -11,7 +11,8 @@ from torch import nn
 from dskd.data import Dataset, load_dataset
 from dskd.errors import InputError
 from dskd.models.load import load_model, own_statistics
-from dskd.models.stages import ModelSpec, StagedModel, describe
+from dskd.models.spec import ModelSpec, describe
+from dskd.models.stages import StagedModel
 from dskd.recipe import DataSettings, ModelSettings
 
 PROBE = 16

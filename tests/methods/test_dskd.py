@@ -15,7 +15,8 @@ from dskd.data.resident import Batch, Resident
 from dskd.errors import InputError
 from dskd.methods.base import Pair
 from dskd.methods.dskd import DSKD
-from dskd.models.stages import ModelSpec, StagedModel, StageSpec
+from dskd.models.spec import ModelSpec, StageSpec
+from dskd.models.stages import StagedModel
 from dskd.models.teacher import Teacher
 
 DATA = made_dataset()

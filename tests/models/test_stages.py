@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dskd.errors import InputError
+from dskd.models.maps import tokens_to_grid
 from dskd.models.output import ModelOutput
-from dskd.models.stages import StagedModel, StageSpec, describe, tokens_to_grid
+from dskd.models.spec import StageSpec, describe
+from dskd.models.stages import StagedModel
 from dskd.models.zoo import ZOO, build
 
 HALF = (0.5, 0.5, 0.5)

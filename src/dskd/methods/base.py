@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dskd.data.resident import Batch
 from dskd.errors import InputError
 from dskd.models.output import ModelOutput
-from dskd.models.stages import ModelSpec, StagedModel
+from dskd.models.spec import ModelSpec
+from dskd.models.stages import StagedModel
 
 
 @dataclass(frozen=True)

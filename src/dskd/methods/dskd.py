@@ -15,7 +15,7 @@ from dskd.losses.deep_supervision import DSKDTerms, FeatureScale, WeightsPer, ds
 from dskd.losses.logits import PER_SAMPLE, bind
 from dskd.methods.base import Method, Pair, StepOutput, TeacherNeeds, answered, check_classes
 from dskd.models.output import ModelOutput
-from dskd.models.stages import ModelSpec
+from dskd.models.spec import ModelSpec
 from dskd.settings import Count, Positive, Weight, checked
 
 
