@@ -13,12 +13,12 @@ case $what in
   tiny)
     recipe=tiny_imagenet/resnet56-resnet20-32
     common=(data.root="$data" data.classes=20 train.schedule=cosine train.precision=bfloat16)
-    teacher=resnet56 teacher_epochs=30 student=resnet8 epochs=10 seeds="0 1 2"
+    teacher=resnet56 teacher_epochs=20 student=resnet8 epochs=10 seeds="0 1 2"
     ;;
   cifar)
     recipe=cifar100/resnet56-resnet20
     common=(data.root="$data" train.schedule=cosine train.precision=bfloat16)
-    teacher=resnet20 teacher_epochs=10 student=resnet8 epochs=10 seeds="0"
+    teacher=resnet14 teacher_epochs=10 student=resnet8 epochs=10 seeds="0"
     ;;
   *) echo "tiny or cifar" >&2; exit 2 ;;
 esac

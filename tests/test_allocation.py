@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.spawn import spawn
 
 from dskd.allocation import ALLOCATIONS, Allocation, allocate, mean_over_ranks
 from dskd.errors import InputError
@@ -101,7 +101,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_ranks_average_their_losses_before_they_allocate(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     for rank in range(2):
         mean = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert mean.tolist() == [2.0, 4.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -457,7 +458,9 @@ def test_the_python_calls_refuse_in_one_line_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    calls = [lambda given: dskd.distill(**{"teacher": "resnet14"} | given)]
+    calls: list[Callable[[dict[str, Any]], object]] = [
+        lambda given: dskd.distill(**{"teacher": "resnet14"} | given)
+    ]
     if not arguments.keys() & {"teacher", "method"}:
         calls.append(lambda given: dskd.train(**given))
     for call in calls:
