@@ -13,7 +13,7 @@ ROOT = Path(dskd.__file__).parent
 
 LAYERS = [
     ["errors"],
-    ["settings", "schedule", "snapshot", "interrupt"],
+    ["settings", "yaml_text", "schedule", "snapshot", "interrupt"],
     ["allocation", "data"],
     ["models", "device"],
     ["losses", "branches"],

@@ -343,3 +343,21 @@ def test_signals_end_a_process_with_its_state_saved(
     assert "--resume" in errors
     assert list((out / "snapshots").iterdir())
     assert (out / "recipe.yaml").exists()
+
+
+def test_a_teacher_of_another_recipe_is_not_taken_for_this_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_epoch = Trainer.train_epoch
+
+    def signalled(self: Trainer) -> Iterator[None]:
+        for _ in train_epoch(self):
+            signal.raise_signal(signal.SIGINT)
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", signalled)
+        with pytest.raises(Stopped):
+            run.distill(plan(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"train\.lr is 0\.05 there, 0\.1 here"):
+        run.distill(plan(tmp_path / "run", "train.lr=0.1"), resume=True)

@@ -22,7 +22,8 @@ from dskd.models.load import load_model
 from dskd.models.stages import StagedModel
 from dskd.recipe import DataSettings
 from dskd.rundir import BEST, LAST
-from dskd.settings import Settings, read_yaml_file, validate
+from dskd.settings import Settings, validate
+from dskd.yaml_text import read_yaml_file
 
 Which = Literal["last", "best"]
 

@@ -26,13 +26,12 @@ from dskd.settings import (
     Share,
     Weight,
     known_keys,
-    read_yaml,
-    read_yaml_file,
     signature_settings,
     unknown_key,
     validate,
 )
 from dskd.train import OptimizerName
+from dskd.yaml_text import read_yaml, read_yaml_file
 
 
 def _class_choice(value: Any) -> Any:
@@ -53,7 +52,7 @@ class DataSettings(Settings):
     """Which pictures, and how they are varied."""
 
     name: str
-    """`dskd list datasets` shows them."""
+    """One of ``dskd list datasets``."""
     root: PathSetting | None = None
     """The folder that holds the published files; None downloads them."""
     size: Annotated[Count, Field(le=4096)] | None = None
@@ -121,10 +120,13 @@ class TrainSettings(Settings):
     """The schedule."""
 
     epochs: Count = 240
+    """Passes over the training pictures."""
     batch_size: Annotated[Count, Field(ge=2)] = 64
     """Pictures a step, at least two: BatchNorm cannot learn from one."""
     lr: Positive = 0.05
+    """The base learning rate."""
     schedule: Schedule = "step"
+    """``step``: times gamma at every milestone; ``cosine``: down to 0."""
     milestones: Annotated[tuple[Fraction, ...], AfterValidator(_increasing)] = (0.625, 0.75, 0.875)
     """Where ``step`` lowers the rate, as shares of the epochs."""
     gamma: Share = 0.1
@@ -132,13 +134,17 @@ class TrainSettings(Settings):
     warmup: Weight = 0.0
     """Epochs in which the rate rises from 0."""
     optimizer: OptimizerName = "sgd"
+    """``sgd`` or ``adamw``."""
     momentum: Fraction = 0.9
     """For sgd."""
     nesterov: bool = False
     """For sgd."""
     weight_decay: Weight = 5e-4
+    """On every parameter."""
     precision: Precision = "float32"
+    """Of the forward passes: ``float32`` or ``bfloat16``; losses and weights stay in float32."""
     device: DeviceName = "auto"
+    """``cpu``, ``cuda``, or ``auto``: the GPU where there is one."""
 
 
 class Recipe(Settings):
@@ -205,6 +211,9 @@ def shipped() -> list[str]:
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """A shipped recipe, or one's own YAML file, with ``key=value`` applied.
 
+    Where ``method.name`` is changed, those of the file's method settings stay that the other
+    method has too (``temperature``, say), and the rest go with the method they belong to.
+
     Args:
         name: A name of `shipped`, or the path of a YAML file.
         overrides: As in ``["train.epochs=10", "student.stages=[layer1,layer2]"]``.
@@ -217,9 +226,21 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         2
     """
     values, label = _read(name)
+    overrides = list(overrides)
+    others = [o.partition("=")[2] for o in overrides if o.startswith("method.name=")]
+    if others and isinstance(values.get("method"), dict):
+        values["method"] = _shared(values["method"], read_yaml(others[-1], "method.name"))
     for override in overrides:
         _override(values, override)
     return resolve(values, Path("runs") / label)
+
+
+def _shared(settings: dict[str, Any], method: Any) -> dict[str, Any]:
+    """Those of a method's settings that the one called ``method`` has too."""
+    if settings.get("name", "dskd") == method or method not in methods.names():
+        return settings
+    known = signature_settings(methods.find(method).__init__).model_fields
+    return {key: value for key, value in settings.items() if key in known}
 
 
 def _read(name: str) -> tuple[dict[str, Any], str]:

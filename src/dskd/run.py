@@ -80,6 +80,7 @@ def distill(
     _check_fit(recipe, data, given)
     if overwrite:
         directory.clear()
+    directory.start(recipe.plain(), devices.environment(device))
     teacher = _teacher(recipe, data, given, directory, resume, device)
     return _fit(recipe, data, given, teacher, directory, resume, device)
 
@@ -124,7 +125,9 @@ def _teacher(
         if not own.finished:
             log.info("training the teacher %s first, in %s", settings.name, own.path)
             alone = Given(allow_code=given.allow_code)
-            _fit(teacher_recipe(recipe, own.path), data, alone, None, own, resume, device)
+            plan = teacher_recipe(recipe, own.path)
+            own.start(plan.plain(), devices.environment(device))
+            _fit(plan, data, alone, None, own, resume, device)
         load_weights(model.module, read_weights(own.path / LAST), f"the teacher in {own.path}")
     return Teacher(model.to(device).to(memory_format=torch.channels_last))
 

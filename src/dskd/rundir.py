@@ -16,8 +16,8 @@ from torch import nn
 from dskd import snapshot
 from dskd.errors import InputError
 from dskd.models.checkpoint import write_weights
-from dskd.settings import read_yaml_file
 from dskd.snapshot import replace_file
+from dskd.yaml_text import read_yaml_file
 
 LAST, BEST = "student.safetensors", "student_best.safetensors"
 _FILES = (

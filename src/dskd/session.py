@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import nn
 
 from dskd import snapshot
 from dskd.data import Dataset
 from dskd.data.resident import Resident
-from dskd.device import environment
 from dskd.errors import InputError
 from dskd.evaluate import Judgement, judge
 from dskd.interrupt import Stopped, StopRequest, stop_requests
@@ -94,7 +94,7 @@ class Session:
         self.fingerprint = data.fingerprint()
 
     def begin(self, resume: bool) -> None:
-        """Makes the run's folder ready, and goes back to its newest snapshot where there is one.
+        """Goes back to the run's newest snapshot where there is one.
 
         Raises:
             InputError: Every snapshot is damaged, or the pictures are not those of the run.
@@ -112,7 +112,6 @@ class Session:
             log.info("continuing %s after %d epochs", self.directory.path, self.trainer.epoch)
         elif resume:
             log.info("%s has no snapshot yet: starting anew", self.directory.path)
-        self.directory.start(self.recipe.plain(), environment(self.trainer.split.device))
         self.directory.rewind(self.trainer.epoch)
 
     def train(self) -> None:
@@ -200,7 +199,7 @@ class Session:
         teacher = self._judge_teacher()
         result = Result(
             path=self.directory.path,
-            student=method.deployed().cpu().eval(),
+            student=method.deployed().cpu().to(memory_format=torch.contiguous_format).eval(),
             method=self.recipe.method.name,
             parameters=sum(p.numel() for p in method.deployed().parameters()),
             accuracy=student.accuracy,

@@ -1,0 +1,46 @@
+"""Documents agree with the code."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from dskd import recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_settings_page_is_what_the_code_says() -> None:
+    names = runpy.run_path(str(ROOT / "docs/write_settings.py"))
+    assert (ROOT / "docs/settings.md").read_text() == names["page"]()
+
+
+def test_the_readme_s_recipe_is_the_demo_s() -> None:
+    block = (ROOT / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    shipped = (ROOT / "src/dskd/recipes/digits.yaml").read_text()
+    assert block == "".join(ln for ln in shipped.splitlines(True) if not ln.startswith("#"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/method.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        if not target.startswith("http"):
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_every_file_of_the_source_is_on_the_readme_s_map() -> None:
+    text = (ROOT / "README.md").read_text()
+    for path in (ROOT / "src/dskd").iterdir():
+        if path.name not in ("__init__.py", "__main__.py", "__pycache__", "py.typed"):
+            assert f"src/dskd/{path.name}" in text, path.name
+
+
+def test_readme_commands_name_recipes_that_exist() -> None:
+    words = (ROOT / "README.md").read_text().split()
+    named = [b for a, b in pairwise(words) if a in ("distill", "train")]
+    assert {n for n in named if "/" in n} <= set(recipe.shipped())
