@@ -42,8 +42,8 @@ def page() -> str:
     parts.append(f"## The run\n\n{_table('', own, _RUN)}")
     parts.append(
         "## method\n\n`method.name` is one of the methods below (default `dskd`); its settings "
-        "stand beside it. `method.preset` names a set of settings where a method has some: `paper` for "
-        "`dskd`."
+        "stand beside it. `method.preset` names a set of settings where a method has some: "
+        "`paper` for `dskd`."
     )
     for name in methods.names():
         kind = methods.find(name)

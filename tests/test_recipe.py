@@ -486,5 +486,5 @@ def test_another_method_keeps_the_settings_that_both_have() -> None:
     kept = recipe.load("cifar100/vgg13-vgg8", ["method.name=kd"]).method
     assert kept.options == {"temperature": 4.0, "ce": 1.0, "kd": 1.0, "standardize": False}
     assert recipe.load("digits", ["method.name=ce"]).method.options == {"ce": 1.0}
-    with pytest.raises(InputError, match="unknown setting 'method.beta'"):
+    with pytest.raises(InputError, match=r"unknown setting 'method\.beta'"):
         recipe.load("digits", ["method.name=kd", "method.beta=2"])

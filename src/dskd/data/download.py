@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pooch
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dskd.errors import InputError
 
@@ -40,10 +42,50 @@ def download(url: str, md5: str, cache: Path | None) -> Path:
     folder = cache_folder(cache)
     name = url.rsplit("/", 1)[1]
     pooch.get_logger().setLevel("WARNING")
+    bar = _Bar(name)
+    fetch = pooch.HTTPDownloader(progressbar=bar)
     try:
-        return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", fname=name, path=folder))
+        return Path(pooch.retrieve(url, f"md5:{md5}", fname=name, path=folder, downloader=fetch))
     except Exception as error:  # requests, urllib3, pooch and the file system each raise their own
         raise InputError(
-            f"cannot download {url} to {folder}: {type(error).__name__}: {error}; "
-            f"fetch {name} by other means and set data.root to its folder"
+            f"cannot download {url} to {folder}: {_root(error)}; fetch "
+            f"{name} by other means and set data.root to its folder"
         ) from error
+    finally:
+        bar.close()
+
+
+def _root(error: BaseException) -> str:
+    """What went wrong in the first place: the layers above it only repeat it."""
+    while below := error.__cause__ or error.__context__:
+        error = below
+    return f"{type(error).__name__}: {error}"
+
+
+class _Bar:
+    """A download's progress on stderr, as pooch drives it; nothing where that is no terminal."""
+
+    def __init__(self, name: str) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), DownloadColumn(), TimeRemainingColumn())
+        self.total = 0
+        self._name = name
+        self._progress = Progress(
+            *columns, console=console, disable=not console.is_terminal, transient=True
+        )
+
+    def update(self, count: int) -> None:
+        """``count`` more bytes came."""
+        if not self._progress.task_ids:
+            self._progress.start()
+            self._progress.add_task(f"downloading {self._name}", total=self.total)
+        self._progress.update(self._progress.task_ids[0], advance=count)
+
+    def reset(self) -> None:
+        """Called at the end, before the last `update`, which counts all bytes again."""
+        if self._progress.task_ids:
+            self._progress.reset(self._progress.task_ids[0])
+
+    def close(self) -> None:
+        """The download is over."""
+        self._progress.stop()
