@@ -18,7 +18,7 @@ class CE(Method):
 
     Example:
         >>> from dskd.models.spec import ModelSpec
-    from dskd.models.stages import StagedModel
+        >>> from dskd.models.stages import StagedModel
         >>> from dskd.models.zoo import build
         >>> student = StagedModel(build("resnet8", num_classes=10), mean=(0.5,) * 3, std=(0.5,) * 3)
         >>> bool(CE(Pair(student, ModelSpec(10, (), 64))).needs)
