@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich import box
 from rich.console import Console
@@ -60,9 +60,9 @@ def epoch_bar(trainer: Trainer, label: str) -> Iterator[EpochBar]:
         TextColumn("{task.fields[loss]}  {task.fields[accuracy]}  {task.fields[rate]}"),
         TimeRemainingColumn(),
     ]
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as bar:
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    # Some versions of rich print an empty line for a bar that was never shown.
+    with nullcontext() if bar.disable else bar:
         task = bar.add_task(
             label,
             total=trainer.epochs * trainer.steps,
