@@ -110,3 +110,10 @@ def test_ranks_average_their_losses_before_they_allocate(tmp_path: Path) -> None
 def test_one_process_averages_with_nobody() -> None:
     losses = torch.tensor([1.0, 2.0])
     assert mean_over_ranks(losses) is losses
+
+
+@pytest.mark.parametrize("rule", ALLOCATIONS)
+def test_losses_that_rounding_put_below_zero_count_as_zero(rule: Allocation) -> None:
+    weights = allocate(torch.tensor([-1e-8, 1e-8, 0.0]), rule)
+    torch.testing.assert_close(weights, allocate(torch.tensor([0.0, 1e-8, 0.0]), rule))
+    assert (weights >= 0).all()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -15,6 +16,7 @@ import dskd
 from conftest import made_dataset
 from dskd.data import Dataset
 from dskd.errors import InputError
+from dskd.models.stages import StagedModel
 from dskd.session import Result
 
 CLASSES = 3
@@ -233,3 +235,114 @@ def test_what_does_not_fit_leaves_nothing_behind(
         distill(tmp_path / "run", data, student or own(), teacher)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+class Flat(nn.Module):
+    """As many people write them: the map is flattened by a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+        self.fc = nn.Linear(8 * 4 * 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        logits: torch.Tensor = self.fc(x.view(x.size(0), -1))
+        return logits
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_module_that_views_its_maps_works_in_both_roles(tmp_path: Path, channels: int) -> None:
+    data = made_dataset(classes=3, per_class=4, size=8, channels=channels)
+
+    def flat() -> nn.Module:
+        module = Flat()
+        module.conv1 = nn.Conv2d(channels, 4, 3, padding=1)
+        return module
+
+    result = dskd.distill(
+        student={"module": flat(), "stages": ["conv1", "conv2"]},
+        teacher={"module": flat(), "stages": ["conv2"]},
+        data=data,
+        train={"epochs": 1, "batch_size": 4},
+        out=tmp_path / "run",
+    )
+    assert result.agreement is not None
+
+
+class Odd(Flat):
+    """Answers with a tuple while it is trained."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
+def frozen() -> nn.Module:
+    return Flat().requires_grad_(False)
+
+
+def uncopied() -> nn.Module:
+    module = Flat()
+    module.cached = module.fc.weight * 2
+    return module
+
+
+@pytest.mark.parametrize(
+    ("student", "says"),
+    [
+        (Odd, "not logits"),
+        (frozen, "nothing of the student can learn"),
+        (uncopied, "cannot be copied"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_written(
+    tmp_path: Path, student: Callable[[], nn.Module], says: str
+) -> None:
+    data = made_dataset(classes=3, per_class=4, size=8, channels=1)
+    with pytest.raises(InputError, match=says):
+        dskd.train(student=student(), data=data, train={"epochs": 1}, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_nan_is_named(tmp_path: Path) -> None:
+    teacher = Flat()
+    nn.init.constant_(teacher.fc.bias, float("nan"))
+    data = made_dataset(classes=3, per_class=4, size=8, channels=1)
+    with pytest.raises(InputError, match="the teacher's logits are not finite"):
+        dskd.distill(student=Flat(), teacher=teacher, data=data, method="kd", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_beside_objects_apply_or_are_refused(tmp_path: Path) -> None:
+    data = made_dataset(classes=4, per_class=10, size=8, channels=1)
+    result = dskd.train(
+        student="resnet8",
+        data={"dataset": data, "classes": 2, "holdout": 0.2},
+        train={"epochs": 1, "batch_size": 8},
+        out=tmp_path / "run",
+    )
+    assert result.best_chosen_on == "validation"
+    fc = cast(nn.Linear, result.student.get_submodule("fc"))
+    assert fc.out_features == 2
+    module = {"module": Flat()}
+    for wrong, says in (
+        ({"data": {"dataset": data, "size": 16}}, r"data\.size does not apply"),
+        ({"student": module | {"options": {"a": 1}}}, "options do not apply"),
+        ({"teacher": module | {"epochs": 3}}, r"teacher\.epochs does not apply"),
+    ):
+        arguments: dict[str, Any] = {"student": Flat(), "teacher": Flat(), "data": data} | wrong
+        with pytest.raises(InputError, match=says):
+            dskd.distill(method="kd", out=tmp_path / "other", **arguments)
+
+
+def test_naming_a_zoo_model_s_own_stages_changes_nothing() -> None:
+    """VGG's stages are taken behind their ReLU, where hooks on its blocks would not see them."""
+    net = dskd.load_model("vgg8", num_classes=3).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    names = [f"block{i}" for i in range(5)]
+    statistics: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    own, named = (StagedModel(net, stages, **statistics)(images) for stages in (None, names))
+    for one, other in zip(own.stages, named.stages, strict=True):
+        assert torch.equal(one, other)

@@ -159,8 +159,11 @@ def test_a_module_of_one_s_own_is_loaded_where_it_is_built(tmp_path: Path) -> No
     weights = safetensors.torch.load_file(out / "student.safetensors")
     Net().load_state_dict(weights)
     assert result.path == out
-    with pytest.raises(InputError, match=r"given in Python as <Net>; build it there and load"):
+    with pytest.raises(InputError, match=r"given in Python as <Net>; give it again"):
         dskd.load_deployed(out)
+    with pytest.raises(InputError, match=r"given in Python as <Dataset>; give them again"):
+        dskd.evaluate(out, student=Net())
+    assert dskd.evaluate(out, data=data, student=Net()).accuracy == result.accuracy
 
 
 def test_a_function_of_one_s_own_runs_only_where_that_is_allowed(

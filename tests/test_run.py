@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from filelock import FileLock
 
 import dskd
 from conftest import made_dataset
@@ -26,7 +28,7 @@ from dskd.interrupt import Stopped
 from dskd.models.checkpoint import read_metadata
 from dskd.train import NotFinite, Trainer
 
-SMALL = ["data.share=0.1", "teacher.name=resnet8", "train.epochs=3", "train.batch_size=32"]
+SMALL = ["data.share=0.1", "teacher.name=resnet8", "teacher.epochs=3", "train.epochs=3"]
 """The digits on a diet: 130 pictures, 5 steps an epoch."""
 
 
@@ -293,7 +295,9 @@ def test_an_objective_that_is_not_finite_stops_before_the_weights_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = ["method={name: ce, ce: 1.0}", "train.lr=1e30", "train.epochs=5"]
-    with pytest.raises(NotFinite, match=r"not finite .* on the pictures \[.*lower train.lr"):
+    with pytest.raises(
+        NotFinite, match=r"not finite .* on 32 pictures, the first .*lower train.lr"
+    ):
         run.distill(plan(tmp_path / "run", *changes))
     monkeypatch.setattr(sys, "argv", ["dskd"])
     with pytest.raises(SystemExit) as exit_:
@@ -361,3 +365,66 @@ def test_a_teacher_of_another_recipe_is_not_taken_for_this_run_s(
             run.distill(plan(tmp_path / "run"))
     with pytest.raises(InputError, match=r"train\.lr is 0\.05 there, 0\.1 here"):
         run.distill(plan(tmp_path / "run", "train.lr=0.1"), resume=True)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path, finished: Path) -> None:
+    out = tmp_path / "run"
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    out.mkdir()
+    with FileLock(out / ".lock"), pytest.raises(InputError, match="another process is running"):
+        run.distill(plan(out, teacher, "train.epochs=1"))
+    run.distill(plan(out, teacher, "train.epochs=1"))
+
+
+def test_overwrite_takes_nothing_but_a_run_and_nothing_that_is_needed(
+    tmp_path: Path, finished: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    inside = f"teacher.checkpoint={out / 'teacher/student.safetensors'}"
+    with pytest.raises(InputError, match="--overwrite would empty"):
+        run.distill(plan(out, inside), overwrite=True)
+    assert (out / "teacher/student.safetensors").is_file()
+    mine = tmp_path / "mine"
+    (mine / "teacher").mkdir(parents=True)
+    (mine / "teacher/weights.pth").write_bytes(b"mine")
+    with pytest.raises(InputError, match="holds other files"):
+        run.distill(plan(mine), overwrite=True)
+    linked = tmp_path / "linked"
+    shutil.copytree(finished, linked)
+    shutil.rmtree(linked / "teacher")
+    (linked / "teacher").symlink_to(finished / "teacher")
+    run.distill(plan(linked, "teacher.epochs=1", "train.epochs=1"), overwrite=True)
+    assert len(rows(linked / "teacher")) == 1
+    assert len(rows(finished / "teacher")) == 3
+
+
+def test_another_teacher_is_refused_on_resume(tmp_path: Path, finished: Path) -> None:
+    checkpoint = tmp_path / "teacher.safetensors"
+    shutil.copy(finished / "teacher/student.safetensors", checkpoint)
+    out = tmp_path / "run"
+    run.distill(plan(out, f"teacher.checkpoint={checkpoint}"))
+    (out / "result.json").unlink()
+    shutil.copy(finished / "student.safetensors", checkpoint)
+    with pytest.raises(InputError, match="another teacher"):
+        run.distill(plan(out, f"teacher.checkpoint={checkpoint}"), resume=True)
+
+
+def test_what_a_killed_write_left_is_no_run_and_goes_with_it(
+    tmp_path: Path, finished: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".recipe.yaml.x.part").write_bytes(b"half")
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    run.distill(plan(out, teacher, "train.epochs=1"), resume=True)
+    run.distill(plan(out, teacher, "train.epochs=1"), overwrite=True)
+    assert not list(out.glob(".*.part"))
+
+
+def test_the_recipe_that_is_kept_can_be_given_to_another_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    again = recipe.load(str(finished / "recipe.yaml"), ["train.epochs=1", "teacher.epochs=1"])
+    assert again.out == Path("runs/recipe/dskd-seed0")

@@ -10,15 +10,19 @@ from dskd.api import distill, train
 from dskd.data import Dataset, Split, load_dataset
 from dskd.deployed import evaluate, load_deployed, predict
 from dskd.errors import InputError
+from dskd.interrupt import Stopped
 from dskd.models.load import load_model
 from dskd.session import Result
+from dskd.train import NotFinite
 
 __version__ = "0.1.0"
 __all__ = [
     "Dataset",
     "InputError",
+    "NotFinite",
     "Result",
     "Split",
+    "Stopped",
     "distill",
     "evaluate",
     "load_dataset",

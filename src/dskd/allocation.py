@@ -53,7 +53,7 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
         raise unknown("allocation", allocation, ALLOCATIONS)
     if not tau > 0:
         raise InputError(f"tau must be above 0, got {tau}")
-    losses = losses.detach()
+    losses = losses.detach().clamp_min(0)  # rounding may put a divergence just below
     count = len(losses)
     if count == 1 or allocation == "uniform":
         return torch.ones_like(losses)

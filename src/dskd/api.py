@@ -15,17 +15,17 @@ from dskd.errors import InputError
 from dskd.recipe import resolve
 from dskd.session import Result
 
-Settings = Mapping[str, Any]
+Keys = Mapping[str, Any]
 T = TypeVar("T", nn.Module, Dataset)
 
 
 def distill(
     *,
-    student: str | nn.Module | Settings,
-    teacher: str | nn.Module | Settings,
-    data: str | Dataset | Settings,
-    method: str | Settings = "dskd",
-    train: Settings | None = None,
+    student: str | nn.Module | Keys,
+    teacher: str | nn.Module | Keys,
+    data: str | Dataset | Keys,
+    method: str | Keys = "dskd",
+    train: Keys | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -67,6 +67,9 @@ def distill(
     """
     values, given = _parts(student, data, allow_code)
     teacher_values, teacher_module = _split(teacher, "teacher", "module", nn.Module)
+    for key in ("epochs", "lr"):
+        if teacher_module is not None and key in teacher_values:
+            raise InputError(f"teacher.{key} does not apply: a module counts as trained; drop it")
     values |= {
         "teacher": teacher_values,
         "method": _named(method, "method"),
@@ -82,9 +85,9 @@ def distill(
 
 def train(
     *,
-    student: str | nn.Module | Settings,
-    data: str | Dataset | Settings,
-    train: Settings | None = None,
+    student: str | nn.Module | Keys,
+    data: str | Dataset | Keys,
+    train: Keys | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
@@ -120,7 +123,7 @@ def _folder(values: Mapping[str, Any], *parts: str) -> Path:
 
 
 def _parts(
-    student: str | nn.Module | Settings, data: str | Dataset | Settings, allow_code: bool
+    student: str | nn.Module | Keys, data: str | Dataset | Keys, allow_code: bool
 ) -> tuple[dict[str, Any], Given]:
     student_values, module = _split(student, "student", "module", nn.Module)
     data_values, dataset = _split(data, "data", "dataset", Dataset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -80,6 +81,7 @@ class Branch(nn.Module):
             ),
         )
         self.classifier = nn.Linear(target.channels, num_classes)
+        self.adapter.to(memory_format=torch.channels_last)
 
     def forward(self, feature_map: Tensor) -> BranchOutput:
         """The branch's logits and map, from the stage's map ``[B, C_l, H_l, W_l]``."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dskd.data import Dataset, load_dataset
+from dskd.data import Dataset, load_dataset, take_part
 from dskd.errors import InputError
 from dskd.models.load import load_model, own_statistics
 from dskd.models.spec import ModelSpec, describe
@@ -42,22 +42,23 @@ def name_of(given: object) -> str:
 
 
 def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
-    """The pictures that a recipe names, or those given in place of them."""
+    """The pictures that a recipe names, or those given in place of them.
+
+    Raises:
+        InputError: They are not to be had, or a setting does not apply to pictures in memory.
+    """
     if given is not None:
-        return given
+        for key in ("root", "size", "cache"):
+            if getattr(settings, key) is not None:
+                raise InputError(f"data.{key} does not apply to pictures given in Python; drop it")
+        return take_part(given, settings.classes, settings.share, settings.holdout)
     if settings.name.startswith("<"):
         raise InputError(
-            f"this run's pictures were given in Python as {settings.name}; give them again"
+            f"this run's pictures were given in Python as {settings.name}; give them again, as "
+            "in dskd.evaluate(run, data=dataset)"
         )
-    return load_dataset(
-        settings.name,
-        root=settings.root,
-        size=settings.size,
-        classes=settings.classes,
-        share=settings.share,
-        holdout=settings.holdout,
-        cache=settings.cache,
-    )
+    chosen = settings.model_dump(exclude={"name", "crop", "flip"})
+    return load_dataset(settings.name, **chosen)
 
 
 def build_model(
@@ -73,7 +74,9 @@ def build_model(
     """
     channels, height, _ = data.shape
     if given is not None:
-        module = copy.deepcopy(given)
+        if settings.options:
+            raise InputError("options do not apply to a module given in Python; drop them")
+        module = _copied(given)
     elif settings.name.startswith("<"):
         raise InputError(
             f"this run's model was given in Python as {settings.name}; build it there and load "
@@ -98,6 +101,16 @@ def build_model(
             f"pictures {channels}; give {channels} of each"
         )
     return StagedModel(module, settings.stages, mean=mean, std=std)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # tensors with a history, weight_norm of old, open files
+        raise InputError(
+            f"{type(module).__name__} cannot be copied ({error}); give it as it is before its "
+            "first forward pass, or by a function (package.module:function)"
+        ) from error
 
 
 def spec_of(model: StagedModel, data: Dataset, what: str) -> ModelSpec:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dskd import methods
 from dskd.data import DATASETS
 from dskd.deployed import Deployed, predict
-from dskd.models.zoo import ZOO, describe
+from dskd.models.zoo import ZOO, facts_of
 from dskd.recipe import load, shipped
 from dskd.session import Result
 
@@ -20,7 +20,7 @@ def models() -> Table:
     """The zoo, with its cost on a 32x32 picture of 100 classes."""
     rows = []
     for name in ZOO:
-        facts = describe(name)
+        facts = facts_of(name)
         cost = facts.cost
         rows.append(
             [name, f"{cost.parameters:,}", f"{cost.multiply_adds:,}", " ".join(facts.stage_names)]
@@ -32,7 +32,7 @@ def models() -> Table:
 def method_rows() -> Table:
     """The methods and what each does."""
     rows = [
-        [name, (inspect.getdoc(methods.find(name)) or "").splitlines()[0]]
+        [name, (inspect.getdoc(methods.find(name)) or "").splitlines()[0].replace("``", "")]
         for name in methods.names()
     ]
     return ["method", "what it does"], rows

@@ -165,7 +165,9 @@ def _exit_code(arguments: list[str] | None) -> int:
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "dskd"
         message = error.format_message().rstrip(".")
-        return _say(f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`", 2)
+        return _say(
+            f"{message}{' ' if message.endswith(('?', ')')) else '; '}see `{command} --help`", 2
+        )
     except (click.ClickException, InputError) as error:
         return _say(str(error), 2)
     except BrokenPipeError:  # the reader of a list has seen enough

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dskd import recipe, run
+from dskd.deployed import evaluate
 from dskd.errors import InputError
 from dskd.rundir import LAST
 from dskd.session import Result
@@ -39,27 +40,29 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
         raise InputError("the demo needs a teacher; set teacher.name")
     log.info("teacher %s", plan.teacher.name)
     teacher = run.train(run.teacher_recipe(plan, out / "teacher"))
-    rows = [_row("teacher", plan.teacher.name, teacher)]
+    judged = evaluate(teacher.path)
+    rows = [_row("teacher", plan.teacher.name, teacher, None)]
     checkpoint = [f"teacher.checkpoint={out / 'teacher' / LAST}"]
     for method, label in _STUDENTS.items():
         log.info("%s", label)
         own = recipe.load(
             "digits", [*overrides, *checkpoint, f"method={{name: {method}}}", f"out={out / method}"]
         )
-        rows.append(_row(label, own.student.name, run.distill(own)))
+        student = run.distill(own)
+        agreement = evaluate(student.path).agreement(judged)
+        rows.append(_row(label, own.student.name, student, agreement))
     columns = ["", "model", "parameters", "accuracy, last, %", "best, %", "agreement, %", "seconds"]
     return out, columns, rows
 
 
-def _row(label: str, model: str, result: Result) -> list[str]:
-    agreement = "-" if result.agreement is None else f"{result.agreement:.1f}"
+def _row(label: str, model: str, result: Result, agreement: float | None) -> list[str]:
     return [
         label,
         model,
         f"{result.parameters:,}",
         f"{result.accuracy:.1f}",
         f"{result.best_accuracy:.1f}",
-        agreement,
+        "-" if agreement is None else f"{agreement:.1f}",
         f"{result.seconds:.1f}",
     ]
 

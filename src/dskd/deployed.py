@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dskd.build import load_data
+from dskd.data import Dataset
 from dskd.data.files import FolderFiles
 from dskd.data.pictures import decode
 from dskd.data.resident import Resident
@@ -56,12 +58,19 @@ class Deployed:
     shape: tuple[int, int, int]
 
 
-def load_deployed(run: str | Path, which: Which = "last", *, allow_code: bool = False) -> Deployed:
+def load_deployed(
+    run: str | Path,
+    which: Which = "last",
+    *,
+    student: nn.Module | None = None,
+    allow_code: bool = False,
+) -> Deployed:
     """The student of a run.
 
     Args:
         run: The run's folder.
         which: The weights of the ``last`` epoch, or of the ``best``.
+        student: The module of a run whose student was given in Python; a copy takes the weights.
         allow_code: Whether a ``package.module:function`` model may run.
 
     Raises:
@@ -71,23 +80,28 @@ def load_deployed(run: str | Path, which: Which = "last", *, allow_code: bool = 
     if not path.parent.is_dir():
         raise InputError(f"there is no run {run}; check the path")
     facts = _read_facts(path)
+    module = _build(facts, run, allow_code) if student is None else copy.deepcopy(student)
+    load_weights(module, read_weights(path), str(path))
+    model = StagedModel(module, mean=facts.mean, std=facts.std).eval()
+    return Deployed(model, facts.model, facts.classes, facts.shape)
+
+
+def _build(facts: _Facts, run: str | Path, allow_code: bool) -> nn.Module:
     if facts.model.startswith("<"):
         raise InputError(
-            f"the student of {run} was given in Python as {facts.model}; build it there and "
-            f"load {path.name} into it"
+            f"the student of {run} was given in Python as {facts.model}; give it again, as in "
+            "dskd.evaluate(run, student=module)"
         )
     channels, height, _ = facts.shape
-    module = load_model(
+    # What was pretrained once has its weights in the file: nothing is downloaded for it again.
+    return load_model(
         facts.model,
         num_classes=len(facts.classes),
         in_channels=channels,
         size=height,
-        options=facts.options,
+        options={key: value for key, value in facts.options.items() if key != "pretrained"},
         allow_code=allow_code,
     )
-    load_weights(module, read_weights(path), str(path))
-    model = StagedModel(module, mean=facts.mean, std=facts.std).eval()
-    return Deployed(model, facts.model, facts.classes, facts.shape)
 
 
 def _file(which: Which) -> str:
@@ -111,6 +125,8 @@ def evaluate(
     which: Which = "last",
     *,
     root: str | Path | None = None,
+    data: Dataset | None = None,
+    student: nn.Module | None = None,
     allow_code: bool = False,
 ) -> Judgement:
     """Judges a run's student on the test split of the run's own recipe.
@@ -119,16 +135,18 @@ def evaluate(
         run: The run's folder.
         which: The weights of the ``last`` epoch, or of the ``best``.
         root: Where the data set lies, if not where the recipe says.
+        data: The pictures of a run whose pictures were given in Python.
+        student: The module of a run whose student was given in Python.
         allow_code: Whether a ``package.module:function`` model may run.
 
     Raises:
         InputError: There is no finished run, or its data set is not to be had.
     """
-    deployed = load_deployed(run, which, allow_code=allow_code)
+    deployed = load_deployed(run, which, student=student, allow_code=allow_code)
     settings = read_yaml_file(Path(run) / "recipe.yaml", "recipe").get("data")
     if isinstance(settings, dict) and root is not None:
         settings["root"] = root
-    data = load_data(validate(DataSettings, settings or {}, "data."))
+    data = load_data(validate(DataSettings, settings or {}, "data."), data)
     for what, there, known in (
         ("classes", list(data.classes), list(deployed.classes)),
         ("[channels, height, width]", list(data.shape), list(deployed.shape)),

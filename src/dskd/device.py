@@ -37,11 +37,17 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def repeatable() -> None:
-    """The same numbers from the same settings, at some cost on a GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+def repeatable(device: torch.device) -> None:
+    """The same numbers from the same settings, at some cost on a GPU; float32 is float32 there.
+
+    Sets flags of the whole process. A CPU needs none.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dskd.data.resident import Resident
 
-BATCH = 500
+PIXELS = 500 * 64 * 64
+"""Of a batch: memory then does not grow with the size of the pictures."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,12 @@ def judge(
     Returns:
         A judgement for each head.
     """
+    height, width = split.images.shape[2:]
+    batch_size = max(1, min(500, PIXELS // (height * width)))
     training = module.training
     module.eval()
     try:
-        parts = [heads(images) for images, _ in split.in_order(BATCH)]
+        parts = [heads(images) for images, _ in split.in_order(batch_size)]
     finally:
         module.train(training)
     return {

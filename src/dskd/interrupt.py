@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """A run was asked to stop, and did, with its state saved.
+
+    No `Exception`: a loop over seeds that goes on after errors does not go on after Ctrl-C.
 
     Attributes:
         signal: The number of the signal.

@@ -162,6 +162,9 @@ class Recipe(Settings):
     def plain(self) -> dict[str, Any]:
         """As plain values, every default filled in, ready for YAML."""
         plain: dict[str, Any] = self.model_dump(mode="json")
+        for section, key in (("data", "root"), ("data", "cache"), ("teacher", "checkpoint")):
+            if plain[section] and plain[section][key]:  # it may be read from another folder
+                plain[section][key] = str(Path(plain[section][key]).absolute())
         return plain
 
     def changed(self, **sections: Any) -> Recipe:
@@ -182,10 +185,12 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     recipe = validate(Recipe, values, known=all_keys(values))
     if recipe.data.name not in DATASETS and not recipe.data.name.startswith("<"):
         raise unknown("data set", recipe.data.name, DATASETS)
-    if recipe.train.warmup >= recipe.train.epochs:
+    own = (recipe.teacher.epochs if recipe.teacher else None) or recipe.train.epochs
+    shortest = min(own, recipe.train.epochs)
+    if recipe.train.warmup >= shortest:
         raise InputError(
             f"train.warmup: {recipe.train.warmup:g} epochs of warmup leave nothing of "
-            f"{recipe.train.epochs} epochs; make it smaller"
+            f"{shortest} epochs; make it smaller"
         )
     if recipe.train.nesterov and recipe.train.momentum == 0:
         raise InputError("train.nesterov needs train.momentum above 0")

@@ -73,35 +73,37 @@ def distill(
     directory = RunDirectory(recipe.out)
     directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
     device = devices.pick(recipe.train.device)
-    devices.repeatable()
+    devices.repeatable(device)
     data = load_data(recipe.data, given.data)
     for note in data.notes:
         log.info(note)
     _check_fit(recipe, data, given)
-    if overwrite:
-        directory.clear()
-    directory.start(recipe.plain(), devices.environment(device))
-    teacher = _teacher(recipe, data, given, directory, resume, device)
-    return _fit(recipe, data, given, teacher, directory, resume, device)
+    with directory.owned():
+        if overwrite:
+            directory.clear()
+        directory.start(recipe.plain(), devices.environment(device))
+        teacher = _teacher(recipe, data, given, directory, resume, device)
+        return _fit(recipe, data, given, teacher, directory, resume, device)
 
 
 def _check_fit(recipe: Recipe, data: Dataset, given: Given) -> None:
-    """Builds everything once, untrained, so that what does not fit is said before any work."""
+    """Builds everything once and takes a step: what does not fit is said before any work."""
     student = build_model(recipe.student, data, 0, given.student, given.allow_code)
     teacher = None
     if recipe.teacher is not None:
-        teacher = build_model(recipe.teacher, data, 0, given.teacher, given.allow_code)
-        _load_checkpoint(teacher, recipe.teacher)
-    _method(recipe, data, student, teacher)
+        model = build_model(recipe.teacher, data, 0, given.teacher, given.allow_code)
+        _load_checkpoint(model, recipe.teacher)
+        teacher = Teacher(model)
+    method = _method(recipe, data, student, teacher)
+    trainer = make_trainer(recipe, method, teacher, Resident(data.train, torch.device("cpu")))
+    trainer.rehearse()
 
 
-def _method(
-    recipe: Recipe, data: Dataset, student: StagedModel, teacher: StagedModel | None
-) -> Method:
+def _method(recipe: Recipe, data: Dataset, student: StagedModel, teacher: Teacher | None) -> Method:
     pair = Pair(
         student,
         spec_of(student, data, "student"),
-        spec_of(teacher, data, "teacher") if teacher is not None else None,
+        spec_of(teacher.model, data, "teacher") if teacher is not None else None,
     )
     return methods.find(recipe.method.name)(pair, **recipe.method.options)
 
@@ -122,14 +124,15 @@ def _teacher(
     _load_checkpoint(model, settings)
     if settings.checkpoint is None and given.teacher is None:
         own = RunDirectory(directory.path / "teacher")
+        plan = teacher_recipe(recipe, own.path)
+        own.check_same(plan.plain())
         if not own.finished:
             log.info("training the teacher %s first, in %s", settings.name, own.path)
-            alone = Given(allow_code=given.allow_code)
-            plan = teacher_recipe(recipe, own.path)
             own.start(plan.plain(), devices.environment(device))
+            alone = Given(allow_code=given.allow_code)
             _fit(plan, data, alone, None, own, resume, device)
         load_weights(model.module, read_weights(own.path / LAST), f"the teacher in {own.path}")
-    return Teacher(model.to(device).to(memory_format=torch.channels_last))
+    return Teacher(model.place(device))
 
 
 def _load_checkpoint(teacher: StagedModel, settings: TeacherSettings) -> None:
@@ -169,8 +172,8 @@ def _fit(
     """Trains on the recipe's schedule. The student's weights depend on the seed alone."""
     student = build_model(recipe.student, data, recipe.seed, given.student, given.allow_code)
     torch.manual_seed(_stream(recipe.seed, 1))
-    method = _method(recipe, data, student, teacher.model if teacher is not None else None)
-    method.to(device).to(memory_format=torch.channels_last)
+    method = _method(recipe, data, student, teacher).to(device)
+    method.student.place(device)
     trainer = make_trainer(recipe, method, teacher, Resident(data.train, device))
     torch.manual_seed(_stream(recipe.seed, 2))
     session = Session(recipe, data, trainer, directory)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from tensorboardX import SummaryWriter
 from torch import nn
 
@@ -24,12 +26,12 @@ _FILES = (
     LAST,
     BEST,
     "beside.safetensors",
-    "recipe.yaml",
     "metrics.jsonl",
     "environment.json",
     "result.json",
     "student.onnx",
     "student_best.onnx",
+    "recipe.yaml",  # last: it is what marks the folder as a run
 )
 _FOLDERS = ("snapshots", "tensorboard", "teacher")
 
@@ -72,19 +74,66 @@ class RunDirectory:
             raise InputError(f"{there} is a file; choose another folder with out=")
         if not os.access(there, os.W_OK | os.X_OK):
             raise InputError(f"cannot write to {there}; choose another folder with out=")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or not any(map(_counts, self.path.iterdir())):
             return
-        if not (self.path / "recipe.yaml").is_file() and not (self.path / "teacher").is_dir():
+        if not self._is_run():
             raise InputError(f"{self.path} holds other files; choose another folder with out=")
         if not resume and not overwrite:
             raise InputError(
                 f"{self.path} already holds a run; continue it with --resume, replace it with "
                 "--overwrite, or choose another folder with out="
             )
+        if overwrite:
+            self._check_needed(recipe)
         if resume:
-            self._check_same(recipe)
+            self.check_same(recipe)
+            if self.finished:
+                raise InputError(
+                    f"{self.path} holds a finished run; look at it with "
+                    f"`dskd evaluate {self.path}` or replace it with --overwrite"
+                )
 
-    def _check_same(self, recipe: Mapping[str, Any]) -> None:
+    def _is_run(self) -> bool:
+        path = self.path / "recipe.yaml"
+        return path.is_file() and {"data", "student"} <= read_yaml_file(path, "recipe").keys()
+
+    def _check_needed(self, recipe: Mapping[str, Any]) -> None:
+        """What the new run reads must not go with the old one."""
+        files = ((recipe["teacher"] or {}).get("checkpoint"), recipe["data"]["root"])
+        for needed in filter(None, files):
+            if Path(needed).resolve().is_relative_to(self.path.resolve()):
+                raise InputError(
+                    f"{needed} lies in {self.path}, which --overwrite would empty; move it out "
+                    "first, or choose another folder with out="
+                )
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Makes the folder, and keeps other processes from it while the block runs.
+
+        The lock is the operating system's: it dies with its process.
+
+        Raises:
+            InputError: Another run owns the folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", blocking=False):
+                yield
+        except Timeout:
+            raise InputError(
+                f"another process is running in {self.path}; wait for it or choose another "
+                "folder with out="
+            ) from None
+        finally:
+            self.close()
+
+    def check_same(self, recipe: Mapping[str, Any]) -> None:
+        """Refuses to go on under another recipe than the one that is there, if one is.
+
+        Raises:
+            InputError: They differ; what differs is listed.
+        """
         path = self.path / "recipe.yaml"
         if not path.is_file():
             return
@@ -99,23 +148,24 @@ class RunDirectory:
                 f"{k} is {there.get(k)} there, {here.get(k)} here" for k in differing
             )
             raise InputError(f"{self.path} was started with another recipe: {listed}")
-        if self.finished:
-            raise InputError(
-                f"{self.path} holds a finished run; look at it with `dskd evaluate {self.path}` or "
-                "replace it with --overwrite"
-            )
 
     def clear(self) -> None:
         """Removes the run that is there, and nothing else."""
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
         for name in _FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            folder = self.path / name
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.exists():
+                shutil.rmtree(folder)
+        for path in (*self.path.glob(".*.part"), *(self.path / name for name in _FILES)):
+            path.unlink(missing_ok=True)
 
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Makes the folder and says in it what the run is."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        # Without the folder, so that the file can be given to another run.
+        kept = {key: value for key, value in recipe.items() if key != "out"}
+        text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
         replace_file(self.path / "recipe.yaml", text.encode())
         self.write_json("environment.json", environment)
 
@@ -136,6 +186,8 @@ class RunDirectory:
         """Adds an epoch's metrics, to the file and to TensorBoard."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
         assert self._board is not None, "rewind comes before append"
         for name, value in row.items():
             if name != "epoch":
@@ -153,11 +205,6 @@ class RunDirectory:
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes plain values as JSON."""
         replace_file(self.path / name, (json.dumps(values, indent=2) + "\n").encode())
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Reads what `write_json` wrote."""
-        values: dict[str, Any] = json.loads((self.path / name).read_text())
-        return values
 
     def newest_snapshot(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The state of the newest snapshot that verifies, and a line for each that does not.
@@ -182,6 +229,11 @@ class RunDirectory:
         """Closes the log."""
         if self._board is not None:
             self._board.close()
+
+
+def _counts(path: Path) -> bool:
+    """Whether a file says that the folder is in use: not a lock, not what a killed write left."""
+    return path.name != ".lock" and not (path.name.startswith(".") and path.suffix == ".part")
 
 
 def _line(row: Mapping[str, Any]) -> str:

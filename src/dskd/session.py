@@ -91,7 +91,11 @@ class Session:
         self.test = Resident(data.test, device)
         self.validation = Resident(data.validation, device) if data.validation else None
         self.best = Best()
-        self.fingerprint = data.fingerprint()
+        teacher = trainer.teacher
+        self.given = {
+            "other pictures": data.fingerprint(),
+            "another teacher": teacher.fingerprint() if teacher is not None else None,
+        }
 
     def begin(self, resume: bool) -> None:
         """Goes back to the run's newest snapshot where there is one.
@@ -103,10 +107,12 @@ class Session:
         for line in damaged:
             log.warning("%s; using the one before", line)
         if state is not None:
-            if state["data"] != self.fingerprint:
-                raise InputError(
-                    f"{self.directory.path} was started with other pictures; give the same data"
-                )
+            for what, fingerprint in self.given.items():
+                if state["given"][what] != fingerprint:
+                    raise InputError(
+                        f"{self.directory.path} was started with {what}; give the same, or start "
+                        "again with --overwrite"
+                    )
             self.trainer.restore(state["trainer"])
             self.best = Best(**state["best"])
             log.info("continuing %s after %d epochs", self.directory.path, self.trainer.epoch)
@@ -181,7 +187,7 @@ class Session:
             "step": self.trainer.step,
             "trainer": self.trainer.state(),
             "best": asdict(self.best),
-            "data": self.fingerprint,
+            "given": self.given,
             "recipe": self.recipe.plain(),
         }
         snapshot.write(self.directory.snapshots, state)
@@ -195,6 +201,10 @@ class Session:
     def finish(self) -> Result:
         """Judges the student of the last epoch, writes it and the result."""
         method = self.trainer.method
+        self._write(LAST)
+        if beside := method.beside():
+            tensors = {key: value.cpu().contiguous() for key, value in beside.items()}
+            self.directory.write_bytes("beside.safetensors", safetensors.torch.save(tensors))
         student = judge(method, method.heads, self.test)["student"]
         teacher = self._judge_teacher()
         result = Result(
@@ -211,10 +221,6 @@ class Session:
             agreement=student.agreement(teacher) if teacher else None,
             seconds=round(sum(row["seconds"] for row in self.directory.rows()), 3),
         )
-        self._write(LAST)
-        if beside := method.beside():
-            tensors = {key: value.cpu().contiguous() for key, value in beside.items()}
-            self.directory.write_bytes("beside.safetensors", safetensors.torch.save(tensors))
         self.directory.write_json("result.json", result.numbers())
         self.directory.close()
         return result

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 from dskd.errors import InputError, brief, unknown
 
 P = ParamSpec("P")
+R = TypeVar("R")
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -174,8 +175,8 @@ def signature_settings(function: Callable[..., Any]) -> type[Settings]:
     return create_model(function.__qualname__, __base__=Settings, **fields)
 
 
-def checked(init: Callable[P, None]) -> Callable[P, None]:
-    """A constructor that validates its keyword-only arguments by their annotations.
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """A function or constructor that validates its keyword-only arguments by their annotations.
 
     Example:
         >>> class Loss:
@@ -186,10 +187,10 @@ def checked(init: Callable[P, None]) -> Callable[P, None]:
         dskd.errors.InputError: temperature: input should be greater than 0, got 0
     """
 
-    @functools.wraps(init)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        settings = validate(signature_settings(init), kwargs)
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        settings = validate(signature_settings(function), kwargs)
         kwargs.update(settings.model_dump())
-        init(*args, **kwargs)
+        return function(*args, **kwargs)
 
     return wrapper

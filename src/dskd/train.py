@@ -12,14 +12,18 @@ from torch import Tensor
 from dskd.data.plan import draw_plan, steps
 from dskd.data.resident import Batch, Resident
 from dskd.device import Precision, autocast
+from dskd.errors import InputError
 from dskd.methods.base import Method, StepOutput
+from dskd.models.output import ModelOutput
 from dskd.models.teacher import Teacher
 
 OptimizerName = Literal["sgd", "adamw"]
+REHEARSED = 8
+"""Pictures of the step that shows whether a run can be trained."""
 
 
 class NotFinite(ArithmeticError):
-    """The objective became NaN or infinite; the weights are those before the step."""
+    """The objective became NaN or infinite; no weight was changed by it."""
 
 
 def train_step(
@@ -32,22 +36,27 @@ def train_step(
     """One step: the teacher answers, the method says its losses, their sum is minimised.
 
     Raises:
-        NotFinite: The objective is NaN or infinite. Nothing was changed.
+        NotFinite: The objective is NaN or infinite. The optimizer has not stepped then.
     """
     with autocast(batch.images.device, precision):
         answer = teacher(batch.images) if teacher is not None and method.needs else None
         output: StepOutput = method(batch, answer)
     objective = output.objective
     if not torch.isfinite(objective):
-        terms = ", ".join(f"{name} {loss.item():g}" for name, loss in output.losses.items())
-        raise NotFinite(
-            f"the loss is not finite ({terms}) on the pictures {batch.indices.tolist()}; "
-            "lower train.lr"
-        )
+        raise NotFinite(_why_not_finite(batch, answer, output))
     optimizer.zero_grad(set_to_none=True)
     objective.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return output
+
+
+def _why_not_finite(batch: Batch, answer: ModelOutput | None, output: StepOutput) -> str:
+    terms = ", ".join(f"{name} {loss.item():g}" for name, loss in output.losses.items())
+    few = batch.indices[:5].tolist()
+    where = f"on {len(batch.indices)} pictures, the first of them {few}"
+    if answer is not None and not answer.logits.isfinite().all():
+        return f"the teacher's logits are not finite {where}; give another teacher"
+    return f"the loss is not finite ({terms}) {where}; lower train.lr"
 
 
 def make_optimizer(
@@ -59,8 +68,16 @@ def make_optimizer(
     nesterov: bool,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """The optimizer of the student and of what is trained beside it."""
+    """The optimizer of the student and of what is trained beside it.
+
+    Raises:
+        InputError: The student has no parameter that requires a gradient.
+    """
     parameters = [p for p in method.parameters() if p.requires_grad]
+    if not any(p.requires_grad for p in method.student.parameters()):
+        raise InputError(
+            "nothing of the student can learn: requires_grad is False for all its parameters"
+        )
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
     return torch.optim.SGD(
@@ -69,7 +86,7 @@ def make_optimizer(
 
 
 class Meter:
-    """Means over the pictures of an epoch, summed on the device: nothing waits for them."""
+    """Means over the pictures of an epoch, summed on the device."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -154,6 +171,28 @@ class Trainer:
             self.step += 1
             self.seconds += time.perf_counter() - start
             yield
+
+    def rehearse(self) -> None:
+        """Takes a step with a few pictures, in training mode, to see that it can be taken.
+
+        For objects that are thrown away afterwards: their weights are changed.
+
+        Raises:
+            InputError: It cannot, or the teacher's logits are not finite.
+        """
+        plan = draw_plan(self.seed, 0, len(self.split), self.padding, self.flip)
+        self.method.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+        try:
+            batch = next(self.split.planned(plan, min(self.batch_size, REHEARSED)))
+            train_step(self.method, self.teacher, batch, self.optimizer, self.precision)
+        except InputError:
+            raise
+        except Exception as error:  # anybody's module may raise anything
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            name = type(self.method.deployed()).__name__
+            raise InputError(f"{name} cannot be trained on these pictures: {reason}") from error
 
     def end_epoch(self) -> None:
         """Turns to the next epoch."""

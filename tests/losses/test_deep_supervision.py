@@ -198,3 +198,22 @@ def test_a_loss_without_values_per_picture_is_refused_where_weights_are_per_samp
     with pytest.raises(InputError, match="no value for a single picture"):
         dskd(*made(0), prediction_loss="dist", weights_per="sample")
     assert dskd(*made(0), prediction_loss="dist").isfinite()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alpha": -1.0},
+        {"ce": -1.0},
+        {"temperature": 0.0},
+        {"tau": math.inf},
+        {"weights_per": "samples"},
+        {"feature_scale": "relativ"},
+        {"allocation": "best"},
+        {"deep_loss": "kdd"},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        dskd(*made(0), **wrong)

@@ -165,3 +165,14 @@ def test_options_are_bound_by_name() -> None:
         bind("dkd", 4.0, {"beta": "high"})
     with pytest.raises(InputError, match="unknown logit loss 'dkb'; did you mean 'dkd'"):
         bind("dkb", 4.0, {})
+
+
+@pytest.mark.parametrize("loss", every_loss())
+def test_logits_of_two_shapes_are_refused(loss: Any) -> None:
+    with pytest.raises(InputError, match=r"\[2, 3\] of the student, \[1, 3\] of the teacher"):
+        loss(torch.zeros(2, 3), torch.zeros(1, 3), torch.zeros(2).long(), reduction="mean")
+
+
+def test_a_reduction_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown reduction 'sum'"):
+        kd(torch.zeros(2, 3), torch.zeros(2, 3), reduction="sum")  # type: ignore[arg-type]

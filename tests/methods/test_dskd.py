@@ -13,11 +13,13 @@ from dskd.branches import Branch, pool_to
 from dskd.data.plan import draw_plan
 from dskd.data.resident import Batch, Resident
 from dskd.errors import InputError
+from dskd.losses import dskd as dskd_loss
 from dskd.methods.base import Pair
 from dskd.methods.dskd import DSKD
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.stages import StagedModel
 from dskd.models.teacher import Teacher
+from dskd.settings import signature_settings
 
 DATA = made_dataset()
 
@@ -271,3 +273,12 @@ def test_models_that_do_not_fit_are_refused() -> None:
     pair, _ = made_pair(staged(), None, data)
     with pytest.raises(InputError, match="needs a teacher"):
         DSKD(pair)
+
+
+def test_the_pure_function_and_the_method_have_the_same_defaults() -> None:
+    pure = signature_settings(dskd_loss).model_fields
+    method = signature_settings(DSKD.__init__).model_fields
+    assert pure.keys() <= method.keys()
+    assert {k: f.default for k, f in pure.items()} == {k: method[k].default for k in pure}
+    preset = DSKD.presets["paper"]
+    assert preset.keys() <= method.keys()

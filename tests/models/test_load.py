@@ -233,3 +233,9 @@ def test_a_timm_model_has_its_own_mean_and_std(timm: ModuleType) -> None:
 def test_other_models_have_none() -> None:
     assert own_statistics(load_model("resnet8", num_classes=7), 3) is None
     assert own_statistics(nn.Linear(2, 2), 3) is None
+
+
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_options_that_read_other_files_are_refused(option: str) -> None:
+    with pytest.raises(InputError, match=f"the option '{option}' of timm is not taken here"):
+        load_model("timm/resnet10t", num_classes=3, options={option: "evil.pth"})

@@ -19,7 +19,7 @@ from dskd.models.net import StagedNet
 from dskd.models.resnet import ResNet
 from dskd.models.vgg import VGG
 from dskd.models.wrn import WideResNet
-from dskd.models.zoo import ZOO, ModelCost, build, cost, describe
+from dskd.models.zoo import ZOO, ModelCost, build, cost, facts_of
 
 FACTS: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "facts" / "zoo.json").read_text()
@@ -190,7 +190,7 @@ def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown model 'Resnet20'; did you mean 'resnet20'"):
         build("Resnet20", num_classes=10)
     with pytest.raises(InputError, match="unknown model"):
-        describe("lenet")
+        facts_of("lenet")
 
 
 def test_numbers_that_are_too_small_are_refused_in_one_line() -> None:
@@ -216,7 +216,7 @@ def test_families_default_to_colour() -> None:
 
 def test_describe_agrees_with_the_facts() -> None:
     for name, facts in FACTS.items():
-        described = describe(name)
+        described = facts_of(name)
         assert described.cost.parameters == facts["parameters"]
         assert [list(shape) for shape in described.stage_shapes] == [
             shape[1:] for shape in stage_facts(name)
@@ -230,7 +230,7 @@ def test_multiply_adds_of_resnet20_are_those_of_its_layers() -> None:
     stages = 6 * 16 * 16 * 9 * 32**2
     for inner, outer, side in ((16, 32, 16), (32, 64, 8)):
         stages += (inner * outer + 5 * outer * outer) * 9 * side**2 + inner * outer * side**2
-    assert describe("resnet20").cost.multiply_adds == stem + stages + 64 * 100
+    assert facts_of("resnet20").cost.multiply_adds == stem + stages + 64 * 100
 
 
 def test_cost_leaves_the_module_as_it_was() -> None:
@@ -238,7 +238,7 @@ def test_cost_leaves_the_module_as_it_was() -> None:
     net.get_submodule("layer2").eval()
     modes = [module.training for module in net.modules()]
     state = {key: value.clone() for key, value in net.state_dict().items()}
-    assert cost(net, (3, 16, 16)) == describe("resnet8", num_classes=2, size=16).cost
+    assert cost(net, (3, 16, 16)) == facts_of("resnet8", num_classes=2, size=16).cost
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())

@@ -104,8 +104,8 @@ class Dataset:
         digest = hashlib.sha256()
         for where, split in self.splits().items():
             digest.update(f"{where} {list(split.images.shape)}".encode())
-            digest.update(split.images.contiguous().numpy().data)
-            digest.update(split.labels.numpy().data)
+            for part in (split.images, split.labels):
+                digest.update(part.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 

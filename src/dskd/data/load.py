@@ -79,6 +79,23 @@ def load_dataset(
         dataset = _LOADERS[name][1](root, size, cache)
     except OSError as error:
         raise InputError(f"cannot read {name}: {error}; check data.root") from error
+    return take_part(dataset, classes, share, holdout)
+
+
+def take_part(
+    dataset: Dataset, classes: int | Sequence[str] | None, share: float, holdout: float
+) -> Dataset:
+    """Some classes of a data set, a validation part held out, a share of the rest.
+
+    Args:
+        dataset: All of it.
+        classes: See `load_dataset`.
+        share: See `load_dataset`.
+        holdout: See `load_dataset`.
+
+    Raises:
+        InputError: A class does not exist, or a share leaves a split empty.
+    """
     if classes is not None:
         dataset = choose_classes(dataset, classes)
     return keep_share(hold_out(dataset, holdout), share)

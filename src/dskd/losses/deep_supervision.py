@@ -12,6 +12,7 @@ from dskd.allocation import Allocation, allocate, mean_over_ranks
 from dskd.errors import InputError
 from dskd.losses.logits import LogitLoss, Reduction, bind, full_precision
 from dskd.losses.logits import ce as cross_entropy
+from dskd.settings import Positive, Weight, checked
 
 FeatureScale = Literal["relative", "none"]
 WeightsPer = Literal["batch", "sample"]
@@ -132,6 +133,7 @@ def _over_pictures(values: Tensor) -> Tensor:
     return values.detach().reshape(len(values), -1).mean(1)
 
 
+@checked
 def dskd(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -140,14 +142,14 @@ def dskd(
     branch_maps: Sequence[Tensor],
     teacher_maps: Sequence[Tensor],
     *,
-    temperature: float = 4.0,
-    ce: float = 1.0,
-    kd: float = 1.0,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    gamma: float = 0.0,
+    temperature: Positive = 4.0,
+    ce: Weight = 1.0,
+    kd: Weight = 1.0,
+    alpha: Weight = 1.0,
+    beta: Weight = 1.0,
+    gamma: Weight = 0.0,
     allocation: Allocation = "proportional",
-    tau: float = 1.0,
+    tau: Positive = 1.0,
     weights_per: WeightsPer = "batch",
     feature_scale: FeatureScale = "relative",
     deep_loss: str = "kd",

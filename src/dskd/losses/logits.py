@@ -6,9 +6,10 @@ finite for logits of +-100. Shapes: ``B`` pictures, ``K`` classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +41,21 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def _check(temperature: float) -> None:
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise InputError(f"temperature must be above 0, got {temperature}")
 
 
+def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
+        raise InputError(
+            f"logits [B, K] of one shape are needed, got {list(student_logits.shape)} of the "
+            f"student, {list(teacher_logits.shape)} of the teacher"
+        )
+
+
 def _reduce(per_sample: Tensor, reduction: Reduction) -> Tensor:
+    if reduction not in get_args(Reduction):
+        raise unknown("reduction", reduction, get_args(Reduction))
     return per_sample.mean() if reduction == "mean" else per_sample
 
 
@@ -99,7 +110,7 @@ def kd(
         reduction: ``mean`` over the batch, or ``none`` for a value a picture.
 
     Raises:
-        InputError: The temperature is not above 0.
+        InputError: The temperature is not above 0, or the shapes differ.
 
     Example:
         >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
@@ -107,6 +118,7 @@ def kd(
         0.0
     """
     _check(temperature)
+    _check_shapes(student_logits, teacher_logits)
     student, teacher = full_precision(student_logits), full_precision(teacher_logits)
     if standardize:
         student, teacher = standardized(student), standardized(teacher)
@@ -160,7 +172,7 @@ def dkd(
         reduction: ``mean`` over the batch, or ``none`` for a value a picture.
 
     Raises:
-        InputError: The temperature is not above 0.
+        InputError: The temperature is not above 0, or the shapes differ.
 
     Example:
         >>> logits, labels = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2])
@@ -168,6 +180,7 @@ def dkd(
         0.0
     """
     _check(temperature)
+    _check_shapes(student_logits, teacher_logits)
     student = full_precision(student_logits) / temperature
     teacher = full_precision(teacher_logits) / temperature
     target = F.kl_div(
@@ -227,6 +240,7 @@ def dist(
         0.0
     """
     _check(temperature)
+    _check_shapes(student_logits, teacher_logits)
     if reduction != "mean":
         raise InputError(
             "the loss 'dist' has no value for a single picture (it relates a whole batch); "
@@ -278,7 +292,11 @@ def bind(name: str, temperature: float, options: dict[str, Any]) -> LogitLoss:
     for option, value in options.items():
         if option not in known:
             raise unknown(f"option of the logit loss {name!r}", option, known)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value < math.inf
+        ):
             raise InputError(
                 f"option {option!r} of the logit loss {name!r} must be a number of 0 or more, "
                 f"got {value!r}"

@@ -66,10 +66,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"{path} holds no state_dict: {key!r} is {type(value).__name__}, not a tensor; "
                 f"known forms: bare, or under {', '.join(_WRAPPERS)}"
             )
-    weights = dict(content)
-    while prefix := next((p for p in _PREFIXES if all(k.startswith(p) for k in weights)), None):
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return weights
+    return dict(content)
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -106,6 +103,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
         InputError: A key is missing or left over, or a shape differs: both are named.
     """
     own = model.state_dict()
+    weights = _without_prefixes(weights, own)
     # Before PyTorch 0.4.1 BatchNorm did not count its batches; load_state_dict then starts at 0.
     needed = {key for key in own if not key.endswith(_COUNTERS)}
     missing, left = sorted(needed - weights.keys()), sorted(weights.keys() - own.keys())
@@ -129,6 +127,18 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
                 f"in the file, {ours} in the model{classes}"
             )
     model.load_state_dict(dict(weights))
+
+
+def _without_prefixes(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """The weights without what DataParallel and torch.compile put before every key."""
+    while not weights.keys() & own.keys():
+        prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in weights)), None)
+        if prefix is None:
+            break
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
 
 
 def _last_matrix(state: Mapping[str, Tensor]) -> str | None:

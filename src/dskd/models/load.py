@@ -15,6 +15,7 @@ from dskd.errors import InputError, unknown
 from dskd.models.zoo import ZOO, build
 
 TIMM = "timm/"
+_REFUSED = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
 _NEAREST = 5
 
 
@@ -76,6 +77,11 @@ def _from_timm(
     name: str, num_classes: int, in_channels: int, size: int | None, options: dict[str, Any]
 ) -> nn.Module:
     timm = _timm()
+    if refused := sorted(_REFUSED & options.keys()):
+        raise InputError(
+            f"the option {refused[0]!r} of timm is not taken here, as it reads other files; "
+            "give weights with teacher.checkpoint"
+        )
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=_NEAREST)
         hint = f"the nearest: {', '.join(close)}" if close else "timm.list_models() names them"

@@ -77,9 +77,12 @@ def tokens_to_grid(
 def _channels_first(output: Tensor, proportion: float) -> Tensor:
     """``[B, C, H, W]``, also from ``[B, H, W, C]``: a map has the proportions of its picture."""
     _, first, second, third = output.shape
-    if _apart(first / second, proportion) < _apart(second / third, proportion):
+    if _apart(second / third, proportion) > _CLEARLY >= _apart(first / second, proportion):
         return output.permute(0, 3, 1, 2)
     return output
+
+
+_CLEARLY = math.log(1.25)  # rounding of odd sizes stays below
 
 
 def _apart(one: float, other: float) -> float:

@@ -96,16 +96,30 @@ class StagedModel(nn.Module):
     def forward(self, images: Tensor) -> ModelOutput:
         """Logits, stages and pooled vector of a batch of pictures (see `normalize`)."""
         pictures = self.normalize(images)
-        if self.stage_names is None and hasattr(self.module, "forward_stages"):
+        if self.native:
             output = cast(StagedNet, self.module).forward_stages(pictures)
         else:
-            output = self._watched(pictures)
+            # Batches come with their channels last, which a foreign module may not expect.
+            output = self._watched(pictures.clone(memory_format=torch.contiguous_format))
         if not isinstance(output.logits, Tensor) or output.logits.dim() != 2:
             raise InputError(
                 f"{type(self.module).__name__} gives {kind_of(output.logits)}, not logits [B, K]; "
                 "wrap it in a module that gives them alone"
             )
         return output
+
+    @property
+    def native(self) -> bool:
+        """Whether the module itself gives the stages that are asked for."""
+        own = getattr(self.module, "stage_names", ())
+        return hasattr(self.module, "forward_stages") and self.stage_names in (None, tuple(own))
+
+    def place(self, device: torch.device) -> StagedModel:
+        """Moves the model to a device; the zoo's weights are laid out as convolutions like them."""
+        self.to(device)
+        if isinstance(self.module, StagedNet):
+            self.module.to(memory_format=torch.channels_last)
+        return self
 
     def _watched(self, pictures: Tensor) -> ModelOutput:
         """One forward of a model that knows nothing of stages."""

@@ -123,7 +123,7 @@ def build(name: str, *, num_classes: int, in_channels: int = 3) -> StagedNet:
     return ZOO[name](num_classes=num_classes, in_channels=in_channels)
 
 
-def describe(
+def facts_of(
     name: str, *, num_classes: int = 100, in_channels: int = 3, size: int = 32
 ) -> ModelFacts:
     """Say what a network of the zoo costs and shows, without giving it any weights.
@@ -138,7 +138,7 @@ def describe(
         InputError: As ``build``.
 
     Example:
-        >>> facts = describe("resnet20")
+        >>> facts = facts_of("resnet20")
         >>> facts.cost.parameters, facts.stage_shapes[-1]
         (278324, (64, 8, 8))
     """
