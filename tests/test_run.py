@@ -28,7 +28,13 @@ from dskd.interrupt import Stopped
 from dskd.models.checkpoint import read_metadata
 from dskd.train import NotFinite, Trainer
 
-SMALL = ["data.share=0.1", "teacher.name=resnet8", "teacher.epochs=3", "train.epochs=3"]
+SMALL = [
+    "data.share=0.1",
+    "teacher.name=resnet8",
+    "teacher.epochs=3",
+    "train.epochs=3",
+    "train.batch_size=32",
+]
 """The digits on a diet: 130 pictures, 5 steps an epoch."""
 
 
