@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import dskd
 from conftest import made_dataset
-from dskd import methods, recipe
+from dskd import methods, recipe, run
+from dskd.build import Given
 from dskd.errors import InputError
 from dskd.recipe import Recipe, load, load_by_labels, resolve, shipped
 from dskd.schedule import learning_rate
@@ -488,3 +489,11 @@ def test_another_method_keeps_the_settings_that_both_have() -> None:
     assert recipe.load("digits", ["method.name=ce"]).method.options == {"ce": 1.0}
     with pytest.raises(InputError, match=r"unknown setting 'method\.beta'"):
         recipe.load("digits", ["method.name=kd", "method.beta=2"])
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.shipped() if name != "digits"])
+def test_every_shipped_pair_takes_a_step(name: str) -> None:
+    """Teacher, student and branches fit each other, at the recipe's own size of picture."""
+    plan = recipe.load(name)
+    size = plan.data.size or {"cifar100": 32, "tiny_imagenet": 64}[plan.data.name]
+    run.check_fit(plan, made_dataset(classes=5, per_class=2, size=size), Given())

@@ -77,7 +77,7 @@ def distill(
     data = load_data(recipe.data, given.data)
     for note in data.notes:
         log.info(note)
-    _check_fit(recipe, data, given)
+    check_fit(recipe, data, given)
     with directory.owned():
         if overwrite:
             directory.clear()
@@ -86,8 +86,17 @@ def distill(
         return _fit(recipe, data, given, teacher, directory, resume, device)
 
 
-def _check_fit(recipe: Recipe, data: Dataset, given: Given) -> None:
-    """Builds everything once and takes a step: what does not fit is said before any work."""
+def check_fit(recipe: Recipe, data: Dataset, given: Given) -> None:
+    """Builds everything once and takes a step: what does not fit is said before any work.
+
+    Args:
+        recipe: The whole run.
+        data: Its pictures.
+        given: Objects in place of names; copies of them are used.
+
+    Raises:
+        InputError: Data, student, teacher and method do not fit each other.
+    """
     student = build_model(recipe.student, data, 0, given.student, given.allow_code)
     teacher = None
     if recipe.teacher is not None:
