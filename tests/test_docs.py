@@ -35,9 +35,9 @@ def test_links_lead_somewhere(page: str) -> None:
 
 def test_every_file_of_the_source_is_on_the_readme_s_map() -> None:
     text = (ROOT / "README.md").read_text()
-    for path in (ROOT / "src/dskd").iterdir():
-        if path.name not in ("__init__.py", "__main__.py", "__pycache__", "py.typed"):
-            assert f"src/dskd/{path.name}" in text, path.name
+    for path in (ROOT / "src/dskd").rglob("*.py"):
+        if not path.name.startswith("__"):
+            assert f"`{path.relative_to(ROOT / 'src/dskd').as_posix()}`" in text, path
 
 
 def test_readme_commands_name_recipes_that_exist() -> None:

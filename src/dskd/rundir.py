@@ -80,8 +80,8 @@ class RunDirectory:
             raise InputError(f"{self.path} holds other files; choose another folder with out=")
         if not resume and not overwrite:
             raise InputError(
-                f"{self.path} already holds a run; continue it with --resume, replace it with "
-                "--overwrite, or choose another folder with out="
+                f"{self.path} already holds a run; continue it (--resume), replace it "
+                "(--overwrite) or choose another folder (out=)"
             )
         if overwrite:
             self._check_needed(recipe)
