@@ -293,7 +293,7 @@ def uncopied() -> nn.Module:
     ("student", "says"),
     [
         (Odd, "not logits"),
-        (frozen, "nothing of the student can learn"),
+        (frozen, "nothing of the model can learn"),
         (uncopied, "cannot be copied"),
     ],
 )
@@ -346,3 +346,26 @@ def test_naming_a_zoo_model_s_own_stages_changes_nothing() -> None:
     own, named = (StagedModel(net, stages, **statistics)(images) for stages in (None, names))
     for one, other in zip(own.stages, named.stages, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_teacher_that_cannot_be_trained_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_to_train.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes, in_channels):\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))\n"
+        "    return net.requires_grad_(False)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    data = made_dataset(classes=3, per_class=4, size=8, channels=1)
+    with pytest.raises(InputError, match="nothing of the model can learn"):
+        dskd.distill(
+            student=Flat(),
+            teacher="mine_to_train:make",
+            data=data,
+            method="kd",
+            out=tmp_path / "run",
+            allow_code=True,
+        )
+    assert not (tmp_path / "run").exists()

@@ -102,6 +102,8 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> None:
     if recipe.teacher is not None:
         model = build_model(recipe.teacher, data, 0, given.teacher, given.allow_code)
         _load_checkpoint(model, recipe.teacher)
+        if _trains_teacher(recipe, given):
+            check_fit(teacher_recipe(recipe, Path()), data, Given(allow_code=given.allow_code))
         teacher = Teacher(model)
     method = _method(recipe, data, student, teacher)
     trainer = make_trainer(recipe, method, teacher, Resident(data.train, torch.device("cpu")))
@@ -131,7 +133,7 @@ def _teacher(
         return None
     model = build_model(settings, data, recipe.seed, given.teacher, given.allow_code)
     _load_checkpoint(model, settings)
-    if settings.checkpoint is None and given.teacher is None:
+    if _trains_teacher(recipe, given):
         own = RunDirectory(directory.path / "teacher")
         plan = teacher_recipe(recipe, own.path)
         own.check_same(plan.plain())
@@ -142,6 +144,13 @@ def _teacher(
             _fit(plan, data, alone, None, own, resume, device)
         load_weights(model.module, read_weights(own.path / LAST), f"the teacher in {own.path}")
     return Teacher(model.place(device))
+
+
+def _trains_teacher(recipe: Recipe, given: Given) -> bool:
+    """Whether the recipe's teacher has to be trained before it can teach."""
+    if recipe.teacher is None or not methods.find(recipe.method.name).needs_teacher:
+        return False
+    return recipe.teacher.checkpoint is None and given.teacher is None
 
 
 def _load_checkpoint(teacher: StagedModel, settings: TeacherSettings) -> None:

@@ -76,7 +76,7 @@ def make_optimizer(
     parameters = [p for p in method.parameters() if p.requires_grad]
     if not any(p.requires_grad for p in method.student.parameters()):
         raise InputError(
-            "nothing of the student can learn: requires_grad is False for all its parameters"
+            "nothing of the model can learn: requires_grad is False for all its parameters"
         )
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
@@ -162,8 +162,8 @@ class Trainer:
         """
         plan = draw_plan(self.seed, self.epoch, len(self.split), self.padding, self.flip)
         self.method.train()
+        start = time.perf_counter()
         for batch in self.split.planned(plan, self.batch_size, start=self.step):
-            start = time.perf_counter()
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
             output = train_step(self.method, self.teacher, batch, self.optimizer, self.precision)
@@ -171,6 +171,7 @@ class Trainer:
             self.step += 1
             self.seconds += time.perf_counter() - start
             yield
+            start = time.perf_counter()
 
     def rehearse(self) -> None:
         """Takes a step with a few pictures, in training mode, to see that it can be taken.

@@ -166,7 +166,8 @@ def test_refuses_a_damaged_archive(tmp_path: Path, load: Callable[..., Dataset])
     folder = write_cifar100(tmp_path / "root")
     archive = write_tar(folder, tmp_path / "cifar-100-python.tar.gz")
     whole = archive.read_bytes()
-    for data in (whole[: len(whole) // 2], b"no archive", b"", whole[:500] + b"x" + whole[501:]):
+    flipped = whole[:500] + bytes([whole[500] ^ 0xFF]) + whole[501:]
+    for data in (whole[: len(whole) // 2], b"no archive", b"", flipped):
         archive.write_bytes(data)
         with pytest.raises(InputError, match=r"cifar-100-python\.tar\.gz"):
             load(archive)
