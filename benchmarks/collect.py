@@ -24,7 +24,8 @@ def read_run(path: Path) -> dict[str, Any]:
     result = json.loads((path / "result.json").read_text())
     environment = json.loads((path / "environment.json").read_text())
     settings = yaml.safe_load((path / "recipe.yaml").read_text())
-    del result["seconds"], settings["out"], settings["data"]["root"], settings["data"]["cache"]
+    settings.pop("out", None)  # runs of the first version kept it
+    del result["seconds"], settings["data"]["root"], settings["data"]["cache"]
     if settings["teacher"]:
         del settings["teacher"]["checkpoint"]
     machine = {key: environment[key] for key in _KEPT}

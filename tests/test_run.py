@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import signal
 import subprocess
@@ -434,3 +435,40 @@ def test_the_recipe_that_is_kept_can_be_given_to_another_run(
     monkeypatch.chdir(tmp_path)
     again = recipe.load(str(finished / "recipe.yaml"), ["train.epochs=1", "teacher.epochs=1"])
     assert again.out == Path("runs/recipe/dskd-seed0")
+
+
+def test_a_folder_with_somebody_s_own_recipe_is_no_run(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    (own / "teacher").mkdir(parents=True)
+    (own / "teacher/notes.txt").write_text("mine")
+    (own / "recipe.yaml").write_text("data: {name: digits}\nstudent: {name: resnet8}\n")
+    with pytest.raises(InputError, match="holds other files"):
+        run.distill(plan(own), overwrite=True)
+    assert (own / "teacher/notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_came_while_the_pictures_were_read_is_not_replaced(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    check_fit = run.check_fit
+
+    def slow(*arguments: Any) -> None:
+        check_fit(*arguments)
+        if not out.exists():
+            shutil.copytree(finished, out)
+
+    monkeypatch.setattr(run, "check_fit", slow)
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    with pytest.raises(InputError, match="already holds a run"):
+        run.distill(plan(out, teacher, "train.epochs=1"))
+    assert len(rows(out)) == 3
+
+
+def test_results_are_gathered_from_finished_runs(finished: Path) -> None:
+    names = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks/collect.py"))
+    gathered = names["read_run"](finished)
+    assert gathered["recipe"]["student"]["name"] == "resnet8"
+    assert str(finished) not in json.dumps(gathered["recipe"])
+    teacher = names["read_run"](finished / "teacher")
+    assert "| dskd | resnet8 | 77,754 |" in "\n".join(names["table"](teacher, [gathered]))

@@ -76,11 +76,11 @@ def build_model(
     if given is not None:
         if settings.options:
             raise InputError("options do not apply to a module given in Python; drop them")
-        module = _copied(given)
+        module = copied(given)
     elif settings.name.startswith("<"):
         raise InputError(
-            f"this run's model was given in Python as {settings.name}; build it there and load "
-            "student.safetensors into it"
+            f"the model {settings.name} was given in Python; give it again, as in "
+            "dskd.distill(student=module)"
         )
     else:
         torch.manual_seed(seed)
@@ -103,14 +103,26 @@ def build_model(
     return StagedModel(module, settings.stages, mean=mean, std=std)
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of somebody's module.
+
+    Raises:
+        InputError: It cannot be copied, or keeps state that is no tensor.
+    """
     try:
-        return copy.deepcopy(module)
+        twin = copy.deepcopy(module)
     except Exception as error:  # tensors with a history, weight_norm of old, open files
         raise InputError(
             f"{type(module).__name__} cannot be copied ({error}); give it as it is before its "
             "first forward pass, or by a function (package.module:function)"
         ) from error
+    for key, value in twin.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{type(module).__name__} keeps {key!r} in its state_dict, which is no tensor; "
+                "files of weights hold tensors only"
+            )
+    return twin
 
 
 def spec_of(model: StagedModel, data: Dataset, what: str) -> ModelSpec:

@@ -132,7 +132,10 @@ def list_(what: str) -> None:
 @click.option("--out", type=_PATH, default=Path("runs/demo"), show_default=True)
 def demo_(out: Path) -> None:
     """Train a teacher on handwritten digits, then a student alone, by KD and by DSKD."""
-    path, columns, rows = demo.run_demo(out)
+    try:
+        path, columns, rows = demo.run_demo(out)
+    except Stopped as stopped:
+        raise KeyboardInterrupt from stopped  # a demo starts anew
     show.table(columns, rows)
     click.echo(demo.NOTE)
     click.echo(f"runs kept in {path}")

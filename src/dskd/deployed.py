@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dskd.build import load_data
+from dskd.build import copied, load_data
 from dskd.data import Dataset
 from dskd.data.files import FolderFiles
 from dskd.data.pictures import decode
@@ -20,7 +19,7 @@ from dskd.device import pick
 from dskd.errors import InputError, brief, unknown
 from dskd.evaluate import Judgement, judge
 from dskd.models.checkpoint import load_weights, read_metadata, read_weights
-from dskd.models.load import load_model
+from dskd.models.load import TIMM, load_model
 from dskd.models.stages import StagedModel
 from dskd.recipe import DataSettings
 from dskd.rundir import BEST, LAST
@@ -74,13 +73,14 @@ def load_deployed(
         allow_code: Whether a ``package.module:function`` model may run.
 
     Raises:
-        InputError: There is no finished run, or the student was a module given in Python.
+        InputError: There is no finished run, or the student was a module given in Python
+            and is not given again.
     """
     path = Path(run) / _file(which)
     if not path.parent.is_dir():
         raise InputError(f"there is no run {run}; check the path")
     facts = _read_facts(path)
-    module = _build(facts, run, allow_code) if student is None else copy.deepcopy(student)
+    module = _build(facts, run, allow_code) if student is None else copied(student)
     load_weights(module, read_weights(path), str(path))
     model = StagedModel(module, mean=facts.mean, std=facts.std).eval()
     return Deployed(model, facts.model, facts.classes, facts.shape)
@@ -93,13 +93,15 @@ def _build(facts: _Facts, run: str | Path, allow_code: bool) -> nn.Module:
             "dskd.evaluate(run, student=module)"
         )
     channels, height, _ = facts.shape
-    # What was pretrained once has its weights in the file: nothing is downloaded for it again.
+    options = dict(facts.options)
+    if facts.model.startswith(TIMM):  # its weights are in the file: nothing is downloaded again
+        options.pop("pretrained", None)
     return load_model(
         facts.model,
         num_classes=len(facts.classes),
         in_channels=channels,
         size=height,
-        options={key: value for key, value in facts.options.items() if key != "pretrained"},
+        options=options,
         allow_code=allow_code,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -164,7 +165,7 @@ class Recipe(Settings):
         plain: dict[str, Any] = self.model_dump(mode="json")
         for section, key in (("data", "root"), ("data", "cache"), ("teacher", "checkpoint")):
             if plain[section] and plain[section][key]:  # it may be read from another folder
-                plain[section][key] = str(Path(plain[section][key]).absolute())
+                plain[section][key] = os.path.abspath(plain[section][key])  # noqa: PTH100 (no "..")
         return plain
 
     def changed(self, **sections: Any) -> Recipe:

@@ -79,6 +79,8 @@ def distill(
         log.info(note)
     check_fit(recipe, data, given)
     with directory.owned():
+        # Another run may have come and gone while the pictures were read.
+        directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
         if overwrite:
             directory.clear()
         directory.start(recipe.plain(), devices.environment(device))

@@ -22,16 +22,16 @@ from dskd.snapshot import replace_file
 from dskd.yaml_text import read_yaml_file
 
 LAST, BEST = "student.safetensors", "student_best.safetensors"
+_MARKS = ("environment.json", "recipe.yaml")
 _FILES = (
     LAST,
     BEST,
     "beside.safetensors",
     "metrics.jsonl",
-    "environment.json",
     "result.json",
     "student.onnx",
     "student_best.onnx",
-    "recipe.yaml",  # last: it is what marks the folder as a run
+    *_MARKS,  # last: they are what marks the folder as a run
 )
 _FOLDERS = ("snapshots", "tensorboard", "teacher")
 
@@ -94,8 +94,8 @@ class RunDirectory:
                 )
 
     def _is_run(self) -> bool:
-        path = self.path / "recipe.yaml"
-        return path.is_file() and {"data", "student"} <= read_yaml_file(path, "recipe").keys()
+        # Both: anybody may keep a recipe of their own in a folder of their own.
+        return all((self.path / name).is_file() for name in _MARKS)
 
     def _check_needed(self, recipe: Mapping[str, Any]) -> None:
         """What the new run reads must not go with the old one."""
@@ -166,8 +166,8 @@ class RunDirectory:
         # Without the folder, so that the file can be given to another run.
         kept = {key: value for key, value in recipe.items() if key != "out"}
         text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
-        replace_file(self.path / "recipe.yaml", text.encode())
         self.write_json("environment.json", environment)
+        replace_file(self.path / "recipe.yaml", text.encode())
 
     def rewind(self, epoch: int) -> None:
         """Forgets the metrics of ``epoch`` and later ones, which will be written again."""
