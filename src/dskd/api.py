@@ -65,12 +65,15 @@ def distill(
         >>> result.parameters
         77754
     """
-    values, given = _parts(student, data, allow_code)
+    student_values, student_module = _split(student, "student", "module", nn.Module)
+    data_values, dataset = _split(data, "data", "dataset", Dataset)
     teacher_values, teacher_module = _split(teacher, "teacher", "module", nn.Module)
     for key in ("epochs", "lr"):
         if teacher_module is not None and key in teacher_values:
             raise InputError(f"teacher.{key} does not apply: a module counts as trained; drop it")
-    values |= {
+    values: dict[str, Any] = {
+        "student": student_values,
+        "data": data_values,
         "teacher": teacher_values,
         "method": _named(method, "method"),
         "seed": seed,
@@ -78,7 +81,7 @@ def distill(
     }
     if train is not None:
         values["train"] = train
-    given = Given(given.data, given.student, teacher_module, allow_code)
+    given = Given(dataset, student_module, teacher_module, allow_code)
     recipe = resolve(values, _folder(values, "student", "teacher", "data"))
     return run.distill(recipe, resume=resume, overwrite=overwrite, given=given)
 
@@ -108,10 +111,18 @@ def train(
         >>> result.method
         'ce'
     """
-    values, given = _parts(student, data, allow_code)
-    values |= {"method": {"name": "ce"}, "seed": seed, "out": out}
+    student_values, module = _split(student, "student", "module", nn.Module)
+    data_values, dataset = _split(data, "data", "dataset", Dataset)
+    values: dict[str, Any] = {
+        "student": student_values,
+        "data": data_values,
+        "method": {"name": "ce"},
+        "seed": seed,
+        "out": out,
+    }
     if train is not None:
         values["train"] = train
+    given = Given(dataset, module, None, allow_code)
     recipe = resolve(values, _folder(values, "student", "data"))
     return run.train(recipe, resume=resume, overwrite=overwrite, given=given)
 
@@ -120,16 +131,6 @@ def _folder(values: Mapping[str, Any], *parts: str) -> Path:
     """Where the runs of these models and pictures go."""
     names = (str(values[part].get("name", "")) for part in parts)
     return Path("runs") / "-".join(name.strip("<>").replace("/", "_") for name in names)
-
-
-def _parts(
-    student: str | nn.Module | Keys, data: str | Dataset | Keys, allow_code: bool
-) -> tuple[dict[str, Any], Given]:
-    student_values, module = _split(student, "student", "module", nn.Module)
-    data_values, dataset = _split(data, "data", "dataset", Dataset)
-    return {"student": student_values, "data": data_values}, Given(
-        dataset, module, None, allow_code
-    )
 
 
 def _split(part: Any, what: str, key: str, kind: type[T]) -> tuple[dict[str, Any], T | None]:

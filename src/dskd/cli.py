@@ -135,7 +135,7 @@ def demo_(out: Path) -> None:
     try:
         path, columns, rows = demo.run_demo(out)
     except Stopped as stopped:
-        raise KeyboardInterrupt from stopped  # a demo starts anew
+        sys.exit(_say("stopped; a demo starts anew", 128 + stopped.signal))
     show.table(columns, rows)
     click.echo(demo.NOTE)
     click.echo(f"runs kept in {path}")
@@ -168,9 +168,8 @@ def _exit_code(arguments: list[str] | None) -> int:
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "dskd"
         message = error.format_message().rstrip(".")
-        return _say(
-            f"{message}{' ' if message.endswith(('?', ')')) else '; '}see `{command} --help`", 2
-        )
+        join = " " if message.endswith(("?", ")")) else "; "
+        return _say(f"{message}{join}see `{command} --help`", 2)
     except (click.ClickException, InputError) as error:
         return _say(str(error), 2)
     except BrokenPipeError:  # the reader of a list has seen enough

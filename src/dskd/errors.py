@@ -52,6 +52,16 @@ class _Brief(reprlib.Repr):
         return "a very long number" if value.bit_length() > 1000 else super().repr_int(value, level)
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, in one line; its type where it says nothing.
+
+    Example:
+        >>> first_line(RuntimeError("shapes differ")), first_line(KeyError())
+        ('shapes differ', 'KeyError')
+    """
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist, with the nearest one that does.
 

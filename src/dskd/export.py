@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.deployed import Deployed
-from dskd.errors import InputError
+from dskd.errors import InputError, first_line
 
 FORMATS = ("onnx",)
 TOLERANCE = 1e-4
@@ -104,8 +104,7 @@ def _write(model: nn.Module, example: Tensor, path: Path, name: str) -> None:
                 verbose=False,
             )
         except Exception as error:  # anybody's module may defeat the exporter in its own way
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise InputError(f"torch cannot export {name} to ONNX: {reason}") from error
+            raise InputError(f"torch cannot export {name} to ONNX: {first_line(error)}") from error
         assert program is not None, "dynamo=True gives the program"
         program.save(path, external_data=False)
 

@@ -93,24 +93,24 @@ class Session:
         self.best = Best()
         teacher = trainer.teacher
         self.given = {
-            "other pictures": data.fingerprint(),
-            "another teacher": teacher.fingerprint() if teacher is not None else None,
+            "data": data.fingerprint(),
+            "teacher": teacher.fingerprint() if teacher is not None else None,
         }
 
     def begin(self, resume: bool) -> None:
         """Goes back to the run's newest snapshot where there is one.
 
         Raises:
-            InputError: Every snapshot is damaged, or the pictures are not those of the run.
+            InputError: Every snapshot is damaged, or pictures or teacher are not the run's.
         """
         state, damaged = self.directory.newest_snapshot() if resume else (None, [])
         for line in damaged:
             log.warning("%s; using the one before", line)
         if state is not None:
-            for what, fingerprint in self.given.items():
-                if state["given"][what] != fingerprint:
+            for what, words in (("data", "other pictures"), ("teacher", "another teacher")):
+                if state["given"][what] != self.given[what]:
                     raise InputError(
-                        f"{self.directory.path} was started with {what}; give the same, or start "
+                        f"{self.directory.path} was started with {words}; give the same, or start "
                         "again with --overwrite"
                     )
             self.trainer.restore(state["trainer"])

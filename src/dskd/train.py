@@ -12,7 +12,7 @@ from torch import Tensor
 from dskd.data.plan import draw_plan, steps
 from dskd.data.resident import Batch, Resident
 from dskd.device import Precision, autocast
-from dskd.errors import InputError
+from dskd.errors import InputError, first_line
 from dskd.methods.base import Method, StepOutput
 from dskd.models.output import ModelOutput
 from dskd.models.teacher import Teacher
@@ -191,9 +191,10 @@ class Trainer:
         except InputError:
             raise
         except Exception as error:  # anybody's module may raise anything
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
             name = type(self.method.deployed()).__name__
-            raise InputError(f"{name} cannot be trained on these pictures: {reason}") from error
+            raise InputError(
+                f"{name} cannot be trained on these pictures: {first_line(error)}"
+            ) from error
 
     def end_epoch(self) -> None:
         """Turns to the next epoch."""

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dskd.errors import InputError
+from dskd.errors import InputError, first_line
 
 _WRAPPERS = ("model", "state_dict", "student")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -87,8 +87,7 @@ def _torch(path: Path) -> Any:
             f"({telling[0] if telling else 'damaged, or unsafe'}); save the state_dict() alone"
         ) from None
     except Exception as error:  # a mangled file makes the reader raise nearly anything
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise InputError(f"cannot read the checkpoint {path}: {reason}") from None
+        raise InputError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from dskd.errors import InputError, unknown
+from dskd.errors import InputError, first_line, unknown
 from dskd.models.zoo import ZOO, build
 
 TIMM = "timm/"
@@ -96,8 +96,9 @@ def _from_timm(
                 raise
             model = timm.create_model(name, **arguments)  # convolutional: any size will do
     except Exception as error:  # each of its models checks its options in its own way
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"timm/{name} cannot be made with options {options}: {reason}") from error
+        raise InputError(
+            f"timm/{name} cannot be made with options {options}: {first_line(error)}"
+        ) from error
     return model
 
 

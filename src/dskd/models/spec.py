@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dskd.errors import InputError
+from dskd.errors import InputError, first_line
 from dskd.models.stages import StagedModel
 
 
@@ -64,10 +64,9 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
     except InputError:
         raise
     except Exception as error:  # anybody's module may raise anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(
             f"{type(model.module).__name__} does not run on pictures {list(images.shape[1:])}: "
-            f"{reason}"
+            f"{first_line(error)}"
         ) from error
     finally:
         for part, training in modes.items():
