@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
@@ -59,5 +60,9 @@ def made_pair(
     """What a method's constructor takes, and the frozen teacher."""
     images = data.train.images[:8]
     spec = describe(teacher, images) if teacher is not None else None
-    pair = Pair(student, describe(student, images), spec)
+    classifier = copy.deepcopy(teacher.linear) if teacher is not None else None
+    if classifier is not None:
+        classifier.requires_grad_(False)
+    labels = data.train.labels
+    pair = Pair(student, describe(student, images), spec, classifier, labels, len(labels))
     return pair, Teacher(teacher) if teacher is not None else None

@@ -100,7 +100,9 @@ def test_branches_never_reach_the_student_s_files(finished: Path) -> None:
 
 def test_the_student_s_file_tells_no_time_host_or_path(finished: Path) -> None:
     facts = read_metadata(finished / "student.safetensors")
-    assert facts.keys() == {"model", "options", "classes", "shape", "mean", "std"}
+    assert facts.keys() == {
+        *("model", "options", "classes", "shape", "mean", "std", "method", "addition")
+    }
     assert str(finished).encode() not in (finished / "student.safetensors").read_bytes()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dskd.losses.maps import pool_to
 from dskd.models.spec import StageSpec
 
 
@@ -21,23 +21,6 @@ class BranchOutput(NamedTuple):
 
     logits: Tensor
     map: Tensor
-
-
-def pool_to(feature_map: Tensor, height: int, width: int) -> Tensor:
-    """``feature_map`` average-pooled where it is larger than ``height`` x ``width``, else as it is.
-
-    Example:
-        >>> import torch
-        >>> pool_to(torch.zeros(1, 2, 8, 8), 4, 16).shape
-        torch.Size([1, 2, 4, 8])
-    """
-    h, w = feature_map.shape[2:]
-    height, width = min(h, height), min(w, width)
-    if (h, w) == (height, width):
-        return feature_map
-    if h % height == 0 and w % width == 0:  # the same numbers, and repeatable on a GPU
-        return F.avg_pool2d(feature_map, (h // height, w // width))
-    return F.adaptive_avg_pool2d(feature_map, (height, width))
 
 
 class Branch(nn.Module):

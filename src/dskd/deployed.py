@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dskd import methods
 from dskd.build import copied, load_data
 from dskd.data import Dataset
 from dskd.data.files import FolderFiles
@@ -38,6 +39,8 @@ class _Facts(Settings):
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    method: str
+    addition: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def load_deployed(
         raise InputError(f"there is no run {run}; check the path")
     facts = _read_facts(path)
     module = _build(facts, run, allow_code) if student is None else copied(student)
+    module = methods.find(facts.method).assemble(module, facts.addition)
     load_weights(module, read_weights(path), str(path))
     model = StagedModel(module, mean=facts.mean, std=facts.std).eval()
     return Deployed(model, facts.model, facts.classes, facts.shape)

@@ -6,6 +6,7 @@ checkpoint. Both build the run's objects and hand them to a `Session`, which tra
 
 from __future__ import annotations
 
+import copy
 import logging
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from dskd import device as devices
 from dskd import methods
+from dskd.answers import Answers
 from dskd.build import Given, build_model, load_data, spec_of
 from dskd.data import Dataset
 from dskd.data.resident import Resident
@@ -107,16 +109,25 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> None:
         if _trains_teacher(recipe, given):
             check_fit(teacher_recipe(recipe, Path()), data, Given(allow_code=given.allow_code))
         teacher = Teacher(model)
-    method = _method(recipe, data, student, teacher)
-    trainer = make_trainer(recipe, method, teacher, Resident(data.train, torch.device("cpu")))
+    method = make_method(recipe, data, student, teacher)
+    trainer = make_trainer(
+        recipe, method, Answers(teacher), Resident(data.train, torch.device("cpu"))
+    )
     trainer.rehearse()
 
 
-def _method(recipe: Recipe, data: Dataset, student: StagedModel, teacher: Teacher | None) -> Method:
+def make_method(
+    recipe: Recipe, data: Dataset, student: StagedModel, teacher: Teacher | None
+) -> Method:
+    """The recipe's method for these models, on their device."""
+    classifier = teacher.model.linear if teacher is not None else None
     pair = Pair(
         student,
         spec_of(student, data, "student"),
         spec_of(teacher.model, data, "teacher") if teacher is not None else None,
+        copy.deepcopy(classifier),
+        data.train.labels,
+        recipe.train.batch_size + 1,  # a lone last picture joins the batch before it
     )
     return methods.find(recipe.method.name)(pair, **recipe.method.options)
 
@@ -192,9 +203,9 @@ def _fit(
     """Trains on the recipe's schedule. The student's weights depend on the seed alone."""
     student = build_model(recipe.student, data, recipe.seed, given.student, given.allow_code)
     torch.manual_seed(_stream(recipe.seed, 1))
-    method = _method(recipe, data, student, teacher).to(device)
+    method = make_method(recipe, data, student, teacher).to(device)
     method.student.place(device)
-    trainer = make_trainer(recipe, method, teacher, Resident(data.train, device))
+    trainer = make_trainer(recipe, method, Answers(teacher), Resident(data.train, device))
     torch.manual_seed(_stream(recipe.seed, 2))
     session = Session(recipe, data, trainer, directory)
     session.begin(resume)
@@ -202,15 +213,13 @@ def _fit(
     return session.finish()
 
 
-def make_trainer(
-    recipe: Recipe, method: Method, teacher: Teacher | None, split: Resident
-) -> Trainer:
+def make_trainer(recipe: Recipe, method: Method, answers: Answers, split: Resident) -> Trainer:
     """The trainer of a recipe's schedule.
 
     Args:
         recipe: Its ``train``, ``data`` and ``seed`` are read.
         method: On its device.
-        teacher: On the same device, or None.
+        answers: Of a teacher on the same device.
         split: The training split, on the same device.
     """
     settings = recipe.train
@@ -233,7 +242,7 @@ def make_trainer(
     )
     return Trainer(
         method,
-        teacher,
+        answers,
         split,
         optimizer,
         rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from dskd.data import Dataset
 from dskd.data.resident import Resident
 from dskd.errors import InputError
 from dskd.evaluate import Judgement, judge
-from dskd.interrupt import Stopped, StopRequest, stop_requests
+from dskd.interrupt import Stopped, stop_requests
 from dskd.recipe import Recipe
 from dskd.rundir import BEST, LAST, RunDirectory
-from dskd.show import EpochBar, epoch_bar
+from dskd.show import epoch_bar
 from dskd.train import Trainer
 
 log = logging.getLogger("dskd")
@@ -91,7 +92,7 @@ class Session:
         self.test = Resident(data.test, device)
         self.validation = Resident(data.validation, device) if data.validation else None
         self.best = Best()
-        teacher = trainer.teacher
+        teacher = trainer.answers.teacher
         self.given = {
             "data": data.fingerprint(),
             "teacher": teacher.fingerprint() if teacher is not None else None,
@@ -119,6 +120,8 @@ class Session:
         elif resume:
             log.info("%s has no snapshot yet: starting anew", self.directory.path)
         self.directory.rewind(self.trainer.epoch)
+        if state is None:
+            self.trainer.prepare()
 
     def train(self) -> None:
         """Trains the epochs that are left.
@@ -128,25 +131,44 @@ class Session:
         """
         label = f"{self.recipe.method.name} {self.recipe.student.name}"
         with stop_requests() as stop, epoch_bar(self.trainer, label) as bar:
-            while self.trainer.epoch < self.trainer.epochs:
-                self._train_epoch(stop, bar)
+            for row in self.steps():
+                bar.step()
+                if row is not None:
+                    bar.epoch(row["accuracy"])
+                if stop.signal is not None:
+                    self.save()
+                    raise Stopped(stop.signal)
 
-    def _train_epoch(self, stop: StopRequest, bar: EpochBar) -> None:
+    def steps(self) -> Iterator[dict[str, float] | None]:
+        """Trains the epochs that are left; yields after every step, and may be left there.
+
+        Yields:
+            The epoch's metrics after its last step, None after the others.
+        """
         trainer = self.trainer
-        lr = trainer.learning_rate(trainer.epoch)
-        for _ in trainer.train_epoch():
-            bar.step()
-            if stop and trainer.step < trainer.steps:
-                self._stop(stop)
-        row = {"epoch": trainer.epoch + 1, **trainer.meter.means(), **self._judge(), "lr": lr}
+        while trainer.epoch < trainer.epochs:
+            for _ in trainer.train_epoch():
+                if trainer.step < trainer.steps:
+                    yield None
+            yield self._end_epoch()
+
+    def _end_epoch(self) -> dict[str, float]:
+        """Judges, records and saves."""
+        trainer = self.trainer
+        row = {"epoch": trainer.epoch + 1, **trainer.meter.means(), **self._judge()}
+        row["lr"] = trainer.learning_rate(trainer.epoch)
         row["seconds"] = round(trainer.seconds, 4)
         trainer.end_epoch()
         self._keep_best(row)
         self.directory.append(row)
-        bar.epoch(row["accuracy"])
         self._snapshot()
-        if stop:
-            self._stop(stop)
+        return row
+
+    def save(self) -> None:
+        """Writes a snapshot, unless the end of an epoch just did, and closes the log."""
+        if self.trainer.step:
+            self._snapshot()
+        self.directory.close()
 
     def _judge(self) -> dict[str, float]:
         """The accuracy of the student, and of whatever else the method trains."""
@@ -177,6 +199,8 @@ class Session:
             "options": self.recipe.student.options,
             "classes": list(self.data.classes),
             "shape": list(self.data.shape),
+            "method": self.recipe.method.name,
+            "addition": self.trainer.method.addition(),
             "mean": student.mean.flatten().tolist(),
             "std": student.std.flatten().tolist(),
         }
@@ -191,12 +215,6 @@ class Session:
             "recipe": self.recipe.plain(),
         }
         snapshot.write(self.directory.snapshots, state)
-
-    def _stop(self, stop: StopRequest) -> None:
-        assert stop.signal is not None
-        self._snapshot()
-        self.directory.close()
-        raise Stopped(stop.signal)
 
     def finish(self) -> Result:
         """Judges the student of the last epoch, writes it and the result."""
@@ -226,7 +244,7 @@ class Session:
         return result
 
     def _judge_teacher(self) -> Judgement | None:
-        teacher = self.trainer.teacher
+        teacher = self.trainer.answers.teacher
         if teacher is None:
             return None
         return judge(teacher, lambda images: {"teacher": teacher(images).logits}, self.test)[

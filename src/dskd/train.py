@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dskd.answers import Answers
 from dskd.data.plan import draw_plan, steps
 from dskd.data.resident import Batch, Resident
 from dskd.device import Precision, autocast
 from dskd.errors import InputError, first_line
 from dskd.methods.base import Method, StepOutput
 from dskd.models.output import ModelOutput
-from dskd.models.teacher import Teacher
 
 OptimizerName = Literal["sgd", "adamw"]
 REHEARSED = 8
@@ -28,7 +28,7 @@ class NotFinite(ArithmeticError):
 
 def train_step(
     method: Method,
-    teacher: Teacher | None,
+    answers: Answers,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
@@ -39,7 +39,7 @@ def train_step(
         NotFinite: The objective is NaN or infinite. The optimizer has not stepped then.
     """
     with autocast(batch.images.device, precision):
-        answer = teacher(batch.images) if teacher is not None and method.needs else None
+        answer = answers(batch, method.needs)
         output: StepOutput = method(batch, answer)
     objective = output.objective
     if not torch.isfinite(objective):
@@ -120,7 +120,7 @@ class Trainer:
 
     Args:
         method: The method, on its device.
-        teacher: The teacher, on the same device; None where the method needs none.
+        answers: Of the teacher, on the same device.
         split: The training split, on the same device.
         optimizer: Over the method's parameters.
         learning_rate: From epochs done (with a fraction) to the rate.
@@ -135,7 +135,7 @@ class Trainer:
     def __init__(
         self,
         method: Method,
-        teacher: Teacher | None,
+        answers: Answers,
         split: Resident,
         optimizer: torch.optim.Optimizer,
         learning_rate: Callable[[float], float],
@@ -147,7 +147,7 @@ class Trainer:
         flip: bool,
         precision: Precision,
     ) -> None:
-        self.method, self.teacher, self.split = method, teacher, split
+        self.method, self.answers, self.split = method, answers, split
         self.optimizer, self.learning_rate = optimizer, learning_rate
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
         self.padding, self.flip, self.precision = padding, flip, precision
@@ -166,12 +166,26 @@ class Trainer:
         for batch in self.split.planned(plan, self.batch_size, start=self.step):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
-            output = train_step(self.method, self.teacher, batch, self.optimizer, self.precision)
+            output = train_step(self.method, self.answers, batch, self.optimizer, self.precision)
             self.meter.add(batch, output)
             self.step += 1
             self.seconds += time.perf_counter() - start
             yield
             start = time.perf_counter()
+
+    def prepare(self) -> None:
+        """Lets the method train what it needs before the student's first step."""
+        self.method.train()
+        self.method.prepare(self._answered)
+
+    def _answered(self, epochs: int) -> Iterator[tuple[Batch, ModelOutput | None]]:
+        """Batches of epochs behind the run's own, with the teacher's answers."""
+        for epoch in range(self.epochs, self.epochs + epochs):
+            plan = draw_plan(self.seed, epoch, len(self.split), self.padding, self.flip)
+            for batch in self.split.planned(plan, self.batch_size):
+                with autocast(self.split.device, self.precision):
+                    answer = self.answers(batch, self.method.needs)
+                yield batch, answer
 
     def rehearse(self) -> None:
         """Takes a step with a few pictures, in training mode, to see that it can be taken.
@@ -187,7 +201,7 @@ class Trainer:
             group["lr"] = 0.0
         try:
             batch = next(self.split.planned(plan, min(self.batch_size, REHEARSED)))
-            train_step(self.method, self.teacher, batch, self.optimizer, self.precision)
+            train_step(self.method, self.answers, batch, self.optimizer, self.precision)
         except InputError:
             raise
         except Exception as error:  # anybody's module may raise anything

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from conftest import made_dataset, made_pair, staged
-from dskd.branches import Branch, pool_to
+from dskd.branches import Branch
 from dskd.data.plan import draw_plan
 from dskd.data.resident import Batch, Resident
 from dskd.errors import InputError
 from dskd.losses import dskd as dskd_loss
+from dskd.losses.maps import pool_to
 from dskd.methods.base import Pair
 from dskd.methods.dskd import DSKD
 from dskd.models.spec import ModelSpec, StageSpec
@@ -232,7 +233,8 @@ def test_a_teacher_with_the_larger_map_is_pooled_to_the_branch() -> None:
     assert teacher is not None
     method = DSKD(pair)
     images = made_dataset(size=32).train.images[:4]
-    batch = Batch(images, torch.arange(4), torch.arange(4), torch.arange(4))
+    four = torch.arange(4)
+    batch = Batch(images, four, four, four, four, epoch=0, step=0)
     assert method(batch, teacher(images)).objective.isfinite()
 
 

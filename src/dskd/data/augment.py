@@ -34,3 +34,19 @@ def crop_and_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding:
     picture = torch.arange(len(images), device=images.device)[:, None, None]
     pixels = padded.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]]
     return pixels.permute(0, 3, 1, 2)
+
+
+def rotations(images: Tensor) -> Tensor:
+    """The pictures as they are, then turned by 90, 180 and 270 degrees.
+
+    Args:
+        images: ``[B, C, H, H]``, square.
+
+    Returns:
+        ``[4 B, C, H, H]``: first all pictures, then all of them turned once, and so on.
+
+    Example:
+        >>> rotations(torch.arange(4).view(1, 1, 2, 2))[1].tolist()
+        [[[1, 3], [0, 2]]]
+    """
+    return torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])

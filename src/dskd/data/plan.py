@@ -22,6 +22,7 @@ class EpochPlan:
         flip: bool ``[N]``, mirrored left to right or not.
         seeds: int64 ``[N]``, a number for each picture, for whatever else a method draws.
         padding: Zeros around the picture before the crop, in pixels.
+        epoch: Which epoch, from 0.
     """
 
     order: Tensor
@@ -30,6 +31,7 @@ class EpochPlan:
     flip: Tensor
     seeds: Tensor
     padding: int
+    epoch: int = 0
 
     @property
     def views(self) -> Tensor:
@@ -95,4 +97,33 @@ def draw_plan(
         flip=torch.from_numpy(flips.astype(bool)),
         seeds=torch.from_numpy(stream(4).integers(0, 2**63 - 1, pictures)),
         padding=padding,
+        epoch=epoch,
     )
+
+
+def draw_below(seeds: Tensor, count: int, below: int) -> Tensor:
+    """Numbers drawn from seeds alone: the same on any device, in any process, at any time.
+
+    Args:
+        seeds: int64 ``[B]``, as `EpochPlan.seeds`.
+        count: Numbers for each seed.
+        below: From 0 to ``below - 1``, at most 2^32; even but for less than ``below / 2^63``.
+
+    Returns:
+        int64 ``[B, count]``.
+
+    Example:
+        >>> draw_below(torch.tensor([1, 1]), 3, 10).tolist()
+        [[5, 4, 0], [5, 4, 0]]
+    """
+    # SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), in the wrapping arithmetic of int64.
+    steps = torch.arange(1, count + 1, device=seeds.device)
+    mixed = seeds[:, None] + steps * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        mixed = (mixed ^ _shifted(mixed, shift)) * factor
+    return _shifted(mixed ^ _shifted(mixed, 31), 1) % below
+
+
+def _shifted(values: Tensor, places: int) -> Tensor:
+    """A shift to the right that brings in zeros, as that of unsigned numbers does."""
+    return (values >> places) & ((1 << (64 - places)) - 1)

@@ -22,12 +22,18 @@ class Batch:
         labels: int64 ``[B]``.
         indices: int64 ``[B]``, which pictures of the split.
         views: int64 ``[B]``, which view of each picture (see `EpochPlan.views`).
+        seeds: int64 ``[B]``, for whatever else a method draws (see `dskd.data.plan.draw_below`).
+        epoch: Of the plan, from 0.
+        step: Of the epoch, from 0.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     views: Tensor
+    seeds: Tensor
+    epoch: int
+    step: int
 
 
 class Resident:
@@ -48,15 +54,16 @@ class Resident:
 
     def planned(self, plan: EpochPlan, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """The augmented batches of an epoch, from step ``start`` on."""
-        dy, dx, flip, views = (
-            part.to(self.device) for part in (plan.dy, plan.dx, plan.flip, plan.views)
+        dy, dx, flip, views, seeds = (
+            part.to(self.device) for part in (plan.dy, plan.dx, plan.flip, plan.views, plan.seeds)
         )
         for step, rows in enumerate(plan.batches(batch_size)):
             if step < start:
                 continue
             rows = rows.to(self.device)
             images = crop_and_flip(self.images[rows], dy[rows], dx[rows], flip[rows], plan.padding)
-            yield Batch(images, self.labels[rows], rows, views[rows])
+            labels = self.labels[rows]
+            yield Batch(images, labels, rows, views[rows], seeds[rows], plan.epoch, step)
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Pictures and labels as they are, in the split's order."""

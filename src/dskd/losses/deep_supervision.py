@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dskd.allocation import Allocation, allocate, mean_over_ranks
 from dskd.errors import InputError
-from dskd.losses.logits import LogitLoss, Reduction, bind, full_precision
+from dskd.losses.logits import LogitLoss, Reduction, bind
 from dskd.losses.logits import ce as cross_entropy
+from dskd.losses.precision import in_full_precision
 from dskd.settings import Positive, Weight, checked
 
 FeatureScale = Literal["relative", "none"]
@@ -43,6 +44,7 @@ class DSKDTerms(NamedTuple):
         return self.ce + self.kd + self.shallow
 
 
+@in_full_precision
 def feature_loss(
     adapted: Tensor,
     target: Tensor,
@@ -73,7 +75,6 @@ def feature_loss(
             f"feature maps differ in shape: branch {list(adapted.shape)}, "
             f"teacher {list(target.shape)}"
         )
-    adapted, target = full_precision(adapted), full_precision(target)
     squared = (adapted - target).square().flatten(1).mean(1)
     if scale == "relative":
         squared = squared / target.square().mean().clamp_min(torch.finfo(target.dtype).tiny)

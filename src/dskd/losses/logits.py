@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.errors import InputError, unknown
+from dskd.losses.precision import check_temperature, in_full_precision
 
 Reduction = Literal["mean", "none"]
 
@@ -35,16 +36,6 @@ class LogitLoss(Protocol):
         ...
 
 
-def full_precision(values: Tensor) -> Tensor:
-    """``values`` in float32 where they come in half precision, else as they are."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-
-
-def _check(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
-        raise InputError(f"temperature must be above 0, got {temperature}")
-
-
 def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
     if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
         raise InputError(
@@ -59,6 +50,7 @@ def _reduce(per_sample: Tensor, reduction: Reduction) -> Tensor:
     return per_sample.mean() if reduction == "mean" else per_sample
 
 
+@in_full_precision
 def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Cross-entropy with the labels.
 
@@ -71,7 +63,7 @@ def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") ->
         >>> round(ce(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)
         1.3863
     """
-    return F.cross_entropy(full_precision(student_logits), labels, reduction=reduction)
+    return F.cross_entropy(student_logits, labels, reduction=reduction)
 
 
 def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
@@ -90,6 +82,7 @@ def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
     return centred / (variance.sqrt() + eps)
 
 
+@in_full_precision
 def kd(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -117,9 +110,9 @@ def kd(
         >>> kd(logits, logits).item()
         0.0
     """
-    _check(temperature)
+    check_temperature(temperature)
     _check_shapes(student_logits, teacher_logits)
-    student, teacher = full_precision(student_logits), full_precision(teacher_logits)
+    student, teacher = student_logits, teacher_logits
     if standardize:
         student, teacher = standardized(student), standardized(teacher)
     divergence = F.kl_div(
@@ -144,6 +137,7 @@ def _target_and_rest(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([target, rest], dim=1)
 
 
+@in_full_precision
 def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -179,10 +173,10 @@ def dkd(
         >>> dkd(logits, logits, labels).item()
         0.0
     """
-    _check(temperature)
+    check_temperature(temperature)
     _check_shapes(student_logits, teacher_logits)
-    student = full_precision(student_logits) / temperature
-    teacher = full_precision(teacher_logits) / temperature
+    student = student_logits / temperature
+    teacher = teacher_logits / temperature
     target = F.kl_div(
         _target_and_rest(F.log_softmax(student, 1), labels),
         _target_and_rest(F.log_softmax(teacher, 1), labels),
@@ -207,6 +201,7 @@ def _correlation(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
     return correlation
 
 
+@in_full_precision
 def dist(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -239,15 +234,15 @@ def dist(
         >>> abs(round(dist(logits, logits).item(), 4))
         0.0
     """
-    _check(temperature)
+    check_temperature(temperature)
     _check_shapes(student_logits, teacher_logits)
     if reduction != "mean":
         raise InputError(
             "the loss 'dist' has no value for a single picture (it relates a whole batch); "
             "weigh the branches per batch"
         )
-    p = F.softmax(full_precision(student_logits) / temperature, dim=1)
-    q = F.softmax(full_precision(teacher_logits) / temperature, dim=1)
+    p = F.softmax(student_logits / temperature, dim=1)
+    q = F.softmax(teacher_logits / temperature, dim=1)
     within_pictures = 1 - _correlation(p, q, dim=1).mean()
     within_classes = 1 - _correlation(p, q, dim=0).mean()
     return temperature**2 * (beta * within_pictures + gamma * within_classes)
@@ -302,7 +297,7 @@ def bind(name: str, temperature: float, options: dict[str, Any]) -> LogitLoss:
                 f"got {value!r}"
             )
     settings = {"temperature": temperature} | options
-    _check(settings["temperature"])
+    check_temperature(settings["temperature"])
     function = LOGIT_LOSSES[name]
 
     def loss(

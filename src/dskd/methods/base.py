@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 
 from dskd.data.resident import Batch
 from dskd.errors import InputError
+from dskd.losses import logits as losses_of_logits
 from dskd.models.output import ModelOutput
-from dskd.models.spec import ModelSpec
+from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.stages import StagedModel
 
 
@@ -23,11 +26,19 @@ class Pair:
         student: The student.
         student_spec: Its classes and stages.
         teacher_spec: The teacher's, None without a teacher.
+        teacher_classifier: A copy of the teacher's last linear layer, for methods that use it
+            again; None where there is no teacher, or it ends in something else.
+        labels: int64 ``[N]``, of the training pictures by their index, for methods that keep
+            something of each picture.
+        largest_batch: Pictures of a step at most.
     """
 
     student: StagedModel
     student_spec: ModelSpec
     teacher_spec: ModelSpec | None = None
+    teacher_classifier: nn.Linear | None = None
+    labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    largest_batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,14 @@ class TeacherNeeds:
         logits: Whether it reads the logits.
         stages: Which stages, from 0.
         pooled: Whether it reads the pooled vector.
+        rotated: Whether it reads them for four rotations of every picture
+            (`dskd.data.augment.rotations`) in place of the picture alone.
     """
 
     logits: bool = False
     stages: tuple[int, ...] = ()
     pooled: bool = False
+    rotated: bool = False
 
     def __bool__(self) -> bool:
         return self.logits or bool(self.stages) or self.pooled
@@ -68,6 +82,10 @@ class StepOutput:
         return torch.stack(list(self.losses.values())).sum()
 
 
+AnsweredEpochs = Callable[[int], Iterator[tuple[Batch, ModelOutput | None]]]
+"""From a number of epochs to their batches, each with the teacher's answer."""
+
+
 class Method(nn.Module):
     """A way to train a student: a subclass a method, its keyword arguments its settings.
 
@@ -77,7 +95,8 @@ class Method(nn.Module):
     Attributes:
         needs: Which of the teacher's outputs it reads; the teacher is not run for an empty one.
         needs_teacher: Whether it can do without a teacher at all.
-        presets: Named sets of settings, for ``method.preset``.
+        presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
+            that the method was published with, where the defaults are ``ce = kd = 1``.
     """
 
     needs: TeacherNeeds = TeacherNeeds()
@@ -92,6 +111,16 @@ class Method(nn.Module):
         """The losses of a batch, given the teacher's answers to the same pictures."""
         raise TypeError(f"{type(self).__name__} does not say how a batch is learned from")
 
+    def prepare(self, answered_epochs: AnsweredEpochs) -> None:
+        """Trains what must be trained before the student is; most methods have nothing of it.
+
+        It runs once, in a run's beginning, from a random state that follows from the run's seed.
+
+        Args:
+            answered_epochs: Called with a number of epochs, gives their batches, each with the
+                teacher's answer. They are other views than those of the run's own epochs.
+        """
+
     def heads(self, images: Tensor) -> dict[str, Tensor]:
         """All that can be judged by labels, for evaluation: logits ``[B, K]`` by name.
 
@@ -100,8 +129,29 @@ class Method(nn.Module):
         return {"student": self.student(images).logits}
 
     def deployed(self) -> nn.Module:
-        """What ships: the plain student, with its own keys."""
+        """What ships: the plain student, with its own keys.
+
+        A method whose student needs more than itself (simkd) gives a larger module here, which
+        takes the same normalised pictures, and says how to build it by `addition` and `assemble`.
+        """
         return self.student.module
+
+    def addition(self) -> dict[str, Any]:
+        """What `assemble` needs to build the deployed module anew: plain values, for a file."""
+        return {}
+
+    @classmethod
+    def assemble(cls, student: nn.Module, addition: Mapping[str, Any]) -> nn.Module:
+        """The deployed module with weights of any kind, from a plain student.
+
+        Args:
+            student: As its name and options build it.
+            addition: What `addition` gave; read from a file, so of any kind.
+
+        Raises:
+            InputError: ``addition`` does not fit.
+        """
+        return student
 
     def beside(self) -> dict[str, Tensor]:
         """The state of what is trained beside the student, which is never deployed."""
@@ -133,3 +183,84 @@ def check_classes(pair: Pair) -> ModelSpec:
             "they must be trained for the same classes"
         )
     return pair.teacher_spec
+
+
+class FeatureMethod(Method):
+    """A method that adds terms of its own to the labels' loss and classic distillation.
+
+    ``ce * CE(z_s, y) + kd * T^2 KL(p_t || p_s) + own terms``. A subclass says its own terms.
+
+    Args:
+        pair: Student and teacher, of the same classes.
+        ce: Weight of the labels.
+        kd: Weight of the teacher's predictions.
+        temperature: T of the predictions.
+
+    Raises:
+        InputError: There is no teacher, or the classes differ.
+    """
+
+    def __init__(self, pair: Pair, ce: float, kd: float, temperature: float) -> None:
+        super().__init__(pair)
+        check_classes(pair)
+        self.ce, self.kd, self.temperature = ce, kd, temperature
+
+    def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
+        """The labels' loss, the predictions' and the method's own."""
+        teacher = answered(teacher)
+        student: ModelOutput = self.student(batch.images)
+        losses = {
+            "ce": self.ce * losses_of_logits.ce(student.logits, batch.labels),
+            "kd": self.kd * losses_of_logits.kd(student.logits, teacher.logits, self.temperature),
+        }
+        return StepOutput(losses | self.own(batch, student, teacher), student.logits)
+
+    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+        """The method's own losses: named, already weighted scalars."""
+        raise TypeError(f"{type(self).__name__} does not say what it adds to distillation")
+
+
+def check_stages(pair: Pair) -> tuple[tuple[StageSpec, ...], tuple[StageSpec, ...]]:
+    """The stages of student and teacher, of which each has one at least.
+
+    Raises:
+        InputError: One has none.
+    """
+    teacher = check_classes(pair)
+    for what, spec in (("student", pair.student_spec), ("teacher", teacher)):
+        if not spec.stages:
+            raise InputError(
+                f"this method needs a feature map of the {what}; name one or more with "
+                f"{what}.stages=[a]; the {what}'s parts: {', '.join(spec.parts)}"
+            )
+    return pair.student_spec.stages, teacher.stages
+
+
+def check_pooled(pair: Pair) -> tuple[int, int]:
+    """The lengths of the pooled vectors of student and teacher.
+
+    Raises:
+        InputError: One has no pooled vector.
+    """
+    teacher = check_classes(pair)
+    lengths = []
+    for what, spec in (("student", pair.student_spec), ("teacher", teacher)):
+        if spec.pooled is None:
+            raise InputError(
+                f"this method needs the vector that the {what}'s classifier sees, and the {what} "
+                "does not end in a linear layer; take another method"
+            )
+        lengths.append(spec.pooled)
+    return lengths[0], lengths[1]
+
+
+def at_same_depth(depth: int, teacher_depth: int) -> list[int]:
+    """For each of the student's stages the teacher's at the same relative depth, from 0.
+
+    ``ceil(l L_t / L) - 1`` for ``l = 1 .. L``.
+
+    Example:
+        >>> at_same_depth(3, 3), at_same_depth(3, 5)
+        ([0, 1, 2], [1, 3, 4])
+    """
+    return [math.ceil((stage + 1) * teacher_depth / depth) - 1 for stage in range(depth)]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from dskd.allocation import Allocation
-from dskd.branches import Branch, BranchOutput, pool_to
+from dskd.branches import Branch, BranchOutput
 from dskd.data.resident import Batch
 from dskd.errors import InputError
 from dskd.losses.deep_supervision import DSKDTerms, FeatureScale, WeightsPer, dskd_terms
 from dskd.losses.logits import PER_SAMPLE, bind
-from dskd.methods.base import Method, Pair, StepOutput, TeacherNeeds, answered, check_classes
+from dskd.losses.maps import pool_to
+from dskd.methods.base import (
+    Method,
+    Pair,
+    StepOutput,
+    TeacherNeeds,
+    answered,
+    at_same_depth,
+    check_classes,
+)
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec
 from dskd.settings import Count, Positive, Weight, checked
@@ -116,11 +124,9 @@ class DSKD(Method):
                 f"does not have; take weights_per=batch or one of {', '.join(sorted(PER_SAMPLE))}"
             )
         self.supervised = _shallow_stages(pair.student_spec, teacher, supervise)
-        depth, teacher_depth = len(pair.student_spec.stages), len(teacher.stages)
+        matched = at_same_depth(len(pair.student_spec.stages), len(teacher.stages))
         self.targets = [
-            teacher_depth - 1
-            if feature_target == "last"
-            else math.ceil((stage + 1) * teacher_depth / depth) - 1
+            len(teacher.stages) - 1 if feature_target == "last" else matched[stage]
             for stage in self.supervised
         ]
         self.needs = TeacherNeeds(logits=True, stages=tuple(sorted(set(self.targets))))

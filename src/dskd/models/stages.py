@@ -109,6 +109,12 @@ class StagedModel(nn.Module):
         return output
 
     @property
+    def linear(self) -> nn.Linear | None:
+        """The linear layer that makes logits of the pooled vector, where there is one."""
+        layer = self.module.get_submodule(self.classifier) if self.classifier else None
+        return layer if isinstance(layer, nn.Linear) else None
+
+    @property
     def native(self) -> bool:
         """Whether the module itself gives the stages that are asked for."""
         own = getattr(self.module, "stage_names", ())
