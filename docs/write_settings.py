@@ -37,26 +37,27 @@ def page() -> str:
     ):
         known = ModelSettings.model_fields if model is TeacherSettings else {}
         fields = {name: f for name, f in model.model_fields.items() if name not in known}
-        parts.append(f"## {prefix[:-1]}\n\n{about}\n\n{_table(prefix, fields, {})}")
+        parts.append(f"## {prefix[:-1]}\n\n{about}\n\n{table(prefix, fields, {})}")
     own = {name: Recipe.model_fields[name] for name in ("seed", "out")}
-    parts.append(f"## The run\n\n{_table('', own, _RUN)}")
+    parts.append(f"## The run\n\n{table('', own, _RUN)}")
     parts.append(
         "## method\n\n`method.name` is one of the methods below (default `dskd`); its settings "
-        "stand beside it. `method.preset` names a set of settings where a method has some: "
-        "`paper` for `dskd`."
+        "stand beside it. `method.preset` names a set of settings: `literature`, what a "
+        "method was published with; `paper` for `dskd`. More of each: [the methods](methods/)."
     )
     for name in methods.names():
         kind = methods.find(name)
         known_settings: type[BaseModel] = signature_settings(kind.__init__)
-        table = _table("method.", known_settings.model_fields, _arguments(kind))
-        parts.append(f"### {name}\n\n{table}")
+        listed = table("method.", known_settings.model_fields, arguments(kind))
+        parts.append(f"### {name}\n\n{listed}")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 _RUN = {"seed": "Of the student's weights, the order of the pictures, crops, flips, and all else."}
 
 
-def _table(prefix: str, fields: dict[str, FieldInfo], about: dict[str, str]) -> str:
+def table(prefix: str, fields: dict[str, FieldInfo], about: dict[str, str]) -> str:
+    """Keys, defaults and meanings as Markdown."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for name, field in fields.items():
         meaning = about.get(name) or field.description or ""
@@ -72,7 +73,7 @@ def _default(field: FieldInfo) -> str:
     return f"`{list(value) if isinstance(value, tuple) else value}`"
 
 
-def _arguments(kind: type) -> dict[str, str]:
+def arguments(kind: type) -> dict[str, str]:
     """What a class's docstring says of each argument."""
     doc = inspect.getdoc(kind) or ""
     section = doc.partition("Args:\n")[2].partition("\n\n")[0]

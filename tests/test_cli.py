@@ -20,13 +20,13 @@ from made import write_cifar100, write_folder
 from PIL import Image
 from rich.console import Console
 
-from dskd import cli, demo, run, show
+from dskd import cli, demo, methods, run, show
 from dskd.catalog import LISTS, Table
 from dskd.data import DATASETS
 from dskd.models.zoo import ZOO, build
 from dskd.recipe import shipped
 
-VERBS = ["train", "distill", "evaluate", "predict", "export", "list", "demo"]
+VERBS = ["train", "distill", "compare", "report", "evaluate", "predict", "export", "list", "demo"]
 TINY = ["data.share=0.1", "teacher.name=resnet8", "train.epochs=1", "train.batch_size=64"]
 """The digits on a diet: 130 pictures, 3 steps."""
 
@@ -235,7 +235,7 @@ def tables() -> dict[str, Table]:
 
 NAMES = {
     "models": [*ZOO, "timm/<name>"],
-    "methods": ["ce", "dskd", "kd"],
+    "methods": methods.names(),
     "recipes": shipped(),
     "datasets": list(DATASETS),
 }

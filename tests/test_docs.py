@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import write_methods
 
 from dskd import recipe
 
@@ -17,6 +18,14 @@ ROOT = Path(__file__).parents[1]
 def test_the_settings_page_is_what_the_code_says() -> None:
     names = runpy.run_path(str(ROOT / "docs/write_settings.py"))
     assert (ROOT / "docs/settings.md").read_text() == names["page"]()
+
+
+def test_the_methods_pages_are_what_the_code_says() -> None:
+    folder = ROOT / "docs/methods"
+    expected = write_methods.pages()
+    assert {path.name for path in folder.glob("*.md")} == set(expected)
+    for name, text in expected.items():
+        assert (folder / name).read_text() == text, f"{name}: run python docs/write_methods.py"
 
 
 def test_the_readme_s_recipe_is_the_demo_s() -> None:
@@ -42,5 +51,5 @@ def test_every_file_of_the_source_is_on_the_readme_s_map() -> None:
 
 def test_readme_commands_name_recipes_that_exist() -> None:
     words = (ROOT / "README.md").read_text().split()
-    named = [b for a, b in pairwise(words) if a in ("distill", "train")]
+    named = [b for a, b in pairwise(words) if a in ("distill", "train", "compare")]
     assert {n for n in named if "/" in n} <= set(recipe.shipped())

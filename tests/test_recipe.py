@@ -234,6 +234,7 @@ WRONG = {
     "student.options": ["5", "text", "null", "[a]", "{1: 2}"],
     "teacher.checkpoint": PATHS,
     "teacher.epochs": [value for value in WHOLE if value != "null"],
+    "teacher.fold": SWITCH,
     "teacher.lr": [*(value for value in NUMBERS if value != "null"), "0"],
     "method.name": [*TEXT, "dksd"],
     "train.epochs": WHOLE,

@@ -6,7 +6,7 @@
 """
 
 from dskd import losses
-from dskd.api import distill, train
+from dskd.api import compare_methods, distill, train
 from dskd.data import Dataset, Split, load_dataset
 from dskd.deployed import evaluate, load_deployed, predict
 from dskd.errors import InputError
@@ -23,6 +23,7 @@ __all__ = [
     "Result",
     "Split",
     "Stopped",
+    "compare_methods",
     "distill",
     "evaluate",
     "load_dataset",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,9 +10,13 @@ from torch import nn
 
 from dskd import run
 from dskd.build import Given, name_of
+from dskd.compare.entries import Weights
+from dskd.compare.grid import plan, run_grid
+from dskd.compare.live import live_table
+from dskd.compare.summary import Summary, summarize
 from dskd.data import Dataset
 from dskd.errors import InputError
-from dskd.recipe import resolve
+from dskd.recipe import Recipe, resolve
 from dskd.session import Result
 
 Keys = Mapping[str, Any]
@@ -65,6 +69,23 @@ def distill(
         >>> result.parameters
         77754
     """
+    recipe, given = _resolved(
+        student, teacher, data, _named(method, "method"), train, seed, out, allow_code
+    )
+    return run.distill(recipe, resume=resume, overwrite=overwrite, given=given)
+
+
+def _resolved(
+    student: Any,
+    teacher: Any,
+    data: Any,
+    method: dict[str, Any],
+    train: Keys | None,
+    seed: int,
+    out: str | Path | None,
+    allow_code: bool,
+) -> tuple[Recipe, Given]:
+    """The recipe of a distillation, and the objects that were given in place of names."""
     student_values, student_module = _split(student, "student", "module", nn.Module)
     data_values, dataset = _split(data, "data", "dataset", Dataset)
     teacher_values, teacher_module = _split(teacher, "teacher", "module", nn.Module)
@@ -75,7 +96,7 @@ def distill(
         "student": student_values,
         "data": data_values,
         "teacher": teacher_values,
-        "method": _named(method, "method"),
+        "method": method,
         "seed": seed,
         "out": out,
     }
@@ -83,7 +104,64 @@ def distill(
         values["train"] = train
     given = Given(dataset, student_module, teacher_module, allow_code)
     recipe = resolve(values, _folder(values, "student", "teacher", "data"))
-    return run.distill(recipe, resume=resume, overwrite=overwrite, given=given)
+    return recipe, given
+
+
+def compare_methods(
+    *,
+    student: str | nn.Module | Keys,
+    teacher: str | nn.Module | Keys,
+    data: str | Dataset | Keys,
+    methods: Sequence[str],
+    seeds: int = 3,
+    weights: Weights = "equal",
+    train: Keys | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    share: bool = True,
+    allow_code: bool = False,
+) -> list[Summary]:
+    """Distils by several methods at several seeds, under the same pictures in the same order.
+
+    What is finished in the folder stays: the same call again continues, and more methods or seeds
+    are added. `dskd report` draws the folder.
+
+    Args:
+        student: As for `distill`.
+        teacher: As for `distill`; trained once, and shared by all.
+        data: As for `distill`.
+        methods: Names, also with settings, as in ``["kd", "dskd", "dskd:beta=0.1"]``.
+        seeds: How many, from ``seed`` on.
+        weights: ``equal`` for ``ce = kd = 1`` in all methods that have them, ``literature`` for
+            what each was published with.
+        train: As for `distill`.
+        seed: The first seed, and the teacher's.
+        out: The comparison's folder; by default ``runs/compare/<student>-<teacher>-<data>``.
+        share: Ask the teacher once a step for all students of a seed; changes no result.
+        allow_code: Whether ``package.module:function`` names may run.
+
+    Returns:
+        A summary a method, of all that the folder holds.
+
+    Raises:
+        InputError: Something cannot be used; one line says what, where and the fix.
+
+    Example:
+        >>> import dskd, tempfile
+        >>> alone, taught = dskd.compare_methods(
+        ...     student="resnet8", teacher="resnet14", data={"name": "digits", "share": 0.1},
+        ...     methods=["ce", "kd"], seeds=1, train={"epochs": 1}, out=tempfile.mkdtemp(),
+        ... )
+        >>> taught.label, taught.difference
+        ('kd', None)
+    """
+    recipe, given = _resolved(student, teacher, data, {"name": "ce"}, train, seed, None, allow_code)
+    assert recipe.out is not None, "a resolved recipe has its folder"
+    path = Path(out) if out is not None else Path("runs/compare") / recipe.out.parent.name
+    grid = plan(recipe, methods, path, seeds=seeds, weights=weights, share=share)
+    with live_table(grid) as watcher:
+        comparison = run_grid(grid, watcher, given)
+    return summarize(comparison.entries, comparison.pictures)
 
 
 def train(

@@ -7,13 +7,16 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
 
 from dskd import __version__, catalog, demo, deployed, export, recipe, run, show
 from dskd.build import Given
+from dskd.compare import grid, live, table
+from dskd.compare.entries import Weights
+from dskd.compare.summary import summarize
 from dskd.errors import InputError
 from dskd.interrupt import Stopped
 from dskd.session import Result
@@ -77,6 +80,61 @@ def distill_(
     _print_result(run.distill(plan, resume=resume, overwrite=overwrite, given=given))
 
 
+@cli.command("compare")
+@click.argument("recipe_name", metavar="RECIPE")
+@_OVERRIDES
+@click.option(
+    "--methods",
+    "names",
+    multiple=True,
+    default=["ce,kd,dskd"],
+    show_default=True,
+    help="Names, 'all', or with settings: dskd:beta=0.1. Parted by commas; may be repeated.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="How many.")
+@click.option(
+    "--weights",
+    type=click.Choice(get_args(Weights)),
+    default="equal",
+    show_default=True,
+    help="equal: ce = kd = 1 for all; literature: what each method was published with.",
+)
+@click.option("--out", type=_PATH, help="By default runs/compare/RECIPE.")
+@click.option(
+    "--share/--no-share",
+    default=True,
+    show_default=True,
+    help="One answer of the teacher for all students of a seed.",
+)
+@_CODE
+def compare_(
+    recipe_name: str,
+    overrides: tuple[str, ...],
+    names: tuple[str, ...],
+    seeds: int,
+    weights: Weights,
+    out: Path | None,
+    share: bool,
+    allow_code: bool,
+) -> None:
+    """Distil by several methods at several seeds, under the same pictures in the same order.
+
+    What is finished stays; the same command again continues, and more methods or seeds are added.
+
+    Example:
+        dskd compare digits --methods ce,kd,dskd --seeds 5
+    """
+    plan = grid.load_plan(
+        recipe_name, overrides, names, out, seeds=seeds, weights=weights, share=share
+    )
+    with live.live_table(plan) as watcher:
+        comparison = grid.run_grid(plan, watcher, Given(allow_code=allow_code))
+    summaries = summarize(comparison.entries, comparison.pictures)
+    show.table(*table.summary_table(summaries))
+    for line in table.notes(comparison, summaries):
+        click.echo(line)
+
+
 @cli.command("evaluate")
 @_RUN
 @_BEST
@@ -119,6 +177,25 @@ def export_(run_path: Path, form: str, output: Path | None, best: bool, allow_co
     path = output or run_path / f"{'student_best' if best else 'student'}.{form}"
     difference = export.export_onnx(student, path)
     click.echo(f"{path}  (largest relative difference from the student: {difference:.1e})")
+
+
+@cli.command("report")
+@click.argument("paths", metavar="RUN...|COMPARISON", nargs=-1, required=True, type=_PATH)
+@click.option(
+    "--output", type=_PATH, default=Path("report.html"), show_default=True, help="The page."
+)
+@click.option("--root", type=_PATH, help="Where the data set lies.")
+@_CODE
+def report_(paths: tuple[Path, ...], output: Path, root: Path | None, allow_code: bool) -> None:
+    """Draw finished runs, or a comparison, as one page that opens from disk.
+
+    The same numbers are written beside it as .csv, .json and .tex. Example:
+
+        dskd report runs/compare/digits
+    """
+    from dskd.report.make import make_report  # the charts' library is large, and only used here
+
+    click.echo(make_report(paths, output, root=root, given=Given(allow_code=allow_code)))
 
 
 @cli.command("list")

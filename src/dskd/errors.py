@@ -71,15 +71,25 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
         known: The names that exist.
 
     Example:
-        >>> str(unknown("method", "dksd", ["ce", "kd", "dskd"]))
-        "unknown method 'dksd'; did you mean 'dskd'? known: ce, dskd, kd"
+        >>> str(unknown("method", "dksd", ["ce", "dkd", "dskd"]))
+        "unknown method 'dksd'; did you mean 'dkd' or 'dskd'? known: ce, dkd, dskd"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else ""
+    close = _nearest(str(name), names)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
     # A long list hides the hint that is in front of it.
     if not close or len(names) <= _SHORT_LIST:
         more = len(names) - _LONG_LIST
         shown = ", ".join(names[:_LONG_LIST]) + (f" and {more} more" if more > 0 else "")
         hint = f"{hint} known: {shown}"
     return InputError(f"unknown {kind} {brief(str(name))}; {hint}")
+
+
+def _nearest(name: str, names: list[str]) -> list[str]:
+    """The name that was probably meant; two where the second is about as near."""
+
+    def likeness(other: str) -> float:
+        return difflib.SequenceMatcher(None, other, name).ratio()
+
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    return [other for other in close if likeness(close[0]) - likeness(other) < 0.12]

@@ -96,6 +96,8 @@ class TeacherSettings(ModelSettings):
     """Epochs of its own training; None for train.epochs."""
     lr: Positive | None = None
     """Learning rate of its own training; None for train.lr."""
+    fold: bool = True
+    """Answer with BatchNorm folded into the convolutions: faster, the same but for rounding."""
 
 
 class MethodSettings(Settings):

@@ -17,9 +17,9 @@ import torch
 from dskd import device as devices
 from dskd import methods
 from dskd.answers import Answers
-from dskd.build import Given, build_model, load_data, spec_of
+from dskd.build import PROBE, Given, build_model, load_data, spec_of
 from dskd.data import Dataset
-from dskd.data.resident import Resident
+from dskd.data.resident import Resident, ResidentData
 from dskd.methods.base import Method, Pair
 from dskd.models.checkpoint import load_weights, read_weights
 from dskd.models.stages import StagedModel
@@ -86,8 +86,9 @@ def distill(
         if overwrite:
             directory.clear()
         directory.start(recipe.plain(), devices.environment(device))
-        teacher = _teacher(recipe, data, given, directory, resume, device)
-        return _fit(recipe, data, given, teacher, directory, resume, device)
+        pictures = ResidentData(data, device)
+        teacher = make_teacher(recipe, pictures, given, directory.path / "teacher", resume)
+        return _fit(make_session(recipe, pictures, given, Answers(teacher), directory), resume)
 
 
 def check_fit(recipe: Recipe, data: Dataset, given: Given) -> None:
@@ -132,31 +133,40 @@ def make_method(
     return methods.find(recipe.method.name)(pair, **recipe.method.options)
 
 
-def _teacher(
-    recipe: Recipe,
-    data: Dataset,
-    given: Given,
-    directory: RunDirectory,
-    resume: bool,
-    device: torch.device,
+def make_teacher(
+    recipe: Recipe, pictures: ResidentData, given: Given, folder: Path, resume: bool
 ) -> Teacher | None:
-    """The frozen teacher: given, loaded, or trained first."""
+    """The frozen teacher: given, loaded, or trained first; None for a method that needs none.
+
+    Args:
+        recipe: The run.
+        pictures: On the device where the teacher is to answer.
+        given: Objects in place of names.
+        folder: Where a teacher that has no checkpoint is trained, unless it was already.
+        resume: Whether its interrupted training goes on.
+
+    Raises:
+        InputError: Weights do not fit, or another teacher lies in the folder.
+        Stopped: A signal asked for a stop; the state is saved.
+    """
     settings = recipe.teacher
     if settings is None or not methods.find(recipe.method.name).needs_teacher:
         return None
-    model = build_model(settings, data, recipe.seed, given.teacher, given.allow_code)
+    model = build_model(settings, pictures.data, recipe.seed, given.teacher, given.allow_code)
     _load_checkpoint(model, settings)
+    device = pictures.train.device
     if _trains_teacher(recipe, given):
-        own = RunDirectory(directory.path / "teacher")
+        own = RunDirectory(folder)
         plan = teacher_recipe(recipe, own.path)
         own.check_same(plan.plain())
         if not own.finished:
             log.info("training the teacher %s first, in %s", settings.name, own.path)
             own.start(plan.plain(), devices.environment(device))
             alone = Given(allow_code=given.allow_code)
-            _fit(plan, data, alone, None, own, resume, device)
+            _fit(make_session(plan, pictures, alone, Answers(None), own), resume)
         load_weights(model.module, read_weights(own.path / LAST), f"the teacher in {own.path}")
-    return Teacher(model.place(device))
+    model.place(device)
+    return Teacher(model, pictures.train.images[:PROBE] if settings.fold else None)
 
 
 def _trains_teacher(recipe: Recipe, given: Given) -> bool:
@@ -191,23 +201,31 @@ def _by_labels() -> MethodSettings:
     return MethodSettings(name="ce", **methods.resolve("ce", {}))
 
 
-def _fit(
-    recipe: Recipe,
-    data: Dataset,
-    given: Given,
-    teacher: Teacher | None,
-    directory: RunDirectory,
-    resume: bool,
-    device: torch.device,
-) -> Result:
-    """Trains on the recipe's schedule. The student's weights depend on the seed alone."""
-    student = build_model(recipe.student, data, recipe.seed, given.student, given.allow_code)
+def make_session(
+    recipe: Recipe, pictures: ResidentData, given: Given, answers: Answers, directory: RunDirectory
+) -> Session:
+    """A run that can begin. The student's weights depend on the seed alone.
+
+    Args:
+        recipe: The run.
+        pictures: On the device that trains.
+        given: Objects in place of names.
+        answers: Of the teacher, on the same device.
+        directory: Where it is recorded.
+    """
+    device = pictures.train.device
+    student = build_model(
+        recipe.student, pictures.data, recipe.seed, given.student, given.allow_code
+    )
     torch.manual_seed(_stream(recipe.seed, 1))
-    method = make_method(recipe, data, student, teacher).to(device)
+    method = make_method(recipe, pictures.data, student, answers.teacher).to(device)
     method.student.place(device)
-    trainer = make_trainer(recipe, method, Answers(teacher), Resident(data.train, device))
+    trainer = make_trainer(recipe, method, answers, pictures.train)
     torch.manual_seed(_stream(recipe.seed, 2))
-    session = Session(recipe, data, trainer, directory)
+    return Session(recipe, pictures, trainer, directory)
+
+
+def _fit(session: Session, resume: bool) -> Result:
     session.begin(resume)
     session.train()
     return session.finish()

@@ -33,6 +33,7 @@ _FILES = (
     "student_best.onnx",
     *_MARKS,  # last: they are what marks the folder as a run
 )
+_PLACES = ("out", "data.root", "data.cache")
 _FOLDERS = ("snapshots", "tensorboard", "teacher")
 
 
@@ -52,6 +53,11 @@ class RunDirectory:
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return (self.path / "result.json").is_file()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "recipe.yaml").is_file()
 
     def check(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Refuses a folder that a run would harm; touches nothing.
@@ -137,16 +143,7 @@ class RunDirectory:
         path = self.path / "recipe.yaml"
         if not path.is_file():
             return
-        there, here = _flat(read_yaml_file(path, "recipe")), _flat(recipe)
-        # The folder may have been moved, and where the pictures lie changes nothing of them.
-        same = {"out", "data.root", "data.cache"}
-        differing = sorted(
-            k for k in there.keys() | here.keys() if there.get(k) != here.get(k) and k not in same
-        )
-        if differing:
-            listed = "; ".join(
-                f"{k} is {there.get(k)} there, {here.get(k)} here" for k in differing
-            )
+        if listed := differences(read_yaml_file(path, "recipe"), recipe):
             raise InputError(f"{self.path} was started with another recipe: {listed}")
 
     def clear(self) -> None:
@@ -229,6 +226,19 @@ class RunDirectory:
         """Closes the log."""
         if self._board is not None:
             self._board.close()
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What two recipes, or parts of them, differ in, for a person; empty where in nothing.
+
+    A folder may have been moved, and where the pictures lie changes nothing of them.
+    """
+    old, new = _flat(there), _flat(here)
+    return "; ".join(
+        f"{key} is {old.get(key)} there, {new.get(key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key.removeprefix("recipe.") not in _PLACES
+    )
 
 
 def _counts(path: Path) -> bool:

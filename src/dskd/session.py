@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from dskd import snapshot
-from dskd.data import Dataset
-from dskd.data.resident import Resident
+from dskd.data.resident import ResidentData
 from dskd.errors import InputError
 from dskd.evaluate import Judgement, judge
 from dskd.interrupt import Stopped, stop_requests
+from dskd.methods.base import Method
 from dskd.recipe import Recipe
 from dskd.rundir import BEST, LAST, RunDirectory
 from dskd.show import epoch_bar
@@ -45,6 +45,9 @@ class Result:
         agreement: Share of the test pictures that student and teacher give the same class, in
             percent, None without a teacher.
         seconds: Spent in training steps.
+        teacher_seconds: The teacher's part of them.
+        extra_parameters: Trained beside the student, and not deployed.
+        memory: Bytes that a training step holds, see `dskd.train.Trainer`.
     """
 
     path: Path
@@ -59,6 +62,9 @@ class Result:
     teacher_accuracy: float | None
     agreement: float | None
     seconds: float
+    teacher_seconds: float
+    extra_parameters: int
+    memory: int
 
     def numbers(self) -> dict[str, Any]:
         """All but the student and the folder, as ``result.json`` holds them."""
@@ -79,22 +85,20 @@ class Session:
 
     Args:
         recipe: The run.
-        data: Its pictures.
+        pictures: All splits, on the trainer's device.
         trainer: The method at work, fresh.
         directory: Where it is recorded.
     """
 
     def __init__(
-        self, recipe: Recipe, data: Dataset, trainer: Trainer, directory: RunDirectory
+        self, recipe: Recipe, pictures: ResidentData, trainer: Trainer, directory: RunDirectory
     ) -> None:
-        self.recipe, self.data, self.trainer, self.directory = recipe, data, trainer, directory
-        device = trainer.split.device
-        self.test = Resident(data.test, device)
-        self.validation = Resident(data.validation, device) if data.validation else None
+        self.recipe, self.trainer, self.directory = recipe, trainer, directory
+        self.data, self.test, self.validation = pictures.data, pictures.test, pictures.validation
         self.best = Best()
         teacher = trainer.answers.teacher
         self.given = {
-            "data": data.fingerprint(),
+            "data": self.data.fingerprint(),
             "teacher": teacher.fingerprint() if teacher is not None else None,
         }
 
@@ -158,6 +162,7 @@ class Session:
         row = {"epoch": trainer.epoch + 1, **trainer.meter.means(), **self._judge()}
         row["lr"] = trainer.learning_rate(trainer.epoch)
         row["seconds"] = round(trainer.seconds, 4)
+        row["teacher_seconds"] = round(trainer.answers.watch.seconds, 4)
         trainer.end_epoch()
         self._keep_best(row)
         self.directory.append(row)
@@ -225,11 +230,12 @@ class Session:
             self.directory.write_bytes("beside.safetensors", safetensors.torch.save(tensors))
         student = judge(method, method.heads, self.test)["student"]
         teacher = self._judge_teacher()
+        deployed, rows = method.deployed(), self.directory.rows()
         result = Result(
             path=self.directory.path,
-            student=method.deployed().cpu().to(memory_format=torch.contiguous_format).eval(),
+            student=deployed.cpu().to(memory_format=torch.contiguous_format).eval(),
             method=self.recipe.method.name,
-            parameters=sum(p.numel() for p in method.deployed().parameters()),
+            parameters=sum(p.numel() for p in deployed.parameters()),
             accuracy=student.accuracy,
             accuracy_top5=student.accuracy_top5,
             best_accuracy=self.best.accuracy,
@@ -237,7 +243,10 @@ class Session:
             best_chosen_on="validation" if self.validation is not None else "test",
             teacher_accuracy=teacher.accuracy if teacher else None,
             agreement=student.agreement(teacher) if teacher else None,
-            seconds=round(sum(row["seconds"] for row in self.directory.rows()), 3),
+            seconds=round(sum(row["seconds"] for row in rows), 3),
+            teacher_seconds=round(sum(row["teacher_seconds"] for row in rows), 3),
+            extra_parameters=_trained_beside(method, deployed),
+            memory=self.trainer.memory,
         )
         self.directory.write_json("result.json", result.numbers())
         self.directory.close()
@@ -250,3 +259,10 @@ class Session:
         return judge(teacher, lambda images: {"teacher": teacher(images).logits}, self.test)[
             "teacher"
         ]
+
+
+def _trained_beside(method: Method, deployed: nn.Module) -> int:
+    """How many of the method's trained parameters are not deployed."""
+    kept = {id(parameter) for parameter in deployed.parameters()}
+    trained = (p for p in method.parameters() if p.requires_grad)
+    return sum(p.numel() for p in trained if id(p) not in kept)

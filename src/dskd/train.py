@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from dskd.data.plan import draw_plan, steps
 from dskd.data.resident import Batch, Resident
 from dskd.device import Precision, autocast
 from dskd.errors import InputError, first_line
+from dskd.footprint import held_by_training, kept_for_backward
 from dskd.methods.base import Method, StepOutput
 from dskd.models.output import ModelOutput
 
@@ -130,6 +132,12 @@ class Trainer:
         padding: Of the random crop, in pixels.
         flip: Mirror half of the pictures.
         precision: Of the forward passes; losses and weights stay in float32.
+
+    Attributes:
+        seconds: Of the running epoch's steps, the teacher's included, and before the first of the
+            run, of what the method prepared.
+        memory: Bytes that the run's first step held, the teacher's own aside: weights and buffers,
+            gradients, the optimizer's state, and what the forward pass keeps for the gradients.
     """
 
     def __init__(
@@ -154,6 +162,7 @@ class Trainer:
         self.steps = steps(len(split), batch_size)
         self.epoch, self.step = 0, 0
         self.meter, self.seconds = Meter(), 0.0
+        self.memory = 0
 
     def train_epoch(self) -> Iterator[None]:
         """The rest of the running epoch; yields after every step.
@@ -166,17 +175,32 @@ class Trainer:
         for batch in self.split.planned(plan, self.batch_size, start=self.step):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
-            output = train_step(self.method, self.answers, batch, self.optimizer, self.precision)
+            with self._measured():
+                output = train_step(
+                    self.method, self.answers, batch, self.optimizer, self.precision
+                )
             self.meter.add(batch, output)
             self.step += 1
             self.seconds += time.perf_counter() - start
             yield
             start = time.perf_counter()
 
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Notes what the run's first step holds in memory."""
+        if self.memory:
+            yield
+            return
+        with kept_for_backward() as kept:
+            yield
+        self.memory = kept.bytes + held_by_training(self.method, self.optimizer)
+
     def prepare(self) -> None:
         """Lets the method train what it needs before the student's first step."""
+        start = time.perf_counter()
         self.method.train()
         self.method.prepare(self._answered)
+        self.seconds += time.perf_counter() - start
 
     def _answered(self, epochs: int) -> Iterator[tuple[Batch, ModelOutput | None]]:
         """Batches of epochs behind the run's own, with the teacher's answers."""
@@ -214,6 +238,7 @@ class Trainer:
         """Turns to the next epoch."""
         self.epoch, self.step = self.epoch + 1, 0
         self.meter, self.seconds = Meter(), 0.0
+        self.answers.watch.set(0.0)
 
     @property
     def lr(self) -> float:
@@ -229,6 +254,8 @@ class Trainer:
             "step": self.step,
             "meter": {"sums": self.meter.sums, "pictures": self.meter.pictures},
             "seconds": self.seconds,
+            "teacher_seconds": self.answers.watch.seconds,
+            "memory": self.memory,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -242,6 +269,8 @@ class Trainer:
         self.meter.sums = {name: total.to(device) for name, total in state["meter"]["sums"].items()}
         self.meter.pictures = state["meter"]["pictures"]
         self.seconds = state["seconds"]
+        self.answers.watch.set(state["teacher_seconds"])
+        self.memory = state["memory"]
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])

@@ -506,3 +506,15 @@ def test_nonnegative_maps_are_those_without_a_value_below_zero() -> None:
     names = ["0", "1", "4"]
     spec = describe(staged(nn.Sequential(*net, *tail), names), pictures())
     assert [stage.nonnegative for stage in spec.stages] == [False, True, False]
+
+
+@pytest.mark.parametrize(("scale", "classified"), [(1.0, True), (2.0, False)])
+def test_whether_the_logits_are_the_linear_layer_s_is_told_from_pictures(
+    scale: float, classified: bool
+) -> None:
+    class Scaled(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = super().forward(x)
+            return scale * logits
+
+    assert describe(staged(Scaled(), ["deep"]), pictures()).classified is classified

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dskd.errors import InputError
+
 
 def crop_and_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding: int) -> Tensor:
     """Each picture padded with zeros, cropped to its own size at its offset, and mirrored or not.
@@ -45,8 +47,15 @@ def rotations(images: Tensor) -> Tensor:
     Returns:
         ``[4 B, C, H, H]``: first all pictures, then all of them turned once, and so on.
 
+    Raises:
+        InputError: They are not square.
+
     Example:
         >>> rotations(torch.arange(4).view(1, 1, 2, 2))[1].tolist()
         [[[1, 3], [0, 2]]]
     """
+    if images.shape[2] != images.shape[3]:
+        raise InputError(
+            f"pictures must be square to be turned, got {list(images.shape[1:])}; set data.size"
+        )
     return torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])

@@ -114,7 +114,7 @@ def draw_below(seeds: Tensor, count: int, below: int) -> Tensor:
 
     Example:
         >>> draw_below(torch.tensor([1, 1]), 3, 10).tolist()
-        [[5, 4, 0], [5, 4, 0]]
+        [[2, 9, 5], [2, 9, 5]]
     """
     # SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), in the wrapping arithmetic of int64.
     steps = torch.arange(1, count + 1, device=seeds.device)

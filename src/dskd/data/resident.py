@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dskd.data.augment import crop_and_flip
-from dskd.data.dataset import Split
+from dskd.data.dataset import Dataset, Split
 from dskd.data.plan import EpochPlan
 
 
@@ -70,3 +70,22 @@ class Resident:
         yield from zip(
             torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True
         )
+
+
+class ResidentData:
+    """All splits of a data set on a device.
+
+    Args:
+        data: The data set.
+        device: Where to keep its pictures.
+
+    Attributes:
+        train: To learn from.
+        test: To judge on.
+        validation: Held out of the training split; None where nothing is.
+    """
+
+    def __init__(self, data: Dataset, device: torch.device) -> None:
+        self.data = data
+        self.train, self.test = Resident(data.train, device), Resident(data.test, device)
+        self.validation = Resident(data.validation, device) if data.validation else None

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dskd.branches import BranchOutput
 from dskd.data.resident import Batch
 from dskd.errors import InputError
 from dskd.losses import logits as losses_of_logits
@@ -49,6 +50,7 @@ class TeacherNeeds:
         logits: Whether it reads the logits.
         stages: Which stages, from 0.
         pooled: Whether it reads the pooled vector.
+        last: Whether it reads the last map of all (`ModelOutput.last`).
         rotated: Whether it reads them for four rotations of every picture
             (`dskd.data.augment.rotations`) in place of the picture alone.
     """
@@ -56,10 +58,11 @@ class TeacherNeeds:
     logits: bool = False
     stages: tuple[int, ...] = ()
     pooled: bool = False
+    last: bool = False
     rotated: bool = False
 
     def __bool__(self) -> bool:
-        return self.logits or bool(self.stages) or self.pooled
+        return self.logits or bool(self.stages) or self.pooled or self.last
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,71 @@ class FeatureMethod(Method):
         raise TypeError(f"{type(self).__name__} does not say what it adds to distillation")
 
 
+class BranchedMethod(Method):
+    """A method that hangs branches on the student's shallow stages while it learns.
+
+    A subclass makes the branches, `dskd.branches.Branch`, one for each of `supervised`.
+
+    Args:
+        pair: The student has two stages or more.
+        supervise: Which shallow stages have a branch, from 1; None for all.
+
+    Attributes:
+        supervised: The stages that have a branch, from 0.
+        branches: A branch for each.
+
+    Raises:
+        InputError: The student has no shallow stage, or ``supervise`` names none.
+    """
+
+    branches: nn.ModuleList
+
+    def __init__(self, pair: Pair, supervise: list[int] | None) -> None:
+        super().__init__(pair)
+        self.supervised = shallow_stages(pair.student_spec, supervise)
+
+    def branch_outputs(self, stages: tuple[Tensor, ...]) -> list[BranchOutput]:
+        """What each branch makes of the student's stages."""
+        return [
+            branch(stages[stage])
+            for stage, branch in zip(self.supervised, self.branches, strict=True)
+        ]
+
+    def heads(self, images: Tensor) -> dict[str, Tensor]:
+        """The student's logits, and each branch's under ``stage1``, ``stage2`` and so on."""
+        student = self.student(images)
+        branches = self.branch_outputs(student.stages)
+        names = [f"stage{stage + 1}" for stage in self.supervised]
+        shallow = {name: b.logits for name, b in zip(names, branches, strict=True)}
+        return {"student": student.logits} | shallow
+
+
+def shallow_stages(student: ModelSpec, supervise: list[int] | None) -> list[int]:
+    """The stages before the student's last that have a branch, from 0.
+
+    Args:
+        student: The student's spec.
+        supervise: Those that are wanted, from 1; None for all.
+
+    Raises:
+        InputError: The student has none, or a number names none.
+    """
+    depth = len(student.stages)
+    if depth < 2:
+        raise InputError(
+            f"branches hang on the stages before the last, and the student has {depth}; "
+            "name two or more with student.stages=[a,b]; the student's parts: "
+            f"{', '.join(student.parts)}"
+        )
+    if supervise is None:
+        return list(range(depth - 1))
+    if not supervise or max(supervise) > depth - 1 or len(set(supervise)) < len(supervise):
+        raise InputError(
+            f"supervise must name shallow stages from 1 to {depth - 1}, each once, got {supervise}"
+        )
+    return sorted(stage - 1 for stage in supervise)
+
+
 def check_stages(pair: Pair) -> tuple[tuple[StageSpec, ...], tuple[StageSpec, ...]]:
     """The stages of student and teacher, of which each has one at least.
 
@@ -254,6 +322,21 @@ def check_pooled(pair: Pair) -> tuple[int, int]:
     return lengths[0], lengths[1]
 
 
+def check_classifier(pair: Pair) -> nn.Linear:
+    """The teacher's classifier, frozen, once it is known to make its logits of its pooled vector.
+
+    Raises:
+        InputError: The teacher's logits are not those of a linear layer.
+    """
+    teacher, classifier = check_classes(pair), pair.teacher_classifier
+    if classifier is None or not teacher.classified:
+        raise InputError(
+            "this method uses the teacher's classifier again, and the teacher's logits are not "
+            "those of a linear layer; take another method"
+        )
+    return classifier.requires_grad_(False)
+
+
 def at_same_depth(depth: int, teacher_depth: int) -> list[int]:
     """For each of the student's stages the teacher's at the same relative depth, from 0.
 
@@ -264,3 +347,17 @@ def at_same_depth(depth: int, teacher_depth: int) -> list[int]:
         ([0, 1, 2], [1, 3, 4])
     """
     return [math.ceil((stage + 1) * teacher_depth / depth) - 1 for stage in range(depth)]
+
+
+def ramp(epoch: int, warmup: float) -> float:
+    """How far a weight has risen in an epoch: linearly to 1 over the first ``warmup`` epochs.
+
+    Args:
+        epoch: From 0.
+        warmup: Epochs; 0 for the whole weight from the beginning.
+
+    Example:
+        >>> [ramp(epoch, 4) for epoch in range(5)]
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    return min((epoch + 1) / warmup, 1.0) if warmup else 1.0

@@ -7,28 +7,27 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from dskd.allocation import Allocation
-from dskd.branches import Branch, BranchOutput
+from dskd.branches import Branch
 from dskd.data.resident import Batch
 from dskd.errors import InputError
 from dskd.losses.deep_supervision import DSKDTerms, FeatureScale, WeightsPer, dskd_terms
 from dskd.losses.logits import PER_SAMPLE, bind
 from dskd.losses.maps import pool_to
 from dskd.methods.base import (
-    Method,
+    BranchedMethod,
     Pair,
     StepOutput,
     TeacherNeeds,
     answered,
     at_same_depth,
-    check_classes,
+    check_stages,
 )
 from dskd.models.output import ModelOutput
-from dskd.models.spec import ModelSpec
 from dskd.settings import Count, Positive, Weight, checked
 
 
-class DSKD(Method):
-    """The teacher's predictions and feature maps supervise the student's shallow stages too.
+class DSKD(BranchedMethod):
+    """Predictions and maps supervise shallow stages too: ``ce * CE + kd * KD + sum_l w_l S_l``.
 
     The objective of a batch is ``D + sum_l w_l S_l``: see `dskd.losses.dskd` for its equations,
     `dskd.branches.Branch` for what hangs on a stage, `dskd.allocation.allocate` for the weights.
@@ -116,24 +115,23 @@ class DSKD(Method):
         deep_loss: str = "kd",
         deep_options: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(pair)
-        teacher = check_classes(pair)
+        super().__init__(pair, supervise)
+        student, teacher = check_stages(pair)
         if weights_per == "sample" and prediction_loss not in PER_SAMPLE:
             raise InputError(
                 f"weights_per=sample needs a loss for every picture, which {prediction_loss!r} "
                 f"does not have; take weights_per=batch or one of {', '.join(sorted(PER_SAMPLE))}"
             )
-        self.supervised = _shallow_stages(pair.student_spec, teacher, supervise)
-        matched = at_same_depth(len(pair.student_spec.stages), len(teacher.stages))
+        matched = at_same_depth(len(student), len(teacher))
         self.targets = [
-            len(teacher.stages) - 1 if feature_target == "last" else matched[stage]
+            len(teacher) - 1 if feature_target == "last" else matched[stage]
             for stage in self.supervised
         ]
         self.needs = TeacherNeeds(logits=True, stages=tuple(sorted(set(self.targets))))
         self.branches = nn.ModuleList(
             Branch(
-                pair.student_spec.stages[stage],
-                teacher.stages[target],
+                student[stage],
+                teacher[target],
                 pair.student_spec.classes,
                 adapter_width,
             )
@@ -176,21 +174,6 @@ class DSKD(Method):
         losses = {"ce": terms.ce, "kd": terms.kd, "shallow": terms.shallow}
         return StepOutput(losses, student.logits, self._metrics(terms))
 
-    def branch_outputs(self, stages: tuple[Tensor, ...]) -> list[BranchOutput]:
-        """What each branch makes of the student's stages."""
-        return [
-            branch(stages[stage])
-            for stage, branch in zip(self.supervised, self.branches, strict=True)
-        ]
-
-    def heads(self, images: Tensor) -> dict[str, Tensor]:
-        """The student's logits, and each branch's under ``stage1``, ``stage2`` and so on."""
-        student = self.student(images)
-        branches = self.branch_outputs(student.stages)
-        names = [f"stage{stage + 1}" for stage in self.supervised]
-        shallow = {name: b.logits for name, b in zip(names, branches, strict=True)}
-        return {"student": student.logits} | shallow
-
     def _metrics(self, terms: DSKDTerms) -> dict[str, Tensor]:
         return {
             f"stage{stage + 1}/{name}": values[branch]
@@ -201,27 +184,3 @@ class DSKD(Method):
                 ("weight", terms.weights),
             )
         }
-
-
-def _shallow_stages(
-    student: ModelSpec, teacher: ModelSpec, supervise: list[int] | None
-) -> list[int]:
-    """The supervised stages, from 0; refused where there are none."""
-    depth = len(student.stages)
-    if depth < 2:
-        raise InputError(
-            f"dskd supervises the stages before the last, and the student has {depth}; name two "
-            f"or more with student.stages=[a,b]; the student's parts: {', '.join(student.parts)}"
-        )
-    if not teacher.stages:
-        raise InputError(
-            "dskd needs a feature map of the teacher; name one or more with teacher.stages=[a]; "
-            f"the teacher's parts: {', '.join(teacher.parts)}"
-        )
-    if supervise is None:
-        return list(range(depth - 1))
-    if not supervise or max(supervise) > depth - 1 or len(set(supervise)) < len(supervise):
-        raise InputError(
-            f"supervise must name shallow stages from 1 to {depth - 1}, each once, got {supervise}"
-        )
-    return sorted(stage - 1 for stage in supervise)

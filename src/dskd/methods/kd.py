@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from dskd.data.resident import Batch
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import kd as distillation
@@ -27,6 +29,8 @@ class KD(Method):
     """
 
     needs = TeacherNeeds(logits=True)
+    # Of the field's CIFAR-100 comparisons (CRD's repository and those after it).
+    presets: ClassVar = {"literature": {"ce": 0.1, "kd": 0.9}}
 
     @checked
     def __init__(

@@ -67,7 +67,7 @@ def tokens_to_grid(
         times = math.isqrt(max(patches, 0) // (height * width))
         h, w = times * height, times * width
         if h * w and (prefix is None or h * w == patches):
-            return tokens[:, count - h * w :].transpose(1, 2).reshape(len(tokens), -1, h, w)
+            return tokens[:, count - h * w :].transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
     raise InputError(
         f"{count} tokens are no grid of the pictures' proportions, {picture[0]}x{picture[1]}"
         f"{f', after {prefix} prefix tokens' if prefix else ''}; name another stage"

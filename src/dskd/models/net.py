@@ -46,7 +46,7 @@ class StagedNet(nn.Module, ABC):
         """Pool ``last`` over the whole map, whatever its size, and classify the vector."""
         pooled = F.adaptive_avg_pool2d(last, 1).flatten(1)
         logits: Tensor = self.get_submodule(self.classifier_name)(pooled)
-        return ModelOutput(logits, tuple(stages), pooled)
+        return ModelOutput(logits, tuple(stages), pooled, last)
 
     def _init_convolutions(self) -> None:
         """Draw the convolutions from He's normal by fan-out, ``N(0, 2 / (k * k * C_out))``."""

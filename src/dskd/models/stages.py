@@ -95,7 +95,10 @@ class StagedModel(nn.Module):
 
     def forward(self, images: Tensor) -> ModelOutput:
         """Logits, stages and pooled vector of a batch of pictures (see `normalize`)."""
-        pictures = self.normalize(images)
+        return self.observe(self.normalize(images))
+
+    def observe(self, pictures: Tensor) -> ModelOutput:
+        """As `forward`, of pictures that are normalised already."""
         if self.native:
             output = cast(StagedNet, self.module).forward_stages(pictures)
         else:
@@ -134,7 +137,8 @@ class StagedModel(nn.Module):
             logits = self.module(pictures)
         outputs = seen.ordered(names)
         maps = [as_map(o, n, pictures, self.prefix_tokens) for n, o in outputs.items()]
-        return ModelOutput(logits, tuple(maps), as_vector(seen.pooled))
+        last = maps[-1] if maps else None
+        return ModelOutput(logits, tuple(maps), as_vector(seen.pooled), last)
 
 
 def _check_submodule(module: nn.Module, name: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dskd.models.fold import folded
 from dskd.models.output import ModelOutput
 from dskd.models.stages import StagedModel
 
@@ -16,7 +17,13 @@ class Teacher(nn.Module):
     """A trained model that answers and never changes.
 
     Args:
-        model: The trained model; its parameters stop requiring gradients.
+        model: The trained model, on its device; its parameters stop requiring gradients.
+        fold_on: A few pictures, uint8 ``[B, C, H, W]``, on the same device: where they are given,
+            what answers is a copy with BatchNorm folded into the convolutions (see
+            `dskd.models.fold.folded`), whose answers differ by rounding alone.
+
+    Attributes:
+        model: The trained model as it came.
 
     Example:
         >>> from dskd.models.zoo import build
@@ -25,10 +32,11 @@ class Teacher(nn.Module):
         False
     """
 
-    def __init__(self, model: StagedModel) -> None:
+    def __init__(self, model: StagedModel, fold_on: Tensor | None = None) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.eval()
+        self._answering = self.model if fold_on is None else folded(self.model, fold_on)
 
     def train(self, mode: bool = True) -> Any:
         """Stays in eval mode, whatever is asked."""
@@ -46,5 +54,5 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> ModelOutput:
         """The answers to a batch of pictures, uint8 ``[B, C, H, W]``, without gradients."""
-        output: ModelOutput = self.model(images)
+        output: ModelOutput = self._answering(images)
         return output

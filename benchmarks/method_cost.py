@@ -1,0 +1,128 @@
+"""What a step of each method costs beside a step of kd: ``python benchmarks/method_cost.py``.
+
+All methods are built on one pair, with the pictures' number and size of CIFAR-100 (the pictures
+themselves are noise: time does not depend on them), and take turns, one step each, so that a busy
+machine slows all alike. Writes docs/methods/cost.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dskd import device, methods
+from dskd.answers import Answers
+from dskd.build import PROBE, build_model
+from dskd.data import Dataset, Split
+from dskd.data.resident import Resident
+from dskd.models.teacher import Teacher
+from dskd.recipe import Recipe, load
+from dskd.run import make_method, make_trainer
+from dskd.train import Trainer
+
+OUT = Path(__file__).parents[1] / "docs/methods/cost.json"
+RECIPE = "cifar100/resnet32x4-resnet8x4"
+
+
+def noise(pictures: int, classes: int = 100) -> Dataset:
+    """Pictures of noise in the shape of CIFAR-100's."""
+    draw = torch.Generator().manual_seed(0)
+
+    def split(count: int) -> Split:
+        images = torch.randint(0, 256, (count, 3, 32, 32), generator=draw, dtype=torch.uint8)
+        return Split(images, torch.arange(count) % classes)
+
+    names = tuple(map(str, range(classes)))
+    return Dataset("noise", split(pictures), split(classes), names, (0.5,) * 3, (0.25,) * 3)
+
+
+def trainer_of(name: str, plan: Recipe, data: Dataset) -> Trainer:
+    """A method on the recipe's pair, with its default settings, ready to step."""
+    torch.manual_seed(0)
+    student = build_model(plan.student, data, 0)
+    teacher = None
+    if methods.find(name).needs_teacher and plan.teacher is not None:
+        model = build_model(plan.teacher, data, 1).place(torch.device("cpu"))
+        teacher = Teacher(model, data.train.images[:PROBE])
+    chosen = load(RECIPE, [f"method={{name: {name}}}", "train.lr=1e-9"])  # noise teaches nothing
+    own = plan.changed(method=chosen.method, train=chosen.train)
+    method = make_method(own, data, student, teacher)
+    cpu = torch.device("cpu")
+    method.student.place(cpu)
+    return make_trainer(own, method, Answers(teacher), Resident(data.train, cpu))
+
+
+def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of each step, and of the teacher within it; the first round is not counted."""
+    running: dict[str, Iterator[None]] = {name: t.train_epoch() for name, t in trainers.items()}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
+    for _ in range(rounds + 1):
+        for name, steps in running.items():
+            trainer = trainers[name]
+            trainer.answers.watch.set(0.0)
+            start = time.perf_counter()
+            next(islice(steps, 1))
+            seconds[name].append((time.perf_counter() - start, trainer.answers.watch.seconds))
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def rows(trainers: dict[str, Trainer], rounds: int) -> dict[str, Any]:
+    """What each method costs."""
+    seconds = measure(trainers, rounds)
+    whole = {name: statistics.median(step for step, _ in s) for name, s in seconds.items()}
+    teacher = {name: statistics.median(part for _, part in s) for name, s in seconds.items()}
+    return {
+        name: {
+            "step_over_kd": round(whole[name] / whole["kd"], 3),
+            "student_over_kd": round(
+                (whole[name] - teacher[name]) / (whole["kd"] - teacher["kd"]), 3
+            ),
+            "seconds": round(whole[name], 4),
+            "teacher_seconds": round(teacher[name], 4),
+            "extra_parameters": _extra(trainer),
+            "memory": trainer.memory,
+        }
+        for name, trainer in trainers.items()
+    }
+
+
+def _extra(trainer: Trainer) -> int:
+    kept = {id(p) for p in trainer.method.deployed().parameters()}
+    return sum(
+        p.numel() for p in trainer.method.parameters() if p.requires_grad and id(p) not in kept
+    )
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each method")
+    parser.add_argument("--pictures", type=int, default=50_000, help="of the training split")
+    chosen = parser.parse_args()
+    plan = load(RECIPE)
+    data = noise(chosen.pictures)
+    trainers = {name: trainer_of(name, plan, data) for name in methods.names()}
+    result = {
+        "command": f"python benchmarks/method_cost.py --rounds {chosen.rounds}",
+        "pair": RECIPE.partition("/")[2],
+        "batch_size": plan.train.batch_size,
+        "precision": plan.train.precision,
+        "rounds": chosen.rounds,
+        "environment": device.environment(torch.device("cpu")),
+        "methods": rows(trainers, chosen.rounds),
+    }
+    OUT.write_text(json.dumps(result, indent=2) + "\n")
+    for name, row in result["methods"].items():
+        print(f"{name:10} {row['step_over_kd']:6.2f} x kd, {row['extra_parameters']:>10,} extra")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""The grid of methods and seeds: run, recorded row by row, and continued where it stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from dskd import device as devices
+from dskd import methods
+from dskd.answers import Answers, SharedTeacher
+from dskd.build import Given, load_data
+from dskd.compare.cohort import Student, Watcher, train_together
+from dskd.compare.entries import (
+    COMPARISON,
+    FAILED,
+    Comparison,
+    Contender,
+    Weights,
+    contenders,
+    read_comparison,
+)
+from dskd.data import Dataset
+from dskd.data.resident import ResidentData
+from dskd.errors import InputError
+from dskd.models.teacher import Teacher
+from dskd.recipe import Recipe, load
+from dskd.run import check_fit, make_session, make_teacher
+from dskd.rundir import LAST, RunDirectory, differences
+from dskd.snapshot import replace_file
+
+log = logging.getLogger("dskd")
+ROWS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Methods and seeds on one recipe.
+
+    Attributes:
+        recipe: Its method and ``out`` are not read.
+        contenders: The methods.
+        seeds: Each method is trained at every seed.
+        weights: How the contenders' weights were chosen, for the record.
+        path: The comparison's folder.
+        share: Whether students of a seed learn side by side from one answer of the teacher's, or
+            one after the other, each asking for itself. The results are the same.
+    """
+
+    recipe: Recipe
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+    weights: Weights
+    path: Path
+    share: bool = True
+
+    def folder(self, contender: Contender, seed: int) -> Path:
+        """The folder of one run."""
+        return self.path / contender.folder / f"seed{seed}"
+
+    def recipe_of(self, contender: Contender, seed: int) -> Recipe:
+        """The recipe of one run, taught by the comparison's teacher."""
+        teacher = self.recipe.teacher
+        if teacher is not None and teacher.checkpoint is None and not teacher.name.startswith("<"):
+            teacher = teacher.model_copy(update={"checkpoint": self.path / "teacher" / LAST})
+        return self.recipe.changed(
+            method=contender.method, teacher=teacher, seed=seed, out=self.folder(contender, seed)
+        )
+
+    def with_teacher(self) -> Recipe | None:
+        """The recipe under a method that needs the teacher; None where no method does."""
+        for contender in self.contenders:
+            if methods.find(contender.method.name).needs_teacher:
+                return self.recipe.changed(method=contender.method)
+        return None
+
+
+def plan(
+    recipe: Recipe,
+    names: Iterable[str],
+    path: Path,
+    *,
+    seeds: int,
+    weights: Weights = "equal",
+    share: bool = True,
+) -> Grid:
+    """Methods by their names at ``recipe.seed`` and the seeds after it.
+
+    Args:
+        recipe: What they are compared on.
+        names: See `dskd.compare.entries.contenders`.
+        path: The comparison's folder.
+        seeds: How many.
+        weights: ``equal`` or ``literature``.
+        share: See `Grid`.
+
+    Raises:
+        InputError: A name does not exist, a method needs a teacher and the recipe has none, or
+            there is no seed.
+    """
+    chosen = contenders(names, recipe, weights)
+    if seeds < 1:
+        raise InputError(f"seeds: one at least is needed, got {seeds}")
+    if recipe.teacher is None:
+        for contender in chosen:
+            if methods.find(contender.method.name).needs_teacher:
+                raise InputError(
+                    f"the method {contender.label!r} needs a teacher; set teacher.name"
+                )
+    first = recipe.seed
+    return Grid(recipe, tuple(chosen), tuple(range(first, first + seeds)), weights, path, share)
+
+
+def load_plan(
+    recipe_name: str,
+    overrides: Iterable[str],
+    names: Iterable[str],
+    out: Path | None,
+    **others: Any,
+) -> Grid:
+    """As `plan`, from what a command line says.
+
+    Args:
+        recipe_name: A shipped recipe or a YAML file.
+        overrides: ``key=value``.
+        names: The methods.
+        out: The comparison's folder; None for ``runs/compare/<recipe>``.
+        others: Further arguments of `plan`.
+
+    Raises:
+        InputError: Something in it does not exist or does not fit.
+    """
+    overrides = list(overrides)
+    if any(override.startswith("out=") for override in overrides):
+        raise InputError("out has no effect on a comparison; give its folder with --out")
+    label = recipe_name.removesuffix(".yaml").removesuffix(".yml")
+    path = out or Path("runs") / "compare" / label.strip("./").replace("/", "-")
+    return plan(load(recipe_name, overrides), names, path, **others)
+
+
+def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Comparison:
+    """Trains what is not there yet; what is finished, or failed before, is left as it is.
+
+    Args:
+        grid: What is compared.
+        watcher: Told of every step and every end.
+        given: Objects in place of names.
+
+    Returns:
+        The comparison as it lies on the disk then.
+
+    Raises:
+        InputError: A method does not fit the pair, or the folder holds something else.
+        Stopped: A signal asked for a stop; the same call goes on.
+    """
+    given = given or Given()
+    facts = _merged(grid)
+    device = devices.pick(grid.recipe.train.device)
+    devices.repeatable(device)
+    data = load_data(grid.recipe.data, given.data)
+    for note in data.notes:
+        log.info(note)
+    check_methods(grid, data, given)
+    with _owned(grid.path):
+        facts = _merged(grid) | {"pictures": len(data.test.labels)}
+        _write_json(grid.path / "environment.json", devices.environment(device))
+        _write_json(grid.path / COMPARISON, facts)
+        pictures = ResidentData(data, device)
+        teacher = _teacher(grid, pictures, given)
+        for seed in grid.seeds:
+            _run_seed(grid, seed, pictures, given, teacher, _Recorder(grid, watcher))
+        return read_comparison(grid.path)
+
+
+def _teacher(grid: Grid, pictures: ResidentData, given: Given) -> Teacher | None:
+    """The one teacher of all methods that need one."""
+    plan = grid.with_teacher()
+    if plan is None:
+        return None
+    folder = grid.path / "teacher"
+    return make_teacher(plan, pictures, given, folder, resume=RunDirectory(folder).begun)
+
+
+def check_methods(grid: Grid, data: Dataset, given: Given) -> None:
+    """Rehearses every method: what does not fit the pair is said before any work.
+
+    Raises:
+        InputError: One does not fit; it is named.
+    """
+    for contender in grid.contenders:
+        try:
+            check_fit(grid.recipe.changed(method=contender.method), data, given)
+        except InputError as error:
+            raise InputError(f"{contender.label}: {error}") from error
+
+
+def _run_seed(
+    grid: Grid,
+    seed: int,
+    pictures: ResidentData,
+    given: Given,
+    teacher: Teacher | None,
+    watcher: Watcher,
+) -> None:
+    """Trains the students of a seed that are not there yet."""
+    shared = SharedTeacher(teacher) if teacher is not None and grid.share else None
+    left = [c for c in grid.contenders if not _ended(grid.folder(c, seed))]
+    groups = [left] if grid.share else [[contender] for contender in left]
+    for group in groups:
+        with ExitStack() as owned:
+            students = []
+            for contender in group:
+                needs = methods.find(contender.method.name).needs_teacher
+                alone = Answers(teacher if needs else None)
+                answers = shared.answers() if shared is not None and needs else alone
+                recipe = grid.recipe_of(contender, seed)
+                directory = RunDirectory(grid.folder(contender, seed))
+                owned.enter_context(directory.owned())
+                begun = directory.begun
+                directory.check_same(recipe.plain())
+                directory.start(recipe.plain(), devices.environment(pictures.train.device))
+                session = make_session(recipe, pictures, given, answers, directory)
+                session.begin(resume=begun)
+                students.append(Student(contender.label, seed, session))
+            train_together(students, watcher)
+    if shared is not None and shared.ran:
+        log.info(
+            "seed %d: the teacher ran %d times for %d steps of students",
+            *(seed, shared.ran, shared.asked),
+        )
+
+
+def _ended(folder: Path) -> bool:
+    return (folder / "result.json").is_file() or (folder / FAILED).is_file()
+
+
+class _Recorder:
+    """Writes the row of a run that ended, and passes on what it is told."""
+
+    def __init__(self, grid: Grid, watcher: Watcher) -> None:
+        self.grid, self.watcher = grid, watcher
+
+    def stepped(self, student: Student) -> None:
+        """Passed on."""
+        self.watcher.stepped(student)
+
+    def ended(self, student: Student, failure: str | None) -> None:
+        """Recorded and passed on."""
+        folder = student.session.directory.path
+        row: dict[str, Any] = {"label": student.label, "seed": student.seed}
+        if failure is not None:
+            replace_file(folder / FAILED, f"{failure}\n".encode())
+            row["failed"] = failure
+        else:
+            row |= json.loads((folder / "result.json").read_text())
+        with (self.grid.path / ROWS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.watcher.ended(student, failure)
+
+
+def _merged(grid: Grid) -> dict[str, Any]:
+    """What ``comparison.json`` is to say: what it says already, and the grid.
+
+    Raises:
+        InputError: The folder holds another comparison, or something else.
+    """
+    recipe = grid.recipe.plain()
+    for key in ("method", "seed", "out"):
+        del recipe[key]
+    own: dict[str, Any] = {
+        "recipe": recipe,
+        "weights": grid.weights,
+        "seeds": list(grid.seeds),
+        "entries": [contender.plain() for contender in grid.contenders],
+    }
+    if not (grid.path / COMPARISON).is_file():
+        if grid.path.is_dir() and any(p.name != ".lock" for p in grid.path.iterdir()):
+            raise InputError(f"{grid.path} holds other files; choose another folder with --out")
+        return own
+    there = read_comparison(grid.path).facts
+    same = {key: there[key] for key in ("recipe", "weights")}
+    if listed := differences(same, {key: own[key] for key in same}):
+        raise InputError(
+            f"{grid.path} holds a comparison of another recipe: {listed}; choose another folder "
+            "with --out"
+        )
+    return own | {
+        "seeds": sorted({*there["seeds"], *own["seeds"]}),
+        "entries": _merged_entries(grid.path, there["entries"], own["entries"]),
+    }
+
+
+def _merged_entries(
+    path: Path, there: list[dict[str, Any]], own: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    merged = {entry["label"]: entry for entry in there}
+    for entry in own:
+        before = merged.setdefault(entry["label"], entry)
+        if listed := differences(before["method"], entry["method"]):
+            raise InputError(
+                f"{entry['label']} has other settings in {path}: {listed}; choose another folder "
+                "with --out"
+            )
+    return list(merged.values())
+
+
+def _owned(path: Path) -> ExitStack:
+    """Makes the folder and keeps other comparisons from it.
+
+    Raises:
+        InputError: Another process is at work there.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    stack = ExitStack()
+    try:
+        stack.enter_context(FileLock(path / ".lock", blocking=False))
+    except Timeout:
+        raise InputError(
+            f"another process is comparing in {path}; wait for it or choose another folder with "
+            "--out"
+        ) from None
+    return stack
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    replace_file(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -1,0 +1,280 @@
+"""The reused teacher classifier: the student learns the teacher's features, and ends as it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from dskd.data.resident import Batch
+from dskd.errors import InputError
+from dskd.losses import logits as losses_of_logits
+from dskd.losses.maps import pool_to
+from dskd.losses.reuse import simkd
+from dskd.methods.base import (
+    FeatureMethod,
+    Pair,
+    StepOutput,
+    TeacherNeeds,
+    answered,
+    check_classes,
+    check_classifier,
+)
+from dskd.models.net import StagedNet
+from dskd.models.output import ModelOutput
+from dskd.models.spec import ModelSpec, StageSpec
+from dskd.models.stages import StagedModel
+from dskd.settings import Count, Positive, Settings, Weight, checked, validate
+
+LARGEST = 2**28
+"""Numbers in projector and classifier: far above any model's, so that no file fills the memory."""
+
+
+class SimKD(FeatureMethod):
+    """Ends in the teacher's classifier: ``ce * CE + kd * KD + weight * mean (P(F_s) - F_t)^2``.
+
+    ``P`` projects the student's last map to the teacher's features, and the average of the
+    projected map goes through the teacher's own classifier, frozen (`ReusedClassifier`). That
+    gives the student's logits: for labels, predictions and accuracy. See `dskd.losses.simkd`.
+
+    **What is deployed keeps projector and classifier** (`ReusedStudent`), so it is larger than the
+    plain student. The student's own classifier is given up: a network of the zoo loses it (the
+    student of ``pair`` too), while another module keeps it, unused.
+
+    F_t is the map whose average the teacher's classifier sees (`ModelOutput.last`): a student of
+    the teacher's features has the teacher's logits. Where its vector is not the average of its
+    last map (a class token, a norm behind the pooling, stages that end before the last), F_t is
+    the vector itself, as a map of one position: *our choice*. Of two sizes, the larger map is
+    average-pooled to the smaller.
+
+    Source: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022,
+    arXiv 2203.14001: published with the features' loss alone, as in ``literature``. The projector
+    is that of its authors' code, but for the last ReLU where the teacher's features may be
+    negative, which it would keep them from: *our choice*. So is F_s, the map that the student's
+    own classifier sees the average of; the authors' MobileNetV2 and ShuffleV2 give the one before
+    their last convolution, which would then be dead weight.
+
+    Args:
+        pair: Student and teacher, of the same classes. The student has a map; the teacher ends in
+            a linear layer.
+        ce: Weight of the labels.
+        kd: Weight of the teacher's predictions.
+        weight: Weight of the features.
+        temperature: T of the predictions.
+        factor: How many times fewer channels than the teacher's features the projector has within.
+
+    Raises:
+        InputError: A setting is out of range, the student has no map, or the teacher does not end
+            in a linear layer.
+    """
+
+    presets: ClassVar = {"literature": {"ce": 0.0, "kd": 0.0, "weight": 1.0}}
+
+    @checked
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        ce: Weight = 1.0,
+        kd: Weight = 1.0,
+        weight: Weight = 1.0,
+        temperature: Positive = 4.0,
+        factor: Count = 2,
+    ) -> None:
+        super().__init__(pair, ce, kd, temperature)
+        classifier, teacher = check_classifier(pair), check_classes(pair)
+        source = _last_map(pair.student_spec)
+        target = teacher.last if teacher.averaged else None
+        self.needs = TeacherNeeds(logits=True, last=target is not None, pooled=target is None)
+        goal = target or source
+        self.plan = Plan(
+            stages=self.student.stage_names,
+            channels=source.channels,
+            size=(min(source.height, goal.height), min(source.width, goal.width)),
+            width=max(1, classifier.in_features // factor),
+            features=classifier.in_features,
+            nonnegative=teacher.never_negative,
+            classes=classifier.out_features,
+            bias=classifier.bias is not None,
+        )
+        self.reused = ReusedClassifier(self.plan)
+        self.reused.take(classifier)
+        give_up_classifier(self.student.module)
+        self.weight = weight
+
+    def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
+        """The losses of the features and of the reused classifier's logits."""
+        teacher = answered(teacher)
+        projected, logits = self.reused(self.student(batch.images).last)
+        losses = {
+            "ce": self.ce * losses_of_logits.ce(logits, batch.labels),
+            "kd": self.kd * losses_of_logits.kd(logits, teacher.logits, self.temperature),
+            "simkd": self.weight * simkd(projected, self.target(teacher)),
+        }
+        return StepOutput(losses, logits)
+
+    def target(self, teacher: ModelOutput) -> Tensor:
+        """F_t, ``[B, D, H, W]``: the map whose average the teacher's classifier sees."""
+        if self.needs.last and teacher.last is not None:
+            return teacher.last
+        assert teacher.pooled is not None, "the constructor made sure of it"
+        return teacher.pooled[:, :, None, None]
+
+    def heads(self, images: Tensor) -> dict[str, Tensor]:
+        """The reused classifier's logits."""
+        return {"student": self.reused(self.student(images).last)[1]}
+
+    def deployed(self) -> nn.Module:
+        """Student, projector and the teacher's classifier."""
+        return ReusedStudent(self.student, self.reused)
+
+    def addition(self) -> dict[str, Any]:
+        """How projector and classifier are built, and which of the student's maps they take."""
+        return self.plan.model_dump()
+
+    @classmethod
+    def assemble(cls, student: nn.Module, addition: Mapping[str, Any]) -> nn.Module:
+        """Student, projector and classifier with fresh weights; the student loses its own.
+
+        Raises:
+            InputError: ``addition`` does not fit the student, or is none.
+        """
+        plan = validate(Plan, addition, "addition.")
+        # Its pictures come normalised: what it would normalise them with does not matter.
+        staged = StagedModel(student, plan.stages, mean=(0.0,), std=(1.0,))
+        if not staged.native and not plan.stages:
+            raise InputError("addition.stages names no map of the student; it must name one")
+        give_up_classifier(student)
+        return ReusedStudent(staged, ReusedClassifier(plan))
+
+    def beside(self) -> dict[str, Tensor]:
+        """Nothing: all that is trained is deployed."""
+        return {}
+
+
+class Plan(Settings):
+    """How a `ReusedClassifier` is built, and from which map: plain values, for a file."""
+
+    stages: tuple[str, ...] | None
+    """The student's, of which the last is taken; None for a network that gives its own."""
+    channels: Count
+    """Of the student's map."""
+    size: tuple[Count, Count]
+    """Height and width that a larger map is pooled to."""
+    width: Count
+    """Channels within the projector."""
+    features: Count
+    """Length of the vector that the classifier sees."""
+    nonnegative: bool
+    """Whether no feature is below zero."""
+    classes: Count
+    """Length of the logits."""
+    bias: bool
+    """Whether the classifier has one."""
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> Plan:
+        within = self.width * (self.channels + 9 * self.width + self.features)
+        if within + self.features * self.classes > LARGEST:
+            raise ValueError(f"at most {LARGEST} numbers are needed in projector and classifier")
+        return self
+
+
+class ReusedClassifier(nn.Module):
+    """What a student ends in, in place of a classifier of its own: a projector, then the teacher's.
+
+    The projector is a bottleneck of convolutions, 1x1 -> 3x3 -> 1x1, each with BatchNorm and ReLU.
+
+    Source: Chen et al., CVPR 2022 (see `SimKD`), in the form of its authors' code.
+
+    Args:
+        plan: How it is built.
+
+    Example:
+        >>> plan = Plan(
+        ...     stages=None, channels=16, size=(4, 4), width=32, features=64, nonnegative=True,
+        ...     classes=10, bias=True,
+        ... )
+        >>> projected, logits = ReusedClassifier(plan)(torch.zeros(2, 16, 8, 8))
+        >>> projected.shape, logits.shape
+        (torch.Size([2, 64, 4, 4]), torch.Size([2, 10]))
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.channels, self.size = plan.channels, plan.size
+        self.projector = nn.Sequential(
+            nn.Conv2d(plan.channels, plan.width, 1, bias=False),
+            nn.BatchNorm2d(plan.width),
+            nn.ReLU(),
+            nn.Conv2d(plan.width, plan.width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(plan.width),
+            nn.ReLU(),
+            nn.Conv2d(plan.width, plan.features, 1, bias=False),
+            nn.BatchNorm2d(plan.features),
+        )
+        if plan.nonnegative:
+            self.projector.append(nn.ReLU())
+        self.projector.to(memory_format=torch.channels_last)
+        self.classifier = nn.Linear(plan.features, plan.classes, plan.bias)
+
+    @torch.no_grad()
+    def take(self, classifier: nn.Linear) -> None:
+        """Takes over the weights of the teacher's classifier, which then stay as they are."""
+        self.classifier.weight.copy_(classifier.weight)
+        if classifier.bias is not None:
+            self.classifier.bias.copy_(classifier.bias)
+        self.classifier.requires_grad_(False)
+
+    def forward(self, last: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The projected map ``[B, D, H, W]`` and the logits ``[B, K]``, from the student's map.
+
+        Raises:
+            InputError: The student gives no map, or one of other channels.
+        """
+        if last is None or last.shape[1] != self.channels:
+            raise InputError(
+                f"the student must give a last map of {self.channels} channels, got "
+                f"{'none' if last is None else last.shape[1]}; give the student of the run"
+            )
+        projected = self.projector(pool_to(last, *self.size))
+        return projected, self.classifier(projected.mean((2, 3)))
+
+
+class ReusedStudent(nn.Module):
+    """A student that ends in its teacher's classifier, as it is deployed.
+
+    Args:
+        student: Seen through its stages; its mean and std play no role.
+        reused: Projector and classifier.
+
+    Shapes: normalised pictures ``[B, C, H, W]`` to logits ``[B, K]``.
+    """
+
+    def __init__(self, student: StagedModel, reused: ReusedClassifier) -> None:
+        super().__init__()
+        self.student = student
+        self.reused = reused  # behind the student: its linear layer is found as the classifier
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Classifies pictures that are normalised already."""
+        logits: Tensor = self.reused(self.student.observe(pictures).last)[1]
+        return logits
+
+
+def give_up_classifier(module: nn.Module) -> None:
+    """Takes its own classifier out of a network that is known to run without one: the zoo's."""
+    if isinstance(module, StagedNet):
+        module.set_submodule(module.classifier_name, nn.Identity())
+
+
+def _last_map(student: ModelSpec) -> StageSpec:
+    if student.last is None:
+        raise InputError(
+            "simkd projects the student's last map; name it with student.stages=[a]; the "
+            f"student's parts: {', '.join(student.parts)}"
+        )
+    return student.last

@@ -1,0 +1,95 @@
+"""Softmax regression representation: the trained connector and the frozen classifier."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import made_dataset, made_pair, staged
+from dskd.data.resident import Batch
+from dskd.errors import InputError
+from dskd.methods.base import Pair
+from dskd.methods.srrl import SRRL
+from dskd.models.output import ModelOutput
+from dskd.models.spec import ModelSpec, StageSpec
+from published import check, parameters
+
+
+def batch_of(images: Tensor) -> Batch:
+    count = torch.arange(len(images))
+    return Batch(images, count % 4, count, count, count, epoch=0, step=0)
+
+
+def teacher_spec(nonnegative: bool) -> ModelSpec:
+    return ModelSpec(
+        100, (), 128, last=StageSpec(128, 8, 8, nonnegative), averaged=True, classified=True
+    )
+
+
+def test_value_and_gradient_are_the_published_ones() -> None:
+    classifier = nn.Linear(128, 100).double()
+    classifier.load_state_dict(parameters("srrl_cls"))
+    pair = Pair(staged(), ModelSpec(100, (), 64), teacher_spec(True), classifier)
+    method = SRRL(pair).double()
+    weights = parameters("srrl")
+    weights["transfer.0.weight"] = weights["transfer.0.weight"].flatten(1)
+    state = {key.removeprefix("transfer."): value for key, value in weights.items()}
+    counts = {k: v for k, v in method.connector.state_dict().items() if k.endswith("_tracked")}
+    method.connector.load_state_dict(state | counts)
+    batch = batch_of(torch.zeros(32, 3, 2, 2))
+
+    def loss(vector: Tensor, target: Tensor, logits: Tensor) -> Tensor:
+        student, teacher = ModelOutput(logits, (), vector), ModelOutput(logits, (), target)
+        return method.own(batch, student, teacher)["srrl"]
+
+    check("srrl", loss)
+
+
+def test_the_connector_ends_in_relu_only_where_the_teacher_is_never_negative() -> None:
+    for nonnegative in (True, False):
+        spec = teacher_spec(nonnegative)
+        pair = Pair(staged(), ModelSpec(100, (), 64), spec, nn.Linear(128, 100))
+        connected = SRRL(pair).connector(torch.randn(16, 64))
+        assert bool((connected >= 0).all()) is nonnegative
+
+
+def made(**settings: Any) -> tuple[SRRL, Tensor, ModelOutput]:
+    torch.manual_seed(0)
+    data = made_dataset()
+    pair, teacher = made_pair(staged("resnet8"), staged("vgg8"), data)
+    assert teacher is not None
+    images = data.train.images[:8]
+    return SRRL(pair, **settings), images, teacher(images)
+
+
+def test_the_classifier_never_learns_and_the_connector_does() -> None:
+    method, images, answer = made(ce=0.0, kd=0.0)
+    method(batch_of(images), answer).objective.backward()
+    assert all(p.grad is None for p in method.classifier.parameters())
+    assert all(p.grad is not None for p in method.connector.parameters())
+    for name, parameter in method.student.module.named_parameters():
+        assert parameter.grad is not None
+        assert bool(parameter.grad.any()) is not name.startswith("fc."), name
+
+
+def test_the_two_weights_are_those_of_its_two_terms() -> None:
+    def value(**settings: float) -> float:
+        method, images, answer = made(**settings)
+        return float(method(batch_of(images), answer).losses["srrl"].detach())
+
+    feature, regression = value(regression=0.0), value(feature=0.0)
+    assert min(feature, regression) > 0
+    assert value(feature=2.0, regression=3.0) == pytest.approx(2 * feature + 3 * regression)
+
+
+def test_a_teacher_that_does_not_end_in_a_linear_layer_is_refused() -> None:
+    pair, _ = made_pair(staged("resnet8"), staged("resnet14"), made_dataset())
+    assert pair.teacher_spec is not None
+    scaled = replace(pair.teacher_spec, classified=False)
+    for other in (replace(pair, teacher_classifier=None), replace(pair, teacher_spec=scaled)):
+        with pytest.raises(InputError, match="logits are not those of a linear layer"):
+            SRRL(other)

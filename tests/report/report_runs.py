@@ -1,0 +1,50 @@
+"""Runs to make reports of: the digits on a diet, and a few seconds for all."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+import dskd
+from dskd import recipe, run
+from dskd.build import Given
+from dskd.report import cost
+from dskd.report.make import make_report
+
+SMALL = [
+    "data.share=0.1",
+    "teacher.name=resnet8",
+    "teacher.epochs=3",
+    "train.epochs=2",
+    "train.batch_size=32",
+]
+"""130 pictures, 5 steps an epoch."""
+
+
+def distilled(out: Path, *overrides: str) -> Path:
+    """A finished run."""
+    return run.distill(recipe.load("digits", [*SMALL, f"out={out}", *overrides])).path
+
+
+def compared(out: Path, *methods: str, seeds: int) -> Path:
+    """A finished comparison."""
+    dskd.compare_methods(
+        student="resnet8",
+        teacher={"name": "resnet8", "epochs": 3},
+        data={"name": "digits", "share": 0.1},
+        methods=methods,
+        seeds=seeds,
+        train={"epochs": 2, "batch_size": 32},
+        out=out,
+    )
+    return out
+
+
+def reported(paths: list[Path], output: Path, given: Given | None = None) -> Path:
+    """A report whose latencies are measured in no time."""
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(cost, "SECONDS", 0.0)
+        return make_report(paths, output, given=given)

@@ -1,0 +1,220 @@
+"""The page in a browser: drawn, usable by mouse and keyboard, on any width, without a network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import compared, reported
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None,
+    reason="chromium and chromedriver are not installed (Debian: chromium, chromium-driver)",
+)
+LIGHT, DARK = "rgb(253, 253, 251)", "rgb(22, 24, 27)"
+_DRAWN = """
+    return [...document.querySelectorAll('.chart')].filter(chart => chart.checkVisibility())
+        .map(chart => chart.querySelectorAll('.point, .js-line, .heatmaplayer image').length)
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with everything in it: two methods with stages, and a seed that failed."""
+    path = tmp_path_factory.mktemp("browser")
+    compared(path / "runs", "ce", "kd", "dskd", "dskd:beta=0.1", seeds=2)
+    (path / "runs/ce/seed1/result.json").unlink()
+    return reported([path / "runs"], path / "report.html")
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Chrome]:
+    """A browser that reaches no host."""
+    assert CHROMIUM is not None
+    options = ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--window-size=1280,900",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options=options, service=ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(chrome: Chrome, report: Path) -> Chrome:
+    """The page, fresh, on a wide screen that asks for light colours."""
+    prefer(chrome, "light")
+    chrome.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chrome.get(report.as_uri())
+    wait_until_drawn(chrome)
+    return chrome
+
+
+def log_of(chrome: Any, kind: str) -> list[dict[str, Any]]:
+    """What the browser noted since it was asked last."""
+    entries: list[dict[str, Any]] = chrome.get_log(kind)
+    return entries
+
+
+def prefer(chrome: Chrome, scheme: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+
+def wait_until_drawn(chrome: Chrome) -> None:
+    WebDriverWait(chrome, 20).until(lambda c: all(c.execute_script(_DRAWN)))
+
+
+def style(chrome: Chrome, selector: str, name: str) -> Any:
+    script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    return chrome.execute_script(script, selector, name)
+
+
+def column(chrome: Chrome, number: int) -> list[str]:
+    """What the cells of a column are sorted by, from the top."""
+    cells = chrome.find_elements(By.CSS_SELECTOR, f".methods tbody tr > :nth-child({number})")
+    return [cell.get_attribute("data-value") or "" for cell in cells]
+
+
+def head(chrome: Chrome, words: str) -> tuple[int, WebElement]:
+    """The number of a column, from 1, and its button."""
+    buttons = chrome.find_elements(By.CSS_SELECTOR, ".methods thead button")
+    return next((i + 1, b) for i, b in enumerate(buttons) if words in b.text)
+
+
+def test_every_chart_is_drawn_without_a_word_on_the_console(page: Chrome) -> None:
+    assert len(page.execute_script(_DRAWN)) == 11
+    assert log_of(page, "browser") == []
+
+
+def test_nothing_is_asked_of_a_network(page: Chrome) -> None:
+    asked = [
+        message["params"]["request"]["url"]
+        for entry in log_of(page, "performance")
+        if (message := json.loads(entry["message"])["message"])["method"]
+        == "Network.requestWillBeSent"
+    ]
+    assert asked
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
+
+
+def test_the_table_is_sorted_by_mouse_and_by_keyboard(page: Chrome) -> None:
+    number, button = head(page, "last epoch")
+    values = [float(value) for value in column(page, number)]
+    assert values == sorted(values, reverse=True)
+    button.click()
+    assert [float(value) for value in column(page, number)] == sorted(values)
+    assert button.find_element(By.XPATH, "..").get_attribute("aria-sort") == "ascending"
+    number, button = head(page, "method")
+    button.send_keys(Keys.ENTER)
+    assert column(page, number) == ["ce", "dskd", "dskd:beta=0.1", "kd"]
+    button.send_keys(Keys.SPACE)
+    assert column(page, number) == ["kd", "dskd:beta=0.1", "dskd", "ce"]
+    sorted_by = page.find_elements(By.CSS_SELECTOR, "th[aria-sort]:not([aria-sort=none])")
+    assert len(sorted_by) == 1
+
+
+def test_what_has_no_value_stays_below(page: Chrome) -> None:
+    number, button = head(page, "agreement")
+    for _ in range(2):
+        button.click()
+        values = column(page, number)
+        assert values[-1] == ""
+        assert all(values[:-1])
+
+
+def test_everything_is_reached_by_the_tab_key(page: Chrome) -> None:
+    reached = []
+    for _ in range(60):
+        page.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(page.switch_to.active_element)
+    names = {element.tag_name for element in reached}
+    assert names >= {"a", "button", "input", "summary", "pre"}
+    assert any(element.get_attribute("role") == "region" for element in reached)
+
+
+def test_the_theme_follows_the_system_and_the_button(page: Chrome) -> None:
+    colours = [(style(page, "body", "backgroundColor"), style(page, ".xtick text", "fill"))]
+    assert colours[0][0] == LIGHT
+    prefer(page, "dark")
+    wait_until_drawn(page)
+    colours.append((style(page, "body", "backgroundColor"), style(page, ".xtick text", "fill")))
+    assert colours[1][0] == DARK
+    button = page.find_element(By.ID, "theme")
+    assert button.text == "Light theme"
+    button.click()
+    assert button.text == "Dark theme"
+    again = (style(page, "body", "backgroundColor"), style(page, ".xtick text", "fill"))
+    assert again == colours[0]
+    assert colours[0][1] != colours[1][1]
+
+
+def test_a_method_is_chosen_for_all_charts_at_once(page: Chrome) -> None:
+    script = """
+        return [...document.querySelectorAll('.chart')].filter(chart => chart.data).map(chart =>
+            chart.data.filter(trace => trace.meta === 'kd' && trace.visible !== false).length)
+    """
+    before = page.execute_script(script)
+    assert before[:5] == [2, 1, 1, 1, 1]  # a band and a line, then a point a chart
+    first, second = page.find_elements(By.CSS_SELECTOR, "input[data-method=kd]")
+    first.send_keys(Keys.SPACE)
+    assert page.execute_script(script)[:5] == [0] * 5
+    assert not second.is_selected()
+    second.click()
+    assert page.execute_script(script) == before
+
+
+def test_charts_that_are_folded_away_are_drawn_when_they_open(page: Chrome) -> None:
+    page.find_element(By.CSS_SELECTOR, "#stages summary").send_keys(Keys.ENTER)
+    WebDriverWait(page, 20).until(lambda c: len(c.execute_script(_DRAWN)) == 15)
+    wait_until_drawn(page)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_the_page_is_never_wider_than_the_screen(page: Chrome, width: int) -> None:
+    metrics = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.refresh()
+    wait_until_drawn(page)
+    wide, table, box = page.execute_script(
+        "return [document.documentElement.scrollWidth, ...['scrollWidth', 'clientWidth'].map("
+        "name => document.querySelector('#table .scroll')[name])]"
+    )
+    assert wide <= width
+    assert table > box  # it scrolls in its own box
+    for chart in page.find_elements(By.CSS_SELECTOR, ".chart"):
+        assert chart.size["width"] <= width
+
+
+def test_it_prints_in_light_and_goes_back(page: Chrome) -> None:
+    prefer(page, "dark")
+    page.execute_script("""
+        window.seen = [];
+        addEventListener('afterprint', () => window.seen.push('after'));
+        addEventListener('beforeprint', () => window.seen.push(
+            document.documentElement.dataset.theme,
+            Math.max(...[...document.querySelectorAll('.chart svg')].map(s => s.clientWidth))));
+    """)
+    assert page.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"]
+    theme, widest, after = page.execute_script("return window.seen")
+    assert (theme, after) == ("light", "after")
+    assert 0 < widest <= 273 / 25.4 * 96  # of a sheet of A4 on its side, less its margins
+    assert style(page, "body", "backgroundColor") == DARK
+    assert page.execute_script("return document.documentElement.className") == ""
