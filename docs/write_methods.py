@@ -132,12 +132,13 @@ def _pure_function(name: str) -> list[str]:
     if function is None:
         return []
     parameters = inspect.signature(function).parameters.values()
-    arguments = ", ".join(
-        p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters
-    )
+    own = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
+    call = f"dskd.losses.{name}({', '.join(own)})"
+    if len(call) > 100:
+        call = f"dskd.losses.{name}(\n" + "".join(f"    {one},\n" for one in own) + ")"
     return [
         "## The loss as a function",
-        f"```python\ndskd.losses.{name}({arguments})\n```",
+        f"```python\n{call}\n```",
         _prose(function),
     ]
 
