@@ -236,6 +236,9 @@ WRONG = {
     "teacher.epochs": [value for value in WHOLE if value != "null"],
     "teacher.fold": SWITCH,
     "teacher.lr": [*(value for value in NUMBERS if value != "null"), "0"],
+    "teacher.keep": CHOICE,
+    "teacher.views": WHOLE,
+    "teacher.store": PATHS,
     "method.name": [*TEXT, "dksd"],
     "train.epochs": WHOLE,
     "train.batch_size": [*WHOLE, "1"],
@@ -338,6 +341,18 @@ def check_wording(line: str) -> None:
         (
             {"train": {"nesterov": True, "momentum": 0}},
             "train.nesterov needs train.momentum above 0",
+        ),
+        (
+            {"teacher": {"name": "resnet8", "views": 4}},
+            "teacher.views needs teacher.keep=bank",
+        ),
+        (
+            {"teacher": {"name": "resnet8", "keep": "logits", "views": 4}},
+            "teacher.views needs teacher.keep=bank",
+        ),
+        (
+            {"teacher": {"name": "resnet8", "store": "answers"}},
+            "teacher.store needs teacher.keep=bank or logits",
         ),
     ],
 )

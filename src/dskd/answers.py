@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from dskd.data.augment import rotations
 from dskd.data.resident import Batch
 from dskd.device import Stopwatch
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.models.teacher import Teacher
+
+
+@dataclass
+class Tally:
+    """Of how many pictures the answers came from a store.
+
+    Attributes:
+        hits: From the store.
+        pictures: In all.
+    """
+
+    hits: int = 0
+    pictures: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the pictures so far."""
+        return self.hits / self.pictures if self.pictures else 0.0
 
 
 class Answers:
@@ -18,78 +38,80 @@ class Answers:
 
     Attributes:
         watch: Time spent on answers.
+        tally: Of answers that came from a store; None where none are kept.
     """
 
     def __init__(self, teacher: Teacher | None) -> None:
         self.teacher = teacher
         self.watch = Stopwatch()
+        self.tally: Tally | None = None
 
     def __call__(self, batch: Batch, needs: TeacherNeeds) -> ModelOutput | None:
         """What a method with these needs may read; None where it reads nothing."""
         if self.teacher is None or not needs:
             return None
         with self.watch.running(batch.images.device):
-            return self._answer(self.teacher, batch, needs)
-
-    def _answer(self, teacher: Teacher, batch: Batch, needs: TeacherNeeds) -> ModelOutput:
-        answer: ModelOutput = teacher(rotations(batch.images) if needs.rotated else batch.images)
+            answer, hits = self.ask(self.teacher, batch, needs)
+        if self.tally is not None:
+            self.tally.hits += hits
+            self.tally.pictures += len(batch.labels)
         return answer
+
+    def ask(self, teacher: Teacher, batch: Batch, needs: TeacherNeeds) -> tuple[ModelOutput, int]:
+        """The answer, and for how many of the pictures it came from a store."""
+        return teacher(rotations(batch.images) if needs.rotated else batch.images), 0
 
 
 class SharedTeacher:
     """One answer a step for all the students that see the same batches at the same time.
 
     The batches of two students are the same where seed, epoch and step are, since the epoch plan
-    is a function of these. Only the answers of the newest step are kept.
+    is a function of these. Only the answers of the newest step are held.
 
     Args:
-        teacher: The frozen teacher.
+        source: Who answers for all.
 
     Attributes:
         asked: How many steps of students were answered.
-        ran: How many times the teacher ran for it.
+        ran: How many times the source was asked for it.
 
     Example:
         >>> from dskd.models.stages import StagedModel
         >>> from dskd.models.zoo import build
         >>> net = build("resnet8", num_classes=10)
-        >>> shared = SharedTeacher(Teacher(StagedModel(net, mean=(0.5,) * 3, std=(0.5,) * 3)))
+        >>> teacher = Teacher(StagedModel(net, mean=(0.5,) * 3, std=(0.5,) * 3))
+        >>> shared = SharedTeacher(Answers(teacher))
         >>> one, other = shared.answers(), shared.answers()
     """
 
-    def __init__(self, teacher: Teacher) -> None:
-        self.teacher = teacher
+    def __init__(self, source: Answers) -> None:
+        self.source = source
         self.asked, self.ran = 0, 0
         self._step: tuple[int, int] | None = None
-        self._kept: dict[bool, ModelOutput] = {}
+        self._held: dict[bool, tuple[ModelOutput, int]] = {}
 
     def answers(self) -> Answers:
         """The answers for one more student."""
         return _Shared(self)
 
-    def answer(self, batch: Batch, needs: TeacherNeeds) -> ModelOutput | None:
-        """The answer of this step, where another student has asked for it."""
+    def ask(self, teacher: Teacher, batch: Batch, needs: TeacherNeeds) -> tuple[ModelOutput, int]:
+        """The answer of this step, asked for unless another student has; see `Answers.ask`."""
         if self._step != (batch.epoch, batch.step):
-            self._step, self._kept = (batch.epoch, batch.step), {}
+            self._step, self._held = (batch.epoch, batch.step), {}
         self.asked += 1
-        return self._kept.get(needs.rotated)
-
-    def keep(self, needs: TeacherNeeds, answer: ModelOutput) -> None:
-        """Keeps an answer until the next step."""
-        self.ran += 1
-        self._kept[needs.rotated] = answer
+        if needs.rotated not in self._held:
+            self.ran += 1
+            self._held[needs.rotated] = self.source.ask(teacher, batch, needs)
+        return self._held[needs.rotated]
 
 
 class _Shared(Answers):
     """One student's share of a `SharedTeacher`."""
 
     def __init__(self, shared: SharedTeacher) -> None:
-        super().__init__(shared.teacher)
+        super().__init__(shared.source.teacher)
         self.shared = shared
+        self.tally = Tally() if shared.source.tally is not None else None
 
-    def _answer(self, teacher: Teacher, batch: Batch, needs: TeacherNeeds) -> ModelOutput:
-        answer = self.shared.answer(batch, needs)
-        if answer is None:
-            answer = super()._answer(teacher, batch, needs)
-            self.shared.keep(needs, answer)
-        return answer
+    def ask(self, teacher: Teacher, batch: Batch, needs: TeacherNeeds) -> tuple[ModelOutput, int]:
+        return self.shared.ask(teacher, batch, needs)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
@@ -98,6 +98,14 @@ class TeacherSettings(ModelSettings):
     """Learning rate of its own training; None for train.lr."""
     fold: bool = True
     """Answer with BatchNorm folded into the convolutions: faster, the same but for rounding."""
+    keep: Literal["none", "logits", "bank"] = "none"
+    """Answers kept on disk for later epochs and runs: ``logits`` of every view of a picture, or a
+    ``bank`` of all that the method reads, of a few fixed views that the pictures are then shown
+    in."""
+    views: Count = 16
+    """Views of a picture in the bank; all of them where there are not so many."""
+    store: PathSetting | None = None
+    """Folder of kept answers; None for ``answers`` in the user's cache folder."""
 
 
 class MethodSettings(Settings):
@@ -165,7 +173,13 @@ class Recipe(Settings):
     def plain(self) -> dict[str, Any]:
         """As plain values, every default filled in, ready for YAML."""
         plain: dict[str, Any] = self.model_dump(mode="json")
-        for section, key in (("data", "root"), ("data", "cache"), ("teacher", "checkpoint")):
+        places = (
+            ("data", "root"),
+            ("data", "cache"),
+            ("teacher", "checkpoint"),
+            ("teacher", "store"),
+        )
+        for section, key in places:
             if plain[section] and plain[section][key]:  # it may be read from another folder
                 plain[section][key] = os.path.abspath(plain[section][key])  # noqa: PTH100 (no "..")
         return plain
@@ -197,12 +211,21 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
         )
     if recipe.train.nesterov and recipe.train.momentum == 0:
         raise InputError("train.nesterov needs train.momentum above 0")
+    _check_keep(recipe.teacher)
     options = methods.resolve(recipe.method.name, recipe.method.options)
     method = MethodSettings(name=recipe.method.name, **options)
     if recipe.teacher is None and methods.find(method.name).needs_teacher:
         raise InputError(f"the method {method.name!r} needs a teacher; set teacher.name")
     out = recipe.out or folder / f"{method.name}-seed{recipe.seed}"
     return recipe.changed(method=method, out=out)
+
+
+def _check_keep(teacher: TeacherSettings | None) -> None:
+    """Refuses settings that would do nothing."""
+    for key, kinds in (("views", ("bank",)), ("store", ("bank", "logits"))):
+        default = TeacherSettings.model_fields[key].default
+        if teacher and teacher.keep not in kinds and getattr(teacher, key) != default:
+            raise InputError(f"teacher.{key} needs teacher.keep={' or '.join(kinds)}")
 
 
 def shipped() -> list[str]:

@@ -13,14 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dskd import device as devices
 from dskd import methods
 from dskd.answers import Answers
 from dskd.build import PROBE, Given, build_model, load_data, spec_of
 from dskd.data import Dataset
+from dskd.data.plan import draw_bank
 from dskd.data.resident import Resident, ResidentData
-from dskd.methods.base import Method, Pair
+from dskd.kept import KeptAnswers, bank_size, check_needs
+from dskd.methods.base import Method, Pair, TeacherNeeds
 from dskd.models.checkpoint import load_weights, read_weights
 from dskd.models.stages import StagedModel
 from dskd.models.teacher import Teacher
@@ -79,7 +82,8 @@ def distill(
     data = load_data(recipe.data, given.data)
     for note in data.notes:
         log.info(note)
-    check_fit(recipe, data, given)
+    needs = check_fit(recipe, data, given)
+    check_kept(recipe, data, given, needs)
     with directory.owned():
         # Another run may have come and gone while the pictures were read.
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
@@ -88,16 +92,20 @@ def distill(
         directory.start(recipe.plain(), devices.environment(device))
         pictures = ResidentData(data, device)
         teacher = make_teacher(recipe, pictures, given, directory.path / "teacher", resume)
-        return _fit(make_session(recipe, pictures, given, Answers(teacher), directory), resume)
+        answers = make_answers(recipe, pictures.train, teacher, needs)
+        return _fit(make_session(recipe, pictures, given, answers, directory), resume)
 
 
-def check_fit(recipe: Recipe, data: Dataset, given: Given) -> None:
+def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
     """Builds everything once and takes a step: what does not fit is said before any work.
 
     Args:
         recipe: The whole run.
         data: Its pictures.
         given: Objects in place of names; copies of them are used.
+
+    Returns:
+        Which of the teacher's outputs the method reads.
 
     Raises:
         InputError: Data, student, teacher and method do not fit each other.
@@ -111,10 +119,32 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> None:
             check_fit(teacher_recipe(recipe, Path()), data, Given(allow_code=given.allow_code))
         teacher = Teacher(model)
     method = make_method(recipe, data, student, teacher)
+    if recipe.teacher is not None and recipe.teacher.keep != "none":
+        check_needs(recipe.teacher.keep, method.needs, recipe.method.name)
     trainer = make_trainer(
         recipe, method, Answers(teacher), Resident(data.train, torch.device("cpu"))
     )
     trainer.rehearse()
+    return method.needs
+
+
+def check_kept(recipe: Recipe, data: Dataset, given: Given, needs: TeacherNeeds) -> None:
+    """Refuses, before any work, kept answers that the disk cannot hold or that are damaged.
+
+    Which answers are there already follows from the teacher's weights. Of a teacher that is still
+    to be trained nothing is known; its answers are looked at when it is (`make_answers`).
+
+    Raises:
+        InputError: They are not to be had.
+    """
+    if recipe.teacher is None or recipe.teacher.keep == "none" or _trains_teacher(recipe, given):
+        return
+    pictures = Resident(data.train, torch.device("cpu"))
+    model = build_model(recipe.teacher, data, recipe.seed, given.teacher, given.allow_code)
+    _load_checkpoint(model, recipe.teacher)
+    kept = _kept_answers(recipe, pictures, Teacher(model), needs)
+    if kept is not None:
+        kept.check()
 
 
 def make_method(
@@ -167,6 +197,56 @@ def make_teacher(
         load_weights(model.module, read_weights(own.path / LAST), f"the teacher in {own.path}")
     model.place(device)
     return Teacher(model, pictures.train.images[:PROBE] if settings.fold else None)
+
+
+def make_answers(
+    recipe: Recipe, split: Resident, teacher: Teacher | None, needs: TeacherNeeds
+) -> Answers:
+    """Of a teacher that is asked at every step, or only for what is not kept (``teacher.keep``).
+
+    Args:
+        recipe: The run.
+        split: The training split, on the teacher's device.
+        teacher: The frozen teacher; None for a method that needs none.
+        needs: What is kept of its answers.
+
+    Raises:
+        InputError: The store of kept answers is damaged, or the disk cannot hold it.
+    """
+    kept = _kept_answers(recipe, split, teacher, needs)
+    if kept is None:
+        return Answers(teacher)
+    kept.open()
+    return kept
+
+
+def _kept_answers(
+    recipe: Recipe, split: Resident, teacher: Teacher | None, needs: TeacherNeeds
+) -> KeptAnswers | None:
+    settings = recipe.teacher
+    if teacher is None or settings is None or settings.keep == "none" or not needs:
+        return None
+    return KeptAnswers(
+        teacher,
+        split,
+        needs,
+        keep=settings.keep,
+        views=settings.views,
+        padding=recipe.data.crop,
+        flip=recipe.data.flip,
+        precision=recipe.train.precision,
+        facts={"name": settings.name, "options": settings.options, "folded": settings.fold},
+        folder=settings.store,
+    )
+
+
+def _bank(recipe: Recipe, pictures: int) -> Tensor | None:
+    """The views that each picture is limited to, whichever the method; None for all."""
+    if recipe.teacher is None or recipe.teacher.keep != "bank":
+        return None
+    padding, flip = recipe.data.crop, recipe.data.flip
+    views = bank_size("bank", recipe.teacher.views, padding, flip)
+    return draw_bank(pictures, padding, flip, views)
 
 
 def _trains_teacher(recipe: Recipe, given: Given) -> bool:
@@ -235,7 +315,7 @@ def make_trainer(recipe: Recipe, method: Method, answers: Answers, split: Reside
     """The trainer of a recipe's schedule.
 
     Args:
-        recipe: Its ``train``, ``data`` and ``seed`` are read.
+        recipe: Its ``train``, ``data``, ``seed`` and ``teacher.keep`` are read.
         method: On its device.
         answers: Of a teacher on the same device.
         split: The training split, on the same device.
@@ -270,6 +350,7 @@ def make_trainer(recipe: Recipe, method: Method, answers: Answers, split: Reside
         padding=recipe.data.crop,
         flip=recipe.data.flip,
         precision=settings.precision,
+        bank=_bank(recipe, len(split)),
     )
 
 

@@ -33,7 +33,7 @@ _FILES = (
     "student_best.onnx",
     *_MARKS,  # last: they are what marks the folder as a run
 )
-_PLACES = ("out", "data.root", "data.cache")
+_PLACES = ("out", "data.root", "data.cache", "teacher.store")
 _FOLDERS = ("snapshots", "tensorboard", "teacher")
 
 

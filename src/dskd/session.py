@@ -46,6 +46,8 @@ class Result:
             percent, None without a teacher.
         seconds: Spent in training steps.
         teacher_seconds: The teacher's part of them.
+        teacher_hits: Share of the pictures whose answer was kept from before (``teacher.keep``),
+            None where none are kept.
         extra_parameters: Trained beside the student, and not deployed.
         memory: Bytes that a training step holds, see `dskd.train.Trainer`.
     """
@@ -63,6 +65,7 @@ class Result:
     agreement: float | None
     seconds: float
     teacher_seconds: float
+    teacher_hits: float | None
     extra_parameters: int
     memory: int
 
@@ -163,6 +166,8 @@ class Session:
         row["lr"] = trainer.learning_rate(trainer.epoch)
         row["seconds"] = round(trainer.seconds, 4)
         row["teacher_seconds"] = round(trainer.answers.watch.seconds, 4)
+        if trainer.answers.tally is not None:
+            row["teacher_hits"] = trainer.answers.tally.share
         trainer.end_epoch()
         self._keep_best(row)
         self.directory.append(row)
@@ -245,6 +250,7 @@ class Session:
             agreement=student.agreement(teacher) if teacher else None,
             seconds=round(sum(row["seconds"] for row in rows), 3),
             teacher_seconds=round(sum(row["teacher_seconds"] for row in rows), 3),
+            teacher_hits=_mean([row["teacher_hits"] for row in rows if "teacher_hits" in row]),
             extra_parameters=_trained_beside(method, deployed),
             memory=self.trainer.memory,
         )
@@ -259,6 +265,10 @@ class Session:
         return judge(teacher, lambda images: {"teacher": teacher(images).logits}, self.test)[
             "teacher"
         ]
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _trained_beside(method: Method, deployed: nn.Module) -> int:

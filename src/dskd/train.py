@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from dskd.answers import Answers
-from dskd.data.plan import draw_plan, steps
+from dskd.answers import Answers, Tally
+from dskd.data.plan import EpochPlan, draw_plan, steps
 from dskd.data.resident import Batch, Resident
 from dskd.device import Precision, autocast
 from dskd.errors import InputError, first_line
@@ -132,6 +133,7 @@ class Trainer:
         padding: Of the random crop, in pixels.
         flip: Mirror half of the pictures.
         precision: Of the forward passes; losses and weights stay in float32.
+        bank: The views that each picture is limited to; None for all (`dskd.data.plan.draw_bank`).
 
     Attributes:
         seconds: Of the running epoch's steps, the teacher's included, and before the first of the
@@ -154,11 +156,13 @@ class Trainer:
         padding: int,
         flip: bool,
         precision: Precision,
+        bank: Tensor | None = None,
     ) -> None:
         self.method, self.answers, self.split = method, answers, split
         self.optimizer, self.learning_rate = optimizer, learning_rate
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
         self.padding, self.flip, self.precision = padding, flip, precision
+        self.bank = bank
         self.steps = steps(len(split), batch_size)
         self.epoch, self.step = 0, 0
         self.meter, self.seconds = Meter(), 0.0
@@ -169,7 +173,7 @@ class Trainer:
 
         Every step leaves the trainer in a state that `state` can save and `restore` go on from.
         """
-        plan = draw_plan(self.seed, self.epoch, len(self.split), self.padding, self.flip)
+        plan = self._plan(self.epoch)
         self.method.train()
         start = time.perf_counter()
         for batch in self.split.planned(plan, self.batch_size, start=self.step):
@@ -195,6 +199,10 @@ class Trainer:
             yield
         self.memory = kept.bytes + held_by_training(self.method, self.optimizer)
 
+    def _plan(self, epoch: int) -> EpochPlan:
+        pictures = len(self.split)
+        return draw_plan(self.seed, epoch, pictures, self.padding, self.flip, self.bank)
+
     def prepare(self) -> None:
         """Lets the method train what it needs before the student's first step."""
         start = time.perf_counter()
@@ -205,8 +213,7 @@ class Trainer:
     def _answered(self, epochs: int) -> Iterator[tuple[Batch, ModelOutput | None]]:
         """Batches of epochs behind the run's own, with the teacher's answers."""
         for epoch in range(self.epochs, self.epochs + epochs):
-            plan = draw_plan(self.seed, epoch, len(self.split), self.padding, self.flip)
-            for batch in self.split.planned(plan, self.batch_size):
+            for batch in self.split.planned(self._plan(epoch), self.batch_size):
                 with autocast(self.split.device, self.precision):
                     answer = self.answers(batch, self.method.needs)
                 yield batch, answer
@@ -219,7 +226,7 @@ class Trainer:
         Raises:
             InputError: It cannot, or the teacher's logits are not finite.
         """
-        plan = draw_plan(self.seed, 0, len(self.split), self.padding, self.flip)
+        plan = self._plan(0)
         self.method.train()
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
@@ -239,6 +246,11 @@ class Trainer:
         self.epoch, self.step = self.epoch + 1, 0
         self.meter, self.seconds = Meter(), 0.0
         self.answers.watch.set(0.0)
+        self._set_tally((0, 0))
+
+    def _set_tally(self, counts: tuple[int, int]) -> None:
+        if self.answers.tally is not None:
+            self.answers.tally = Tally(*counts)
 
     @property
     def lr(self) -> float:
@@ -255,6 +267,7 @@ class Trainer:
             "meter": {"sums": self.meter.sums, "pictures": self.meter.pictures},
             "seconds": self.seconds,
             "teacher_seconds": self.answers.watch.seconds,
+            "teacher_hits": astuple(self.answers.tally or Tally()),
             "memory": self.memory,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -270,6 +283,7 @@ class Trainer:
         self.meter.pictures = state["meter"]["pictures"]
         self.seconds = state["seconds"]
         self.answers.watch.set(state["teacher_seconds"])
+        self._set_tally(state["teacher_hits"])
         self.memory = state["memory"]
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"] and torch.cuda.is_available():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dskd.data.augment import crop_and_flip
-from dskd.data.plan import draw_plan, steps
+from dskd.data.plan import count_views, draw_bank, draw_plan, steps
 
 
 @given(st.integers(0, 2**32), st.integers(0, 500), st.integers(1, 60), st.integers(0, 4))
@@ -77,6 +77,45 @@ def test_augmentation_is_the_naive_loop(seed: int, padding: int, channels: int) 
         padded[:, padding : padding + 6, padding : padding + 7] = images[b]
         crop = padded[:, plan.dy[b] : plan.dy[b] + 6, plan.dx[b] : plan.dx[b] + 7]
         assert torch.equal(got[b], crop.flip(2) if plan.flip[b] else crop)
+
+
+@given(st.integers(1, 40), st.integers(0, 3), st.booleans(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_bank_holds_different_views_of_each_picture(
+    pictures: int, padding: int, flip: bool, data: st.DataObject
+) -> None:
+    total = count_views(padding, flip)
+    views = data.draw(st.integers(1, total))
+    bank = draw_bank(pictures, padding, flip, views)
+    assert bank.shape == (pictures, views)
+    assert 0 <= bank.min() <= bank.max() < 2 * count_views(padding, False)
+    assert flip or not (bank % 2).any()
+    assert all(len(set(row)) == views for row in bank.tolist())
+    assert torch.equal(bank, draw_bank(pictures, padding, flip, views))
+
+
+def test_every_view_is_as_likely_to_be_in_a_bank_and_to_be_drawn_from_it() -> None:
+    pictures, views = 30_000, 4
+    bank = draw_bank(pictures, 1, True, views)
+    for drawn in (bank.flatten(), draw_plan(0, 0, pictures, 1, True, bank).views):
+        counts = torch.bincount(drawn, minlength=18).double()
+        expected = len(drawn) / 18
+        assert counts.sub(expected).abs().max() < 5 * expected**0.5  # five deviations
+    slots = (bank == draw_plan(0, 0, pictures, 1, True, bank).views[:, None]).long().argmax(1)
+    counts = torch.bincount(slots, minlength=views).double()
+    assert counts.sub(pictures / views).abs().max() < 5 * (pictures / views) ** 0.5
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_plan_draws_from_a_bank_and_changes_nothing_else(flip: bool) -> None:
+    bank = draw_bank(50, 2, flip, 3)
+    plain, banked = draw_plan(1, 2, 50, 2, flip), draw_plan(1, 2, 50, 2, flip, bank)
+    assert torch.equal(plain.order, banked.order)
+    assert torch.equal(plain.seeds, banked.seeds)
+    assert (banked.views[:, None] == bank).any(1).all()
+    assert not torch.equal(banked.views, draw_plan(1, 3, 50, 2, flip, bank).views)
+    assert not torch.equal(banked.views, draw_plan(0, 2, 50, 2, flip, bank).views)
+    assert torch.equal(banked.views, draw_plan(1, 2, 50, 2, flip, bank).views)
 
 
 def test_without_crop_and_flip_pictures_stay_as_they_are() -> None:

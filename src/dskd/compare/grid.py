@@ -29,9 +29,10 @@ from dskd.compare.entries import (
 from dskd.data import Dataset
 from dskd.data.resident import ResidentData
 from dskd.errors import InputError
+from dskd.methods.base import TeacherNeeds
 from dskd.models.teacher import Teacher
 from dskd.recipe import Recipe, load
-from dskd.run import check_fit, make_session, make_teacher
+from dskd.run import check_fit, check_kept, make_answers, make_session, make_teacher
 from dskd.rundir import LAST, RunDirectory, differences
 from dskd.snapshot import replace_file
 
@@ -166,15 +167,17 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
     data = load_data(grid.recipe.data, given.data)
     for note in data.notes:
         log.info(note)
-    check_methods(grid, data, given)
+    needs = check_methods(grid, data, given)
+    check_kept(grid.recipe, data, given, needs)
     with _owned(grid.path):
         facts = _merged(grid) | {"pictures": len(data.test.labels)}
         _write_json(grid.path / "environment.json", devices.environment(device))
         _write_json(grid.path / COMPARISON, facts)
         pictures = ResidentData(data, device)
         teacher = _teacher(grid, pictures, given)
+        answers = make_answers(grid.recipe, pictures.train, teacher, needs)
         for seed in grid.seeds:
-            _run_seed(grid, seed, pictures, given, teacher, _Recorder(grid, watcher))
+            _run_seed(grid, seed, pictures, given, answers, _Recorder(grid, watcher))
         return read_comparison(grid.path)
 
 
@@ -187,17 +190,22 @@ def _teacher(grid: Grid, pictures: ResidentData, given: Given) -> Teacher | None
     return make_teacher(plan, pictures, given, folder, resume=RunDirectory(folder).begun)
 
 
-def check_methods(grid: Grid, data: Dataset, given: Given) -> None:
+def check_methods(grid: Grid, data: Dataset, given: Given) -> TeacherNeeds:
     """Rehearses every method: what does not fit the pair is said before any work.
+
+    Returns:
+        Which of the teacher's outputs the methods read together.
 
     Raises:
         InputError: One does not fit; it is named.
     """
+    needs = TeacherNeeds()
     for contender in grid.contenders:
         try:
-            check_fit(grid.recipe.changed(method=contender.method), data, given)
+            needs |= check_fit(grid.recipe.changed(method=contender.method), data, given)
         except InputError as error:
             raise InputError(f"{contender.label}: {error}") from error
+    return needs
 
 
 def _run_seed(
@@ -205,11 +213,11 @@ def _run_seed(
     seed: int,
     pictures: ResidentData,
     given: Given,
-    teacher: Teacher | None,
+    source: Answers,
     watcher: Watcher,
 ) -> None:
     """Trains the students of a seed that are not there yet."""
-    shared = SharedTeacher(teacher) if teacher is not None and grid.share else None
+    shared = SharedTeacher(source)
     left = [c for c in grid.contenders if not _ended(grid.folder(c, seed))]
     groups = [left] if grid.share else [[contender] for contender in left]
     for group in groups:
@@ -217,8 +225,8 @@ def _run_seed(
             students = []
             for contender in group:
                 needs = methods.find(contender.method.name).needs_teacher
-                alone = Answers(teacher if needs else None)
-                answers = shared.answers() if shared is not None and needs else alone
+                own = shared if grid.share else SharedTeacher(source)
+                answers = own.answers() if needs else Answers(None)
                 recipe = grid.recipe_of(contender, seed)
                 directory = RunDirectory(grid.folder(contender, seed))
                 owned.enter_context(directory.owned())
@@ -229,7 +237,7 @@ def _run_seed(
                 session.begin(resume=begun)
                 students.append(Student(contender.label, seed, session))
             train_together(students, watcher)
-    if shared is not None and shared.ran:
+    if shared.ran:
         log.info(
             "seed %d: the teacher ran %d times for %d steps of students",
             *(seed, shared.ran, shared.asked),

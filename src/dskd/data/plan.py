@@ -36,8 +36,7 @@ class EpochPlan:
     @property
     def views(self) -> Tensor:
         """int64 ``[N]``: names each picture's view, from 0 to 2 (2 padding + 1)^2 - 1."""
-        side = 2 * self.padding + 1
-        return (self.dy * side + self.dx) * 2 + self.flip.long()
+        return (self.dy * _side(self.padding) + self.dx) * 2 + self.flip.long()
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The pictures of each step, int64 ``[B]``, in order (see `steps`)."""
@@ -65,8 +64,52 @@ def _bounds(pictures: int, batch_size: int) -> list[int]:
     return bounds
 
 
+def count_views(padding: int, flip: bool) -> int:
+    """How many views of a picture there are.
+
+    Example:
+        >>> count_views(4, flip=True), count_views(4, flip=False)
+        (162, 81)
+    """
+    return _side(padding) ** 2 * (2 if flip else 1)
+
+
+def draw_bank(pictures: int, padding: int, flip: bool, views: int) -> Tensor:
+    """Views that each picture is limited to, all different: a pure function of its arguments.
+
+    No seed of a run is in it, so that runs at any seed share one bank.
+
+    Args:
+        pictures: N.
+        padding: As for `draw_plan`.
+        flip: As for `draw_plan`.
+        views: V, at most all that there are (`count_views`).
+
+    Returns:
+        int64 ``[N, V]``, the names of the views (see `EpochPlan.views`).
+
+    Example:
+        >>> draw_bank(1, 1, False, 9).sort().values.tolist()
+        [[0, 2, 4, 6, 8, 10, 12, 14, 16]]
+    """
+    total = count_views(padding, flip)
+    random = _stream(0, 0, 6)
+    bank = np.empty((pictures, views), np.int64)
+    # Floyd's draw without replacement (Bentley and Floyd, CACM 1987), for all pictures at once.
+    for place, top in enumerate(range(total - views, total)):
+        drawn = random.integers(0, top, pictures, endpoint=True)
+        taken = (bank[:, :place] == drawn[:, None]).any(1)
+        bank[:, place] = np.where(taken, top, drawn)
+    return torch.from_numpy(bank if flip else 2 * bank)
+
+
 def draw_plan(
-    seed: int, epoch: int, pictures: int, padding: int = 0, flip: bool = False
+    seed: int,
+    epoch: int,
+    pictures: int,
+    padding: int = 0,
+    flip: bool = False,
+    bank: Tensor | None = None,
 ) -> EpochPlan:
     """The plan of an epoch: a pure function of its arguments, on any device and in any process.
 
@@ -79,6 +122,9 @@ def draw_plan(
         pictures: N, the pictures of the training split.
         padding: Crop ``padding`` pixels of zeros around the picture; 0 for no crop.
         flip: Mirror half of the pictures.
+        bank: The views that each picture is limited to, of the same padding and flip (see
+            `draw_bank`), each as likely as the others; None for all views. The rest of the plan is
+            the same either way.
 
     Example:
         >>> draw_plan(0, 0, 4).order.sort().values
@@ -86,19 +132,33 @@ def draw_plan(
     """
 
     def stream(part: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, part])))
+        return _stream(seed, epoch, part)
 
-    offsets = [stream(part).integers(0, 2 * padding, pictures, endpoint=True) for part in (1, 2)]
-    flips = stream(3).integers(0, 2, pictures) if flip else np.zeros(pictures, np.int64)
+    if bank is None:
+        dy, dx = (stream(part).integers(0, 2 * padding, pictures, endpoint=True) for part in (1, 2))
+        flips = stream(3).integers(0, 2, pictures) if flip else np.zeros(pictures, np.int64)
+    else:
+        slots = stream(5).integers(0, bank.shape[1], pictures)
+        cells, flips = np.divmod(bank.numpy()[np.arange(pictures), slots], 2)
+        dy, dx = np.divmod(cells, _side(padding))
     return EpochPlan(
         order=torch.from_numpy(stream(0).permutation(pictures)),
-        dy=torch.from_numpy(offsets[0]),
-        dx=torch.from_numpy(offsets[1]),
+        dy=torch.from_numpy(dy),
+        dx=torch.from_numpy(dx),
         flip=torch.from_numpy(flips.astype(bool)),
         seeds=torch.from_numpy(stream(4).integers(0, 2**63 - 1, pictures)),
         padding=padding,
         epoch=epoch,
     )
+
+
+def _side(padding: int) -> int:
+    """Offsets of a crop in one direction."""
+    return 2 * padding + 1
+
+
+def _stream(seed: int, epoch: int, part: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, part])))
 
 
 def draw_below(seeds: Tensor, count: int, below: int) -> Tensor:

@@ -64,6 +64,16 @@ class TeacherNeeds:
     def __bool__(self) -> bool:
         return self.logits or bool(self.stages) or self.pooled or self.last
 
+    def __or__(self, other: TeacherNeeds) -> TeacherNeeds:
+        """What two methods read together."""
+        return TeacherNeeds(
+            self.logits or other.logits,
+            tuple(sorted({*self.stages, *other.stages})),
+            self.pooled or other.pooled,
+            self.last or other.last,
+            self.rotated or other.rotated,
+        )
+
 
 @dataclass(frozen=True)
 class StepOutput:
