@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.multiprocessing.spawn import spawn
 
-from dskd.allocation import ALLOCATIONS, Allocation, allocate, mean_over_ranks
+from dskd.allocation import ALLOCATIONS, Allocation, allocate
 from dskd.errors import InputError
 
 LOSSES = st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=6)
@@ -88,28 +84,6 @@ def test_what_does_not_exist_is_refused() -> None:
         allocate(torch.ones(2), "hard_first")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="tau must be above 0"):
         allocate(torch.ones(2), "hard-first", 0.0)
-
-
-def _rank(rank: int, folder: str) -> None:
-    os.environ["USE_LIBUV"] = "0"
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    losses = torch.tensor([1.0, 2.0]) * (1 + 2 * rank)
-    torch.save(mean_over_ranks(losses), Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_ranks_average_their_losses_before_they_allocate(tmp_path: Path) -> None:
-    spawn(_rank, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
-    for rank in range(2):
-        mean = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert mean.tolist() == [2.0, 4.0]
-
-
-def test_one_process_averages_with_nobody() -> None:
-    losses = torch.tensor([1.0, 2.0])
-    assert mean_over_ranks(losses) is losses
 
 
 @pytest.mark.parametrize("rule", ALLOCATIONS)

@@ -13,6 +13,7 @@ ROOT = Path(dskd.__file__).parent
 
 LAYERS = [
     ["errors"],
+    ["ranks"],
     ["settings", "yaml_text", "schedule", "snapshot", "interrupt"],
     ["allocation", "data"],
     ["models", "device", "footprint", "store"],

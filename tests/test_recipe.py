@@ -252,6 +252,7 @@ WRONG = {
     "train.nesterov": SWITCH,
     "train.weight_decay": NUMBERS,
     "train.precision": CHOICE,
+    "train.sync_batchnorm": SWITCH,
     "train.device": CHOICE,
     "seed": [*WHOLE[1:]],
     "out": PATHS,

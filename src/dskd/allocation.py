@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from dskd.errors import InputError, unknown
@@ -67,16 +66,3 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
         return count * (1 - torch.softmax(relative / tau, dim=0)) / (count - 1)
     sign = 1 if allocation == "hard-first" else -1
     return count * torch.softmax(sign * relative / tau, dim=0)
-
-
-def mean_over_ranks(losses: Tensor) -> Tensor:
-    """The losses averaged over the ranks of a distributed run, so that all allocate alike.
-
-    Args:
-        losses: Any shape, the same on every rank. Returned as it is where there is one process.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return losses
-    total = losses.detach().clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()

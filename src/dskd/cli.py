@@ -12,7 +12,7 @@ from typing import Any, get_args
 import click
 import torch
 
-from dskd import __version__, catalog, demo, deployed, export, recipe, run, show
+from dskd import __version__, catalog, demo, deployed, export, ranks, recipe, run, show
 from dskd.build import Given
 from dskd.compare import grid, live, table
 from dskd.compare.entries import Weights
@@ -219,18 +219,22 @@ def demo_(out: Path) -> None:
 
 
 def _print_result(result: Result) -> None:
-    show.table(["", "value"], catalog.result_rows(result))
-    click.echo(f"run kept in {result.path}")
+    if ranks.first():
+        show.table(["", "value"], catalog.result_rows(result))
+        click.echo(f"run kept in {result.path}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and exits: 2 for bad input, 3 for NaN, 130 or 143 when stopped, else 0.
+    """Runs a command and exits.
+
+    With 2 for bad input, 3 for NaN, 4 where another process of the run is lost, 130 or 143 when
+    stopped, else 0.
 
     Args:
         arguments: Of the command line; None for the program's own.
     """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("dskd").setLevel(logging.INFO)
+    logging.getLogger("dskd").setLevel(logging.INFO if ranks.first() else logging.ERROR)
     sys.exit(_exit_code(arguments))
 
 
@@ -254,14 +258,20 @@ def _exit_code(arguments: list[str] | None) -> int:
         return 0
     except OSError as error:  # a full disk, or a folder that is not ours to write to
         where = f"cannot read or write {error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}", 2)
+        return _say(f"{where}{error.strerror or error}", 2, own=True)
     except torch.OutOfMemoryError:
-        return _say("the GPU has too little memory for this run; lower train.batch_size", 2)
+        text = "the GPU has too little memory for this run; lower train.batch_size"
+        return _say(text, 2, own=True)
+    except ranks.Lost as error:
+        return _say(str(error), 4, own=True)
     except NotFinite as error:
         return _say(str(error), 3)
     return outcome if isinstance(outcome, int) else 0
 
 
-def _say(message: str, code: int) -> int:
-    print(f"dskd: {' '.join(message.split())}", file=sys.stderr)
+def _say(message: str, code: int, *, own: bool = False) -> int:
+    """Says how it ended: once a machine where all processes end so, else each its own end."""
+    if own or ranks.local() == 0:
+        who = f"dskd, process {ranks.number()}" if own and ranks.started() > 1 else "dskd"
+        print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
     return code

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from dskd import recipe, run
+from dskd import ranks, recipe, run
 from dskd.deployed import evaluate
 from dskd.errors import InputError
 from dskd.rundir import LAST
@@ -32,8 +32,9 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
         The folder, and the columns and rows of the table.
 
     Raises:
-        InputError: An override does not fit.
+        InputError: An override does not fit, or torchrun started several processes.
     """
+    ranks.refuse_several("the demo")
     out = _free(out)
     plan = recipe.load("digits", overrides)
     if plan.teacher is None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from dskd import ranks
 from dskd.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
@@ -24,14 +25,24 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 def pick(name: DeviceName) -> torch.device:
     """The device called ``name``; ``auto`` is the GPU where there is one.
 
+    Of several processes on a machine each takes a GPU of its own.
+
     Raises:
-        InputError: ``cuda`` was asked for and there is none.
+        InputError: ``cuda`` was asked for and there is none, or there are too few for all.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda: torch sees no GPU here; use train.device=cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda")
+    if ranks.started() == 1:
+        return torch.device("cuda")
+    here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if here > gpus:
+        raise InputError(
+            f"torchrun started {here} processes here, and torch sees {gpus} of the GPUs that they "
+            f"need; use --nproc-per-node={gpus} or train.device=cpu"
+        )
+    return torch.device("cuda", ranks.local())
 
 
 class Stopwatch:
@@ -109,6 +120,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=True),
         "threads": torch.get_num_threads(),
+        "processes": ranks.started(),
         "memory_bytes": psutil.virtual_memory().total,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dskd import ranks
 from dskd.data.resident import Resident
 
 PIXELS = 500 * 64 * 64
@@ -44,6 +45,8 @@ def judge(
 ) -> dict[str, Judgement]:
     """Judges every head on a split, in float32 and eval mode; the mode is put back afterwards.
 
+    Several processes each judge every so many-th batch, and all get the whole.
+
     Args:
         module: Owns all that ``heads`` runs.
         heads: From pictures, uint8 ``[B, C, H, W]``, to logits ``[B, K]`` by name.
@@ -57,16 +60,24 @@ def judge(
     training = module.training
     module.eval()
     try:
-        parts = [heads(images) for images, _ in split.in_order(batch_size)]
+        batches = (images for images, _ in split.in_order(batch_size))
+        parts = ranks.spread(lambda images: _best(heads(images)), batches)
     finally:
         module.train(training)
     return {
-        name: _judge_logits(torch.cat([part[name] for part in parts]), split.labels)
+        name: _judge(torch.cat([part[name] for part in parts]), split.labels.cpu())
         for name in parts[0]
     }
 
 
-def _judge_logits(logits: Tensor, labels: Tensor) -> Judgement:
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+def _best(logits: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each head's five best classes for each picture, int64 ``[B, 5]``, on the CPU."""
+    return {
+        name: values.topk(min(5, values.shape[1]), dim=1).indices.cpu()
+        for name, values in logits.items()
+    }
+
+
+def _judge(best: Tensor, labels: Tensor) -> Judgement:
     hits = best == labels[:, None]
-    return Judgement(percent(hits[:, 0]), percent(hits.any(1)), best[:, 0].cpu())
+    return Judgement(percent(hits[:, 0]), percent(hits.any(1)), best[:, 0])

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from dskd import ranks
+
 
 class Stopped(BaseException):
     """A run was asked to stop, and did, with its state saved.
@@ -33,10 +35,14 @@ class StopRequest:
         return self.signal is not None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Notes the first signal; a second one stops at once."""
-        if self.signal is not None:
+        """Notes the first signal; a second one stops at once.
+
+        Not so under torchrun: a cluster and torchrun both send one, and torchrun kills what is
+        too slow.
+        """
+        if self.signal is not None and ranks.started() == 1:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
 
 
 @contextmanager

@@ -133,7 +133,8 @@ class TrainSettings(Settings):
     epochs: Count = 240
     """Passes over the training pictures."""
     batch_size: Annotated[Count, Field(ge=2)] = 64
-    """Pictures a step, at least two: BatchNorm cannot learn from one."""
+    """Pictures a step, of all processes together; two for each at least: BatchNorm cannot learn
+    from one."""
     lr: Positive = 0.05
     """The base learning rate."""
     schedule: Schedule = "step"
@@ -154,6 +155,8 @@ class TrainSettings(Settings):
     """On every parameter."""
     precision: Precision = "float32"
     """Of the forward passes: ``float32`` or ``bfloat16``; losses and weights stay in float32."""
+    sync_batchnorm: bool = False
+    """BatchNorm sees the pictures of all processes, each on its GPU (torch.nn.SyncBatchNorm)."""
     device: DeviceName = "auto"
     """``cpu``, ``cuda``, or ``auto``: the GPU where there is one."""
 

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dskd import device as devices
-from dskd import methods
+from dskd import methods, ranks
 from dskd.answers import Answers
 from dskd.build import PROBE, Given, build_model, load_data, spec_of
 from dskd.data import Dataset
-from dskd.data.plan import draw_bank
+from dskd.data.plan import LEAST, draw_bank, largest_batch
 from dskd.data.resident import Resident, ResidentData
+from dskd.errors import InputError
 from dskd.kept import KeptAnswers, bank_size, check_needs
 from dskd.methods.base import Method, Pair, TeacherNeeds
 from dskd.models.checkpoint import load_weights, read_weights
@@ -61,7 +62,8 @@ def distill(
     """Distils ``student.name`` from ``teacher.name`` by ``method.name``.
 
     Without ``teacher.checkpoint`` the teacher is trained first, by labels and the recipe's own
-    schedule, and kept in the folder ``teacher`` of the run.
+    schedule, and kept in the folder ``teacher`` of the run. Where torchrun started several
+    processes they train together, see `dskd.ranks`.
 
     Args:
         recipe: The whole run.
@@ -72,18 +74,36 @@ def distill(
     Raises:
         InputError: Something in the recipe cannot be used. Nothing is left behind.
         Stopped: A signal asked for a stop; the state is saved.
+        Lost: Another process of the run died.
     """
     assert recipe.out is not None, "a resolved recipe has its folder"
     given = given or Given()
     directory = RunDirectory(recipe.out)
-    directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
     device = devices.pick(recipe.train.device)
-    devices.repeatable(device)
-    data = load_data(recipe.data, given.data)
-    for note in data.notes:
-        log.info(note)
-    needs = check_fit(recipe, data, given)
-    check_kept(recipe, data, given, needs)
+    check_ranks(recipe, device)
+    with ranks.joined(device):
+        directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
+        devices.repeatable(device)
+        data = ranks.machine_by_machine(lambda: load_data(recipe.data, given.data))
+        for note in data.notes:
+            log.info(note)
+        with ranks.alone():
+            needs = check_fit(recipe, data, given)
+            check_kept(recipe, data, given, needs)
+        return _distill(recipe, data, needs, device, directory, given, resume, overwrite)
+
+
+def _distill(
+    recipe: Recipe,
+    data: Dataset,
+    needs: TeacherNeeds,
+    device: torch.device,
+    directory: RunDirectory,
+    given: Given,
+    resume: bool,
+    overwrite: bool,
+) -> Result:
+    """The run itself, of what was found to fit."""
     with directory.owned():
         # Another run may have come and gone while the pictures were read.
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
@@ -94,6 +114,41 @@ def distill(
         teacher = make_teacher(recipe, pictures, given, directory.path / "teacher", resume)
         answers = make_answers(recipe, pictures.train, teacher, needs)
         return _fit(make_session(recipe, pictures, given, answers, directory), resume)
+
+
+def check_ranks(recipe: Recipe, device: torch.device) -> None:
+    """Refuses what the processes that were started cannot train together, before any work.
+
+    Args:
+        recipe: The whole run.
+        device: That it trains on.
+
+    Raises:
+        InputError: The method or the batches do not allow it, or BatchNorm cannot be synchronised.
+    """
+    world = ranks.started()
+    if recipe.train.sync_batchnorm and (world == 1 or device.type != "cuda"):
+        raise InputError(
+            "train.sync_batchnorm works between several processes on GPUs, and this run has "
+            f"{world} on {device.type}; drop it"
+        )
+    if world == 1:
+        return
+    if not methods.find(recipe.method.name).ranks:
+        raise InputError(
+            f"the method {recipe.method.name!r} keeps state that processes do not share, and "
+            f"torchrun started {world}; start it without torchrun"
+        )
+    if recipe.teacher is not None and recipe.teacher.keep != "none":
+        raise InputError(
+            f"teacher.keep={recipe.teacher.keep} works in one process, and torchrun started "
+            f"{world}; take teacher.keep=none"
+        )
+    if recipe.train.batch_size < LEAST * world:
+        raise InputError(
+            f"train.batch_size={recipe.train.batch_size} leaves some of {world} processes fewer "
+            f"than {LEAST} pictures a step; set {LEAST * world} or more, or start fewer processes"
+        )
 
 
 def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
@@ -110,6 +165,11 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
     Raises:
         InputError: Data, student, teacher and method do not fit each other.
     """
+    if ranks.started() > 1 and len(data.train.labels) < LEAST * ranks.started():
+        raise InputError(
+            f"{len(data.train.labels)} training pictures are too few for {ranks.started()} "
+            f"processes with {LEAST} each; start fewer processes"
+        )
     student = build_model(recipe.student, data, 0, given.student, given.allow_code)
     teacher = None
     if recipe.teacher is not None:
@@ -158,7 +218,7 @@ def make_method(
         spec_of(teacher.model, data, "teacher") if teacher is not None else None,
         copy.deepcopy(classifier),
         data.train.labels,
-        recipe.train.batch_size + 1,  # a lone last picture joins the batch before it
+        largest_batch(recipe.train.batch_size, ranks.world()),
     )
     return methods.find(recipe.method.name)(pair, **recipe.method.options)
 
@@ -194,7 +254,8 @@ def make_teacher(
             own.start(plan.plain(), devices.environment(device))
             alone = Given(allow_code=given.allow_code)
             _fit(make_session(plan, pictures, alone, Answers(None), own), resume)
-        load_weights(model.module, read_weights(own.path / LAST), f"the teacher in {own.path}")
+        weights = ranks.by_first(read_weights)(own.path / LAST)
+        load_weights(model.module, weights, f"the teacher in {own.path}")
     model.place(device)
     return Teacher(model, pictures.train.images[:PROBE] if settings.fold else None)
 
@@ -300,8 +361,10 @@ def make_session(
     torch.manual_seed(_stream(recipe.seed, 1))
     method = make_method(recipe, pictures.data, student, answers.teacher).to(device)
     method.student.place(device)
+    if recipe.train.sync_batchnorm:
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     trainer = make_trainer(recipe, method, answers, pictures.train)
-    torch.manual_seed(_stream(recipe.seed, 2))
+    torch.manual_seed(_stream(recipe.seed, 2 + ranks.rank()))
     return Session(recipe, pictures, trainer, directory)
 
 

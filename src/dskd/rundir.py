@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from tensorboardX import SummaryWriter
 from torch import nn
 
-from dskd import snapshot
+from dskd import ranks, snapshot
 from dskd.errors import InputError
 from dskd.models.checkpoint import write_weights
 from dskd.snapshot import replace_file
@@ -40,6 +40,8 @@ _FOLDERS = ("snapshots", "tensorboard", "teacher")
 class RunDirectory:
     """A folder that holds one run.
 
+    Of several processes rank 0 alone touches it: what it reads, or refuses, all get.
+
     Args:
         path: The folder; it need not be there yet.
     """
@@ -50,15 +52,18 @@ class RunDirectory:
         self._board: SummaryWriter | None = None
 
     @property
+    @ranks.by_first
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return (self.path / "result.json").is_file()
 
     @property
+    @ranks.by_first
     def begun(self) -> bool:
         """Whether a run was started here."""
         return (self.path / "recipe.yaml").is_file()
 
+    @ranks.by_first
     def check(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Refuses a folder that a run would harm; touches nothing.
 
@@ -122,18 +127,26 @@ class RunDirectory:
         Raises:
             InputError: Another run owns the folder.
         """
+        lock = FileLock(self.path / ".lock", blocking=False)
+        self._take(lock)
+        try:
+            yield
+        finally:
+            lock.release()
+            self.close()
+
+    @ranks.by_first
+    def _take(self, lock: FileLock) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.path / ".lock", blocking=False):
-                yield
+            lock.acquire()
         except Timeout:
             raise InputError(
                 f"another process is running in {self.path}; wait for it or choose another "
                 "folder with out="
             ) from None
-        finally:
-            self.close()
 
+    @ranks.by_first
     def check_same(self, recipe: Mapping[str, Any]) -> None:
         """Refuses to go on under another recipe than the one that is there, if one is.
 
@@ -146,6 +159,7 @@ class RunDirectory:
         if listed := differences(read_yaml_file(path, "recipe"), recipe):
             raise InputError(f"{self.path} was started with another recipe: {listed}")
 
+    @ranks.by_first
     def clear(self) -> None:
         """Removes the run that is there, and nothing else."""
         for name in _FOLDERS:
@@ -157,6 +171,7 @@ class RunDirectory:
         for path in (*self.path.glob(".*.part"), *(self.path / name for name in _FILES)):
             path.unlink(missing_ok=True)
 
+    @ranks.by_first
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Makes the folder and says in it what the run is."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -166,12 +181,14 @@ class RunDirectory:
         self.write_json("environment.json", environment)
         replace_file(self.path / "recipe.yaml", text.encode())
 
+    @ranks.by_first
     def rewind(self, epoch: int) -> None:
         """Forgets the metrics of ``epoch`` and later ones, which will be written again."""
         rows = [row for row in self.rows() if row["epoch"] <= epoch]
         replace_file(self.path / "metrics.jsonl", "".join(_line(row) for row in rows).encode())
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch + 1)
 
+    @ranks.by_first
     def rows(self) -> list[dict[str, Any]]:
         """The metrics so far, a row an epoch."""
         path = self.path / "metrics.jsonl"
@@ -179,6 +196,7 @@ class RunDirectory:
             return []
         return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
+    @ranks.by_first
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds an epoch's metrics, to the file and to TensorBoard."""
         with (self.path / "metrics.jsonl").open("a") as file:
@@ -191,18 +209,27 @@ class RunDirectory:
                 self._board.add_scalar(name, value, row["epoch"])
         self._board.flush()
 
+    @ranks.by_first
     def write_student(self, name: str, student: nn.Module, metadata: Mapping[str, Any]) -> None:
         """Writes the deployed student, with its own keys and nothing of the run's time or place."""
         replace_file(self.path / name, write_weights(student, metadata))
 
+    @ranks.by_first
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file of the run, whole."""
         replace_file(self.path / name, data)
 
+    @ranks.by_first
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes plain values as JSON."""
         replace_file(self.path / name, (json.dumps(values, indent=2) + "\n").encode())
 
+    @ranks.by_first
+    def write_snapshot(self, state: dict[str, Any]) -> None:
+        """Writes a snapshot; older ones go (see `dskd.snapshot.write`)."""
+        snapshot.write(self.snapshots, state)
+
+    @ranks.by_first
     def newest_snapshot(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The state of the newest snapshot that verifies, and a line for each that does not.
 

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dskd import snapshot
+from dskd import ranks
 from dskd.data.resident import ResidentData
 from dskd.errors import InputError
 from dskd.evaluate import Judgement, judge
@@ -109,8 +109,14 @@ class Session:
         """Goes back to the run's newest snapshot where there is one.
 
         Raises:
-            InputError: Every snapshot is damaged, or pictures or teacher are not the run's.
+            InputError: Every snapshot is damaged, or pictures, teacher or the number of processes
+                are not the run's.
         """
+        if any(given != self.given for given in ranks.gathered(self.given)):
+            raise InputError(
+                "the processes of this run have different pictures or teachers; give the same "
+                "files to every machine"
+            )
         state, damaged = self.directory.newest_snapshot() if resume else (None, [])
         for line in damaged:
             log.warning("%s; using the one before", line)
@@ -121,14 +127,22 @@ class Session:
                         f"{self.directory.path} was started with {words}; give the same, or start "
                         "again with --overwrite"
                     )
+            before = len(state["trainer"]["ranks"])
+            if before != ranks.world():
+                raise InputError(
+                    f"{self.directory.path} was started with {before} processes, and there are "
+                    f"{ranks.world()}; start as many, or start again with --overwrite"
+                )
             self.trainer.restore(state["trainer"])
             self.best = Best(**state["best"])
             log.info("continuing %s after %d epochs", self.directory.path, self.trainer.epoch)
         elif resume:
             log.info("%s has no snapshot yet: starting anew", self.directory.path)
         self.directory.rewind(self.trainer.epoch)
+        method = self.trainer.method
         if state is None:
             self.trainer.prepare()
+        ranks.broadcast([*method.parameters(), *method.buffers()])
 
     def train(self) -> None:
         """Trains the epochs that are left.
@@ -142,9 +156,9 @@ class Session:
                 bar.step()
                 if row is not None:
                     bar.epoch(row["accuracy"])
-                if stop.signal is not None:
+                if number := ranks.largest(stop.signal or 0):  # of any process
                     self.save()
-                    raise Stopped(stop.signal)
+                    raise Stopped(number)
 
     def steps(self) -> Iterator[dict[str, float] | None]:
         """Trains the epochs that are left; yields after every step, and may be left there.
@@ -183,6 +197,7 @@ class Session:
     def _judge(self) -> dict[str, float]:
         """The accuracy of the student, and of whatever else the method trains."""
         method = self.trainer.method
+        ranks.broadcast(method.buffers())
         heads = judge(method, method.heads, self.test)
         student = heads.pop("student")
         row = {"accuracy": student.accuracy, "accuracy_top5": student.accuracy_top5}
@@ -224,7 +239,7 @@ class Session:
             "given": self.given,
             "recipe": self.recipe.plain(),
         }
-        snapshot.write(self.directory.snapshots, state)
+        self.directory.write_snapshot(state)
 
     def finish(self) -> Result:
         """Judges the student of the last epoch, writes it and the result."""

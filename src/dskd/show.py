@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from dskd import ranks
 from dskd.train import Trainer
 
 REFRESH_STEPS = 10
@@ -34,7 +35,7 @@ class EpochBar:
         trainer = self.trainer
         if self.progress.disable or (trainer.step % REFRESH_STEPS and trainer.step < trainer.steps):
             return
-        rate = trainer.meter.pictures / max(trainer.seconds, 1e-9)
+        rate = ranks.world() * trainer.meter.pictures / max(trainer.seconds, 1e-9)
         self.progress.update(
             self.task,
             completed=trainer.epoch * trainer.steps + trainer.step,
@@ -50,7 +51,7 @@ class EpochBar:
 
 @contextmanager
 def epoch_bar(trainer: Trainer, label: str) -> Iterator[EpochBar]:
-    """A progress bar on stderr; nothing where stderr is no terminal."""
+    """A progress bar on stderr; nothing where stderr is no terminal, or another process's."""
     console = Console(stderr=True)
     columns = [
         SpinnerColumn(),
@@ -60,7 +61,8 @@ def epoch_bar(trainer: Trainer, label: str) -> Iterator[EpochBar]:
         TextColumn("{task.fields[loss]}  {task.fields[accuracy]}  {task.fields[rate]}"),
         TimeRemainingColumn(),
     ]
-    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    hidden = not console.is_terminal or not ranks.first()
+    bar = Progress(*columns, console=console, disable=hidden, transient=True)
     # Some versions of rich print an empty line for a bar that was never shown.
     with nullcontext() if bar.disable else bar:
         task = bar.add_task(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dskd import ranks
 from dskd.answers import Answers, Tally
 from dskd.data.plan import EpochPlan, draw_plan, steps
 from dskd.data.resident import Batch, Resident
@@ -38,6 +39,8 @@ def train_step(
 ) -> StepOutput:
     """One step: the teacher answers, the method says its losses, their sum is minimised.
 
+    Several processes (`dskd.ranks`) each have a share of the batch, and all take the same step.
+
     Raises:
         NotFinite: The objective is NaN or infinite. The optimizer has not stepped then.
     """
@@ -45,15 +48,22 @@ def train_step(
         answer = answers(batch, method.needs)
         output: StepOutput = method(batch, answer)
     objective = output.objective
-    if not torch.isfinite(objective):
+    if not ranks.everywhere(torch.isfinite(objective)):
         raise NotFinite(_why_not_finite(batch, answer, output))
     optimizer.zero_grad(set_to_none=True)
     objective.backward()  # type: ignore[no-untyped-call]
+    ranks.average_gradients(method.parameters(), len(batch.labels))
     optimizer.step()
     return output
 
 
 def _why_not_finite(batch: Batch, answer: ModelOutput | None, output: StepOutput) -> str:
+    """What the first process says whose objective is not finite."""
+    own = "" if output.objective.isfinite() else _not_finite(batch, answer, output)
+    return next(filter(None, ranks.gathered(own)))
+
+
+def _not_finite(batch: Batch, answer: ModelOutput | None, output: StepOutput) -> str:
     terms = ", ".join(f"{name} {loss.item():g}" for name, loss in output.losses.items())
     few = batch.indices[:5].tolist()
     where = f"on {len(batch.indices)} pictures, the first of them {few}"
@@ -89,7 +99,7 @@ def make_optimizer(
 
 
 class Meter:
-    """Means over the pictures of an epoch, summed on the device."""
+    """Means over the pictures of an epoch, summed on the device; each process sums its own."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -110,11 +120,12 @@ class Meter:
         self.pictures += len(batch.labels)
 
     def means(self) -> dict[str, float]:
-        """The mean of each value so far."""
-        return {name: total.item() / self.pictures for name, total in self.sums.items()}
+        """The mean of each value so far, over the pictures of all processes."""
+        pictures = sum(ranks.gathered(self.pictures))
+        return {name: ranks.total(own).item() / pictures for name, own in self.sums.items()}
 
     def mean(self, name: str) -> float:
-        """The mean of one value so far."""
+        """The mean of one value so far, over the pictures of this process."""
         return self.sums[name].item() / self.pictures
 
 
@@ -129,7 +140,7 @@ class Trainer:
         learning_rate: From epochs done (with a fraction) to the rate.
         seed: Of the epoch plans.
         epochs: How many.
-        batch_size: Pictures a step.
+        batch_size: Pictures a step, of all processes together.
         padding: Of the random crop, in pixels.
         flip: Mirror half of the pictures.
         precision: Of the forward passes; losses and weights stay in float32.
@@ -138,8 +149,9 @@ class Trainer:
     Attributes:
         seconds: Of the running epoch's steps, the teacher's included, and before the first of the
             run, of what the method prepared.
-        memory: Bytes that the run's first step held, the teacher's own aside: weights and buffers,
-            gradients, the optimizer's state, and what the forward pass keeps for the gradients.
+        memory: Bytes that the run's first step held in this process, the teacher's own aside:
+            weights and buffers, gradients, the optimizer's state, and what the forward pass keeps
+            for the gradients.
     """
 
     def __init__(
@@ -163,7 +175,7 @@ class Trainer:
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
         self.padding, self.flip, self.precision = padding, flip, precision
         self.bank = bank
-        self.steps = steps(len(split), batch_size)
+        self.steps = steps(len(split), batch_size, ranks.world())
         self.epoch, self.step = 0, 0
         self.meter, self.seconds = Meter(), 0.0
         self.memory = 0
@@ -176,7 +188,8 @@ class Trainer:
         plan = self._plan(self.epoch)
         self.method.train()
         start = time.perf_counter()
-        for batch in self.split.planned(plan, self.batch_size, start=self.step):
+        share = ranks.rank(), ranks.world()
+        for batch in self.split.planned(plan, self.batch_size, self.step, *share):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
             with self._measured():
@@ -211,7 +224,10 @@ class Trainer:
         self.seconds += time.perf_counter() - start
 
     def _answered(self, epochs: int) -> Iterator[tuple[Batch, ModelOutput | None]]:
-        """Batches of epochs behind the run's own, with the teacher's answers."""
+        """Batches of epochs behind the run's own, with the teacher's answers.
+
+        Each process gets the whole of them, so that all prepare the same.
+        """
         for epoch in range(self.epochs, self.epochs + epochs):
             for batch in self.split.planned(self._plan(epoch), self.batch_size):
                 with autocast(self.split.device, self.precision):
@@ -264,27 +280,34 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "meter": {"sums": self.meter.sums, "pictures": self.meter.pictures},
             "seconds": self.seconds,
             "teacher_seconds": self.answers.watch.seconds,
             "teacher_hits": astuple(self.answers.tally or Tally()),
             "memory": self.memory,
+            "ranks": ranks.gathered(self._own_state()),
+        }
+
+    def _own_state(self) -> dict[str, Any]:
+        """What differs between the processes of a run."""
+        return {
+            "sums": {name: total.cpu() for name, total in self.meter.sums.items()},
+            "pictures": self.meter.pictures,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
+        """Goes back to a state that as many processes saved."""
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
-        device = self.split.device
-        self.meter.sums = {name: total.to(device) for name, total in state["meter"]["sums"].items()}
-        self.meter.pictures = state["meter"]["pictures"]
+        own, device = state["ranks"][ranks.rank()], self.split.device
+        self.meter.sums = {name: total.to(device) for name, total in own["sums"].items()}
+        self.meter.pictures = own["pictures"]
         self.seconds = state["seconds"]
         self.answers.watch.set(state["teacher_seconds"])
         self._set_tally(state["teacher_hits"])
         self.memory = state["memory"]
-        torch.set_rng_state(state["random"].cpu())
-        if state["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+        torch.set_rng_state(own["random"].cpu())
+        if own["random_cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in own["random_cuda"]])

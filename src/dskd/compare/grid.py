@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dskd import device as devices
-from dskd import methods
+from dskd import methods, ranks
 from dskd.answers import Answers, SharedTeacher
 from dskd.build import Given, load_data
 from dskd.compare.cohort import Student, Watcher, train_together
@@ -160,6 +160,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
         InputError: A method does not fit the pair, or the folder holds something else.
         Stopped: A signal asked for a stop; the same call goes on.
     """
+    ranks.refuse_several("a comparison")
     given = given or Given()
     facts = _merged(grid)
     device = devices.pick(grid.recipe.train.device)

@@ -38,28 +38,53 @@ class EpochPlan:
         """int64 ``[N]``: names each picture's view, from 0 to 2 (2 padding + 1)^2 - 1."""
         return (self.dy * _side(self.padding) + self.dx) * 2 + self.flip.long()
 
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The pictures of each step, int64 ``[B]``, in order (see `steps`)."""
-        bounds = _bounds(len(self.order), batch_size)
+    def batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
+        """The pictures of each step, int64 ``[B]``, in order (see `steps`).
+
+        Args:
+            batch_size: Pictures a step.
+            rank: Which process's share of them is given.
+            world: How many processes share them.
+        """
+        bounds = _bounds(len(self.order), batch_size, world)
         for start, stop in pairwise(bounds):
-            yield self.order[start:stop]
+            yield self.order[start:stop][rank::world]
 
 
-def steps(pictures: int, batch_size: int) -> int:
-    """Steps of an epoch: the last batch may be odd, but never of one picture.
+LEAST = 2
+"""Pictures of a step for each process, at least: BatchNorm cannot learn from one."""
 
-    A lone last picture joins the batch before it: BatchNorm cannot learn from one.
+
+def steps(pictures: int, batch_size: int, world: int = 1) -> int:
+    """Steps of an epoch: the last batch may be odd, but never of one picture for a process.
+
+    A lone last picture joins the batch before it, and so do others that are too few for all.
+
+    Args:
+        pictures: Of the training split.
+        batch_size: Pictures a step.
+        world: How many processes share each batch.
 
     Example:
-        >>> steps(10, 4), steps(9, 4)
-        (3, 2)
+        >>> steps(10, 4), steps(9, 4), steps(11, 4, world=2)
+        (3, 2, 2)
     """
-    return len(_bounds(pictures, batch_size)) - 1
+    return len(_bounds(pictures, batch_size, world)) - 1
 
 
-def _bounds(pictures: int, batch_size: int) -> list[int]:
+def largest_batch(batch_size: int, world: int = 1) -> int:
+    """Pictures that a process has in a step at most.
+
+    Example:
+        >>> largest_batch(64), largest_batch(64, world=2)
+        (65, 34)
+    """
+    return -(-(batch_size + LEAST * world - 1) // world)
+
+
+def _bounds(pictures: int, batch_size: int, world: int) -> list[int]:
     bounds = [*range(0, pictures, batch_size), pictures]
-    if pictures % batch_size == 1 and len(bounds) > 2:
+    if len(bounds) > 2 and pictures - bounds[-2] < LEAST * world:
         del bounds[-2]
     return bounds
 

@@ -52,12 +52,14 @@ class Resident:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def planned(self, plan: EpochPlan, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """The augmented batches of an epoch, from step ``start`` on."""
+    def planned(
+        self, plan: EpochPlan, batch_size: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """The augmented batches of an epoch, from step ``start`` on (see `EpochPlan.batches`)."""
         dy, dx, flip, views, seeds = (
             part.to(self.device) for part in (plan.dy, plan.dx, plan.flip, plan.views, plan.seeds)
         )
-        for step, rows in enumerate(plan.batches(batch_size)):
+        for step, rows in enumerate(plan.batches(batch_size, rank, world)):
             if step < start:
                 continue
             rows = rows.to(self.device)

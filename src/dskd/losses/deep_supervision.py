@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dskd.allocation import Allocation, allocate, mean_over_ranks
+from dskd import ranks
+from dskd.allocation import Allocation, allocate
 from dskd.errors import InputError
 from dskd.losses.logits import LogitLoss, Reduction, bind
 from dskd.losses.logits import ce as cross_entropy
@@ -77,7 +78,8 @@ def feature_loss(
         )
     squared = (adapted - target).square().flatten(1).mean(1)
     if scale == "relative":
-        squared = squared / target.square().mean().clamp_min(torch.finfo(target.dtype).tiny)
+        size = ranks.mean(target.square().mean(), len(target))
+        squared = squared / size.clamp_min(torch.finfo(target.dtype).tiny)
     return squared.mean() if reduction == "mean" else squared
 
 
@@ -117,7 +119,7 @@ def dskd_terms(
         by_labels = [cross_entropy(z, labels, reduction) for z in branch_logits]
         shallow = shallow + gamma * torch.stack(by_labels)
     # A picture is on one rank only: per sample there is nothing to average.
-    basis = shallow if weights_per == "sample" else mean_over_ranks(shallow)
+    basis = shallow if weights_per == "sample" else ranks.mean(shallow, len(labels))
     weights = allocate(basis, allocation, tau)
     return DSKDTerms(
         ce=ce * cross_entropy(student_logits, labels),

@@ -31,7 +31,7 @@ class Pair:
             again; None where there is no teacher, or it ends in something else.
         labels: int64 ``[N]``, of the training pictures by their index, for methods that keep
             something of each picture.
-        largest_batch: Pictures of a step at most.
+        largest_batch: Pictures of a step at most, in one process.
     """
 
     student: StagedModel
@@ -108,12 +108,14 @@ class Method(nn.Module):
     Attributes:
         needs: Which of the teacher's outputs it reads; the teacher is not run for an empty one.
         needs_teacher: Whether it can do without a teacher at all.
+        ranks: Whether several processes can train it together (see `dskd.ranks`).
         presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
             that the method was published with, where the defaults are ``ce = kd = 1``.
     """
 
     needs: TeacherNeeds = TeacherNeeds()
     needs_teacher: ClassVar[bool] = True
+    ranks: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, pair: Pair) -> None:

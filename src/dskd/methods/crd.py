@@ -55,6 +55,7 @@ class CRD(FeatureMethod):
 
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 0.8}}
     needs = TeacherNeeds(logits=True, pooled=True)
+    ranks = False  # each process would remember its own pictures only
 
     student_memory: Tensor
     teacher_memory: Tensor
