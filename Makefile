@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test setup check clean
+.PHONY: demo test setup check bench scaling clean
 
 demo: $(READY)
 	$(BIN)/dskd demo
@@ -18,6 +18,13 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Options go through ARGS, as in make bench ARGS=--quick
+bench: $(READY)
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+scaling: $(READY)
+	$(BIN)/python benchmarks/scaling.py $(ARGS)
 
 # Made again when what it installs changes; the package itself is linked, not copied.
 $(READY): pyproject.toml constraints.txt

@@ -10,22 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from turns import Step, Training, take_turns
 
 from dskd import device, methods
 from dskd.answers import Answers
-from dskd.build import PROBE, build_model
+from dskd.build import Given, build_model
 from dskd.data import Dataset, Split
-from dskd.data.resident import Resident
-from dskd.models.teacher import Teacher
+from dskd.data.resident import ResidentData
+from dskd.models.zoo import build
 from dskd.recipe import Recipe, load
-from dskd.run import make_method, make_trainer
+from dskd.run import make_method, make_teacher, make_trainer
 from dskd.train import Trainer
 
 OUT = Path(__file__).parents[1] / "docs/methods/cost.json"
@@ -44,34 +42,32 @@ def noise(pictures: int, classes: int = 100) -> Dataset:
     return Dataset("noise", split(pictures), split(classes), names, (0.5,) * 3, (0.25,) * 3)
 
 
-def trainer_of(name: str, plan: Recipe, data: Dataset) -> Trainer:
-    """A method on the recipe's pair, with its default settings, ready to step."""
-    torch.manual_seed(0)
-    student = build_model(plan.student, data, 0)
-    teacher = None
-    if methods.find(name).needs_teacher and plan.teacher is not None:
-        model = build_model(plan.teacher, data, 1).place(torch.device("cpu"))
-        teacher = Teacher(model, data.train.images[:PROBE])
+def with_method(plan: Recipe, name: str) -> Recipe:
+    """The recipe under a method's default settings."""
     chosen = load(RECIPE, [f"method={{name: {name}}}", "train.lr=1e-9"])  # noise teaches nothing
-    own = plan.changed(method=chosen.method, train=chosen.train)
-    method = make_method(own, data, student, teacher)
-    cpu = torch.device("cpu")
-    method.student.place(cpu)
-    return make_trainer(own, method, Answers(teacher), Resident(data.train, cpu))
+    slow = plan.train.model_copy(update={"lr": chosen.train.lr})
+    return plan.changed(method=chosen.method, train=slow)
 
 
-def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of each step, and of the teacher within it; the first round is not counted."""
-    running: dict[str, Iterator[None]] = {name: t.train_epoch() for name, t in trainers.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in trainers}
-    for _ in range(rounds + 1):
-        for name, steps in running.items():
-            trainer = trainers[name]
-            trainer.answers.watch.set(0.0)
-            start = time.perf_counter()
-            next(islice(steps, 1))
-            seconds[name].append((time.perf_counter() - start, trainer.answers.watch.seconds))
-    return {name: values[1:] for name, values in seconds.items()}
+def trainer_of(recipe: Recipe, data: Dataset) -> Trainer:
+    """The recipe's trainer, ready to step; its teacher has weights that nothing was learned by."""
+    pictures = ResidentData(data, torch.device("cpu"))
+    teacher = None
+    if recipe.teacher is not None:
+        torch.manual_seed(1)
+        channels, classes = data.shape[0], len(data.classes)
+        untrained = build(recipe.teacher.name, num_classes=classes, in_channels=channels)
+        teacher = make_teacher(recipe, pictures, Given(teacher=untrained), Path(), resume=False)
+    student = build_model(recipe.student, data, seed=0)
+    method = make_method(recipe, data, student, teacher)
+    method.student.place(pictures.train.device)
+    return make_trainer(recipe, method, Answers(teacher), pictures.train)
+
+
+def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[Step]]:
+    """What each step took; the first round is not counted."""
+    runners = {name: Training(trainer) for name, trainer in trainers.items()}
+    return {name: times.steps for name, times in take_turns(runners, rounds, warmup=0).items()}
 
 
 def rows(trainers: dict[str, Trainer], rounds: int) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def main() -> None:
     chosen = parser.parse_args()
     plan = load(RECIPE)
     data = noise(chosen.pictures)
-    trainers = {name: trainer_of(name, plan, data) for name in methods.names()}
+    trainers = {name: trainer_of(with_method(plan, name), data) for name in methods.names()}
     result = {
         "command": f"python benchmarks/method_cost.py --rounds {chosen.rounds}",
         "pair": RECIPE.partition("/")[2],

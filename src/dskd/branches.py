@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.losses.maps import pool_to
+from dskd.models.maps import average
 from dskd.models.spec import StageSpec
 
 
@@ -69,7 +70,7 @@ class Branch(nn.Module):
     def forward(self, feature_map: Tensor) -> BranchOutput:
         """The branch's logits and map, from the stage's map ``[B, C_l, H_l, W_l]``."""
         adapted = self.adapter(pool_to(feature_map, *self.size))
-        return BranchOutput(self.classifier(adapted.mean((2, 3))), adapted)
+        return BranchOutput(self.classifier(average(adapted)), adapted)
 
 
 def _conv_bn_relu(channels_in: int, channels_out: int, kernel: int) -> list[nn.Module]:

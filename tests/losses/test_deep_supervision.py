@@ -189,6 +189,14 @@ def test_a_teacher_s_map_of_zeros_costs_a_finite_amount() -> None:
     assert feature_loss(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)).item() == 0
 
 
+def test_a_branch_s_map_with_its_channels_last_gets_its_gradient_so() -> None:
+    adapted, target = (
+        torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last) for _ in range(2)
+    )
+    (gradient,) = torch.autograd.grad(feature_loss(adapted.requires_grad_(), target), adapted)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_maps_of_different_shapes_are_refused() -> None:
     with pytest.raises(InputError, match=r"branch \[1, 2, 4, 4\], teacher \[1, 2, 2, 2\]"):
         feature_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2))

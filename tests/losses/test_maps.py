@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -182,3 +183,45 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         vid([maps], [other], [torch.ones(3)])
     with pytest.raises(InputError, match="a variance for each channel"):
         vid([maps], [maps], [torch.ones(4)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(4, 4), (2, 12), (8, 4)])
+def test_pooling_to_a_size_that_divides_gives_avg_pool2d_s_numbers(
+    dtype: torch.dtype, layout: torch.memory_format, size: tuple[int, int]
+) -> None:
+    feature_map = torch.randn(2, 3, 8, 12).to(dtype).to(memory_format=layout).requires_grad_()
+    pooled = pool_to(feature_map, *size)
+    expected = nn.functional.avg_pool2d(feature_map, (8 // size[0], 12 // size[1]))
+    weights = torch.randn(pooled.shape).to(dtype)
+    gradients = [torch.autograd.grad(given, feature_map, weights) for given in (pooled, expected)]
+    assert torch.equal(pooled, expected)
+    assert torch.equal(gradients[0][0], gradients[1][0])
+
+
+def test_the_gradient_of_a_pooled_map_has_its_layout() -> None:
+    feature_map = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+    pooled = pool_to(feature_map, 2, 4)
+    (gradient,) = torch.autograd.grad(pooled, feature_map, torch.randn_like(pooled))
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pooling_can_be_differentiated_twice() -> None:
+    feature_map = torch.randn(1, 2, 4, 4, dtype=torch.double, requires_grad=True)
+    pool = partial(pool_to, height=2, width=2)
+    assert torch.autograd.gradcheck(pool, (feature_map,))
+    assert torch.autograd.gradgradcheck(pool, (feature_map,))
+
+
+def test_attention_is_the_mean_of_squares_and_leaves_maps_in_their_layout() -> None:
+    feature_map = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    expected = nn.functional.normalize(feature_map.abs().pow(2.0).mean(1).flatten(1))
+    weights = torch.randn(2, 16)
+    gradients = [
+        torch.autograd.grad(given, feature_map, weights)[0]
+        for given in (attention(feature_map), expected)
+    ]
+    assert torch.equal(attention(feature_map), expected)
+    assert torch.equal(*gradients)
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)

@@ -76,7 +76,8 @@ def feature_loss(
             f"feature maps differ in shape: branch {list(adapted.shape)}, "
             f"teacher {list(target.shape)}"
         )
-    squared = (adapted - target).square().flatten(1).mean(1)
+    # Not flattened and not averaged: either would turn maps that have their channels last.
+    squared = (adapted - target).square().sum((1, 2, 3)) / target[0].numel()
     if scale == "relative":
         size = ranks.mean(target.square().mean(), len(target))
         squared = squared / size.clamp_min(torch.finfo(target.dtype).tiny)

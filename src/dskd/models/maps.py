@@ -35,6 +35,22 @@ def kind_of(output: object) -> str:
     return str(list(output.shape)) if isinstance(output, Tensor) else type(output).__name__
 
 
+def average(feature_map: Tensor) -> Tensor:
+    """The mean over the positions of ``[B, C, H, W]``: ``[B, C]``.
+
+    The numbers of ``feature_map.mean((2, 3))``. But the gradient of that lies with the channels
+    first in memory, and what comes before it would be slow on a map that has them last; the
+    gradient here is a view of ``[B, C]`` in no layout of its own.
+
+    Example:
+        >>> import torch
+        >>> average(torch.arange(8.0).view(1, 2, 2, 2))
+        tensor([[1.5000, 5.5000]])
+    """
+    positions = feature_map.shape[2] * feature_map.shape[3]
+    return feature_map.sum((2, 3), dtype=feature_map.dtype) / positions
+
+
 def tokens_to_grid(
     tokens: Tensor, prefix: int | None = None, picture: tuple[int, int] = (1, 1)
 ) -> Tensor:

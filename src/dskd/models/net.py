@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dskd.models.maps import average
 from dskd.models.output import ModelOutput
 
 
@@ -44,7 +44,7 @@ class StagedNet(nn.Module, ABC):
 
     def _answer(self, stages: list[Tensor], last: Tensor) -> ModelOutput:
         """Pool ``last`` over the whole map, whatever its size, and classify the vector."""
-        pooled = F.adaptive_avg_pool2d(last, 1).flatten(1)
+        pooled = average(last)
         logits: Tensor = self.get_submodule(self.classifier_name)(pooled)
         return ModelOutput(logits, tuple(stages), pooled, last)
 

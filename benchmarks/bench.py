@@ -1,0 +1,138 @@
+"""How long a step takes, ours and the field's, and how far it is from the machine's best.
+
+``make bench``, or ``python benchmarks/bench.py``. Within a pair of models everything takes turns, a
+step each, so that a busy machine slows all alike. The pictures are noise in CIFAR-100's size and
+number: time does not depend on what they show. Prints tables and writes benchmarks/latest.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+
+import machine
+import reference
+import torch
+from method_cost import noise
+from results import PAIR, Result, ratios, row_result
+from rows import rows_of
+from speed_tables import hardware_line, machine_table, ratio_table, step_table
+from turns import take_turns
+
+from dskd import device
+from dskd.data import Dataset
+from dskd.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+LATEST = ROOT / "benchmarks/latest.json"
+PAIRS: Mapping[str, float] = {PAIR: 0.5, "wrn_40_2-wrn_16_2": 0.25, "vgg13-vgg8": 0.25}
+"""The pairs, and the share of the time that each may take."""
+
+
+def bench(chosen: argparse.Namespace) -> Result:
+    """Measures everything that was chosen."""
+    reference.transforms((0.5,), (0.5,), 32)  # what is missing is said before any work
+    data = noise(chosen.pictures)
+    before = machine.rates(chosen.machine_seconds)
+    rows: list[Result] = []
+    for pair, share in PAIRS.items():
+        rows += _pair(pair, data, before, chosen, share * 60 * chosen.minutes)
+    details = ratios(rows)
+    return {
+        "command": f"python benchmarks/bench.py {' '.join(sys.argv[1:])}".strip(),
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "environment": device.environment(torch.device("cpu")),
+        "rehearsal": chosen.quick,
+        "pictures": chosen.pictures,
+        "batch_size": chosen.batch_size,
+        "machine": before,
+        "rows": rows,
+        "ratios": {name: ratio["value"] for name, ratio in details.items()},
+        "ratio_details": details,
+    }
+
+
+def _pair(
+    pair: str, data: Dataset, machine_rates: Result, chosen: argparse.Namespace, seconds: float
+) -> list[Result]:
+    until = time.monotonic() + seconds
+    rows = list(rows_of(pair, data, chosen.batch_size))
+    times = take_turns(
+        {row.key: row.runner for row in rows},
+        chosen.rounds,
+        warmup=chosen.warmup,
+        until=until,
+        told=lambda done: print(f"\r{pair}: round {done}", end="", file=sys.stderr, flush=True),
+    )
+    print(file=sys.stderr)
+    rates = machine_rates["multiply_adds"]
+    return [
+        row_result(
+            row, times[row.key], machine.multiply_adds(row.runner.step), rates[row.precision]
+        )
+        for row in rows
+    ]
+
+
+def _commit() -> str:
+    """Of the code that is measured; marked where files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=64, help="pictures a step: 64 or 256")
+    parser.add_argument("--rounds", type=int, default=15, help="steps of each that count, at most")
+    parser.add_argument("--minutes", type=float, default=15, help="for all rounds together")
+    parser.add_argument("--quick", action="store_true", help="a rehearsal: numbers mean nothing")
+    parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file")
+    chosen = parser.parse_args(arguments)
+    chosen.pictures, chosen.warmup, chosen.machine_seconds = 50_000, 1, 3.0
+    if chosen.quick:
+        chosen.pictures, chosen.warmup, chosen.machine_seconds = 2_000, 0, 0.5
+        chosen.rounds = 1
+    return chosen
+
+
+def show(result: Result) -> None:
+    """Prints the tables."""
+    print(hardware_line(result["environment"]))
+    print(f"batch size {result['batch_size']}, on the CPU")
+    tables = [machine_table(result)]
+    for pair in PAIRS:
+        tables.append([pair, "", *step_table(result, pair)])
+    tables.append(ratio_table(result))
+    for lines in tables:
+        print("", *lines, sep="\n")
+
+
+def main() -> None:
+    """Measures, writes and shows."""
+    chosen = options()
+    try:
+        result = bench(chosen)
+    except InputError as error:
+        sys.exit(_said(error))
+    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+    show(result)
+
+
+def _said(error: InputError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What a machine can do at best, and how much a computation asks of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dskd.device import Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SIDE = 2048
+_MAP = (64, 256, 8, 8)
+_COPIED = 256 * 2**20
+
+
+def rates(seconds: float = 2.0) -> dict[str, Any]:
+    """The best of many tries.
+
+    Args:
+        seconds: To spend on each.
+
+    Returns:
+        Multiply-adds a second by precision, of a square matrix ``product`` and of a 3x3
+        ``convolution``, and the larger of the two as ``multiply_adds``: the libraries behind them
+        differ, and no single one is the fastest everywhere. ``copied_bytes`` a second, each read
+        once and written once, so counted twice. And the ``load`` of the minute before.
+    """
+    load = os.getloadavg()[0]
+    product = {name: _product(dtype, seconds) for name, dtype in DTYPES.items()}
+    convolution = {name: _convolution(dtype, seconds) for name, dtype in DTYPES.items()}
+    return {
+        "product": product,
+        "convolution": convolution,
+        "multiply_adds": {name: max(product[name], convolution[name]) for name in DTYPES},
+        "copied_bytes": _copy(seconds),
+        "load": load,
+    }
+
+
+def _product(dtype: torch.dtype, seconds: float) -> float:
+    one, other = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
+    return _SIDE**3 / _fastest(lambda: torch.mm(one, other), seconds)
+
+
+@torch.no_grad()
+def _convolution(dtype: torch.dtype, seconds: float) -> float:
+    convolution = torch.nn.Conv2d(_MAP[1], _MAP[1], 3, padding=1, bias=False, dtype=dtype)
+    convolution.to(memory_format=torch.channels_last)
+    images = torch.randn(_MAP).to(dtype).to(memory_format=torch.channels_last)
+    work = multiply_adds(lambda: convolution(images))
+    return work / _fastest(lambda: convolution(images), seconds)
+
+
+def _copy(seconds: float) -> float:
+    source = torch.ones(_COPIED, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return 2 * _COPIED / _fastest(lambda: target.copy_(source), seconds)
+
+
+def _fastest(work: Callable[[], object], seconds: float) -> float:
+    work()
+    found, end = float("inf"), time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.perf_counter()
+        work()
+        found = min(found, time.perf_counter() - start)
+    return found
+
+
+def multiply_adds(work: Callable[[], object]) -> int:
+    """Of the convolutions and matrix products of a computation, which is run once.
+
+    Example:
+        >>> one = torch.ones(2, 3)
+        >>> multiply_adds(lambda: one @ one.T)
+        12
+    """
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,86 @@
+"""What is timed: the reference's steps and ours, ready to go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from method_cost import trainer_of
+from reference import Pictures, ReferenceStep, ReferenceTraining, transforms
+from torch import nn
+from turns import Steps, Training
+
+from dskd.data import Dataset
+from dskd.device import Precision
+from dskd.models.zoo import build
+from dskd.recipe import Recipe, load
+
+METHODS = ("ce", "kd", "dskd", "at", "crd", "reviewkd")
+"""The student alone, KD, DSKD and three methods that read features: by maps, by contrast against
+pictures remembered, and through a fusion of stages."""
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Something that takes steps, and what is known of it beforehand.
+
+    Attributes:
+        pair: Teacher and student.
+        name: ``reference-ce``, ``reference-kd``, a method, or a method from kept answers.
+        precision: Of the forward passes.
+        runner: Takes the steps.
+        build_seconds: It took to make it.
+    """
+
+    pair: str
+    name: str
+    precision: Precision
+    runner: Steps
+    build_seconds: float
+
+    @property
+    def key(self) -> str:
+        """Tells it from the others."""
+        return f"{self.pair} {self.name} {self.precision}"
+
+
+def rows_of(pair: str, data: Dataset, batch_size: int) -> Iterator[Row]:
+    """The rows of a pair, the reference's first."""
+    yield from _reference_rows(pair, data, batch_size)
+    for precision in PRECISIONS:
+        for method in METHODS:
+            start = time.perf_counter()
+            trainer = trainer_of(recipe_of(pair, method, precision, batch_size), data)
+            seconds = time.perf_counter() - start
+            yield Row(pair, method, precision, Training(trainer), seconds)
+
+
+def recipe_of(
+    pair: str, method: str, precision: Precision, batch_size: int, *others: str
+) -> Recipe:
+    """The shipped recipe of a pair, under a method's default settings."""
+    chosen = (
+        f"method={{name: {method}}}",
+        f"train.precision={precision}",
+        f"train.batch_size={batch_size}",
+        "train.device=cpu",
+    )
+    return load(f"cifar100/{pair}", [*chosen, *others])
+
+
+def _reference_rows(pair: str, data: Dataset, batch_size: int) -> Iterator[Row]:
+    size = data.shape[1]
+    pictures = Pictures(data.train, transforms(data.mean, data.std, size))
+    names = dict(zip(("teacher", "student"), pair.split("-"), strict=True))
+    for name in ("ce", "kd"):
+        start = time.perf_counter()
+        student = build(names["student"], num_classes=len(data.classes))
+        teacher: nn.Module | None = None
+        if name == "kd":
+            teacher = build(names["teacher"], num_classes=len(data.classes))
+        step = ReferenceStep(student, teacher)
+        runner = ReferenceTraining(step, pictures, batch_size)
+        seconds = time.perf_counter() - start
+        yield Row(pair, f"reference-{name}", "float32", runner, seconds)
