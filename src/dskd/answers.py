@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from dskd.data.augment import rotations
 from dskd.data.resident import Batch
 from dskd.device import Stopwatch
+from dskd.graph import Recorded, Recorder
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.models.teacher import Teacher
+
+Answering = Callable[[Tensor], ModelOutput]
+"""From pictures to a teacher's answers."""
 
 
 @dataclass
@@ -45,21 +52,32 @@ class Answers:
         self.teacher = teacher
         self.watch = Stopwatch()
         self.tally: Tally | None = None
+        self._answering: Answering | None = teacher
+
+    def record(self, size: int, recorder: Recorder) -> None:
+        """Has the teacher's answers to so many pictures recorded once and replayed.
+
+        An answer is then overwritten by the next.
+        """
+        if self.teacher is not None:
+            self._answering = Recorded(self.teacher, size, recorder)
 
     def __call__(self, batch: Batch, needs: TeacherNeeds) -> ModelOutput | None:
         """What a method with these needs may read; None where it reads nothing."""
-        if self.teacher is None or not needs:
+        if self._answering is None or not needs:
             return None
         with self.watch.running(batch.images.device):
-            answer, hits = self.ask(self.teacher, batch, needs)
+            answer, hits = self.ask(self._answering, batch, needs)
         if self.tally is not None:
             self.tally.hits += hits
             self.tally.pictures += len(batch.labels)
         return answer
 
-    def ask(self, teacher: Teacher, batch: Batch, needs: TeacherNeeds) -> tuple[ModelOutput, int]:
+    def ask(
+        self, answering: Answering, batch: Batch, needs: TeacherNeeds
+    ) -> tuple[ModelOutput, int]:
         """The answer, and for how many of the pictures it came from a store."""
-        return teacher(rotations(batch.images) if needs.rotated else batch.images), 0
+        return answering(rotations(batch.images) if needs.rotated else batch.images), 0
 
 
 class SharedTeacher:
@@ -94,14 +112,16 @@ class SharedTeacher:
         """The answers for one more student."""
         return _Shared(self)
 
-    def ask(self, teacher: Teacher, batch: Batch, needs: TeacherNeeds) -> tuple[ModelOutput, int]:
+    def ask(
+        self, answering: Answering, batch: Batch, needs: TeacherNeeds
+    ) -> tuple[ModelOutput, int]:
         """The answer of this step, asked for unless another student has; see `Answers.ask`."""
         if self._step != (batch.epoch, batch.step):
             self._step, self._held = (batch.epoch, batch.step), {}
         self.asked += 1
         if needs.rotated not in self._held:
             self.ran += 1
-            self._held[needs.rotated] = self.source.ask(teacher, batch, needs)
+            self._held[needs.rotated] = self.source.ask(answering, batch, needs)
         return self._held[needs.rotated]
 
 
@@ -113,5 +133,7 @@ class _Shared(Answers):
         self.shared = shared
         self.tally = Tally() if shared.source.tally is not None else None
 
-    def ask(self, teacher: Teacher, batch: Batch, needs: TeacherNeeds) -> tuple[ModelOutput, int]:
-        return self.shared.ask(teacher, batch, needs)
+    def ask(
+        self, answering: Answering, batch: Batch, needs: TeacherNeeds
+    ) -> tuple[ModelOutput, int]:
+        return self.shared.ask(answering, batch, needs)

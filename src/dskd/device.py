@@ -22,17 +22,24 @@ Precision = Literal["float32", "bfloat16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
-def pick(name: DeviceName) -> torch.device:
+def pick(name: DeviceName, *, graph: bool = False) -> torch.device:
     """The device called ``name``; ``auto`` is the GPU where there is one.
 
     Of several processes on a machine each takes a GPU of its own.
 
+    Args:
+        name: Of the device.
+        graph: Whether steps are to be recorded there, which a GPU alone does.
+
     Raises:
-        InputError: ``cuda`` was asked for and there is none, or there are too few for all.
+        InputError: ``cuda`` or ``graph`` was asked for and there is no GPU, or there are too few
+            for all.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda: torch sees no GPU here; use train.device=cpu")
     if name == "cpu" or not torch.cuda.is_available():
+        if graph:
+            raise InputError("train.graph=true needs a GPU, and this run is on a CPU; drop it")
         return torch.device("cpu")
     if ranks.started() == 1:
         return torch.device("cuda")
@@ -103,6 +110,8 @@ def repeatable(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Else new memory is filled before it is written: a kernel more for each tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False

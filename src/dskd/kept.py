@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dskd.answers import Answers, Tally
+from dskd.answers import Answering, Answers, Tally
 from dskd.data.download import cache_folder
 from dskd.data.memory import readable
 from dskd.data.plan import count_views, draw_bank
@@ -302,7 +302,9 @@ class KeptAnswers(Answers):
                     "though its weights are the same: its code was changed; remove that folder"
                 )
 
-    def ask(self, teacher: Teacher, batch: Batch, needs: TeacherNeeds) -> tuple[ModelOutput, int]:
+    def ask(
+        self, answering: Answering, batch: Batch, needs: TeacherNeeds
+    ) -> tuple[ModelOutput, int]:
         """The answers as they are kept, once those that are not there were asked for."""
         assert needs | self.layout.needs == self.layout.needs, "these answers are not kept"
         numbers = self._numbers(batch)
@@ -313,7 +315,7 @@ class KeptAnswers(Answers):
             if len(missing) < len(numbers):
                 rows = torch.from_numpy(missing).to(images.device)
                 images = images[rows].contiguous(memory_format=torch.channels_last)
-            answer = self.layout.pack(self._asked(teacher, images), self.store.words)
+            answer = self.layout.pack(self._asked(answering, images), self.store.words)
             self.store.add(numbers[missing], answer)
             words[missing], written = self.store.read(numbers[missing])
             if not written.all():
@@ -334,14 +336,13 @@ class KeptAnswers(Answers):
         return numbers
 
     @staticmethod
-    def _asked(teacher: Teacher, images: Tensor) -> ModelOutput:
+    def _asked(answering: Answering, images: Tensor) -> ModelOutput:
         """The teacher's answers to a few pictures, asked for with copies of them where too few."""
         count = len(images)
         if count >= FEWEST:
-            answer: ModelOutput = teacher(images)
-            return answer
+            return answering(images)
         rows = torch.arange(FEWEST, device=images.device) % count
-        answer = teacher(images[rows].contiguous(memory_format=torch.channels_last))
+        answer = answering(images[rows].contiguous(memory_format=torch.channels_last))
         logits, stages, pooled, last = answer
         return ModelOutput(
             logits[:count],

@@ -14,6 +14,7 @@ from dskd import methods
 from dskd.data import DATASETS
 from dskd.device import DeviceName, Precision
 from dskd.errors import InputError, brief, unknown
+from dskd.optimizer import OptimizerName
 from dskd.schedule import Schedule
 from dskd.settings import (
     Count,
@@ -31,7 +32,6 @@ from dskd.settings import (
     unknown_key,
     validate,
 )
-from dskd.train import OptimizerName
 from dskd.yaml_text import read_yaml, read_yaml_file
 
 
@@ -157,6 +157,8 @@ class TrainSettings(Settings):
     """Of the forward passes: ``float32`` or ``bfloat16``; losses and weights stay in float32."""
     sync_batchnorm: bool = False
     """BatchNorm sees the pictures of all processes, each on its GPU (torch.nn.SyncBatchNorm)."""
+    graph: bool = False
+    """On a GPU, record a step once and replay it: the same results, less work for the host."""
     device: DeviceName = "auto"
     """``cpu``, ``cuda``, or ``auto``: the GPU where there is one."""
 

@@ -23,16 +23,18 @@ from dskd.data import Dataset
 from dskd.data.plan import LEAST, draw_bank, largest_batch
 from dskd.data.resident import Resident, ResidentData
 from dskd.errors import InputError
+from dskd.graph import CudaRecorder
 from dskd.kept import KeptAnswers, bank_size, check_needs
 from dskd.methods.base import Method, Pair, TeacherNeeds
 from dskd.models.checkpoint import load_weights, read_weights
 from dskd.models.stages import StagedModel
 from dskd.models.teacher import Teacher
+from dskd.optimizer import make_optimizer
 from dskd.recipe import MethodSettings, ModelSettings, Recipe, TeacherSettings
 from dskd.rundir import LAST, RunDirectory
 from dskd.schedule import learning_rate
 from dskd.session import Result, Session
-from dskd.train import Trainer, make_optimizer
+from dskd.train import Trainer
 
 log = logging.getLogger("dskd")
 
@@ -79,7 +81,7 @@ def distill(
     assert recipe.out is not None, "a resolved recipe has its folder"
     given = given or Given()
     directory = RunDirectory(recipe.out)
-    device = devices.pick(recipe.train.device)
+    device = devices.pick(recipe.train.device, graph=recipe.train.graph)
     check_ranks(recipe, device)
     with ranks.joined(device):
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
@@ -143,6 +145,10 @@ def check_ranks(recipe: Recipe, device: torch.device) -> None:
         raise InputError(
             f"teacher.keep={recipe.teacher.keep} works in one process, and torchrun started "
             f"{world}; take teacher.keep=none"
+        )
+    if recipe.train.graph:
+        raise InputError(
+            f"train.graph=true works in one process, and torchrun started {world}; drop it"
         )
     if recipe.train.batch_size < LEAST * world:
         raise InputError(
@@ -257,7 +263,8 @@ def make_teacher(
         weights = ranks.by_first(read_weights)(own.path / LAST)
         load_weights(model.module, weights, f"the teacher in {own.path}")
     model.place(device)
-    return Teacher(model, pictures.train.images[:PROBE] if settings.fold else None)
+    fold_on = pictures.train.images[:PROBE] if settings.fold else None
+    return Teacher(model, fold_on, bfloat16=recipe.train.precision == "bfloat16")
 
 
 def make_answers(
@@ -401,6 +408,7 @@ def make_trainer(recipe: Recipe, method: Method, answers: Answers, split: Reside
         gamma=settings.gamma,
         warmup=settings.warmup,
     )
+    on_gpu = split.device.type == "cuda"  # a rehearsal takes its step on the CPU
     return Trainer(
         method,
         answers,
@@ -414,6 +422,7 @@ def make_trainer(recipe: Recipe, method: Method, answers: Answers, split: Reside
         flip=recipe.data.flip,
         precision=settings.precision,
         bank=_bank(recipe, len(split)),
+        recorder=CudaRecorder(split.device) if settings.graph and on_gpu else None,
     )
 
 

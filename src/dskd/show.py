@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -20,8 +21,8 @@ from rich.table import Table
 from dskd import ranks
 from dskd.train import Trainer
 
-REFRESH_STEPS = 10
-"""Steps between two readings of the loss: each reading waits for the device."""
+REFRESH_SECONDS = 0.5
+"""Between two readings of the loss: each reading waits for the device."""
 
 
 class EpochBar:
@@ -29,12 +30,15 @@ class EpochBar:
 
     def __init__(self, progress: Progress, task: TaskID, trainer: Trainer) -> None:
         self.progress, self.task, self.trainer = progress, task, trainer
+        self._shown = 0.0
 
     def step(self) -> None:
         """Shows the state after a step, now and then."""
         trainer = self.trainer
-        if self.progress.disable or (trainer.step % REFRESH_STEPS and trainer.step < trainer.steps):
+        waited = time.monotonic() - self._shown >= REFRESH_SECONDS
+        if self.progress.disable or not trainer.meter.pictures or not waited:
             return
+        self._shown = time.monotonic()
         rate = ranks.world() * trainer.meter.pictures / max(trainer.seconds, 1e-9)
         self.progress.update(
             self.task,

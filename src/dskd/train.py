@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +17,17 @@ from dskd.data.plan import EpochPlan, draw_plan, steps
 from dskd.data.resident import Batch, Resident
 from dskd.device import Precision, autocast
 from dskd.errors import InputError, first_line
+from dskd.finite import Finite
 from dskd.footprint import held_by_training, kept_for_backward
-from dskd.methods.base import Method, StepOutput
+from dskd.graph import Recorded, Recorder, buffers_in_place, capturable, detached, narrowed
+from dskd.methods.base import Method, StepOutput, TeacherNeeds
 from dskd.models.output import ModelOutput
+from dskd.optimizer import load_state, set_rate
 
-OptimizerName = Literal["sgd", "adamw"]
 REHEARSED = 8
 """Pictures of the step that shows whether a run can be trained."""
+CHECKED_EVERY = 100
+"""Steps after which a GPU is asked whether its objectives were finite: the asking waits for it."""
 
 
 class NotFinite(ArithmeticError):
@@ -32,23 +36,28 @@ class NotFinite(ArithmeticError):
 
 def train_step(
     method: Method,
-    answers: Answers,
+    answers: Callable[[Batch, TeacherNeeds], ModelOutput | None],
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
+    finite: Finite | None = None,
 ) -> StepOutput:
     """One step: the teacher answers, the method says its losses, their sum is minimised.
 
-    Several processes (`dskd.ranks`) each have a share of the batch, and all take the same step.
+    Several processes (`dskd.ranks`) each have a share of the batch, and all take the same step. An
+    objective that is NaN or infinite never changes a weight. With ``finite`` it is noted there, and
+    nothing waits for it; without, it ends the step.
 
     Raises:
-        NotFinite: The objective is NaN or infinite. The optimizer has not stepped then.
+        NotFinite: Without ``finite``, the objective is NaN or infinite.
     """
     with autocast(batch.images.device, precision):
         answer = answers(batch, method.needs)
         output: StepOutput = method(batch, answer)
     objective = output.objective
-    if not ranks.everywhere(torch.isfinite(objective)):
+    if finite is not None:
+        finite.note(objective)
+    elif not ranks.everywhere(torch.isfinite(objective)):
         raise NotFinite(_why_not_finite(batch, answer, output))
     optimizer.zero_grad(set_to_none=True)
     objective.backward()  # type: ignore[no-untyped-call]
@@ -72,37 +81,12 @@ def _not_finite(batch: Batch, answer: ModelOutput | None, output: StepOutput) ->
     return f"the loss is not finite ({terms}) {where}; lower train.lr"
 
 
-def make_optimizer(
-    method: Method,
-    name: OptimizerName,
-    *,
-    lr: float,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-) -> torch.optim.Optimizer:
-    """The optimizer of the student and of what is trained beside it.
-
-    Raises:
-        InputError: The student has no parameter that requires a gradient.
-    """
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    if not any(p.requires_grad for p in method.student.parameters()):
-        raise InputError(
-            "nothing of the model can learn: requires_grad is False for all its parameters"
-        )
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
-    return torch.optim.SGD(
-        parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
-    )
-
-
 class Meter:
     """Means over the pictures of an epoch, summed on the device; each process sums its own."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+        self.names: tuple[str, ...] = ()
+        self.sums: Tensor | None = None
         self.pictures = 0
 
     def add(self, batch: Batch, output: StepOutput) -> None:
@@ -114,19 +98,35 @@ class Meter:
             **{f"loss/{name}": loss for name, loss in output.losses.items()},
             **output.metrics,
         }
-        for name, value in values.items():
-            total = value.detach().double() * len(batch.labels)
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        # All at once: on a GPU each operation costs the host more than the device.
+        totals = torch.stack([v.detach() for v in values.values()]).double() * len(batch.labels)
+        self.sums = totals if self.sums is None else self.sums + totals
+        self.names = tuple(values)
         self.pictures += len(batch.labels)
 
     def means(self) -> dict[str, float]:
         """The mean of each value so far, over the pictures of all processes."""
+        if self.sums is None:
+            return {}
         pictures = sum(ranks.gathered(self.pictures))
-        return {name: ranks.total(own).item() / pictures for name, own in self.sums.items()}
+        totals = ranks.total(self.sums).tolist()
+        return {name: total / pictures for name, total in zip(self.names, totals, strict=True)}
 
     def mean(self, name: str) -> float:
         """The mean of one value so far, over the pictures of this process."""
-        return self.sums[name].item() / self.pictures
+        assert self.sums is not None, "no step was counted in"
+        return self.sums[self.names.index(name)].item() / self.pictures
+
+    def state(self) -> dict[str, Any]:
+        """All that it holds, on the CPU."""
+        sums = None if self.sums is None else self.sums.cpu()
+        return {"names": self.names, "sums": sums, "pictures": self.pictures}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Goes back to a saved state."""
+        sums = state["sums"]
+        self.names, self.pictures = tuple(state["names"]), state["pictures"]
+        self.sums = None if sums is None else sums.to(device)
 
 
 class Trainer:
@@ -145,6 +145,7 @@ class Trainer:
         flip: Mirror half of the pictures.
         precision: Of the forward passes; losses and weights stay in float32.
         bank: The views that each picture is limited to; None for all (`dskd.data.plan.draw_bank`).
+        recorder: Has steps recorded once and replayed; None to take each as it is.
 
     Attributes:
         seconds: Of the running epoch's steps, the teacher's included, and before the first of the
@@ -169,6 +170,7 @@ class Trainer:
         flip: bool,
         precision: Precision,
         bank: Tensor | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.method, self.answers, self.split = method, answers, split
         self.optimizer, self.learning_rate = optimizer, learning_rate
@@ -179,28 +181,59 @@ class Trainer:
         self.epoch, self.step = 0, 0
         self.meter, self.seconds = Meter(), 0.0
         self.memory = 0
+        # Several processes agree on every step, which waits for all of them anyway.
+        noted = optimizer.defaults["fused"] and ranks.world() == 1
+        self.finite = Finite(optimizer) if noted else None
+        self.recorder = recorder
+        self._recorded: Recorded[StepOutput] | None = None
 
     def train_epoch(self) -> Iterator[None]:
         """The rest of the running epoch; yields after every step.
 
         Every step leaves the trainer in a state that `state` can save and `restore` go on from.
+
+        Raises:
+            NotFinite: An objective is NaN or infinite; see `check_finite`.
         """
         plan = self._plan(self.epoch)
         self.method.train()
+        if self.finite is not None:
+            self.finite.count_from(self.step)
+        if self.recorder is not None and self._recorded is None:
+            self._recorded = self._record(self.recorder)
         start = time.perf_counter()
         share = ranks.rank(), ranks.world()
         for batch in self.split.planned(plan, self.batch_size, self.step, *share):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr
+            set_rate(self.optimizer, self.lr)
             with self._measured():
-                output = train_step(
-                    self.method, self.answers, batch, self.optimizer, self.precision
-                )
+                output = self._step(batch)
             self.meter.add(batch, output)
             self.step += 1
+            if self.step % CHECKED_EVERY == 0 or self.step == self.steps:
+                self.check_finite()
             self.seconds += time.perf_counter() - start
             yield
             start = time.perf_counter()
+
+    def check_finite(self) -> None:
+        """Waits for the steps so far, and sees that their objectives were finite.
+
+        On a CPU each step has seen to it already, and on a GPU this is asked now and then, and
+        before anything of the trainer is judged or kept.
+
+        Raises:
+            NotFinite: One was not; the weights are those from before it.
+        """
+        step = self.finite.steps_before_bad() if self.finite is not None else None
+        if step is None:
+            return
+        plan = self._plan(self.epoch)
+        batch = next(self.split.planned(plan, self.batch_size, start=step))
+        # From the same weights the same step fails again, and says why.
+        train_step(self.method, self.answers, batch, self.optimizer, self.precision)
+        raise NotFinite(
+            f"the loss was not finite in step {step + 1} of epoch {self.epoch + 1}; lower train.lr"
+        )
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
@@ -223,6 +256,36 @@ class Trainer:
         self.method.prepare(self._answered)
         self.seconds += time.perf_counter() - start
 
+    def _step(self, batch: Batch) -> StepOutput:
+        """A step, replayed where the trainer has a recorder."""
+        if self._recorded is None:
+            return train_step(
+                self.method, self.answers, batch, self.optimizer, self.precision, self.finite
+            )
+        with autocast(self.split.device, self.precision):
+            answer = self.answers(batch, self.method.needs)
+        return self._recorded(batch, narrowed(answer, self.method.needs))
+
+    def _record(self, recorder: Recorder) -> Recorded[StepOutput]:
+        """Has the teacher's answers recorded, and the student's step behind them."""
+        turns = 4 if self.method.needs.rotated else 1
+        self.answers.record(turns * self.batch_size, recorder)
+
+        def step(batch: Batch, answer: ModelOutput | None) -> StepOutput:
+            capturable(self.optimizer)
+            with buffers_in_place(self.method):
+                output = train_step(
+                    self.method,
+                    lambda *_: answer,
+                    batch,
+                    self.optimizer,
+                    self.precision,
+                    self.finite,
+                )
+            return detached(output)
+
+        return Recorded(step, self.batch_size, recorder)
+
     def _answered(self, epochs: int) -> Iterator[tuple[Batch, ModelOutput | None]]:
         """Batches of epochs behind the run's own, with the teacher's answers.
 
@@ -244,8 +307,7 @@ class Trainer:
         """
         plan = self._plan(0)
         self.method.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
+        set_rate(self.optimizer, 0.0)
         try:
             batch = next(self.split.planned(plan, min(self.batch_size, REHEARSED)))
             train_step(self.method, self.answers, batch, self.optimizer, self.precision)
@@ -274,7 +336,12 @@ class Trainer:
         return self.learning_rate(self.epoch + self.step / self.steps)
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on.
+
+        Raises:
+            NotFinite: An objective was NaN or infinite: there is no next step.
+        """
+        self.check_finite()
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -290,8 +357,7 @@ class Trainer:
     def _own_state(self) -> dict[str, Any]:
         """What differs between the processes of a run."""
         return {
-            "sums": {name: total.cpu() for name, total in self.meter.sums.items()},
-            "pictures": self.meter.pictures,
+            "meter": self.meter.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -299,11 +365,10 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a state that as many processes saved."""
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
-        own, device = state["ranks"][ranks.rank()], self.split.device
-        self.meter.sums = {name: total.to(device) for name, total in own["sums"].items()}
-        self.meter.pictures = own["pictures"]
+        own = state["ranks"][ranks.rank()]
+        self.meter.restore(own["meter"], self.split.device)
         self.seconds = state["seconds"]
         self.answers.watch.set(state["teacher_seconds"])
         self._set_tally(state["teacher_hits"])

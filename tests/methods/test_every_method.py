@@ -18,8 +18,9 @@ from dskd.data.plan import draw_plan
 from dskd.data.resident import Batch, Resident
 from dskd.errors import InputError
 from dskd.methods.base import Method, StepOutput
+from dskd.optimizer import make_optimizer
 from dskd.settings import Count, Positive, Share, Weight, signature_settings
-from dskd.train import make_optimizer, train_step
+from dskd.train import train_step
 
 NAMES = methods.names()
 every_method = pytest.mark.parametrize("name", NAMES)

@@ -163,7 +163,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
     ranks.refuse_several("a comparison")
     given = given or Given()
     facts = _merged(grid)
-    device = devices.pick(grid.recipe.train.device)
+    device = devices.pick(grid.recipe.train.device, graph=grid.recipe.train.graph)
     devices.repeatable(device)
     data = load_data(grid.recipe.data, given.data)
     for note in data.notes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -38,6 +38,11 @@ class EpochPlan:
         """int64 ``[N]``: names each picture's view, from 0 to 2 (2 padding + 1)^2 - 1."""
         return (self.dy * _side(self.padding) + self.dx) * 2 + self.flip.long()
 
+    def to(self, device: torch.device) -> EpochPlan:
+        """The same plan on a device, brought there at once."""
+        parts = {name: value.to(device) for name, value in vars(self).items() if name in _DRAWN}
+        return replace(self, **parts)
+
     def batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
         """The pictures of each step, int64 ``[B]``, in order (see `steps`).
 
@@ -50,6 +55,8 @@ class EpochPlan:
         for start, stop in pairwise(bounds):
             yield self.order[start:stop][rank::world]
 
+
+_DRAWN = ("order", "dy", "dx", "flip", "seeds")
 
 LEAST = 2
 """Pictures of a step for each process, at least: BatchNorm cannot learn from one."""

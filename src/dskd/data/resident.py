@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from dskd.data.augment import crop_and_flip
 from dskd.data.dataset import Dataset, Split
 from dskd.data.plan import EpochPlan
+
+TOGETHER = 16 << 20
+"""Bytes of pictures that a GPU augments at once."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +60,27 @@ class Resident:
         self, plan: EpochPlan, batch_size: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """The augmented batches of an epoch, from step ``start`` on (see `EpochPlan.batches`)."""
-        dy, dx, flip, views, seeds = (
-            part.to(self.device) for part in (plan.dy, plan.dx, plan.flip, plan.views, plan.seeds)
-        )
-        for step, rows in enumerate(plan.batches(batch_size, rank, world)):
-            if step < start:
-                continue
-            rows = rows.to(self.device)
-            images = crop_and_flip(self.images[rows], dy[rows], dx[rows], flip[rows], plan.padding)
-            labels = self.labels[rows]
-            yield Batch(images, labels, rows, views[rows], seeds[rows], plan.epoch, step)
+        plan = plan.to(self.device)
+        views = plan.views
+        batches = islice(enumerate(plan.batches(batch_size, rank, world)), start, None)
+        while some := list(islice(batches, self._together(batch_size))):
+            all_rows = torch.cat([rows for _, rows in some])
+            offsets = plan.dy[all_rows], plan.dx[all_rows], plan.flip[all_rows]
+            pictures = crop_and_flip(self.images[all_rows], *offsets, plan.padding)
+            split = torch.split(pictures, [len(rows) for _, rows in some])
+            for images, (step, rows) in zip(split, some, strict=True):
+                labels, seeds = self.labels[rows], plan.seeds[rows]
+                yield Batch(images, labels, rows, views[rows], seeds, plan.epoch, step)
+
+    def _together(self, batch_size: int) -> int:
+        """How many steps' pictures are augmented at once.
+
+        One on a CPU, whose cache holds it. On a GPU as many as fill it with work, which costs the
+        host no more than one.
+        """
+        if self.device.type == "cpu":
+            return 1
+        return max(1, TOGETHER // (batch_size * self.images[0].nbytes))
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Pictures and labels as they are, in the split's order."""

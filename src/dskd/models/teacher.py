@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dskd.models.fold import folded
+from dskd.models.fold import folded, in_bfloat16
 from dskd.models.output import ModelOutput
 from dskd.models.stages import StagedModel
 
@@ -21,6 +21,8 @@ class Teacher(nn.Module):
         fold_on: A few pictures, uint8 ``[B, C, H, W]``, on the same device: where they are given,
             what answers is a copy with BatchNorm folded into the convolutions (see
             `dskd.models.fold.folded`), whose answers differ by rounding alone.
+        bfloat16: Whether it is to answer under autocast to bfloat16: the copy's weights are turned
+            to bfloat16 once, not at every step. Elsewhere it answers in float32 as before.
 
     Attributes:
         model: The trained model as it came.
@@ -32,11 +34,16 @@ class Teacher(nn.Module):
         False
     """
 
-    def __init__(self, model: StagedModel, fold_on: Tensor | None = None) -> None:
+    def __init__(
+        self, model: StagedModel, fold_on: Tensor | None = None, *, bfloat16: bool = False
+    ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.eval()
         self._answering = self.model if fold_on is None else folded(self.model, fold_on)
+        self._in_autocast = self._answering
+        if bfloat16 and fold_on is not None:
+            self._in_autocast = in_bfloat16(self._answering, fold_on)
 
     def train(self, mode: bool = True) -> Any:
         """Stays in eval mode, whatever is asked."""
@@ -51,8 +58,10 @@ class Teacher(nn.Module):
             digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
+    # Not torch.inference_mode: its tensors cannot be saved for the student's gradients.
     @torch.no_grad()
     def forward(self, images: Tensor) -> ModelOutput:
         """The answers to a batch of pictures, uint8 ``[B, C, H, W]``, without gradients."""
-        output: ModelOutput = self._answering(images)
+        autocast = torch.is_autocast_enabled(images.device.type)
+        output: ModelOutput = (self._in_autocast if autocast else self._answering)(images)
         return output
