@@ -250,6 +250,7 @@ WRONG = {
     "train.optimizer": CHOICE,
     "train.momentum": [*SHARES, "1"],
     "train.nesterov": SWITCH,
+    "train.graph": SWITCH,
     "train.weight_decay": NUMBERS,
     "train.precision": CHOICE,
     "train.sync_batchnorm": SWITCH,
