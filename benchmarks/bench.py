@@ -15,14 +15,16 @@ import time
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import machine
 import reference
 import torch
+from kept import Kept
 from method_cost import noise
 from results import PAIR, Result, ratios, row_result
 from rows import rows_of
-from speed_tables import hardware_line, machine_table, ratio_table, step_table
+from speed_tables import hardware_line, kept_table, machine_table, ratio_table, step_table
 from turns import take_turns
 
 from dskd import device
@@ -31,6 +33,8 @@ from dskd.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 LATEST = ROOT / "benchmarks/latest.json"
+BATCH = 64
+"""Pictures a step that the ratios are wanted for."""
 PAIRS: Mapping[str, float] = {PAIR: 0.5, "wrn_40_2-wrn_16_2": 0.25, "vgg13-vgg8": 0.25}
 """The pairs, and the share of the time that each may take."""
 
@@ -41,29 +45,39 @@ def bench(chosen: argparse.Namespace) -> Result:
     data = noise(chosen.pictures)
     before = machine.rates(chosen.machine_seconds)
     rows: list[Result] = []
+    kept: list[Result] = []
     for pair, share in PAIRS.items():
-        rows += _pair(pair, data, before, chosen, share * 60 * chosen.minutes)
+        with TemporaryDirectory(prefix="dskd-bench-") as folder:
+            answers = Kept(pair, chosen.batch_size, chosen.kept_steps, Path(folder))
+            rows += _pair(pair, data, answers, before, chosen, share * 60 * chosen.minutes)
+            kept += answers.results()
     details = ratios(rows)
     return {
         "command": f"python benchmarks/bench.py {' '.join(sys.argv[1:])}".strip(),
         "date": date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "environment": device.environment(torch.device("cpu")),
         "rehearsal": chosen.quick,
         "pictures": chosen.pictures,
         "batch_size": chosen.batch_size,
         "machine": before,
         "rows": rows,
+        "kept": kept,
         "ratios": {name: ratio["value"] for name, ratio in details.items()},
         "ratio_details": details,
     }
 
 
 def _pair(
-    pair: str, data: Dataset, machine_rates: Result, chosen: argparse.Namespace, seconds: float
+    pair: str,
+    data: Dataset,
+    kept: Kept,
+    machine_rates: Result,
+    chosen: argparse.Namespace,
+    seconds: float,
 ) -> list[Result]:
     until = time.monotonic() + seconds
-    rows = list(rows_of(pair, data, chosen.batch_size))
+    rows = [*rows_of(pair, data, chosen.batch_size), *kept.rows()]
     times = take_turns(
         {row.key: row.runner for row in rows},
         chosen.rounds,
@@ -81,7 +95,7 @@ def _pair(
     ]
 
 
-def _commit() -> str:
+def commit() -> str:
     """Of the code that is measured; marked where files differ from it."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
     try:
@@ -93,16 +107,20 @@ def _commit() -> str:
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-size", type=int, default=64, help="pictures a step: 64 or 256")
+    parser.add_argument("--batch-size", type=int, default=BATCH, help="pictures a step, as in 256")
     parser.add_argument("--rounds", type=int, default=15, help="steps of each that count, at most")
     parser.add_argument("--minutes", type=float, default=15, help="for all rounds together")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: numbers mean nothing")
-    parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file")
+    parser.add_argument("--out", type=Path, help="the JSON file; latest.json, or latest-256.json")
     chosen = parser.parse_args(arguments)
+    if chosen.out is None:
+        usual = chosen.batch_size == BATCH
+        chosen.out = LATEST if usual else LATEST.with_stem(f"latest-{chosen.batch_size}")
     chosen.pictures, chosen.warmup, chosen.machine_seconds = 50_000, 1, 3.0
+    chosen.kept_steps = 16
     if chosen.quick:
         chosen.pictures, chosen.warmup, chosen.machine_seconds = 2_000, 0, 0.5
-        chosen.rounds = 1
+        chosen.rounds, chosen.kept_steps = 1, 3
     return chosen
 
 
@@ -113,7 +131,7 @@ def show(result: Result) -> None:
     tables = [machine_table(result)]
     for pair in PAIRS:
         tables.append([pair, "", *step_table(result, pair)])
-    tables.append(ratio_table(result))
+    tables += [kept_table(result), ratio_table(result)]
     for lines in tables:
         print("", *lines, sep="\n")
 

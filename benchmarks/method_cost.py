@@ -17,25 +17,25 @@ import torch
 from turns import Step, Training, take_turns
 
 from dskd import device, methods
-from dskd.answers import Answers
 from dskd.build import Given, build_model
 from dskd.data import Dataset, Split
 from dskd.data.resident import ResidentData
+from dskd.models.teacher import Teacher
 from dskd.models.zoo import build
 from dskd.recipe import Recipe, load
-from dskd.run import make_method, make_teacher, make_trainer
+from dskd.run import make_answers, make_method, make_teacher, make_trainer
 from dskd.train import Trainer
 
 OUT = Path(__file__).parents[1] / "docs/methods/cost.json"
 RECIPE = "cifar100/resnet32x4-resnet8x4"
 
 
-def noise(pictures: int, classes: int = 100) -> Dataset:
-    """Pictures of noise in the shape of CIFAR-100's."""
+def noise(pictures: int, classes: int = 100, size: int = 32) -> Dataset:
+    """Pictures of noise, by default in the shape of CIFAR-100's."""
     draw = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
-        images = torch.randint(0, 256, (count, 3, 32, 32), generator=draw, dtype=torch.uint8)
+        images = torch.randint(0, 256, (count, 3, size, size), generator=draw, dtype=torch.uint8)
         return Split(images, torch.arange(count) % classes)
 
     names = tuple(map(str, range(classes)))
@@ -52,16 +52,22 @@ def with_method(plan: Recipe, name: str) -> Recipe:
 def trainer_of(recipe: Recipe, data: Dataset) -> Trainer:
     """The recipe's trainer, ready to step; its teacher has weights that nothing was learned by."""
     pictures = ResidentData(data, torch.device("cpu"))
-    teacher = None
-    if recipe.teacher is not None:
-        torch.manual_seed(1)
-        channels, classes = data.shape[0], len(data.classes)
-        untrained = build(recipe.teacher.name, num_classes=classes, in_channels=channels)
-        teacher = make_teacher(recipe, pictures, Given(teacher=untrained), Path(), resume=False)
+    teacher = teacher_of(recipe, pictures)
     student = build_model(recipe.student, data, seed=0)
     method = make_method(recipe, data, student, teacher)
     method.student.place(pictures.train.device)
-    return make_trainer(recipe, method, Answers(teacher), pictures.train)
+    answers = make_answers(recipe, pictures.train, teacher, method.needs)
+    return make_trainer(recipe, method, answers, pictures.train)
+
+
+def teacher_of(recipe: Recipe, pictures: ResidentData) -> Teacher | None:
+    """The recipe's teacher as it is, but for its training."""
+    if recipe.teacher is None:
+        return None
+    torch.manual_seed(1)
+    channels, classes = pictures.data.shape[0], len(pictures.data.classes)
+    untrained = build(recipe.teacher.name, num_classes=classes, in_channels=channels)
+    return make_teacher(recipe, pictures, Given(teacher=untrained), Path(), resume=False)
 
 
 def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[Step]]:

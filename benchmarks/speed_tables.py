@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from results import RATIOS, Result
 
 Lines = list[str]
+CIFAR100 = 50_000
+"""Training pictures of CIFAR-100."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
@@ -80,6 +82,144 @@ def _step(row: Result, seconds: dict[str, float]) -> tuple[str, ...]:
         f"{row['seconds'] / row['floor_seconds']:.2f}",
         _ms(row["first_seconds"]),
         str(row["n"]),
+    )
+
+
+def kept_table(result: Result) -> Lines:
+    """What filling the stores of kept answers took, and the steps before and after."""
+    seconds = {(row["pair"], row["row"]): row["seconds"] for row in result["rows"]}
+    head = (
+        *("from kept answers", "keep", "views", "pictures", "to fill, s", "ms a picture"),
+        *("cold step, ms", "found, cold", "warm step, ms", "found, warm", "bytes a view"),
+        *("CIFAR-100, all views, GB", "hours to fill"),
+    )
+    rows = []
+    for fill in result["kept"]:
+        size = fill["bytes_a_view"] * fill["views"] * CIFAR100
+        seconds_a_view = fill["fill_seconds"] / fill["pictures"]
+        rows.append(
+            (
+                f"{fill['pair']} {fill['row']}",
+                fill["keep"],
+                str(fill["views"]),
+                f"{fill['pictures']:,}",
+                f"{fill['fill_seconds']:.1f}",
+                f"{1000 * seconds_a_view:.2f}",
+                _ms(fill["cold_step_seconds"]),
+                f"{100 * fill['cold_hits']:.0f} %",
+                _ms(seconds[fill["pair"], fill["row"]]),
+                f"{100 * fill['warm_hits']:.0f} %",
+                f"{fill['bytes_a_view']:,}",
+                f"{size / 1e9:.1f}",
+                f"{seconds_a_view * fill['views'] * CIFAR100 / 3600:.1f}",
+            )
+        )
+    return table(head, rows)
+
+
+def scaling_tables(scaling: Result) -> list[tuple[str, Lines]]:
+    """How time and memory grow: a title and a table each."""
+    return [
+        (
+            "Pictures: what an epoch costs beside its steps, and what memory holds",
+            _pictures(scaling),
+        ),
+        ("A bank of kept answers, one view a picture, full", _kept(scaling)),
+        ("Size of the pictures", _sizes(scaling)),
+        ("Supervised stages of DSKD", _stages(scaling)),
+        ("Students that share a teacher", _students(scaling)),
+    ]
+
+
+def _pictures(scaling: Result) -> Lines:
+    head = (
+        *("pictures", "plan, s", "crops and flips, s", "together, s an epoch", "us a picture"),
+        *("read from the cache, s", "predicted, MB", "held, MB", "held / predicted"),
+    )
+    rows = []
+    for row in scaling["pictures"]:
+        together = row["plan_seconds"] + row["batches_seconds"]
+        rows.append(
+            (
+                f"{row['pictures']:,}",
+                f"{row['plan_seconds']:.3f}",
+                f"{row['batches_seconds']:.2f}",
+                f"{together:.2f}",
+                f"{1e6 * together / row['pictures']:.1f}",
+                f"{row['load_seconds']:.2f}",
+                f"{row['predicted_bytes'] / 1e6:.1f}",
+                f"{row['held_bytes'] / 1e6:.1f}",
+                f"{row['held_bytes'] / row['predicted_bytes']:.2f}",
+            )
+        )
+    return table(head, rows)
+
+
+def _kept(scaling: Result) -> Lines:
+    return table(
+        ("pictures", "filled", "predicted, MB", "on the disk, MB", "on the disk / predicted"),
+        (
+            (
+                f"{row['pictures']:,}",
+                f"{100 * row['filled']:.0f} %",
+                f"{row['predicted_bytes'] / 1e6:.1f}",
+                f"{row['held_bytes'] / 1e6:.1f}",
+                f"{row['held_bytes'] / row['predicted_bytes']:.2f}",
+            )
+            for row in scaling["kept"]
+        ),
+    )
+
+
+def _sizes(scaling: Result) -> Lines:
+    head = ("size", "kd, ms", "dskd, ms", "dskd / kd", "kd holds, MB", "dskd holds, MB", "n")
+    return table(
+        head,
+        (
+            (
+                f"{row['size']}x{row['size']}",
+                _ms(row["seconds"]["kd"]),
+                _ms(row["seconds"]["dskd"]),
+                f"{row['seconds']['dskd'] / row['seconds']['kd']:.2f}",
+                f"{row['memory']['kd'] / 1e6:.0f}",
+                f"{row['memory']['dskd'] / 1e6:.0f}",
+                str(row["n"]),
+            )
+            for row in scaling["size"]
+        ),
+    )
+
+
+def _stages(scaling: Result) -> Lines:
+    first = scaling["stages"][0]
+    return table(
+        ("supervised stages", "ms", "times kd", "holds, MB", "times kd"),
+        (
+            (
+                "1 (kd)" if row["stages"] == 1 else str(row["stages"]),
+                _ms(row["seconds"]),
+                f"{row['seconds'] / first['seconds']:.2f}",
+                f"{row['memory'] / 1e6:.0f}",
+                f"{row['memory'] / first['memory']:.2f}",
+            )
+            for row in scaling["stages"]
+        ),
+    )
+
+
+def _students(scaling: Result) -> Lines:
+    return table(
+        ("students", "ms a student's step", "saved", "times a plain student's step", "n"),
+        (
+            (
+                str(row["students"]),
+                _ms(row["seconds"]),
+                f"{100 * row['saving']:.0f} %",
+                f"{row['seconds'] / row['plain_seconds']:.2f}",
+                str(row["n"]),
+            )
+            for row in scaling["students"]
+        ),
     )
 
 

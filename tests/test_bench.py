@@ -13,11 +13,13 @@ import bench
 import pytest
 import speed_page
 import torch
+from kept import Kept
 from machine import multiply_adds
 from method_cost import trainer_of
 from reference import Pictures, ReferenceStep, ReferenceTraining, transforms
 from results import RATIOS, ratios, row_result
-from rows import Row
+from rows import Row, recipe_of
+from scaling import Cohort
 from turns import Step, Times, Training, take_turns
 
 from conftest import made_dataset
@@ -57,6 +59,7 @@ def made_rows() -> list[dict[str, Any]]:
         made_row("ce", "bfloat16", [0.5, 0.5, 0.5]),
         made_row("kd", "bfloat16", [1.0, 1.0, 2.0]),
         made_row("dskd", "bfloat16", [1.25, 1.2, 2.0]),
+        made_row("kd-kept", "bfloat16", [0.5, 0.5, 0.5]),
         made_row("reference-kd", "float32", [50.0, 50.0, 50.0], pair="vgg13-vgg8"),
     ]
 
@@ -91,7 +94,8 @@ def test_a_row_says_its_median_its_quarters_and_its_floor() -> None:
 
 def test_ratios_are_of_medians_and_their_spread_is_of_rounds() -> None:
     found = ratios(made_rows())
-    assert set(found) == {"kd_over_reference", "dskd_over_kd_time"}  # nothing was kept
+    assert set(found) == set(RATIOS) - {"dskd_kept_over_reference"}  # its row is not there
+    assert found["kd_kept_over_reference"]["value"] == 6.0
     assert found["kd_over_reference"] == {
         "value": 3.0,
         "low": 2.0,
@@ -193,6 +197,18 @@ def test_a_trainer_takes_the_same_epoch_again(trainer: Trainer) -> None:
 
 def made_result() -> dict[str, Any]:
     rows, details = made_rows(), ratios(made_rows())
+    fill = {
+        "pair": PAIR,
+        "row": "kd-kept",
+        "keep": "logits",
+        "pictures": 1000,
+        "views": 162,
+        "fill_seconds": 10.0,
+        "cold_step_seconds": 1.5,
+        "cold_hits": 0.0,
+        "warm_hits": 1.0,
+        "bytes_a_view": 208,
+    }
     rates = {"float32": 1e9, "bfloat16": 4e9}
     return {
         "command": "python benchmarks/bench.py",
@@ -204,16 +220,61 @@ def made_result() -> dict[str, Any]:
         "batch_size": 64,
         "machine": {"product": rates, "convolution": rates, "copied_bytes": 2e10, "load": 0.0},
         "rows": rows,
+        "kept": [fill],
         "ratios": {name: ratio["value"] for name, ratio in details.items()},
         "ratio_details": details,
     }
 
 
+def made_scaling() -> dict[str, Any]:
+    both = {"seconds": {"kd": 1.0, "dskd": 1.1}, "memory": {"kd": 100e6, "dskd": 150e6}}
+    held = {"pictures": 5000, "predicted_bytes": 15e6, "held_bytes": 18e6}
+    return {
+        "command": "python benchmarks/scaling.py",
+        "date": "2026-11-23",
+        "commit": "abc1234",
+        "environment": environment(torch.device("cpu")),
+        "rehearsal": False,
+        "batch_size": 64,
+        "pictures": [held | {"load_seconds": 0.1, "plan_seconds": 0.01, "batches_seconds": 0.09}],
+        "kept": [held | {"filled": 1.0}],
+        "size": [{"size": 32, "n": 5} | both],
+        "stages": [
+            {"stages": stages, "seconds": float(stages), "memory": 1e6} for stages in (1, 2)
+        ],
+        "students": [{"students": 8, "n": 5, "seconds": 0.5, "saving": 0.4, "plain_seconds": 0.25}],
+    }
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """Of every line of every table."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+
+
+def test_the_page_says_how_costs_grow_where_that_was_measured() -> None:
+    text = speed_page.page({"speed.json": made_result() | {"scaling": made_scaling()}})
+    cells = cells_of(text)
+    assert ["5,000", "0.010", "0.09", "0.10", "20.0", "0.10", "15.0", "18.0", "1.20"] in cells
+    assert ["32x32", "1,000", "1,100", "1.10", "100", "150", "5"] in cells
+    assert ["2", "2,000", "2.00", "1", "1.00"] in cells
+    assert ["8", "500", "40 %", "2.00", "5"] in cells
+    assert "## As work grows" not in speed_page.page({"speed.json": made_result()})
+
+
+def test_the_page_says_what_keeping_answers_takes() -> None:
+    text = speed_page.page({"speed.json": made_result()})
+    (row,) = [cells for cells in cells_of(text) if cells[:1] == [f"{PAIR} kd-kept"]]
+    expected = ["logits", "162", "1,000", "10.0", "10.00", "1,500", "0 %", "500", "100 %", "208"]
+    assert row[1:] == [*expected, "1.7", "22.5"]
+
+
 def test_the_page_says_the_numbers_and_what_they_are() -> None:
     text = speed_page.page({"speed-2026-11-23.json": made_result()})
-    assert "| `kd_over_reference` |  3.00 |" in text
+    ratio = ["`kd_over_reference`", "3.00", "2.00 to 2.50", "3", ">= 2.25", "yes"]
+    assert ratio in cells_of(text)
     assert "[speed-2026-11-23.json](speed-2026-11-23.json)" in text
-    assert "| reference-kd |   float32 | 3,000 | 2,500 to 3,500 |" in text
+    step = ["reference-kd", "float32", "3,000", "2,500 to 3,500", "750"]
+    assert step in [cells[:5] for cells in cells_of(text)]
     assert "### vgg13-vgg8, batch 64" in text
     assert all(f"`{name}`" in text for name in RATIOS)
     lines = text.splitlines()
@@ -228,10 +289,41 @@ def test_no_page_is_made_of_a_rehearsal(tmp_path: Path) -> None:
     path.write_text(json.dumps(made_result() | {"rehearsal": True}))
     with pytest.raises(InputError, match="is of a rehearsal"):
         speed_page.read(path)
+    path.write_text(json.dumps({"scaling": made_scaling()}))
+    with pytest.raises(InputError, match="has no steps"):
+        speed_page.read(path)
     path.write_text(json.dumps(made_result()))
     assert speed_page.read(path)["batch_size"] == 64
 
 
 def test_the_tables_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     bench.show(made_result())
-    assert "| `dskd_over_kd_time` |" in capsys.readouterr().out
+    assert "`dskd_over_kd_time`" in [row[0] for row in cells_of(capsys.readouterr().out) if row]
+
+
+def test_kept_rows_are_filled_first_and_then_found(tmp_path: Path) -> None:
+    kept = Kept("resnet56-resnet20", 8, 2, tmp_path)
+    rows = list(kept.rows())
+    for row in rows:
+        for _ in range(3):  # more than the epoch has
+            row.runner.step()
+    assert [row.name for row in rows] == ["kd-kept", "dskd-kept"]
+    for fill in kept.results():
+        assert (fill["cold_hits"], fill["warm_hits"]) == (0.0, 1.0)
+        assert fill["fill_seconds"] > 0
+
+
+def test_students_of_a_cohort_share_an_answer(tmp_path: Path) -> None:
+    recipe = recipe_of("resnet56-resnet20", "kd", "bfloat16", 8)
+    cohort = Cohort(recipe, made_dataset(size=8), 3, tmp_path)
+    cohort.step()
+    cohort.step()
+    trainers = [student.session.trainer for student in cohort.students]
+    assert [trainer.step for trainer in trainers] == [2, 2, 2]
+    assert (cohort.shared.asked, cohort.shared.ran) == (6, 2)
+
+
+def test_each_batch_size_has_a_file_of_its_own() -> None:
+    assert bench.options([]).out.name == "latest.json"
+    assert bench.options(["--batch-size", "256"]).out.name == "latest-256.json"
+    assert bench.options(["--out", "x.json"]).out == Path("x.json")

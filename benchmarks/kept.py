@@ -1,0 +1,86 @@
+"""Steps from kept teacher answers, by the recipe's own settings: filled first, then taken warm."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from method_cost import noise, trainer_of
+from results import Result
+from rows import Row, recipe_of
+from turns import Training
+
+from dskd.answers import Tally
+from dskd.kept import KeptAnswers
+from dskd.recipe import Recipe
+from dskd.train import Trainer
+
+KEPT = {"kd": "logits", "dskd": "bank"}
+"""What is kept for which method: the logits of all views, or all that it reads of some."""
+CHECK_BYTES = 8
+"""That a store holds beside each record."""
+
+
+class Kept:
+    """The warm rows of a pair, and what filling took.
+
+    Args:
+        pair: Teacher and student.
+        batch_size: Pictures a step.
+        steps: Of the epoch that is filled and then taken again and again. Its pictures are all
+            there are: what a step takes does not depend on others.
+        folder: Where the answers are kept.
+    """
+
+    def __init__(self, pair: str, batch_size: int, steps: int, folder: Path) -> None:
+        self.pair, self.batch_size, self.folder = pair, batch_size, folder
+        self.data = noise(batch_size * steps)
+        self._fills: list[Result] = []
+        self._warm: list[KeptAnswers] = []
+
+    def rows(self) -> Iterator[Row]:
+        """Fills each store by an epoch of a run, and gives the same epoch of another run."""
+        for method, keep in KEPT.items():
+            settings = (f"teacher.keep={keep}", f"teacher.store={self.folder}")
+            recipe = recipe_of(self.pair, method, "bfloat16", self.batch_size, *settings)
+            name = f"{method}-kept"
+            self._fills.append({"pair": self.pair, "row": name, "keep": keep} | self._fill(recipe))
+            start = time.perf_counter()
+            trainer = trainer_of(recipe, self.data)
+            seconds = time.perf_counter() - start
+            self._warm.append(_begun(trainer))
+            yield Row(self.pair, name, "bfloat16", Training(trainer), seconds)
+
+    def results(self) -> list[Result]:
+        """What filling took, and how many of the pictures were found filled since."""
+        return [
+            fill | {"warm_hits": answers.tally.share if answers.tally else 0.0}
+            for fill, answers in zip(self._fills, self._warm, strict=True)
+        ]
+
+    def _fill(self, recipe: Recipe) -> Result:
+        trainer = trainer_of(recipe, self.data)
+        answers = _begun(trainer)
+        runner, seconds, teacher = Training(trainer), list[float](), list[float]()
+        for _ in range(trainer.steps):
+            start = time.perf_counter()
+            teacher.append(runner.step())
+            seconds.append(time.perf_counter() - start)
+        return {
+            "pictures": len(self.data.train),
+            "views": answers.views,
+            "fill_seconds": sum(teacher),
+            "cold_step_seconds": statistics.median(seconds),
+            "cold_hits": answers.tally.share if answers.tally else 0.0,
+            "bytes_a_view": 2 * answers.store.words + CHECK_BYTES,
+        }
+
+
+def _begun(trainer: Trainer) -> KeptAnswers:
+    """A trainer's kept answers, with nothing counted so far."""
+    answers = trainer.answers
+    assert isinstance(answers, KeptAnswers), "the recipe keeps answers"
+    answers.tally = Tally()
+    return answers
