@@ -369,3 +369,12 @@ def test_a_teacher_that_cannot_be_trained_is_said_before_anything_is_written(
             allow_code=True,
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_needs_no_teacher_is_given_none(tmp_path: Path, data: Dataset) -> None:
+    result = dskd.distill(
+        student="resnet8", data=data, method="byot", train={"epochs": 1}, out=tmp_path / "run"
+    )
+    assert (result.teacher_accuracy, result.agreement) == (None, None)
+    with pytest.raises(InputError, match="the method 'kd' needs a teacher"):
+        dskd.distill(student="resnet8", data=data, method="kd", out=tmp_path / "other")

@@ -26,7 +26,7 @@ T = TypeVar("T", nn.Module, Dataset)
 def distill(
     *,
     student: str | nn.Module | Keys,
-    teacher: str | nn.Module | Keys,
+    teacher: str | nn.Module | Keys | None = None,
     data: str | Dataset | Keys,
     method: str | Keys = "dskd",
     train: Keys | None = None,
@@ -47,7 +47,8 @@ def distill(
 
     Args:
         student: As in ``"resnet8"`` or ``{"module": net, "stages": ["layer1", "layer2"]}``.
-        teacher: As in ``"resnet20"`` or ``{"name": "resnet20", "checkpoint": "teacher.pth"}``.
+        teacher: As in ``"resnet20"`` or ``{"name": "resnet20", "checkpoint": "teacher.pth"}``;
+            None for a method that needs none.
         data: As in ``"digits"`` or ``{"name": "folder", "root": "pictures", "size": 64}``.
         method: As in ``"kd"`` or ``{"name": "dskd", "beta": 2.0}``.
         train: As in ``{"epochs": 10, "lr": 0.05}``; see `dskd.recipe.TrainSettings`.
@@ -88,14 +89,16 @@ def _resolved(
     """The recipe of a distillation, and the objects that were given in place of names."""
     student_values, student_module = _split(student, "student", "module", nn.Module)
     data_values, dataset = _split(data, "data", "dataset", Dataset)
-    teacher_values, teacher_module = _split(teacher, "teacher", "module", nn.Module)
+    teacher_values, teacher_module = (
+        _split(teacher, "teacher", "module", nn.Module) if teacher is not None else ({}, None)
+    )
     for key in ("epochs", "lr"):
         if teacher_module is not None and key in teacher_values:
             raise InputError(f"teacher.{key} does not apply: a module counts as trained; drop it")
     values: dict[str, Any] = {
         "student": student_values,
         "data": data_values,
-        "teacher": teacher_values,
+        "teacher": teacher_values or None,
         "method": method,
         "seed": seed,
         "out": out,
@@ -103,8 +106,8 @@ def _resolved(
     if train is not None:
         values["train"] = train
     given = Given(dataset, student_module, teacher_module, allow_code)
-    recipe = resolve(values, _folder(values, "student", "teacher", "data"))
-    return recipe, given
+    parts = ("student", "teacher", "data") if teacher_values else ("student", "data")
+    return resolve(values, _folder(values, *parts)), given
 
 
 def compare_methods(

@@ -116,7 +116,12 @@ def _difference(runtime: Any, path: Path, model: nn.Module, example: Tensor) -> 
     differences = []
     for pictures in (example, example[:1]):
         expected = model(pictures)
-        (got,) = session.run(["logits"], {"pictures": pictures.numpy()})
+        try:
+            (got,) = session.run(["logits"], {"pictures": pictures.numpy()})
+        except Exception as error:  # of any kind that onnxruntime has
+            raise InputError(
+                f"onnxruntime does not run the exported student: {first_line(error)}"
+            ) from error
         scale = expected.abs().max().clamp_min(1e-12)
         differences.append((torch.from_numpy(got) - expected).abs().max() / scale)
     return torch.stack(differences).max().item()  # NaN if one of them is
