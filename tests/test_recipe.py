@@ -453,7 +453,8 @@ def test_whatever_is_on_the_command_line_it_resolves_or_is_refused(key: str, tex
     ("arguments", "words"),
     [
         ({"student": 5}, ["student", "int"]),
-        ({"teacher": None}, ["teacher", "NoneType"]),
+        ({"teacher": None}, ["needs a teacher", "teacher.name"]),
+        ({"teacher": 5}, ["teacher", "int"]),
         ({"data": [1]}, ["data", "list"]),
         ({"method": 4.0}, ["method", "float"]),
         ({"method": {"name": "kd", "temprature": 1}}, ["'method.temperature'"]),
