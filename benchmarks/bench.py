@@ -88,10 +88,7 @@ def _pair(
     print(file=sys.stderr)
     rates = machine_rates["multiply_adds"]
     return [
-        row_result(
-            row, times[row.key], machine.multiply_adds(row.runner.step), rates[row.precision]
-        )
-        for row in rows
+        row_result(row, times[row.key], row.runner.work(), rates[row.precision]) for row in rows
     ]
 
 

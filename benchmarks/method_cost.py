@@ -51,7 +51,9 @@ def with_method(plan: Recipe, name: str) -> Recipe:
 
 def trainer_of(recipe: Recipe, data: Dataset) -> Trainer:
     """The recipe's trainer, ready to step; its teacher has weights that nothing was learned by."""
-    pictures = ResidentData(data, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    device.set_up(cpu)
+    pictures = ResidentData(data, cpu)
     teacher = teacher_of(recipe, pictures)
     student = build_model(recipe.student, data, seed=0)
     method = make_method(recipe, data, student, teacher)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from machine import multiply_adds
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -119,6 +120,10 @@ class ReferenceTraining:
         """Takes a step; the teacher's part is not told apart."""
         self._step(*next(self._batches))
         return 0.0
+
+    def work(self) -> int:
+        """See `turns.CountedSteps.work`."""
+        return multiply_adds(self.step)
 
 
 def _endless(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[Any]:

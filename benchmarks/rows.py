@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from method_cost import trainer_of
+from apart import Apart
+from method_cost import noise, trainer_of
 from reference import Pictures, ReferenceStep, ReferenceTraining, transforms
-from torch import nn
-from turns import Steps, Training
+from turns import CountedSteps, Training
 
 from dskd.data import Dataset
 from dskd.device import Precision
@@ -37,7 +38,7 @@ class Row:
     pair: str
     name: str
     precision: Precision
-    runner: Steps
+    runner: CountedSteps
     build_seconds: float
 
     @property
@@ -48,7 +49,7 @@ class Row:
 
 def rows_of(pair: str, data: Dataset, batch_size: int) -> Iterator[Row]:
     """The rows of a pair, the reference's first."""
-    yield from _reference_rows(pair, data, batch_size)
+    yield from _reference_rows(pair, len(data.train), batch_size)
     for precision in PRECISIONS:
         for method in METHODS:
             start = time.perf_counter()
@@ -70,17 +71,17 @@ def recipe_of(
     return load(f"cifar100/{pair}", [*chosen, *others])
 
 
-def _reference_rows(pair: str, data: Dataset, batch_size: int) -> Iterator[Row]:
-    size = data.shape[1]
-    pictures = Pictures(data.train, transforms(data.mean, data.std, size))
-    names = dict(zip(("teacher", "student"), pair.split("-"), strict=True))
+def _reference_rows(pair: str, pictures: int, batch_size: int) -> Iterator[Row]:
     for name in ("ce", "kd"):
         start = time.perf_counter()
-        student = build(names["student"], num_classes=len(data.classes))
-        teacher: nn.Module | None = None
-        if name == "kd":
-            teacher = build(names["teacher"], num_classes=len(data.classes))
-        step = ReferenceStep(student, teacher)
-        runner = ReferenceTraining(step, pictures, batch_size)
+        runner = Apart(partial(_reference, pair, name, pictures, batch_size))
         seconds = time.perf_counter() - start
         yield Row(pair, f"reference-{name}", "float32", runner, seconds)
+
+
+def _reference(pair: str, name: str, pictures: int, batch_size: int) -> ReferenceTraining:
+    data = noise(pictures)
+    teacher, student = (build(part, num_classes=len(data.classes)) for part in pair.split("-"))
+    step = ReferenceStep(student, teacher if name == "kd" else None)
+    split = Pictures(data.train, transforms(data.mean, data.std, data.shape[1]))
+    return ReferenceTraining(step, split, batch_size)

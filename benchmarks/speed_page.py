@@ -37,8 +37,8 @@ runs, named below; no number is written by hand. Only the CPU was measured.
 _METHOD = """\
 ## What is compared
 
-Within a pair of models everything takes turns, a step each, over and over, in one process: what
-slows the machine for a while slows all alike. A number is the median over the rounds, `quarters`
+Within a pair of models everything takes turns, a step each, over and over: what slows the machine
+for a while slows all alike. A number is the median over the rounds, `quarters`
 are the values between which the middle half of the rounds lies, `n` the rounds. The very first step
 of each, with its warm-up and, where a path compiles, its compilation, stands apart and does not
 count; nor does the round after it. The pictures are noise in CIFAR-100's size and number, the
@@ -49,8 +49,10 @@ field's toolkits do, written from this description in `benchmarks/reference.py`:
 first in memory, eager; every picture becomes a PIL image and is cropped, mirrored, turned into a
 tensor and normalised by itself, in a DataLoader of 2 workers; the teacher runs in every step, its
 BatchNorm unfolded, under `no_grad`; loss and accuracy are read by `.item()` each step. A test holds
-its loss to ours on the same pictures: it is the same computation. It takes two steps in its turn
-and the second counts, because what its workers prepare in the others' turns would be free.
+its loss to ours on the same pictures: it is the same computation. It has a process of its own, so
+that nothing which our runs set for theirs (how memory is kept, say) helps or hinders it. It takes
+two steps in its turn and the second counts, because what its workers prepare in the others' turns
+would be free.
 
 **Our steps** are whole steps of shipped recipes: crops and flips of the batch, the teacher's
 answer, losses, gradients, update, the running means of the log. `bfloat16` is

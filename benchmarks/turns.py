@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from machine import multiply_adds
+
 from dskd.train import Trainer
 
 FEWEST = 3
@@ -33,6 +35,14 @@ class Steps(Protocol):
         ...
 
 
+class CountedSteps(Steps, Protocol):
+    """Steps whose multiply-adds can be counted."""
+
+    def work(self) -> int:
+        """Takes a step; its multiply-adds."""
+        ...
+
+
 class Training:
     """The steps of a trainer, the same epoch over and over."""
 
@@ -51,6 +61,10 @@ class Training:
         self.trainer.step = 0
         self._running = self.trainer.train_epoch()
         return self.step()
+
+    def work(self) -> int:
+        """See `CountedSteps.work`."""
+        return multiply_adds(self.step)
 
 
 class Step(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import bench
 import pytest
 import speed_page
 import torch
+from apart import Apart
 from kept import Kept
 from machine import multiply_adds
 from method_cost import trainer_of
@@ -44,6 +46,21 @@ class Counter:
         self.told.append(self.name)
         return 0.0
 
+    def work(self) -> int:
+        return 0
+
+
+class Elsewhere:
+    """Says in which process its steps are taken."""
+
+    lead, rest = 2, 0.25
+
+    def step(self) -> float:
+        return float(os.getpid())
+
+    def work(self) -> int:
+        return 7
+
 
 def made_row(name: str, precision: str, seconds: list[float], pair: str = PAIR) -> dict[str, Any]:
     times = Times(9.0, [Step(second, second / 4) for second in seconds])
@@ -70,6 +87,13 @@ def test_everyone_takes_a_step_in_every_round() -> None:
     times = take_turns(runners, 2, warmup=1)
     assert "".join(told) == "abc" * 4
     assert [len(one.steps) for one in times.values()] == [2, 2, 2]
+
+
+def test_steps_apart_are_taken_in_another_process_at_their_own_pace() -> None:
+    apart = Apart(Elsewhere)
+    assert (apart.lead, apart.rest) == (2, 0.25)
+    assert apart.step() not in (0.0, float(os.getpid()))
+    assert apart.work() == 7
 
 
 def test_a_lead_is_taken_and_not_timed() -> None:

@@ -85,7 +85,7 @@ def distill(
     check_ranks(recipe, device)
     with ranks.joined(device):
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
-        devices.repeatable(device)
+        devices.set_up(device)
         data = ranks.machine_by_machine(lambda: load_data(recipe.data, given.data))
         for note in data.notes:
             log.info(note)

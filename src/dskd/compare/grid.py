@@ -164,7 +164,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
     given = given or Given()
     facts = _merged(grid)
     device = devices.pick(grid.recipe.train.device, graph=grid.recipe.train.graph)
-    devices.repeatable(device)
+    devices.set_up(device)
     data = load_data(grid.recipe.data, given.data)
     for note in data.notes:
         log.info(note)

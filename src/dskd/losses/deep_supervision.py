@@ -76,12 +76,18 @@ def feature_loss(
             f"feature maps differ in shape: branch {list(adapted.shape)}, "
             f"teacher {list(target.shape)}"
         )
-    # Not flattened and not averaged: either would turn maps that have their channels last.
-    squared = (adapted - target).square().sum((1, 2, 3)) / target[0].numel()
+    # Not mse_loss, not flattened: the gradient would turn maps that have their channels last.
+    squared = _norm(adapted - target).square() / target[0].numel()
     if scale == "relative":
-        size = ranks.mean(target.square().mean(), len(target))
+        size = ranks.mean(_norm(target).square().mean() / target[0].numel(), len(target))
         squared = squared / size.clamp_min(torch.finfo(target.dtype).tiny)
     return squared.mean() if reduction == "mean" else squared
+
+
+def _norm(maps: Tensor) -> Tensor:
+    """Of each picture's map, ``[B]``."""
+    norm: Tensor = torch.linalg.vector_norm(maps, dim=(1, 2, 3))
+    return norm
 
 
 def dskd_terms(
