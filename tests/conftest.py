@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from dskd.models.spec import describe
 from dskd.models.stages import StagedModel
 from dskd.models.teacher import Teacher
 from dskd.models.zoo import build
+from dskd.train import Trainer
 
 # Pictures and networks are small here: a second thread costs more than it does.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
@@ -29,6 +32,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
+    """Has a run stopped by a signal behind a step of an epoch, from 0."""
+    train_epoch = Trainer.train_epoch
+
+    def signalled(self: Trainer) -> Iterator[None]:
+        for _ in train_epoch(self):
+            if (self.epoch, self.step) == (epoch, step + 1):
+                signal.raise_signal(signal.SIGINT)
+            yield
+
+    monkeypatch.setattr(Trainer, "train_epoch", signalled)
 
 
 def made_dataset(

@@ -1,4 +1,4 @@
-"""Recorders for a CPU: what a GPU does with a recorded step, done here."""
+"""What a GPU does, done on a CPU: its optimizer, and recorders of steps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,25 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dskd.optimizer import OptimizerName, on_device
+
 R = TypeVar("R")
+
+
+def fused(module: nn.Module, name: OptimizerName = "sgd") -> torch.optim.Optimizer:
+    """The optimizer as a GPU has it: fused, with its rate in a tensor."""
+    learned = [p for p in module.parameters() if p.requires_grad]
+    made: torch.optim.Optimizer
+    if name == "sgd":
+        made = torch.optim.SGD(learned, 0.01, momentum=0.9, weight_decay=1e-3, fused=True)
+    else:
+        made = torch.optim.AdamW(learned, 0.01, weight_decay=1e-3, fused=True)
+    on_device(made)
+    return made
 
 
 class Direct:

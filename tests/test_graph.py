@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import made_dataset, made_pair, staged
+from conftest import made_dataset, made_pair, staged, stop_at
 from dskd import methods, recipe, run
 from dskd.answers import Answers, SharedTeacher
 from dskd.data.plan import draw_plan
@@ -18,11 +18,12 @@ from dskd.data.resident import Batch, Resident
 from dskd.device import pick
 from dskd.errors import InputError
 from dskd.graph import WARM_UP, Recorded, buffers_in_place
+from dskd.interrupt import Stopped
 from dskd.methods.base import Method
 from dskd.models.output import ModelOutput
-from dskd.optimizer import OptimizerName, on_device
+from dskd.optimizer import OptimizerName
 from dskd.train import Trainer
-from recorders import Direct, Holding, Replaying
+from recorders import Direct, Holding, Replaying, fused
 
 DATA = made_dataset(classes=4, per_class=7, size=16)
 SMALL: dict[str, dict[str, Any]] = {
@@ -33,18 +34,6 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 BY_EPOCH = {"dkd", "reviewkd"}
 CPU = torch.device("cpu")
-
-
-def fused(method: nn.Module, name: OptimizerName = "sgd") -> torch.optim.Optimizer:
-    """As a GPU has it."""
-    learned = [p for p in method.parameters() if p.requires_grad]
-    made: torch.optim.Optimizer
-    if name == "sgd":
-        made = torch.optim.SGD(learned, 0.01, momentum=0.9, weight_decay=1e-3, fused=True)
-    else:
-        made = torch.optim.AdamW(learned, 0.01, weight_decay=1e-3, fused=True)
-    on_device(made)
-    return made
 
 
 def trainer(
@@ -256,16 +245,8 @@ def test_a_recorded_run_resumes_to_the_byte(
         teacher = (f"teacher.checkpoint={tmp_path / 'plain/teacher/student.safetensors'}",)
     monkeypatch.setattr(run, "make_trainer", recorded)
     assert train("recorded", *teacher).read_bytes() == plain
-    train_epoch = Trainer.train_epoch
-
-    def stopped(self: Trainer) -> Any:
-        for _ in train_epoch(self):
-            if (self.epoch, self.step) == (1, 5):
-                raise KeyboardInterrupt
-            yield
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 1, 5)
+        with pytest.raises(Stopped):
             train("parts", *teacher)
     assert train("parts", *teacher, resume=True).read_bytes() == plain

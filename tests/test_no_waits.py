@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import made_dataset, made_pair, staged
+from conftest import made_dataset, made_pair, staged, stop_at
 from dskd import methods, recipe, run
 from dskd.answers import Answers
 from dskd.data.plan import draw_plan
 from dskd.data.resident import Batch, Resident
 from dskd.finite import Finite
+from dskd.interrupt import Stopped
+from dskd.meter import Meter
 from dskd.methods.base import Method, StepOutput
-from dskd.optimizer import OptimizerName, load_state, make_optimizer, on_device, set_rate
-from dskd.train import Meter, NotFinite, Trainer, train_step
+from dskd.optimizer import OptimizerName, load_state, make_optimizer, set_rate
+from dskd.train import NotFinite, Trainer, train_step
+from recorders import fused
 
 DATA = made_dataset(classes=4, per_class=8, size=16)
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -41,18 +44,6 @@ def made(name: str, device: torch.device) -> tuple[Method, Answers]:
 
 def plain_optimizer(method: Method) -> torch.optim.Optimizer:
     return make_optimizer(method, "sgd", lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-3)
-
-
-def fused(method: torch.nn.Module, name: OptimizerName = "sgd") -> torch.optim.Optimizer:
-    """As a GPU has it."""
-    learned = [p for p in method.parameters() if p.requires_grad]
-    made: torch.optim.Optimizer
-    if name == "sgd":
-        made = torch.optim.SGD(learned, 0.01, momentum=0.9, weight_decay=1e-3, fused=True)
-    else:
-        made = torch.optim.AdamW(learned, 0.01, weight_decay=1e-3, fused=True)
-    on_device(made)
-    return made
 
 
 def batches(count: int, device: torch.device = CPU) -> list[Batch]:
@@ -233,17 +224,9 @@ def test_a_fused_run_resumes_to_the_byte(
 ) -> None:
     change = f"train.optimizer={name}"
     run.distill(plan(tmp_path / "whole", change))
-    train_epoch = Trainer.train_epoch
-
-    def stopped(self: Trainer) -> Iterator[None]:
-        for _ in train_epoch(self):
-            yield
-            if (self.epoch, self.step) == (1, 2):
-                raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", stopped)
-        with pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 1, 2)
+        with pytest.raises(Stopped):
             run.distill(plan(tmp_path / "parts", change))
     run.distill(plan(tmp_path / "parts", change), resume=True)
     whole, parts = (tmp_path / part / "student.safetensors" for part in ("whole", "parts"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from dskd.compiling import compiled
 from dskd.data.augment import rotations
 from dskd.data.resident import Batch
 from dskd.device import Stopwatch
@@ -17,6 +18,8 @@ from dskd.models.teacher import Teacher
 
 Answering = Callable[[Tensor], ModelOutput]
 """From pictures to a teacher's answers."""
+Planned = Callable[[int], Iterator[Batch]]
+"""From a step to the batches of its epoch from there on."""
 
 
 @dataclass
@@ -42,17 +45,25 @@ class Answers:
 
     Args:
         teacher: The frozen teacher; None for methods that have none.
+        compile: Have torch compile its forward pass.
 
     Attributes:
         watch: Time spent on answers.
         tally: Of answers that came from a store; None where none are kept.
+        answering: Who is asked: the teacher, compiled or recorded where that was wanted.
     """
 
-    def __init__(self, teacher: Teacher | None) -> None:
+    def __init__(self, teacher: Teacher | None, *, compile: bool = False) -> None:
         self.teacher = teacher
         self.watch = Stopwatch()
         self.tally: Tally | None = None
-        self._answering: Answering | None = teacher
+        self.answering: Answering | None = teacher
+        if teacher is not None and compile:
+            self.answering = compiled(teacher)
+
+    def following(self, planned: Planned, step: int, needs: TeacherNeeds) -> Iterator[Batch]:
+        """The epoch's batches from a step on, for those who ask before a student comes to them."""
+        return planned(step)
 
     def record(self, size: int, recorder: Recorder) -> None:
         """Has the teacher's answers to so many pictures recorded once and replayed.
@@ -60,14 +71,14 @@ class Answers:
         An answer is then overwritten by the next.
         """
         if self.teacher is not None:
-            self._answering = Recorded(self.teacher, size, recorder)
+            self.answering = Recorded(self.teacher, size, recorder)
 
     def __call__(self, batch: Batch, needs: TeacherNeeds) -> ModelOutput | None:
         """What a method with these needs may read; None where it reads nothing."""
-        if self._answering is None or not needs:
+        if self.answering is None or not needs:
             return None
         with self.watch.running(batch.images.device):
-            answer, hits = self.ask(self._answering, batch, needs)
+            answer, hits = self.ask(self.answering, batch, needs)
         if self.tally is not None:
             self.tally.hits += hits
             self.tally.pictures += len(batch.labels)
@@ -78,6 +89,25 @@ class Answers:
     ) -> tuple[ModelOutput, int]:
         """The answer, and for how many of the pictures it came from a store."""
         return answering(rotations(batch.images) if needs.rotated else batch.images), 0
+
+
+class PassedOn(Answers):
+    """Answers that another source gives.
+
+    Args:
+        source: Who is asked.
+    """
+
+    def __init__(self, source: Answers) -> None:
+        super().__init__(source.teacher)
+        self.source, self.answering = source, source.answering
+        self.tally = Tally() if source.tally is not None else None
+
+    def ask(
+        self, answering: Answering, batch: Batch, needs: TeacherNeeds
+    ) -> tuple[ModelOutput, int]:
+        """See `Answers.ask`."""
+        return self.source.ask(answering, batch, needs)
 
 
 class SharedTeacher:
@@ -125,13 +155,12 @@ class SharedTeacher:
         return self._held[needs.rotated]
 
 
-class _Shared(Answers):
+class _Shared(PassedOn):
     """One student's share of a `SharedTeacher`."""
 
     def __init__(self, shared: SharedTeacher) -> None:
-        super().__init__(shared.source.teacher)
+        super().__init__(shared.source)
         self.shared = shared
-        self.tally = Tally() if shared.source.tally is not None else None
 
     def ask(
         self, answering: Answering, batch: Batch, needs: TeacherNeeds

@@ -121,7 +121,7 @@ class Recorded(Generic[R]):
         self._inputs = [tensor.clone() for tensor in _tensors(args)]
         places = iter(self._inputs)
         self._read = {}
-        kept = _each(args, lambda _: next(places), lambda batch: _Noting(batch, self._read))
+        kept = each_tensor(args, lambda _: next(places), lambda batch: _Noting(batch, self._read))
         return self._recorder.record(partial(self._function, *kept))
 
 
@@ -141,20 +141,27 @@ class _Noting(Batch):
         return value
 
 
-def _each(
+def each_tensor(
     value: Any,
     change: Callable[[Tensor], Tensor],
     wrap: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Any:
-    """The same structure with every tensor changed, and every batch wrapped."""
+    """The same structure with every tensor changed, and every batch wrapped.
+
+    Args:
+        value: A tensor, a `Batch`, a `ModelOutput`, or a tuple of such; all else stays as it is.
+        change: From a tensor to another.
+        wrap: From a batch to another.
+    """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Batch):
-        return wrap(replace(value, **{n: _each(part, change) for n, part in vars(value).items()}))
+        parts = {name: each_tensor(part, change) for name, part in vars(value).items()}
+        return wrap(replace(value, **parts))
     if isinstance(value, ModelOutput):
-        return ModelOutput(*(_each(part, change) for part in value))
+        return ModelOutput(*(each_tensor(part, change) for part in value))
     if isinstance(value, tuple):
-        return tuple(_each(part, change, wrap) for part in value)
+        return tuple(each_tensor(part, change, wrap) for part in value)
     return value
 
 
@@ -165,7 +172,7 @@ def _tensors(value: Any) -> list[Tensor]:
         found.append(tensor)
         return tensor
 
-    _each(value, note)
+    each_tensor(value, note)
     return found
 
 

@@ -98,6 +98,8 @@ class TeacherSettings(ModelSettings):
     """Learning rate of its own training; None for train.lr."""
     fold: bool = True
     """Answer with BatchNorm folded into the convolutions: faster, the same but for rounding."""
+    ahead: Count = 1
+    """Batches that are answered at once, ahead of the student, for a GPU that one does not fill."""
     keep: Literal["none", "logits", "bank"] = "none"
     """Answers kept on disk for later epochs and runs: ``logits`` of every view of a picture, or a
     ``bank`` of all that the method reads, of a few fixed views that the pictures are then shown
@@ -157,6 +159,8 @@ class TrainSettings(Settings):
     """Of the forward passes: ``float32`` or ``bfloat16``; losses and weights stay in float32."""
     sync_batchnorm: bool = False
     """BatchNorm sees the pictures of all processes, each on its GPU (torch.nn.SyncBatchNorm)."""
+    compile: bool = False
+    """Have torch compile the steps of zoo models: some minutes at first, then each is shorter."""
     graph: bool = False
     """On a GPU, record a step once and replay it: the same results, less work for the host."""
     device: DeviceName = "auto"
@@ -216,6 +220,8 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
         )
     if recipe.train.nesterov and recipe.train.momentum == 0:
         raise InputError("train.nesterov needs train.momentum above 0")
+    if recipe.train.compile and recipe.train.graph:
+        raise InputError("train.compile and train.graph exclude each other; take one of them")
     _check_keep(recipe.teacher)
     options = methods.resolve(recipe.method.name, recipe.method.options)
     method = MethodSettings(name=recipe.method.name, **options)

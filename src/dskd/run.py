@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from dskd import device as devices
 from dskd import methods, ranks
+from dskd.ahead import Ahead
 from dskd.answers import Answers
 from dskd.build import PROBE, Given, build_model, load_data, spec_of
+from dskd.compiling import check_compiler, compile_in_place
 from dskd.data import Dataset
 from dskd.data.plan import LEAST, draw_bank, largest_batch
 from dskd.data.resident import Resident, ResidentData
@@ -92,6 +94,8 @@ def distill(
         with ranks.alone():
             needs = check_fit(recipe, data, given)
             check_kept(recipe, data, given, needs)
+            if recipe.train.compile:
+                check_compiler(device)
         return _distill(recipe, data, needs, device, directory, given, resume, overwrite)
 
 
@@ -146,10 +150,11 @@ def check_ranks(recipe: Recipe, device: torch.device) -> None:
             f"teacher.keep={recipe.teacher.keep} works in one process, and torchrun started "
             f"{world}; take teacher.keep=none"
         )
-    if recipe.train.graph:
-        raise InputError(
-            f"train.graph=true works in one process, and torchrun started {world}; drop it"
-        )
+    for key in ("graph", "compile"):
+        if getattr(recipe.train, key):
+            raise InputError(
+                f"train.{key}=true works in one process, and torchrun started {world}; drop it"
+            )
     if recipe.train.batch_size < LEAST * world:
         raise InputError(
             f"train.batch_size={recipe.train.batch_size} leaves some of {world} processes fewer "
@@ -184,6 +189,8 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
         if _trains_teacher(recipe, given):
             check_fit(teacher_recipe(recipe, Path()), data, Given(allow_code=given.allow_code))
         teacher = Teacher(model)
+    if recipe.train.compile:
+        _check_compiles(recipe.method.name, student, teacher)
     method = make_method(recipe, data, student, teacher)
     if recipe.teacher is not None and recipe.teacher.keep != "none":
         check_needs(recipe.teacher.keep, method.needs, recipe.method.name)
@@ -192,6 +199,25 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
     )
     trainer.rehearse()
     return method.needs
+
+
+def _check_compiles(name: str, student: StagedModel, teacher: Teacher | None) -> None:
+    """Refuses to compile what torch cannot.
+
+    That is a method that says so, and a model that is watched by hooks: these are others at every
+    step, and torch would compile it anew each time.
+
+    Raises:
+        InputError: One of them is.
+    """
+    if not methods.find(name).compiles:
+        raise InputError(f"train.compile=true: torch cannot compile the method {name!r}; drop it")
+    for what, model in (("student", student), ("teacher", teacher and teacher.model)):
+        if model is not None and not model.native:
+            raise InputError(
+                f"train.compile=true: the {what} {type(model.module).__name__} does not give its "
+                "stages by itself, as the zoo's models do; drop it"
+            )
 
 
 def check_kept(recipe: Recipe, data: Dataset, given: Given, needs: TeacherNeeds) -> None:
@@ -272,6 +298,9 @@ def make_answers(
 ) -> Answers:
     """Of a teacher that is asked at every step, or only for what is not kept (``teacher.keep``).
 
+    With ``teacher.ahead`` several steps' answers are got at once. Answers that are kept come from
+    the teacher as it is, also where steps are compiled: they are to depend on the teacher alone.
+
     Args:
         recipe: The run.
         split: The training split, on the teacher's device.
@@ -281,11 +310,16 @@ def make_answers(
     Raises:
         InputError: The store of kept answers is damaged, or the disk cannot hold it.
     """
+    answers: Answers
     kept = _kept_answers(recipe, split, teacher, needs)
-    if kept is None:
-        return Answers(teacher)
-    kept.open()
-    return kept
+    if kept is not None:
+        kept.open()
+        answers = kept
+    else:
+        answers = Answers(teacher, compile=recipe.train.compile)
+    if teacher is None or recipe.teacher is None or recipe.teacher.ahead == 1:
+        return answers
+    return Ahead(answers, recipe.teacher.ahead, recipe.train.precision)
 
 
 def _kept_answers(
@@ -370,6 +404,8 @@ def make_session(
     method.student.place(device)
     if recipe.train.sync_batchnorm:
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+    if recipe.train.compile:
+        compile_in_place(method)
     trainer = make_trainer(recipe, method, answers, pictures.train)
     torch.manual_seed(_stream(recipe.seed, 2 + ranks.rank()))
     return Session(recipe, pictures, trainer, directory)

@@ -26,6 +26,7 @@ from dskd.compare.entries import (
     contenders,
     read_comparison,
 )
+from dskd.compiling import check_compiler
 from dskd.data import Dataset
 from dskd.data.resident import ResidentData
 from dskd.errors import InputError
@@ -114,6 +115,11 @@ def plan(
                 raise InputError(
                     f"the method {contender.label!r} needs a teacher; set teacher.name"
                 )
+    if recipe.teacher is not None and recipe.teacher.ahead > 1:
+        raise InputError(
+            "teacher.ahead has no part in a comparison, whose students share each answer as it is "
+            "asked for; drop it"
+        )
     first = recipe.seed
     return Grid(recipe, tuple(chosen), tuple(range(first, first + seeds)), weights, path, share)
 
@@ -170,6 +176,8 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
         log.info(note)
     needs = check_methods(grid, data, given)
     check_kept(grid.recipe, data, given, needs)
+    if grid.recipe.train.compile:
+        check_compiler(device)
     with _owned(grid.path):
         facts = _merged(grid) | {"pictures": len(data.test.labels)}
         _write_json(grid.path / "environment.json", devices.environment(device))

@@ -109,6 +109,7 @@ class Method(nn.Module):
         needs: Which of the teacher's outputs it reads; the teacher is not run for an empty one.
         needs_teacher: Whether it can do without a teacher at all.
         ranks: Whether several processes can train it together (see `dskd.ranks`).
+        compiles: Whether torch can compile it.
         presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
             that the method was published with, where the defaults are ``ce = kd = 1``.
     """
@@ -116,6 +117,7 @@ class Method(nn.Module):
     needs: TeacherNeeds = TeacherNeeds()
     needs_teacher: ClassVar[bool] = True
     ranks: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, pair: Pair) -> None:

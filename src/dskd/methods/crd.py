@@ -56,6 +56,8 @@ class CRD(FeatureMethod):
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 0.8}}
     needs = TeacherNeeds(logits=True, pooled=True)
     ranks = False  # each process would remember its own pictures only
+    # The compiled draw of negatives (whole numbers that wrap) leaves its range, and crashes.
+    compiles = False
 
     student_memory: Tensor
     teacher_memory: Tensor

@@ -1,0 +1,175 @@
+"""Answers to several batches at once: but for rounding, those to single batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import made_dataset, staged, stop_at
+from dskd import recipe, run
+from dskd.ahead import Ahead
+from dskd.answers import Answering, Answers, Planned
+from dskd.compare.grid import plan as comparison
+from dskd.data.plan import draw_plan
+from dskd.data.resident import Batch, Resident
+from dskd.errors import InputError
+from dskd.interrupt import Stopped
+from dskd.methods.base import TeacherNeeds
+from dskd.models.output import ModelOutput
+from dskd.models.teacher import Teacher
+from dskd.train import Trainer
+from recorders import Direct, Replaying, fused
+
+DATA = made_dataset(classes=4, per_class=7, size=16)
+ALL = TeacherNeeds(logits=True, stages=(0, 2), pooled=True, last=True)
+TURNED = TeacherNeeds(logits=True, pooled=True, rotated=True)
+
+
+def frozen() -> Teacher:
+    torch.manual_seed(1)
+    return Teacher(staged("resnet14"))
+
+
+def planned(size: int, epoch: int = 0) -> Planned:
+    plan = draw_plan(0, epoch, len(DATA.train), 2, True)
+    split = Resident(DATA.train, torch.device("cpu"))
+    return lambda step: split.planned(plan, size, step)
+
+
+def ahead_of(teacher: Teacher, together: int) -> Ahead:
+    return Ahead(Answers(teacher), together, "float32")
+
+
+@pytest.mark.parametrize("needs", [ALL, TURNED, TeacherNeeds(logits=True)])
+@pytest.mark.parametrize("together", [2, 3, 100])
+@pytest.mark.parametrize("size", [4, 5])  # 28 pictures: seven batches, or five and one of three
+def test_answers_are_those_to_single_batches(needs: TeacherNeeds, together: int, size: int) -> None:
+    teacher = frozen()
+    alone, ahead = Answers(teacher), ahead_of(teacher, together)
+    for epoch in range(2):
+        seen = []
+        for batch in ahead.following(planned(size, epoch), 0, needs):
+            found, expected = ahead(batch, needs), alone(batch, needs)
+            assert found is not None
+            assert expected is not None
+            torch.testing.assert_close(found.logits, expected.logits)
+            for stage in needs.stages:
+                torch.testing.assert_close(found.stages[stage], expected.stages[stage])
+            if needs.pooled:
+                torch.testing.assert_close(found.pooled, expected.pooled)
+            if needs.last:
+                torch.testing.assert_close(found.last, expected.last)
+            seen.append(batch.step)
+        assert seen == list(range(-(-28 // size)))
+
+
+class Counting(Answers):
+    """Counts the pictures of each question."""
+
+    def __init__(self) -> None:
+        super().__init__(frozen())
+        self.asked: list[int] = []
+
+    def ask(
+        self, answering: Answering, batch: Batch, needs: TeacherNeeds
+    ) -> tuple[ModelOutput, int]:
+        self.asked.append(len(batch.labels))
+        return super().ask(answering, batch, needs)
+
+
+def test_a_group_is_asked_for_once_and_one_ahead_of_the_student() -> None:
+    source, needs = Counting(), TeacherNeeds(logits=True)
+    ahead = Ahead(source, 2, "float32")
+    asked = []
+    for batch in ahead.following(planned(5), 0, needs):
+        ahead(batch, needs)
+        asked.append(len(source.asked))
+    assert source.asked == [10, 10, 8]
+    assert asked == [2, 2, 3, 3, 3, 3]
+    assert not ahead._parts
+
+
+def test_groups_begin_where_they_began_whatever_the_step() -> None:
+    source, needs = Counting(), TeacherNeeds(logits=True)
+    ahead = Ahead(source, 2, "float32")
+    assert [batch.step for batch in ahead.following(planned(5), 3, needs)] == [3, 4, 5]
+    assert source.asked == [10, 8]
+
+
+def test_a_batch_that_follows_no_others_is_asked_for_alone() -> None:
+    source = Counting()
+    assert Ahead(source, 4, "float32")(next(planned(5)(0)), ALL) is not None
+    assert source.asked == [5]
+
+
+def test_a_method_that_reads_nothing_asks_for_nothing() -> None:
+    source = Counting()
+    ahead = Ahead(source, 4, "float32")
+    assert len(list(ahead.following(planned(5), 0, TeacherNeeds()))) == 6
+    assert not source.asked
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    changes = ["data.share=0.1", "teacher=null", "method={name: ce}", "student.name=resnet8"]
+    run.distill(recipe.load("digits", [*changes, "train.epochs=1", f"out={out}"]))
+    return f"teacher.checkpoint={out / 'student.safetensors'}"
+
+
+def plan(out: Path, teacher: str, *changes: str) -> recipe.Recipe:
+    """Seven steps an epoch."""
+    short = ("data.share=0.1", "teacher.name=resnet8", "train.epochs=2", "train.batch_size=20")
+    return recipe.load("digits", [*short, teacher, "teacher.ahead=3", f"out={out}", *changes])
+
+
+@pytest.mark.parametrize("name", ["kd", "dskd", "sskd"])
+@pytest.mark.parametrize("step", [3, 5])
+def test_a_stopped_run_goes_on_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, name: str, step: int
+) -> None:
+    more = [f"method={{name: {name}}}", *(["method.head_epochs=1"] if name == "sskd" else [])]
+    run.distill(plan(tmp_path / "whole", teacher, *more))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, step)
+        with pytest.raises(Stopped):
+            run.distill(plan(tmp_path / "parts", teacher, *more))
+    run.distill(plan(tmp_path / "parts", teacher, *more), resume=True)
+    whole, parts = (tmp_path / part / "student.safetensors" for part in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+@pytest.mark.parametrize("recorder", [Direct, Replaying])
+def test_with_a_recorder_the_run_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, recorder: Any
+) -> None:
+    monkeypatch.setattr(run, "make_optimizer", lambda method, name, **_: fused(method, name))
+    run.distill(plan(tmp_path / "plain", teacher))
+    train_epoch = Trainer.train_epoch
+
+    def recorded(self: Trainer) -> Iterator[None]:
+        self.recorder = self.recorder or recorder()
+        return train_epoch(self)
+
+    monkeypatch.setattr(Trainer, "train_epoch", recorded)
+    run.distill(plan(tmp_path / "twin", teacher))
+    plain, twin = (tmp_path / part / "student.safetensors" for part in ("plain", "twin"))
+    assert plain.read_bytes() == twin.read_bytes()
+
+
+def test_a_comparison_refuses_it(tmp_path: Path, teacher: str) -> None:
+    with pytest.raises(InputError, match=r"teacher\.ahead has no part in a comparison"):
+        comparison(plan(tmp_path, teacher), ["kd"], tmp_path / "grid", seeds=1)
+
+
+def test_kept_answers_are_the_same_to_the_byte_ahead(tmp_path: Path, teacher: str) -> None:
+    """They are what is kept, whoever asks for them and in which groups."""
+    keep = ("teacher.keep=logits", f"teacher.store={tmp_path / 'store'}", "method={name: kd}")
+    run.distill(plan(tmp_path / "alone", teacher, *keep, "teacher.ahead=1"))
+    run.distill(plan(tmp_path / "ahead", teacher, *keep))
+    alone, ahead = (tmp_path / part / "student.safetensors" for part in ("alone", "ahead"))
+    assert alone.read_bytes() == ahead.read_bytes()
