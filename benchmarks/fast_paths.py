@@ -88,10 +88,10 @@ def teacher_of(root: Path, out: Path) -> Path:
 def learn(path: FastPath, seed: int, root: Path, checkpoint: Path, place: Path) -> float:
     """The test accuracy after the last epoch, of one path at one seed, in percent."""
     if not (place / "result.json").is_file():
-        teacher = {"name": TEACHER, "checkpoint": str(checkpoint), **path.teacher}
+        store = {"store": str(place.parents[1] / "answers")} if "keep" in path.teacher else {}
         api.distill(
             student=STUDENT,
-            teacher={**teacher, "store": str(place.parents[1] / "answers")},
+            teacher={"name": TEACHER, "checkpoint": str(checkpoint), **path.teacher, **store},
             data={**DATA, "root": str(root), "share": SHARE},
             method=path.method,
             train={"epochs": EPOCHS, "schedule": "cosine", **path.train},
