@@ -18,6 +18,7 @@ from turns import Step, Training, take_turns
 
 from dskd import device, methods
 from dskd.build import Given, build_model
+from dskd.compiling import compile_in_place
 from dskd.data import Dataset, Split
 from dskd.data.resident import ResidentData
 from dskd.models.teacher import Teacher
@@ -58,6 +59,8 @@ def trainer_of(recipe: Recipe, data: Dataset) -> Trainer:
     student = build_model(recipe.student, data, seed=0)
     method = make_method(recipe, data, student, teacher)
     method.student.place(pictures.train.device)
+    if recipe.train.compile:
+        compile_in_place(method)
     answers = make_answers(recipe, pictures.train, teacher, method.needs)
     return make_trainer(recipe, method, answers, pictures.train)
 

@@ -20,6 +20,8 @@ from dskd.recipe import Recipe, load
 METHODS = ("ce", "kd", "dskd", "at", "crd", "reviewkd")
 """The student alone, KD, DSKD and three methods that read features: by maps, by contrast against
 pictures remembered, and through a fusion of stages."""
+COMPILED = ("kd", "dskd")
+"""Whose steps are also taken as torch compiles them."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
@@ -50,12 +52,15 @@ class Row:
 def rows_of(pair: str, data: Dataset, batch_size: int) -> Iterator[Row]:
     """The rows of a pair, the reference's first."""
     yield from _reference_rows(pair, len(data.train), batch_size)
-    for precision in PRECISIONS:
-        for method in METHODS:
-            start = time.perf_counter()
-            trainer = trainer_of(recipe_of(pair, method, precision, batch_size), data)
-            seconds = time.perf_counter() - start
-            yield Row(pair, method, precision, Training(trainer), seconds)
+    ways: list[tuple[str, Precision, str, tuple[str, ...]]] = [
+        (m, p, m, ()) for p in PRECISIONS for m in METHODS
+    ]
+    ways += [(m, "bfloat16", f"{m}-compiled", ("train.compile=true",)) for m in COMPILED]
+    for method, precision, name, others in ways:
+        start = time.perf_counter()
+        trainer = trainer_of(recipe_of(pair, method, precision, batch_size, *others), data)
+        seconds = time.perf_counter() - start
+        yield Row(pair, name, precision, Training(trainer), seconds)
 
 
 def recipe_of(

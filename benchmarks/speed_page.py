@@ -58,7 +58,8 @@ would be free.
 answer, losses, gradients, update, the running means of the log. `bfloat16` is
 `train.precision=bfloat16`; weights lie with their channels last and the teacher is folded in either
 precision, as by default. `ce` is the student alone, `at`, `crd` and `reviewkd` read features: by
-maps, by contrast against remembered pictures, by a fusion of stages.
+maps, by contrast against remembered pictures, by a fusion of stages. `kd-compiled` and
+`dskd-compiled` are the same steps under `train.compile=true`.
 
 **Floor**: the multiply-adds of a step's convolutions and matrix products, forward and backward,
 counted by `torch.utils.flop_counter`, over the machine's best rate in that precision, which is
