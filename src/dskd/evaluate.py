@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from dskd import ranks
 from dskd.data.resident import Resident
 
-PIXELS = 500 * 64 * 64
-"""Of a batch: memory then does not grow with the size of the pictures."""
+PIXELS = {"cuda": 500 * 64 * 64, "cpu": 100 * 32 * 32}
+"""Of a batch: memory then does not grow with the size of the pictures. On a CPU a small network is
+judged twice as fast where its maps stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def judge(
         A judgement for each head.
     """
     height, width = split.images.shape[2:]
-    batch_size = max(1, min(500, PIXELS // (height * width)))
+    batch_size = max(1, min(500, PIXELS[split.device.type] // (height * width)))
     training = module.training
     module.eval()
     try:

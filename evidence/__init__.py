@@ -1,0 +1,1 @@
+"""The evidence: what is computed for docs/results, by docs/results/protocol.md."""

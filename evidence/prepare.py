@@ -1,0 +1,101 @@
+"""The two sets of the protocol, as picture folders: ``python -m evidence.prepare DATA OUT``.
+
+DATA holds ``tiny-imagenet-200/`` in its published form, with all 200 classes or fewer. Each set is
+written to ``OUT/<set>/train/<class>`` and ``OUT/<set>/val/<class>``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dskd.errors import InputError, brief
+from dskd.yaml_text import read_yaml_file
+
+SETS = Path(__file__).with_name("sets.yaml")
+HELD_OUT = 5
+"""A training picture whose number this divides is never trained on."""
+
+
+def classes_of(name: str) -> list[str]:
+    """The WordNet ids of a set's classes.
+
+    Example:
+        >>> len(classes_of("tuning")), len(set(classes_of("tuning")) & set(classes_of("final")))
+        (20, 0)
+    """
+    classes: list[str] = read_yaml_file(SETS, "sets")[name]
+    return classes
+
+
+def prepare(data: Path, name: str, out: Path, classes: list[str] | None = None) -> Path:
+    """Writes a set as a picture folder, once.
+
+    Args:
+        data: The folder that holds ``tiny-imagenet-200/``.
+        name: Of the set.
+        out: Its folder is made here.
+        classes: Of the set; None for those of the protocol.
+
+    Returns:
+        The folder, for ``data.root`` of the data set ``folder``.
+
+    Raises:
+        InputError: A class is not there, or has no test pictures.
+    """
+    folder = out / name
+    if folder.is_dir():
+        return folder
+    classes = classes or classes_of(name)
+    source = data / "tiny-imagenet-200"
+    missing = [wnid for wnid in classes if not (source / "train" / wnid / "images").is_dir()]
+    if missing:
+        raise InputError(
+            f"{source} lacks {len(missing)} classes of the set {name}, such as {missing[0]}; give "
+            "the folder that holds tiny-imagenet-200/ with them"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as made:  # whole or not at all
+        for picture, place in _places(source, set(classes)):
+            target = Path(made) / name / place / picture.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, target)
+        (Path(made) / name).rename(folder)
+    return folder
+
+
+def _places(source: Path, classes: set[str]) -> Iterator[tuple[Path, str]]:
+    """Every picture of the classes, and where it goes."""
+    for wnid in sorted(classes):
+        for picture in sorted((source / "train" / wnid / "images").glob("*.JPEG")):
+            yield picture, f"{'val' if _held_out(picture) else 'train'}/{wnid}"
+    for line in (source / "val" / "val_annotations.txt").read_text().splitlines():
+        name, wnid, *_ = line.split("\t")
+        if wnid in classes:
+            yield source / "val" / "images" / name, f"val/{wnid}"
+
+
+def _held_out(picture: Path) -> bool:
+    number = re.search(r"_(\d+)$", picture.stem)
+    if number is None:
+        raise InputError(f"{brief(str(picture))} has no number; give the pictures as published")
+    return int(number[1]) % HELD_OUT == 0
+
+
+def main() -> None:
+    """Writes the sets that can be made of DATA."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sets", nargs="+", default=["tuning", "final"])
+    chosen = parser.parse_args()
+    for name in chosen.sets:
+        print(prepare(chosen.data, name, chosen.out))
+
+
+if __name__ == "__main__":
+    main()
