@@ -17,7 +17,7 @@ from dskd.compare.statistics import (
 )
 
 BASELINE, STUDENT = "kd", "ce"
-"""The labels of the methods that differences and relative improvements refer to."""
+"""The labels of the methods that differences and relative improvements refer to by default."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,17 @@ class Entry:
     failed: Mapping[int, str]
 
 
-def summarize(entries: Sequence[Entry], pictures: int) -> list[Summary]:
+def summarize(entries: Sequence[Entry], pictures: int, baseline: str = BASELINE) -> list[Summary]:
     """A summary of every entry, in their order.
 
     Args:
         entries: The methods and their results.
         pictures: Of the test split.
+        baseline: The label that differences and relative improvements refer to.
     """
     by_label = {entry.label: entry for entry in entries}
-    baseline, student = by_label.get(BASELINE), by_label.get(STUDENT)
-    summaries = [_summary(entry, baseline, student, pictures) for entry in entries]
+    against, student = by_label.get(baseline), by_label.get(STUDENT)
+    summaries = [_summary(entry, against, student, pictures) for entry in entries]
     tested = [s.difference.p for s in summaries if s.difference and s.difference.p is not None]
     adjusted = iter(holm(tested))
     return [
