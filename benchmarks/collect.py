@@ -21,11 +21,12 @@ _KEPT = ("python", "packages", "processor", "cores", "threads", "device")
 
 def read_run(path: Path) -> dict[str, Any]:
     """What a finished run says of itself, without times and places."""
-    result = json.loads((path / "result.json").read_text())
+    numbers = json.loads((path / "result.json").read_text())
+    result = {key: value for key, value in numbers.items() if "seconds" not in key}
     environment = json.loads((path / "environment.json").read_text())
     settings = yaml.safe_load((path / "recipe.yaml").read_text())
     settings.pop("out", None)  # runs of the first version kept it
-    del result["seconds"], settings["data"]["root"], settings["data"]["cache"]
+    del settings["data"]["root"], settings["data"]["cache"]
     if settings["teacher"]:
         del settings["teacher"]["checkpoint"]
     machine = {key: environment[key] for key in _KEPT}

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -521,9 +522,13 @@ def test_an_output_folder_that_is_taken(refused: Refused, tmp_path: Path, digits
 def test_an_output_folder_that_cannot_be_written(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "access", lambda *_: False)
-        assert f"cannot write to {tmp_path}" in refused("train", "digits", "out=a/b")
+        patch.setattr(tempfile, "TemporaryFile", read_only)
+        line = refused("train", "digits", "out=a/b")
+        assert f"cannot write to {tmp_path}: Read-only file system, 4,096 bytes" in line
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "a/b/metrics.jsonl")

@@ -14,7 +14,8 @@ ROOT = Path(dskd.__file__).parent
 LAYERS = [
     ["errors"],
     ["ranks"],
-    ["settings", "yaml_text", "schedule", "snapshot", "interrupt", "compiling"],
+    ["settings", "yaml_text", "schedule", "disk", "owner", "interrupt", "compiling"],
+    ["snapshot", "board"],
     ["allocation", "data"],
     ["models", "device", "finite", "footprint", "store"],
     ["losses"],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import runpy
 import shutil
 import signal
@@ -11,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import safetensors.torch
@@ -21,7 +24,7 @@ from filelock import FileLock
 
 import dskd
 from conftest import made_dataset
-from dskd import recipe, run
+from dskd import recipe, run, session, snapshot
 from dskd.cli import main
 from dskd.errors import InputError
 from dskd.evaluate import Judgement
@@ -263,6 +266,157 @@ def test_a_damaged_snapshot_is_told_and_the_one_before_is_used(
     assert older.suffix == ".snapshot"
 
 
+def test_a_new_run_s_first_snapshot_comes_before_its_first_step(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+
+    def never(_: Trainer) -> Iterator[None]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", never)
+        with pytest.raises(KeyboardInterrupt):
+            run.distill(plan(tmp_path / "run", teacher))
+    assert len(list((tmp_path / "run/snapshots").iterdir())) == 1
+    run.distill(plan(tmp_path / "run", teacher), resume=True)
+    expected = (finished / "student.safetensors").read_bytes()
+    assert (tmp_path / "run/student.safetensors").read_bytes() == expected
+
+
+def test_snapshots_cost_a_share_of_the_training_that_the_metrics_show(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    written: list[tuple[int, int]] = []
+    write = snapshot.write
+
+    def noted(folder: Path, state: dict[str, Any], before: Path | None) -> Path:
+        written.append((state["epoch"], state["step"]))
+        return write(folder, state, before)
+
+    monkeypatch.setattr(snapshot, "write", noted)
+    monkeypatch.setattr(session, "SHARE", 0.0)  # no training is long enough
+    result = run.distill(plan(tmp_path / "dear", teacher))
+    assert written == [(0, 0), (3, 0)]
+    shown = [row["snapshot_seconds"] for row in rows(tmp_path / "dear")]
+    assert shown[0] > 0
+    assert shown[1:] == [0, 0]
+    assert result.snapshot_seconds > shown[0]
+    written.clear()
+    monkeypatch.setattr(session, "SHARE", 1e9)
+    run.distill(plan(tmp_path / "cheap", teacher))
+    assert written == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert timeless(tmp_path / "cheap") == timeless(tmp_path / "dear") == timeless(finished)
+
+
+@pytest.mark.parametrize("left", [["environment.json"], ["recipe.yaml"], []])
+def test_a_run_that_was_killed_as_it_began_or_was_removed_can_begin(
+    tmp_path: Path, finished: Path, left: list[str]
+) -> None:
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    out = tmp_path / "run"
+    run.distill(plan(out, teacher, "train.epochs=1"))
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith(".") and path.name not in left:
+            path.unlink()
+    if left:
+        with pytest.raises(InputError, match="already holds a run"):
+            run.distill(plan(out, teacher, "train.epochs=1"))
+    run.distill(plan(out, teacher, "train.epochs=1"), resume=True)
+    assert len(rows(out)) == 1
+
+
+def test_a_row_that_a_kill_cut_short_is_written_again(tmp_path: Path, finished: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "result.json").unlink()
+    whole = (out / "metrics.jsonl").read_bytes()
+    (out / "metrics.jsonl").write_bytes(whole[:-20])
+    run.distill(plan(out), resume=True)
+    assert (out / "metrics.jsonl").read_bytes() == whole
+
+
+def test_snapshots_that_are_gone_are_not_taken_for_a_run_without_any(
+    tmp_path: Path, finished: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "result.json").unlink()
+    shutil.rmtree(out / "snapshots")
+    with pytest.raises(InputError, match="are gone; start again with --overwrite"):
+        run.distill(plan(out), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"recipe": {"seed": 1}}, "is of another recipe: .*seed is 1 there, 0 here"),
+        ({"given": {"data": "x", "teacher": "x"}}, "with other pictures"),
+        ({"trainer": {"ranks": [{}, {}]}}, "with 2 processes, and there are 1"),
+        ({"best": {"epok": 1}}, "does not fit the model or the method as they are now"),
+    ],
+)
+def test_a_snapshot_of_anything_else_is_refused(
+    tmp_path: Path, finished: Path, changed: dict[str, Any], message: str
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "result.json").unlink()
+    (newest,) = snapshot.in_order(out / "snapshots")[-1:]
+    snapshot.write(out / "snapshots", snapshot.read(newest) | changed)
+    with pytest.raises(InputError, match=message):
+        run.distill(plan(out), resume=True)
+
+
+def test_a_second_signal_does_not_wait_for_the_step(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+
+    def endless(_: Trainer) -> Iterator[None]:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        yield
+
+    monkeypatch.setattr(Trainer, "train_epoch", endless)
+    with pytest.raises(KeyboardInterrupt):
+        run.distill(plan(tmp_path / "run", teacher))
+
+
+def test_a_full_disk_ends_a_run_in_a_line_and_the_older_snapshot_goes_on(
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    out = tmp_path / "run"
+    verify = snapshot._verify_written
+    calls: list[int] = []
+
+    def full(file: IO[bytes]) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        verify(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "SHARE", 1e9)
+        patch.setattr(snapshot, "_verify_written", full)
+        with pytest.raises(SystemExit) as stop:
+            main(["distill", "digits", *SMALL, teacher, f"out={out}"])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"No space left on device; [\d,]{7,} bytes were needed, [\d,]+ are", line)
+    assert len(list((out / "snapshots").iterdir())) == 2
+    run.distill(plan(out, teacher), resume=True)
+    expected = (finished / "student.safetensors").read_bytes()
+    assert (out / "student.safetensors").read_bytes() == expected
+
+
 def test_a_folder_with_a_run_is_refused_resumed_by_its_own_recipe_or_replaced(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -379,7 +533,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path, finished: Path) -> 
     out = tmp_path / "run"
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
     out.mkdir()
-    with FileLock(out / ".lock"), pytest.raises(InputError, match="another process is running"):
+    with FileLock(out / ".lock"), pytest.raises(InputError, match="another process is at work in"):
         run.distill(plan(out, teacher, "train.epochs=1"))
     run.distill(plan(out, teacher, "train.epochs=1"))
 

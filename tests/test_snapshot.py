@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
 
-from dskd import snapshot
+from dskd import disk, snapshot
 from dskd.snapshot import DamagedSnapshot
 
 
@@ -26,13 +29,87 @@ def test_a_snapshot_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_last_two_are_kept_in_order(tmp_path: Path) -> None:
+    before = None
     for epoch, step in ((0, 3), (0, 20), (1, 0), (12, 0)):
-        snapshot.write(tmp_path, state(epoch, step))
+        before = snapshot.write(tmp_path, state(epoch, step), before)
     assert [snapshot.read(p)["epoch"] for p in snapshot.in_order(tmp_path)] == [1, 12]
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".snapshot", ".snapshot"]
 
 
-@pytest.mark.parametrize("at", [0, 5, 16, 30, 48, 60, -1])
+def test_the_order_is_that_of_the_numbers_also_where_they_are_long(tmp_path: Path) -> None:
+    for name in ("epoch100000-step0000000", "epoch99999-step0000001", "epoch99999-step10000000"):
+        (tmp_path / f"{name}.snapshot").write_bytes(b"")
+    assert [p.stem[5:] for p in snapshot.in_order(tmp_path)] == [
+        "99999-step0000001",
+        "99999-step10000000",
+        "100000-step0000000",
+    ]
+
+
+def test_a_damaged_one_of_later_steps_goes_and_the_one_that_was_used_stays(tmp_path: Path) -> None:
+    used = snapshot.write(tmp_path, state(1))
+    damaged = snapshot.write(tmp_path, state(9), used)
+    damaged.write_bytes(b"")
+    newest = snapshot.write(tmp_path, state(2), used)
+    assert snapshot.in_order(tmp_path) == [used, newest]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("name", ["fsync", "unlink", "replace"])
+def test_a_failed_write_says_the_snapshot_s_size_and_leaves_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    first = snapshot.write(tmp_path, state(1))
+    second = snapshot.write(tmp_path, state(2), first)
+    size = second.stat().st_size
+    place = os if name == "fsync" else Path
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        pattern = os.strerror(number) if name == "unlink" else f"{size:,} bytes were needed"
+        with pytest.raises(OSError, match=pattern):
+            snapshot.write(tmp_path, state(3), second)
+    assert {first, second} <= set(snapshot.in_order(tmp_path))
+    for path in snapshot.in_order(tmp_path):
+        snapshot.read(path)
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_the_size_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = snapshot.write(tmp_path, state(1)).stat().st_size
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    with pytest.raises(OSError, match=f"Read-only file system; {size:,} bytes were needed"):
+        snapshot.write(tmp_path, state(2))
+
+
+def test_a_disk_that_keeps_other_bytes_than_it_was_given_is_found_out_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = snapshot.write(tmp_path, state(1))
+    second = snapshot.write(tmp_path, state(2), first)
+
+    def rot(file: IO[bytes]) -> None:
+        file.seek(100)
+        byte = file.read(1)
+        file.seek(100)
+        file.write(bytes([byte[0] ^ 1]))
+        file.flush()
+
+    monkeypatch.setattr(disk, "_forget_cached", rot)
+    with pytest.raises(OSError, match="read back otherwise"):
+        snapshot.write(tmp_path, state(3), second)
+    assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+@pytest.mark.parametrize("at", [*range(snapshot.HEADER), 60, -1])
 def test_every_changed_byte_is_noticed(tmp_path: Path, at: int) -> None:
     path = snapshot.write(tmp_path, state(1))
     data = bytearray(path.read_bytes())
@@ -50,17 +127,11 @@ def test_truncation_is_noticed(tmp_path: Path, length: int) -> None:
         snapshot.read(path)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    snapshot.replace_file(path, b"old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        snapshot.replace_file(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+def test_what_verifies_and_cannot_be_loaded_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.snapshot"
+    payload = b"no archive"
+    path.write_bytes(snapshot.MAGIC + hashlib.sha256(payload).digest() + payload)
+    with pytest.raises(DamagedSnapshot, match="cannot be loaded"):
+        snapshot.read(path)
+    with pytest.raises(DamagedSnapshot, match="cannot be read: Is a directory"):
+        snapshot.read(tmp_path)

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
-from tensorboardX import SummaryWriter
+from filelock import FileLock
 from torch import nn
 
 from dskd import ranks, snapshot
+from dskd.board import Board
+from dskd.disk import PART, probe, remove_folder, remove_parts, replace_file, telling
 from dskd.errors import InputError
 from dskd.models.checkpoint import write_weights
-from dskd.snapshot import replace_file
+from dskd.owner import LOCK, OWNER, take
 from dskd.yaml_text import read_yaml_file
 
 LAST, BEST = "student.safetensors", "student_best.safetensors"
 _MARKS = ("environment.json", "recipe.yaml")
-_FILES = (
-    LAST,
-    BEST,
-    "beside.safetensors",
-    "metrics.jsonl",
-    "result.json",
-    "student.onnx",
-    "student_best.onnx",
-    *_MARKS,  # last: they are what marks the folder as a run
-)
+_FILES = (LAST, BEST, "beside.safetensors", "metrics.jsonl", "student.onnx", "student_best.onnx")
 _PLACES = ("out", "data.root", "data.cache", "teacher.store")
 _FOLDERS = ("snapshots", "tensorboard", "teacher")
 
@@ -49,7 +40,8 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.snapshots = path / "snapshots"
-        self._board: SummaryWriter | None = None
+        self._newest: Path | None = None
+        self._board: Board | None = None
 
     @property
     @ranks.by_first
@@ -65,7 +57,7 @@ class RunDirectory:
 
     @ranks.by_first
     def check(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Refuses a folder that a run would harm; touches nothing.
+        """Refuses a folder that a run would harm or cannot write to; leaves everything as it is.
 
         Args:
             recipe: Of the run that is to begin or go on.
@@ -74,17 +66,11 @@ class RunDirectory:
 
         Raises:
             InputError: The folder holds a run and neither flag is set, a run by another recipe,
-                a finished run, or something else.
+                a finished run, or something else; or a write to it fails.
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other; give one")
-        there = next(
-            folder for folder in (self.path, *self.path.absolute().parents) if folder.exists()
-        )
-        if not there.is_dir():
-            raise InputError(f"{there} is a file; choose another folder with out=")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise InputError(f"cannot write to {there}; choose another folder with out=")
+        probe(self.path, "out=")
         if not self.path.is_dir() or not any(map(_counts, self.path.iterdir())):
             return
         if not self._is_run():
@@ -106,7 +92,11 @@ class RunDirectory:
 
     def _is_run(self) -> bool:
         # Both: anybody may keep a recipe of their own in a folder of their own.
-        return all((self.path / name).is_file() for name in _MARKS)
+        if all((self.path / name).is_file() for name in _MARKS):
+            return True
+        # A run that was killed as it began, or was removed, may have left one of them alone.
+        left = {path.name for path in self.path.iterdir() if _counts(path)}
+        return left <= set(_MARKS) and (self.path / LOCK).is_file()
 
     def _check_needed(self, recipe: Mapping[str, Any]) -> None:
         """What the new run reads must not go with the old one."""
@@ -127,24 +117,19 @@ class RunDirectory:
         Raises:
             InputError: Another run owns the folder.
         """
-        lock = FileLock(self.path / ".lock", blocking=False)
-        self._take(lock)
+        lock = self._take()
         try:
             yield
         finally:
-            lock.release()
+            if lock is not None:
+                lock.release()
             self.close()
 
-    @ranks.by_first
-    def _take(self, lock: FileLock) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise InputError(
-                f"another process is running in {self.path}; wait for it or choose another "
-                "folder with out="
-            ) from None
+    def _take(self) -> FileLock | None:
+        """The lock, on rank 0."""
+        taken: list[FileLock] = []
+        ranks.by_first(lambda: taken.append(take(self.path, "out=")))()
+        return taken[0] if taken else None
 
     @ranks.by_first
     def check_same(self, recipe: Mapping[str, Any]) -> None:
@@ -157,24 +142,29 @@ class RunDirectory:
         if not path.is_file():
             return
         if listed := differences(read_yaml_file(path, "recipe"), recipe):
-            raise InputError(f"{self.path} was started with another recipe: {listed}")
+            raise InputError(
+                f"{self.path} was started with another recipe: {listed}; go on with that one or "
+                "choose another folder"
+            )
 
     @ranks.by_first
     def clear(self) -> None:
-        """Removes the run that is there, and nothing else."""
+        """Removes the run that is there, and nothing else.
+
+        In an order in which a removal that is killed leaves no run that could go on.
+        """
+        (self.path / "result.json").unlink(missing_ok=True)
         for name in _FOLDERS:
-            folder = self.path / name
-            if folder.is_symlink():
-                folder.unlink()
-            elif folder.exists():
-                shutil.rmtree(folder)
-        for path in (*self.path.glob(".*.part"), *(self.path / name for name in _FILES)):
-            path.unlink(missing_ok=True)
+            remove_folder(self.path / name)
+        for name in (*_FILES, *_MARKS):
+            (self.path / name).unlink(missing_ok=True)
 
     @ranks.by_first
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Makes the folder and says in it what the run is."""
+        """Makes the folder, says in it what the run is, and removes what killed writes left."""
         self.path.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.snapshots):
+            remove_parts(folder)
         # Without the folder, so that the file can be given to another run.
         kept = {key: value for key, value in recipe.items() if key != "out"}
         text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
@@ -182,11 +172,10 @@ class RunDirectory:
         replace_file(self.path / "recipe.yaml", text.encode())
 
     @ranks.by_first
-    def rewind(self, epoch: int) -> None:
-        """Forgets the metrics of ``epoch`` and later ones, which will be written again."""
-        rows = [row for row in self.rows() if row["epoch"] <= epoch]
-        replace_file(self.path / "metrics.jsonl", "".join(_line(row) for row in rows).encode())
-        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=epoch + 1)
+    def rewind(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Goes back to the metrics of the epochs so far; the coming ones are written again."""
+        replace_file(self.path / "metrics.jsonl", "".join(map(_line, rows)).encode())
+        self._board = Board(self.path / "tensorboard", len(rows))
 
     @ranks.by_first
     def rows(self) -> list[dict[str, Any]]:
@@ -194,20 +183,19 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
+        # A kill may have cut the last one short.
         return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
     @ranks.by_first
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds an epoch's metrics, to the file and to TensorBoard."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(_line(row))
+        assert self._board is not None, "rewind comes before append"
+        path, line = self.path / "metrics.jsonl", _line(row).encode()
+        with telling(path, lambda: len(line)), path.open("ab") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        assert self._board is not None, "rewind comes before append"
-        for name, value in row.items():
-            if name != "epoch":
-                self._board.add_scalar(name, value, row["epoch"])
-        self._board.flush()
+        self._board.add(row["epoch"], {k: value for k, value in row.items() if k != "epoch"})
 
     @ranks.by_first
     def write_student(self, name: str, student: nn.Module, metadata: Mapping[str, Any]) -> None:
@@ -226,26 +214,33 @@ class RunDirectory:
 
     @ranks.by_first
     def write_snapshot(self, state: dict[str, Any]) -> None:
-        """Writes a snapshot; older ones go (see `dskd.snapshot.write`)."""
-        snapshot.write(self.snapshots, state)
+        """Writes a snapshot and keeps the one before it (see `dskd.snapshot.write`)."""
+        self._newest = snapshot.write(self.snapshots, state, self._newest)
 
     @ranks.by_first
     def newest_snapshot(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The state of the newest snapshot that verifies, and a line for each that does not.
 
         Raises:
-            InputError: There are snapshots and every one is damaged.
+            InputError: There are snapshots and every one is damaged, or there were some and they
+                are gone.
         """
         paths = snapshot.in_order(self.snapshots)
         damaged: list[str] = []
         for path in reversed(paths):
             try:
-                return snapshot.read(path), damaged
+                state, self._newest = snapshot.read(path), path
+                return state, damaged
             except snapshot.DamagedSnapshot as error:
                 damaged.append(str(error))
         if paths:
             raise InputError(
-                f"every snapshot in {self.snapshots} is damaged; start again with --overwrite"
+                f"every snapshot in {self.snapshots} is damaged ({'; '.join(damaged)}); start "
+                "again with --overwrite"
+            )
+        if self.rows():  # the first snapshot comes before them
+            raise InputError(
+                f"the snapshots in {self.snapshots} are gone; start again with --overwrite"
             )
         return None, damaged
 
@@ -270,7 +265,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 def _counts(path: Path) -> bool:
     """Whether a file says that the folder is in use: not a lock, not what a killed write left."""
-    return path.name != ".lock" and not (path.name.startswith(".") and path.suffix == ".part")
+    part = path.name.startswith(".") and path.suffix == PART
+    return path.name not in (LOCK, OWNER) and not part
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,16 +15,19 @@ from torch import nn
 
 from dskd import ranks
 from dskd.data.resident import ResidentData
-from dskd.errors import InputError
+from dskd.errors import InputError, first_line
 from dskd.evaluate import Judgement, judge
 from dskd.interrupt import Stopped, stop_requests
 from dskd.methods.base import Method
 from dskd.recipe import Recipe
-from dskd.rundir import BEST, LAST, RunDirectory
+from dskd.rundir import BEST, LAST, RunDirectory, differences
 from dskd.show import epoch_bar
 from dskd.train import Trainer
 
 log = logging.getLogger("dskd")
+
+SHARE = 0.02
+"""Of the training time, at most, goes into snapshots between the first and the last."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Result:
             percent, None without a teacher.
         seconds: Spent in training steps.
         teacher_seconds: The teacher's part of them.
+        snapshot_seconds: Spent on snapshots.
         teacher_hits: Share of the pictures whose answer was kept from before (``teacher.keep``),
             None where none are kept.
         extra_parameters: Trained beside the student, and not deployed.
@@ -65,6 +70,7 @@ class Result:
     agreement: float | None
     seconds: float
     teacher_seconds: float
+    snapshot_seconds: float
     teacher_hits: float | None
     extra_parameters: int
     memory: int
@@ -99,6 +105,9 @@ class Session:
         self.recipe, self.trainer, self.directory = recipe, trainer, directory
         self.data, self.test, self.validation = pictures.data, pictures.test, pictures.validation
         self.best = Best()
+        self.rows: list[dict[str, Any]] = []
+        self._saved: tuple[int, int] | None = None
+        self._trained = self._last_cost = self._cost = 0.0
         teacher = trainer.answers.teacher
         self.given = {
             "data": self.data.fingerprint(),
@@ -106,11 +115,14 @@ class Session:
         }
 
     def begin(self, resume: bool) -> None:
-        """Goes back to the run's newest snapshot where there is one.
+        """Goes back to the run's newest snapshot, or writes its first one.
+
+        So a disk that cannot hold a run says so before the first step.
 
         Raises:
-            InputError: Every snapshot is damaged, or pictures, teacher or the number of processes
-                are not the run's.
+            InputError: Every snapshot is damaged, or recipe, pictures, teacher, model or the number
+                of processes are not the run's.
+            OSError: The first snapshot cannot be written.
         """
         if any(given != self.given for given in ranks.gathered(self.given)):
             raise InputError(
@@ -121,28 +133,50 @@ class Session:
         for line in damaged:
             log.warning("%s; using the one before", line)
         if state is not None:
-            for what, words in (("data", "other pictures"), ("teacher", "another teacher")):
-                if state["given"][what] != self.given[what]:
-                    raise InputError(
-                        f"{self.directory.path} was started with {words}; give the same, or start "
-                        "again with --overwrite"
-                    )
-            before = len(state["trainer"]["ranks"])
-            if before != ranks.world():
-                raise InputError(
-                    f"{self.directory.path} was started with {before} processes, and there are "
-                    f"{ranks.world()}; start as many, or start again with --overwrite"
-                )
-            self.trainer.restore(state["trainer"])
-            self.best = Best(**state["best"])
+            self._restore(state)
             log.info("continuing %s after %d epochs", self.directory.path, self.trainer.epoch)
         elif resume:
             log.info("%s has no snapshot yet: starting anew", self.directory.path)
-        self.directory.rewind(self.trainer.epoch)
+        self.directory.rewind(self.rows)
         method = self.trainer.method
         if state is None:
             self.trainer.prepare()
         ranks.broadcast([*method.parameters(), *method.buffers()])
+        if state is None:
+            self._snapshot()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._check_same(state)
+        try:
+            self.trainer.restore(state["trainer"])
+            self.best, self.rows = Best(**state["best"]), state["rows"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # as torch says it
+            raise InputError(
+                f"the snapshot in {self.directory.path} does not fit the model or the method as "
+                f"they are now: {first_line(error)}; start again with --overwrite"
+            ) from error
+        self._saved = self._place
+
+    def _check_same(self, state: dict[str, Any]) -> None:
+        """Refuses to go on with anything but what the run was started with."""
+        path = self.directory.path
+        if listed := differences(state["recipe"], self.recipe.plain()):
+            raise InputError(
+                f"the snapshot in {path} is of another recipe: {listed}; start again with "
+                "--overwrite"
+            )
+        for what, words in (("data", "other pictures"), ("teacher", "another teacher")):
+            if state["given"][what] != self.given[what]:
+                raise InputError(
+                    f"{path} was started with {words}; give the same, or start again with "
+                    "--overwrite"
+                )
+        before = len(state["trainer"]["ranks"])
+        if before != ranks.world():
+            raise InputError(
+                f"{path} was started with {before} processes, and there are {ranks.world()}; "
+                "start as many, or start again with --overwrite"
+            )
 
     def train(self) -> None:
         """Trains the epochs that are left.
@@ -174,25 +208,38 @@ class Session:
             yield self._end_epoch()
 
     def _end_epoch(self) -> dict[str, float]:
-        """Judges, records and saves."""
+        """Judges, records, and saves where that is due."""
         trainer = self.trainer
         row = {"epoch": trainer.epoch + 1, **trainer.meter.means(), **self._judge()}
         row["lr"] = trainer.learning_rate(trainer.epoch)
         row["seconds"] = round(trainer.seconds, 4)
         row["teacher_seconds"] = round(trainer.answers.watch.seconds, 4)
+        row["snapshot_seconds"], self._cost = round(self._cost, 4), 0.0
         if trainer.answers.tally is not None:
             row["teacher_hits"] = trainer.answers.tally.share
+        self._trained += trainer.seconds
         trainer.end_epoch()
         self._keep_best(row)
         self.directory.append(row)
-        self._snapshot()
+        self.rows.append(row)
+        if self._is_due():
+            self._snapshot()
         return row
 
+    def _is_due(self) -> bool:
+        """Whether the end of an epoch is worth a snapshot: it costs little, or the run is over."""
+        ended = self.trainer.epoch == self.trainer.epochs
+        return bool(ranks.largest(ended or self._last_cost <= SHARE * self._trained))
+
     def save(self) -> None:
-        """Writes a snapshot, unless the end of an epoch just did, and closes the log."""
-        if self.trainer.step:
+        """Writes a snapshot, unless that was just done, and closes the log."""
+        if self._saved != self._place:
             self._snapshot()
         self.directory.close()
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return self.trainer.epoch, self.trainer.step
 
     def _judge(self) -> dict[str, float]:
         """The accuracy of the student, and of whatever else the method trains."""
@@ -231,15 +278,21 @@ class Session:
         }
 
     def _snapshot(self) -> None:
+        start = time.perf_counter()
         state = {
             "epoch": self.trainer.epoch,
             "step": self.trainer.step,
             "trainer": self.trainer.state(),
             "best": asdict(self.best),
+            "rows": self.rows,
             "given": self.given,
             "recipe": self.recipe.plain(),
         }
         self.directory.write_snapshot(state)
+        self._saved = self._place
+        self._last_cost = time.perf_counter() - start
+        self._cost += self._last_cost
+        self._trained = 0.0
 
     def finish(self) -> Result:
         """Judges the student of the last epoch, writes it and the result."""
@@ -250,7 +303,7 @@ class Session:
             self.directory.write_bytes("beside.safetensors", safetensors.torch.save(tensors))
         student = judge(method, method.heads, self.test)["student"]
         teacher = self._judge_teacher()
-        deployed, rows = method.deployed(), self.directory.rows()
+        deployed, rows = method.deployed(), self.rows
         result = Result(
             path=self.directory.path,
             student=deployed.cpu().to(memory_format=torch.contiguous_format).eval(),
@@ -265,6 +318,7 @@ class Session:
             agreement=student.agreement(teacher) if teacher else None,
             seconds=round(sum(row["seconds"] for row in rows), 3),
             teacher_seconds=round(sum(row["teacher_seconds"] for row in rows), 3),
+            snapshot_seconds=round(sum(r["snapshot_seconds"] for r in rows) + self._cost, 3),
             teacher_hits=_mean([row["teacher_hits"] for row in rows if "teacher_hits" in row]),
             extra_parameters=_trained_beside(method, deployed),
             memory=self.trainer.memory,

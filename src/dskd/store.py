@@ -23,8 +23,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from dskd.data.memory import readable
+from dskd.disk import replace_file
 from dskd.errors import InputError, first_line
-from dskd.snapshot import replace_file
 
 log = logging.getLogger("dskd")
 

@@ -64,6 +64,11 @@ class Student:
         self.row = row or self.row
         return True
 
+    def save(self) -> None:
+        """Writes a snapshot, with the random numbers of its own."""
+        _set_random_state(self._random)
+        self.session.save()
+
 
 def train_together(students: list[Student], watcher: Watcher) -> None:
     """Trains students to their ends: whoever is behind takes the next step.
@@ -97,7 +102,7 @@ def train_together(students: list[Student], watcher: Watcher) -> None:
                 watcher.ended(student, failure)
             if stop.signal is not None:
                 for one in running:
-                    one.session.save()
+                    one.save()
                 raise Stopped(stop.signal)
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from dskd import device as devices
 from dskd import methods, ranks
 from dskd.answers import Answers, SharedTeacher
@@ -29,13 +27,14 @@ from dskd.compare.entries import (
 from dskd.compiling import check_compiler
 from dskd.data import Dataset
 from dskd.data.resident import ResidentData
+from dskd.disk import PART, probe, replace_file
 from dskd.errors import InputError
 from dskd.methods.base import TeacherNeeds
 from dskd.models.teacher import Teacher
+from dskd.owner import LOCK, OWNER, take
 from dskd.recipe import Recipe, load
 from dskd.run import check_fit, check_kept, make_answers, make_session, make_teacher
 from dskd.rundir import LAST, RunDirectory, differences
-from dskd.snapshot import replace_file
 
 log = logging.getLogger("dskd")
 ROWS = "results.jsonl"
@@ -169,6 +168,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
     ranks.refuse_several("a comparison")
     given = given or Given()
     facts = _merged(grid)
+    probe(grid.path, "--out")
     device = devices.pick(grid.recipe.train.device, graph=grid.recipe.train.graph)
     devices.set_up(device)
     data = load_data(grid.recipe.data, given.data)
@@ -178,10 +178,11 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
     check_kept(grid.recipe, data, given, needs)
     if grid.recipe.train.compile:
         check_compiler(device)
-    with _owned(grid.path):
+    with take(grid.path, "--out"):
         facts = _merged(grid) | {"pictures": len(data.test.labels)}
+        _write_json(grid.path / COMPARISON, facts)  # first: it marks the folder as a comparison
         _write_json(grid.path / "environment.json", devices.environment(device))
-        _write_json(grid.path / COMPARISON, facts)
+        _mend_rows(grid)
         pictures = ResidentData(data, device)
         teacher = _teacher(grid, pictures, given)
         answers = make_answers(grid.recipe, pictures.train, teacher, needs)
@@ -270,15 +271,35 @@ class _Recorder:
     def ended(self, student: Student, failure: str | None) -> None:
         """Recorded and passed on."""
         folder = student.session.directory.path
-        row: dict[str, Any] = {"label": student.label, "seed": student.seed}
         if failure is not None:
             replace_file(folder / FAILED, f"{failure}\n".encode())
-            row["failed"] = failure
-        else:
-            row |= json.loads((folder / "result.json").read_text())
         with (self.grid.path / ROWS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_row(student.label, student.seed, folder))
         self.watcher.ended(student, failure)
+
+
+def _row(label: str, seed: int, folder: Path) -> str:
+    """The line of a run that ended."""
+    row: dict[str, Any] = {"label": label, "seed": seed}
+    if (folder / FAILED).is_file():
+        row["failed"] = (folder / FAILED).read_text().strip()
+    else:
+        row |= json.loads((folder / "result.json").read_text())
+    return json.dumps(row) + "\n"
+
+
+def _mend_rows(grid: Grid) -> None:
+    """Adds the rows of runs that ended, and whose process was killed before it said so."""
+    path = grid.path / ROWS
+    text = path.read_text() if path.is_file() else ""
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+    there = {(row["label"], row["seed"]) for row in map(json.loads, lines)}
+    for seed in grid.seeds:
+        for contender in grid.contenders:
+            folder = grid.folder(contender, seed)
+            if (contender.label, seed) not in there and _ended(folder):
+                lines.append(_row(contender.label, seed, folder))
+    replace_file(path, "".join(lines).encode())
 
 
 def _merged(grid: Grid) -> dict[str, Any]:
@@ -297,7 +318,7 @@ def _merged(grid: Grid) -> dict[str, Any]:
         "entries": [contender.plain() for contender in grid.contenders],
     }
     if not (grid.path / COMPARISON).is_file():
-        if grid.path.is_dir() and any(p.name != ".lock" for p in grid.path.iterdir()):
+        if grid.path.is_dir() and any(map(_counts, grid.path.iterdir())):
             raise InputError(f"{grid.path} holds other files; choose another folder with --out")
         return own
     there = read_comparison(grid.path).facts
@@ -327,22 +348,9 @@ def _merged_entries(
     return list(merged.values())
 
 
-def _owned(path: Path) -> ExitStack:
-    """Makes the folder and keeps other comparisons from it.
-
-    Raises:
-        InputError: Another process is at work there.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    stack = ExitStack()
-    try:
-        stack.enter_context(FileLock(path / ".lock", blocking=False))
-    except Timeout:
-        raise InputError(
-            f"another process is comparing in {path}; wait for it or choose another folder with "
-            "--out"
-        ) from None
-    return stack
+def _counts(path: Path) -> bool:
+    """Whether a file says that the folder is in use."""
+    return path.name not in (LOCK, OWNER) and path.suffix != PART
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dskd.build import Given, load_data
+from dskd.disk import replace_file
 from dskd.errors import InputError
 from dskd.recipe import DataSettings
 from dskd.report.content import make_content, record, rows
 from dskd.report.gather import gather
 from dskd.report.page import GENERATOR, render
 from dskd.report.tables import as_csv, as_latex
-from dskd.snapshot import replace_file
 
 log = logging.getLogger("dskd")
 _BESIDE = (".csv", ".json", ".tex")

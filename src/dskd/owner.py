@@ -1,0 +1,51 @@
+"""One owner of a folder at a time, by a lock of the system that dies with its process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dskd.errors import InputError
+
+LOCK, OWNER = ".lock", ".owner"
+
+
+def take(folder: Path, option: str) -> FileLock:
+    """Makes the folder, and keeps other processes from it until the lock is released.
+
+    Args:
+        folder: What is to be owned.
+        option: What chooses another one, for the message.
+
+    Raises:
+        InputError: Another process owns it; its number is told.
+
+    Example:
+        >>> import tempfile
+        >>> lock = take(Path(tempfile.mkdtemp()), "out=")
+        >>> lock.is_locked
+        True
+        >>> lock.release()
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{_holder(folder)} is at work in {folder}; wait for it or choose another folder with "
+            f"{option}"
+        ) from None
+    # Not in the lock's own file: some versions of filelock empty it when they try to get it.
+    (folder / OWNER).write_text(f"{os.getpid()}\n")
+    return lock
+
+
+def _holder(folder: Path) -> str:
+    try:
+        number = (folder / OWNER).read_text().strip()
+    except OSError:  # it has just got the lock, or stands on a machine that is not ours to read
+        number = ""
+    return f"process {number}" if number.isdigit() else "another process"
