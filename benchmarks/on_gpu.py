@@ -41,6 +41,8 @@ from dskd.build import Given
 from dskd.data import Dataset
 from dskd.data.plan import draw_plan
 from dskd.data.resident import ResidentData
+from dskd.disk import replace_file
+from dskd.finite import NotFinite
 from dskd.graph import CudaRecorder, Recorder
 from dskd.interrupt import Stopped
 from dskd.models.zoo import build
@@ -48,8 +50,7 @@ from dskd.recipe import Recipe, load
 from dskd.run import make_session, make_teacher
 from dskd.rundir import RunDirectory
 from dskd.session import Session
-from dskd.snapshot import replace_file
-from dskd.train import NotFinite, Trainer
+from dskd.train import Trainer
 
 OUT = Path(__file__).parents[1] / "docs/results/gpu.json"
 PAIR = "cifar100/resnet32x4-resnet8x4"
@@ -501,7 +502,7 @@ def whole_epochs(bench: Bench) -> Found:
                 changes = (f"train.batch_size={BATCH}", "train.precision=bfloat16")
                 session = bench.session(name, *changes, pictures=many, recorded=how == "recorded")
                 session.directory = RunDirectory(Path(folder))
-                session.directory.rewind(0)
+                session.directory.rewind([])
                 running = session.steps()
                 seconds = []
                 for _ in range(2):  # the first warms up

@@ -30,6 +30,7 @@ from dskd.data.plan import draw_plan
 from dskd.data.resident import Batch, Resident
 from dskd.device import autocast
 from dskd.errors import InputError
+from dskd.finite import NotFinite
 from dskd.interrupt import Stopped
 from dskd.kept import KeptAnswers
 from dskd.methods.base import TeacherNeeds
@@ -37,7 +38,7 @@ from dskd.models.stages import StagedModel
 from dskd.models.teacher import Teacher
 from dskd.rundir import LAST
 from dskd.store import FACTS, RECORDS, RESERVE
-from dskd.train import NotFinite, Trainer
+from dskd.train import Trainer
 
 CPU = torch.device("cpu")
 DATA = made_dataset(classes=4, per_class=12, size=16)

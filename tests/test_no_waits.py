@@ -18,12 +18,12 @@ from dskd import methods, recipe, run
 from dskd.answers import Answers
 from dskd.data.plan import draw_plan
 from dskd.data.resident import Batch, Resident
-from dskd.finite import Finite
+from dskd.finite import Finite, NotFinite
 from dskd.interrupt import Stopped
 from dskd.meter import Meter
 from dskd.methods.base import Method, StepOutput
 from dskd.optimizer import OptimizerName, load_state, make_optimizer, set_rate
-from dskd.train import NotFinite, Trainer, train_step
+from dskd.train import Trainer, train_step
 from recorders import fused
 
 DATA = made_dataset(classes=4, per_class=8, size=16)
@@ -195,7 +195,7 @@ def test_a_run_that_asks_late_says_the_same_and_keeps_nothing(
     assert f"on {min(rows, 34)} pictures, the first of them {expected}" in str(stopped.value)
     assert "(ce inf)" in str(stopped.value)
     snapshots = sorted(p.name for p in (tmp_path / "run/snapshots").iterdir())
-    assert snapshots == ["epoch00001-step0000000.snapshot"]
+    assert snapshots == [f"epoch0000{epoch}-step0000000.snapshot" for epoch in (0, 1)]
     assert not (tmp_path / "run/student.safetensors").exists()
 
 

@@ -30,10 +30,11 @@ from dskd.data.plan import draw_plan, largest_batch, steps
 from dskd.data.resident import Batch, Resident
 from dskd.errors import InputError
 from dskd.evaluate import judge
+from dskd.finite import NotFinite
 from dskd.interrupt import Stopped, StopRequest
 from dskd.meter import Meter
 from dskd.methods.base import Method
-from dskd.train import NotFinite, Trainer, train_step
+from dskd.train import Trainer, train_step
 
 CPU = torch.device("cpu")
 DATA = made_dataset(per_class=6)

@@ -28,9 +28,10 @@ from dskd import recipe, run, session, snapshot
 from dskd.cli import main
 from dskd.errors import InputError
 from dskd.evaluate import Judgement
+from dskd.finite import NotFinite
 from dskd.interrupt import Stopped
 from dskd.models.checkpoint import read_metadata
-from dskd.train import NotFinite, Trainer
+from dskd.train import Trainer
 
 SMALL = [
     "data.share=0.1",

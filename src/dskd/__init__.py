@@ -10,10 +10,10 @@ from dskd.api import compare_methods, distill, train
 from dskd.data import Dataset, Split, load_dataset
 from dskd.deployed import evaluate, load_deployed, predict
 from dskd.errors import InputError
+from dskd.finite import NotFinite
 from dskd.interrupt import Stopped
 from dskd.models.load import load_model
 from dskd.session import Result
-from dskd.train import NotFinite
 
 __version__ = "0.1.0"
 __all__ = [

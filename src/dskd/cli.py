@@ -18,9 +18,9 @@ from dskd.compare import grid, live, table
 from dskd.compare.entries import Weights
 from dskd.compare.summary import summarize
 from dskd.errors import InputError
+from dskd.finite import NotFinite
 from dskd.interrupt import Stopped
 from dskd.session import Result
-from dskd.train import NotFinite
 
 _PATH = click.Path(path_type=Path)
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")

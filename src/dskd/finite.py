@@ -1,20 +1,45 @@
-"""Whether every objective was finite: noted where it is computed, so that no step waits for it."""
+"""Numbers of a step that are NaN or infinite: found where they are, before a weight changes."""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dskd import ranks
+from dskd.data.resident import Batch
+
+PARTS = ("teacher", "loss", "gradient")
+"""What of a step must be finite: the teacher's logits, each loss, each gradient."""
+
+
+class NotFinite(ArithmeticError):
+    """A number of a step became NaN or infinite; no weight was changed by it.
+
+    Attributes:
+        facts: What is known of the step, in plain values: ``epoch`` and ``step``, from 1; ``what``,
+            some of `PARTS`; ``losses`` by name, as text; ``gradients``, the names of parameters;
+            and ``indices``, the step's pictures, of all processes. Empty where nothing is known.
+    """
+
+    def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.facts = dict(facts or {})
 
 
 class Finite:
-    """Notes objectives on the device, and keeps the first that is not finite from the weights.
+    """Marks what is not finite on the device, and keeps it from the weights.
 
-    To ask a GPU at every step whether its loss is finite makes it idle until the host has read the
-    answer. Here the answer stays on the GPU, in ``found_inf``, which torch's fused optimizers read
-    there: from the first objective on that is NaN or infinite they change neither weights nor their
-    own state. So the weights are those from before it, whenever the host asks. What forward passes
-    change by themselves (BatchNorm's statistics, a method's memories) has gone on until then, as it
-    has at the first such step on a CPU: nothing of it may be kept.
+    To ask a GPU at every step whether its numbers are finite makes it idle until the host has read
+    the answer. Here the answer stays on the GPU, in ``found_inf``, which torch's fused optimizers
+    read there: from the first step on that has a NaN or an infinite number they change neither
+    weights nor their own state. So the weights are those from before it, whenever the host asks.
+    What forward passes change by themselves (BatchNorm's statistics, a method's memories) has gone
+    on until then, as it has at the first such step on a CPU: nothing of it may be kept.
 
     Args:
         optimizer: A fused one.
@@ -26,32 +51,151 @@ class Finite:
         >>> for factor in (1.0, float("nan"), 1.0):
         ...     optimizer.zero_grad()
         ...     loss = (factor * weight).sum()
-        ...     finite.note(loss)
         ...     loss.backward()
+        ...     finite.note(None, {"loss": loss})
         ...     optimizer.step()
-        >>> weight.item(), finite.steps_before_bad()
-        (0.8999999761581421, 1)
+        >>> weight.item(), finite.steps_before_bad(), finite.bad_parts()
+        (0.8999999761581421, 1, ['loss', 'gradient'])
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         device = optimizer.param_groups[0]["params"][0].device
-        self._bad = torch.zeros((), device=device)  # float32: what the fused kernels read
-        self._good = torch.zeros((), dtype=torch.int64, device=device)
-        optimizer.found_inf = self._bad  # type: ignore[attr-defined]
+        self._optimizer = optimizer
+        self._marks = torch.zeros(len(PARTS), device=device)
+        self._good = torch.zeros(len(PARTS), dtype=torch.int64, device=device)
+        self._any = torch.zeros((), device=device)  # float32: what the fused kernels read
+        self._one = torch.ones((), device=device)
+        optimizer.found_inf = self._any  # type: ignore[attr-defined]
 
     @torch.no_grad()
-    def note(self, objective: Tensor) -> None:
-        """Notes an objective, before its optimizer steps."""
-        self._bad.logical_or_(~objective.isfinite())
-        self._good += self._bad == 0
+    def note(self, logits: Tensor | None, losses: Mapping[str, Tensor]) -> None:
+        """Marks what is not finite of a step, gradients included, before its optimizer steps.
+
+        Args:
+            logits: The teacher's; None without a teacher.
+            losses: Scalars by name.
+        """
+        _mark(self._marks.unbind(), self._one, logits, losses, self._optimizer)
+        self._good += self._marks == 0
+        torch.amax(self._marks, 0, out=self._any)
 
     def count_from(self, steps: int) -> None:
-        """Goes on counting finite objectives from so many."""
+        """Goes on counting good steps from so many."""
         self._good.fill_(steps)
 
     def steps_before_bad(self) -> int | None:
-        """How many objectives came before the first that is not finite; None where all are.
+        """How many steps came before the first that was not finite; None where all were.
 
         This waits for the device.
         """
-        return int(self._good.item()) if self._bad.item() else None
+        return int(self._good.min().item()) if self._any.item() else None
+
+    def bad_parts(self) -> list[str]:
+        """Which of `PARTS` were not finite in the first such step."""
+        first = self._good.min()
+        marked = ((self._marks != 0) & (self._good == first)).tolist()
+        return [part for part, bad in zip(PARTS, marked, strict=True) if bad]
+
+
+@torch.no_grad()
+def require_finite(
+    method: nn.Module,
+    batch: Batch,
+    logits: Tensor | None,
+    losses: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Ends a step in which a number is not finite, in all processes, before its optimizer steps.
+
+    Args:
+        method: Names the parameters.
+        batch: The pictures of the step.
+        logits: The teacher's; None without a teacher.
+        losses: Scalars by name.
+        optimizer: Of the parameters that have gradients.
+
+    Raises:
+        NotFinite: One is NaN or infinite in one of the processes.
+    """
+    marks = torch.zeros(len(PARTS), device=batch.labels.device)
+    _mark(marks.unbind(), marks.new_ones(()), logits, losses, optimizer)
+    good = ranks.everywhere(marks == 0).tolist()
+    if all(good):
+        return
+    own = {name: loss.item() for name, loss in losses.items()}
+    said = ranks.gathered((own, batch.indices.tolist()))
+    # Of the first process whose losses are bad; of the first where none are.
+    shown = next(
+        (all_ for all_, _ in said if not all(map(math.isfinite, all_.values()))), said[0][0]
+    )
+    raise explained(
+        facts_of(batch, [part for part, fine in zip(PARTS, good, strict=True) if not fine])
+        | {
+            "losses": {name: f"{value:g}" for name, value in shown.items()},
+            "gradients": [n for n, p in method.named_parameters() if _bad_gradient(p)],
+            "indices": list(dict.fromkeys(itertools.chain.from_iterable(i for _, i in said))),
+        }
+    )
+
+
+def facts_of(batch: Batch, what: Sequence[str]) -> dict[str, Any]:
+    """What a batch alone tells of a step, see `NotFinite`."""
+    return {
+        "epoch": batch.epoch + 1,
+        "step": batch.step + 1,
+        "what": list(what),
+        "losses": {},
+        "gradients": [],
+        "indices": batch.indices.tolist(),
+    }
+
+
+def explained(facts: Mapping[str, Any]) -> NotFinite:
+    """The error that says facts in one line."""
+    indices, losses, names = facts["indices"], facts["losses"], facts["gradients"]
+    where = f"on {len(indices)} pictures, the first of them {indices[:5]}"
+    terms = ", ".join(f"{name} {value}" for name, value in losses.items())
+    terms = terms and f" ({terms})"
+    if "teacher" in facts["what"]:
+        text = f"the teacher's logits are not finite {where}; give another teacher"
+    elif "loss" in facts["what"]:
+        text = f"the loss is not finite{terms} {where}; lower train.lr"
+    else:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        of = f" of {names[0]}{more}" if names else ""
+        text = f"the gradient{of} is not finite, though the loss is{terms}, {where}; lower train.lr"
+    return NotFinite(text, facts)
+
+
+def _mark(
+    marks: Sequence[Tensor],
+    one: Tensor,
+    logits: Tensor | None,
+    losses: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Sets a mark, float32, to 1 for each of `PARTS` that is not finite; waits for nothing.
+
+    torch's check for gradient scaling does it, one kernel for all gradients. It also multiplies
+    them, by ``one`` here, which leaves every bit as it is.
+    """
+    parts = (
+        [] if logits is None else [logits.clone()],  # a teacher's answer may be others' too
+        [torch.stack([loss.detach() for loss in losses.values()])],
+        list(_gradients(optimizer)),
+    )
+    for found, values in zip(marks, parts, strict=True):
+        for dtype in {value.dtype for value in values}:
+            same = [value for value in values if value.dtype == dtype]
+            torch._amp_foreach_non_finite_check_and_unscale_(same, found, one)
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if (gradient := parameter.grad) is not None:
+                yield torch.view_as_real(gradient) if gradient.is_complex() else gradient
+
+
+def _bad_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.grad is not None and not bool(parameter.grad.isfinite().all())

@@ -29,11 +29,11 @@ from dskd.data.plan import count_views, draw_bank
 from dskd.data.resident import Batch, Resident
 from dskd.device import Precision, autocast
 from dskd.errors import InputError
+from dskd.finite import NotFinite, facts_of
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.models.teacher import Teacher
 from dskd.store import Indices, Store, Words
-from dskd.train import NotFinite
 
 log = logging.getLogger("dskd")
 
@@ -315,13 +315,19 @@ class KeptAnswers(Answers):
             if len(missing) < len(numbers):
                 rows = torch.from_numpy(missing).to(images.device)
                 images = images[rows].contiguous(memory_format=torch.channels_last)
-            answer = self.layout.pack(self._asked(answering, images), self.store.words)
+            answer = self._packed(self._asked(answering, images), batch)
             self.store.add(numbers[missing], answer)
             words[missing], written = self.store.read(numbers[missing])
             if not written.all():
                 problem = "what was written is read otherwise"
                 raise OSError(errno.EIO, problem, str(self.store.path))
         return self.layout.unpack(words, batch.images.device), int(there.sum())
+
+    def _packed(self, answer: ModelOutput, batch: Batch) -> Words:
+        try:
+            return self.layout.pack(answer, self.store.words)
+        except NotFinite as error:
+            raise NotFinite(str(error), facts_of(batch, ["teacher"])) from error
 
     def _numbers(self, batch: Batch) -> Indices:
         """The record of each picture of a batch."""

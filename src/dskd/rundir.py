@@ -22,8 +22,18 @@ from dskd.owner import LOCK, OWNER, take
 from dskd.yaml_text import read_yaml_file
 
 LAST, BEST = "student.safetensors", "student_best.safetensors"
+NOT_FINITE = "not_finite.json"
+"""What is known of the step whose numbers ended a run; see `dskd.finite.NotFinite`."""
 _MARKS = ("environment.json", "recipe.yaml")
-_FILES = (LAST, BEST, "beside.safetensors", "metrics.jsonl", "student.onnx", "student_best.onnx")
+_FILES = (
+    LAST,
+    BEST,
+    "beside.safetensors",
+    "metrics.jsonl",
+    NOT_FINITE,
+    "student.onnx",
+    "student_best.onnx",
+)
 _PLACES = ("out", "data.root", "data.cache", "teacher.store")
 _FOLDERS = ("snapshots", "tensorboard", "teacher")
 
@@ -175,6 +185,7 @@ class RunDirectory:
     def rewind(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Goes back to the metrics of the epochs so far; the coming ones are written again."""
         replace_file(self.path / "metrics.jsonl", "".join(map(_line, rows)).encode())
+        (self.path / NOT_FINITE).unlink(missing_ok=True)
         self._board = Board(self.path / "tensorboard", len(rows))
 
     @ranks.by_first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from dskd import ranks
 from dskd.data.resident import ResidentData
 from dskd.errors import InputError, first_line
 from dskd.evaluate import Judgement, judge
+from dskd.finite import NotFinite
 from dskd.interrupt import Stopped, stop_requests
 from dskd.methods.base import Method
 from dskd.recipe import Recipe
-from dskd.rundir import BEST, LAST, RunDirectory, differences
+from dskd.rundir import BEST, LAST, NOT_FINITE, RunDirectory, differences
 from dskd.show import epoch_bar
 from dskd.train import Trainer
 
@@ -140,7 +142,8 @@ class Session:
         self.directory.rewind(self.rows)
         method = self.trainer.method
         if state is None:
-            self.trainer.prepare()
+            with self._explained():
+                self.trainer.prepare()
         ranks.broadcast([*method.parameters(), *method.buffers()])
         if state is None:
             self._snapshot()
@@ -182,6 +185,7 @@ class Session:
         """Trains the epochs that are left.
 
         Raises:
+            NotFinite: A number of a step is NaN or infinite; the folder says more.
             Stopped: A signal asked for a stop; a snapshot of the last step was written.
         """
         label = f"{self.recipe.method.name} {self.recipe.student.name}"
@@ -202,9 +206,10 @@ class Session:
         """
         trainer = self.trainer
         while trainer.epoch < trainer.epochs:
-            for _ in trainer.train_epoch():
-                if trainer.step < trainer.steps:
-                    yield None
+            with self._explained():
+                for _ in trainer.train_epoch():
+                    if trainer.step < trainer.steps:
+                        yield None
             yield self._end_epoch()
 
     def _end_epoch(self) -> dict[str, float]:
@@ -234,12 +239,23 @@ class Session:
     def save(self) -> None:
         """Writes a snapshot, unless that was just done, and closes the log."""
         if self._saved != self._place:
-            self._snapshot()
+            with self._explained():
+                self._snapshot()
         self.directory.close()
 
     @property
     def _place(self) -> tuple[int, int]:
         return self.trainer.epoch, self.trainer.step
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Of a step whose numbers are not finite, leaves what is known in the folder."""
+        try:
+            yield
+        except NotFinite as error:
+            self.directory.write_json(NOT_FINITE, error.facts)
+            path = self.directory.path / NOT_FINITE
+            raise NotFinite(f"{error}; see {path}", error.facts) from error
 
     def _judge(self) -> dict[str, float]:
         """The accuracy of the student, and of whatever else the method trains."""

@@ -17,7 +17,7 @@ from dskd.data.plan import EpochPlan, draw_plan, steps
 from dskd.data.resident import Batch, Resident
 from dskd.device import Precision, autocast
 from dskd.errors import InputError, first_line
-from dskd.finite import Finite
+from dskd.finite import Finite, explained, facts_of, require_finite
 from dskd.footprint import held_by_training, kept_for_backward
 from dskd.graph import Recorded, Recorder, buffers_in_place, capturable, detached, narrowed
 from dskd.meter import Meter
@@ -28,11 +28,7 @@ from dskd.optimizer import load_state, set_rate
 REHEARSED = 8
 """Pictures of the step that shows whether a run can be trained."""
 CHECKED_EVERY = 100
-"""Steps after which a GPU is asked whether its objectives were finite: the asking waits for it."""
-
-
-class NotFinite(ArithmeticError):
-    """The objective became NaN or infinite; no weight was changed by it."""
+"""Steps after which a GPU is asked whether its numbers were finite: the asking waits for it."""
 
 
 def train_step(
@@ -45,41 +41,26 @@ def train_step(
 ) -> StepOutput:
     """One step: the teacher answers, the method says its losses, their sum is minimised.
 
-    Several processes (`dskd.ranks`) each have a share of the batch, and all take the same step. An
-    objective that is NaN or infinite never changes a weight. With ``finite`` it is noted there, and
-    nothing waits for it; without, it ends the step.
+    Several processes (`dskd.ranks`) each have a share of the batch, and all take the same step. The
+    teacher's logits, losses and gradients never change a weight where one is NaN or infinite. With
+    ``finite`` that is noted there, and nothing waits for it; without, it ends the step.
 
     Raises:
-        NotFinite: Without ``finite``, the objective is NaN or infinite.
+        NotFinite: Without ``finite``, one of them is NaN or infinite.
     """
     with autocast(batch.images.device, precision):
         answer = answers(batch, method.needs)
         output: StepOutput = method(batch, answer)
-    objective = output.objective
-    if finite is not None:
-        finite.note(objective)
-    elif not ranks.everywhere(torch.isfinite(objective)):
-        raise NotFinite(_why_not_finite(batch, answer, output))
     optimizer.zero_grad(set_to_none=True)
-    objective.backward()  # type: ignore[no-untyped-call]
+    output.objective.backward()  # type: ignore[no-untyped-call]
     ranks.average_gradients(method.parameters(), len(batch.labels))
+    logits = answer.logits if answer is not None and method.needs.logits else None
+    if finite is not None:
+        finite.note(logits, output.losses)
+    else:
+        require_finite(method, batch, logits, output.losses, optimizer)
     optimizer.step()
     return output
-
-
-def _why_not_finite(batch: Batch, answer: ModelOutput | None, output: StepOutput) -> str:
-    """What the first process says whose objective is not finite."""
-    own = "" if output.objective.isfinite() else _not_finite(batch, answer, output)
-    return next(filter(None, ranks.gathered(own)))
-
-
-def _not_finite(batch: Batch, answer: ModelOutput | None, output: StepOutput) -> str:
-    terms = ", ".join(f"{name} {loss.item():g}" for name, loss in output.losses.items())
-    few = batch.indices[:5].tolist()
-    where = f"on {len(batch.indices)} pictures, the first of them {few}"
-    if answer is not None and not answer.logits.isfinite().all():
-        return f"the teacher's logits are not finite {where}; give another teacher"
-    return f"the loss is not finite ({terms}) {where}; lower train.lr"
 
 
 class Trainer:
@@ -146,7 +127,7 @@ class Trainer:
         Every step leaves the trainer in a state that `state` can save and `restore` go on from.
 
         Raises:
-            NotFinite: An objective is NaN or infinite; see `check_finite`.
+            NotFinite: A number of a step is NaN or infinite; see `check_finite`.
         """
         plan = self._plan(self.epoch)
         self.method.train()
@@ -173,7 +154,7 @@ class Trainer:
             start = time.perf_counter()
 
     def check_finite(self) -> None:
-        """Waits for the steps so far, and sees that their objectives were finite.
+        """Waits for the steps so far, and sees that their numbers were finite.
 
         On a CPU each step has seen to it already, and on a GPU this is asked now and then, and
         before anything of the trainer is judged or kept.
@@ -181,16 +162,13 @@ class Trainer:
         Raises:
             NotFinite: One was not; the weights are those from before it.
         """
-        step = self.finite.steps_before_bad() if self.finite is not None else None
-        if step is None:
+        if self.finite is None or (step := self.finite.steps_before_bad()) is None:
             return
         plan = self._plan(self.epoch)
         batch = next(self.split.planned(plan, self.batch_size, start=step))
         # From the same weights the same step fails again, and says why.
         train_step(self.method, self.answers, batch, self.optimizer, self.precision)
-        raise NotFinite(
-            f"the loss was not finite in step {step + 1} of epoch {self.epoch + 1}; lower train.lr"
-        )
+        raise explained(facts_of(batch, self.finite.bad_parts()))
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
@@ -296,7 +274,7 @@ class Trainer:
         """Everything that the next step depends on.
 
         Raises:
-            NotFinite: An objective was NaN or infinite: there is no next step.
+            NotFinite: A number was NaN or infinite: there is no next step.
         """
         self.check_finite()
         return {

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dskd.finite import NotFinite
 from dskd.interrupt import Stopped, stop_requests
 from dskd.session import Session
-from dskd.train import NotFinite
 
 
 class Watcher(Protocol):
@@ -102,8 +102,16 @@ def train_together(students: list[Student], watcher: Watcher) -> None:
                 watcher.ended(student, failure)
             if stop.signal is not None:
                 for one in running:
-                    one.save()
+                    _save(one, watcher)
                 raise Stopped(stop.signal)
+
+
+def _save(student: Student, watcher: Watcher) -> None:
+    """Saves a run; a GPU may say only now that it has failed."""
+    try:
+        student.save()
+    except NotFinite as error:
+        watcher.ended(student, str(error))
 
 
 def _random_state() -> list[Tensor]:

@@ -29,12 +29,14 @@ from dskd.data import Dataset
 from dskd.data.resident import ResidentData
 from dskd.disk import PART, probe, replace_file
 from dskd.errors import InputError
+from dskd.finite import NotFinite
 from dskd.methods.base import TeacherNeeds
 from dskd.models.teacher import Teacher
 from dskd.owner import LOCK, OWNER, take
 from dskd.recipe import Recipe, load
 from dskd.run import check_fit, check_kept, make_answers, make_session, make_teacher
 from dskd.rundir import LAST, RunDirectory, differences
+from dskd.session import Session
 
 log = logging.getLogger("dskd")
 ROWS = "results.jsonl"
@@ -244,14 +246,27 @@ def _run_seed(
                 directory.check_same(recipe.plain())
                 directory.start(recipe.plain(), devices.environment(pictures.train.device))
                 session = make_session(recipe, pictures, given, answers, directory)
-                session.begin(resume=begun)
-                students.append(Student(contender.label, seed, session))
+                failure = _begin(session, begun)
+                student = Student(contender.label, seed, session)
+                if failure is None:
+                    students.append(student)
+                else:
+                    watcher.ended(student, failure)
             train_together(students, watcher)
     if shared.ran:
         log.info(
             "seed %d: the teacher ran %d times for %d steps of students",
             *(seed, shared.ran, shared.asked),
         )
+
+
+def _begin(session: Session, resume: bool) -> str | None:
+    """Has a run begin; why it cannot, where what its method prepares comes to NaN."""
+    try:
+        session.begin(resume)
+    except NotFinite as error:
+        return str(error)
+    return None
 
 
 def _ended(folder: Path) -> bool:

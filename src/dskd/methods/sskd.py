@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dskd.data.augment import rotations
 from dskd.data.resident import Batch
 from dskd.errors import InputError
+from dskd.finite import require_finite
 from dskd.losses import logits as losses_of_logits
 from dskd.losses.contrast import sskd, sskd_head, sskd_predictions
 from dskd.losses.precision import full_precision
@@ -104,7 +105,10 @@ class SSKD(FeatureMethod):
                     batch.epoch - first, self.head_epochs, HEAD_LR, milestones=HEAD_MILESTONES
                 )
             vectors = self.teacher_head(full_precision(_pooled(answered(answer))))
-            sskd_head(vectors, self.ss_temperature).backward()  # type: ignore[no-untyped-call]
+            loss = sskd_head(vectors, self.ss_temperature)
+            loss.backward()  # type: ignore[no-untyped-call]
+            logits = answered(answer).logits
+            require_finite(self, batch, logits, {"teacher_head": loss}, optimizer)
             optimizer.step()
             optimizer.zero_grad()
         self.teacher_head.requires_grad_(False)
