@@ -198,8 +198,8 @@ class RunDirectory:
         return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
     @ranks.by_first
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Adds an epoch's metrics, to the file and to TensorBoard."""
+    def append(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Adds an epoch's metrics, to the file and to TensorBoard; returns them."""
         assert self._board is not None, "rewind comes before append"
         path, line = self.path / "metrics.jsonl", _line(row).encode()
         with telling(path, lambda: len(line)), path.open("ab") as file:
@@ -207,6 +207,7 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
         self._board.add(row["epoch"], {k: value for k, value in row.items() if k != "epoch"})
+        return row
 
     @ranks.by_first
     def write_student(self, name: str, student: nn.Module, metadata: Mapping[str, Any]) -> None:

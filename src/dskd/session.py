@@ -225,7 +225,7 @@ class Session:
         self._trained += trainer.seconds
         trainer.end_epoch()
         self._keep_best(row)
-        self.directory.append(row)
+        row = self.directory.append(row)  # the first process's times are the run's
         self.rows.append(row)
         if self._is_due():
             self._snapshot()
@@ -320,6 +320,7 @@ class Session:
         student = judge(method, method.heads, self.test)["student"]
         teacher = self._judge_teacher()
         deployed, rows = method.deployed(), self.rows
+        cost = sum(row["snapshot_seconds"] for row in rows) + self._cost
         result = Result(
             path=self.directory.path,
             student=deployed.cpu().to(memory_format=torch.contiguous_format).eval(),
@@ -334,7 +335,7 @@ class Session:
             agreement=student.agreement(teacher) if teacher else None,
             seconds=round(sum(row["seconds"] for row in rows), 3),
             teacher_seconds=round(sum(row["teacher_seconds"] for row in rows), 3),
-            snapshot_seconds=round(sum(r["snapshot_seconds"] for r in rows) + self._cost, 3),
+            snapshot_seconds=round(ranks.by_first(lambda: cost)(), 3),
             teacher_hits=_mean([row["teacher_hits"] for row in rows if "teacher_hits" in row]),
             extra_parameters=_trained_beside(method, deployed),
             memory=self.trainer.memory,
