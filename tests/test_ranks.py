@@ -459,6 +459,29 @@ def test_the_command_goes_on_after_a_signal_and_after_a_death(of_two: Path, tmp_
     assert _timeless(out) == _timeless(of_two / "0/whole")
 
 
+@pytest.mark.parametrize("victim", ["torchrun", "process 0"])
+def test_what_is_killed_takes_all_the_others_with_it(tmp_path: Path, victim: str) -> None:
+    log, out = tmp_path / "log", tmp_path / "run"
+    changes = ["teacher=null", "method={name: ce}", "train.epochs=1000", f"out={out}"]
+    with command(["-m", "dskd", "distill", "digits", *SMALL[:2], *changes], log) as torchrun:
+        _reached(torchrun, out, 1, log)
+        all_ = [psutil.Process(torchrun.pid), *psutil.Process(torchrun.pid).children()]
+        ranked = {one.environ().get("RANK"): one for one in all_[1:]}
+        (torchrun if victim == "torchrun" else ranked["0"]).kill()
+        assert torchrun.wait(60) != 0
+        _, alive = psutil.wait_procs(all_, 60)
+    for one in alive:
+        one.kill()
+    assert not alive, log.read_text()
+    said = [line for line in log.read_text().splitlines() if line.startswith(("dskd:", "dskd,"))]
+    if victim == "torchrun":
+        assert said == ["dskd: stopped; the state is saved, go on with --resume"]
+    else:
+        (line,) = said
+        assert line.startswith("dskd, process 1: another process of this run died")
+        assert line.endswith("go on with --resume")
+
+
 @pytest.fixture
 def four(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one of four processes, which never meet."""

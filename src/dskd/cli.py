@@ -17,7 +17,7 @@ from dskd.build import Given
 from dskd.compare import grid, live, table
 from dskd.compare.entries import Weights
 from dskd.compare.summary import summarize
-from dskd.errors import InputError
+from dskd.errors import InputError, printable
 from dskd.finite import NotFinite
 from dskd.interrupt import Stopped
 from dskd.session import Result
@@ -273,5 +273,5 @@ def _say(message: str, code: int, *, own: bool = False) -> int:
     """Says how it ended: once a machine where all processes end so, else each its own end."""
     if own or ranks.local() == 0:
         who = f"dskd, process {ranks.number()}" if own and ranks.started() > 1 else "dskd"
-        print(f"{who}: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{who}: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code

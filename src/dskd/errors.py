@@ -20,7 +20,19 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
+
+
+def printable(text: str) -> str:
+    r"""Text that does nothing to a terminal: what is no letter, sign or space is escaped.
+
+    Names of files and classes may be anybody's.
+
+    Example:
+        >>> printable("caf\u00e9 \x1b[2J")
+        'café \\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def brief(value: object) -> str:

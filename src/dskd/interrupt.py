@@ -60,6 +60,9 @@ def stop_requests() -> Iterator[StopRequest]:
     }
     try:
         yield request
+    except ranks.Lost:
+        before.clear()  # torchrun now asks all that are left to end: first they say why
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

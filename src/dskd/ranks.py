@@ -19,9 +19,10 @@ several. A rank is the number of one of them. They go together like this:
 - **Files.** Rank 0 alone reads and writes the run's folder and sends the others what it read; no
   other process needs to see it. Pictures and checkpoints are read by each.
 - **Judging** is shared: each process judges every N-th batch of a split, and all get all results.
-- **Ends.** A signal at any process stops all after the same step; so does an objective that is not
+- **Ends.** A signal at any process stops all after the same step; so does a number that is not
   finite, before any weight changes. When a process dies, the others end: at once where its
-  connections close, else after `TIMEOUT`, or `PATIENCE` where it worked alone.
+  connections close, else after `TIMEOUT`, or `PATIENCE` where it worked alone. When torchrun itself
+  is killed, its processes stop as after a signal.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +52,8 @@ TIMEOUT = timedelta(seconds=50)
 """How long a process waits for the others in a step: all have ended within a minute then."""
 PATIENCE = timedelta(hours=1)
 """How long it waits for work that another does alone: a download, say."""
+WATCHED_EVERY = 1.0
+"""Seconds after which a process sees whether the torchrun that started it is still there."""
 
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -154,11 +159,36 @@ def joined(device: torch.device) -> Iterator[None]:
     with _asking():
         _group = _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield
-        gathered(None)  # nobody leaves while another still needs it
+        with _stopped_with_torchrun():
+            yield
+            gathered(None)  # nobody leaves while another still needs it
     finally:
         _group = None
         dist.destroy_process_group()
+
+
+@contextmanager
+def _stopped_with_torchrun() -> Iterator[None]:
+    """Has the process get SIGTERM when its torchrun is killed, which can send it none.
+
+    Only there: what started a process otherwise may end before it, as a shell does.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    left, parent = threading.Event(), os.getppid()
+
+    def watch() -> None:
+        while not left.wait(WATCHED_EVERY):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 def _join(backend: str) -> _Group:

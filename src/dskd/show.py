@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from dskd import ranks
+from dskd.errors import printable
 from dskd.train import Trainer
 
 REFRESH_SECONDS = 0.5
@@ -88,6 +89,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """
     # Class names and paths are shown as they are, whatever brackets and colons they hold.
     console = Console(markup=False, emoji=False, highlight=False)
+    rows = [[printable(cell) for cell in row] for row in rows]
     right = [i > 0 and all(_numeric(row[i]) for row in rows) for i in range(len(columns))]
     if console.is_terminal:
         drawn = Table(box=box.SIMPLE_HEAD)

@@ -28,6 +28,7 @@ from dskd.errors import InputError
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,13 @@ def _build(published: Published, files: Files, size: int | None) -> Dataset:
 
 def _class_names(entries: Mapping[str, object], key: str, where: str) -> tuple[str, ...]:
     names = _entry(entries, key, where)
-    if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
-        raise InputError(f"{where}: {key!r} must be a list of class names; fetch the file again")
+    if not isinstance(names, list) or not all(
+        isinstance(name, bytes | str) and len(name) <= _LONGEST_NAME for name in names
+    ):
+        raise InputError(
+            f"{where}: {key!r} must be a list of class names of {_LONGEST_NAME} letters at most; "
+            "fetch the file again"
+        )
     texts = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
     return distinct(texts, [str(label) for label in range(len(texts))])
 

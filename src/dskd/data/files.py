@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import os
 import tarfile
 import zipfile
@@ -14,6 +16,10 @@ from dskd.data.memory import require_memory
 from dskd.errors import InputError
 
 _LARGE = 64 * 2**20
+# What an archive may hold. A few bytes may unpack to any number; the published ones have 186 MB.
+_UNPACKED = 2**30
+_TAR_MEMBERS = 2**10
+_ZIP_MEMBERS = 2**20
 
 
 class Files(ABC):
@@ -94,7 +100,9 @@ class ZipFiles(Files):
         try:
             self._zip = zipfile.ZipFile(path)
             self.stamp = _archive_stamp(path)
-        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            if len(self._zip.namelist()) > _ZIP_MEMBERS:
+                raise ValueError(f"it has more than {_ZIP_MEMBERS} members")
+        except Exception as error:  # zipfile and struct each raise their own
             raise _damaged(path, error) from error
         everything = (name for name in self._zip.namelist() if name.startswith(top))
         self.names = sorted({name[len(top) :] for name in everything} - {""})
@@ -108,7 +116,12 @@ class ZipFiles(Files):
         if member.file_size > _LARGE:
             require_memory(member.file_size, f"the bytes of {self.where(name)}")
         try:
-            return self._zip.read(member)
+            if member.file_size > _UNPACKED:
+                raise ValueError(f"{name} has more than {_UNPACKED} bytes")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{name} is packed in a way that cannot be read in parts")
+            with self._zip.open(member) as file:  # no more than its size: it may unpack to more
+                return file.read(member.file_size)
         except Exception as error:  # zipfile, zlib, lzma and bz2 each raise their own
             raise _damaged(self.root, error) from error
 
@@ -118,7 +131,9 @@ class ZipFiles(Files):
 
 
 class TarFiles(Files):
-    """A few named files of a compressed tar archive, read in one pass.
+    """A few named files of a tar archive, plain or in gzip, read in one pass.
+
+    Links, devices and whatever else is no file of its own count as missing.
 
     Args:
         path: The archive.
@@ -158,14 +173,45 @@ class TarFiles(Files):
 
     def _unpack(self) -> dict[str, bytes]:
         found = {}
-        with tarfile.open(self.root, "r|*") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./").removeprefix(self._top)
-                if name in self.names and member.isfile():
-                    require_memory(member.size, f"the bytes of {self.where(name)}")
-                    stream = tar.extractfile(member)
-                    found[name] = stream.read() if stream else b""
+        with _opened(self.root) as file:
+            bounded = _Bounded(file)
+            with tarfile.open(fileobj=bounded, mode="r|") as tar:
+                for count, member in enumerate(tar):
+                    if count == _TAR_MEMBERS:
+                        raise ValueError(f"it has more than {_TAR_MEMBERS} members")
+                    if member.size > _UNPACKED:  # tarfile would look for its end for hours
+                        raise ValueError(f"{member.name} has more than {_UNPACKED} bytes")
+                    name = member.name.removeprefix("./").removeprefix(self._top)
+                    if name in self.names and member.isfile() and not member.issparse():
+                        require_memory(member.size, f"the bytes of {self.where(name)}")
+                        stream = tar.extractfile(member)
+                        found[name] = stream.read() if stream else b""
+            while bounded.read(2**20):  # gzip checks its sum at the end
+                pass
         return found
+
+
+class _Bounded(io.BufferedIOBase):
+    """A file of which no more than `_UNPACKED` bytes can be read."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+        self._left = _UNPACKED
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file; ValueError where there is more."""
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(f"it unpacks to more than {_UNPACKED} bytes")
+        return data
+
+
+def _opened(path: Path) -> io.BufferedIOBase:
+    """A file, unpacked as it is read if it is in gzip."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")
 
 
 def existing_folder(root: Path) -> Path:

@@ -11,7 +11,7 @@ from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, channel_statistics
 from dskd.data.files import Files, FolderFiles, existing_folder
 from dskd.data.pictures import SUFFIXES, decode, is_picture
-from dskd.errors import InputError
+from dskd.errors import InputError, printable
 
 
 def load(root: Path | None, size: int | None, cache: Path | None) -> Dataset:
@@ -115,7 +115,9 @@ def _ignored(files: Files) -> tuple[str, ...]:
             ignored.append(name)
     if not ignored:
         return ()
-    return (f"{len(ignored)} ignored, being no pictures of a class, such as {ignored[0]}",)
+    return (
+        f"{len(ignored)} ignored, being no pictures of a class, such as {printable(ignored[0])}",
+    )
 
 
 def _some(names: Sequence[str]) -> str:

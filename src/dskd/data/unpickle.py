@@ -1,28 +1,29 @@
 """Reading the pickles of the CIFAR files without letting them run anything.
 
-A pickle names functions for the reader to call. Here it gets none: every name it may use stands
-for one of the small classes below, which hold numbers, and every other name is refused. NumPy's
-own reconstruction code never sees the file.
+A pickle is a list of instructions for a machine with a stack. Python's own machine calls whatever
+function a file names, and a few bytes can have it fill the memory or end the process. The one here
+knows the instructions that build numbers, text, lists, dictionaries and arrays of numbers, and five
+names, which stand for functions of this file. NumPy's own reconstruction code never sees the file.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
 import pickletools
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dskd.errors import InputError
+from dskd.errors import InputError, brief
 
 _NUMBERS = frozenset(
     ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"),
 )
-_MEMO_LIMIT = 2**24
+_INSTRUCTIONS = 2**23  # 8 a picture are needed; each takes up to 160 bytes of memory
+_DIMENSIONS = 8
+_LONGEST = 2**62
 
 
 def read_pickle(data: bytes, where: str) -> dict[str, object]:
@@ -42,8 +43,7 @@ def read_pickle(data: bytes, where: str) -> dict[str, object]:
         InputError: The pickle asks for anything else, is damaged, or holds no mapping.
     """
     try:
-        _check_memo(data)
-        value = _Reader(io.BytesIO(data), where).load()
+        value = _Machine(data, where).run()
         if not isinstance(value, dict):
             raise TypeError(f"holds a {type(value).__name__}, not a mapping")
         return {_text(key): _plain(entry) for key, entry in value.items()}
@@ -51,37 +51,149 @@ def read_pickle(data: bytes, where: str) -> dict[str, object]:
         raise
     except Exception as error:  # a mangled pickle can raise nearly anything
         raise InputError(
-            f"{where} is not a readable pickle ({type(error).__name__}: {str(error)!a}); "
+            f"{where} is not a readable pickle ({type(error).__name__}: {brief(str(error))}); "
             "fetch the file again"
         ) from error
 
 
-class _Reader(pickle.Unpickler):
-    """An unpickler that knows only the names in ``_ADMITTED``."""
+class _Machine:
+    """Follows the instructions of one pickle.
 
-    def __init__(self, file: io.BytesIO, where: str) -> None:
-        super().__init__(file, encoding="bytes")
+    Args:
+        data: The pickle.
+        where: The file it comes from, for the error.
+    """
+
+    def __init__(self, data: bytes, where: str) -> None:
+        self._data = data
         self._where = where
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+        self._room = len(data)  # for text that is turned into bytes: none is turned twice
 
-    def find_class(self, module: str, name: str) -> object:
+    def run(self) -> object:
+        """The value that the instructions build."""
+        for count, (code, argument, _) in enumerate(pickletools.genops(self._data)):
+            if code.name == "STOP":
+                return self._pop()
+            if count == _INSTRUCTIONS:
+                break
+            self._step(code.name, argument)
+        raise ValueError(f"it has no end within {_INSTRUCTIONS} instructions")
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name in _VALUES:
+            self._stack.append(argument)
+        elif name in _BYTES:  # told as text, a character a byte
+            self._stack.append(argument.encode("latin1"))
+        elif name in _FIXED:
+            self._stack.append(_FIXED[name]())
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            self._memo[argument] = self._stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = self._stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            self._stack.append(self._memo[argument])
+        elif name == "GLOBAL":
+            self._stack.append(self._find(*argument.split(" ", 1)))
+        elif name not in ("PROTO", "FRAME"):
+            self._build(name)
+
+    def _build(self, name: str) -> None:
+        """Follows an instruction that makes something of what lies on the stack."""
+        match name:
+            case "MARK":
+                self._marks.append(len(self._stack))
+            case "LIST":
+                self._stack.append(self._above_mark())
+            case "TUPLE":
+                self._stack.append(tuple(self._above_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self._stack.append(tuple(self._pop() for _ in range(int(name[-1])))[::-1])
+            case "DICT":
+                items = self._above_mark()
+                self._stack.append(_set_items({}, items))
+            case "APPEND":
+                value = self._pop()
+                self._top(list).append(value)
+            case "APPENDS":
+                items = self._above_mark()
+                self._top(list).extend(items)
+            case "SETITEM":
+                value, key = self._pop(), self._pop()
+                _set_items(self._top(dict), [key, value])
+            case "SETITEMS":
+                items = self._above_mark()
+                _set_items(self._top(dict), items)
+            case "STACK_GLOBAL":
+                attribute, module = self._pop(), self._pop()
+                self._stack.append(self._find(_text(module), _text(attribute)))
+            case "REDUCE":
+                arguments, function = self._pop(), self._pop()
+                if not isinstance(function, _Function):
+                    raise TypeError(f"a {type(function).__name__} cannot be called")
+                self._stack.append(function.call(self, *arguments))
+            case "BUILD":
+                state = self._pop()
+                self._top((_Type, _Array)).set_state(state)
+            case _:
+                raise ValueError(f"the instruction {name} is not admitted")
+
+    def _pop(self) -> Any:
+        return self._stack.pop()
+
+    def _above_mark(self) -> list[Any]:
+        """What was put on the stack since the last mark."""
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _top(self, kind: type | tuple[type, ...]) -> Any:
+        top = self._stack[-1]
+        if not isinstance(top, kind):
+            raise TypeError(f"a {type(top).__name__} takes nothing in")
+        return top
+
+    def _find(self, module: str, name: str) -> object:
         try:
             return _ADMITTED[module, name]
         except KeyError:
             raise InputError(
-                f"{self._where} asks to load {f'{module}.{name}'!a}, which no CIFAR file "
+                f"{self._where} asks to load {brief(f'{module}.{name}')}, which no CIFAR file "
                 "needs; nothing was run; fetch the published file"
             ) from None
+
+    def encode(self, text: object, encoding: object) -> bytes:
+        """Stands for ``_codecs.encode``: how Python 3 writes bytes in protocols 0 to 2."""
+        if not isinstance(text, str) or _text(encoding) != "latin1":
+            raise ValueError("only latin1 text is admitted")
+        self._room -= len(text)
+        if self._room < 0:
+            raise ValueError("it repeats its text too often")
+        return text.encode("latin1")
+
+
+def _set_items(mapping: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
+    """Sets key, value, key, value; other keys than text may take for ever to hash."""
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, bytes | str):
+            raise TypeError(f"keys must be text, got {type(key).__name__}")
+        mapping[key] = value
+    return mapping
 
 
 class _Type:
     """Stands for ``numpy.dtype``: a number's kind, width and byte order, nothing else."""
 
-    def __init__(self, code: object, *_: object) -> None:
+    def __init__(self, code: object) -> None:
         self._code = _text(code)
         if self._code not in _NUMBERS:
             raise ValueError(f"arrays of type {self._code!r} are not admitted, only of numbers")
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def set_state(self, state: tuple[Any, ...]) -> None:
+        """Its byte order."""
         order, *structure = state[1:5]
         if any(part is not None for part in structure):
             raise ValueError("arrays of records are not admitted, only of numbers")
@@ -100,70 +212,61 @@ class _Array:
 
     numbers: NDArray[Any] | None = None
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def set_state(self, state: tuple[Any, ...]) -> None:
+        """Its numbers."""
         _, shape, kind, columns_first, raw = state
         if not isinstance(kind, _Type):
             raise TypeError("an array needs a number type")
         numbers = kind.numbers(raw)
-        if any(not isinstance(extent, int) or extent < 0 for extent in shape):
-            raise ValueError(f"an array cannot have the shape {shape!r:.50}")
+        if len(shape) > _DIMENSIONS or not all(
+            isinstance(extent, int) and 0 <= extent < _LONGEST for extent in shape
+        ):
+            raise ValueError(f"an array cannot have the shape {brief(shape)}")
         if math.prod(shape) != len(numbers):
-            raise ValueError(f"an array holds {len(numbers)} numbers, its shape is {shape!r:.50}")
+            raise ValueError(f"an array holds {len(numbers)} numbers, its shape is {brief(shape)}")
         self.numbers = numbers.reshape(shape, order="F" if columns_first else "C")
 
 
 class _Function:
-    """A function a pickle may call, and may not alter."""
-
-    __slots__ = ("_call",)
+    """What a pickle may call: given the machine and the pickle's arguments."""
 
     def __init__(self, call: Callable[..., object]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: object) -> object:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: object) -> NoReturn:
-        raise TypeError("a function has no state")
+        self.call = call
 
 
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-def _scalar(kind: object, raw: object) -> object:
+def _scalar(_: _Machine, kind: object, raw: object) -> object:
     if not isinstance(kind, _Type):
         raise TypeError("a number needs a number type")
-    (number,) = kind.numbers(raw).tolist()
+    number: object = kind.numbers(raw).item()
     return number
 
 
-def _latin1(text: object, encoding: object) -> bytes:
-    if not isinstance(text, str) or _text(encoding) != "latin1":
-        raise ValueError("only latin1 text is admitted")
-    return text.encode("latin1")
-
-
+_VALUES = frozenset(
+    (
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    )
+)
+_BYTES = frozenset(("STRING", "BINSTRING", "SHORT_BINSTRING"))
+_FIXED: dict[str, Callable[[], object]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+}
 _ADMITTED: dict[tuple[str, str], object] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Type,
-    ("_codecs", "encode"): _Function(_latin1),
+    ("numpy", "ndarray"): None,  # an argument of _reconstruct, which is told nothing by it
+    ("numpy", "dtype"): _Function(lambda _, code, *rest: _Type(code)),
+    ("_codecs", "encode"): _Function(_Machine.encode),
     **{
         (f"numpy.{core}.multiarray", name): _Function(function)
         for core in ("core", "_core")
-        for name, function in (("_reconstruct", _reconstruct), ("scalar", _scalar))
+        for name, function in (("_reconstruct", lambda *_: _Array()), ("scalar", _scalar))
     },
 }
-
-
-def _check_memo(data: bytes) -> None:
-    """Refuse a memo number that makes CPython's unpickler claim all the memory there is.
-
-    See https://github.com/python/cpython/issues/115952, present up to Python 3.14.
-    """
-    for code, argument, _ in pickletools.genops(data):
-        if code.name in ("PUT", "LONG_BINPUT") and not 0 <= int(argument or 0) < _MEMO_LIMIT:
-            raise ValueError(f"memo number {argument} is out of range")
 
 
 def _plain(value: object) -> object:

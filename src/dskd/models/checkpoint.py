@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dskd.errors import InputError, first_line
+from dskd.errors import InputError, brief, first_line
 
 _WRAPPERS = ("model", "state_dict", "student")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -58,13 +58,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not content:
         raise InputError(
-            f"{path} holds no state_dict, but {type(content).__name__} {content!s:.40}"
+            f"{path} holds no state_dict, but {type(content).__name__} {brief(content)}"
         )
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(
-                f"{path} holds no state_dict: {key!r} is {type(value).__name__}, not a tensor; "
-                f"known forms: bare, or under {', '.join(_WRAPPERS)}"
+                f"{path} holds no state_dict: {brief(key)} is {type(value).__name__}, "
+                f"not a tensor; known forms: bare, or under {', '.join(_WRAPPERS)}"
             )
     return dict(content)
 

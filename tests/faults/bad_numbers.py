@@ -1,0 +1,264 @@
+"""Numbers that are NaN or infinite, put into one step of a run, and what has to come of it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from dskd import run
+from dskd.answers import Answers
+from dskd.cli import main
+from dskd.data.plan import draw_plan
+from dskd.data.resident import Batch
+from dskd.methods.base import StepOutput
+from dskd.methods.kd import KD
+from dskd.models.output import ModelOutput
+from dskd.optimizer import OptimizerName
+from dskd.rundir import LAST, NOT_FINITE
+from dskd.train import Trainer
+from recorders import Replaying, fused
+
+Place = Literal["loss", "gradients", "one gradient", "teacher"]
+Way = Literal["sgd", "adamw", "fused sgd", "fused adamw", "recorded"]
+EPOCH, EPOCHS, BATCH, PICTURES = 1, 3, 32, 130
+SMALL = [
+    "data.share=0.1",
+    "student.name=resnet8",
+    "teacher.name=resnet8",
+    "teacher.epochs=1",
+    f"train.epochs={EPOCHS}",
+    f"train.batch_size={BATCH}",
+    "train.device=cpu",
+    "method={name: kd}",
+]
+"""The digits on a diet: 130 pictures, 5 steps an epoch."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A number, where it comes up, and how the run takes its steps.
+
+    Attributes:
+        place: What becomes bad; "one gradient" is a single number of one parameter's.
+        bad: What it becomes.
+        way: The optimizer, as a CPU or as a GPU has it, or with its steps recorded.
+        step: Of the second epoch, from 0.
+        changes: Of the recipe.
+    """
+
+    place: Place
+    bad: float
+    way: Way
+    step: int = 2
+    changes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join([f"{self.bad} in {self.place}", self.way, *self.changes, f"{self.step}"])
+
+
+PLACES: tuple[Place, ...] = ("loss", "gradients", "one gradient", "teacher")
+WAYS: tuple[Way, ...] = ("sgd", "adamw", "fused sgd", "fused adamw", "recorded")
+NAN, INF = float("nan"), float("inf")
+SAMPLE = [
+    Case("loss", NAN, "sgd"),
+    Case("loss", INF, "fused sgd", step=0),
+    Case("gradients", INF, "adamw"),
+    Case("one gradient", NAN, "fused sgd"),
+    Case("one gradient", NAN, "adamw", step=4),
+    Case("one gradient", NAN, "recorded"),
+    Case("teacher", INF, "sgd"),
+    Case("teacher", -INF, "fused adamw"),
+    Case("teacher", -INF, "fused sgd", changes=("teacher.ahead=3",)),
+    Case("loss", -INF, "fused adamw", changes=("train.precision=bfloat16",)),
+]
+OF_TWO = [
+    Case("one gradient", NAN, "sgd"),
+    Case("teacher", -INF, "fused sgd"),
+    Case("loss", INF, "adamw"),
+]
+"""Those that two processes meet, of which one has the picture."""
+CHANGES = ((), ("teacher.ahead=3",), ("train.precision=bfloat16",))
+
+
+def cases(*, whole: bool) -> Iterator[tuple[str, Case]]:
+    """The cases by name: a sample, or all of them."""
+    every = itertools.product(PLACES, (NAN, INF, -INF), WAYS, (0, 2, 4), CHANGES)
+    for case in itertools.starmap(Case, every) if whole else SAMPLE:
+        yield str(case), case
+
+
+def check(case: Case, folder: Path) -> str:
+    """Has a run meet the number, of one process or of several; nothing of it may be kept.
+
+    The number comes up with one picture, the second of its batch: of two processes, the second
+    has it.
+    """
+    taught = _distilled(case, folder / "taught", "train.epochs=1")
+    teacher = f"teacher.checkpoint={taught / 'teacher' / LAST}"
+    out = folder / "run"
+    with ExitStack() as stack:
+        watched = stack.enter_context(_watched(out))
+        stack.enter_context(_spoiled(case))
+        code = _code(case, out, teacher)
+    assert code == 3, f"exit code {code}"
+    _check_said(case, out)
+    trainer, before = watched
+    assert _digest(trainer[0]) == before[case.step][0], (
+        "weights or the optimizer's state were changed"
+    )
+    assert _files(out) == before[case.step][1], "the snapshots were changed"
+    assert _code(case, out, teacher, "--resume") == 0
+    assert not (out / NOT_FINITE).exists(), "what is over is still told"
+    whole = _distilled(case, folder / "whole", teacher)
+    assert (out / LAST).read_bytes() == (whole / LAST).read_bytes(), "the run went on otherwise"
+    return "stopped"
+
+
+def _code(case: Case, out: Path, *changes: str) -> int:
+    """How the command ends."""
+    optimizer = "adamw" if "adamw" in case.way else "sgd"
+    arguments = [*SMALL, f"train.optimizer={optimizer}", *case.changes, f"out={out}", *changes]
+    with _taken(case.way):
+        try:
+            main(["distill", "digits", *arguments])
+        except SystemExit as ended:
+            return int(str(ended.code))
+    raise AssertionError("a command exits")
+
+
+def _distilled(case: Case, out: Path, *changes: str) -> Path:
+    """A run that nothing befalls."""
+    assert _code(case, out, *changes) == 0
+    return out
+
+
+@contextmanager
+def _taken(way: Way) -> Iterator[None]:
+    """Has steps taken in a way."""
+    if way in ("sgd", "adamw"):
+        yield
+        return
+    made = Trainer.__init__
+
+    def recording(self: Trainer, *args: Any, **settings: Any) -> None:
+        made(self, *args, **settings | {"recorder": Replaying()})
+
+    with ExitStack() as stack:
+        name: OptimizerName = "adamw" if way == "fused adamw" else "sgd"
+        change = patch.object(run, "make_optimizer", lambda method, *_, **__: fused(method, name))
+        stack.enter_context(change)
+        if way == "recorded":
+            stack.enter_context(patch.object(Trainer, "__init__", recording))
+        yield
+
+
+@contextmanager
+def _watched(out: Path) -> Iterator[tuple[list[Trainer], list[tuple[str, dict[str, bytes]]]]]:
+    """The trainer of the run; what it and its snapshots were before each step of the epoch."""
+    train_epoch = Trainer.train_epoch
+    trainers: list[Trainer] = []
+    before: list[tuple[str, dict[str, bytes]]] = []
+
+    def watched(self: Trainer) -> Iterator[None]:
+        trainers[:] = [self]
+        before[:] = [(_digest(self), _files(out))]
+        for _ in train_epoch(self):
+            before.append((_digest(self), _files(out)))
+            yield
+
+    with patch.object(Trainer, "train_epoch", watched):
+        yield trainers, before
+
+
+def _files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "snapshots").glob("*.snapshot")}
+
+
+def _digest(trainer: Trainer) -> str:
+    """Of the weights and the optimizer's state."""
+    state = trainer.optimizer.state
+    tensors = [*trainer.method.parameters(), *(v for one in state.values() for v in one.values())]
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(torch.as_tensor(tensor).detach().numpy().tobytes())
+    return content.hexdigest()
+
+
+class _Scaled(torch.autograd.Function):
+    """A number as it is, whose gradient is multiplied."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor, factor: Tensor) -> Tensor:
+        context.factor = factor
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * context.factor, None
+
+
+@contextmanager
+def _spoiled(case: Case) -> Iterator[None]:
+    """Puts the number into the run."""
+    picture = _pictures(case)[1]
+    forward, ask = KD.forward, Answers.ask
+
+    def factor(batch: Batch) -> Tensor:
+        here = (batch.indices == picture).any() & (batch.epoch == EPOCH)
+        return torch.where(here, case.bad, 1.0)
+
+    def taught(self: KD, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
+        output = forward(self, batch, teacher)
+        losses = dict(output.losses)
+        if case.place == "loss":
+            losses["kd"] = losses["kd"] * factor(batch)
+        elif case.place == "gradients":
+            losses["kd"] = _Scaled.apply(losses["kd"], factor(batch))
+        elif case.place == "one gradient":
+            last = list(self.parameters())[-1].flatten()[0]
+            losses["kd"] = losses["kd"] + _Scaled.apply(0 * last, factor(batch))
+        return StepOutput(losses, output.logits, output.metrics)
+
+    def asked(self: Answers, answering: Any, batch: Batch, needs: Any) -> tuple[ModelOutput, int]:
+        answer, hits = ask(self, answering, batch, needs)
+        if batch.epoch == EPOCH and case.place == "teacher":
+            logits = answer.logits.clone()
+            logits[(batch.indices == picture).nonzero().flatten(), 0] = case.bad
+            answer = answer._replace(logits=logits)
+        return answer, hits
+
+    with patch.object(KD, "forward", taught), patch.object(Answers, "ask", asked):
+        yield
+
+
+def _pictures(case: Case) -> list[int]:
+    """Those of the step, in the plan's order."""
+    order = draw_plan(0, EPOCH, PICTURES, 0, False).order.tolist()
+    steps = PICTURES // BATCH
+    end = PICTURES if case.step == steps - 1 else BATCH * (case.step + 1)
+    return order[BATCH * case.step : end]
+
+
+def _check_said(case: Case, out: Path) -> None:
+    """The run's folder says which step it was, what was bad, and which pictures there were."""
+    facts = json.loads((out / NOT_FINITE).read_text())
+    assert (facts["epoch"], facts["step"]) == (EPOCH + 1, case.step + 1)
+    assert sorted(facts["indices"]) == sorted(_pictures(case))
+    assert ("gradient" if "gradient" in case.place else case.place) in facts["what"]
+    bad = [loss for loss in facts["losses"].values() if not math.isfinite(float(loss))]
+    assert ("loss" in facts["what"]) is bool(bad)
+    if "gradient" in case.place:
+        assert facts["what"] == ["gradient"]
+    if case.place == "one gradient":
+        assert len(facts["gradients"]) == 1

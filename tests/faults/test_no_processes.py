@@ -1,0 +1,85 @@
+"""One process decodes, trains and writes: whatever kills it leaves none behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from dskd import recipe, run
+from dskd.data import pictures
+from dskd.train import Trainer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data set as a picture folder."""
+    for split, count in (("train", 80), ("val", 2)):
+        for label in ("dark", "light"):
+            place = tmp_path / "pictures" / split / label
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (number, number, number)).save(place / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def plan(folder: Path) -> recipe.Recipe:
+    return recipe.load(
+        "digits",
+        [
+            f"data={{name: folder, root: {folder}}}",
+            "student.name=resnet8",
+            "teacher=null",
+            "method={name: ce}",
+            "train={epochs: 1, batch_size: 32, device: cpu}",
+            f"out={folder.parent / 'run'}",
+        ],
+    )
+
+
+def test_a_run_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = psutil.Process().children(recursive=True)
+    started: set[psutil.Process] = set()
+    threads: set[int] = set()
+    read, train_epoch = pictures._read, Trainer.train_epoch
+
+    def look() -> None:
+        started.update(set(psutil.Process().children(recursive=True)) - set(before))
+
+    def watched(*args: Any) -> Any:
+        threads.add(threading.get_ident())
+        look()
+        return read(*args)
+
+    def trained(self: Trainer) -> Iterator[None]:
+        for _ in train_epoch(self):
+            look()
+            yield
+
+    monkeypatch.setattr(pictures, "_read", watched)
+    monkeypatch.setattr(Trainer, "train_epoch", trained)
+    run.train(plan(folder))
+    look()
+    assert not started
+    assert len(threads) > 1, "nothing was decoded beside the main thread"
+
+
+def test_a_thread_that_dies_while_it_decodes_ends_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = pictures._read
+
+    def dying(files: Any, name: str, size: int | None) -> Any:
+        if "70" in name:
+            raise MemoryError("in a thread")
+        return read(files, name, size)
+
+    monkeypatch.setattr(pictures, "_read", dying)
+    with pytest.raises(MemoryError, match="in a thread"):
+        run.train(plan(folder))
+    assert not (folder.parent / "run").exists()
