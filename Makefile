@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test setup check bench scaling clean
+.PHONY: demo test setup check bench scaling torture clean
 
 demo: $(READY)
 	$(BIN)/dskd demo
@@ -25,6 +25,10 @@ bench: $(READY)
 
 scaling: $(READY)
 	$(BIN)/python benchmarks/scaling.py $(ARGS)
+
+# Every fault test; goes on where it was stopped, and writes the table of docs/reliability.md.
+torture: $(READY)
+	$(BIN)/python tests/faults/torture.py $(ARGS)
 
 # Made again when what it installs changes; the package itself is linked, not copied.
 $(READY): pyproject.toml constraints.txt

@@ -34,7 +34,9 @@ def test_the_readme_s_recipe_is_the_demo_s() -> None:
     assert block == "".join(ln for ln in shipped.splitlines(True) if not ln.startswith("#"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/method.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/architecture.md", "docs/method.md", "docs/reliability.md"]
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)", text):

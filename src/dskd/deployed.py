@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from dskd import methods
@@ -24,10 +25,13 @@ from dskd.models.load import TIMM, load_model
 from dskd.models.stages import StagedModel
 from dskd.recipe import DataSettings
 from dskd.rundir import BEST, LAST
-from dskd.settings import Settings, validate
+from dskd.settings import Count, Settings, validate
 from dskd.yaml_text import read_yaml_file
 
 Which = Literal["last", "best"]
+
+
+_Extent = Annotated[Count, Field(le=4096)]
 
 
 class _Facts(Settings):
@@ -36,7 +40,7 @@ class _Facts(Settings):
     model: str
     options: dict[str, Any]
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[_Extent, _Extent, _Extent]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     method: str

@@ -10,8 +10,10 @@ from typing import Any
 import archives
 import pickles
 import pytest
+import recipes
+import texts
 
-FAMILIES: tuple[ModuleType, ...] = (archives, pickles)
+FAMILIES: tuple[ModuleType, ...] = (archives, pickles, recipes, texts)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch and Pillow, on files that are no good

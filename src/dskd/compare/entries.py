@@ -160,7 +160,7 @@ def read_comparison(path: Path) -> Comparison:
         return Comparison(path, facts, entries)
     except FileNotFoundError:
         raise InputError(f"there is no comparison in {path}; check the path") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path / COMPARISON} is damaged ({error!r}); start again") from None
 
 

@@ -27,7 +27,7 @@ from dskd.compare.entries import (
 from dskd.compiling import check_compiler
 from dskd.data import Dataset
 from dskd.data.resident import ResidentData
-from dskd.disk import PART, probe, replace_file
+from dskd.disk import PART, probe, remove_parts, replace_file
 from dskd.errors import InputError
 from dskd.finite import NotFinite
 from dskd.methods.base import TeacherNeeds
@@ -181,6 +181,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
     if grid.recipe.train.compile:
         check_compiler(device)
     with take(grid.path, "--out"):
+        remove_parts(grid.path)
         facts = _merged(grid) | {"pictures": len(data.test.labels)}
         _write_json(grid.path / COMPARISON, facts)  # first: it marks the folder as a comparison
         _write_json(grid.path / "environment.json", devices.environment(device))

@@ -1,0 +1,141 @@
+"""Snapshots that are damaged: in every byte of the header, every field and at every boundary."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import runs
+
+from dskd import snapshot
+from dskd.errors import InputError
+from dskd.rundir import RunDirectory
+from dskd.snapshot import HEADER, DamagedSnapshot
+
+FAMILY = "damaged snapshots"
+COUNT, SAMPLE = 2000, 200
+Kind = Literal["flip", "zero", "cut", "longer", "swap"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change to the newest of two snapshots.
+
+    Attributes:
+        kind: A byte is changed, many become zero, the file ends there, it goes on for so many
+            bytes, or two bytes change places.
+        at: Where, in bytes.
+        amount: What the byte is combined with by exclusive or; bytes that become zero.
+    """
+
+    kind: Kind
+    at: int
+    amount: int = 1
+
+
+def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
+    """All header bytes and all fields, of a run's own snapshot; the rest is drawn."""
+    wanted = COUNT if whole else SAMPLE
+    for number, (where, case) in enumerate(itertools.islice(_all(), wanted)):
+        yield f"{number}: {case.kind} {where}", case
+
+
+def _all() -> Iterator[tuple[str, Case]]:
+    size, parts = _layout()
+    draw = random.Random(0)
+    for at in range(HEADER):
+        yield f"header byte {at}", Case("flip", at, draw.randrange(1, 256))
+    boundaries = sorted({0, 1, HEADER - 1, HEADER, size - 1, *(end for _, _, end in parts)})
+    few = boundaries[:: max(1, len(boundaries) // 60)]
+    for at in (*few, *(at for at in boundaries if at not in few)):
+        if at < size:
+            yield f"at byte {at}", Case("cut", at)
+    for extra in (1, 512, 65536):
+        yield f"by {extra} bytes", Case("longer", size, extra)
+    for name, begin, end in parts:
+        yield f"in {name}", Case("flip", draw.randrange(begin, end), 1 << draw.randrange(8))
+    while True:
+        name, begin, end = draw.choice(parts)
+        kind: Kind = draw.choice(("flip", "zero", "cut", "swap"))
+        yield f"in {name}", Case(kind, draw.randrange(begin, end), draw.randrange(1, 256))
+
+
+@cache
+def _made() -> tuple[bytes, bytes]:
+    """The last two snapshots of a run."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        runs.whole(runs.command(folder / "run", runs.pictures(folder / "p"), "ce"), folder)
+        older, newer = snapshot.in_order(folder / "run/snapshots")
+        return older.read_bytes(), newer.read_bytes()
+
+
+@cache
+def _layout() -> tuple[int, list[tuple[str, int, int]]]:
+    """The file's size, and its parts behind the header: fields, their heads, and the index."""
+    newer = _made()[1]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(newer[HEADER:])
+        file.flush()
+        with zipfile.ZipFile(file.name) as archive:
+            infos, index = archive.infolist(), archive.start_dir
+    parts = []
+    for one, following in itertools.pairwise((*infos, None)):
+        assert one is not None
+        end = following.header_offset if following is not None else index
+        middle = end - one.compress_size
+        parts.append((f"the head of {one.filename}", HEADER + one.header_offset, HEADER + middle))
+        if one.compress_size:
+            parts.append((one.filename, HEADER + middle, HEADER + end))
+    parts.append(("the index", HEADER + index, len(newer)))
+    return len(newer), parts
+
+
+def _changed(data: bytes, case: Case) -> bytes:
+    changed = bytearray(data)
+    if case.kind == "cut":
+        return data[: case.at]
+    if case.kind == "longer":
+        return data + bytes(case.amount)
+    if case.kind == "zero":
+        changed[case.at : case.at + case.amount] = bytes(
+            len(changed[case.at : case.at + case.amount])
+        )
+    elif case.kind == "swap":
+        other = (case.at + case.amount) % len(data)
+        changed[case.at], changed[other] = changed[other], changed[case.at]
+    if bytes(changed) == data:  # it was zero, or the same, before
+        changed[case.at] ^= case.amount
+    return bytes(changed)
+
+
+def check(case: Case, folder: Path) -> str:
+    """Damages the newest of two snapshots, then the other one too.
+
+    Raises:
+        AssertionError: It is not noticed, or the one before is not used, or the run starts anew.
+    """
+    older, newer = _made()
+    directory = RunDirectory(folder)
+    directory.snapshots.mkdir()
+    first, second = (directory.snapshots / f"epoch0000{n}-step0000000.snapshot" for n in (2, 3))
+    first.write_bytes(older)
+    second.write_bytes(_changed(newer, case))
+    with pytest.raises(DamagedSnapshot):
+        snapshot.read(second)
+    state, told = directory.newest_snapshot()
+    assert state is not None
+    assert (state["epoch"], len(told)) == (2, 1)
+    assert str(second) in told[0]
+    first.write_bytes(_changed(older, Case("cut", case.at % len(older))))
+    with pytest.raises(InputError, match="every snapshot in"):
+        directory.newest_snapshot()
+    return "noticed, the one before used"

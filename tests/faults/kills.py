@@ -1,0 +1,101 @@
+"""Runs that are killed at random moments, and what they come to when they go on."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import runs
+
+from dskd import methods
+
+FAMILY = "SIGKILL at random moments, then resumed"
+COUNT, SAMPLE = 300, 15
+COMPARISONS = 5
+"""One in so many cases is a comparison."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run and its signals.
+
+    Attributes:
+        method: A method, or several of a comparison, parted by commas.
+        signals: One after the other, each to the run as it goes on; the last one kills.
+        moments: When each comes, as a share of the time that the whole run takes.
+    """
+
+    method: str
+    signals: tuple[signal.Signals, ...]
+    moments: tuple[float, ...]
+
+
+def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
+    """Every method in turn, at moments drawn from the case's number; the sample is spread."""
+    names = methods.names()
+    every = COUNT // SAMPLE
+    for number in range(COUNT):
+        draw = random.Random(number)
+        method = names[(number + 2 * (number // every)) % len(names)]
+        if number % COMPARISONS == COMPARISONS - 1:
+            method = f"ce,{method}" if method != "ce" else "ce,kd"
+        # The first leaves a snapshot within an epoch, from which the second run goes on.
+        signals = (signal.SIGTERM,) * draw.randint(0, 1) + (signal.SIGKILL,)
+        moments = tuple(round(draw.uniform(0.02, 0.98), 3) for _ in signals)
+        if whole or number % every == number // every % every:
+            yield f"{number}", Case(method, signals, moments)
+
+
+def check(case: Case, folder: Path) -> str:
+    """Kills a run, lets it go on to its end, and compares it with one that nothing disturbed.
+
+    Raises:
+        AssertionError: Something is not as it was, or a process failed.
+    """
+    seconds, expected = _undisturbed(case.method, folder.parent)
+    arguments = _arguments(case.method, folder / "run", folder.parent)
+    while not _killed(case, folder, arguments, seconds):
+        shutil.rmtree(folder / "run")
+        seconds /= 2
+    code, said = runs.call(arguments[1], folder)
+    assert code == 0, said
+    different = runs.differing(expected, runs.left(folder / "run"))
+    assert not different, different
+    return "identical"
+
+
+def _killed(
+    case: Case, folder: Path, arguments: tuple[list[str], list[str]], seconds: float
+) -> bool:
+    """Sends the signals; False where the run was over before."""
+    allowed = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15)}
+    for number, (which, moment) in enumerate(zip(case.signals, case.moments, strict=True)):
+        code = runs.signalled(arguments[number > 0], folder, which, moment * seconds)
+        if code == 0:
+            return False
+        assert code in allowed[which], (code, (folder / "said.txt").read_text())
+    return True
+
+
+def _arguments(method: str, out: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """What starts a run, and what has it go on."""
+    pictures = runs.pictures(folder / "pictures")
+    if "," in method:
+        return (runs.comparison(out, pictures, method),) * 2
+    started = runs.command(out, pictures, method)
+    return started, [*started, "--resume"]
+
+
+@cache
+def _undisturbed(method: str, folder: Path) -> tuple[float, dict[str, Any]]:
+    """How long a whole run takes, and what it leaves."""
+    own = folder / f"whole-{method}"
+    own.mkdir(exist_ok=True)
+    seconds = runs.whole(_arguments(method, own / "run", folder)[0], own)
+    return seconds, runs.left(own / "run")

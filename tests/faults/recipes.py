@@ -1,0 +1,118 @@
+"""Wrong recipes: every key mistyped, of a wrong value or left out; and recipes of anything."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import yaml
+
+from dskd import cli, run
+from dskd.errors import InputError
+from dskd.recipe import Recipe, load
+from dskd.settings import known_keys
+from test_recipe import SMALLEST, WRONG
+
+FAMILY = "wrong recipes"
+_NEEDED = {"data.name", "student.name", "teacher.name"}
+_RESOLVED = "dskd: it resolves\n"
+_FUZZED, _SAMPLE = 10_000, 200
+
+
+class Case(NamedTuple):
+    """A recipe, what is set on the command line behind it, and whether it may resolve."""
+
+    text: str
+    overrides: tuple[str, ...] = ()
+    may_resolve: bool = False
+
+
+def _typos(key: str) -> Iterator[str]:
+    """The key with a letter doubled, left out, and two exchanged."""
+    *path, last = key.split(".")
+    for wrong in (last[0] + last, last[:-1] + "_", last[1] + last[0] + last[2:]):
+        if wrong != last:
+            yield ".".join([*path, wrong])
+
+
+def _without(key: str) -> str:
+    """The recipe of the digits, every default written out, without a key."""
+    values = copy.deepcopy(load("digits").plain())
+    *path, last = key.split(".")
+    section = values
+    for part in path:
+        section = section[part]
+    del section[last]
+    return yaml.safe_dump(values)
+
+
+def _fuzzed(seed: int) -> str:
+    """A recipe with a few values, keys or letters that are anything."""
+    draw = random.Random(seed)
+    values: dict[str, Any] = copy.deepcopy(SMALLEST)
+    keys = known_keys(Recipe)
+    for _ in range(draw.randint(1, 4)):
+        *path, last = draw.choice(keys).split(".")
+        section: Any = values
+        for part in path:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                break
+        else:
+            key = draw.choice([last, last, last, last.upper(), f"{last}s", draw.randint(0, 9)])
+            section[key] = _anything(draw, 3)
+    text = yaml.safe_dump(values)
+    if draw.random() < 0.3:
+        place = draw.randrange(len(text))
+        text = text[:place] + chr(draw.randrange(0x3000)) + text[place + draw.randint(0, 3) :]
+    return text
+
+
+def _anything(draw: random.Random, depth: int) -> Any:
+    words = ("", "digits", "resnet8", "kd", "sgd", "~", "~nobody/x", "a\0b", "\x1b[2J", "os:system")
+    numbers = (0, -1, 1, 2, 2**63, 10**30, 0.5, 1.5, -0.1, float("nan"), float("inf"))
+    if depth and draw.random() < 0.3:
+        inner = [_anything(draw, depth - 1) for _ in range(draw.randint(0, 3))]
+        return inner if draw.random() < 0.5 else {draw.choice(words): value for value in inner}
+    return draw.choice([None, True, False, draw.choice(words), draw.choice(numbers)])
+
+
+def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
+    """Every recipe by its name; not ``whole``: each key once in each way, and fewer of anything."""
+    smallest = yaml.safe_dump(SMALLEST)
+    for key in known_keys(Recipe):
+        for typo in list(_typos(key))[: None if whole else 1]:
+            yield f"{typo} for {key}", Case(smallest, (f"{typo}=1",))
+        wrong = WRONG[key]
+        for text in wrong if whole else {wrong[0], wrong[-1]}:
+            yield f"{key}={text}", Case(smallest, ("train.epochs=30", f"{key}={text}"))
+        yield f"no {key}", Case(_without(key), may_resolve=key not in _NEEDED)
+    for seed in range(_FUZZED if whole else _SAMPLE):
+        yield f"anything {seed}", Case(_fuzzed(seed), may_resolve=True)
+
+
+def check(case: Case, folder: Path) -> str:
+    """Gives a recipe to the command line, which goes no further than to resolve it."""
+    path = folder / "mine.yaml"
+    path.write_text(case.text, "utf-8")
+    said = io.StringIO()
+    resolved = InputError("it resolves")
+    with (
+        mock.patch.object(run, "distill", side_effect=resolved),
+        contextlib.redirect_stderr(said),
+    ):
+        code = cli._exit_code(["distill", str(path), *case.overrides])
+    line = said.getvalue()
+    assert code == 2
+    assert line.endswith("\n")
+    assert line[:-1].isprintable(), "what is said must be one line"
+    assert len(line) < 1000, "what is said must be short"
+    assert list(folder.iterdir()) == [path], "something was written"
+    assert case.may_resolve or line != _RESOLVED, "it was taken"
+    return "resolved" if line == _RESOLVED else "refused"

@@ -1,0 +1,210 @@
+"""Small runs in processes of their own, and what is left of them to compare.
+
+A process is forked from a server that has imported torch: it is fresh in all but that, and starts
+in a hundredth of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["dskd.cli", "dskd.run", "dskd.compare.grid", "torch._dynamo", "torch._inductor.config"]
+)
+PATIENCE = 120.0
+"""Seconds after which a process hangs."""
+SMALL = (
+    "data.name=folder",
+    "teacher.name=resnet8",
+    "teacher.epochs=1",
+    "student.name=resnet8",
+    "train.epochs=3",
+    "train.batch_size=8",
+    "train.device=cpu",
+)
+"""With `pictures`: 24 of them, 3 steps an epoch."""
+TEXT, WEIGHTS = (".json", ".jsonl"), ".safetensors"
+
+
+class Hung(Exception):
+    """A process did not end in time."""
+
+
+SETTINGS = {"sskd": ", head_epochs: 1", "crd": ", negatives: 16"}
+
+
+def pictures(root: Path) -> Path:
+    """A folder of pictures, made where it is missing: 4 classes, 6 to train and 2 to test."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for label in range(4):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                path = folder / f"{number}.png"
+                shades = draw.integers(0, 60, (16, 16, 3)) + 60 * label
+                if not path.exists():
+                    Image.fromarray(shades.astype(np.uint8)).save(path)
+    return root
+
+
+def command(out: Path, root: Path, method: str, *flags: str) -> list[str]:
+    """The command line of a run."""
+    own = f"method={{name: {method}{SETTINGS.get(method, '')}}}"
+    return ["distill", "digits", *SMALL, f"data.root={root}", own, f"out={out}", *flags]
+
+
+def comparison(out: Path, root: Path, methods: str) -> list[str]:
+    """The command line of a comparison, which goes on by itself."""
+    small = [*SMALL, f"data.root={root}"]
+    return ["compare", "digits", *small, "--methods", methods, "--seeds", "1", "--out", str(out)]
+
+
+def start(arguments: Sequence[str], said: Path, prepare: Callable[[], None] | None) -> BaseProcess:
+    """Starts a command.
+
+    Args:
+        arguments: Of `dskd`.
+        said: A file for what it says on stderr.
+        prepare: Called in the process before the command.
+    """
+    process = SERVER.Process(target=_main, args=(list(arguments), said, prepare))
+    process.start()
+    return process
+
+
+def _main(arguments: list[str], said: Path, prepare: Callable[[], None] | None) -> None:
+    from dskd import session
+    from dskd.cli import main
+
+    torch.set_num_threads(1)
+    session.SHARE = float("inf")  # a snapshot an epoch, however short
+    with said.open("a", buffering=1) as errors, contextlib.redirect_stdout(io.StringIO()):
+        sys.stderr = errors
+        if prepare is not None:
+            prepare()
+        main(arguments)
+
+
+def wait(process: BaseProcess, patience: float = PATIENCE) -> int:
+    """The exit code of a process; that of a killed one is negative.
+
+    Raises:
+        Hung: It does not end; it is killed.
+    """
+    process.join(patience)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise Hung(f"no end within {patience:.0f} s")
+    return process.exitcode
+
+
+def call(
+    arguments: Sequence[str], folder: Path, prepare: Callable[[], None] | None = None
+) -> tuple[int, str]:
+    """Runs a command to its end.
+
+    Returns:
+        The exit code, and what it said on stderr.
+    """
+    said = folder / "said.txt"
+    said.unlink(missing_ok=True)
+    code = wait(start(arguments, said, prepare))
+    return code, said.read_text() if said.is_file() else ""
+
+
+def signalled(arguments: Sequence[str], folder: Path, number: signal.Signals, after: float) -> int:
+    """Starts a command and sends it a signal after so many seconds; its exit code."""
+    process = start(arguments, folder / "said.txt", None)
+    process.join(after)
+    if process.exitcode is None and process.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            process._popen._send_signal(number)  # type: ignore[attr-defined]
+    return wait(process)
+
+
+def whole(arguments: Sequence[str], folder: Path) -> float:
+    """Runs a command that nothing disturbs.
+
+    Returns:
+        Its seconds.
+    """
+    start_ = time.monotonic()
+    code, said = call(arguments, folder)
+    assert code == 0, said
+    return time.monotonic() - start_
+
+
+def left(out: Path) -> dict[str, Any]:
+    """What a run or a comparison leaves, times aside: files by their path, snapshots opened."""
+    found: dict[str, Any] = {}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if path.suffix == WEIGHTS:
+            found[name] = path.read_bytes()
+        elif path.suffix in TEXT and path.name != "environment.json":
+            found[name] = _timeless(path)
+    for folder in sorted(out.rglob("snapshots")):
+        found[folder.relative_to(out).as_posix()] = _last_state(folder)
+    return found
+
+
+def _timeless(path: Path) -> Any:
+    """A text's values, without times; the lines of a comparison in the order of their names."""
+    text = path.read_text()
+    lines = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else []
+    values = lines or json.loads(text)
+    if isinstance(values, dict):
+        return _without_times(values)
+    return sorted((_without_times(row) for row in values), key=json.dumps)
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_times(one) for k, one in value.items() if not _is_time_or_place(k)}
+    if isinstance(value, (list, tuple)):
+        return [_without_times(one) for one in value]
+    return value
+
+
+def _is_time_or_place(key: Any) -> bool:
+    return key in ("out", "checkpoint", "root") or "seconds" in str(key)
+
+
+def _last_state(folder: Path) -> Any:
+    """The newest snapshot's state: the optimizer's and the method's memory too."""
+    from dskd import snapshot
+
+    return _plain(_without_times(snapshot.read(snapshot.in_order(folder)[-1])))
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as their bytes."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape, value.reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The names under which two runs left different things."""
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))

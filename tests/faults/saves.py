@@ -1,0 +1,172 @@
+"""A kill, a full disk and a broken one at every operation on the disk of a save, and of a run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import runs
+import torch
+from operations import FAULTS, Disk, Fault
+
+from dskd import snapshot
+
+FAMILY = "kill, ENOSPC and EIO at every operation on the disk"
+Scene = Literal["save", "run", "comparison"]
+_NEEDLESS = ("mkdir .", "open .", "mkdir snapshots")
+FAILED = 7
+"""The exit code of a save that raised the error it should."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation that fails.
+
+    Attributes:
+        scene: Of a snapshot's writing, of a run by labels, or of a comparison's own files.
+        at: The operation's number.
+        operation: What it is, and on which file.
+        fault: How it fails.
+    """
+
+    scene: Scene
+    at: int
+    operation: str
+    fault: Fault
+
+
+def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
+    """As many as the operations that are recorded; the sample has those of a save."""
+    scenes: tuple[Scene, ...] = ("save", "run", "comparison") if whole else ("save",)
+    for scene in scenes:
+        for at, operation in enumerate(_recorded(scene)):
+            if scene == "comparison" and "ce/seed0" in operation:
+                continue  # those of a run
+            for fault in FAULTS:
+                yield f"{scene}, {at}: {operation}, {fault}", Case(scene, at, operation, fault)
+
+
+def check(case: Case, folder: Path) -> str:
+    """Makes an operation fail, and goes on.
+
+    Raises:
+        AssertionError: What was written before is not intact, or it does not go on as if nothing
+            had been.
+    """
+    return _check_save(case, folder) if case.scene == "save" else _check_run(case, folder)
+
+
+@cache
+def _recorded(scene: Scene) -> tuple[str, ...]:
+    """What an undisturbed scene does on the disk."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        log = folder / "operations.txt"
+        if scene == "save":
+            before = _two(folder / "under")
+            assert runs.wait(_saving(folder / "under", before, None, "kill", log)) == 0
+        else:
+            code, said = runs.call(_arguments(scene, folder)[0], folder, _watch(folder, log=log))
+            assert code == 0, said
+        return tuple(log.read_text().splitlines())
+
+
+def _watch(folder: Path, **others: Any) -> Any:
+    under = folder / "under"
+    return partial(_begin, under, **others)
+
+
+def _begin(under: Path, **others: Any) -> None:
+    Disk(under, **others)
+
+
+def _state(step: int) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(step)
+    return {"epoch": 0, "step": step, "weights": torch.randn(600_000, generator=draw)}
+
+
+def _two(folder: Path) -> Path:
+    """Two snapshots; the last one."""
+    return snapshot.write(folder, _state(1), snapshot.write(folder, _state(0)))
+
+
+def _saving(folder: Path, before: Path, at: int | None, fault: Fault, log: Path) -> Any:
+    process = runs.SERVER.Process(target=_save, args=(folder, before, at, fault, log))
+    process.start()
+    return process
+
+
+def _save(folder: Path, before: Path, at: int | None, fault: Fault, log: Path) -> None:
+    Disk(folder, at, fault, log)
+    try:
+        snapshot.write(folder, _state(2), before)
+    except OSError as error:
+        sys.exit(FAILED if os.strerror(error.errno or 0) in str(error) else 1)
+
+
+def _check_save(case: Case, folder: Path) -> str:
+    under, log = folder / "under", folder / "operations.txt"
+    before = _two(under)
+    kept = {path: path.read_bytes() for path in snapshot.in_order(under)}
+    code = runs.wait(_saving(under, before, case.at, case.fault, log))
+    done = log.read_text().splitlines()
+    assert done[case.at] == case.operation
+    assert code == (-9 if case.fault == "kill" else FAILED), code
+    assert before.read_bytes() == kept[before]
+    renamed = any(line.startswith("rename") for line in done[: case.at])
+    if not renamed:
+        assert {path: path.read_bytes() for path in snapshot.in_order(under)} == kept
+    for path in snapshot.in_order(under):
+        snapshot.read(path)
+    parts = [path for path in under.iterdir() if path.suffix == ".part"]
+    assert case.fault == "kill" or not parts
+    newest = snapshot.write(under, _state(2), before)
+    assert snapshot.in_order(under) == [before, newest]
+    assert torch.equal(snapshot.read(newest)["weights"], _state(2)["weights"])
+    return "intact"
+
+
+def _arguments(scene: Scene, folder: Path) -> tuple[list[str], list[str]]:
+    """What starts a scene, and what has it go on."""
+    out, pictures = folder / "under", runs.pictures(folder / "pictures")
+    if scene == "comparison":
+        return (runs.comparison(out, pictures, "ce"),) * 2
+    started = runs.command(out, pictures, "ce")
+    return started, [*started, "--resume"]
+
+
+@cache
+def _expected(scene: Scene, folder: Path) -> dict[str, Any]:
+    own = folder / f"whole-{scene}"
+    own.mkdir(exist_ok=True)
+    runs.whole(_arguments(scene, own)[0], own)
+    return runs.left(own / "under")
+
+
+def _check_run(case: Case, folder: Path) -> str:
+    expected = _expected(case.scene, folder.parent)
+    started, going_on = _arguments(case.scene, folder)
+    log = folder / "operations.txt"
+    watch = _watch(folder, at=case.at, fault=case.fault, log=log)
+    code, said = runs.call(started, folder, watch)
+    assert log.read_text().splitlines()[case.at] == case.operation
+    # A folder that is there needs no making, and a nameless file has another way.
+    done_without = code == 0 and case.fault != "kill" and case.operation in _NEEDLESS
+    if not done_without:
+        assert code == (-9 if case.fault == "kill" else 2), (code, said)
+        if case.fault != "kill":
+            assert os.strerror(getattr(errno, case.fault)) in said, said
+            assert "Traceback" not in said, said
+        code, said = runs.call(going_on, folder)
+        assert code == 0, said
+    different = runs.differing(expected, runs.left(folder / "under"))
+    assert not different, different
+    assert not list((folder / "under").rglob(".*.part"))
+    return "identical, done without" if done_without else "identical"
