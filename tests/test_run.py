@@ -29,7 +29,7 @@ from dskd.cli import main
 from dskd.errors import InputError
 from dskd.evaluate import Judgement
 from dskd.finite import NotFinite
-from dskd.interrupt import Stopped
+from dskd.interrupt import Quit, Stopped
 from dskd.models.checkpoint import read_metadata
 from dskd.train import Trainer
 
@@ -383,8 +383,11 @@ def test_a_second_signal_does_not_wait_for_the_step(
         yield
 
     monkeypatch.setattr(Trainer, "train_epoch", endless)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Quit):
         run.distill(plan(tmp_path / "run", teacher))
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "digits", *SMALL, teacher, f"out={tmp_path / 'command'}"])
+    assert ended.value.code == 143
 
 
 def test_a_full_disk_ends_a_run_in_a_line_and_the_older_snapshot_goes_on(

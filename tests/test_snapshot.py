@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
 import tempfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pytest
 import torch
 
 from dskd import disk, snapshot
+from dskd.interrupt import Quit, stop_requests
 from dskd.snapshot import DamagedSnapshot
 
 
@@ -75,6 +77,19 @@ def test_a_failed_write_says_the_snapshot_s_size_and_leaves_the_older_ones(
     assert {first, second} <= set(snapshot.in_order(tmp_path))
     for path in snapshot.in_order(tmp_path):
         snapshot.read(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_within_a_save_is_not_taken_for_an_error_of_torch_s(
+    number: signal.Signals,
+) -> None:
+    class Signalled:
+        def write(self, _: memoryview) -> None:
+            signal.raise_signal(number)
+
+    with stop_requests(), pytest.raises(Quit) as quit_:
+        snapshot._summed(state(2), cast(IO[bytes], Signalled())).check()
+    assert quit_.value.signal == number
 
 
 def test_a_disk_that_is_full_from_the_start_is_told_the_size_too(

@@ -25,6 +25,10 @@ class Stopped(BaseException):
         self.signal = number
 
 
+class Quit(Stopped):
+    """A run was asked to stop a second time, and did so at once: nothing more was saved."""
+
+
 class StopRequest:
     """Whether a signal has asked for a stop."""
 
@@ -41,7 +45,7 @@ class StopRequest:
         too slow.
         """
         if self.signal is not None and ranks.started() == 1:
-            raise KeyboardInterrupt
+            raise Quit(number)
         self.signal = self.signal or number
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.live import Live
+from torch import Tensor, nn
 
 from dskd import recipe, run
+from dskd.build import Given
 from dskd.cli import main
 from dskd.compare import live
 from dskd.compare.cohort import Student
@@ -103,6 +105,36 @@ def test_a_stopped_comparison_goes_on_to_the_same_bytes(
         run_grid(small(out), StopsAfter(steps))
     run_grid(small(out), Silent())
     assert students(out) == students(finished)
+
+
+class Dropping(nn.Module):
+    """A student that draws from torch's own generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 6, 3, stride=2)
+        self.second = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.second(self.first(x)).mean((2, 3)))
+        return logits
+
+
+def test_students_that_drop_features_go_on_with_random_numbers_of_their_own(tmp_path: Path) -> None:
+    given = Given(student=Dropping())
+
+    def small(out: Path) -> Grid:
+        changes = [*SMALL, "student.stages=[first, second]"]
+        return load_plan("digits", changes, ["ce,kd"], out, seeds=1)
+
+    run_grid(small(tmp_path / "whole"), Silent(), given)
+    with pytest.raises(Stopped):
+        run_grid(small(tmp_path / "parts"), StopsAfter(5), given)
+    run_grid(small(tmp_path / "parts"), Silent(), given)
+    found = students(tmp_path / "parts")
+    assert found == students(tmp_path / "whole")
+    assert len(found) == 3
 
 
 def test_what_is_finished_stays_and_more_can_be_added(finished: Path, tmp_path: Path) -> None:
