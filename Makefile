@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test setup check bench scaling torture clean
+.PHONY: demo test setup check bench scaling torture reproduce clean
 
 demo: $(READY)
 	$(BIN)/dskd demo
@@ -29,6 +29,18 @@ scaling: $(READY)
 # Every fault test; goes on where it was stopped, and writes the table of docs/reliability.md.
 torture: $(READY)
 	$(BIN)/python tests/faults/torture.py $(ARGS)
+
+# make reproduce-mini DATA=..., and so for every study of evidence/studies.yaml: DATA holds
+# tiny-imagenet-200/ (for reproduce-cifar100, cifar-100-python/), OUT takes all that is computed.
+# make reproduce runs those of the protocol, one after the other; each goes on where it was stopped.
+OUT ?= runs/evidence
+STUDIES := ablation table trials composition pair
+
+reproduce-%: $(READY)
+	$(if $(DATA),,$(error set DATA, as in make $@ DATA=pictures))
+	$(BIN)/python -m evidence.study $* "$(DATA)" "$(OUT)" $(ARGS)
+
+reproduce: $(STUDIES:%=reproduce-%)
 
 # Made again when what it installs changes; the package itself is linked, not copied.
 $(READY): pyproject.toml constraints.txt

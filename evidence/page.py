@@ -7,6 +7,8 @@ from typing import Any
 
 LEVEL = 0.05
 """A difference whose adjusted p-value lies below is called one."""
+SEEDS_OF_FIRST = 5
+"""That the protocol asks for."""
 
 
 def page(facts: Mapping[str, Any]) -> str:
@@ -18,29 +20,66 @@ def page(facts: Mapping[str, Any]) -> str:
     lines = [f"# {facts['title']}", "", *_how(facts), ""]
     for name, labels in facts["groups"].items():
         lines += [f"## {name}", "", *_table(facts, labels), ""]
+    if facts["first"] is not None:
+        lines += ["## Is DSKD first?", "", first(facts["first"]), ""]
     return "\n".join([*lines, *_notes(facts)])
+
+
+def first(facts: Mapping[str, Any]) -> str:
+    """Whether DSKD is what the protocol calls first, as a sentence.
+
+    Args:
+        facts: The means of DSKD and of the best other method, and their difference.
+    """
+    p = "" if facts["p_holm"] is None else f", p = {p_text(facts['p_holm'])} (Holm)"
+    said = (
+        f"`{facts['label']}` has {facts['mean']:.2f} %, the best other method, "
+        f"`{facts['second']}`, {facts['second_mean']:.2f} %; the difference at the same "
+        f"{facts['seeds']} seeds is {number(facts['gap'], facts['gap_half'], '+.2f')} "
+        f"points{p}. "
+    )
+    if facts["seeds"] < SEEDS_OF_FIRST:
+        return said + f"The protocol asks this of {SEEDS_OF_FIRST} seeds."
+    return said + ("**DSKD is first.**" if verdict(facts) == "better" else "**It is not first.**")
 
 
 def _how(facts: Mapping[str, Any]) -> list[str]:
     teacher, train = facts["teacher"], facts["recipe"]["train"]
-    machine = facts["environment"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    done = [len(row["seeds"]) + len(row["failed"]) for row in facts["rows"].values()]
+    done = sum(len(row["seeds"]) + len(row["failed"]) for row in facts["rows"].values())
     state = (
-        f"Every row has {facts['seeds']} seeds."
-        if min(done) >= facts["seeds"]
-        else f"**Not finished**: {sum(done)} of {facts['seeds'] * len(done)} runs are there."
+        f"All {facts['runs']} runs are there."
+        if done >= facts["runs"]
+        else f"**Not finished**: {done} of {facts['runs']} runs are there."
     )
     return [
-        f"By the [protocol](protocol.md), set `{facts['set']}`: student "
+        f"{_rules(facts)}: student "
         f"{facts['recipe']['student']['name']}, teacher {teacher['name']} "
         f"({teacher['accuracy']:.1f} % after {teacher['epochs']} epochs), {train['epochs']} "
         f"epochs, accuracy on {facts['pictures']:,} test pictures after the last one. {state}",
         "",
-        f"[{facts['study']}.json]({facts['study']}.json): `{facts['command']}` at commit "
-        f"{facts['commit']}, {facts['date']}; {machine['processor']}, "
-        f"{machine['threads']} threads; Python {machine['python']}, {packages}.",
+        f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}",
     ]
+
+
+def machine_line(facts: Mapping[str, Any]) -> str:
+    """By which command, where and when something was computed."""
+    machine = facts["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    where = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    return (
+        f"`{facts['command']}` at commit {facts['commit']}, {facts['date']}; {where}, {threads}; "
+        f"Python {machine['python']}, {packages}."
+    )
+
+
+def _rules(facts: Mapping[str, Any]) -> str:
+    """By which rules it was run."""
+    if facts["set"] is None:
+        return f"Data set {facts['recipe']['data']['name']}"
+    if facts["changes"]:
+        return f"**Not by the protocol** ({', '.join(facts['changes'])}), set `{facts['set']}`"
+    return f"By the [protocol](protocol.md), set `{facts['set']}`"
 
 
 def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:
@@ -54,8 +93,8 @@ def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:
         each = ", ".join(f"{value:.1f}" for value in row["accuracies"])
         agreed = "" if row["agreement"] is None else f"{row['agreement']:.1f}"
         lines.append(
-            f"| `{label}` | {each or 'failed'} | {_number(row['mean'], row['half'])} "
-            f"| {_number(row['gap'], row['gap_half'], '+')} | {_p(row['p_holm'])} | {agreed} "
+            f"| `{label}` | {each or 'failed'} | {number(row['mean'], row['half'])} "
+            f"| {number(row['gap'], row['gap_half'], '+.2f')} | {p_text(row['p_holm'])} | {agreed} "
             f"| {verdict(row)} |"
         )
     return lines
@@ -74,13 +113,20 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "better" if gap > 0 else "worse"
 
 
-def _number(mean: float | None, half: float | None, sign: str = "") -> str:
+def number(mean: float | None, half: float | None, form: str = ".2f") -> str:
+    """A mean and half its interval: ``+1.25 ± 0.40``.
+
+    Example:
+        >>> number(1.25, 0.4, "+.1f"), number(1.25, None), number(None, None)
+        ('+1.2 ± 0.4', '1.25', '')
+    """
     if mean is None:
         return ""
-    return f"{mean:{sign}.2f}" if half is None else f"{mean:{sign}.2f} ± {half:.2f}"
+    return f"{mean:{form}}" + ("" if half is None else f" ± {half:{form.removeprefix('+.2f')}}")
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """An adjusted p-value."""
     if value is None:
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

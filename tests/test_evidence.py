@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import evidence.study as studies
 import pytest
-from evidence.page import page, verdict
+import torch
+from evidence import choose, why
+from evidence.page import first, page, verdict
 from evidence.prepare import classes_of, prepare
 from PIL import Image
 
+from dskd import methods
+from dskd.compare.entries import contenders
 from dskd.compare.grid import load_plan
 from dskd.compare.summary import Entry, summarize
 from dskd.errors import InputError
+from dskd.recipe import load
 
 NAMES = ("ablation", "table", "mini")
 
@@ -65,9 +72,9 @@ def test_the_sets_share_no_class() -> None:
 def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
     name: str, tmp_path: Path
 ) -> None:
-    study = studies.find(name)
-    changes = [f"teacher.name={study.teacher}", f"data.root={tmp_path}", *study.changes]
-    plan = load_plan(studies.RECIPE, changes, study.labels, tmp_path / "out", seeds=study.seeds)
+    study = studies.find(name, tmp_path)
+    changes = [f"teacher.name={study.teacher_name}", f"data.root={tmp_path}", *study.changes]
+    plan = load_plan(study.recipe, changes, study.labels, tmp_path / "out", seeds=study.seeds)
     labels = [contender.label for contender in plan.contenders]
     assert study.baseline in labels
     assert len(labels) == {"ablation": 26, "table": 21, "mini": 5}[name]
@@ -75,36 +82,191 @@ def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
 
 def test_an_unknown_study_names_the_nearest() -> None:
     with pytest.raises(InputError, match="ablation"):
-        studies.find("ablations")
+        studies.find("ablations", Path())
 
 
-def test_a_study_is_computed_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    classes = ["n01", "n02"]
-    data = published(tmp_path / "data", classes)
-    monkeypatch.setattr("evidence.prepare.classes_of", lambda _: classes)
-    study = studies.Study(
-        "mini",
-        "A study",
-        "final",
-        "resnet8",
-        1,
-        "kd",
-        2,
-        {"All": ["ce", "kd"]},
-        ["train.epochs=1", "train.batch_size=8"],
+def small(**changes: Any) -> studies.Study:
+    return studies.Study(
+        **{
+            "name": "small",
+            "title": "A study",
+            "set": "final",
+            "teacher": studies.TrainedTeacher(name="resnet8", epochs=1),
+            "baseline": "kd",
+            "seeds": 2,
+            "groups": {"All": ["ce", "kd"]},
+            "changes": ["train.epochs=1", "train.batch_size=8"],
+        }
+        | changes
     )
-    comparison, teacher = studies.compare(study, data, tmp_path / "out", seeds=1)
-    facts = studies.facts_of(study, comparison, teacher)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    classes = ["n01", "n02"]
+    monkeypatch.setattr("evidence.prepare.classes_of", lambda _: classes)
+    return published(tmp_path / "data", classes)
+
+
+def rows_of(page: str) -> dict[str, int]:
+    """How many seeds each row of a page has."""
+    cells = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    return {row[1].strip(" `"): len(row[2].split(",")) for row in cells}
+
+
+def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
+    study, out = small(), tmp_path / "out"
+    facts = studies.facts_of(study, *studies.compare(study, ["ce", "kd"], 1, data, out), "abc")
     studies.write(facts, tmp_path)
-    text = (tmp_path / "mini.md").read_text()
+    text = (tmp_path / "small.md").read_text()
     assert "**Not finished**: 2 of 4 runs are there." in text
-    assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| `")] == [
-        "`ce`",
-        "`kd`",
-    ]
-    kept = json.loads((tmp_path / "mini.json").read_text())
+    assert "**Not by the protocol** (train.epochs=1, train.batch_size=8)" in text
+    assert rows_of(text) == {"ce": 1, "kd": 1}
+    kept = json.loads((tmp_path / "small.json").read_text())
     assert str(tmp_path) not in json.dumps(kept), "no path of this machine"
     assert page(kept) == page(facts)
+    studies.compute(study, data, out, tmp_path)
+    assert "All 4 runs are there." in (tmp_path / "small.md").read_text()
+
+
+def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
+    more = studies.Further(seeds=2, labels=["kd", "dskd"])
+    study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, further=more)
+    studies.compute(study, data, tmp_path / "out", tmp_path)
+    text = (tmp_path / "small.md").read_text()
+    assert rows_of(text) == {"ce": 1, "kd": 2, "dskd": 2}
+    assert "All 5 runs are there." in text
+    assert "The protocol asks this of 5 seeds." in text
+
+
+def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    studies.compute(small(seeds=1), data, out, tmp_path)
+    twin = small(name="twin", into="small", seeds=1, groups={"Its own": ["kd"]})
+    studies.compute(twin, data, out, tmp_path)
+    assert rows_of((tmp_path / "twin.md").read_text()) == {"kd": 1}
+    assert not (out / "twin").exists()
+
+
+def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_path: Path) -> None:
+    study = small(set=None, seeds=1, recipe="tiny_imagenet/resnet56-resnet20-32")
+    words = data / "tiny-imagenet-200"
+    (words / "wnids.txt").write_text("n01\nn02\n")
+    (words / "words.txt").write_text("n01\tone\nn02\ttwo\n")
+    studies.compute(study, data, tmp_path / "out", tmp_path)
+    assert "Data set tiny_imagenet: student resnet20" in (tmp_path / "small.md").read_text()
+
+
+def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
+    data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    table = small(name="table", groups={"All": ["ce", "kd", "dskd"]})
+    studies.compute(table, data, out, tmp_path)
+    why.main([str(out), "--results", str(tmp_path)])
+    facts = json.loads((tmp_path / "why.json").read_text())
+    assert facts["seeds"] == [0, 1]
+    assert facts["stages"] == ["layer1", "layer2", "layer3"]
+    assert {label: len(seeds) for label, seeds in facts["probe"].items()} == dict.fromkeys(
+        ("ce", "kd", "dskd"), 2
+    )
+    assert all(norm > 0 for epoch in facts["gradient"]["dskd"]["0"] for norm in epoch)
+    assert facts["gradient"]["kd"]["0"] != facts["gradient"]["dskd"]["0"]
+    text = (tmp_path / "why.md").read_text()
+    assert text.count("| dskd - kd |") == 4
+    assert "| stage1, weight |" in text
+
+
+def test_the_reasons_wait_for_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished(tmp_path / "table", {"ce": [40.0], "kd": [41.0]})
+    with pytest.raises(SystemExit):
+        why.main([str(tmp_path)])
+    assert "no seed of ce, kd, dskd is finished" in capsys.readouterr().err
+
+
+def test_a_stage_s_gradient_is_the_one_of_its_parameters() -> None:
+    net = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 1), "b": torch.nn.Linear(1, 1)})
+    for value, parameter in enumerate(net.parameters(), start=1):
+        parameter.grad = torch.full_like(parameter, value)
+    assert why.norms(net, ("a", "b")) == pytest.approx([6**0.5, 5.0])
+
+
+def test_a_long_study_wants_a_gpu_and_says_how_long_it_would_take(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = data / "tiny-imagenet-200"
+    (words / "wnids.txt").write_text("n01\nn02\n")
+    (words / "words.txt").write_text("n01\tone\nn02\ttwo\n")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    pair = ["--recipe", "tiny_imagenet/resnet56-resnet20-32"]
+    arguments = ["tiny", str(data), str(tmp_path / "out"), *pair, "train.batch_size=4"]
+    with pytest.raises(SystemExit) as ended:
+        studies.main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: .* no GPU .* tiny-resnet56-resnet20-32 .* about \d+\.\d days .* --anyway\n", said
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_study_is_made_of_is_not_changed_by_the_way() -> None:
+    study = studies.find("ablation", Path())
+    with pytest.raises(InputError, match=r"teacher.name is the study's own"):
+        studies.varied(study, None, ["teacher.name=resnet20"])
+    with pytest.raises(InputError, match="the recipe of ablation is the protocol's"):
+        studies.varied(study, "digits", [])
+    tiny = studies.find("tiny", Path())
+    assert tiny.teacher_name == "resnet32x4"
+    assert studies.varied(tiny, "tiny_imagenet/vgg13-MobileNetV2", []).teacher_name == "vgg13"
+
+
+def finished(folder: Path, accuracies: Mapping[str, Sequence[float]]) -> None:
+    """A comparison's folder, of which only the accuracies matter."""
+    found = contenders(accuracies, load("digits"), "equal")
+    entries = [contender.plain() for contender in found]
+    seeds = list(range(max(map(len, accuracies.values()))))
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text(json.dumps({"entries": entries, "seeds": seeds}))
+    for contender in found:
+        for seed, accuracy in enumerate(accuracies[contender.label]):
+            run = folder / contender.folder / f"seed{seed}"
+            run.mkdir(parents=True)
+            (run / "result.json").write_text(json.dumps({"accuracy": accuracy}))
+
+
+def table(**better: float) -> dict[str, list[float]]:
+    return {name: [better.get(name, 40.0)] * 3 for name in methods.names()}
+
+
+def test_the_rivals_are_the_best_two_of_the_table_beside_those_that_are_always_there(
+    tmp_path: Path,
+) -> None:
+    finished(tmp_path / "table", table(ce=50, kd=49, dskd=48, crd=47, at=46, sp=45))
+    assert choose.rivals(tmp_path / "table") == ["crd", "at"]
+    assert studies.find("pair", tmp_path).labels == ["ce", "kd", "dskd", "crd", "at"]
+    trials = studies.find("trials", tmp_path).labels
+    assert len(trials) == 1 + 3 * 8
+    finished(tmp_path / "ablation", {label: [42.0 + len(label) / 100] * 3 for label in trials})
+    best = studies.find("composition", tmp_path).labels
+    assert [label.partition(":")[0] for label in best] == ["kd", "dskd", "crd", "at"]
+    assert max((t for t in trials if t.startswith("dskd")), key=len) in best
+
+
+def test_rivals_wait_for_the_table(tmp_path: Path) -> None:
+    finished(tmp_path / "table", table() | {"at": [40.0, 41.0]})
+    with pytest.raises(InputError, match=r"at is not finished .*; run the study table"):
+        studies.find("pair", tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n in methods.names() if n not in choose.FIXED])
+def test_every_rival_would_have_eight_trials_that_exist(name: str) -> None:
+    trials = choose.trials_of(name)
+    assert len(set(trials)) == 8
+    assert len(contenders(trials, load("digits"), "equal")) == 8
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -130,3 +292,10 @@ def test_differences_can_refer_to_any_label() -> None:
     assert dskd.difference is None
     assert ce.difference is not None
     assert ce.difference.interval.mean == -2.0
+
+
+def test_first_is_said_of_five_seeds_and_a_difference() -> None:
+    facts = {"label": "dskd", "mean": 43.0, "second": "kd", "second_mean": 42.0, "seeds": 5}
+    assert "**DSKD is first.**" in first(facts | row())
+    assert "**It is not first.**" in first(facts | row(gap_half=1.5))
+    assert "The protocol asks this of 5 seeds." in first(facts | row() | {"seeds": 3})

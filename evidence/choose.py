@@ -1,0 +1,87 @@
+"""What a study takes from those before it: the rivals, their trials, the best of the trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from dskd import methods
+from dskd.compare.entries import read_comparison, weights_of
+from dskd.errors import InputError
+
+FIXED = ("ce", "kd", "dskd")
+"""Beside the rivals in every table."""
+SEEDS = range(3)
+"""By which it is chosen."""
+
+
+def rivals(table: Path) -> list[str]:
+    """The two methods with the highest mean in the table, beside those of `FIXED`.
+
+    Raises:
+        InputError: The table is not finished.
+    """
+    means = _means(table, methods.names())
+    others = [label for label in means if label not in FIXED]
+    return sorted(others, key=lambda label: means[label], reverse=True)[:2]
+
+
+def best(folder: Path, labels: Sequence[str]) -> list[str]:
+    """Of each method that was tried, the trial with the highest mean.
+
+    Args:
+        folder: The comparison.
+        labels: The trials in it.
+
+    Raises:
+        InputError: One of them is not finished.
+    """
+    means = _means(folder, labels)
+    names = dict.fromkeys(label.partition(":")[0] for label in means)
+    return [
+        max((label for label in means if label.partition(":")[0] == name), key=means.__getitem__)
+        for name in names
+    ]
+
+
+def trials_of(name: str) -> list[str]:
+    """A rival's eight trials, see the protocol.
+
+    Example:
+        >>> trials_of("sp")[0], trials_of("sp")[-1]
+        ('sp:kd=1:weight=750', 'sp:kd=0:weight=6000')
+    """
+    if name == "dkd":
+        return [f"dkd:kd={kd}:beta={beta}" for kd in (1, 2) for beta in (2, 4, 8, 16)]
+    if name == "dist":
+        return [f"dist:kd={kd}:temperature={t}" for t in (1, 4) for kd in (0.5, 1, 2, 4)]
+    if not methods.find(name).needs_teacher:
+        return [_scaled(name, name, 2.0**power) for power in range(-3, 5)]
+    return [_scaled(name, f"{name}:kd=1", factor) for factor in (0.25, 0.5, 1, 2, 4)] + [
+        _scaled(name, f"{name}:kd=0", factor) for factor in (0.5, 1, 2)
+    ]
+
+
+def _scaled(name: str, label: str, factor: float) -> str:
+    """The label, with a method's own terms weighed so many times as much as by default."""
+    weights = weights_of(name, methods.resolve(name, {}))
+    own = ["weight"] if "weight" in weights else [key for key in weights if key not in ("ce", "kd")]
+    return ":".join([label, *(f"{key}={factor * weights[key]:g}" for key in own)])
+
+
+def _means(folder: Path, wanted: Sequence[str]) -> dict[str, float]:
+    """Mean accuracy after the last epoch, in the order wanted; a method that failed has none.
+
+    Raises:
+        InputError: A run is missing.
+    """
+    there = {entry.label: entry for entry in read_comparison(folder).entries}
+    found = {}
+    for label in wanted:
+        entry = there.get(label)
+        if entry is None or not {*SEEDS} <= {*entry.results, *entry.failed}:
+            raise InputError(f"{label} is not finished in {folder}; run the study {folder.name}")
+        if not entry.failed:
+            found[label] = mean(entry.results[seed]["accuracy"] for seed in SEEDS)
+    return found

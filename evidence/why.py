@@ -1,0 +1,209 @@
+"""What deep supervision does to the shallow stages: ``python -m evidence.why OUT``.
+
+OUT is where the study `table` was computed. Measures its students of ce, kd and dskd at every seed
+that all three have, and writes ``docs/results/why.json`` and its page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from dskd import device
+from dskd.answers import Answers
+from dskd.build import Given, load_data
+from dskd.compare.entries import contenders, read_comparison
+from dskd.data import Dataset, Split
+from dskd.data.resident import ResidentData
+from dskd.errors import InputError
+from dskd.methods.base import at_same_depth
+from dskd.models.net import StagedNet
+from dskd.models.stages import StagedModel
+from dskd.recipe import Recipe, resolve
+from dskd.report.pair import load_student, load_teacher
+from dskd.report.similarity import similarity
+from dskd.run import make_session, make_teacher
+from dskd.rundir import RunDirectory
+from evidence.study import MACHINE, RESULTS, commit_of_code
+from evidence.why_page import page
+
+LABELS = ("ce", "kd", "dskd")
+OURS = "dskd"
+FIRST_EPOCHS = 3
+"""In which gradients are measured: each is trained anew from its first step."""
+_BATCH = 100
+
+
+def measure(table: Path) -> dict[str, Any]:
+    """All that the page shows.
+
+    Args:
+        table: The folder of the study `table`.
+
+    Raises:
+        InputError: No seed of all three is finished there.
+    """
+    comparison = read_comparison(table)
+    there = [{*entry.results} for entry in comparison.entries if entry.label in LABELS]
+    seeds = sorted(set.intersection(*there)) if len(there) == len(LABELS) else []
+    if not seeds:
+        raise InputError(
+            f"{table}: no seed of {', '.join(LABELS)} is finished; run the study table"
+        )
+    recipe = resolve({**comparison.facts["recipe"], "method": {"name": OURS}}, table)
+    laboratory = Laboratory(table, recipe, seeds[0])
+    runs = [(label, seed) for label in LABELS for seed in seeds]
+    return {
+        "study": "why",
+        "command": "python -m evidence.why OUT",
+        "commit": commit_of_code(),
+        "date": date.today().isoformat(),
+        "environment": {k: device.environment(torch.device("cpu"))[k] for k in MACHINE},
+        "teacher": laboratory.teacher_name,
+        "student": recipe.student.name,
+        "seeds": seeds,
+        "stages": list(laboratory.stages),
+        "probe": _by_label(runs, laboratory.probe),
+        "similarity": _by_label(runs, laboratory.similarity),
+        "gradient": _by_label(runs, laboratory.gradients),
+        "epochs": {str(seed): laboratory.epochs(seed) for seed in seeds},
+    }
+
+
+def _by_label(runs: Sequence[tuple[str, int]], measured: Any) -> dict[str, dict[str, Any]]:
+    """What is measured of every run, by label and seed."""
+    found: dict[str, dict[str, Any]] = {}
+    for label, seed in runs:
+        found.setdefault(label, {})[str(seed)] = measured(label, seed)
+    return found
+
+
+class Laboratory:
+    """The students of a table, their teacher and their pictures.
+
+    Args:
+        table: The folder of the comparison.
+        recipe: Of its runs.
+        seed: One that is finished.
+    """
+
+    def __init__(self, table: Path, recipe: Recipe, seed: int) -> None:
+        self.table, self.recipe = table, recipe
+        self.data: Dataset = load_data(recipe.data)
+        assert recipe.teacher is not None, "the table has a teacher"
+        self.teacher_name = recipe.teacher.name
+        teacher = load_teacher(table, recipe, self.data, Given())
+        assert teacher is not None, "the recipe names one"
+        self.teacher: StagedModel = teacher
+        net = self._student(OURS, seed).module
+        assert isinstance(net, StagedNet), "the student is of the zoo"
+        self.stages = net.stage_names
+
+    def _folder(self, label: str, seed: int) -> Path:
+        (contender,) = contenders([label], self.recipe, "equal")
+        return self.table / contender.folder / f"seed{seed}"
+
+    def _student(self, label: str, seed: int) -> StagedModel:
+        return load_student(self._folder(label, seed), self.data, Given())
+
+    def probe(self, label: str, seed: int) -> list[float]:
+        """Test accuracy of a linear classifier on each stage's average-pooled map, in percent."""
+        student = self._student(label, seed)
+        train, test = (pooled_stages(student, part) for part in (self.data.train, self.data.test))
+        labels = self.data.train.labels.numpy(), self.data.test.labels.numpy()
+        scores = []
+        for known, unknown in zip(train, test, strict=True):
+            probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+            probe.fit(known.numpy(), labels[0])
+            scores.append(round(100 * float(probe.score(unknown.numpy(), labels[1])), 4))
+        return scores
+
+    def similarity(self, label: str, seed: int) -> dict[str, list[float | None]]:
+        """Linear CKA of each stage with the teacher's last, and with the one at its depth."""
+        student = self._student(label, seed)
+        found = similarity(label, seed, student, self.teacher, self.data.test)
+        stages = [name for name in found.teacher if name not in ("pooled", "logits")]
+        depth = at_same_depth(len(self.stages), len(stages))
+        rows = found.values[: len(self.stages)]
+        return {
+            "last": [row[len(stages) - 1] for row in rows],
+            "same depth": [row[column] for row, column in zip(rows, depth, strict=True)],
+        }
+
+    def gradients(self, label: str, seed: int) -> list[list[float]]:
+        """Of each of the first epochs, the mean norm of every stage's gradient."""
+        (contender,) = contenders([label], self.recipe, "equal")
+        recipe = self.recipe.changed(method=contender.method, seed=seed)
+        pictures = ResidentData(self.data, torch.device("cpu"))
+        teacher = make_teacher(recipe, pictures, Given(), self.table, resume=False)
+        with TemporaryDirectory() as folder:
+            directory = RunDirectory(Path(folder) / "run")
+            session = make_session(recipe, pictures, Given(), Answers(teacher), directory)
+            module = session.trainer.method.student.module
+            epochs = []
+            for _ in range(FIRST_EPOCHS):
+                stepwise = [norms(module, self.stages) for _ in session.trainer.train_epoch()]
+                session.trainer.end_epoch()
+                epochs.append([sum(stage) / len(stepwise) for stage in zip(*stepwise, strict=True)])
+        return epochs
+
+    def epochs(self, seed: int) -> list[dict[str, float]]:
+        """What DSKD's branches did in each epoch."""
+        lines = (self._folder(OURS, seed) / "metrics.jsonl").read_text().splitlines()
+        return [
+            {key: value for key, value in json.loads(line).items() if key.startswith("stage")}
+            for line in lines
+        ]
+
+
+@torch.no_grad()
+def pooled_stages(model: StagedModel, split: Split) -> list[Tensor]:
+    """Each stage's average-pooled map of every picture, ``[N, C]``."""
+    outputs = [
+        [stage.mean((2, 3)) for stage in model(images).stages]
+        for images in torch.split(split.images, _BATCH)
+    ]
+    return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+
+
+def norms(module: nn.Module, stages: Sequence[str]) -> list[float]:
+    """Of the gradient that a step left in each stage's parameters."""
+    return [float(torch.stack([*_squares(module.get_submodule(s))]).sum().sqrt()) for s in stages]
+
+
+def _squares(stage: nn.Module) -> Iterator[Tensor]:
+    for parameter in stage.parameters():
+        assert parameter.grad is not None, "a stage is trained whole"
+        yield parameter.grad.square().sum()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="of the study table")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the page is written")
+    chosen = parser.parse_args(arguments)
+    try:
+        facts = measure(chosen.out / "table")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    chosen.results.mkdir(parents=True, exist_ok=True)
+    (chosen.results / "why.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (chosen.results / "why.md").write_text(page(facts))
+
+
+if __name__ == "__main__":
+    main()
