@@ -122,7 +122,7 @@ def number(mean: float | None, half: float | None, form: str = ".2f") -> str:
     """
     if mean is None:
         return ""
-    return f"{mean:{form}}" + ("" if half is None else f" ± {half:{form.removeprefix('+.2f')}}")
+    return f"{mean:{form}}" + ("" if half is None else f" ± {half:{form.removeprefix('+')}}")
 
 
 def p_text(value: float | None) -> str:
