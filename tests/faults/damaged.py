@@ -54,18 +54,25 @@ def _all() -> Iterator[tuple[str, Case]]:
     for at in range(HEADER):
         yield f"header byte {at}", Case("flip", at, draw.randrange(1, 256))
     boundaries = sorted({0, 1, HEADER - 1, HEADER, size - 1, *(end for _, _, end in parts)})
-    few = boundaries[:: max(1, len(boundaries) // 60)]
-    for at in (*few, *(at for at in boundaries if at not in few)):
-        if at < size:
-            yield f"at byte {at}", Case("cut", at)
+    cuts = [at for at in boundaries if at < size]
+    # Some of each kind first: the suite takes no more than the first 200.
+    few = cuts[:: max(1, len(cuts) // 60)]
+    yield from _cut(few)
     for extra in (1, 512, 65536):
         yield f"by {extra} bytes", Case("longer", size, extra)
-    for name, begin, end in parts:
+    chosen = parts[:: max(1, len(parts) // 60)]
+    for name, begin, end in (*chosen, *(part for part in parts if part not in chosen)):
         yield f"in {name}", Case("flip", draw.randrange(begin, end), 1 << draw.randrange(8))
+    yield from _cut([at for at in cuts if at not in few])
     while True:
         name, begin, end = draw.choice(parts)
         kind: Kind = draw.choice(("flip", "zero", "cut", "swap"))
         yield f"in {name}", Case(kind, draw.randrange(begin, end), draw.randrange(1, 256))
+
+
+def _cut(places: list[int]) -> Iterator[tuple[str, Case]]:
+    for at in places:
+        yield f"at byte {at}", Case("cut", at)
 
 
 @cache

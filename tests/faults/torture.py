@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,6 +30,8 @@ ROWS = ROOT / "torture.jsonl"
 BEGIN, END = "<!-- torture -->\n", "<!-- end -->\n"
 PATIENCE = 300
 """Seconds that a case may take."""
+CHANGED = "-changed"
+"""Marks a commit whose code was changed since."""
 HERE = {"runs", "operations", "torture", "conftest"}
 
 
@@ -43,7 +45,7 @@ def commit() -> str:
     """What is tested, and whether the code differs from it."""
     head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
     code = ["git", "diff", "--quiet", "HEAD", "--", "src", "tests"]
-    return head.strip() + ("-changed" if subprocess.call(code, cwd=ROOT) else "")
+    return head.strip() + (CHANGED if subprocess.call(code, cwd=ROOT) else "")
 
 
 def main() -> int:
@@ -64,8 +66,9 @@ def main() -> int:
 
 def _run(names: list[str], jobs: int, path: Path, limit: float) -> None:
     head, until = commit(), time.monotonic() + limit
-    done = {(row["family"], row["case"]) for row in _read(path) if row["commit"] == head}
-    keep = [row for row in _read(path) if row["commit"] == head]
+    # Of changed code nothing is known, also where it was run before.
+    keep = [row for row in _read(path) if row["commit"] == head and CHANGED not in head]
+    done = {(row["family"], row["case"]) for row in keep}
     path.write_text("".join(json.dumps(row) + "\n" for row in keep))
     left = [(name, case) for name in names for case in _cases(name) if (name, case) not in done]
     print(f"{len(done)} cases are done, {len(left)} are left", flush=True)
@@ -74,8 +77,10 @@ def _run(names: list[str], jobs: int, path: Path, limit: float) -> None:
         path.open("a", 1) as file,
         ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (work,)) as pool,
     ):
-        rows = pool.map(functools.partial(_row, Path(work), until), left, chunksize=1)
-        for row in filter(None, rows):
+        running = [pool.submit(_row, Path(work), until, one) for one in left]
+        for ended in as_completed(running):
+            if (row := ended.result()) is None:
+                continue
             file.write(json.dumps(row | {"commit": head}) + "\n")
             if row["error"]:
                 print(f"{row['family']}, {row['case']}: {row['error']}", flush=True)
