@@ -52,6 +52,9 @@ class CudaRecorder:
         with torch.cuda.stream(self._stream):
             result = work()
         current.wait_stream(self._stream)
+        # Work that comes from another stream may not take this memory before it was read.
+        for tensor in _tensors(result):
+            tensor.record_stream(current)
         return result
 
     def record(self, work: Callable[[], R]) -> Callable[[], R]:
