@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import made_dataset, made_pair, staged, stop_at
+from conftest import stop_at
 from dskd import methods, recipe, run
-from dskd.answers import Answers, SharedTeacher
+from dskd.answers import SharedTeacher
 from dskd.data.plan import draw_plan
 from dskd.data.resident import Batch, Resident
 from dskd.device import pick
@@ -24,69 +24,9 @@ from dskd.models.output import ModelOutput
 from dskd.optimizer import OptimizerName
 from dskd.train import Trainer
 from recorders import Direct, Holding, Replaying, fused
+from trainers import CPU, DATA, assert_same_state, epochs, trainer
 
-DATA = made_dataset(classes=4, per_class=7, size=16)
-SMALL: dict[str, dict[str, Any]] = {
-    "crd": {"negatives": 16},
-    "sskd": {"head_epochs": 1},
-    "dkd": {"warmup": 2.0},
-    "reviewkd": {"warmup": 2.0},
-}
 BY_EPOCH = {"dkd", "reviewkd"}
-CPU = torch.device("cpu")
-
-
-def trainer(
-    name: str,
-    recorder: Any = None,
-    optimizer: OptimizerName = "sgd",
-    shared: SharedTeacher | None = None,
-    **settings: Any,
-) -> Trainer:
-    torch.manual_seed(0)
-    kind = methods.find(name)
-    teacher = staged("resnet14") if kind.needs_teacher else None
-    pair, frozen = made_pair(staged("resnet8"), teacher, DATA)
-    method = kind(pair, **SMALL.get(name, {}) | settings)
-    answers = shared.answers() if shared is not None else Answers(frozen)
-    made = Trainer(
-        method,
-        answers,
-        Resident(DATA.train, CPU),
-        fused(method, optimizer),
-        lambda epoch: 0.02 / (1 + epoch),
-        seed=0,
-        epochs=3,
-        batch_size=4,
-        padding=2,
-        flip=True,
-        precision="float32",
-        recorder=recorder,
-    )
-    made.prepare()
-    return made
-
-
-def epochs(trainer: Trainer, count: int) -> list[dict[str, float]]:
-    means = []
-    for _ in range(count):
-        for _ in trainer.train_epoch():
-            pass
-        means.append(trainer.meter.means())
-        trainer.end_epoch()
-    return means
-
-
-def assert_same_state(one: Trainer, other: Trainer) -> None:
-    first, second = one.method.state_dict(), other.method.state_dict()
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
-    for ours, theirs in zip(
-        one.optimizer.state.values(), other.optimizer.state.values(), strict=True
-    ):
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 @pytest.mark.parametrize("kind", [Direct, Replaying])
@@ -137,7 +77,10 @@ def test_a_bad_objective_changes_no_weight_in_a_recording_either() -> None:
 def test_students_share_a_recorded_teacher() -> None:
     def together(recorder: Any) -> list[Trainer]:
         shared = SharedTeacher(trainer("kd").answers)
-        made = [trainer(name, recorder, shared=shared) for name in ("kd", "dskd", "sskd")]
+        made = [
+            trainer(name, recorder, answering=lambda _: shared.answers())
+            for name in ("kd", "dskd", "sskd")
+        ]
         for _ in zip(*(one.train_epoch() for one in made), strict=True):
             pass
         return made

@@ -189,9 +189,9 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
         if _trains_teacher(recipe, given):
             check_fit(teacher_recipe(recipe, Path()), data, Given(allow_code=given.allow_code))
         teacher = Teacher(model)
-    if recipe.train.compile:
-        _check_compiles(recipe.method.name, student, teacher)
     method = make_method(recipe, data, student, teacher)
+    if recipe.train.compile:
+        _check_compiles(recipe.method.name, method, teacher)
     if recipe.teacher is not None and recipe.teacher.keep != "none":
         check_needs(recipe.teacher.keep, method.needs, recipe.method.name)
     trainer = make_trainer(
@@ -201,7 +201,7 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
     return method.needs
 
 
-def _check_compiles(name: str, student: StagedModel, teacher: Teacher | None) -> None:
+def _check_compiles(name: str, method: Method, teacher: Teacher | None) -> None:
     """Refuses to compile what torch cannot.
 
     That is a method that says so, and a model that is watched by hooks: these are others at every
@@ -210,9 +210,11 @@ def _check_compiles(name: str, student: StagedModel, teacher: Teacher | None) ->
     Raises:
         InputError: One of them is.
     """
-    if not methods.find(name).compiles:
-        raise InputError(f"train.compile=true: torch cannot compile the method {name!r}; drop it")
-    for what, model in (("student", student), ("teacher", teacher and teacher.model)):
+    if method.uncompiled:
+        raise InputError(
+            f"train.compile=true: the method {name} is not compiled: {method.uncompiled}; drop it"
+        )
+    for what, model in (("student", method.student), ("teacher", teacher and teacher.model)):
         if model is not None and not model.native:
             raise InputError(
                 f"train.compile=true: the {what} {type(model.module).__name__} does not give its "

@@ -109,7 +109,7 @@ class Method(nn.Module):
         needs: Which of the teacher's outputs it reads; the teacher is not run for an empty one.
         needs_teacher: Whether it can do without a teacher at all.
         ranks: Whether several processes can train it together (see `dskd.ranks`).
-        compiles: Whether torch can compile it.
+        uncompiled: Why torch does not compile it (``train.compile``); empty where it does.
         presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
             that the method was published with, where the defaults are ``ce = kd = 1``.
     """
@@ -117,7 +117,7 @@ class Method(nn.Module):
     needs: TeacherNeeds = TeacherNeeds()
     needs_teacher: ClassVar[bool] = True
     ranks: ClassVar[bool] = True
-    compiles: ClassVar[bool] = True
+    uncompiled: str = ""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, pair: Pair) -> None:
@@ -361,6 +361,10 @@ def at_same_depth(depth: int, teacher_depth: int) -> list[int]:
         ([0, 1, 2], [1, 3, 4])
     """
     return [math.ceil((stage + 1) * teacher_depth / depth) - 1 for stage in range(depth)]
+
+
+RAMPED = "method.warmup changes a weight in every epoch, and torch would compile each anew"
+"""Why a method with a `ramp` is not compiled."""
 
 
 def ramp(epoch: int, warmup: float) -> float:

@@ -56,8 +56,7 @@ class CRD(FeatureMethod):
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 0.8}}
     needs = TeacherNeeds(logits=True, pooled=True)
     ranks = False  # each process would remember its own pictures only
-    # The compiled draw of negatives (whole numbers that wrap) leaves its range, and crashes.
-    compiles = False
+    uncompiled = "torch's code for its draw of negatives (whole numbers that wrap) crashes"
 
     student_memory: Tensor
     teacher_memory: Tensor

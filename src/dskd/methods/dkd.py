@@ -7,7 +7,16 @@ from typing import ClassVar
 from dskd.data.resident import Batch
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import dkd
-from dskd.methods.base import Method, Pair, StepOutput, TeacherNeeds, answered, check_classes, ramp
+from dskd.methods.base import (
+    RAMPED,
+    Method,
+    Pair,
+    StepOutput,
+    TeacherNeeds,
+    answered,
+    check_classes,
+    ramp,
+)
 from dskd.models.output import ModelOutput
 from dskd.settings import Epochs, Positive, Weight, checked
 
@@ -58,6 +67,7 @@ class DKD(Method):
         check_classes(pair)
         self.temperature, self.ce, self.kd = temperature, ce, kd
         self.alpha, self.beta, self.warmup = alpha, beta, warmup
+        self.uncompiled = RAMPED if warmup else ""
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """The labels' loss and the two parts of the teacher's."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dskd.data.resident import Batch
 from dskd.losses.fusion import reviewkd
 from dskd.methods.base import (
+    RAMPED,
     FeatureMethod,
     Pair,
     TeacherNeeds,
@@ -90,6 +91,7 @@ class ReviewKD(FeatureMethod):
             for (stage, target), fuses in zip(reversed(stages), deeper, strict=True)
         )
         self.weight, self.warmup = weight, warmup
+        self.uncompiled = RAMPED if warmup else ""
 
     def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
         """The fused stages' loss."""

@@ -1,0 +1,78 @@
+"""Trainers of small students, as a GPU would have them: with a fused optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from conftest import made_dataset, made_pair, staged
+from dskd import methods
+from dskd.answers import Answers
+from dskd.data.resident import Resident
+from dskd.models.teacher import Teacher
+from dskd.optimizer import OptimizerName
+from dskd.train import Trainer
+from recorders import fused
+
+DATA = made_dataset(classes=4, per_class=7, size=16)
+SMALL: dict[str, dict[str, Any]] = {
+    "crd": {"negatives": 16},
+    "sskd": {"head_epochs": 1},
+    "dkd": {"warmup": 2.0},
+    "reviewkd": {"warmup": 2.0},
+}
+CPU = torch.device("cpu")
+
+
+def trainer(
+    name: str,
+    recorder: Any = None,
+    optimizer: OptimizerName = "sgd",
+    answering: Callable[[Teacher | None], Answers] = Answers,
+    **settings: Any,
+) -> Trainer:
+    torch.manual_seed(0)
+    kind = methods.find(name)
+    teacher = staged("resnet14") if kind.needs_teacher else None
+    pair, frozen = made_pair(staged("resnet8"), teacher, DATA)
+    method = kind(pair, **SMALL.get(name, {}) | settings)
+    made = Trainer(
+        method,
+        answering(frozen),
+        Resident(DATA.train, CPU),
+        fused(method, optimizer),
+        lambda epoch: 0.02 / (1 + epoch),
+        seed=0,
+        epochs=3,
+        batch_size=4,
+        padding=2,
+        flip=True,
+        precision="float32",
+        recorder=recorder,
+    )
+    made.prepare()
+    return made
+
+
+def epochs(trainer: Trainer, count: int) -> list[dict[str, float]]:
+    means = []
+    for _ in range(count):
+        for _ in trainer.train_epoch():
+            pass
+        means.append(trainer.meter.means())
+        trainer.end_epoch()
+    return means
+
+
+def assert_same_state(one: Trainer, other: Trainer) -> None:
+    first, second = one.method.state_dict(), other.method.state_dict()
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+    for ours, theirs in zip(
+        one.optimizer.state.values(), other.optimizer.state.values(), strict=True
+    ):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
