@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import made_dataset, staged, stop_at
+from conftest import staged, stop_at
 from dskd import recipe, run
 from dskd.ahead import Ahead
 from dskd.answers import Answering, Answers, Planned
@@ -23,8 +23,8 @@ from dskd.models.output import ModelOutput
 from dskd.models.teacher import Teacher
 from dskd.train import Trainer
 from recorders import Direct, Replaying, fused
+from trainers import DATA, assert_same_state, epochs, trainer
 
-DATA = made_dataset(classes=4, per_class=7, size=16)
 ALL = TeacherNeeds(logits=True, stages=(0, 2), pooled=True, last=True)
 TURNED = TeacherNeeds(logits=True, pooled=True, rotated=True)
 
@@ -34,10 +34,10 @@ def frozen() -> Teacher:
     return Teacher(staged("resnet14"))
 
 
-def planned(size: int, epoch: int = 0) -> Planned:
+def planned(size: int, epoch: int = 0, rank: int = 0, world: int = 1) -> Planned:
     plan = draw_plan(0, epoch, len(DATA.train), 2, True)
     split = Resident(DATA.train, torch.device("cpu"))
-    return lambda step: split.planned(plan, size, step)
+    return lambda step: split.planned(plan, size, step, rank, world)
 
 
 def ahead_of(teacher: Teacher, together: int) -> Ahead:
@@ -65,6 +65,54 @@ def test_answers_are_those_to_single_batches(needs: TeacherNeeds, together: int,
                 torch.testing.assert_close(found.last, expected.last)
             seen.append(batch.step)
         assert seen == list(range(-(-28 // size)))
+
+
+def test_a_process_among_several_gets_answers_to_its_own_pictures() -> None:
+    teacher, needs = frozen(), TeacherNeeds(logits=True)
+    alone, ahead = Answers(teacher), ahead_of(teacher, 2)
+    for batch in ahead.following(planned(9, rank=1, world=2), 1, needs):
+        found, expected = ahead(batch, needs), alone(batch, needs)
+        assert found is not None
+        assert expected is not None
+        torch.testing.assert_close(found.logits, expected.logits)
+
+
+class OneByOne(Teacher):
+    """Its answer to a picture depends on that picture alone, to the last bit."""
+
+    def forward(self, images: torch.Tensor) -> ModelOutput:
+        answers = [Teacher.forward(self, image[None]) for image in images]
+        logits, stages, pooled, last = zip(*answers, strict=True)
+        maps = tuple(torch.cat(parts) for parts in zip(*stages, strict=True))
+        return ModelOutput(torch.cat(logits), maps, torch.cat(pooled), torch.cat(last))
+
+
+def trained(name: str, kind: type[Teacher], together: int, **settings: Any) -> Trainer:
+    """A student of two epochs."""
+
+    def answering(teacher: Teacher | None) -> Answers:
+        assert teacher is not None
+        answers = Answers(kind(teacher.model))
+        return Ahead(answers, together, "float32") if together > 1 else answers
+
+    student = trainer(name, answering=answering, **settings)
+    epochs(student, 2)
+    return student
+
+
+@pytest.mark.parametrize("together", [3, 100])
+@pytest.mark.parametrize("name", ["kd", "dskd", "rkd", "sskd"])  # logits, maps, vectors, turned
+def test_a_student_is_the_same_to_the_byte_where_answers_are(name: str, together: int) -> None:
+    assert_same_state(trained(name, OneByOne, 1), trained(name, OneByOne, together))
+
+
+@pytest.mark.parametrize("name", ["kd", "dskd"])
+def test_a_student_is_the_same_but_for_rounding_where_answers_are_not(name: str) -> None:
+    one, other = trained(name, Teacher, 1), trained(name, Teacher, 3)
+    for key, value in one.method.state_dict().items():
+        scale = value.double().abs().max().clamp_min(1.0).item()
+        found = other.method.state_dict()[key]
+        torch.testing.assert_close(found, value, rtol=0, atol=1e-3 * scale)
 
 
 class Counting(Answers):
@@ -166,10 +214,21 @@ def test_a_comparison_refuses_it(tmp_path: Path, teacher: str) -> None:
         comparison(plan(tmp_path, teacher), ["kd"], tmp_path / "grid", seeds=1)
 
 
-def test_kept_answers_are_the_same_to_the_byte_ahead(tmp_path: Path, teacher: str) -> None:
-    """They are what is kept, whoever asks for them and in which groups."""
-    keep = ("teacher.keep=logits", f"teacher.store={tmp_path / 'store'}", "method={name: kd}")
-    run.distill(plan(tmp_path / "alone", teacher, *keep, "teacher.ahead=1"))
-    run.distill(plan(tmp_path / "ahead", teacher, *keep))
-    alone, ahead = (tmp_path / part / "student.safetensors" for part in ("alone", "ahead"))
-    assert alone.read_bytes() == ahead.read_bytes()
+@pytest.mark.parametrize(("keep", "name"), [("logits", "kd"), ("bank", "dskd")])
+def test_kept_answers_are_the_same_to_the_byte_ahead(
+    tmp_path: Path, teacher: str, keep: str, name: str
+) -> None:
+    """They are what is kept, whoever asked for them first and in which groups."""
+
+    def distilled(folder: str, store: str, ahead: int) -> tuple[bytes, float | None]:
+        own = (f"teacher.ahead={ahead}", f"teacher.store={tmp_path / store}")
+        chosen = (f"teacher.keep={keep}", f"method={{name: {name}}}", *own)
+        result = run.distill(plan(tmp_path / folder, teacher, *chosen))
+        return (tmp_path / folder / "student.safetensors").read_bytes(), result.teacher_hits
+
+    alone, _ = distilled("alone", "one", 1)
+    cold, hits = distilled("cold", "two", 3)
+    assert hits is not None
+    assert hits < 1
+    assert cold == alone
+    assert distilled("warm", "one", 3) == (alone, 1)

@@ -143,6 +143,23 @@ def test_the_teacher_is_asked_for_nothing_twice(
         assert all(map(torch.equal, one.stages, other.stages))
 
 
+@pytest.mark.parametrize("needs", [LOGITS, ALL])
+def test_what_is_there_is_got_without_a_look_at_the_device(
+    tmp_path: Path, teacher: Teacher, needs: TeacherNeeds
+) -> None:
+    """A GPU would be waited for; from the device that stands for one nothing can be read."""
+    answers = opened(teacher, tmp_path, needs)
+    here = [answers(batch, needs) for batch in batches(answers)]
+    there = Resident(DATA.train, torch.device("meta"))
+    plan = draw_plan(0, 0, len(DATA.train), 1, True, answers.bank)
+    for batch, expected in zip(there.planned(plan, 32), here, strict=True):
+        found = answers(batch, needs)
+        assert found is not None
+        assert expected is not None
+        assert found.logits.is_meta
+        assert [s.shape for s in found.stages] == [s.shape for s in expected.stages]
+
+
 def test_what_is_missing_alone_is_asked_for(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,10 @@ class Layout:
 
     def unpack(self, words: Words, device: torch.device) -> ModelOutput:
         """Records as the answers that they hold, in the types in which the teacher gives them."""
-        records = torch.from_numpy(words).to(device)
+        records = torch.from_numpy(words)
+        if device.type == "cuda":
+            records = records.pin_memory()  # else the host would wait for the GPU
+        records = records.to(device, non_blocking=True)
         found: dict[str, Tensor] = {}
         for name, part in self.parts.items():
             flat = records[:, part.start : part.start + part.words].view(part.kept)
@@ -331,7 +334,7 @@ class KeptAnswers(Answers):
 
     def _numbers(self, batch: Batch) -> Indices:
         """The record of each picture of a batch."""
-        rows, views = batch.indices.cpu(), batch.views.cpu()
+        rows, views = batch.named.unbind(1)
         if self.bank is None:
             slots = views // self.every
         else:

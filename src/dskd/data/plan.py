@@ -51,9 +51,13 @@ class EpochPlan:
             rank: Which process's share of them is given.
             world: How many processes share them.
         """
-        bounds = _bounds(len(self.order), batch_size, world)
-        for start, stop in pairwise(bounds):
-            yield self.order[start:stop][rank::world]
+        for part in self.slices(batch_size, rank, world):
+            yield self.order[part]
+
+    def slices(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[slice]:
+        """Where the pictures of each step stand in the order; see `batches`."""
+        for start, stop in pairwise(_bounds(len(self.order), batch_size, world)):
+            yield slice(start + rank, stop, world)
 
 
 _DRAWN = ("order", "dy", "dx", "flip", "seeds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -29,6 +29,8 @@ class Batch:
         seeds: int64 ``[B]``, for whatever else a method draws (see `dskd.data.plan.draw_below`).
         epoch: Of the plan, from 0.
         step: Of the epoch, from 0.
+        named: int64 ``[B, 2]``, ``indices`` and ``views`` once more, in main memory: who looks
+            pictures up there need not wait for a GPU to tell.
     """
 
     images: Tensor
@@ -38,6 +40,7 @@ class Batch:
     seeds: Tensor
     epoch: int
     step: int
+    named: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
 
 
 class Resident:
@@ -60,17 +63,19 @@ class Resident:
         self, plan: EpochPlan, batch_size: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """The augmented batches of an epoch, from step ``start`` on (see `EpochPlan.batches`)."""
+        named = torch.stack([plan.order, plan.views[plan.order]], dim=1)
         plan = plan.to(self.device)
         views = plan.views
-        batches = islice(enumerate(plan.batches(batch_size, rank, world)), start, None)
-        while some := list(islice(batches, self._together(batch_size))):
-            all_rows = torch.cat([rows for _, rows in some])
-            offsets = plan.dy[all_rows], plan.dx[all_rows], plan.flip[all_rows]
-            pictures = crop_and_flip(self.images[all_rows], *offsets, plan.padding)
-            split = torch.split(pictures, [len(rows) for _, rows in some])
-            for images, (step, rows) in zip(split, some, strict=True):
-                labels, seeds = self.labels[rows], plan.seeds[rows]
-                yield Batch(images, labels, rows, views[rows], seeds, plan.epoch, step)
+        parts = islice(enumerate(plan.slices(batch_size, rank, world)), start, None)
+        while some := list(islice(parts, self._together(batch_size))):
+            rows = [plan.order[part] for _, part in some]
+            together = torch.cat(rows)
+            offsets = plan.dy[together], plan.dx[together], plan.flip[together]
+            pictures = crop_and_flip(self.images[together], *offsets, plan.padding)
+            split = torch.split(pictures, [len(own) for own in rows])
+            for images, own, (step, part) in zip(split, rows, some, strict=True):
+                drawn = self.labels[own], own, views[own], plan.seeds[own]
+                yield Batch(images, *drawn, plan.epoch, step, named[part])
 
     def _together(self, batch_size: int) -> int:
         """How many steps' pictures are augmented at once.
