@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,7 +25,14 @@ from kept import Kept
 from method_cost import noise
 from results import PAIR, Result, ratios, row_result
 from rows import rows_of
-from speed_tables import hardware_line, kept_table, machine_table, ratio_table, step_table
+from speed_tables import (
+    compiled_table,
+    hardware_line,
+    kept_table,
+    machine_table,
+    ratio_table,
+    step_table,
+)
 from turns import take_turns
 
 from dskd import device
@@ -128,18 +136,21 @@ def show(result: Result) -> None:
     tables = [machine_table(result)]
     for pair in PAIRS:
         tables.append([pair, "", *step_table(result, pair)])
-    tables += [kept_table(result), ratio_table(result)]
-    for lines in tables:
+    tables += [kept_table(result), compiled_table(result), ratio_table(result)]
+    for lines in filter(None, tables):
         print("", *lines, sep="\n")
 
 
 def main() -> None:
     """Measures, writes and shows."""
     chosen = options()
-    try:
-        result = bench(chosen)
-    except InputError as error:
-        sys.exit(_said(error))
+    with TemporaryDirectory(prefix="dskd-bench-") as code:
+        # Else what another run had compiled would cost nothing in this one.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = code
+        try:
+            result = bench(chosen)
+        except InputError as error:
+            sys.exit(_said(error))
     chosen.out.write_text(json.dumps(result, indent=1) + "\n")
     show(result)
 

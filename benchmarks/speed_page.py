@@ -13,6 +13,7 @@ from pathlib import Path
 from results import Result
 from speed_tables import (
     Lines,
+    compiled_table,
     hardware_line,
     kept_table,
     machine_table,
@@ -87,6 +88,14 @@ a run at the same seed finds them all, and one at another seed begins with 77 %.
 views, 98 % are there after 60 epochs.
 """
 
+_COMPILED = """\
+## Compiled steps
+
+`train.compile=true` has torch make code of the forward passes and their gradients. `to compile` is
+what the first step took longer than that of the steps as they are, from an empty cache of torch's;
+`paid after` says after how many steps, and epochs of CIFAR-100, that time was won back.
+"""
+
 _SCALING = """\
 ## As work grows
 
@@ -116,6 +125,9 @@ def page(results: dict[str, Result]) -> str:
     parts += [_KEPT]
     for result in results.values():
         parts += [f"Batch {result['batch_size']}:", "", *kept_table(result), ""]
+    for result in results.values():
+        if compiled := compiled_table(result):
+            parts += [_COMPILED, f"Batch {result['batch_size']}:", "", *compiled, ""]
     if "scaling" in first:
         parts += [_SCALING, *_scaling(first["scaling"])]
     return "\n".join([*parts, _REPRODUCE])

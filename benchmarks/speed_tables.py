@@ -117,6 +117,36 @@ def kept_table(result: Result) -> Lines:
     return table(head, rows)
 
 
+def compiled_table(result: Result) -> Lines:
+    """Compiled steps beside those as they are, and when compiling has paid; nothing without any."""
+    rows = {(row["pair"], row["row"], row["precision"]): row for row in result["rows"]}
+    head = (
+        *("compiled", "ms", "as it is, ms", "speed-up", "to compile, s"),
+        *("paid after steps", "of CIFAR-100's epochs"),
+    )
+    drawn = []
+    for (pair, name, precision), row in rows.items():
+        method, compiled, _ = name.partition("-compiled")
+        if compiled:
+            plain = rows[pair, method, precision]
+            saved = plain["seconds"] - row["seconds"]
+            spent = row["first_seconds"] - plain["first_seconds"]
+            steps = spent / saved if saved > 0 else None
+            epochs = steps and steps * result["batch_size"] / CIFAR100
+            drawn.append(
+                (
+                    f"{pair} {method}",
+                    _ms(row["seconds"]),
+                    _ms(plain["seconds"]),
+                    f"{plain['seconds'] / row['seconds']:.2f}",
+                    f"{spent:.1f}",
+                    f"{steps:,.0f}" if steps is not None else "never",
+                    f"{epochs:.1f}" if epochs is not None else "",
+                )
+            )
+    return table(head, drawn) if drawn else []
+
+
 def scaling_tables(scaling: Result) -> list[tuple[str, Lines]]:
     """How time and memory grow: a title and a table each."""
     return [

@@ -292,6 +292,19 @@ def test_the_page_says_what_keeping_answers_takes() -> None:
     assert row[1:] == [*expected, "1.7", "22.5"]
 
 
+def test_the_page_says_when_compiling_has_paid() -> None:
+    result = made_result()
+    assert "## Compiled steps" not in speed_page.page({"speed.json": result})
+    quick, slow = (
+        made_row("kd-compiled", "bfloat16", [0.8]),
+        made_row("dskd-compiled", "bfloat16", [2]),
+    )
+    result["rows"] += [row | {"first_seconds": 109.0} for row in (quick, slow)]
+    cells = cells_of(speed_page.page({"speed.json": result}))
+    assert [f"{PAIR} kd", "800", "1,000", "1.25", "100.0", "500", "0.6"] in cells
+    assert [f"{PAIR} dskd", "2,000", "1,250", "0.62", "100.0", "never", ""] in cells
+
+
 def test_the_page_says_the_numbers_and_what_they_are() -> None:
     text = speed_page.page({"speed-2026-11-23.json": made_result()})
     ratio = ["`kd_over_reference`", "3.00", "2.00 to 2.50", "3", ">= 2.25", "yes"]
