@@ -192,11 +192,20 @@ def test_a_stopped_run_goes_on_to_the_same_end(
 
 
 @pytest.mark.parametrize("recorder", [Direct, Replaying])
+@pytest.mark.parametrize(("ahead", "keep"), [(3, "none"), (1, "bank"), (3, "bank")])
 def test_with_a_recorder_the_run_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, recorder: Any
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    teacher: str,
+    recorder: Any,
+    ahead: int,
+    keep: str,
 ) -> None:
+    more = [f"teacher.ahead={ahead}", f"teacher.keep={keep}"]
+    if keep == "bank":
+        more += ["teacher.views=4", f"teacher.store={tmp_path / 'store'}"]
     monkeypatch.setattr(run, "make_optimizer", lambda method, name, **_: fused(method, name))
-    run.distill(plan(tmp_path / "plain", teacher))
+    run.distill(plan(tmp_path / "plain", teacher, *more))
     train_epoch = Trainer.train_epoch
 
     def recorded(self: Trainer) -> Iterator[None]:
@@ -204,7 +213,7 @@ def test_with_a_recorder_the_run_is_the_same(
         return train_epoch(self)
 
     monkeypatch.setattr(Trainer, "train_epoch", recorded)
-    run.distill(plan(tmp_path / "twin", teacher))
+    run.distill(plan(tmp_path / "twin", teacher, *more))
     plain, twin = (tmp_path / part / "student.safetensors" for part in ("plain", "twin"))
     assert plain.read_bytes() == twin.read_bytes()
 

@@ -71,11 +71,11 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("name", ["kd", "dskd"])
+@pytest.mark.parametrize(("name", "ahead"), [("kd", 1), ("dskd", 3)])
 def test_a_run_of_traced_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, name: str, ahead: int
 ) -> None:
-    check(tmp_path, monkeypatch, teacher, f"method={{name: {name}}}")
+    check(tmp_path, monkeypatch, teacher, f"method={{name: {name}}}", f"teacher.ahead={ahead}")
 
 
 @pytest.mark.parametrize("name", methods.names())
