@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pooch
 import pytest
 from made import write_cifar10, write_tar, write_tiny_imagenet, write_zip
 
@@ -87,7 +88,7 @@ def test_an_archive_is_fetched_once_and_read_in_place(
     )
 
 
-@pytest.mark.parametrize("trouble", ["md5", "cut", "missing", "no server", "no folder"])
+@pytest.mark.parametrize("trouble", ["md5", "cut", "large", "missing", "no server", "no folder"])
 def test_trouble_is_told_and_leaves_nothing(
     trouble: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,8 @@ def test_trouble_is_told_and_leaves_nothing(
         monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, md5="0" * 32))
     elif trouble == "cut":
         server.cut = 100
+    elif trouble == "large":
+        monkeypatch.setattr("dskd.data.download._LARGEST", 1000)
     elif trouble == "missing":
         (tmp_path / "served" / "cifar-10-python.tar.gz").unlink()
     elif trouble == "no server":
@@ -107,6 +110,22 @@ def test_trouble_is_told_and_leaves_nothing(
     with pytest.raises(InputError, match=r"cannot download http://127\.0\.0\.1.* set data\.root"):
         load_dataset("cifar10", cache=cache)
     assert not cache.is_dir() or list(cache.iterdir()) == []
+
+
+def test_nothing_has_the_name_of_an_archive_before_its_md5_is_right(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, seen, hashed = tmp_path / "cache", [], pooch.file_hash
+
+    def watched(path: str, algorithm: str) -> Any:
+        seen.append((Path(path).suffix, sorted(there.suffix for there in cache.iterdir())))
+        return hashed(path, algorithm)
+
+    monkeypatch.setattr(pooch, "file_hash", watched)
+    load_dataset("cifar10", cache=cache)
+    assert seen == [(".part", [".part"])]
+    load_dataset("cifar10", cache=cache)
+    assert seen[1:] == [(".gz", [".gz", ".safetensors"])]
 
 
 def test_a_damaged_archive_is_fetched_again(server: Server, tmp_path: Path) -> None:

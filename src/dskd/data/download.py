@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pooch
@@ -10,6 +11,8 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dskd.errors import InputError
+
+_LARGEST = 2**30
 
 
 def cache_folder(cache: Path | None) -> Path:
@@ -26,7 +29,8 @@ def cache_folder(cache: Path | None) -> Path:
 def download(url: str, md5: str, cache: Path | None) -> Path:
     """Fetch an archive into the cache folder unless it is there already.
 
-    The bytes go to a temporary file, which gets its name only once its md5 is right.
+    The bytes go to a file that ends in ``.part``, which gets its name only once its md5 is right.
+    One that is there is used only if its md5 is right.
 
     Args:
         url: The published address.
@@ -41,18 +45,36 @@ def download(url: str, md5: str, cache: Path | None) -> Path:
     """
     folder = cache_folder(cache)
     name = url.rsplit("/", 1)[1]
-    pooch.get_logger().setLevel("WARNING")
-    bar = _Bar(name)
-    fetch = pooch.HTTPDownloader(progressbar=bar)
     try:
-        return Path(pooch.retrieve(url, f"md5:{md5}", fname=name, path=folder, downloader=fetch))
+        if not _is_published(folder / name, md5):
+            folder.mkdir(parents=True, exist_ok=True)
+            _fetch(url, md5, folder / name)
     except Exception as error:  # requests, urllib3, pooch and the file system each raise their own
         raise InputError(
             f"cannot download {url} to {folder}: {_root(error)}; fetch "
             f"{name} by other means and set data.root to its folder"
         ) from error
+    return folder / name
+
+
+def _fetch(url: str, md5: str, path: Path) -> None:
+    """Fetches a file that is then whole and as published, or not there."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    part = Path(temporary)
+    bar = _Bar(path.name)
+    try:
+        pooch.HTTPDownloader(progressbar=bar)(url, temporary, None)
+        if not _is_published(part, md5):
+            raise ValueError(f"its md5 is {pooch.file_hash(temporary, 'md5')}, not {md5}")
+        part.replace(path)
     finally:
         bar.close()
+        part.unlink(missing_ok=True)
+
+
+def _is_published(path: Path, md5: str) -> bool:
+    return path.is_file() and pooch.file_hash(str(path), "md5") == md5
 
 
 def _root(error: BaseException) -> str:
@@ -68,14 +90,17 @@ class _Bar:
     def __init__(self, name: str) -> None:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), DownloadColumn(), TimeRemainingColumn())
-        self.total = 0
+        self.total = self._came = 0
         self._name = name
         self._progress = Progress(
             *columns, console=console, disable=not console.is_terminal, transient=True
         )
 
     def update(self, count: int) -> None:
-        """``count`` more bytes came."""
+        """``count`` more bytes came, or about as many."""
+        self._came += count
+        if self._came > _LARGEST:
+            raise ValueError(f"more than {_LARGEST} bytes came, which no published archive has")
         if not self._progress.task_ids:
             self._progress.start()
             self._progress.add_task(f"downloading {self._name}", total=self.total)
@@ -83,6 +108,7 @@ class _Bar:
 
     def reset(self) -> None:
         """Called at the end, before the last `update`, which counts all bytes again."""
+        self._came = 0
         if self._progress.task_ids:
             self._progress.reset(self._progress.task_ids[0])
 
