@@ -25,7 +25,7 @@ from dskd.models.load import TIMM, load_model
 from dskd.models.stages import StagedModel
 from dskd.recipe import DataSettings
 from dskd.rundir import BEST, LAST
-from dskd.settings import Count, Settings, validate
+from dskd.settings import Count, Number, Positive, Settings, validate
 from dskd.yaml_text import read_yaml_file
 
 Which = Literal["last", "best"]
@@ -41,8 +41,8 @@ class _Facts(Settings):
     options: dict[str, Any]
     classes: tuple[str, ...]
     shape: tuple[_Extent, _Extent, _Extent]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Number, ...]
+    std: tuple[Positive, ...]
     method: str
     addition: dict[str, Any]
 

@@ -71,6 +71,8 @@ def read_yaml(text: str, what: str) -> Any:
         reason = str(error)
     except RecursionError:
         reason = "it is nested too deeply"
+    except (AttributeError, LookupError):  # how PyYAML ends where a text does not fit its tag
+        reason = "a value is not of the kind that its tag (!!) names"
     raise InputError(f"{what} is not YAML: {reason}")
 
 

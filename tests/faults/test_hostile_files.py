@@ -8,12 +8,29 @@ from types import ModuleType
 from typing import Any
 
 import archives
+import commands
+import data_sets
+import json_facts
+import method_settings
+import named_code
 import pickles
+import pictures
 import pytest
 import recipes
 import texts
 
-FAMILIES: tuple[ModuleType, ...] = (archives, pickles, recipes, texts)
+FAMILIES: tuple[ModuleType, ...] = (
+    archives,
+    commands,
+    data_sets,
+    json_facts,
+    method_settings,
+    named_code,
+    pickles,
+    pictures,
+    recipes,
+    texts,
+)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch and Pillow, on files that are no good

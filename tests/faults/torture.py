@@ -32,7 +32,7 @@ PATIENCE = 300
 """Seconds that a case may take."""
 CHANGED = "-changed"
 """Marks a commit whose code was changed since."""
-HERE = {"runs", "operations", "torture", "conftest"}
+HERE = {"runs", "operations", "outcomes", "torture", "conftest"}
 
 
 def families() -> list[str]:

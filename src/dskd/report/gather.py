@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from dskd import methods
 from dskd.compare.entries import COMPARISON, FAILED, read_comparison, weights_of
@@ -17,7 +19,23 @@ from dskd.rundir import RunDirectory, differences
 from dskd.session import Result
 from dskd.yaml_text import read_yaml_file
 
-_KEYS = tuple(key for key in Result.__dataclass_fields__ if key not in ("path", "student"))
+_KINDS: dict[str, Any] = {
+    key: (kind, ...)
+    for key, kind in get_type_hints(Result).items()
+    if key not in ("path", "student")
+}
+_FREE = ConfigDict(extra="allow")  # a later version may say more
+_Numbers = create_model("_Numbers", __config__=_FREE, **_KINDS)
+_ROWS = TypeAdapter(list[dict[str, float | None]])
+
+
+class _Environment(BaseModel):
+    """What is read of ``environment.json``."""
+
+    model_config = _FREE
+
+    command: list[str]
+    packages: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,7 @@ class MethodRuns:
 
     def rows(self) -> dict[int, list[dict[str, Any]]]:
         """The metrics of the finished runs, a row an epoch, by seed."""
-        return {seed: RunDirectory(folder).rows() for seed, folder in self.folders.items()}
+        return {seed: _rows(folder) for seed, folder in self.folders.items()}
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,7 @@ def _from_comparison(path: Path) -> Gathered:
     plain = facts["recipe"] | {"method": facts["entries"][0]["method"], "seed": facts["seeds"][0]}
     if not any(_is_taught(runs.entry.method) for runs in found):
         plain["teacher"] = None
-    environment = _read_json(path / "environment.json")
+    environment = _read_environment(path)
     command = tuple(environment["command"])
     return Gathered(tuple(found), resolve(plain, path), (command,), environment)
 
@@ -148,7 +166,7 @@ def _from_runs(runs: Sequence[_Run]) -> Gathered:
         grouped.setdefault(json.dumps(run.recipe["method"], sort_keys=True), []).append(run)
     firsts = [group[0] for group in grouped.values()]
     found = [_method_runs(_label(group[0], firsts), group) for group in grouped.values()]
-    environments = [_read_json(run.folder / "environment.json") for run in runs]
+    environments = [_read_environment(run.folder) for run in runs]
     commands = dict.fromkeys(tuple(environment["command"]) for environment in environments)
     recipe = resolve(first.recipe, first.folder)
     return Gathered(tuple(found), recipe, tuple(commands), environments[0])
@@ -179,20 +197,50 @@ def _read_json(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text())
         return content
     except (OSError, ValueError, RecursionError):
-        raise InputError(f"{path} is missing or damaged; make the run again") from None
+        raise _damaged(path) from None
+
+
+def _read_environment(folder: Path) -> dict[str, Any]:
+    path = folder / "environment.json"
+    environment = _read_json(path)
+    try:
+        _Environment.model_validate(environment)
+    except ValidationError:
+        raise _damaged(path) from None
+    return environment
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, a row an epoch."""
+    try:
+        rows = RunDirectory(folder).rows()
+        _ROWS.validate_python(rows)
+    except (OSError, ValueError, RecursionError):
+        raise _damaged(folder / "metrics.jsonl") from None
+    return rows
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path} is missing or damaged; make the run again")
 
 
 def _check_result(folder: Path, result: Mapping[str, Any]) -> None:
-    if missing := [key for key in _KEYS if key not in result]:
-        raise InputError(
-            f"{folder / 'result.json'} says nothing of {missing[0]}: an older version wrote it; "
-            "make the run again with --overwrite"
-        )
+    path = folder / "result.json"
+    try:
+        _Numbers.model_validate(result)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "missing":
+            raise InputError(
+                f"{path} says nothing of {first['loc'][0]}: an older version wrote it; "
+                "make the run again with --overwrite"
+            ) from None
+        raise _damaged(path) from None
 
 
 def _how_far(folder: Path, epochs: int) -> str:
     """What is said of a run that has not ended."""
-    done = len(RunDirectory(folder).rows())
+    done = len(_rows(folder))
     return f"not finished, {done} of {epochs} epochs are done" if done else "not begun"
 
 

@@ -1,0 +1,48 @@
+"""Wrong recipes given to the command line: each in a process of its own, as a person would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import recipes
+from outcomes import refusal, tree
+
+from dskd.recipe import load
+
+FAMILY = "wrong recipes, as processes"
+SAMPLE, WHOLE = 1, 50
+
+
+def cases(whole: bool = True) -> Iterator[tuple[str, str]]:
+    """Recipes of anything that are refused."""
+    yield from islice(_refused(), WHOLE if whole else SAMPLE)
+
+
+def _refused() -> Iterator[tuple[str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mine.yaml"
+        for name, case in recipes.cases():
+            if name.startswith("anything"):
+                path.write_text(case.text, "utf-8")
+                if refusal(lambda: load(str(path))):
+                    yield name, case.text
+
+
+def check(case: str, folder: Path) -> str:
+    """Exit code 2, one line, and nothing is left."""
+    (folder / "mine.yaml").write_text(case, "utf-8")
+    before = tree(folder)
+    command = [sys.executable, "-m", "dskd", "distill", "mine.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=250, check=False)
+    said = done.stderr.decode()
+    assert done.returncode == 2, f"exit code {done.returncode}: {said}"
+    assert said.startswith("dskd: "), said
+    assert said.count("\n") == 1, said
+    assert not done.stdout, "something was said on stdout"
+    assert tree(folder) == before, "something was written"
+    return "refused"

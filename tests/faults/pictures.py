@@ -1,0 +1,197 @@
+"""Pictures of every mode and size, damaged ones, and files that are none.
+
+A picture is read as upright RGB of its own size, or refused in one line that names its file.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from outcomes import refusal, tree
+from PIL import Image
+
+from dskd.data.files import FolderFiles
+from dskd.data.pictures import decode
+
+FAMILY = "odd pictures"
+SAMPLE, WHOLE = 12, 300
+"""Changes at random of a picture of each format, in the suite and in the torture run."""
+
+MODES = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "GIF": ("1", "L", "P", "RGB", "RGBA"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "LAB", "YCbCr", "I"),
+    "WEBP": ("L", "RGB", "RGBA"),
+    "PPM": ("1", "L", "RGB", "I"),
+}
+"""The modes in which each format is written."""
+SIZES = ((1, 1), (1, 9), (9, 1), (8, 8), (33, 17))
+
+
+class Picture(NamedTuple):
+    """A file, the size that is asked for, the size that it has, and its outcome."""
+
+    data: bytes
+    size: int | None
+    shape: tuple[int, int] | None
+    expected: str
+
+
+def cases(whole: bool = True) -> Iterator[tuple[str, Picture]]:
+    """Every mode, every orientation, damage at random, and files that are no picture."""
+    for form, modes in MODES.items():
+        for mode in modes:
+            for width, height in SIZES:
+                data = _saved(_drawn(mode, width, height), form)
+                name = f"{form} {mode} of {width}x{height}"
+                yield name, Picture(data, None, (height, width), "read")
+                yield f"{name}, resized", Picture(data, 6, (6, 6), "read")
+    yield from _turned()
+    for name, data in STRANGE.items():
+        yield name, Picture(data, None, None, "refused")
+    for form in MODES:
+        whole_file = _saved(_drawn("RGB", 33, 17), form)
+        for share in (0.02, 0.1, 0.3, 0.5, 0.7):
+            cut = whole_file[: int(len(whole_file) * share)]
+            yield f"{form} cut at {share}", Picture(cut, None, None, "refused")
+        for number in range(WHOLE if whole else SAMPLE):
+            data = _damaged(whole_file, random.Random(number))
+            yield f"{form} changed {number}", Picture(data, 6, (6, 6), "either")
+
+
+def check(case: Picture, folder: Path) -> str:
+    """Decodes a picture as the data set of one's own folder does."""
+    path = folder / "picture.png"  # what it is called says nothing
+    path.write_bytes(case.data)
+    found: list[torch.Tensor] = []
+    files = FolderFiles(folder, [path.name])
+    line = refusal(lambda: found.append(decode(files, [path.name], case.size)))
+    assert [*tree(folder)] == [path.name], "something was written"
+    if line is None:
+        assert case.shape is None or found[0].shape == (1, 3, *case.shape), found[0].shape
+        assert found[0].dtype == torch.uint8
+    else:
+        assert "picture.png" in line, f"it is not said which: {line}"
+    outcome = "read" if line is None else "refused"
+    assert case.expected in (outcome, "either"), f"it was {outcome}: {line}"
+    return outcome
+
+
+def _drawn(mode: str, width: int, height: int) -> Image.Image:
+    levels = np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
+    image = Image.fromarray(levels)
+    if mode in ("I;16", "I"):
+        gray = np.asarray(image.convert("L")).astype(np.uint16 if mode == "I;16" else np.int32)
+        return Image.fromarray(gray * 257)
+    if mode == "LAB":
+        return Image.merge("LAB", image.split())
+    return image.convert(mode)
+
+
+def _saved(image: Image.Image, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def _turned() -> Iterator[tuple[str, Picture]]:
+    """Every EXIF orientation, those that there are not too, and EXIF data that are none."""
+    image = _drawn("RGB", 9, 5)
+    for number in (*range(10), 2**16 - 1):
+        exif = Image.Exif()
+        exif[0x0112] = number
+        shape = (9, 5) if number in (5, 6, 7, 8) else (5, 9)
+        for form in ("PNG", "JPEG", "WEBP", "TIFF"):
+            data = _saved(image, form, exif=exif)
+            yield f"{form} turned {number}", Picture(data, None, shape, "read")
+    for name, raw in {
+        "rubbish": b"Exif\0\0" + b"\xff" * 64,
+        "a loop": b"Exif\0\0II*\0\x08\0\0\0" + b"\x01\0\x69\x87\x04\0\x01\0\0\0\x08\0\0\0" * 2,
+        "a huge count": b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\xff\xff\xff\xff" * 9,
+    }.items():
+        data = _saved(image, "JPEG", exif=raw)
+        yield f"JPEG with EXIF that is {name}", Picture(data, None, None, "either")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _png(width: int, height: int, *chunks: bytes) -> bytes:
+    """A PNG that says it has that size."""
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + _chunk(b"IEND", b"")
+
+
+def _bmp(width: int, height: int) -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + head
+
+
+_MIB_OF_ZEROS = zlib.compress(bytes(2**20))
+STRANGE: dict[str, bytes] = {
+    "nothing": b"",
+    "a null byte": b"\0",
+    "text": b"hello, this is no picture\n" * 9,
+    "HTML": b"<html><body>404 Not Found</body></html>",
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+    "EPS, which starts a program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
+    "PDF": b"%PDF-1.4\n1 0 obj <</Type /Catalog>> endobj\n",
+    "an icon": b"\0\0\x01\0\x01\0\x01\x01\0\0\x01\0\x18\0\x30\0\0\0\x16\0\0\0" + bytes(48),
+    "PSD": b"8BPS\0\x01" + bytes(60),
+    "a zip": b"PK\x03\x04" + bytes(26),
+    "a pickle": b"cos\nsystem\n(S'touch mark'\ntR.",
+    "a program": b"\x7fELF" + bytes(60),
+    "PNG of nothing": _png(0, 0),
+    "PNG without pixels": _png(9, 9),
+    "PNG of 2^31 pixels wide": _png(2**31 - 1, 1, _chunk(b"IDAT", _MIB_OF_ZEROS)),
+    "PNG of 100,000 x 100,000": _png(100_000, 100_000, _chunk(b"IDAT", _MIB_OF_ZEROS)),
+    "PNG of 10,000 x 10,000": _png(10_000, 10_000, _chunk(b"IDAT", _MIB_OF_ZEROS)),
+    "PNG with text without end": _png(
+        9, 9, *[_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))], _chunk(b"IDAT", b"")
+    ),
+    "PNG with a profile without end": _png(
+        9, 9, _chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**26))), _chunk(b"IDAT", b"")
+    ),
+    "BMP of a width below zero": _bmp(-9, 9),
+    "BMP of 2^31": _bmp(2**31 - 1, 2**31 - 1),
+    "PPM of 10^9 x 10^9": b"P6 1000000000 1000000000 255\n",
+    "PPM of a number of many digits": b"P6 " + b"9" * 5000 + b" 1 255\n",
+    "PPM of no colours": b"P6 2 2 0\n" + bytes(12),
+    "GIF of nothing": b"GIF89a\0\0\0\0\0\0\0;",
+    "GIF of 65,535 x 65,535": b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\0;",
+    "TIFF whose directory is itself": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
+    "TIFF of no directory": b"II*\0\xff\xff\xff\xff",
+    "WebP that is short": b"RIFF\xff\xff\xff\xffWEBPVP8 \xff\xff\xff\xff",
+    "JPEG that only begins": b"\xff\xd8\xff",
+    "JPEG of 65,535 x 65,535": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x11\0"
+    b"\x02\x11\x01\x03\x11\x01\xff\xd9",
+}  # fmt: skip
+"""Files that are no picture, or one that is too large."""
+
+
+def _damaged(data: bytes, draw: random.Random) -> bytes:
+    """A few bytes changed, taken out or put in, more often in the header."""
+    changed = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 8))):
+        at = draw.randrange(len(changed) if draw.random() < 0.5 else min(64, len(changed)))
+        match draw.randrange(4):
+            case 0:
+                changed[at] = draw.randrange(256)
+            case 1:
+                changed[at] ^= 1 << draw.randrange(8)
+            case 2:
+                del changed[at : at + draw.randrange(1, 9)]
+            case _:
+                changed[at:at] = draw.randbytes(draw.randrange(1, 9))
+    return bytes(changed)
