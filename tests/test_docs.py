@@ -55,3 +55,15 @@ def test_readme_commands_name_recipes_that_exist() -> None:
     words = (ROOT / "README.md").read_text().split()
     named = [b for a, b in pairwise(words) if a in ("distill", "train", "compare")]
     assert {n for n in named if "/" in n} <= set(recipe.shipped())
+
+
+def test_every_promise_of_security_names_tests_that_exist() -> None:
+    text = (ROOT / "SECURITY.md").read_text().partition("## What is not promised")[0]
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| promise"):
+            named = re.findall(r"`([a-z_/*]+\.py)(?:::(\w+))?`", line.rsplit("|", 2)[1])
+            assert named, f"it names no test: {line}"
+            for path, test in named:
+                found = list((ROOT / "tests").glob(path))
+                assert found, path
+                assert f"def {test}" in found[0].read_text(), test
