@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import random
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,9 @@ def check(case: Picture, folder: Path) -> str:
     path.write_bytes(case.data)
     found: list[torch.Tensor] = []
     files = FolderFiles(folder, [path.name])
-    line = refusal(lambda: found.append(decode(files, [path.name], case.size)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about damage that it reads past
+        line = refusal(lambda: found.append(decode(files, [path.name], case.size)))
     assert [*tree(folder)] == [path.name], "something was written"
     if line is None:
         assert case.shape is None or found[0].shape == (1, 3, *case.shape), found[0].shape
