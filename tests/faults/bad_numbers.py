@@ -29,6 +29,7 @@ from dskd.rundir import LAST, NOT_FINITE
 from dskd.train import Trainer
 from recorders import Replaying, fused
 
+FAMILY = "NaN and infinities in losses, gradients and the teacher's logits"
 Place = Literal["loss", "gradients", "one gradient", "teacher"]
 Way = Literal["sgd", "adamw", "fused sgd", "fused adamw", "recorded"]
 EPOCH, EPOCHS, BATCH, PICTURES = 1, 3, 32, 130

@@ -17,8 +17,8 @@ from dskd import methods
 
 FAMILY = "SIGKILL at random moments, then resumed"
 COUNT, SAMPLE = 300, 15
-COMPARISONS = 5
-"""One in so many cases is a comparison."""
+COMPARISONS, KEEPING = 5, 4
+"""One in so many cases is a comparison; one in so many runs keeps the teacher's answers on disk."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Case:
 
     Attributes:
         method: A method, or several of a comparison, parted by commas.
+        keeps: Whether the teacher's answers are kept, which a kill may leave half written.
         signals: One after the other, each to the run as it goes on; the last one kills.
         moments: When each comes, as a share of the time that the whole run takes.
     """
 
     method: str
+    keeps: bool
     signals: tuple[signal.Signals, ...]
     moments: tuple[float, ...]
 
@@ -45,11 +47,17 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
         method = names[(number + 2 * (number // every)) % len(names)]
         if number % COMPARISONS == COMPARISONS - 1:
             method = f"ce,{method}" if method != "ce" else "ce,kd"
+        keeps = number % KEEPING == 0 and _can_keep(method)
         # The first leaves a snapshot within an epoch, from which the second run goes on.
         signals = (signal.SIGTERM,) * draw.randint(0, 1) + (signal.SIGKILL,)
         moments = tuple(round(draw.uniform(0.02, 0.98), 3) for _ in signals)
         if whole or number % every == number // every % every:
-            yield f"{number}", Case(method, signals, moments)
+            yield f"{number}", Case(method, keeps, signals, moments)
+
+
+def _can_keep(method: str) -> bool:
+    # A comparison would find what the one before it has kept; sskd's turned pictures are not kept.
+    return "," not in method and method != "sskd" and methods.find(method).needs_teacher
 
 
 def check(case: Case, folder: Path) -> str:
@@ -58,10 +66,11 @@ def check(case: Case, folder: Path) -> str:
     Raises:
         AssertionError: Something is not as it was, or a process failed.
     """
-    seconds, expected = _undisturbed(case.method, folder.parent)
-    arguments = _arguments(case.method, folder / "run", folder.parent)
+    seconds, expected = _undisturbed(case.method, case.keeps, folder.parent)
+    arguments = _arguments(case.method, case.keeps, folder / "run", folder.parent)
     while not _killed(case, folder, arguments, seconds):
         shutil.rmtree(folder / "run")
+        shutil.rmtree(folder / "kept", ignore_errors=True)
         seconds /= 2
     code, said = runs.call(arguments[1], folder)
     assert code == 0, said
@@ -83,19 +92,20 @@ def _killed(
     return True
 
 
-def _arguments(method: str, out: Path, folder: Path) -> tuple[list[str], list[str]]:
+def _arguments(method: str, keeps: bool, out: Path, folder: Path) -> tuple[list[str], list[str]]:
     """What starts a run, and what has it go on."""
     pictures = runs.pictures(folder / "pictures")
     if "," in method:
         return (runs.comparison(out, pictures, method),) * 2
-    started = runs.command(out, pictures, method)
+    store = ["teacher.keep=bank", "teacher.views=2", f"teacher.store={out.parent / 'kept'}"]
+    started = runs.command(out, pictures, method, *(store if keeps else ()))
     return started, [*started, "--resume"]
 
 
 @cache
-def _undisturbed(method: str, folder: Path) -> tuple[float, dict[str, Any]]:
+def _undisturbed(method: str, keeps: bool, folder: Path) -> tuple[float, dict[str, Any]]:
     """How long a whole run takes, and what it leaves."""
-    own = folder / f"whole-{method}"
+    own = folder / f"whole-{method}{'-kept' * keeps}"
     own.mkdir(exist_ok=True)
-    seconds = runs.whole(_arguments(method, own / "run", folder)[0], own)
+    seconds = runs.whole(_arguments(method, keeps, own / "run", folder)[0], own)
     return seconds, runs.left(own / "run")
