@@ -75,20 +75,30 @@ def _run(names: list[str], jobs: int, path: Path, limit: float) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="torture") as work,
         path.open("a", 1) as file,
-        ProcessPoolExecutor(jobs, get_context("spawn"), _prepare, (work,)) as pool,
+        ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (work,)) as pool,
     ):
         running = [pool.submit(_row, Path(work), until, one) for one in left]
-        for ended in as_completed(running):
+        told = time.monotonic()
+        for number, ended in enumerate(as_completed(running), len(done) + 1):
             if (row := ended.result()) is None:
                 continue
             file.write(json.dumps(row | {"commit": head}) + "\n")
             if row["error"]:
                 print(f"{row['family']}, {row['case']}: {row['error']}", flush=True)
+            if time.monotonic() > told + 60:
+                told = time.monotonic()
+                print(f"{number:,} of {len(done) + len(left):,}, in {row['family']}", flush=True)
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         yield from (json.loads(ln) for ln in path.read_text().splitlines() if ln.endswith("}"))
+
+
+def _begin(work: str) -> None:
+    """In a process of its own; what the cases have the package say is of no interest."""
+    _prepare(work)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _prepare(work: str) -> None:
