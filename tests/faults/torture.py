@@ -98,7 +98,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 def _begin(work: str) -> None:
     """In a process of its own; what the cases have the package say is of no interest."""
     _prepare(work)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def _prepare(work: str) -> None:
