@@ -12,7 +12,7 @@ SEEDS_OF_FIRST = 5
 
 
 def page(facts: Mapping[str, Any]) -> str:
-    """Markdown: how it was computed, then a table for each group.
+    """Markdown: how it was computed, then a table for each group, the highest mean first.
 
     Args:
         facts: As ``evidence.study`` writes them.
@@ -77,8 +77,9 @@ def _rules(facts: Mapping[str, Any]) -> str:
     """By which rules it was run."""
     if facts["set"] is None:
         return f"Data set {facts['recipe']['data']['name']}"
-    if facts["changes"]:
-        return f"**Not by the protocol** ({', '.join(facts['changes'])}), set `{facts['set']}`"
+    otherwise = [*([facts["beside"]] if facts.get("beside") else []), *facts["changes"]]
+    if otherwise:
+        return f"**Not by the protocol** ({', '.join(otherwise)}), set `{facts['set']}`"
     return f"By the [protocol](protocol.md), set `{facts['set']}`"
 
 
@@ -88,7 +89,8 @@ def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:
         f"| | accuracy, % (each seed) | mean | against {against} | p (Holm) | agreement, % | |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
-    for label in labels:
+    means = {label: facts["rows"][label]["mean"] or 0.0 for label in labels}
+    for label in sorted(labels, key=means.__getitem__, reverse=True):
         row = facts["rows"][label]
         each = ", ".join(f"{value:.1f}" for value in row["accuracies"])
         agreed = "" if row["agreement"] is None else f"{row['agreement']:.1f}"

@@ -82,6 +82,8 @@ class Study(Settings):
     """Who gets more seeds."""
     into: str | None = None
     """The study among whose runs its own lie, so that what both have is computed once."""
+    beside: str | None = None
+    """What it does otherwise than the protocol; None where that is nothing."""
     changes: list[str] = Field(default_factory=list)
     """Of the recipe."""
 
@@ -227,6 +229,7 @@ def facts_of(
         "date": date.today().isoformat(),
         "environment": {k: device.environment(device.pick("auto"))[k] for k in MACHINE},
         "set": study.set,
+        "beside": study.beside,
         "changes": study.changes,
         "pictures": comparison.pictures,
         "teacher": {"name": study.teacher_name, "epochs": study.teacher.epochs}

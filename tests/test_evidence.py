@@ -14,6 +14,7 @@ import torch
 from evidence import choose, why
 from evidence.page import first, page, verdict
 from evidence.prepare import classes_of, prepare
+from evidence.why_page import page as why_page
 from PIL import Image
 
 from dskd import methods
@@ -127,6 +128,19 @@ def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
     assert page(kept) == page(facts)
     studies.compute(study, data, out, tmp_path)
     assert "All 4 runs are there." in (tmp_path / "small.md").read_text()
+
+
+def test_what_is_no_study_of_the_protocol_says_so() -> None:
+    assert studies.find("mini", Path()).beside
+    assert studies.find("table", Path()).beside is None
+
+
+def test_committed_pages_are_what_their_numbers_draw() -> None:
+    for path in studies.RESULTS.glob("*.json"):
+        facts = json.loads(path.read_text())
+        if "study" in facts:
+            draw = why_page if facts["study"] == "why" else page
+            assert path.with_suffix(".md").read_text() == draw(facts), path.name
 
 
 def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
