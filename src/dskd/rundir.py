@@ -250,7 +250,8 @@ class RunDirectory:
                 f"every snapshot in {self.snapshots} is damaged ({'; '.join(damaged)}); start "
                 "again with --overwrite"
             )
-        if self.rows():  # the first snapshot comes before them
+        metrics = self.path / "metrics.jsonl"
+        if metrics.is_file() and metrics.stat().st_size:  # the first snapshot comes before them
             raise InputError(
                 f"the snapshots in {self.snapshots} are gone; start again with --overwrite"
             )

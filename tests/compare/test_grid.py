@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +161,16 @@ def test_each_row_is_written_as_its_run_ends(finished: Path) -> None:
     for row in rows:
         result = dict(entries[row["label"]].results[row["seed"]])
         assert {"label": row["label"], "seed": row["seed"]} | result == row
+
+
+def test_torn_rows_are_made_anew_from_their_runs(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "torn"
+    shutil.copytree(finished, out)
+    rows = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    torn = [rows[0], rows[1][:100] + rows[1], "5\n", "null\n", rows[2], rows[2], rows[3][:50]]
+    (out / "results.jsonl").write_text("".join(torn))
+    run_grid(small(out), Silent())
+    assert sorted((out / "results.jsonl").read_text().splitlines(True)) == sorted(rows)
 
 
 def test_a_method_that_diverges_is_told_of_and_the_others_go_on(

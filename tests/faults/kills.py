@@ -73,7 +73,8 @@ def check(case: Case, folder: Path) -> str:
         shutil.rmtree(folder / "kept", ignore_errors=True)
         seconds /= 2
     code, said = runs.call(arguments[1], folder)
-    assert code == 0, said
+    # A process may be killed behind its last line; then there is nothing to go on with.
+    assert code == 0 or "holds a finished run" in said, said
     different = runs.differing(expected, runs.left(folder / "run"))
     assert not different, different
     return "identical"

@@ -165,7 +165,8 @@ def _check_run(case: Case, folder: Path) -> str:
             assert os.strerror(getattr(errno, case.fault)) in said, said
             assert "Traceback" not in said, said
         code, said = runs.call(going_on, folder)
-        assert code == 0, said
+        # Behind the last rename the run is whole, though the flush of its folder failed.
+        assert code == 0 or "holds a finished run" in said, said
     different = runs.differing(expected, runs.left(folder / "under"))
     assert not different, different
     assert not list((folder / "under").rglob(".*.part"))

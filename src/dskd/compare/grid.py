@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -289,8 +289,8 @@ class _Recorder:
         folder = student.session.directory.path
         if failure is not None:
             replace_file(folder / FAILED, f"{failure}\n".encode())
-        with (self.grid.path / ROWS).open("a") as file:
-            file.write(_row(student.label, student.seed, folder))
+        with (self.grid.path / ROWS).open("ab", buffering=0) as file:
+            file.write(_row(student.label, student.seed, folder).encode())
         self.watcher.ended(student, failure)
 
 
@@ -305,17 +305,20 @@ def _row(label: str, seed: int, folder: Path) -> str:
 
 
 def _mend_rows(grid: Grid) -> None:
-    """Adds the rows of runs that ended, and whose process was killed before it said so."""
+    """Drops rows that are torn, and adds those of runs that ended before it could be said."""
     path = grid.path / ROWS
-    text = path.read_text() if path.is_file() else ""
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-    there = {(row["label"], row["seed"]) for row in map(json.loads, lines)}
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    rows: dict[tuple[str, int], str] = {}
+    for line in text.splitlines():
+        with suppress(ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            rows[row["label"], row["seed"]] = f"{line}\n"
     for seed in grid.seeds:
         for contender in grid.contenders:
             folder = grid.folder(contender, seed)
-            if (contender.label, seed) not in there and _ended(folder):
-                lines.append(_row(contender.label, seed, folder))
-    replace_file(path, "".join(lines).encode())
+            if (contender.label, seed) not in rows and _ended(folder):
+                rows[contender.label, seed] = _row(contender.label, seed, folder)
+    replace_file(path, "".join(rows.values()).encode())
 
 
 def _merged(grid: Grid) -> dict[str, Any]:
