@@ -16,6 +16,7 @@ import dskd
 from conftest import made_dataset
 from dskd.data import Dataset
 from dskd.errors import InputError
+from dskd.finite import NotFinite
 from dskd.models.stages import StagedModel
 from dskd.session import Result
 
@@ -310,9 +311,26 @@ def test_a_teacher_of_nan_is_named(tmp_path: Path) -> None:
     teacher = Flat()
     nn.init.constant_(teacher.fc.bias, float("nan"))
     data = made_dataset(classes=3, per_class=4, size=8, channels=1)
-    with pytest.raises(InputError, match="the teacher's logits are not finite"):
+    with pytest.raises(NotFinite, match="the teacher's logits are not finite"):
         dskd.distill(student=Flat(), teacher=teacher, data=data, method="kd", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Masked(Flat):
+    """With an infinite buffer of its own, as masks of attention are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + cast(Tensor, self.mask).softmax(0)
+
+
+def test_a_buffer_that_is_infinite_from_the_start_may_stay_so(tmp_path: Path) -> None:
+    data = made_dataset(classes=3, per_class=4, size=8, channels=1)
+    result = dskd.train(student=Masked(), data=data, train=QUICK, out=tmp_path / "run")
+    assert result.student.state_dict()["mask"].isinf().any()
 
 
 def test_settings_beside_objects_apply_or_are_refused(tmp_path: Path) -> None:

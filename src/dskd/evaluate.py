@@ -24,11 +24,13 @@ class Judgement:
         accuracy: Top-1, in percent.
         accuracy_top5: In percent; of all classes where there are five or fewer.
         predictions: int64 ``[N]``, the class named for each picture.
+        finite: Whether every logit was a finite number.
     """
 
     accuracy: float
     accuracy_top5: float
     predictions: Tensor
+    finite: bool
 
     def agreement(self, other: Judgement) -> float:
         """Share of the pictures, in percent, that both give the same class."""
@@ -72,13 +74,23 @@ def judge(
 
 
 def _best(logits: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each head's five best classes for each picture, int64 ``[B, 5]``, on the CPU."""
+    """Each head's five best classes for each picture, and whether all its logits are finite.
+
+    int64 ``[B, 6]``, on the CPU.
+    """
     return {
-        name: values.topk(min(5, values.shape[1]), dim=1).indices.cpu()
+        name: torch.cat(
+            [
+                values.topk(min(5, values.shape[1]), dim=1).indices,
+                values.isfinite().all(1, keepdim=True),
+            ],
+            1,
+        ).cpu()
         for name, values in logits.items()
     }
 
 
-def _judge(best: Tensor, labels: Tensor) -> Judgement:
+def _judge(found: Tensor, labels: Tensor) -> Judgement:
+    best, finite = found[:, :-1], found[:, -1]
     hits = best == labels[:, None]
-    return Judgement(percent(hits[:, 0]), percent(hits.any(1)), best[:, 0])
+    return Judgement(percent(hits[:, 0]), percent(hits.any(1)), best[:, 0], bool(finite.all()))

@@ -1,4 +1,4 @@
-"""Numbers of a step that are NaN or infinite: found where they are, before a weight changes."""
+"""Numbers that are NaN or infinite, of a step or of what is kept: found before they do harm."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ PARTS = ("teacher", "loss", "gradient")
 
 
 class NotFinite(ArithmeticError):
-    """A number of a step became NaN or infinite; no weight was changed by it.
+    """A number became NaN or infinite; nothing of it is kept.
+
+    One of a step's changed no weight. One of the weights is found before they are written.
 
     Attributes:
-        facts: What is known of the step, in plain values: ``epoch`` and ``step``, from 1; ``what``,
-            some of `PARTS`; ``losses`` by name, as text; ``gradients``, the names of parameters;
-            and ``indices``, the step's pictures, of all processes. Empty where nothing is known.
+        facts: What is known of it, in plain values: ``epoch`` and ``step``, from 1; ``what``,
+            some of `PARTS`, or ``state`` or ``logits`` after that step; ``losses`` by name, as
+            text; ``gradients`` and ``state``, names of tensors; and ``indices``, the step's
+            pictures, of all processes. Empty where nothing is known.
     """
 
     def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
@@ -140,14 +143,81 @@ def require_finite(
 
 def facts_of(batch: Batch, what: Sequence[str]) -> dict[str, Any]:
     """What a batch alone tells of a step, see `NotFinite`."""
+    facts = _facts(batch.epoch, batch.step + 1, what)
+    return facts | {"indices": batch.indices.tolist()}
+
+
+def _facts(epoch: int, step: int, what: Sequence[str]) -> dict[str, Any]:
+    """What is known of the step alone; its epoch is counted from 0."""
     return {
-        "epoch": batch.epoch + 1,
-        "step": batch.step + 1,
+        "epoch": epoch + 1,
+        "step": step,
         "what": list(what),
         "losses": {},
         "gradients": [],
-        "indices": batch.indices.tolist(),
+        "state": [],
+        "indices": [],
     }
+
+
+class FiniteState:
+    """Sees that what is kept of a run is finite: all that its method saves, and the optimizer's.
+
+    A loss and its gradient may be finite, and the update by them overflow; so may a statistic of
+    BatchNorm. Buffers that a method begins with as infinite, such as masks, may stay so.
+
+    Args:
+        method: Before its first step.
+        optimizer: Of its parameters.
+    """
+
+    def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._method, self._optimizer = method, optimizer
+        self._left_out = {n for n, b in method.named_buffers() if not bool(b.isfinite().all())}
+
+    def require(self, epoch: int, step: int) -> None:
+        """Waits for the device, once.
+
+        Args:
+            epoch: The running one, from 0.
+            step: How many of its steps were taken.
+
+        Raises:
+            NotFinite: A number is NaN or infinite, in one of the processes.
+        """
+        names, values = zip(*self._kept(), strict=True)
+        # Both are NaN where one number is; a pass over all of them without a copy.
+        extremes = [one for value in values for one in value.aminmax()]
+        fine = torch.stack([one.to(values[0].device) for one in extremes]).isfinite()
+        fine = fine.view(-1, 2).all(1)
+        if ranks.everywhere(fine.all()).item():
+            return
+        bad = list(itertools.compress(names, fine.logical_not().tolist()))
+        named = itertools.chain.from_iterable(ranks.gathered(bad))
+        raise explained(_facts(epoch, step, ["state"]) | {"state": list(dict.fromkeys(named))})
+
+    def _kept(self) -> Iterator[tuple[str, Tensor]]:
+        """What may be bad, by name: real numbers."""
+        named = [(n, v) for n, v in self._method.state_dict().items() if n not in self._left_out]
+        for name, parameter in self._method.named_parameters():
+            own = self._optimizer.state.get(parameter, {})
+            named += [(f"{key} of {name}", value) for key, value in own.items()]
+        for name, value in named:
+            if isinstance(value, Tensor) and value.numel():
+                if value.is_complex():
+                    yield name, torch.view_as_real(value)
+                elif value.is_floating_point():
+                    yield name, value
+
+
+def useless(epoch: int, step: int) -> NotFinite:
+    """The error of a student whose weights are finite, and its logits are not.
+
+    Args:
+        epoch: The last one, from 0.
+        step: Its last one, from 1.
+    """
+    return explained(_facts(epoch, step, ["logits"]))
 
 
 def explained(facts: Mapping[str, Any]) -> NotFinite:
@@ -156,15 +226,26 @@ def explained(facts: Mapping[str, Any]) -> NotFinite:
     where = f"on {len(indices)} pictures, the first of them {indices[:5]}"
     terms = ", ".join(f"{name} {value}" for name, value in losses.items())
     terms = terms and f" ({terms})"
-    if "teacher" in facts["what"]:
+    after = f"after step {facts['step']} of epoch {facts['epoch']}"
+    if "state" in facts["what"]:
+        text = (
+            f"not finite {after}, though loss and gradient were: {_first(facts['state'])}; lower "
+            "train.lr"
+        )
+    elif "logits" in facts["what"]:
+        text = f"the logits are not finite {after}, though the weights are; lower train.lr"
+    elif "teacher" in facts["what"]:
         text = f"the teacher's logits are not finite {where}; give another teacher"
     elif "loss" in facts["what"]:
         text = f"the loss is not finite{terms} {where}; lower train.lr"
     else:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        of = f" of {names[0]}{more}" if names else ""
+        of = f" of {_first(names)}" if names else ""
         text = f"the gradient{of} is not finite, though the loss is{terms}, {where}; lower train.lr"
     return NotFinite(text, facts)
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def _mark(

@@ -18,7 +18,7 @@ from dskd import ranks
 from dskd.data.resident import ResidentData
 from dskd.errors import InputError, first_line
 from dskd.evaluate import Judgement, judge
-from dskd.finite import NotFinite
+from dskd.finite import NotFinite, useless
 from dskd.interrupt import Stopped, stop_requests
 from dskd.methods.base import Method
 from dskd.recipe import Recipe
@@ -215,6 +215,8 @@ class Session:
     def _end_epoch(self) -> dict[str, float]:
         """Judges, records, and saves where that is due."""
         trainer = self.trainer
+        with self._explained():
+            trainer.check_state()
         row = {"epoch": trainer.epoch + 1, **trainer.meter.means(), **self._judge()}
         row["lr"] = trainer.learning_rate(trainer.epoch)
         row["seconds"] = round(trainer.seconds, 4)
@@ -239,8 +241,7 @@ class Session:
     def save(self) -> None:
         """Writes a snapshot, unless that was just done, and closes the log."""
         if self._saved != self._place:
-            with self._explained():
-                self._snapshot()
+            self._snapshot()
         self.directory.close()
 
     @property
@@ -249,7 +250,7 @@ class Session:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Of a step whose numbers are not finite, leaves what is known in the folder."""
+        """Of numbers that are not finite, leaves what is known in the folder."""
         try:
             yield
         except NotFinite as error:
@@ -295,10 +296,12 @@ class Session:
 
     def _snapshot(self) -> None:
         start = time.perf_counter()
+        with self._explained():
+            trainer = self.trainer.state()
         state = {
             "epoch": self.trainer.epoch,
             "step": self.trainer.step,
-            "trainer": self.trainer.state(),
+            "trainer": trainer,
             "best": asdict(self.best),
             "rows": self.rows,
             "given": self.given,
@@ -311,13 +314,20 @@ class Session:
         self._trained = 0.0
 
     def finish(self) -> Result:
-        """Judges the student of the last epoch, writes it and the result."""
+        """Judges the student of the last epoch, writes it and the result.
+
+        Raises:
+            NotFinite: Its logits are not finite: it names no class, and would teach nothing.
+        """
         method = self.trainer.method
+        student = judge(method, method.heads, self.test)["student"]
+        if not student.finite:
+            with self._explained():
+                raise useless(self.trainer.epochs - 1, self.trainer.steps)
         self._write(LAST)
         if beside := method.beside():
             tensors = {key: value.cpu().contiguous() for key, value in beside.items()}
             self.directory.write_bytes("beside.safetensors", safetensors.torch.save(tensors))
-        student = judge(method, method.heads, self.test)["student"]
         teacher = self._judge_teacher()
         deployed, rows = method.deployed(), self.rows
         cost = sum(row["snapshot_seconds"] for row in rows) + self._cost

@@ -17,7 +17,7 @@ from dskd.data.plan import EpochPlan, draw_plan, steps
 from dskd.data.resident import Batch, Resident
 from dskd.device import Precision, autocast
 from dskd.errors import InputError, first_line
-from dskd.finite import Finite, explained, facts_of, require_finite
+from dskd.finite import Finite, FiniteState, NotFinite, explained, facts_of, require_finite
 from dskd.footprint import held_by_training, kept_for_backward
 from dskd.graph import Recorded, Recorder, buffers_in_place, capturable, detached, narrowed
 from dskd.meter import Meter
@@ -118,6 +118,7 @@ class Trainer:
         # Several processes agree on every step, which waits for all of them anyway.
         noted = optimizer.defaults["fused"] and ranks.world() == 1
         self.finite = Finite(optimizer) if noted else None
+        self._state = FiniteState(method, optimizer)
         self.recorder = recorder
         self._recorded: Recorded[StepOutput] | None = None
 
@@ -156,8 +157,7 @@ class Trainer:
     def check_finite(self) -> None:
         """Waits for the steps so far, and sees that their numbers were finite.
 
-        On a CPU each step has seen to it already, and on a GPU this is asked now and then, and
-        before anything of the trainer is judged or kept.
+        On a CPU each step has seen to it already, and on a GPU this is asked now and then.
 
         Raises:
             NotFinite: One was not; the weights are those from before it.
@@ -169,6 +169,17 @@ class Trainer:
         # From the same weights the same step fails again, and says why.
         train_step(self.method, self.answers, batch, self.optimizer, self.precision)
         raise explained(facts_of(batch, self.finite.bad_parts()))
+
+    def check_state(self) -> None:
+        """Waits for the steps so far, and sees that they left nothing but finite numbers.
+
+        That is asked before anything of the trainer is judged or kept.
+
+        Raises:
+            NotFinite: A number of a step was not finite, or of what is kept now.
+        """
+        self.check_finite()
+        self._state.require(self.epoch, self.step)
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
@@ -238,7 +249,8 @@ class Trainer:
         For objects that are thrown away afterwards: their weights are changed.
 
         Raises:
-            InputError: It cannot, or the teacher's logits are not finite.
+            InputError: It cannot.
+            NotFinite: A loss, a gradient or the teacher's logits are not finite.
         """
         plan = self._plan(0)
         self.method.train()
@@ -246,7 +258,7 @@ class Trainer:
         try:
             batch = next(self.split.planned(plan, min(self.batch_size, REHEARSED)))
             train_step(self.method, self.answers, batch, self.optimizer, self.precision)
-        except InputError:
+        except (InputError, NotFinite):
             raise
         except Exception as error:  # anybody's module may raise anything
             name = type(self.method.deployed()).__name__
@@ -276,7 +288,7 @@ class Trainer:
         Raises:
             NotFinite: A number was NaN or infinite: there is no next step.
         """
-        self.check_finite()
+        self.check_state()
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -197,6 +197,15 @@ def test_a_method_that_diverges_is_told_of_and_the_others_go_on(
     assert summarize(again.entries, again.pictures)[0].last is None
 
 
+def test_a_method_whose_student_is_useless_at_its_end_is_told_of_too(tmp_path: Path) -> None:
+    changes = ["train.epochs=1", "train.batch_size=130"]  # it ends before another step
+    names = ["kd:ce=0:kd=1.0e+25", "ce"]
+    plan = load_plan("digits", [*SMALL, *changes], names, tmp_path / "out", seeds=1)
+    kd, ce = run_grid(plan, Silent()).entries
+    assert "the logits are not finite after step 1 of epoch 1" in kd.failed[0]
+    assert sorted(ce.results) == [0]
+
+
 def test_a_method_that_does_not_fit_is_named_before_any_work(tmp_path: Path) -> None:
     out = tmp_path / "misfit"
     grid = load_plan("digits", [*SMALL, "student.stages=[layer3]"], ["ce,kd,dskd"], out, seeds=1)

@@ -1,4 +1,7 @@
-"""Numbers that are NaN or infinite, put into one step of a run, and what has to come of it."""
+"""Numbers that are NaN or infinite, put into one step of a run, and what has to come of it.
+
+So too of updates that overflow, though loss and gradient are finite: nobody puts these in.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from dskd import run
+from dskd import run, snapshot
 from dskd.answers import Answers
 from dskd.cli import main
 from dskd.data.plan import draw_plan
@@ -29,7 +33,7 @@ from dskd.rundir import LAST, NOT_FINITE
 from dskd.train import Trainer
 from recorders import Replaying, fused
 
-FAMILY = "NaN and infinities in losses, gradients and the teacher's logits"
+FAMILY = "NaN and infinities in losses, gradients, the teacher's logits and what is kept"
 Place = Literal["loss", "gradients", "one gradient", "teacher"]
 Way = Literal["sgd", "adamw", "fused sgd", "fused adamw", "recorded"]
 EPOCH, EPOCHS, BATCH, PICTURES = 1, 3, 32, 130
@@ -68,6 +72,33 @@ class Case:
         return ", ".join([f"{self.bad} in {self.place}", self.way, *self.changes, f"{self.step}"])
 
 
+@dataclass(frozen=True)
+class Overflow:
+    """A run whose numbers overflow between two steps, or only where it is judged.
+
+    Attributes:
+        found: The tensor that is said, or nothing where it is the logits.
+        changes: Of the recipe. The whole epoch is one step.
+    """
+
+    found: str
+    changes: tuple[str, ...]
+
+
+LABELS = ("teacher=null", "train.epochs=1", "train.batch_size=2000")
+OVERFLOWS = {
+    "weights": Overflow(
+        "student.module.conv1.weight", ("train.lr=1e6", "method={name: ce, ce: 1.0e+34}")
+    ),
+    "the optimizer's state": Overflow(
+        "exp_avg_sq of student.module.conv1.weight",
+        ("train.optimizer=adamw", "method={name: ce, ce: 1.0e+25}"),
+    ),
+    "statistics of BatchNorm": Overflow(
+        "student.module.bn1.running_var", ("student.std=[1.0e-25]", "method={name: ce}")
+    ),
+    "logits": Overflow("", ("train.lr=1e6", "method={name: ce}")),
+}
 PLACES: tuple[Place, ...] = ("loss", "gradients", "one gradient", "teacher")
 WAYS: tuple[Way, ...] = ("sgd", "adamw", "fused sgd", "fused adamw", "recorded")
 NAN, INF = float("nan"), float("inf")
@@ -92,14 +123,43 @@ OF_TWO = [
 CHANGES = ((), ("teacher.ahead=3",), ("train.precision=bfloat16",))
 
 
-def cases(*, whole: bool) -> Iterator[tuple[str, Case]]:
+def cases(*, whole: bool) -> Iterator[tuple[str, Case | Overflow]]:
     """The cases by name: a sample, or all of them."""
+    yield from ((f"overflow of {name}", case) for name, case in OVERFLOWS.items())
     every = itertools.product(PLACES, (NAN, INF, -INF), WAYS, (0, 2, 4), CHANGES)
     for case in itertools.starmap(Case, every) if whole else SAMPLE:
         yield str(case), case
 
 
-def check(case: Case, folder: Path) -> str:
+def check(case: Case | Overflow, folder: Path) -> str:
+    """Has a run meet the number; nothing of it may be kept."""
+    return _spoil(case, folder) if isinstance(case, Case) else _overflow(case, folder / "run")
+
+
+def _overflow(case: Overflow, out: Path) -> str:
+    """Has a run overflow: what was saved before stays, and it does not end as a finished one."""
+    assert _ends(*SMALL, *LABELS, *case.changes, f"out={out}") == 3
+    facts = json.loads((out / NOT_FINITE).read_text())
+    assert (facts["epoch"], facts["step"]) == (1, 1)
+    assert facts["what"] == ["state" if case.found else "logits"]
+    assert facts["state"][:1] == ([case.found] if case.found else [])
+    for weights in out.glob("*.safetensors"):
+        assert _all_finite(safetensors.torch.load_file(weights)), "bad weights were written"
+    for path in (out / "snapshots").iterdir():
+        state = snapshot.read(path)["trainer"]
+        assert _all_finite(state["method"]), "bad weights were saved"
+        for values in state["optimizer"]["state"].values():
+            assert _all_finite(values), "a bad state was saved"
+    assert not (out / "result.json").exists(), "it counts as finished"
+    assert not (out / LAST).exists(), "it has a student"
+    return "stopped"
+
+
+def _all_finite(tensors: dict[str, Any]) -> bool:
+    return all(bool(torch.as_tensor(value).isfinite().all()) for value in tensors.values())
+
+
+def _spoil(case: Case, folder: Path) -> str:
     """Has a run meet the number, of one process or of several; nothing of it may be kept.
 
     The number comes up with one picture, the second of its batch: of two processes, the second
@@ -131,10 +191,15 @@ def _code(case: Case, out: Path, *changes: str) -> int:
     optimizer = "adamw" if "adamw" in case.way else "sgd"
     arguments = [*SMALL, f"train.optimizer={optimizer}", *case.changes, f"out={out}", *changes]
     with _taken(case.way):
-        try:
-            main(["distill", "digits", *arguments])
-        except SystemExit as ended:
-            return int(str(ended.code))
+        return _ends(*arguments)
+
+
+def _ends(*arguments: str) -> int:
+    """How the command ends."""
+    try:
+        main(["distill", "digits", *arguments])
+    except SystemExit as ended:
+        return int(str(ended.code))
     raise AssertionError("a command exits")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import bad_numbers
 import pytest
-from bad_numbers import Case
+from bad_numbers import Case, Overflow
 
 from test_ranks import together
 
@@ -15,7 +15,7 @@ from test_ranks import together
     "case", [pytest.param(case, id=name) for name, case in bad_numbers.cases(whole=False)]
 )
 def test_a_bad_number_ends_a_run_before_it_changes_anything(
-    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: Case | Overflow, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bad_numbers.check(case, tmp_path) == "stopped"
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dskd: ")]

@@ -91,14 +91,14 @@ def train_together(students: list[Student], watcher: Watcher) -> None:
             failure, going = None, True
             try:
                 going = student.step()
+                if not going:
+                    student.session.finish()
             except NotFinite as error:
                 failure, going = str(error), False
             if going:
                 watcher.stepped(student)
             else:
                 running.remove(student)
-                if failure is None:
-                    student.session.finish()
                 watcher.ended(student, failure)
             if stop.signal is not None:
                 for one in running:
