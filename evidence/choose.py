@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import mean
 
 from dskd import methods
-from dskd.compare.entries import read_comparison, weights_of
+from dskd.compare.entries import weights_of
+from dskd.compare.folder import read_comparison
 from dskd.errors import InputError
 
 FIXED = ("ce", "kd", "dskd")

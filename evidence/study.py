@@ -22,7 +22,7 @@ from pydantic import Field
 
 from dskd import device, methods, run
 from dskd.compare import grid
-from dskd.compare.entries import Comparison
+from dskd.compare.folder import Comparison
 from dskd.compare.live import live_table
 from dskd.compare.summary import Entry, Summary, summarize
 from dskd.errors import InputError, unknown

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from dskd import device
 from dskd.answers import Answers
 from dskd.build import Given, load_data
-from dskd.compare.entries import contenders, read_comparison
+from dskd.compare.entries import contenders
+from dskd.compare.folder import read_comparison
 from dskd.data import Dataset, Split
 from dskd.data.resident import ResidentData
 from dskd.errors import InputError

@@ -23,6 +23,7 @@ from dskd.compare.grid import load_plan
 from dskd.compare.summary import Entry, summarize
 from dskd.errors import InputError
 from dskd.recipe import load
+from dskd.session import Result
 
 NAMES = ("ablation", "table", "mini")
 
@@ -241,15 +242,22 @@ def test_what_a_study_is_made_of_is_not_changed_by_the_way() -> None:
 def finished(folder: Path, accuracies: Mapping[str, Sequence[float]]) -> None:
     """A comparison's folder, of which only the accuracies matter."""
     found = contenders(accuracies, load("digits"), "equal")
-    entries = [contender.plain() for contender in found]
-    seeds = list(range(max(map(len, accuracies.values()))))
+    facts = {
+        "recipe": {},
+        "weights": "equal",
+        "pictures": 100,
+        "seeds": list(range(max(map(len, accuracies.values())))),
+        "entries": [contender.plain() for contender in found],
+    }
     folder.mkdir(parents=True)
-    (folder / "comparison.json").write_text(json.dumps({"entries": entries, "seeds": seeds}))
+    (folder / "comparison.json").write_text(json.dumps(facts))
+    names = set(Result.__annotations__) - {"path", "student"}
+    others = dict.fromkeys(names, 0) | {"method": "ce", "best_chosen_on": "test"}
     for contender in found:
         for seed, accuracy in enumerate(accuracies[contender.label]):
             run = folder / contender.folder / f"seed{seed}"
             run.mkdir(parents=True)
-            (run / "result.json").write_text(json.dumps({"accuracy": accuracy}))
+            (run / "result.json").write_text(json.dumps(others | {"accuracy": accuracy}))
 
 
 def table(**better: float) -> dict[str, list[float]]:

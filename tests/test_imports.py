@@ -14,7 +14,7 @@ ROOT = Path(dskd.__file__).parent
 LAYERS = [
     ["errors"],
     ["ranks"],
-    ["settings", "yaml_text", "schedule", "disk", "owner", "interrupt", "compiling"],
+    ["settings", "yaml_text", "json_text", "schedule", "disk", "owner", "interrupt", "compiling"],
     ["snapshot", "board"],
     ["allocation", "data"],
     ["models", "device", "finite", "footprint", "store"],

@@ -347,7 +347,7 @@ def test_snapshots_that_are_gone_are_not_taken_for_a_run_without_any(
     shutil.copytree(finished, out)
     (out / "result.json").unlink()
     shutil.rmtree(out / "snapshots")
-    with pytest.raises(InputError, match="are gone; start again with --overwrite"):
+    with pytest.raises(InputError, match=r"are gone; remove .* to start again"):
         run.distill(plan(out), resume=True)
 
 
@@ -455,6 +455,24 @@ def test_other_pictures_are_refused_on_resume(tmp_path: Path, finished: Path) ->
     other = made_dataset(classes=10, channels=1, size=8, seed=1)
     with pytest.raises(InputError, match="other pictures"):
         dskd.distill(data=other, resume=True, **arguments)
+
+
+def test_a_finished_teacher_of_other_pictures_is_not_taken(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "student": "resnet8",
+        "teacher": {"name": "resnet8"},
+        "train": {"epochs": 1},
+        "out": tmp_path / "run",
+    }
+    data, other = (made_dataset(classes=10, channels=1, size=8, seed=seed) for seed in (0, 1))
+    dskd.distill(data=data, **arguments)
+    for path in (tmp_path / "run").glob("*.jsonl"):  # as killed before its first snapshot
+        path.unlink()
+    (tmp_path / "run/result.json").unlink()
+    shutil.rmtree(tmp_path / "run/snapshots")
+    with pytest.raises(InputError, match=r"run/teacher was trained on other pictures"):
+        dskd.distill(data=other, resume=True, **arguments)
+    dskd.distill(data=data, resume=True, **arguments)
 
 
 def test_an_objective_that_is_not_finite_stops_before_the_weights_change(
@@ -571,9 +589,15 @@ def test_another_teacher_is_refused_on_resume(tmp_path: Path, finished: Path) ->
     out = tmp_path / "run"
     run.distill(plan(out, f"teacher.checkpoint={checkpoint}"))
     (out / "result.json").unlink()
-    shutil.copy(finished / "student.safetensors", checkpoint)
+    moved, other = tmp_path / "moved.safetensors", tmp_path / "other.safetensors"
+    checkpoint.rename(moved)
+    shutil.copy(finished / "student.safetensors", other)
+    before = (out / "recipe.yaml").read_bytes()
     with pytest.raises(InputError, match="another teacher"):
-        run.distill(plan(out, f"teacher.checkpoint={checkpoint}"), resume=True)
+        run.distill(plan(out, f"teacher.checkpoint={other}"), resume=True)
+    assert (out / "recipe.yaml").read_bytes() == before
+    run.distill(plan(out, f"teacher.checkpoint={moved}"), resume=True)
+    assert str(moved) in (out / "recipe.yaml").read_text()
 
 
 def test_what_a_killed_write_left_is_no_run_and_goes_with_it(

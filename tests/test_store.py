@@ -140,7 +140,7 @@ def no_json(path: Path) -> None:
         (RECORDS, Path.unlink, r"records\.bin is damaged: 0 bytes of 12000"),
         (FACTS, cut_short, r"store\.json is damaged"),
         (FACTS, no_json, r"store\.json is damaged"),
-        (FACTS, Path.unlink, r"store\.json is damaged"),
+        (FACTS, Path.unlink, r"store\.json is missing or is no plain file"),
     ],
 )
 def test_a_damaged_store_is_refused_and_left_alone(

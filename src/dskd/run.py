@@ -115,11 +115,18 @@ def _distill(
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
         if overwrite:
             directory.clear()
-        directory.start(recipe.plain(), devices.environment(device))
+        goes_on = resume and directory.begun
+        if not goes_on:
+            directory.start(recipe.plain(), devices.environment(device))
         pictures = ResidentData(data, device)
         teacher = make_teacher(recipe, pictures, given, directory.path / "teacher", resume)
         answers = make_answers(recipe, pictures.train, teacher, needs)
-        return _fit(make_session(recipe, pictures, given, answers, directory), resume)
+        session = make_session(recipe, pictures, given, answers, directory)
+        session.begin(resume)
+        if goes_on:  # not before: what was moved may be something else
+            directory.start(recipe.plain(), devices.environment(device))
+        session.train()
+        return session.finish()
 
 
 def check_ranks(recipe: Recipe, device: torch.device) -> None:
@@ -283,7 +290,9 @@ def make_teacher(
         own = RunDirectory(folder)
         plan = teacher_recipe(recipe, own.path)
         own.check_same(plan.plain())
-        if not own.finished:
+        if own.finished:
+            own.check_pictures(pictures.data.fingerprint())
+        else:
             log.info("training the teacher %s first, in %s", settings.name, own.path)
             own.start(plan.plain(), devices.environment(device))
             alone = Given(allow_code=given.allow_code)

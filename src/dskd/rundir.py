@@ -7,16 +7,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from dskd import ranks, snapshot
 from dskd.board import Board
 from dskd.disk import PART, probe, remove_folder, remove_parts, replace_file, telling
 from dskd.errors import InputError
+from dskd.json_text import read_json, read_json_lines
 from dskd.models.checkpoint import write_weights
 from dskd.owner import LOCK, OWNER, take
 from dskd.yaml_text import read_yaml_file
@@ -34,8 +36,24 @@ _FILES = (
     "student.onnx",
     "student_best.onnx",
 )
-_PLACES = ("out", "data.root", "data.cache", "teacher.store")
+_PLACES = ("out", "data.root", "data.cache", "teacher.checkpoint", "teacher.store")
 _FOLDERS = ("snapshots", "tensorboard", "teacher")
+
+_Metric = (
+    Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | Annotated[float, Field(strict=True)]
+)
+
+
+class Finished(BaseModel):
+    """What ``result.json`` tells beside a run's numbers.
+
+    Attributes:
+        given: Fingerprints of its pictures and teacher; none in a file of an older version.
+    """
+
+    model_config = ConfigDict(extra="allow")  # the numbers, and what a later version may say
+
+    given: dict[str, str | None] = Field(default_factory=dict)
 
 
 class RunDirectory:
@@ -158,6 +176,23 @@ class RunDirectory:
             )
 
     @ranks.by_first
+    def check_pictures(self, fingerprint: str) -> None:
+        """Refuses a finished run of other pictures.
+
+        Args:
+            fingerprint: Of the pictures as they are.
+
+        Raises:
+            InputError: It was trained on others.
+        """
+        fix = f"remove {self.path} to have it trained again"
+        given = read_json(self.path / "result.json", Finished, fix).given
+        if given.get("data", fingerprint) != fingerprint:
+            raise InputError(
+                f"{self.path} was trained on other pictures than these; give the same, or {fix}"
+            )
+
+    @ranks.by_first
     def clear(self) -> None:
         """Removes the run that is there, and nothing else.
 
@@ -190,12 +225,15 @@ class RunDirectory:
 
     @ranks.by_first
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics so far, a row an epoch."""
+        """The metrics so far, a row an epoch.
+
+        Raises:
+            InputError: They are damaged.
+        """
         path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
-        # A kill may have cut the last one short.
-        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        return read_json_lines(path, dict[str, _Metric], f"remove {self.path} to start again")
 
     @ranks.by_first
     def append(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -247,13 +285,13 @@ class RunDirectory:
                 damaged.append(str(error))
         if paths:
             raise InputError(
-                f"every snapshot in {self.snapshots} is damaged ({'; '.join(damaged)}); start "
-                "again with --overwrite"
+                f"every snapshot in {self.snapshots} is damaged ({'; '.join(damaged)}); remove "
+                f"{self.path} to start again"
             )
         metrics = self.path / "metrics.jsonl"
         if metrics.is_file() and metrics.stat().st_size:  # the first snapshot comes before them
             raise InputError(
-                f"the snapshots in {self.snapshots} are gone; start again with --overwrite"
+                f"the snapshots in {self.snapshots} are gone; remove {self.path} to start again"
             )
         return None, damaged
 
@@ -266,7 +304,8 @@ class RunDirectory:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What two recipes, or parts of them, differ in, for a person; empty where in nothing.
 
-    A folder may have been moved, and where the pictures lie changes nothing of them.
+    A folder may have been moved, and where pictures and teacher lie changes nothing of them: they
+    are told by their fingerprints.
     """
     old, new = _flat(there), _flat(here)
     return "; ".join(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -23,6 +23,7 @@ from dskd.interrupt import Stopped, stop_requests
 from dskd.methods.base import Method
 from dskd.recipe import Recipe
 from dskd.rundir import BEST, LAST, NOT_FINITE, RunDirectory, differences
+from dskd.settings import Number, Percent, Size
 from dskd.show import epoch_bar
 from dskd.train import Trainer
 
@@ -62,20 +63,20 @@ class Result:
     path: Path
     student: nn.Module = field(repr=False)
     method: str
-    parameters: int
-    accuracy: float
-    accuracy_top5: float
-    best_accuracy: float
-    best_epoch: int
-    best_chosen_on: str
-    teacher_accuracy: float | None
-    agreement: float | None
-    seconds: float
-    teacher_seconds: float
-    snapshot_seconds: float
-    teacher_hits: float | None
-    extra_parameters: int
-    memory: int
+    parameters: Size
+    accuracy: Percent
+    accuracy_top5: Percent
+    best_accuracy: Percent
+    best_epoch: Size
+    best_chosen_on: Literal["validation", "test"]
+    teacher_accuracy: Percent | None
+    agreement: Percent | None
+    seconds: Number
+    teacher_seconds: Number
+    snapshot_seconds: Number
+    teacher_hits: Number | None
+    extra_parameters: Size
+    memory: Size
 
     def numbers(self) -> dict[str, Any]:
         """All but the student and the folder, as ``result.json`` holds them."""
@@ -350,7 +351,7 @@ class Session:
             extra_parameters=_trained_beside(method, deployed),
             memory=self.trainer.memory,
         )
-        self.directory.write_json("result.json", result.numbers())
+        self.directory.write_json("result.json", result.numbers() | {"given": self.given})
         self.directory.close()
         return result
 

@@ -59,6 +59,10 @@ Count = Annotated[int, _number, Field(ge=1, le=_LARGEST)]
 """A whole number of 1 or more."""
 Natural = Annotated[int, _number, Field(ge=0, le=_LARGEST)]
 """A whole number of 0 or more."""
+Size = Annotated[int, _number, Field(ge=0, lt=2**63)]
+"""A number of bytes or parameters."""
+Percent = Annotated[float, _number, Field(ge=0, le=100)]
+"""A number from 0 to 100."""
 Seed = Annotated[int, _number, Field(ge=0, lt=2**63)]
 """A whole number of 0 or more that random generators take."""
 PathSetting = Annotated[Path, BeforeValidator(_path)]

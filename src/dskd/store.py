@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from dskd.data.memory import readable
 from dskd.disk import replace_file
-from dskd.errors import InputError, first_line
+from dskd.errors import InputError
+from dskd.json_text import read_json
 
 log = logging.getLogger("dskd")
 
@@ -152,12 +153,7 @@ class Store:
     def _verify(self) -> None:
         """Refuses a store that is not what it should be."""
         fix = f"remove the folder {self.path} to have the teacher asked again"
-        try:
-            facts = json.loads((self.path / FACTS).read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.path / FACTS} is damaged: {first_line(error)}; {fix}"
-            ) from error
+        facts = read_json(self.path / FACTS, dict[str, Any], fix)
         if facts != self.facts:
             raise InputError(f"{self.path} holds other answers than its name says; {fix}")
         for name, size in self._sizes.items():

@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.live import Live
 from torch import Tensor, nn
 
+from conftest import made_dataset
 from dskd import recipe, run
 from dskd.build import Given
 from dskd.cli import main
 from dskd.compare import live
 from dskd.compare.cohort import Student
-from dskd.compare.entries import contenders, read_comparison, weights_of
+from dskd.compare.entries import contenders, weights_of
+from dskd.compare.folder import read_comparison
 from dskd.compare.grid import Grid, load_plan, run_grid
 from dskd.compare.summary import summarize
 from dskd.errors import InputError
@@ -238,6 +240,65 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_other_pictures_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    first, other = (made_dataset(classes=10, channels=1, size=8, seed=seed) for seed in (0, 1))
+    run_grid(small(out, "ce", seeds=1), Silent(), Given(data=first))
+    before = (out / "comparison.json").read_bytes()
+    for names in ("ce,kd", "ce"):
+        with pytest.raises(InputError, match="holds a comparison on other pictures; give the same"):
+            run_grid(small(out, names), Silent(), Given(data=other))
+    assert (out / "comparison.json").read_bytes() == before
+    run_grid(small(out, "ce,kd", seeds=1), Silent(), Given(data=first))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["of a checkpoint", "of its own"])
+def test_another_teacher_is_refused(finished: Path, tmp_path: Path, given: bool) -> None:
+    out, weights = tmp_path / "taught", tmp_path / "teacher.safetensors"
+    shutil.copy(finished / "teacher" / LAST, weights)
+    changes = [*SMALL, *([f"teacher.checkpoint={weights}"] if given else [])]
+
+    def grid(names: str) -> Grid:
+        return load_plan("digits", changes, [names], out, seeds=1)
+
+    run_grid(grid("ce"), Silent())  # no method has needed the teacher yet
+    run_grid(grid("kd"), Silent())
+    before = (out / "comparison.json").read_bytes()
+    shutil.copy(finished / "ce/seed0" / LAST, weights if given else out / "teacher" / LAST)
+    with pytest.raises(InputError, match="holds a comparison with another teacher; give the same"):
+        run_grid(grid("kd,dskd"), Silent())
+    assert (out / "comparison.json").read_bytes() == before
+    run_grid(grid("ce"), Silent())
+
+
+def test_a_comparison_that_was_moved_goes_on(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run_grid(small(tmp_path / "here"), StopsAfter(20))
+    (tmp_path / "here").rename(tmp_path / "there")
+    run_grid(small(tmp_path / "there"), Silent())
+    assert students(tmp_path / "there") == students(finished)
+
+
+def test_a_run_that_cannot_go_on_is_named_to_be_removed(tmp_path: Path) -> None:
+    out = tmp_path / "damaged"
+    with pytest.raises(Stopped):
+        run_grid(small(out, "ce", seeds=1), StopsAfter(6))
+    for path in (out / "ce/seed0/snapshots").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"remove .*damaged/ce/seed0 to start again"):
+        run_grid(small(out, "ce", seeds=1), Silent())
+    shutil.rmtree(out / "ce/seed0")
+    run_grid(small(out, "ce", seeds=1), Silent())
+
+
+def test_a_damaged_result_is_named_and_not_the_comparison(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "damaged"
+    shutil.copytree(finished, out)
+    (out / "kd/seed0/result.json").write_text("{")
+    with pytest.raises(InputError, match=r"kd/seed0/result\.json is damaged.*remove .*kd/seed0"):
+        read_comparison(out)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -248,6 +309,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
         ("dskd:beta=-1", "method.beta: input should be greater than or equal to 0"),
         ("dskd:preset=paper", "a preset has no place in a comparison"),
         (" , ", "no method is named"),
+        ("kd:temperature=\t4", "cannot name a method: 100 letters at most, all of them printable"),
     ],
 )
 def test_names_that_cannot_be_compared(names: str, message: str) -> None:

@@ -1,35 +1,48 @@
 """Hostile JSON: what a student's file says of it, and what lies in a run's folder.
 
-A student of a stranger is asked about a picture, a run of a stranger is reported on. Whatever is
-told of them, they are used as told or refused in one line.
+A student of a stranger is asked about a picture, a run or a comparison of a stranger is drawn.
+Whatever is told of them, they are used as told or refused in one line.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
+import operator
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import safetensors.torch
 import torch
 from outcomes import refusal
 from PIL import Image
 
 from dskd import recipe, run
+from dskd.compare.folder import read_comparison
+from dskd.compare.grid import load_plan, run_grid
+from dskd.compare.live import live_table
+from dskd.compare.summary import summarize
+from dskd.compare.table import notes, summary_table
 from dskd.deployed import load_deployed, predict
+from dskd.report import cost
 from dskd.report.gather import gather
+from dskd.report.make import make_report
 
 FAMILY = "hostile JSON"
 STRIDE = 7
 """The suite tries one in so many, of each fact another."""
 
 STUDENT = "student.safetensors"
+SMALL = ("data.share=0.02", "train.epochs=1", "student.name=resnet8")
 READ = (STUDENT, "recipe.yaml", "result.json", "environment.json", "metrics.jsonl")
 """The files of a run that are read again."""
+COMPARISON = "comparison.json"
+INNER = ("entries.0.label", "entries.0.folder", "entries.0.method", "entries.0.method.temperature")
 
 TEXTS = {
     "nothing": "",
@@ -57,7 +70,7 @@ VALUES: tuple[Any, ...] = (
 
 
 class Told(NamedTuple):
-    """A file of a run, and what is told in it: its whole text, or another value of one fact."""
+    """A file of a run or comparison, and what is told in it: its text, or the value of a fact."""
 
     file: str
     key: str
@@ -70,37 +83,61 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Told]]:
 
 
 def _all() -> Iterator[tuple[str, Told]]:
-    for file in READ:
+    for file in (*READ, COMPARISON):
         for name, text in TEXTS.items():
             yield f"{file}: {name}", Told(file, "", text)
-    for file in (STUDENT, "result.json", "environment.json", "metrics.jsonl"):
-        for key in _facts(file):
+    for file in (STUDENT, "result.json", "environment.json", "metrics.jsonl", COMPARISON):
+        for key in (*_facts(file), *(INNER if file == COMPARISON else ())):
             for number, value in enumerate(VALUES):
                 yield f"{file}: {key}, value {number}", Told(file, key, value)
 
 
 def check(case: Told, folder: Path) -> str:
-    """Uses a run whose file tells something else."""
-    for name, data in _run().items():
+    """Uses a run or a comparison whose file tells something else."""
+    files = _comparison() if case.file == COMPARISON else _run()
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    Image.new("RGB", (8, 8)).save(folder / "p.png")
-    text = case.value if not case.key else json.dumps({**_facts(case.file), case.key: case.value})
+    text = _text(case)
     if case.file == STUDENT:
+        Image.new("RGB", (8, 8)).save(folder / "p.png")
         tensors = safetensors.torch.load(_run()[STUDENT])
         text = text.encode("utf-8", "replace").decode()  # the file holds no other text
         (folder / STUDENT).write_bytes(safetensors.torch.save(tensors, {"dskd": text}))
     else:
         (folder / case.file).write_bytes(text.encode("utf-8", "surrogateescape"))
-    line = refusal(lambda: _ask(folder) if case.file == STUDENT else _report(folder))
+    line = refusal(lambda: _ask(folder) if case.file == STUDENT else _draw(folder))
     return "read" if line is None else "refused"
+
+
+def _text(case: Told) -> str:
+    """What the file says."""
+    if not case.key:
+        return str(case.value)
+    facts: Any = copy.deepcopy(_facts(case.file))
+    *path, last = [int(part) if part.isdigit() else part for part in case.key.split(".")]
+    inner = functools.reduce(operator.getitem, path, facts)
+    inner[last] = case.value
+    return json.dumps(facts)
 
 
 def _ask(folder: Path) -> torch.Tensor:
     return predict(load_deployed(folder), [folder / "p.png"])
 
 
-def _report(folder: Path) -> object:
-    return gather([folder]).methods[0].rows()
+def _draw(folder: Path) -> None:
+    """The table of a run or a comparison, and its page."""
+    summaries = summarize([runs.entry for runs in gather([folder]).methods], 500)
+    columns, rows = summary_table(summaries)
+    said = [*(cell for row in rows for cell in row), *columns]
+    if (folder / COMPARISON).is_file():
+        said += notes(read_comparison(folder), summaries)
+    assert all(text.isprintable() for text in said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "SECONDS", 0.0)
+        page = make_report([folder], folder / "page.html")
+    for suffix in (".html", ".csv", ".tex"):
+        assert "\x1b" not in page.with_suffix(suffix).read_text()
 
 
 def _facts(file: str) -> dict[str, Any]:
@@ -111,7 +148,8 @@ def _facts(file: str) -> dict[str, Any]:
             copy.flush()
             with safetensors.safe_open(copy.name, "pt") as opened:
                 return dict(json.loads(opened.metadata()["dskd"]))
-    return dict(json.loads(_run()[file].splitlines()[-1] if "jsonl" in file else _run()[file]))
+    files = _comparison() if file == COMPARISON else _run()
+    return dict(json.loads(files[file].splitlines()[-1] if "jsonl" in file else files[file]))
 
 
 @functools.cache
@@ -119,6 +157,17 @@ def _run() -> dict[str, bytes]:
     """The files of a finished run."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        changes = ["data.share=0.02", "train.epochs=1", "method={name: ce}", f"out={out}"]
-        run.distill(recipe.load("digits", [*changes, "student.name=resnet8"]))
+        run.distill(recipe.load("digits", [*SMALL, "method={name: ce}", f"out={out}"]))
         return {name: (out / name).read_bytes() for name in READ}
+
+
+@functools.cache
+def _comparison() -> dict[str, bytes]:
+    """The files of a finished comparison."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "compared"
+        changes = [*SMALL, "teacher.name=resnet8", "teacher.epochs=1"]
+        with live_table(grid := load_plan("digits", changes, ["kd,ce"], out, seeds=1)) as watcher:
+            run_grid(grid, watcher)
+        kept = (path for name in (COMPARISON, *READ) for path in out.rglob(name))
+        return {path.relative_to(out).as_posix(): path.read_bytes() for path in kept}

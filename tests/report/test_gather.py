@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_a_comparison_tells_what_became_of_every_seed(comparison: Path) -> None:
     assert found.environment["packages"]["torch"]
 
 
+def test_a_reason_is_a_line_that_does_nothing_to_a_terminal(
+    comparison: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(comparison, copy)
+    path = copy / "kd/seed1/failed.txt"
+    path.write_text("\x1b[2J\nnot finite\n")
+    for paths in ([copy], [path.parent]):
+        assert gather(paths).methods[0].entry.failed[1] == r"\x1b[2J not finite"
+    os.truncate(path, 6 * 10**8)
+    for paths in ([copy], [path.parent]):
+        with pytest.raises(InputError, match=r"failed\.txt is longer than"):
+            gather(paths)
+
+
 def test_a_single_run_may_be_unfinished_too(comparison: Path) -> None:
     found = gather([comparison / "kd" / f"seed{seed}" for seed in range(3)])
     assert seeds(found) == {"kd": [0]}
@@ -114,8 +130,37 @@ def test_a_result_of_an_older_version_is_refused(runs: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match="says nothing of memory: an older version wrote it"):
         gather([old])
     (old / "result.json").write_text("{")
-    with pytest.raises(InputError, match=r"result.json is missing or damaged"):
+    with pytest.raises(InputError, match=r"result.json is damaged: Invalid JSON"):
         gather([old])
+
+
+def test_runs_on_other_pictures_do_not_stand_side_by_side(runs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "ce0"
+    shutil.copytree(runs / "ce0", other)
+    result = json.loads((other / "result.json").read_text())
+    result["given"]["data"] = "other"
+    (other / "result.json").write_text(json.dumps(result))
+    with pytest.raises(InputError, match="are not of the same pictures; make a report of each"):
+        gather([runs / "kd0", other])
+    del result["given"]  # as an older version wrote it
+    (other / "result.json").write_text(json.dumps(result))
+    gather([runs / "kd0", other])
+
+
+@pytest.mark.parametrize("file", ["result.json", "environment.json", "metrics.jsonl"])
+def test_a_file_without_end_is_not_read(runs: Path, tmp_path: Path, file: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "ce0", run)
+    os.truncate(run / file, 6 * 10**8)
+    with pytest.raises(InputError, match="is longer than"):
+        gather([run]).methods[0].rows()
+    (run / file).unlink()
+    (run / file).symlink_to("/dev/zero")
+    if file != "environment.json":  # then a run that is not finished
+        assert not gather([run]).methods[0].rows().get(0)
+    else:
+        with pytest.raises(InputError, match="is no plain file"):
+            gather([run])
 
 
 def test_the_teacher_is_found_where_it_lies(runs: Path, comparison: Path, tmp_path: Path) -> None:

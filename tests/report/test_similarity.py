@@ -10,7 +10,8 @@ from conftest import made_dataset, staged
 from dskd.errors import InputError
 from dskd.models.stages import StagedModel
 from dskd.report import similarity as module
-from dskd.report.similarity import gram, linear_cka, similarity
+from dskd.report.charts import similarity_map
+from dskd.report.similarity import Similarity, gram, linear_cka, similarity
 
 
 def naive_cka(one: Tensor, other: Tensor) -> float:
@@ -45,6 +46,18 @@ def test_rotation_and_scale_change_nothing_and_noise_does() -> None:
 
 def test_a_layer_that_says_nothing_has_no_similarity() -> None:
     assert linear_cka(gram(torch.ones(5, 2)), gram(torch.randn(5, 2))) is None
+    assert linear_cka(gram(torch.full((5, 2), torch.inf)), gram(torch.randn(5, 2))) is None
+
+
+def test_rounding_leads_neither_above_one_nor_out_of_the_colours() -> None:
+    layers = [gram(torch.randn(10, 3)) for _ in range(200)]
+    found = [value for layer in layers if (value := linear_cka(layer, layer)) is not None]
+    assert len(found) == len(layers)
+    assert max(found) == 1
+    below = 0.3 - 1e-17  # what a lowest value of 0.3 may be rounded from
+    for value in (max(found), below, 0.0):
+        alike = Similarity("kd", 0, 10, ("a",), ("a",), ((value,),))
+        assert similarity_map(alike, 0.3).layout.annotations[0].text == f"{value:.2f}"
 
 
 def test_every_layer_is_held_against_every_other() -> None:

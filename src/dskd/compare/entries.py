@@ -1,23 +1,21 @@
-"""What is compared: methods with their settings, and the folder that holds their runs."""
+"""What is compared: methods with their settings, by the names that a person gives them."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from dskd import methods
-from dskd.compare.summary import Entry
-from dskd.errors import InputError, unknown
+from dskd.errors import InputError, brief, unknown
 from dskd.recipe import MethodSettings, Recipe
 from dskd.settings import Weight, signature_settings
 from dskd.yaml_text import read_yaml
 
 Weights = Literal["equal", "literature"]
-COMPARISON, FAILED = "comparison.json", "failed.txt"
+LONGEST_LABEL = 100
+"""Letters; a label names a folder."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Contender:
     @property
     def folder(self) -> str:
         """The name of the folder that holds its seeds."""
-        return re.sub(r"[^\w.=-]+", "+", self.label)
+        return folder_of(self.label)
 
     def plain(self) -> dict[str, Any]:
         """As ``comparison.json`` holds it."""
@@ -44,6 +42,30 @@ class Contender:
             "folder": self.folder,
             "method": self.method.model_dump(mode="json"),
         }
+
+
+def folder_of(label: str) -> str:
+    """The name of the folder that holds the seeds of a label.
+
+    Example:
+        >>> folder_of("dskd:beta=0.1")
+        'dskd+beta=0.1'
+    """
+    return re.sub(r"[^\w.=-]+", "+", label)
+
+
+def check_label(label: str) -> str:
+    """The label, if it can name a method, a folder and a row of a table.
+
+    Raises:
+        InputError: It is too long, or holds what cannot be printed.
+    """
+    if len(label) > LONGEST_LABEL or not label.isprintable():
+        raise InputError(
+            f"{brief(label)} cannot name a method: {LONGEST_LABEL} letters at most, all of them "
+            "printable"
+        )
+    return label
 
 
 def contenders(texts: Iterable[str], recipe: Recipe, weights: Weights) -> list[Contender]:
@@ -71,7 +93,7 @@ def contenders(texts: Iterable[str], recipe: Recipe, weights: Weights) -> list[C
     if weights not in get_args(Weights):
         raise unknown("choice of weights", weights, get_args(Weights))
     found: dict[str, Contender] = {}
-    for label in _labels(texts):
+    for label in map(check_label, _labels(texts)):
         name, *changes = label.split(":")
         own = recipe.method.options if name == recipe.method.name else {}
         settings = own | _weights(name, weights) | dict(map(_setting, changes))
@@ -126,52 +148,3 @@ def weights_of(name: str, settings: Mapping[str, Any]) -> dict[str, float]:
     """
     hints = get_type_hints(methods.find(name).__init__, include_extras=True)
     return {key: settings[key] for key, hint in hints.items() if hint == Weight}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A comparison as it lies on the disk.
-
-    Attributes:
-        path: Its folder.
-        facts: ``comparison.json``.
-        entries: Each method with the results that are there.
-    """
-
-    path: Path
-    facts: Mapping[str, Any]
-    entries: tuple[Entry, ...]
-
-    @property
-    def pictures(self) -> int:
-        """Of the test split."""
-        return int(self.facts["pictures"])
-
-
-def read_comparison(path: Path) -> Comparison:
-    """A comparison, finished or not.
-
-    Raises:
-        InputError: There is none, or its file is damaged.
-    """
-    try:
-        facts = json.loads((path / COMPARISON).read_text())
-        entries = tuple(_entry(path, one, facts["seeds"]) for one in facts["entries"])
-        return Comparison(path, facts, entries)
-    except FileNotFoundError:
-        raise InputError(f"there is no comparison in {path}; check the path") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path / COMPARISON} is damaged ({error!r}); start again") from None
-
-
-def _entry(path: Path, facts: Mapping[str, Any], seeds: Sequence[int]) -> Entry:
-    results, failed = {}, {}
-    for seed in seeds:
-        folder = path / facts["folder"] / f"seed{seed}"
-        if (folder / "result.json").is_file():
-            results[seed] = json.loads((folder / "result.json").read_text())
-        elif (folder / FAILED).is_file():
-            failed[seed] = (folder / FAILED).read_text().strip()
-    method = dict(facts["method"])
-    name = method.pop("name")
-    return Entry(facts["label"], name, weights_of(name, method), results, failed)

@@ -10,19 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dskd import device as devices
 from dskd import methods, ranks
 from dskd.answers import Answers, SharedTeacher
 from dskd.build import Given, load_data
 from dskd.compare.cohort import Student, Watcher, train_together
-from dskd.compare.entries import (
+from dskd.compare.entries import Contender, Weights, contenders
+from dskd.compare.folder import (
     COMPARISON,
     FAILED,
     Comparison,
-    Contender,
-    Weights,
-    contenders,
     read_comparison,
+    read_facts,
+    read_failure,
+    read_result,
 )
 from dskd.compiling import check_compiler
 from dskd.data import Dataset
@@ -30,6 +33,7 @@ from dskd.data.resident import ResidentData
 from dskd.disk import PART, probe, remove_parts, replace_file
 from dskd.errors import InputError
 from dskd.finite import NotFinite
+from dskd.json_text import LONGEST_LOG
 from dskd.methods.base import TeacherNeeds
 from dskd.models.teacher import Teacher
 from dskd.owner import LOCK, OWNER, take
@@ -169,7 +173,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
     """
     ranks.refuse_several("a comparison")
     given = given or Given()
-    facts = _merged(grid)
+    _merged(grid)
     probe(grid.path, "--out")
     device = devices.pick(grid.recipe.train.device, graph=grid.recipe.train.graph)
     devices.set_up(device)
@@ -182,12 +186,13 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
         check_compiler(device)
     with take(grid.path, "--out"):
         remove_parts(grid.path)
-        facts = _merged(grid) | {"pictures": len(data.test.labels)}
-        _write_json(grid.path / COMPARISON, facts)  # first: it marks the folder as a comparison
-        _write_json(grid.path / "environment.json", devices.environment(device))
-        _mend_rows(grid)
+        facts = _merged(grid, data)
+        if not (grid.path / COMPARISON).is_file():
+            _write_facts(grid, facts, device)
         pictures = ResidentData(data, device)
         teacher = _teacher(grid, pictures, given)
+        _write_facts(grid, _taught(grid.path, facts, teacher), device)
+        _mend_rows(grid)
         answers = make_answers(grid.recipe, pictures.train, teacher, needs)
         for seed in grid.seeds:
             _run_seed(grid, seed, pictures, given, answers, _Recorder(grid, watcher))
@@ -298,19 +303,22 @@ def _row(label: str, seed: int, folder: Path) -> str:
     """The line of a run that ended."""
     row: dict[str, Any] = {"label": label, "seed": seed}
     if (folder / FAILED).is_file():
-        row["failed"] = (folder / FAILED).read_text().strip()
+        row["failed"] = read_failure(folder)
     else:
-        row |= json.loads((folder / "result.json").read_text())
+        row |= read_result(folder)
     return json.dumps(row) + "\n"
 
 
 def _mend_rows(grid: Grid) -> None:
     """Drops rows that are torn, and adds those of runs that ended before it could be said."""
     path = grid.path / ROWS
-    text = path.read_text(errors="replace") if path.is_file() else ""
+    text = ""
+    if path.is_file():
+        with path.open("rb") as file:  # what is beyond comes from the runs again
+            text = file.read(LONGEST_LOG).decode(errors="replace")
     rows: dict[tuple[str, int], str] = {}
     for line in text.splitlines():
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
             row = json.loads(line)
             rows[row["label"], row["seed"]] = f"{line}\n"
     for seed in grid.seeds:
@@ -321,11 +329,15 @@ def _mend_rows(grid: Grid) -> None:
     replace_file(path, "".join(rows.values()).encode())
 
 
-def _merged(grid: Grid) -> dict[str, Any]:
+def _merged(grid: Grid, data: Dataset | None = None) -> dict[str, Any]:
     """What ``comparison.json`` is to say: what it says already, and the grid.
 
+    Args:
+        grid: What is compared.
+        data: Its pictures; None before they are read.
+
     Raises:
-        InputError: The folder holds another comparison, or something else.
+        InputError: The folder holds another comparison, one of other pictures, or something else.
     """
     recipe = grid.recipe.plain()
     for key in ("method", "seed", "out"):
@@ -335,22 +347,48 @@ def _merged(grid: Grid) -> dict[str, Any]:
         "weights": grid.weights,
         "seeds": list(grid.seeds),
         "entries": [contender.plain() for contender in grid.contenders],
+        "teacher": None,  # until one was needed
     }
+    if data is not None:
+        own |= {"pictures": len(data.test), "data": data.fingerprint()}
     if not (grid.path / COMPARISON).is_file():
         if grid.path.is_dir() and any(map(_counts, grid.path.iterdir())):
             raise InputError(f"{grid.path} holds other files; choose another folder with --out")
         return own
-    there = read_comparison(grid.path).facts
+    there = read_facts(grid.path)
     same = {key: there[key] for key in ("recipe", "weights")}
     if listed := differences(same, {key: own[key] for key in same}):
         raise InputError(
             f"{grid.path} holds a comparison of another recipe: {listed}; choose another folder "
             "with --out"
         )
+    if data is not None and there["data"] not in (None, own["data"]):
+        raise InputError(
+            f"{grid.path} holds a comparison on other pictures; give the same, or choose another "
+            "folder with --out"
+        )
     return own | {
+        "teacher": there["teacher"],
         "seeds": sorted({*there["seeds"], *own["seeds"]}),
         "entries": _merged_entries(grid.path, there["entries"], own["entries"]),
     }
+
+
+def _taught(path: Path, facts: dict[str, Any], teacher: Teacher | None) -> dict[str, Any]:
+    """What ``comparison.json`` is to say, once its teacher is known.
+
+    Raises:
+        InputError: Another teacher taught the runs that are there.
+    """
+    if teacher is None:
+        return facts
+    fingerprint = teacher.fingerprint()
+    if facts["teacher"] not in (None, fingerprint):
+        raise InputError(
+            f"{path} holds a comparison with another teacher; give the same, or choose another "
+            "folder with --out"
+        )
+    return facts | {"teacher": fingerprint}
 
 
 def _merged_entries(
@@ -370,6 +408,11 @@ def _merged_entries(
 def _counts(path: Path) -> bool:
     """Whether a file says that the folder is in use."""
     return path.name not in (LOCK, OWNER) and path.suffix != PART
+
+
+def _write_facts(grid: Grid, facts: dict[str, Any], device: torch.device) -> None:
+    _write_json(grid.path / COMPARISON, facts)  # first: it marks the folder as a comparison
+    _write_json(grid.path / "environment.json", devices.environment(device))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dskd.compare.cohort import Student, Watcher
-from dskd.compare.entries import read_comparison
+from dskd.compare.folder import read_comparison
 from dskd.compare.grid import Grid
 from dskd.compare.summary import Summary, summarize
 from dskd.compare.table import interval_text, p_text, weights_text

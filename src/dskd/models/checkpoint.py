@@ -169,6 +169,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, Any] = json.loads((file.metadata() or {})["dskd"])
-            return metadata
     except (safetensors.SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} was not written by dskd or is damaged: {error}") from None
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path} was not written by dskd or is damaged: {brief(metadata)}")
+    return metadata

@@ -188,7 +188,7 @@ def similarity_map(found: Similarity, lowest: float) -> go.Figure:
 
     Args:
         found: The similarities.
-        lowest: Where the colours begin; they end at 1.
+        lowest: Where the colours begin, below 1; they end at 1.
     """
     teacher, student = ([html.escape(n) for n in names] for names in (found.teacher, found.student))
     figure = go.Figure(
@@ -208,7 +208,8 @@ def similarity_map(found: Similarity, lowest: float) -> go.Figure:
     for name, row in zip(student, found.values, strict=True):
         for other, value in zip(teacher, row, strict=True):
             if value is not None:
-                _write_in_cell(figure, other, name, value, (value - lowest) / (1 - lowest))
+                shade = (value - lowest) / (1 - lowest)
+                _write_in_cell(figure, other, name, value, min(1.0, max(0.0, shade)))
     _lay_out(figure, "teacher", "student")
     figure.update_xaxes(showgrid=False, type="category")
     figure.update_yaxes(showgrid=False, type="category")

@@ -66,7 +66,7 @@ class Report:
         labels = {
             m.label
             for m in self.gathered.methods
-            if any(read_metadata(folder / LAST)["addition"] for folder in m.folders.values())
+            if any(read_metadata(folder / LAST).get("addition") for folder in m.folders.values())
         }
         return [summary for summary in self.summaries if summary.label in labels]
 

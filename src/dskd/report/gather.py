@@ -6,36 +6,36 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dskd import methods
-from dskd.compare.entries import COMPARISON, FAILED, read_comparison, weights_of
+from dskd.compare.entries import weights_of
+from dskd.compare.folder import COMPARISON, FAILED, read_comparison, read_failure, read_result
 from dskd.compare.summary import Entry
-from dskd.errors import InputError
+from dskd.errors import InputError, printable
+from dskd.json_text import read_json
 from dskd.recipe import Recipe, resolve
 from dskd.rundir import RunDirectory, differences
-from dskd.session import Result
 from dskd.yaml_text import read_yaml_file
 
-_KINDS: dict[str, Any] = {
-    key: (kind, ...)
-    for key, kind in get_type_hints(Result).items()
-    if key not in ("path", "student")
-}
-_FREE = ConfigDict(extra="allow")  # a later version may say more
-_Numbers = create_model("_Numbers", __config__=_FREE, **_KINDS)
-_ROWS = TypeAdapter(list[dict[str, float | None]])
+_Line = Annotated[str, AfterValidator(printable)]
 
 
 class _Environment(BaseModel):
     """What is read of ``environment.json``."""
 
-    model_config = _FREE
+    model_config = ConfigDict(extra="allow")  # a later version may say more
 
-    command: list[str]
-    packages: dict[str, str]
+    command: list[_Line]
+    packages: dict[_Line, _Line]
+    python: _Line = ""
+    platform: _Line = ""
+    processor: _Line = ""
+    device: _Line = ""
+    cores: int | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class MethodRuns:
 
     def rows(self) -> dict[int, list[dict[str, Any]]]:
         """The metrics of the finished runs, a row an epoch, by seed."""
-        return {seed: _rows(folder) for seed, folder in self.folders.items()}
+        return {seed: RunDirectory(folder).rows() for seed, folder in self.folders.items()}
 
 
 @dataclass(frozen=True)
@@ -121,27 +121,25 @@ def gather(paths: Sequence[Path]) -> Gathered:
 def _from_comparison(path: Path) -> Gathered:
     comparison = read_comparison(path)
     facts = comparison.facts
+    plain = facts["recipe"] | {"method": facts["entries"][0]["method"], "seed": facts["seeds"][0]}
+    if not any(_is_taught(entry.method) for entry in comparison.entries):
+        plain["teacher"] = None
+    recipe = resolve(plain, path)
     found = [
-        _compared(entry, path / one["folder"], one["method"], facts)
+        _compared(entry, path / one["folder"], one["method"], facts["seeds"], recipe)
         for entry, one in zip(comparison.entries, facts["entries"], strict=True)
     ]
-    plain = facts["recipe"] | {"method": facts["entries"][0]["method"], "seed": facts["seeds"][0]}
-    if not any(_is_taught(runs.entry.method) for runs in found):
-        plain["teacher"] = None
     environment = _read_environment(path)
-    command = tuple(environment["command"])
-    return Gathered(tuple(found), resolve(plain, path), (command,), environment)
+    return Gathered(tuple(found), recipe, (tuple(environment["command"]),), environment)
 
 
 def _compared(
-    entry: Entry, folder: Path, method: Mapping[str, Any], facts: Mapping[str, Any]
+    entry: Entry, folder: Path, method: Mapping[str, Any], seeds: Sequence[int], recipe: Recipe
 ) -> MethodRuns:
     """A method of a comparison; seeds that have not ended are said to be so."""
-    folders = {seed: folder / f"seed{seed}" for seed in facts["seeds"]}
-    for seed, result in entry.results.items():
-        _check_result(folders[seed], result)
+    folders = {seed: folder / f"seed{seed}" for seed in seeds}
     left = {
-        seed: _how_far(folders[seed], facts["recipe"]["train"]["epochs"])
+        seed: _how_far(folders[seed], recipe.train.epochs)
         for seed in folders
         if seed not in entry.results and seed not in entry.failed
     }
@@ -161,6 +159,7 @@ def _from_runs(runs: Sequence[_Run]) -> Gathered:
     first = next((run for run in runs if run.recipe["teacher"]), runs[0])
     for run in runs:
         _check_same(first, run)
+    _check_pictures(runs)
     grouped: dict[str, list[_Run]] = {}
     for run in runs:
         grouped.setdefault(json.dumps(run.recipe["method"], sort_keys=True), []).append(run)
@@ -184,63 +183,20 @@ def _read_run(folder: Path) -> _Run:
     if not _is_taught(recipe["method"]["name"]):
         recipe["teacher"] = None
     if (folder / "result.json").is_file():
-        result = _read_json(folder / "result.json")
-        _check_result(folder, result)
-        return _Run(folder, recipe, result, None)
+        return _Run(folder, recipe, read_result(folder), None)
     if (folder / FAILED).is_file():
-        return _Run(folder, recipe, None, (folder / FAILED).read_text().strip())
+        return _Run(folder, recipe, None, read_failure(folder))
     return _Run(folder, recipe, None, _how_far(folder, recipe["train"]["epochs"]))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content
-    except (OSError, ValueError, RecursionError):
-        raise _damaged(path) from None
-
-
 def _read_environment(folder: Path) -> dict[str, Any]:
-    path = folder / "environment.json"
-    environment = _read_json(path)
-    try:
-        _Environment.model_validate(environment)
-    except ValidationError:
-        raise _damaged(path) from None
-    return environment
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, a row an epoch."""
-    try:
-        rows = RunDirectory(folder).rows()
-        _ROWS.validate_python(rows)
-    except (OSError, ValueError, RecursionError):
-        raise _damaged(folder / "metrics.jsonl") from None
-    return rows
-
-
-def _damaged(path: Path) -> InputError:
-    return InputError(f"{path} is missing or damaged; make the run again")
-
-
-def _check_result(folder: Path, result: Mapping[str, Any]) -> None:
-    path = folder / "result.json"
-    try:
-        _Numbers.model_validate(result)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if first["type"] == "missing":
-            raise InputError(
-                f"{path} says nothing of {first['loc'][0]}: an older version wrote it; "
-                "make the run again with --overwrite"
-            ) from None
-        raise _damaged(path) from None
+    fix = f"remove {folder} and make the run again"
+    return read_json(folder / "environment.json", _Environment, fix).model_dump()
 
 
 def _how_far(folder: Path, epochs: int) -> str:
     """What is said of a run that has not ended."""
-    done = len(_rows(folder))
+    done = len(RunDirectory(folder).rows())
     return f"not finished, {done} of {epochs} epochs are done" if done else "not begun"
 
 
@@ -251,6 +207,16 @@ def _check_same(first: _Run, other: _Run) -> None:
         raise InputError(
             f"{first.folder} and {other.folder} are not of one recipe: {listed}; make a report of "
             "each"
+        )
+
+
+def _check_pictures(runs: Sequence[_Run]) -> None:
+    """Nor where they were judged on other pictures, as far as they tell."""
+    told = {run.result["given"].get("data"): run for run in runs if run.result is not None}
+    folders = [run.folder for fingerprint, run in told.items() if fingerprint is not None]
+    if len(folders) > 1:
+        raise InputError(
+            f"{folders[0]} and {folders[1]} are not of the same pictures; make a report of each"
         )
 
 

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from dskd import __version__
+from dskd.errors import printable
 from dskd.report import method_table, sections
 from dskd.report.content import SHARED, Report
 from dskd.report.differences import Differences
@@ -121,7 +122,7 @@ def _figures(parts: Any) -> dict[str, Any]:
 def _title(report: Report) -> str:
     recipe = report.gathered.recipe
     taught = f" taught by {recipe.teacher.name}" if recipe.teacher else ""
-    return f"{recipe.student.name}{taught}, on {recipe.data.name}"
+    return printable(f"{recipe.student.name}{taught}, on {recipe.data.name}")
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
@@ -159,7 +160,7 @@ def _of_differences(found: Differences | Missing) -> str:
 def _machine(report: Report) -> list[tuple[str, str]]:
     environment = report.gathered.environment
     plain = ("device", "processor", "cores", "threads", "python", "platform")
-    found = [(key, str(environment[key])) for key in plain if key in environment]
+    found = [(key, str(environment[key])) for key in plain if environment[key]]
     return [*found, *((name, version) for name, version in environment["packages"].items())]
 
 

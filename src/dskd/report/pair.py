@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dskd.build import Given, build_model
-from dskd.compare.entries import COMPARISON
+from dskd.compare.folder import COMPARISON
 from dskd.data import Dataset
 from dskd.deployed import load_deployed
 from dskd.errors import InputError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,7 +30,7 @@ class Similarity:
         student: The names of the student's layers, shallow to deep.
         teacher: The names of the teacher's.
         values: From 0 to 1, a row for each of the student's layers; None where a layer gives the
-            same for every picture.
+            same for every picture, or what is not finite.
     """
 
     label: str
@@ -54,7 +55,7 @@ def linear_cka(one: Tensor, other: Tensor) -> float | None:
         other: Another's, of the same pictures.
 
     Returns:
-        The similarity; None where a layer gives the same for every picture.
+        The similarity; None where a layer gives the same for every picture, or what is not finite.
 
     Example:
         >>> layer = torch.randn(8, 5, dtype=torch.float64)
@@ -62,7 +63,9 @@ def linear_cka(one: Tensor, other: Tensor) -> float | None:
         1.0
     """
     norms = float(one.norm() * other.norm())
-    return float((one * other).sum()) / norms if norms > 0 else None
+    if not 0 < norms < math.inf:
+        return None
+    return min(1.0, max(0.0, float((one * other).sum()) / norms))  # rounding may lead beyond
 
 
 def gram(features: Tensor) -> Tensor:
