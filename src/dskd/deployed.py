@@ -21,6 +21,7 @@ from dskd.device import pick
 from dskd.errors import InputError, brief, unknown
 from dskd.evaluate import Judgement, judge
 from dskd.models.checkpoint import load_weights, read_metadata, read_weights
+from dskd.models.claim import check_claim
 from dskd.models.load import TIMM, load_model
 from dskd.models.stages import StagedModel
 from dskd.recipe import DataSettings
@@ -86,10 +87,16 @@ def load_deployed(
     path = Path(run) / _file(which)
     if not path.parent.is_dir():
         raise InputError(f"there is no run {run}; check the path")
-    facts = _read_facts(path)
-    module = _build(facts, run, allow_code) if student is None else copied(student)
-    module = methods.find(facts.method).assemble(module, facts.addition)
-    load_weights(module, read_weights(path), str(path))
+    facts, weights = _read_facts(path), read_weights(path)
+
+    def build() -> nn.Module:
+        module = _build(facts, run, allow_code) if student is None else copied(student)
+        return methods.find(facts.method).assemble(module, facts.addition)
+
+    if student is None and facts.model.startswith(TIMM):  # the file says how large it is
+        check_claim(build, facts.options, weights, str(path))
+    module = build()
+    load_weights(module, weights, str(path))
     model = StagedModel(module, mean=facts.mean, std=facts.std).eval()
     return Deployed(model, facts.model, facts.classes, facts.shape)
 

@@ -68,6 +68,17 @@ VALUES: tuple[Any, ...] = (
 )
 """What may be told in place of a fact."""
 
+CLAIMS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("vit_tiny_patch16_224", {"depth": 900}),
+    ("vit_tiny_patch16_224", {"depth": 10**9}),
+    ("vit_tiny_patch16_224", {"img_size": 4096, "patch_size": 1}),
+    ("vit_tiny_patch16_224", {"embed_dim": 49_152}),
+    ("swin_tiny_patch4_window7_224", {"depths": [65_000] * 4}),
+    ("swin_tiny_patch4_window7_224", {"window_size": 60_000}),
+    ("resnet10t", {"block_args": {"reduce_first": 10**6}}),
+)
+"""Models of timm that a student's file may name, with options that few bytes hold."""
+
 
 class Told(NamedTuple):
     """A file of a run or comparison, and what is told in it: its text, or the value of a fact."""
@@ -83,6 +94,9 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Told]]:
 
 
 def _all() -> Iterator[tuple[str, Told]]:
+    for model, options in CLAIMS:
+        facts = {**_facts(STUDENT), "model": f"timm/{model}", "options": options}
+        yield f"{STUDENT}: {model} {options}", Told(STUDENT, "", json.dumps(facts))
     for file in (*READ, COMPARISON):
         for name, text in TEXTS.items():
             yield f"{file}: {name}", Told(file, "", text)

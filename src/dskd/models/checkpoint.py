@@ -101,6 +101,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
     Raises:
         InputError: A key is missing or left over, or a shape differs: both are named.
     """
+    model.load_state_dict(dict(fitting(model, weights, what)))
+
+
+def fitting(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> Mapping[str, Tensor]:
+    """The weights by the model's keys, as `load_weights` loads them; the model is only looked at.
+
+    Raises:
+        InputError: As `load_weights`.
+    """
     own = model.state_dict()
     weights = _without_prefixes(weights, own)
     # Before PyTorch 0.4.1 BatchNorm did not count its batches; load_state_dict then starts at 0.
@@ -125,7 +134,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
                 f"{what} does not fit {type(model).__name__}: {key} is {theirs} "
                 f"in the file, {ours} in the model{classes}"
             )
-    model.load_state_dict(dict(weights))
+    return weights
 
 
 def _without_prefixes(
