@@ -46,6 +46,15 @@ def test_a_clock_that_jumps_by_ten_years_harms_nothing(
     board.close()
 
 
+def test_a_link_in_the_file_s_place_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board/events.out.tfevents.00001").symlink_to(victim)
+    Board(tmp_path / "board", 1).close()
+    assert victim.read_text() == "mine"
+
+
 def test_a_full_disk_is_told_and_not_waited_for(tmp_path: Path) -> None:
     board = Board(tmp_path, 0)
     full = os.open("/dev/full", os.O_WRONLY) if Path("/dev/full").exists() else None

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
-from dskd.disk import make_folder, probe, remove_folder, remove_parts, replace_file, replacing
+from dskd.disk import (
+    is_part,
+    make_folder,
+    probe,
+    remove_folder,
+    remove_parts,
+    replace_file,
+    replacing,
+    sweep,
+)
 from dskd.errors import InputError
 
 
@@ -106,10 +116,36 @@ def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
-def test_only_parts_are_swept_away(tmp_path: Path) -> None:
-    for name in (".x.part", "y.part", ".z"):
+def test_only_parts_of_what_is_named_are_swept_away(tmp_path: Path) -> None:
+    others = (".film.part", ".film.x0_abcde.part", ".x.torrent.part", "x.x0_abcde.part", ".x")
+    for name in (".x.x0_abcde.part", ".3.shot.x0_abcde.part", ".probe.x0_abcde.part", *others):
         (tmp_path / name).write_text("")
     (tmp_path / ".folder.part").mkdir()
-    remove_parts(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".z", "y.part"]
-    remove_parts(tmp_path / "missing")
+    (tmp_path / ".y.part").symlink_to(tmp_path.parent)
+    remove_parts(tmp_path, ["x", "y", "*.shot", "folder"])
+    assert {p.name for p in tmp_path.iterdir()} == set(others)
+    remove_parts(tmp_path / "missing", ["x"])
+    assert tmp_path.parent.is_dir()
+
+
+def test_the_parts_of_a_write_and_of_a_removal_are_known_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replacing(tmp_path / "file"):
+        assert [is_part(p.name, ["file"]) for p in tmp_path.iterdir()] == [True]
+    make_folder(tmp_path / "folder")
+    left: list[str] = []
+    monkeypatch.setattr("shutil.rmtree", lambda path: left.append(path.name))
+    remove_folder(tmp_path / "folder")
+    assert [is_part(name, ["folder"]) for name in left] == [True]
+
+
+def test_only_old_parts_are_swept_where_others_may_be_writing(tmp_path: Path) -> None:
+    new, old = tmp_path / ".x.00000000.part", tmp_path / ".x.11111111.part"
+    new.write_text("")
+    old.mkdir()
+    yesterday = time.time() - 25 * 3600
+    os.utime(old, (yesterday, yesterday))
+    sweep(tmp_path, "x")
+    assert list(tmp_path.iterdir()) == [new]
+    sweep(tmp_path / "missing", "x")

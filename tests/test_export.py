@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,12 +80,12 @@ def test_a_student_that_answers_differently_is_not_written(
 ) -> None:
     path = tmp_path / "student.onnx"
     path.write_text("the one before")
-    write = export._write
+    graph = export._graph
 
-    def other(model: nn.Module, example: Tensor, path: Path, name: str) -> None:
-        write(_Scaled(model), example, path, name)
+    def other(model: nn.Module, example: Tensor, name: str) -> bytes:
+        return graph(_Scaled(model), example, name)
 
-    monkeypatch.setattr(export, "_write", other)
+    monkeypatch.setattr(export, "_graph", other)
     with pytest.raises(InputError, match=r"differs .* by 1.0e-03 .* 0.0001 .* nothing was written"):
         export_onnx(deployed(), path)
     assert [there.read_text() for there in tmp_path.iterdir()] == ["the one before"]
@@ -160,7 +161,19 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_write", full)
-    with pytest.raises(InputError, match=r"cannot write .*student.onnx: No space left on device"):
+    monkeypatch.setattr(os, "fsync", full)
+    line = r"cannot write .*student.onnx: No space left on device; [\d,]{5,} bytes were needed"
+    with pytest.raises(InputError, match=line):
         export_onnx(deployed(), tmp_path / "student.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_links_are_replaced_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    run.mkdir()
+    victim.write_text("mine")
+    for name in ("student.onnx", ".student.onnx.part"):
+        (run / name).symlink_to(victim)
+    export_onnx(deployed(), run / "student.onnx")
+    assert victim.read_text() == "mine"
+    assert not (run / "student.onnx").is_symlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dskd.errors import InputError
-from dskd.owner import OWNER, take
+from dskd.owner import LOCK, OWNER, take
 
 HOLD = "import sys, time, pathlib, dskd.owner as o; l = o.take(pathlib.Path(sys.argv[1]), 'out=')"
 
@@ -34,6 +35,30 @@ def test_the_second_is_told_the_first_one_s_number_and_a_dead_one_holds_nothing(
     lock = take(tmp_path, "--out")
     assert (tmp_path / OWNER).read_text() == f"{os.getpid()}\n"
     lock.release()
+
+
+def test_links_in_a_stranger_s_folder_are_not_written_through(tmp_path: Path) -> None:
+    folder, victim = tmp_path / "folder", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_text("mine")
+    for name in (LOCK, OWNER):
+        (folder / name).symlink_to(victim)
+    take(folder, "out=").release()
+    assert victim.read_text() == "mine"
+
+
+def test_a_full_disk_is_told_with_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = r"No space left on device; [\d,]+ bytes were needed, [\d,]+ are free"
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(OSError, match=line) as told:
+            take(folder, "out=")
+        assert Path(told.value.filename).parent == folder
 
 
 def test_a_holder_that_has_not_said_its_number_is_another_process(tmp_path: Path) -> None:

@@ -26,11 +26,13 @@ import dskd
 from conftest import made_dataset
 from dskd import recipe, run, session, snapshot
 from dskd.cli import main
+from dskd.device import environment
 from dskd.errors import InputError
 from dskd.evaluate import Judgement
 from dskd.finite import NotFinite
 from dskd.interrupt import Quit, Stopped
 from dskd.models.checkpoint import read_metadata
+from dskd.rundir import RunDirectory
 from dskd.train import Trainer
 
 SMALL = [
@@ -41,6 +43,7 @@ SMALL = [
     "train.batch_size=32",
 ]
 """The digits on a diet: 130 pictures, 5 steps an epoch."""
+TIMES = ("epoch", "seconds", "teacher_seconds", "snapshot_seconds")
 
 
 def plan(out: Path, *overrides: str) -> recipe.Recipe:
@@ -358,6 +361,15 @@ def test_snapshots_that_are_gone_are_not_taken_for_a_run_without_any(
         ({"given": {"data": "x", "teacher": "x"}}, "with other pictures"),
         ({"trainer": {"ranks": [{}, {}]}}, "with 2 processes, and there are 1"),
         ({"best": {"epok": 1}}, "does not fit the model or the method as they are now"),
+        ({"best": {"epoch": 1, "score": "high", "accuracy": 1.0}}, "'score' is no number"),
+        ({"rows": [5]}, "does not fit the model"),
+        ({"rows": [{"epoch": 1, "seconds": None}]}, "does not fit .*_seconds is missing"),
+        ({"rows": [dict.fromkeys(TIMES, None)]}, "does not fit .*'epoch' is no number"),
+        ({"recipe": {}}, "is of another recipe"),
+        ({"given": {}}, "does not fit"),
+        ({"trainer": {}}, "does not fit"),
+        ({"trainer": {"ranks": 5}}, "does not fit"),
+        ({"trainer": {"ranks": [5], "method": 5}}, "does not fit"),
     ],
 )
 def test_a_snapshot_of_anything_else_is_refused(
@@ -574,6 +586,11 @@ def test_overwrite_takes_nothing_but_a_run_and_nothing_that_is_needed(
     (mine / "teacher/weights.pth").write_bytes(b"mine")
     with pytest.raises(InputError, match="holds other files"):
         run.distill(plan(mine), overwrite=True)
+    (mine / "environment.json").write_text("{}")
+    (mine / "recipe.yaml").write_text("flour: 1")
+    with pytest.raises(InputError, match="holds other files"):
+        run.distill(plan(mine), overwrite=True)
+    assert (mine / "teacher/weights.pth").read_bytes() == b"mine"
     linked = tmp_path / "linked"
     shutil.copytree(finished, linked)
     shutil.rmtree(linked / "teacher")
@@ -581,6 +598,118 @@ def test_overwrite_takes_nothing_but_a_run_and_nothing_that_is_needed(
     run.distill(plan(linked, "teacher.epochs=1", "train.epochs=1"), overwrite=True)
     assert len(rows(linked / "teacher")) == 1
     assert len(rows(finished / "teacher")) == 3
+
+
+def test_a_run_is_known_whatever_its_command_was(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr(sys, "argv", ["dskd", "\x7f\ud800", "x" * 10_000])
+    facts = environment(torch.device("cpu"))
+    (out / "environment.json").write_text(json.dumps(facts))
+    directory = RunDirectory(out)
+    directory.check(plan(out).plain(), resume=False, overwrite=True)
+    (out / "environment.json").unlink()
+    (out / "environment.json").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="no plain file"):
+        directory.check(plan(out).plain(), resume=False, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_parts_of_anything_else_make_a_folder_somebody_s(tmp_path: Path, overwrite: bool) -> None:
+    own = tmp_path / "own"
+    (own / ".thesis.part").mkdir(parents=True)
+    for name in (".thesis.part/x.txt", ".film.part"):
+        (own / name).write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        run.distill(plan(own), overwrite=overwrite)
+    assert [(own / name).read_text() for name in (".thesis.part/x.txt", ".film.part")] == [
+        "mine",
+        "mine",
+    ]
+
+
+@pytest.mark.parametrize("method", [["teacher=null"], ["teacher.epochs=1"]])
+def test_a_run_that_lies_in_the_teacher_s_place_is_not_the_run_s(
+    tmp_path: Path, method: list[str]
+) -> None:
+    out = tmp_path / "run"
+    by_labels = [*method, "method={name: ce}", "train.epochs=1"]
+    run.distill(plan(out, *by_labels))
+    run.train(plan(out / "teacher", "train.epochs=1"))
+    weights = (out / "teacher" / "student.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"teacher is no part of the run in .*move it out"):
+        run.distill(plan(out), overwrite=True)
+    assert (out / "result.json").is_file()
+    run.distill(plan(out, *by_labels), overwrite=True)
+    assert (out / "teacher" / "student.safetensors").read_bytes() == weights
+
+
+def test_the_teacher_s_folder_has_one_owner_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run/teacher"
+    train_epoch, refused = Trainer.train_epoch, []
+
+    def meanwhile(self: Trainer) -> Iterator[None]:
+        monkeypatch.undo()
+        with pytest.raises(InputError, match=f"process {os.getpid()} is at work in {folder}"):
+            run.train(recipe.load(str(folder / "recipe.yaml"), [f"out={folder}"]), overwrite=True)
+        refused.append(folder)
+        return train_epoch(self)
+
+    monkeypatch.setattr(Trainer, "train_epoch", meanwhile)
+    run.distill(plan(tmp_path / "run", "teacher.epochs=1", "train.epochs=1"))
+    assert refused == [folder]
+
+
+@pytest.mark.parametrize("name", ["snapshots", "tensorboard", "teacher"])
+def test_a_run_whose_folders_are_links_does_not_go_on(
+    tmp_path: Path, finished: Path, name: str
+) -> None:
+    out, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(finished, out)
+    (out / "result.json").unlink()
+    (out / name).rename(outside)
+    (outside / ".b.part").write_text("mine")
+    (out / name).symlink_to(outside)
+    before = {path: path.stat().st_mtime_ns for path in outside.rglob("*")}
+    with pytest.raises(InputError, match=f"{name} is a link, and nothing is written through it"):
+        run.distill(plan(out), resume=True)
+    assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_while_a_method_prepares_itself_is_told_and_starts_anew(
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
+    changes = [teacher, "method={name: sskd, head_epochs: 2}", "train.epochs=1"]
+    answered, seen = Trainer._answered, []
+
+    def signalled(self: Trainer, check: Any, epochs: int) -> Iterator[Any]:
+        for batch in answered(self, check, epochs):
+            seen.append(batch)
+            signal.raise_signal(number)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_answered", signalled)
+        with pytest.raises(SystemExit) as ended:
+            main(["distill", "digits", *SMALL, *changes, f"out={tmp_path / 'run'}"])
+    assert ended.value.code == code
+    assert len(seen) == 1
+    assert "stopped before the first step; with --resume" in capsys.readouterr().err
+    run.distill(plan(tmp_path / "run", *changes), resume=True)
+    run.distill(plan(tmp_path / "whole", *changes))
+    weights = [(tmp_path / n / "student.safetensors").read_bytes() for n in ("run", "whole")]
+    assert weights[0] == weights[1]
 
 
 def test_another_teacher_is_refused_on_resume(tmp_path: Path, finished: Path) -> None:
@@ -605,7 +734,8 @@ def test_what_a_killed_write_left_is_no_run_and_goes_with_it(
 ) -> None:
     out = tmp_path / "run"
     out.mkdir()
-    (out / ".recipe.yaml.x.part").write_bytes(b"half")
+    (out / ".recipe.yaml.x0_abcde.part").write_bytes(b"half")
+    (out / ".teacher.part").mkdir()
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
     run.distill(plan(out, teacher, "train.epochs=1"), resume=True)
     run.distill(plan(out, teacher, "train.epochs=1"), overwrite=True)

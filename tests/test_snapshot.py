@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import signal
 import tempfile
@@ -19,15 +20,18 @@ from dskd.snapshot import DamagedSnapshot
 
 
 def state(epoch: int, step: int = 0) -> dict[str, Any]:
-    return {"epoch": epoch, "step": step, "weights": torch.full((3,), float(epoch)), "name": "x"}
+    """Of a run that has weights, and nothing in its other parts."""
+    parts = {name: kind() for name, kind in snapshot.PARTS.items()}
+    trainer = {"weights": torch.full((3,), float(epoch)), "name": "x"}
+    return parts | {"epoch": epoch, "step": step, "trainer": trainer}
 
 
 def test_a_snapshot_comes_back_as_it_was(tmp_path: Path) -> None:
     path = snapshot.write(tmp_path / "new", state(1))
     back = snapshot.read(path)
     assert back["epoch"] == 1
-    assert back["name"] == "x"
-    assert torch.equal(back["weights"], torch.ones(3))
+    assert back["trainer"]["name"] == "x"
+    assert torch.equal(back["trainer"]["weights"], torch.ones(3))
 
 
 def test_the_last_two_are_kept_in_order(tmp_path: Path) -> None:
@@ -139,6 +143,18 @@ def test_truncation_is_noticed(tmp_path: Path, length: int) -> None:
     path = snapshot.write(tmp_path, state(1))
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(DamagedSnapshot):
+        snapshot.read(path)
+
+
+@pytest.mark.parametrize(
+    "other", [5, None, [1], {}, "text", state(1) | {"epoch": "1"}, state(1) | {"rows": {}}]
+)
+def test_what_verifies_and_is_no_state_is_damaged(tmp_path: Path, other: Any) -> None:
+    file, path = io.BytesIO(), tmp_path / "epoch00001-step0000000.snapshot"
+    torch.save(other, file)
+    payload = file.getvalue()
+    path.write_bytes(snapshot.MAGIC + hashlib.sha256(payload).digest() + payload)
+    with pytest.raises(DamagedSnapshot, match="holds something else than a run's state"):
         snapshot.read(path)
 
 

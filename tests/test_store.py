@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_a_disk_that_fills_up_is_told_with_the_file(store: Store) -> None:
     path = store.path / RECORDS
     path.unlink()
     path.symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left") as full:
+    with pytest.raises(OSError, match=r"No space left .* bytes were needed, [\d,]+ are") as full:
         store.add(np.array([1]), record([1]))
     assert full.value.errno == errno.ENOSPC
     assert full.value.filename == str(path)
@@ -206,6 +207,17 @@ def test_a_folder_that_is_not_ours_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"cannot keep .* choose another folder with teacher"):
         made(tmp_path / "file" / "store").open()
+
+
+def test_what_a_killed_process_was_making_goes_after_a_day(tmp_path: Path) -> None:
+    for number in range(2):
+        part = tmp_path / f".store.{number:08d}.part"
+        part.mkdir()
+        (part / RECORDS).write_bytes(b"half")
+        yesterday = time.time() - 25 * 3600 * number
+        os.utime(part, (yesterday, yesterday))
+    made(tmp_path / "store").open()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".store.00000000.part", "store"]
 
 
 def test_a_faster_process_made_it_and_its_store_is_taken(

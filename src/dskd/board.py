@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from dskd.disk import make_folder, telling
+from dskd.disk import PROBE, make_folder, telling
 
 
 class Board:
@@ -26,9 +26,11 @@ class Board:
     """
 
     def __init__(self, folder: Path, epochs: int) -> None:
-        make_folder(folder)
         self.path = folder / f"events.out.tfevents.{epochs:05d}"
-        self._file = RecordWriter(str(self.path))
+        with telling(self.path, lambda: PROBE):
+            make_folder(folder)
+            self.path.unlink(missing_ok=True)  # it may be a link
+            self._file = RecordWriter(str(self.path))
         self._write(
             Event(file_version="brain.Event:2"),
             Event(step=epochs + 1, session_log=SessionLog(status=SessionLog.START)),

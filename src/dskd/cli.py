@@ -19,7 +19,7 @@ from dskd.compare.entries import Weights
 from dskd.compare.summary import summarize
 from dskd.errors import InputError, printable
 from dskd.finite import NotFinite
-from dskd.interrupt import Quit, Stopped
+from dskd.interrupt import Stopped
 from dskd.session import Result
 
 _PATH = click.Path(path_type=Path)
@@ -242,10 +242,8 @@ def _exit_code(arguments: list[str] | None) -> int:
     try:
         outcome: Any = cli.main(arguments, prog_name="dskd", standalone_mode=False)
         sys.stdout.flush()
-    except Quit as stopped:
-        return _say("stopped at once; what was saved before is intact", 128 + stopped.signal)
     except Stopped as stopped:
-        return _say("stopped; the state is saved, go on with --resume", 128 + stopped.signal)
+        return _say(stopped.said, 128 + stopped.signal)
     except (click.Abort, KeyboardInterrupt):
         return _say("stopped", 128 + signal.SIGINT)
     except click.UsageError as error:

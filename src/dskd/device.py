@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from dskd import ranks
-from dskd.errors import InputError
+from dskd.errors import InputError, printable
 
 Precision = Literal["float32", "bfloat16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -144,7 +144,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     packages = ("dskd", "torch", "numpy", "timm", "torchvision")
     installed = {d.metadata["Name"] for d in metadata.distributions()}
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [*map(printable, (Path(sys.argv[0]).name, *sys.argv[1:]))],
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages if name in installed},
         "platform": platform.platform(),

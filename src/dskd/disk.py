@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
@@ -15,15 +17,39 @@ from dskd.errors import InputError
 PART = ".part"
 """How the names of files end that are not whole yet; they begin with a dot."""
 PROBE = 4096
+_PROBED = "probe"
 _BUFFER = 2**20
+_DAY = 86400.0
+
+
+@contextmanager
+def part_for(path: Path) -> Iterator[Path]:
+    """Gives the name of an empty file beside ``path``, which takes its place as the block ends.
+
+    Where the block raises, the file goes, and ``path`` is what it was before. What is to outlive a
+    power cut is flushed in the block.
+
+    Raises:
+        OSError: The file could not be made or renamed.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
 
 
 @contextmanager
 def replacing(path: Path, verify: Callable[[IO[bytes]], None] | None = None) -> Iterator[IO[bytes]]:
     """Gives a file to write, which takes the place of ``path`` once it is whole.
 
-    A temporary file in the same folder is flushed to disk, verified and renamed; then the folder
-    is flushed. Until then ``path`` is what it was before.
+    A file in the same folder is flushed to disk, verified and renamed (see `part_for`); then the
+    folder is flushed. Until then ``path`` is what it was before.
 
     Args:
         path: The file to be written.
@@ -32,10 +58,8 @@ def replacing(path: Path, verify: Callable[[IO[bytes]], None] | None = None) -> 
     Raises:
         OSError: It could not be written.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w+b", buffering=_BUFFER) as file:
+    with part_for(path) as part:
+        with part.open("r+b", buffering=_BUFFER) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -43,12 +67,7 @@ def replacing(path: Path, verify: Callable[[IO[bytes]], None] | None = None) -> 
                 _forget_cached(file)
                 file.seek(0)
                 verify(file)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _flush_folder(path.parent)
+        part.chmod(0o644)
 
 
 def _forget_cached(file: IO[bytes]) -> None:
@@ -97,13 +116,59 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def remove_parts(folder: Path) -> None:
-    """Removes what killed writes and removals left in a folder."""
-    for path in folder.glob(f".*{PART}"):
-        if path.is_dir():
+def is_part(name: str, of: Iterable[str]) -> bool:
+    """Whether a name is one that a killed write or removal leaves, of one of these files.
+
+    Args:
+        name: Of a file or folder.
+        of: Names of files and folders, which may hold wildcards.
+
+    Example:
+        >>> is_part(".recipe.yaml.x0_abcde.part", ["recipe.yaml"]), is_part(".thesis.part", ["x"])
+        (True, False)
+    """
+    ends = (f".????????{PART}", PART)  # of a write and of a removal
+    return any(fnmatchcase(name, f".{one}{end}") for one in (*of, _PROBED) for end in ends)
+
+
+def remove_parts(folder: Path, of: Iterable[str], age: float = 0.0) -> None:
+    """Removes what killed writes and removals of these files left in a folder.
+
+    Args:
+        folder: It need not be there.
+        of: See `is_part`; whatever else is there stays.
+        age: What has changed in the last so many seconds stays too.
+    """
+    names = [*of]
+    for path in [path for path in folder.glob(f".*{PART}") if is_part(path.name, names)]:
+        if age and path.lstat().st_mtime > time.time() - age:
+            continue
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def sweep(folder: Path, *of: str) -> None:
+    """Removes such parts older than a day, where other processes may be writing theirs.
+
+    What cannot be removed stays.
+    """
+    with suppress(OSError):
+        remove_parts(folder, of, _DAY)
+
+
+def refuse_links(*paths: Path) -> None:
+    """Refuses links where folders of a run should be: whatever they lead to may be anybody's.
+
+    Raises:
+        InputError: One of them is a link.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise InputError(
+                f"{path} is a link, and nothing is written through it; put the folder in its place"
+            )
 
 
 @contextmanager
@@ -120,7 +185,8 @@ def telling(path: Path, needed: Callable[[], int]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = shutil.disk_usage(path.parent).free
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        free = shutil.disk_usage(there).free
         raise OSError(
             error.errno,
             f"{error.strerror}; {needed():,} bytes were needed, {free:,} are free; what was "
@@ -143,7 +209,7 @@ def probe(folder: Path, option: str) -> None:
     if not there.is_dir():
         raise InputError(f"{there} is a file; choose another folder with {option}")
     try:
-        with tempfile.TemporaryFile(dir=there, prefix=".", suffix=PART) as file:
+        with tempfile.TemporaryFile(dir=there, prefix=f".{_PROBED}.", suffix=PART) as file:
             file.write(bytes(PROBE))
             file.flush()
             os.fsync(file.fileno())

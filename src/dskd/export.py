@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import warnings
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.deployed import Deployed
+from dskd.disk import replace_file
 from dskd.errors import InputError, first_line
 
 FORMATS = ("onnx",)
@@ -62,21 +62,17 @@ def export_onnx(deployed: Deployed, path: Path) -> float:
         raise InputError(f"{path} is a folder; name a file in it")
     model = _Logits(deployed).eval()
     example = torch.rand(_BATCH, *deployed.shape, generator=torch.Generator().manual_seed(0))
-    part = path.with_name(f".{path.name}.part")
+    graph = _graph(model, example, deployed.name)
+    difference = _difference(runtime, graph, model, example)
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f"the exported student differs from the student by {difference:.1e} relative "
+            f"(at most {TOLERANCE:g} is allowed); nothing was written"
+        )
     try:
-        _write(model, example, part, deployed.name)
-        difference = _difference(runtime, part, model, example)
-        if not difference <= TOLERANCE:
-            raise InputError(
-                f"the exported student differs from the student by {difference:.1e} relative "
-                f"(at most {TOLERANCE:g} is allowed); nothing was written"
-            )
-        part.replace(path)
+        replace_file(path, graph)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
     return difference
 
 
@@ -89,7 +85,8 @@ def _need(package: str) -> ModuleType:
         ) from None
 
 
-def _write(model: nn.Module, example: Tensor, path: Path, name: str) -> None:
+def _graph(model: nn.Module, example: Tensor, name: str) -> bytes:
+    """The model as ONNX."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -106,13 +103,18 @@ def _write(model: nn.Module, example: Tensor, path: Path, name: str) -> None:
         except Exception as error:  # anybody's module may defeat the exporter in its own way
             raise InputError(f"torch cannot export {name} to ONNX: {first_line(error)}") from error
         assert program is not None, "dynamo=True gives the program"
-        program.save(path, external_data=False)
+        try:
+            graph: bytes = program.model_proto.SerializeToString()
+        except Exception as error:  # protobuf's own
+            reason = first_line(error)
+            raise InputError(f"{name} is too large for one ONNX file: {reason}") from error
+        return graph
 
 
 @torch.no_grad()
-def _difference(runtime: Any, path: Path, model: nn.Module, example: Tensor) -> float:
+def _difference(runtime: Any, graph: bytes, model: nn.Module, example: Tensor) -> float:
     """Largest over a batch and a lone picture."""
-    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     differences = []
     for pictures in (example, example[:1]):
         expected = model(pictures)

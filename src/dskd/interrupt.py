@@ -18,7 +18,10 @@ class Stopped(BaseException):
 
     Attributes:
         signal: The number of the signal.
+        said: How a command ends then, for a person.
     """
+
+    said = "stopped; the state is saved, go on with --resume"
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -27,6 +30,14 @@ class Stopped(BaseException):
 
 class Quit(Stopped):
     """A run was asked to stop a second time, and did so at once: nothing more was saved."""
+
+    said = "stopped at once; what was saved before is intact"
+
+
+class Unsaved(Stopped):
+    """A run was asked to stop before its first step, and did: there is no state to save yet."""
+
+    said = "stopped before the first step; with --resume the run starts anew"
 
 
 class StopRequest:

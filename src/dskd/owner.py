@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dskd.disk import PROBE, make_folder, replace_file, telling
 from dskd.errors import InputError
 
 LOCK, OWNER = ".lock", ".owner"
@@ -21,6 +22,7 @@ def take(folder: Path, option: str) -> FileLock:
 
     Raises:
         InputError: Another process owns it; its number is told.
+        OSError: It cannot be written to.
 
     Example:
         >>> import tempfile
@@ -29,17 +31,21 @@ def take(folder: Path, option: str) -> FileLock:
         True
         >>> lock.release()
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"{_holder(folder)} is at work in {folder}; wait for it or choose another folder with "
-            f"{option}"
-        ) from None
+    path = folder / LOCK
+    lock = FileLock(path, blocking=False)
+    with telling(path, lambda: PROBE):
+        make_folder(folder)
+        if path.is_symlink():  # some versions of filelock empty what it leads to
+            path.unlink()
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{_holder(folder)} is at work in {folder}; wait for it or choose another folder "
+                f"with {option}"
+            ) from None
     # Not in the lock's own file: some versions of filelock empty it when they try to get it.
-    (folder / OWNER).write_text(f"{os.getpid()}\n")
+    replace_file(folder / OWNER, f"{os.getpid()}\n".encode())
     return lock
 
 

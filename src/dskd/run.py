@@ -24,6 +24,7 @@ from dskd.compiling import check_compiler, compile_in_place
 from dskd.data import Dataset
 from dskd.data.plan import LEAST, draw_bank, largest_batch
 from dskd.data.resident import Resident, ResidentData
+from dskd.disk import refuse_links
 from dskd.errors import InputError
 from dskd.graph import CudaRecorder
 from dskd.kept import KeptAnswers, bank_size, check_needs
@@ -277,7 +278,7 @@ def make_teacher(
         resume: Whether its interrupted training goes on.
 
     Raises:
-        InputError: Weights do not fit, or another teacher lies in the folder.
+        InputError: Weights do not fit, or another teacher lies in the folder, or is at work there.
         Stopped: A signal asked for a stop; the state is saved.
     """
     settings = recipe.teacher
@@ -289,14 +290,16 @@ def make_teacher(
     if _trains_teacher(recipe, given):
         own = RunDirectory(folder)
         plan = teacher_recipe(recipe, own.path)
-        own.check_same(plan.plain())
-        if own.finished:
-            own.check_pictures(pictures.data.fingerprint())
-        else:
-            log.info("training the teacher %s first, in %s", settings.name, own.path)
-            own.start(plan.plain(), devices.environment(device))
-            alone = Given(allow_code=given.allow_code)
-            _fit(make_session(plan, pictures, alone, Answers(None), own), resume)
+        ranks.by_first(refuse_links)(folder)
+        with own.owned():
+            own.check_same(plan.plain())
+            if own.finished:
+                own.check_pictures(pictures.data.fingerprint())
+            else:
+                log.info("training the teacher %s first, in %s", settings.name, own.path)
+                own.start(plan.plain(), devices.environment(device))
+                alone = Given(allow_code=given.allow_code)
+                _fit(make_session(plan, pictures, alone, Answers(None), own), resume)
         weights = ranks.by_first(read_weights)(own.path / LAST)
         load_weights(model.module, weights, f"the teacher in {own.path}")
     model.place(device)

@@ -14,9 +14,18 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from dskd import ranks, snapshot
+from dskd import methods, ranks, snapshot
 from dskd.board import Board
-from dskd.disk import PART, probe, remove_folder, remove_parts, replace_file, telling
+from dskd.disk import (
+    is_part,
+    make_folder,
+    probe,
+    refuse_links,
+    remove_folder,
+    remove_parts,
+    replace_file,
+    telling,
+)
 from dskd.errors import InputError
 from dskd.json_text import read_json, read_json_lines
 from dskd.models.checkpoint import write_weights
@@ -26,18 +35,25 @@ from dskd.yaml_text import read_yaml_file
 LAST, BEST = "student.safetensors", "student_best.safetensors"
 NOT_FINITE = "not_finite.json"
 """What is known of the step whose numbers ended a run; see `dskd.finite.NotFinite`."""
-_MARKS = ("environment.json", "recipe.yaml")
+FAILED = "failed.txt"
+"""Why a comparison goes on without the run."""
+_RESULT = "result.json"
+_MARKS = {"environment.json": ("python", "packages"), "recipe.yaml": ("data", "student")}
+"""What tells a run's folder from others, and some of the groups that are in it."""
 _FILES = (
     LAST,
     BEST,
     "beside.safetensors",
     "metrics.jsonl",
     NOT_FINITE,
+    FAILED,
     "student.onnx",
     "student_best.onnx",
 )
 _PLACES = ("out", "data.root", "data.cache", "teacher.checkpoint", "teacher.store")
 _FOLDERS = ("snapshots", "tensorboard", "teacher")
+_OWN = (*_MARKS, *_FILES, *_FOLDERS, _RESULT, OWNER)
+"""All that a run may leave halfway, as it is killed."""
 
 _Metric = (
     Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | Annotated[float, Field(strict=True)]
@@ -75,7 +91,7 @@ class RunDirectory:
     @ranks.by_first
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return (self.path / "result.json").is_file()
+        return (self.path / _RESULT).is_file()
 
     @property
     @ranks.by_first
@@ -94,7 +110,7 @@ class RunDirectory:
 
         Raises:
             InputError: The folder holds a run and neither flag is set, a run by another recipe,
-                a finished run, or something else; or a write to it fails.
+                a finished run, links, or something else; or a write to it fails.
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other; give one")
@@ -119,15 +135,31 @@ class RunDirectory:
                 )
 
     def _is_run(self) -> bool:
-        # Both: anybody may keep a recipe of their own in a folder of their own.
-        if all((self.path / name).is_file() for name in _MARKS):
-            return True
-        # A run that was killed as it began, or was removed, may have left one of them alone.
         left = {path.name for path in self.path.iterdir() if _counts(path)}
-        return left <= set(_MARKS) and (self.path / LOCK).is_file()
+        marks = left & _MARKS.keys()
+        if not all(map(self._is_mark, marks)):
+            return False
+        # Both: anybody may keep a recipe of their own in a folder of their own. A run that was
+        # killed as it began, or was removed, may have left one of them alone.
+        return marks == _MARKS.keys() or (left == marks and (self.path / LOCK).is_file())
+
+    def _is_mark(self, name: str) -> bool:
+        """Whether a file of that name is what a run writes there."""
+        path = self.path / name
+        fix = "remove it where it is a run's, or choose another folder with out="
+        is_json = path.suffix == ".json"
+        found = read_json(path, dict[str, Any], fix) if is_json else read_yaml_file(path, name)
+        return all(isinstance(found.get(key), (dict, str)) for key in _MARKS[name])
 
     def _check_needed(self, recipe: Mapping[str, Any]) -> None:
         """What the new run reads must not go with the old one."""
+        if _trains_teacher(recipe) and not self._trained_its_teacher():
+            teacher = self.path / "teacher"
+            if teacher.exists() or teacher.is_symlink():
+                raise InputError(
+                    f"{teacher} is no part of the run in {self.path}, and the new one's teacher "
+                    "would be trained there; move it out first, or choose another folder with out="
+                )
         files = ((recipe["teacher"] or {}).get("checkpoint"), recipe["data"]["root"])
         for needed in filter(None, files):
             if Path(needed).resolve().is_relative_to(self.path.resolve()):
@@ -161,11 +193,12 @@ class RunDirectory:
 
     @ranks.by_first
     def check_same(self, recipe: Mapping[str, Any]) -> None:
-        """Refuses to go on under another recipe than the one that is there, if one is.
+        """Refuses to go on under another recipe than the one that is there, or through links.
 
         Raises:
-            InputError: They differ; what differs is listed.
+            InputError: They differ, and what differs is listed; or a folder of the run is a link.
         """
+        refuse_links(*(self.path / name for name in _FOLDERS))
         path = self.path / "recipe.yaml"
         if not path.is_file():
             return
@@ -198,18 +231,23 @@ class RunDirectory:
 
         In an order in which a removal that is killed leaves no run that could go on.
         """
-        (self.path / "result.json").unlink(missing_ok=True)
+        (self.path / _RESULT).unlink(missing_ok=True)
         for name in _FOLDERS:
-            remove_folder(self.path / name)
+            if name != "teacher" or self._trained_its_teacher():
+                remove_folder(self.path / name)
         for name in (*_FILES, *_MARKS):
             (self.path / name).unlink(missing_ok=True)
+
+    def _trained_its_teacher(self) -> bool:
+        """Whether the folder ``teacher`` is of the run that is there, not a run of its own."""
+        return self.begun and _trains_teacher(read_yaml_file(self.path / "recipe.yaml", "recipe"))
 
     @ranks.by_first
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Makes the folder, says in it what the run is, and removes what killed writes left."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for folder in (self.path, self.snapshots):
-            remove_parts(folder)
+        make_folder(self.path)
+        remove_parts(self.path, _OWN)
+        remove_parts(self.snapshots, [snapshot.NAMES])
         # Without the folder, so that the file can be given to another run.
         kept = {key: value for key, value in recipe.items() if key != "out"}
         text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
@@ -315,10 +353,19 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     )
 
 
+def _trains_teacher(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe, which may be a file's and hold anything, has a teacher to be trained."""
+    teacher, method = recipe.get("teacher"), recipe.get("method")
+    if not isinstance(teacher, Mapping) or not isinstance(method, Mapping):
+        return False
+    name, given = method.get("name"), str(teacher.get("name")).startswith("<")
+    needed = name in methods.names() and methods.find(name).needs_teacher
+    return needed and not given and teacher.get("checkpoint") is None
+
+
 def _counts(path: Path) -> bool:
     """Whether a file says that the folder is in use: not a lock, not what a killed write left."""
-    part = path.name.startswith(".") and path.suffix == PART
-    return path.name not in (LOCK, OWNER) and not part
+    return path.name not in (LOCK, OWNER) and not is_part(path.name, _OWN)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -16,10 +16,10 @@ from torch import nn
 
 from dskd import ranks
 from dskd.data.resident import ResidentData
-from dskd.errors import InputError, first_line
+from dskd.errors import InputError, brief, first_line
 from dskd.evaluate import Judgement, judge
 from dskd.finite import NotFinite, useless
-from dskd.interrupt import Stopped, stop_requests
+from dskd.interrupt import Stopped, Unsaved, stop_requests
 from dskd.methods.base import Method
 from dskd.recipe import Recipe
 from dskd.rundir import BEST, LAST, NOT_FINITE, RunDirectory, differences
@@ -31,6 +31,8 @@ log = logging.getLogger("dskd")
 
 SHARE = 0.02
 """Of the training time, at most, goes into snapshots between the first and the last."""
+_TIMES = ("seconds", "teacher_seconds", "snapshot_seconds")
+"""What a row of metrics has whatever the method."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class Session:
             InputError: Every snapshot is damaged, or recipe, pictures, teacher, model or the number
                 of processes are not the run's.
             OSError: The first snapshot cannot be written.
+            Unsaved: A signal asked for a stop while the method prepared itself.
         """
         if any(given != self.given for given in ranks.gathered(self.given)):
             raise InputError(
@@ -143,18 +146,29 @@ class Session:
         self.directory.rewind(self.rows)
         method = self.trainer.method
         if state is None:
-            with self._explained():
-                self.trainer.prepare()
+            self._prepare()
         ranks.broadcast([*method.parameters(), *method.buffers()])
         if state is None:
             self._snapshot()
 
+    def _prepare(self) -> None:
+        with stop_requests() as stop, self._explained():
+
+            def check() -> None:
+                if number := ranks.largest(stop.signal or 0):  # of any process
+                    raise Unsaved(number)
+
+            self.trainer.prepare(check)
+
     def _restore(self, state: dict[str, Any]) -> None:
-        self._check_same(state)
         try:
+            self._check_same(state)
             self.trainer.restore(state["trainer"])
-            self.best, self.rows = Best(**state["best"]), state["rows"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # as torch says it
+            self.best = Best(**_numbers(state["best"], "epoch", "score", "accuracy"))
+            self.rows = [_numbers(row, "epoch", *_TIMES) for row in state["rows"]]
+        except InputError:
+            raise
+        except Exception as error:  # a state may be anybody's, and torch raises what it likes
             raise InputError(
                 f"the snapshot in {self.directory.path} does not fit the model or the method as "
                 f"they are now: {first_line(error)}; start again with --overwrite"
@@ -362,6 +376,20 @@ class Session:
         return judge(teacher, lambda images: {"teacher": teacher(images).logits}, self.test)[
             "teacher"
         ]
+
+
+def _numbers(values: Any, *needed: str) -> dict[str, Any]:
+    """Named numbers, as a snapshot holds them.
+
+    Raises:
+        TypeError: They are something else, or one that is needed is not there.
+    """
+    if missing := set(needed) - values.keys():
+        raise TypeError(f"{min(missing)} is missing")
+    for key, value in values.items():
+        if type(key) is not str or type(value) not in (int, float):
+            raise TypeError(f"{brief(key)} is no number")
+    return dict(values)
 
 
 def _mean(values: list[float]) -> float | None:

@@ -20,7 +20,18 @@ from dskd.errors import first_line
 
 MAGIC = b"DSKD snapshot 2\n"
 """Another number wherever a state has other parts."""
+PARTS: dict[str, type] = {
+    "epoch": int,
+    "step": int,
+    "trainer": dict,
+    "best": dict,
+    "rows": list,
+    "given": dict,
+    "recipe": dict,
+}
+"""What a state has at least."""
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
+NAMES = "epoch*-step*.snapshot"
 _CHUNK = 2**20
 
 
@@ -29,7 +40,7 @@ class DamagedSnapshot(ValueError):
 
 
 def write(folder: Path, state: dict[str, Any], before: Path | None = None) -> Path:
-    """Writes a snapshot named by ``state["epoch"]`` and ``state["step"]``.
+    """Writes a snapshot of a state that has `PARTS`, named by its epoch and step.
 
     It gets its name once it was flushed, read back and verified; only then all others go but the
     one before: older ones, and those that a resumed run could not use.
@@ -47,13 +58,14 @@ def write(folder: Path, state: dict[str, Any], before: Path | None = None) -> Pa
             there are untouched.
     """
     path = folder / f"epoch{state['epoch']:05d}-step{state['step']:07d}.snapshot"
-    make_folder(folder)
-    with telling(path, lambda: _size(state)), replacing(path, _verify_written) as file:
-        file.write(bytes(HEADER))
-        summed = _summed(state, file)
-        summed.check()
-        file.seek(0)
-        file.write(MAGIC + summed.sum.digest())
+    with telling(path, lambda: _size(state)):
+        make_folder(folder)
+        with replacing(path, _verify_written) as file:
+            file.write(bytes(HEADER))
+            summed = _summed(state, file)
+            summed.check()
+            file.seek(0)
+            file.write(MAGIC + summed.sum.digest())
     for other in in_order(folder):
         if other not in (path, before):
             other.unlink()
@@ -121,7 +133,7 @@ def _verify_written(file: IO[bytes]) -> None:
 
 def in_order(folder: Path) -> list[Path]:
     """The snapshots in a folder, oldest first; none where there is no folder."""
-    return sorted(folder.glob("*.snapshot"), key=lambda path: _numbers(path.name))
+    return sorted(folder.glob(NAMES), key=lambda path: _numbers(path.name))
 
 
 def _numbers(name: str) -> list[int]:
@@ -144,9 +156,9 @@ def read(path: Path) -> dict[str, Any]:
     if header[len(MAGIC) :] != hashlib.sha256(payload).digest():
         raise DamagedSnapshot(f"{path} is damaged: its checksum does not fit")
     try:
-        state: dict[str, Any] = torch.load(
-            io.BytesIO(payload), map_location="cpu", weights_only=True
-        )
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zip and pickle each raise their own
         raise DamagedSnapshot(f"{path} cannot be loaded: {first_line(error)}") from error
+    if not isinstance(state, dict) or any(type(state.get(k)) is not v for k, v in PARTS.items()):
+        raise DamagedSnapshot(f"{path} is damaged: it holds something else than a run's state")
     return state

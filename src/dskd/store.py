@@ -23,7 +23,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from dskd.data.memory import readable
-from dskd.disk import replace_file
+from dskd.disk import PART, replace_file, sweep, telling
 from dskd.errors import InputError
 from dskd.json_text import read_json
 
@@ -111,6 +111,7 @@ class Store:
             InputError: The disk cannot hold it, or what lies there is damaged or something else.
         """
         self.require_room()
+        sweep(self.path.parent, self.path.name)
         try:
             if not self.path.is_dir():
                 self._make()
@@ -136,7 +137,8 @@ class Store:
     def _make(self) -> None:
         """Makes the store's folder, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=self.path.parent, prefix=".", suffix=".part"))
+        name = tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=PART)
+        part = Path(name)
         try:
             for name, size in self._sizes.items():
                 with (part / name).open("wb") as file:
@@ -211,10 +213,7 @@ class Store:
     def _write(self, name: str, indices: Indices, rows: NDArray[Any]) -> None:
         # Not through the memory map: on a full disk that would end the process without a word.
         path = self.path / name
-        try:
-            with path.open("r+b") as file:
-                for index, row in zip(indices.tolist(), rows, strict=True):
-                    file.seek(index * row.nbytes)
-                    file.write(row.data)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        with telling(path, lambda: rows.nbytes), path.open("r+b") as file:
+            for index, row in zip(indices.tolist(), rows, strict=True):
+                file.seek(index * row.nbytes)
+                file.write(row.data)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 import torch
@@ -195,11 +196,16 @@ class Trainer:
         pictures = len(self.split)
         return draw_plan(self.seed, epoch, pictures, self.padding, self.flip, self.bank)
 
-    def prepare(self) -> None:
-        """Lets the method train what it needs before the student's first step."""
+    def prepare(self, check: Callable[[], None] = lambda: None) -> None:
+        """Lets the method train what it needs before the student's first step.
+
+        Args:
+            check: Called before each batch of it, and at its end; what it raises ends it.
+        """
         start = time.perf_counter()
         self.method.train()
-        self.method.prepare(self._answered)
+        self.method.prepare(partial(self._answered, check))
+        check()
         self.seconds += time.perf_counter() - start
 
     def _step(self, batch: Batch) -> StepOutput:
@@ -232,13 +238,16 @@ class Trainer:
 
         return Recorded(step, self.batch_size, recorder)
 
-    def _answered(self, epochs: int) -> Iterator[tuple[Batch, ModelOutput | None]]:
+    def _answered(
+        self, check: Callable[[], None], epochs: int
+    ) -> Iterator[tuple[Batch, ModelOutput | None]]:
         """Batches of epochs behind the run's own, with the teacher's answers.
 
         Each process gets the whole of them, so that all prepare the same.
         """
         for epoch in range(self.epochs, self.epochs + epochs):
             for batch in self.split.planned(self._plan(epoch), self.batch_size):
+                check()
                 with autocast(self.split.device, self.precision):
                     answer = self.answers(batch, self.method.needs)
                 yield batch, answer
@@ -313,13 +322,13 @@ class Trainer:
         """Goes back to a state that as many processes saved."""
         self.method.load_state_dict(state["method"])
         load_state(self.optimizer, state["optimizer"])
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step = int(state["epoch"]), int(state["step"])
         own = state["ranks"][ranks.rank()]
         self.meter.restore(own["meter"], self.split.device)
-        self.seconds = state["seconds"]
-        self.answers.watch.set(state["teacher_seconds"])
+        self.seconds = float(state["seconds"])
+        self.answers.watch.set(float(state["teacher_seconds"]))
         self._set_tally(state["teacher_hits"])
-        self.memory = state["memory"]
+        self.memory = int(state["memory"])
         torch.set_rng_state(own["random"].cpu())
         if own["random_cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all([s.cpu() for s in own["random_cuda"]])

@@ -233,11 +233,12 @@ def test_a_method_with_other_settings_under_the_same_name_is_refused(
         run_grid(other, Silent())
 
 
-def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["notes.txt", ".film.part", "film.part"])
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
     with pytest.raises(InputError, match="holds other files"):
         run_grid(small(tmp_path), Silent())
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_other_pictures_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,20 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(cache, "save_file", full)
     assert "No space left on device" in _load(tmp_path).notes[-1]
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_a_killed_process_was_writing_goes_after_a_day(tmp_path: Path) -> None:
+    write_folder(tmp_path / "root")
+    _load(tmp_path)
+    path = _file(tmp_path)
+    for number in range(2):
+        part = path.with_name(f".{path.name}.{number:08d}.part")
+        part.write_bytes(b"half")
+        yesterday = time.time() - 25 * 3600 * number
+        os.utime(part, (yesterday, yesterday))
+    _load(tmp_path)
+    left = {p.name for p in path.parent.iterdir()}
+    assert left == {path.name, f".{path.name}.00000000.part"}
 
 
 def test_the_folder_may_come_from_the_environment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,6 +127,18 @@ def test_nothing_has_the_name_of_an_archive_before_its_md5_is_right(
     assert seen == [(".part", [".part"])]
     load_dataset("cifar10", cache=cache)
     assert seen[1:] == [(".gz", [".gz", ".safetensors"])]
+
+
+def test_what_a_killed_download_left_goes_after_a_day(server: Server, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    load_dataset("cifar10", cache=cache)
+    part = cache / ".cifar-10-python.tar.gz.x0_abcde.part"
+    part.write_bytes(b"half")
+    load_dataset("cifar10", cache=cache)
+    assert part.exists()
+    os.utime(part, (0, 0))
+    load_dataset("cifar10", cache=cache)
+    assert not part.exists()
 
 
 def test_a_damaged_archive_is_fetched_again(server: Server, tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
-"""Snapshots that are damaged: in every byte of the header, every field and at every boundary."""
+"""Snapshots that are damaged: in every byte of the header, every field and at every boundary.
+
+Some hold something else under a right checksum.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import random
 import tempfile
@@ -10,19 +15,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import runs
+import torch
 
 from dskd import snapshot
 from dskd.errors import InputError
 from dskd.rundir import RunDirectory
-from dskd.snapshot import HEADER, DamagedSnapshot
+from dskd.snapshot import HEADER, MAGIC, PARTS, DamagedSnapshot
 
 FAMILY = "damaged snapshots"
 COUNT, SAMPLE = 2000, 200
-Kind = Literal["flip", "zero", "cut", "longer", "swap"]
+Kind = Literal["flip", "zero", "cut", "longer", "swap", "other"]
+OTHERS: tuple[Any, ...] = (None, 5, "text", [1], {}, {"epoch": 1}, torch.zeros(3))
+"""What a snapshot may hold in place of a state, beside a state without one of its parts."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,8 @@ class Case:
 
     Attributes:
         kind: A byte is changed, many become zero, the file ends there, it goes on for so many
-            bytes, or two bytes change places.
-        at: Where, in bytes.
+            bytes, two bytes change places, or it is whole and holds something else.
+        at: Where, in bytes; which one of `OTHERS`, or of the parts behind them.
         amount: What the byte is combined with by exclusive or; bytes that become zero.
     """
 
@@ -58,6 +66,8 @@ def _all() -> Iterator[tuple[str, Case]]:
     # Some of each kind first: the suite takes no more than the first 200.
     few = cuts[:: max(1, len(cuts) // 60)]
     yield from _cut(few)
+    for number in range(len(OTHERS) + 2 * len(PARTS)):
+        yield f"{number} in its place", Case("other", number)
     for extra in (1, 512, 65536):
         yield f"by {extra} bytes", Case("longer", size, extra)
     chosen = parts[:: max(1, len(parts) // 60)]
@@ -106,7 +116,24 @@ def _layout() -> tuple[int, list[tuple[str, int, int]]]:
     return len(newer), parts
 
 
+def _other(data: bytes, number: int) -> bytes:
+    """One of `OTHERS` as a snapshot, or a state without one of its parts, or with a wrong one."""
+    if number < len(OTHERS):
+        state = OTHERS[number]
+    else:
+        state = torch.load(io.BytesIO(data[HEADER:]), weights_only=True)
+        part, wrong = divmod(number - len(OTHERS), 2)
+        name = list(PARTS)[part]
+        del state[name]
+        state |= {name: None} if wrong else {}
+    file = io.BytesIO()
+    torch.save(state, file)
+    return MAGIC + hashlib.sha256(file.getvalue()).digest() + file.getvalue()
+
+
 def _changed(data: bytes, case: Case) -> bytes:
+    if case.kind == "other":
+        return _other(data, case.at)
     changed = bytearray(data)
     if case.kind == "cut":
         return data[: case.at]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from operations import FAULTS, Disk, Fault
 from dskd import snapshot
 
 FAMILY = "kill, ENOSPC and EIO at every operation on the disk"
-Scene = Literal["save", "run", "comparison"]
+Scene = Literal["save", "run", "overwrite", "comparison"]
 _NEEDLESS = ("mkdir .", "open .", "mkdir snapshots")
 FAILED = 7
 """The exit code of a save that raised the error it should."""
@@ -30,7 +31,8 @@ class Case:
     """An operation that fails.
 
     Attributes:
-        scene: Of a snapshot's writing, of a run by labels, or of a comparison's own files.
+        scene: Of a snapshot's writing, of a run by labels, of one that takes another one's place,
+            or of a comparison's own files.
         at: The operation's number.
         operation: What it is, and on which file.
         fault: How it fails.
@@ -44,10 +46,12 @@ class Case:
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
     """As many as the operations that are recorded; the sample has those of a save."""
-    scenes: tuple[Scene, ...] = ("save", "run", "comparison") if whole else ("save",)
-    for scene in scenes:
-        for at, operation in enumerate(_recorded(scene)):
-            if scene == "comparison" and "ce/seed0" in operation:
+    scenes: tuple[Scene, ...] = ("save", "run", "overwrite", "comparison")
+    for scene in scenes if whole else scenes[:1]:
+        recorded = _recorded(scene)
+        cleared = _cleared(recorded) if scene == "overwrite" else len(recorded)
+        for at, operation in enumerate(recorded):
+            if at >= cleared or (scene == "comparison" and "ce/seed0" in operation):
                 continue  # those of a run
             for fault in FAULTS:
                 yield f"{scene}, {at}: {operation}, {fault}", Case(scene, at, operation, fault)
@@ -67,7 +71,8 @@ def check(case: Case, folder: Path) -> str:
 def _recorded(scene: Scene) -> tuple[str, ...]:
     """What an undisturbed scene does on the disk."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = Path(name) / "own"
+        folder.mkdir()
         log = folder / "operations.txt"
         if scene == "save":
             before = _two(folder / "under")
@@ -76,6 +81,11 @@ def _recorded(scene: Scene) -> tuple[str, ...]:
             code, said = runs.call(_arguments(scene, folder)[0], folder, _watch(folder, log=log))
             assert code == 0, said
         return tuple(log.read_text().splitlines())
+
+
+def _cleared(operations: tuple[str, ...]) -> int:
+    """Behind how many operations the old run is gone, and the new one has begun."""
+    return operations.index("rename .recipe.yaml")
 
 
 def _watch(folder: Path, **others: Any) -> Any:
@@ -89,7 +99,8 @@ def _begin(under: Path, **others: Any) -> None:
 
 def _state(step: int) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(step)
-    return {"epoch": 0, "step": step, "weights": torch.randn(600_000, generator=draw)}
+    parts = {name: kind() for name, kind in snapshot.PARTS.items()}
+    return parts | {"step": step, "trainer": {"weights": torch.randn(600_000, generator=draw)}}
 
 
 def _two(folder: Path) -> Path:
@@ -129,17 +140,31 @@ def _check_save(case: Case, folder: Path) -> str:
     assert case.fault == "kill" or not parts
     newest = snapshot.write(under, _state(2), before)
     assert snapshot.in_order(under) == [before, newest]
-    assert torch.equal(snapshot.read(newest)["weights"], _state(2)["weights"])
+    weights = [state["trainer"]["weights"] for state in (snapshot.read(newest), _state(2))]
+    assert torch.equal(*weights)
     return "intact"
 
 
 def _arguments(scene: Scene, folder: Path) -> tuple[list[str], list[str]]:
     """What starts a scene, and what has it go on."""
     out, pictures = folder / "under", runs.pictures(folder / "pictures")
+    if scene == "overwrite":
+        if not out.exists():
+            shutil.copytree(_old(folder.parent) / "under", out)
+        return ([*runs.command(out, pictures, "ce"), "--overwrite"],) * 2
     if scene == "comparison":
         return (runs.comparison(out, pictures, "ce"),) * 2
     started = runs.command(out, pictures, "ce")
     return started, [*started, "--resume"]
+
+
+@cache
+def _old(folder: Path) -> Path:
+    """Where a run lies that is to be replaced: another seed's, which has a teacher."""
+    own = folder / "old"
+    own.mkdir(exist_ok=True)
+    runs.whole(runs.command(own / "under", runs.pictures(own / "pictures"), "kd", "seed=1"), own)
+    return own
 
 
 @cache

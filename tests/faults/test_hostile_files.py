@@ -11,6 +11,7 @@ import archives
 import commands
 import data_sets
 import json_facts
+import links
 import method_settings
 import named_code
 import pickles
@@ -24,6 +25,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     commands,
     data_sets,
     json_facts,
+    links,
     method_settings,
     named_code,
     pickles,

@@ -15,11 +15,11 @@ from dskd.compare.summary import Entry
 from dskd.errors import printable
 from dskd.json_text import read_json, read_text
 from dskd.recipe import MethodSettings
-from dskd.rundir import Finished
+from dskd.rundir import FAILED, Finished
 from dskd.session import Result
 from dskd.settings import Count, Seed
 
-COMPARISON, FAILED = "comparison.json", "failed.txt"
+COMPARISON = "comparison.json"
 
 
 class _Told(BaseModel):

@@ -20,7 +20,6 @@ from dskd.compare.cohort import Student, Watcher, train_together
 from dskd.compare.entries import Contender, Weights, contenders
 from dskd.compare.folder import (
     COMPARISON,
-    FAILED,
     Comparison,
     read_comparison,
     read_facts,
@@ -30,7 +29,7 @@ from dskd.compare.folder import (
 from dskd.compiling import check_compiler
 from dskd.data import Dataset
 from dskd.data.resident import ResidentData
-from dskd.disk import PART, probe, remove_parts, replace_file
+from dskd.disk import is_part, probe, refuse_links, remove_parts, replace_file, telling
 from dskd.errors import InputError
 from dskd.finite import NotFinite
 from dskd.json_text import LONGEST_LOG
@@ -39,11 +38,13 @@ from dskd.models.teacher import Teacher
 from dskd.owner import LOCK, OWNER, take
 from dskd.recipe import Recipe, load
 from dskd.run import check_fit, check_kept, make_answers, make_session, make_teacher
-from dskd.rundir import LAST, RunDirectory, differences
+from dskd.rundir import FAILED, LAST, RunDirectory, differences
 from dskd.session import Session
 
 log = logging.getLogger("dskd")
 ROWS = "results.jsonl"
+_OWN = (COMPARISON, ROWS, "environment.json", OWNER)
+"""The comparison's own files, which it may leave halfway as it is killed."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
     if grid.recipe.train.compile:
         check_compiler(device)
     with take(grid.path, "--out"):
-        remove_parts(grid.path)
+        remove_parts(grid.path, _OWN)
         facts = _merged(grid, data)
         if not (grid.path / COMPARISON).is_file():
             _write_facts(grid, facts, device)
@@ -247,6 +248,7 @@ def _run_seed(
                 answers = own.answers() if needs else Answers(None)
                 recipe = grid.recipe_of(contender, seed)
                 directory = RunDirectory(grid.folder(contender, seed))
+                refuse_links(directory.path.parent, directory.path)
                 owned.enter_context(directory.owned())
                 begun = directory.begun
                 directory.check_same(recipe.plain())
@@ -294,8 +296,9 @@ class _Recorder:
         folder = student.session.directory.path
         if failure is not None:
             replace_file(folder / FAILED, f"{failure}\n".encode())
-        with (self.grid.path / ROWS).open("ab", buffering=0) as file:
-            file.write(_row(student.label, student.seed, folder).encode())
+        path, line = self.grid.path / ROWS, _row(student.label, student.seed, folder).encode()
+        with telling(path, lambda: len(line)), path.open("ab", buffering=0) as file:
+            file.write(line)
         self.watcher.ended(student, failure)
 
 
@@ -407,7 +410,7 @@ def _merged_entries(
 
 def _counts(path: Path) -> bool:
     """Whether a file says that the folder is in use."""
-    return path.name not in (LOCK, OWNER) and path.suffix != PART
+    return path.name not in (LOCK, OWNER) and not is_part(path.name, _OWN)
 
 
 def _write_facts(grid: Grid, facts: dict[str, Any], device: torch.device) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from dskd.data.dataset import Dataset, Split
 from dskd.data.download import cache_folder
 from dskd.data.files import Files
 from dskd.data.memory import require_memory
+from dskd.disk import part_for, sweep
 
 VERSION = 1
 """Raise when the pictures a loader makes from the same files change."""
@@ -52,6 +52,7 @@ def cached(
     folder = cache_folder(cache)
     place = _short(f"{VERSION}\0{size}\0".encode() + os.fsencode(files.root))
     path = folder / f"{name}-{place}-{_short(files.stamp.encode())}.safetensors"
+    sweep(folder, f"{name}-*.safetensors")
     found = _read(path)
     if found is not None:
         return found
@@ -99,16 +100,10 @@ def _write(dataset: Dataset, path: Path) -> None:
         "test_images": dataset.test.images,
         "test_labels": dataset.test.labels,
     }
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        save_file(tensors, temporary, {"facts": _facts(dataset), "check": _check(dataset)})
-        with temporary.open("rb+") as file:
+    with part_for(path) as part:
+        save_file(tensors, part, {"facts": _facts(dataset), "check": _check(dataset)})
+        with part.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _facts(dataset: Dataset) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pooch
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dskd.disk import part_for, sweep
 from dskd.errors import InputError
 
 _LARGEST = 2**30
@@ -45,6 +46,7 @@ def download(url: str, md5: str, cache: Path | None) -> Path:
     """
     folder = cache_folder(cache)
     name = url.rsplit("/", 1)[1]
+    sweep(folder, name)
     try:
         if not _is_published(folder / name, md5):
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,18 +61,11 @@ def download(url: str, md5: str, cache: Path | None) -> Path:
 
 def _fetch(url: str, md5: str, path: Path) -> None:
     """Fetches a file that is then whole and as published, or not there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(temporary)
     bar = _Bar(path.name)
-    try:
-        pooch.HTTPDownloader(progressbar=bar)(url, temporary, None)
+    with closing(bar), part_for(path) as part:
+        pooch.HTTPDownloader(progressbar=bar)(url, str(part), None)
         if not _is_published(part, md5):
-            raise ValueError(f"its md5 is {pooch.file_hash(temporary, 'md5')}, not {md5}")
-        part.replace(path)
-    finally:
-        bar.close()
-        part.unlink(missing_ok=True)
+            raise ValueError(f"its md5 is {pooch.file_hash(str(part), 'md5')}, not {md5}")
 
 
 def _is_published(path: Path, md5: str) -> bool:

@@ -12,12 +12,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dskd import methods
 from dskd.compare.entries import weights_of
-from dskd.compare.folder import COMPARISON, FAILED, read_comparison, read_failure, read_result
+from dskd.compare.folder import COMPARISON, read_comparison, read_failure, read_result
 from dskd.compare.summary import Entry
 from dskd.errors import InputError, printable
 from dskd.json_text import read_json
 from dskd.recipe import Recipe, resolve
-from dskd.rundir import RunDirectory, differences
+from dskd.rundir import FAILED, RunDirectory, differences
 from dskd.yaml_text import read_yaml_file
 
 _Line = Annotated[str, AfterValidator(printable)]
