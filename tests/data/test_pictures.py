@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dskd.data import pictures
 from dskd.data.files import FolderFiles
 from dskd.data.pictures import decode, is_picture, square, to_rgb
 from dskd.errors import InputError
@@ -153,3 +155,26 @@ def test_pictures_are_known_by_their_ending(name: str) -> None:
     assert is_picture(name)
     assert not is_picture(name + ".txt")
     assert not is_picture(f"a/.{name.rsplit('/', 1)[-1]}")
+
+
+@pytest.mark.parametrize(("at_once", "most"), [(64, 64), (128, 128), (10**6, 256)])
+def test_threads_share_the_pixels_that_are_decoded_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int, most: int
+) -> None:
+    seen: list[int] = []
+
+    def noted(image: Image.Image) -> Image.Image:
+        seen.append(pictures._DECODED.pixels)
+        time.sleep(0.001)
+        return to_rgb(image)
+
+    monkeypatch.setattr(pictures, "to_rgb", noted)
+    monkeypatch.setattr(pictures, "_AT_ONCE", at_once)
+    monkeypatch.setattr(pictures, "_CHUNK", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    names = [f"{number}.png" for number in range(9)]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert decode(FolderFiles(tmp_path, names), names, None).shape == (9, 3, 8, 8)
+    assert max(seen) <= most
+    assert pictures._DECODED.pixels == 0

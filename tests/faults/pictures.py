@@ -6,8 +6,10 @@ A picture is read as upright RGB of its own size, or refused in one line that na
 from __future__ import annotations
 
 import io
+import math
 import random
 import struct
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -58,6 +60,9 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Picture]]:
                 yield name, Picture(data, None, (height, width), "read")
                 yield f"{name}, resized", Picture(data, 6, (6, 6), "read")
     yield from _turned()
+    for form, mode in (("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I"), ("PNG", "RGB")):
+        data = _saved(_drawn(mode, 600, 400), form)
+        yield f"{form} {mode}, its memory", Picture(data, None, (400, 600), "read")
     for name, data in STRANGE.items():
         yield name, Picture(data, None, None, "refused")
     for form in MODES:
@@ -76,9 +81,14 @@ def check(case: Picture, folder: Path) -> str:
     path.write_bytes(case.data)
     found: list[torch.Tensor] = []
     files = FolderFiles(folder, [path.name])
+    tracemalloc.start()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about damage that it reads past
         line = refusal(lambda: found.append(decode(files, [path.name], case.size)))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    if case.shape and found and math.prod(found[0].shape[2:]) > 10**5:
+        assert most < 20 * math.prod(found[0].shape[2:]), f"{most} bytes were held at a time"
     assert [*tree(folder)] == [path.name], "something was written"
     if line is None:
         assert case.shape is None or found[0].shape == (1, 3, *case.shape), found[0].shape

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -28,6 +30,8 @@ SUFFIXES = frozenset(
 # Pillow goes by the content, not by the ending, and some of its formats (EPS) start a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _CHUNK = 64
+_AT_ONCE = 2**27
+"""Pixels that threads decode at a time, all of them together; one picture has fewer."""
 
 
 def is_picture(name: str) -> bool:
@@ -133,7 +137,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        levels = np.asarray(image) >> 8  # of 16 bits, or of 32 with a sign: in no larger type
+        np.clip(levels, 0, 255, out=levels)
         return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("32-bit float pictures have no range to go by; save it with 8 or 16 bits")
@@ -147,7 +152,10 @@ def _read(files: Files, name: str, size: int | None) -> NDArray[Any]:
     """One picture, uint8, ``[height, width, 3]``."""
     data = files.read(name)
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with (
+            Image.open(io.BytesIO(data), formats=_FORMATS) as image,
+            _DECODED.room(image.width * image.height),
+        ):
             picture = to_rgb(image)
             return np.asarray(picture if size is None else square(picture, size))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -159,6 +167,30 @@ def _read(files: Files, name: str, size: int | None) -> NDArray[Any]:
             f"cannot decode {files.where(name)}: {type(error).__name__}: {error}; "
             "replace it or remove it"
         ) from error
+
+
+class _Decoded:
+    """The pixels that threads decode now: large pictures wait for each other, not small ones."""
+
+    def __init__(self) -> None:
+        self.pixels = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def room(self, pixels: int) -> Iterator[None]:
+        """Waits until so many more are not too many; a picture alone never waits."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.pixels or self.pixels + pixels <= _AT_ONCE)
+            self.pixels += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.pixels -= pixels
+                self._changed.notify_all()
+
+
+_DECODED = _Decoded()
 
 
 def _in_threads(work: Callable[[int], None], count: int) -> None:
