@@ -376,6 +376,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_no_error(tmp_path: Path, closed: str) -> None:
+    line = f"{sys.executable} -m dskd list methods {closed}"
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("dskd" in done.stdout) is (">&-" not in closed.split())
+
+
 # ---- what cannot be used
 
 
@@ -420,6 +428,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
         (["evaluate", "gone"], ["gone", "no run"]),
         (["predict", "gone", "a.png"], ["gone", "no run"]),
         (["export", "gone"], ["gone", "no run"]),
+        (["distill", "digits", "train.lr=1e39"], ["train.lr", "1000000"]),
+        (["distill", "digits", "teacher.lr=1e39"], ["teacher.lr", "1000000"]),
+        (["demo", "--out", "."], ["folder of its own", "--out demo"]),
+        (["demo", "--out", "/"], ["folder of its own", "--out /demo"]),
+        (["demo", "--out", "a/.."], ["folder of its own", "--out a/../demo"]),
     ],
     ids=repr,
 )

@@ -490,7 +490,7 @@ def test_a_finished_teacher_of_other_pictures_is_not_taken(tmp_path: Path) -> No
 def test_an_objective_that_is_not_finite_stops_before_the_weights_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = ["method={name: ce, ce: 1.0}", "train.lr=1e30", "train.epochs=5"]
+    changes = ["method={name: ce, ce: 1.0e+30}", "train.lr=1e6", "train.epochs=5"]
     with pytest.raises(
         NotFinite, match=r"not finite .* on 32 pictures, the first .*lower train.lr"
     ):

@@ -233,9 +233,17 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Of the command line; None for the program's own.
     """
+    _open_streams()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dskd").setLevel(logging.INFO if ranks.first() else logging.ERROR)
     sys.exit(_exit_code(arguments))
+
+
+def _open_streams() -> None:
+    """Has streams that are closed lead nowhere: a file opened next would get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (for good)
 
 
 def _exit_code(arguments: list[str] | None) -> int:

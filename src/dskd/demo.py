@@ -32,9 +32,12 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
         The folder, and the columns and rows of the table.
 
     Raises:
-        InputError: An override does not fit, or torchrun started several processes.
+        InputError: ``out`` has no name of its own, an override does not fit, or torchrun started
+            several processes.
     """
     ranks.refuse_several("the demo")
+    if out.name in ("", ".."):
+        raise InputError(f"the demo makes a folder of its own; name it, as in --out {out / 'demo'}")
     out = _free(out)
     plan = recipe.load("digits", overrides)
     if plan.teacher is None:

@@ -23,6 +23,7 @@ from dskd.settings import (
     Number,
     PathSetting,
     Positive,
+    Rate,
     Seed,
     Settings,
     Share,
@@ -94,8 +95,8 @@ class TeacherSettings(ModelSettings):
     """Weights; None trains the teacher first and keeps it beside the run."""
     epochs: Count | None = None
     """Epochs of its own training; None for train.epochs."""
-    lr: Positive | None = None
-    """Learning rate of its own training; None for train.lr."""
+    lr: Rate | None = None
+    """Learning rate of its own training, at most 1e6; None for train.lr."""
     fold: bool = True
     """Answer with BatchNorm folded into the convolutions: faster, the same but for rounding."""
     ahead: Count = 1
@@ -137,8 +138,8 @@ class TrainSettings(Settings):
     batch_size: Annotated[Count, Field(ge=2)] = 64
     """Pictures a step, of all processes together; two for each at least: BatchNorm cannot learn
     from one."""
-    lr: Positive = 0.05
-    """The base learning rate."""
+    lr: Rate = 0.05
+    """The base learning rate, at most 1e6."""
     schedule: Schedule = "step"
     """``step``: times gamma at every milestone; ``cosine``: down to 0."""
     milestones: Annotated[tuple[Fraction, ...], AfterValidator(_increasing)] = (0.625, 0.75, 0.875)

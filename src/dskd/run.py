@@ -55,6 +55,7 @@ def train(
 
     Raises:
         InputError: Something in the recipe cannot be used. Nothing is left behind.
+        NotFinite: A number became NaN or infinite; nothing of it is kept.
         Stopped: A signal asked for a stop; the state is saved.
     """
     recipe = recipe.changed(method=_by_labels(), teacher=None)
@@ -78,6 +79,7 @@ def distill(
 
     Raises:
         InputError: Something in the recipe cannot be used. Nothing is left behind.
+        NotFinite: A number became NaN or infinite; nothing of it is kept.
         Stopped: A signal asked for a stop; the state is saved.
         Lost: Another process of the run died.
     """
@@ -183,6 +185,7 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
 
     Raises:
         InputError: Data, student, teacher and method do not fit each other.
+        NotFinite: A number of the step is NaN or infinite.
     """
     if ranks.started() > 1 and len(data.train.labels) < LEAST * ranks.started():
         raise InputError(

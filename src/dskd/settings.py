@@ -49,6 +49,8 @@ Weight = Annotated[float, _number, Field(ge=0, allow_inf_nan=False)]
 """A number of 0 or more."""
 Positive = Annotated[float, _number, Field(gt=0, allow_inf_nan=False)]
 """A number above 0."""
+Rate = Annotated[float, _number, Field(gt=0, le=1e6)]
+"""A learning rate: above 0, and no more than weights in float32 can be changed by."""
 Epochs = Annotated[float, _number, Field(ge=0, allow_inf_nan=False), "epochs"]
 """A number of epochs, 0 or more."""
 Share = Annotated[float, _number, Field(gt=0, le=1)]

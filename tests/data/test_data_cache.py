@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dskd.data import Dataset, cache, folder, load_dataset, pictures
+from dskd.errors import InputError
 
 
 @pytest.fixture
@@ -180,3 +181,6 @@ def test_the_folder_may_come_from_the_environment(
     monkeypatch.setenv("DSKD_CACHE", str(tmp_path / "cache"))
     load_dataset("folder", root=tmp_path / "root")
     assert _file(tmp_path).suffix == ".safetensors"
+    monkeypatch.setenv("DSKD_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(InputError, match=r"~nobody-of-this-name/cache is of a user without a home"):
+        load_dataset("folder", root=tmp_path / "root")

@@ -211,6 +211,23 @@ def test_names_of_classes_are_only_ever_text(hostile: tuple[Page, Dataset]) -> N
     assert "49" not in page.text.partition("Where the student differs")[2].partition("Settings")[0]
 
 
+def test_names_that_are_no_text_are_escaped_and_a_root_that_is_none_is_told(tmp_path: Path) -> None:
+    data = dataclasses.replace(made_dataset(2, per_class=3), classes=("a", "\udcff"))
+    teacher = dskd.load_model("resnet8", num_classes=2)
+    result = dskd.distill(
+        student="resnet8",
+        teacher=teacher,
+        data=data,
+        train={"epochs": 1, "batch_size": 4},
+        out=tmp_path / "run",
+    )
+    given = Given(data=data, teacher=teacher)
+    page = reported([result.path], tmp_path / "report.html", given)
+    assert r"\udcff" in page.read_text("utf-8")
+    with pytest.raises(InputError, match=r"data\.root: that user has no home folder"):
+        make_report([result.path], tmp_path / "report.html", root=Path("~nobody-of-this-name/x"))
+
+
 def test_pictures_are_in_the_page_with_words_for_them(hostile: tuple[Page, Dataset]) -> None:
     page, data = hostile
     images = page.find("img")

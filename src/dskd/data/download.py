@@ -22,9 +22,17 @@ def cache_folder(cache: Path | None) -> Path:
     Args:
         cache: The folder to use; None takes the environment variable ``DSKD_CACHE``, else the
             user's cache folder (``~/.cache/dskd`` on Linux).
+
+    Raises:
+        InputError: It begins with ``~`` and the name of nobody who has a home folder.
     """
     chosen = cache or os.environ.get("DSKD_CACHE") or pooch.os_cache("dskd")
-    return Path(chosen).expanduser().absolute()
+    try:
+        return Path(chosen).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(
+            f"the cache folder {chosen} is of a user without a home folder; set DSKD_CACHE"
+        ) from None
 
 
 def download(url: str, md5: str, cache: Path | None) -> Path:

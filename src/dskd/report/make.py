@@ -15,6 +15,7 @@ from dskd.report.content import make_content, record, rows
 from dskd.report.gather import gather
 from dskd.report.page import GENERATOR, render
 from dskd.report.tables import as_csv, as_latex
+from dskd.settings import validate
 
 log = logging.getLogger("dskd")
 _BESIDE = (".csv", ".json", ".tex")
@@ -47,7 +48,7 @@ def make_report(
     _check_output(output)
     settings = gathered.recipe.data
     if root is not None:
-        settings = DataSettings(**{**settings.model_dump(), "root": root})
+        settings = validate(DataSettings, {**settings.model_dump(), "root": root}, "data.")
     log.info("reading the pictures")
     report = make_content(gathered, load_data(settings, given.data), given)
     files = {
@@ -57,7 +58,8 @@ def make_report(
         ".tex": as_latex(report.summaries, report.costs, report.pictures),
     }
     for suffix, text in files.items():
-        replace_file(output.with_suffix(suffix), text.encode())
+        # Names of folders need be no text.
+        replace_file(output.with_suffix(suffix), text.encode("utf-8", "backslashreplace"))
     return output
 
 
