@@ -18,6 +18,7 @@ def page(facts: Mapping[str, Any]) -> str:
         facts: As ``evidence.study`` writes them.
     """
     lines = [f"# {facts['title']}", "", *_how(facts), ""]
+    lines += [f"![{facts['title']}]({facts['study']}.svg)", ""]
     for name, labels in facts["groups"].items():
         lines += [f"## {name}", "", *_table(facts, labels), ""]
     if facts["first"] is not None:

@@ -30,6 +30,7 @@ from dskd.interrupt import Stopped
 from dskd.recipe import load
 from dskd.settings import Count, Settings, validate
 from dskd.yaml_text import read_yaml_file
+from evidence import figure
 from evidence.choose import best, rivals, trials_of
 from evidence.expect import seconds_of
 from evidence.page import page
@@ -306,10 +307,11 @@ def commit_of_code() -> str:
 
 
 def write(facts: Mapping[str, Any], results: Path = RESULTS) -> None:
-    """Writes the numbers, and the page of them."""
+    """Writes the numbers, their figure, and the page of both."""
     name = facts["study"]
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (results / f"{name}.svg").write_bytes(figure.means(facts))
     (results / f"{name}.md").write_text(page(facts))
 
 

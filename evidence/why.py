@@ -37,6 +37,7 @@ from dskd.report.pair import load_student, load_teacher
 from dskd.report.similarity import similarity
 from dskd.run import make_session, make_teacher
 from dskd.rundir import RunDirectory
+from evidence import figure
 from evidence.study import MACHINE, RESULTS, commit_of_code
 from evidence.why_page import page
 
@@ -203,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     chosen.results.mkdir(parents=True, exist_ok=True)
     (chosen.results / "why.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (chosen.results / "why.svg").write_bytes(figure.stages(facts))
     (chosen.results / "why.md").write_text(page(facts))
 
 

@@ -30,6 +30,8 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         f"[why.json](why.json): {machine_line(facts)}",
         "",
+        "![What each stage knows, and how alike it is to the teacher](why.svg)",
+        "",
         "## How much each stage knows",
         "",
         "Test accuracy, in percent, of a linear classifier (logistic regression) on each stage's "

@@ -11,7 +11,7 @@ from typing import Any
 import evidence.study as studies
 import pytest
 import torch
-from evidence import choose, why
+from evidence import choose, figure, why
 from evidence.page import first, page, verdict
 from evidence.prepare import classes_of, prepare
 from evidence.why_page import page as why_page
@@ -127,6 +127,7 @@ def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "small.json").read_text())
     assert str(tmp_path) not in json.dumps(kept), "no path of this machine"
     assert page(kept) == page(facts)
+    assert (tmp_path / "small.svg").read_bytes() == figure.means(kept)
     studies.compute(study, data, out, tmp_path)
     assert "All 4 runs are there." in (tmp_path / "small.md").read_text()
 
@@ -142,6 +143,7 @@ def test_committed_pages_are_what_their_numbers_draw() -> None:
         if "study" in facts:
             draw = why_page if facts["study"] == "why" else page
             assert path.with_suffix(".md").read_text() == draw(facts), path.name
+            assert path.with_suffix(".svg").is_file(), path.name
 
 
 def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
