@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from dskd.losses.maps import pool_to
 from dskd.models.maps import average
 from dskd.models.spec import StageSpec
+
+Downsampling = Literal["pool", "stride"]
 
 
 class BranchOutput(NamedTuple):
@@ -27,19 +30,23 @@ class BranchOutput(NamedTuple):
 class Branch(nn.Module):
     """Adapter and classifier on one shallow stage: ``F_l -> A_l(F_l) -> z_l``.
 
-    The stage's map is average-pooled to the teacher's size first (at full size a branch would
-    cost more than the student), then goes through a bottleneck 1x1 -> 3x3 -> 1x1 with BatchNorm
-    and ReLU between. It ends in BatchNorm and ReLU only where the teacher's map is never
-    negative, else it is linear. The classifier sees the adapted map average-pooled.
+    By ``pool``, the stage's map is average-pooled to the teacher's size first (at full size a
+    branch would cost more than the student), then goes through a bottleneck 1x1 -> 3x3 -> 1x1 with
+    BatchNorm and ReLU between. By ``stride``, each halving of the map is a 3x3 convolution with
+    stride 2 instead, as deep as the stages that the branch stands for; what is still too large is
+    pooled at the end. Both end in BatchNorm and ReLU only where the teacher's map is never
+    negative, else they are linear. The classifier sees the adapted map average-pooled.
 
-    Source: *our choice*; bottlenecks like this one are what the same research group uses in
-    SemCKD (AAAI 2021, arXiv 2012.03236) and SimKD (CVPR 2022, arXiv 2203.14001).
+    Source: *our choice*; bottlenecks like the first are what the same research group uses in SemCKD
+    (AAAI 2021, arXiv 2012.03236) and SimKD (CVPR 2022, arXiv 2203.14001); a strided convolution for
+    every halving is the way of BYOT's branches (ICCV 2019, arXiv 1905.08094).
 
     Args:
         stage: The student's stage.
         target: The teacher's map that supervises it.
         num_classes: K.
-        width: Channels inside the bottleneck; None for ``max(32, C_t / 2)``.
+        width: Channels inside the adapter; None for ``max(32, C_t / 2)``.
+        downsampling: How the map comes to the teacher's size.
 
     Example:
         >>> import torch
@@ -50,14 +57,23 @@ class Branch(nn.Module):
     """
 
     def __init__(
-        self, stage: StageSpec, target: StageSpec, num_classes: int, width: int | None = None
+        self,
+        stage: StageSpec,
+        target: StageSpec,
+        num_classes: int,
+        width: int | None = None,
+        downsampling: Downsampling = "pool",
     ) -> None:
         super().__init__()
         inner = width or max(32, target.channels // 2)
         self.size = (target.height, target.width)
+        self.pooled_first = downsampling == "pool"
         self.adapter = nn.Sequential(
-            *_conv_bn_relu(stage.channels, inner, 1),
-            *_conv_bn_relu(inner, inner, 3),
+            *(
+                _bottleneck(stage.channels, inner)
+                if self.pooled_first
+                else _strided(stage, target, inner)
+            ),
             *(
                 _conv_bn_relu(inner, target.channels, 1)
                 if target.nonnegative
@@ -69,11 +85,28 @@ class Branch(nn.Module):
 
     def forward(self, feature_map: Tensor) -> BranchOutput:
         """The branch's logits and map, from the stage's map ``[B, C_l, H_l, W_l]``."""
-        adapted = self.adapter(pool_to(feature_map, *self.size))
+        if self.pooled_first:
+            feature_map = pool_to(feature_map, *self.size)
+        adapted = pool_to(self.adapter(feature_map), *self.size)
         return BranchOutput(self.classifier(average(adapted)), adapted)
 
 
-def _conv_bn_relu(channels_in: int, channels_out: int, kernel: int) -> list[nn.Module]:
-    conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
+def _bottleneck(channels: int, inner: int) -> list[nn.Module]:
+    return [*_conv_bn_relu(channels, inner, 1), *_conv_bn_relu(inner, inner, 3)]
+
+
+def _strided(stage: StageSpec, target: StageSpec, inner: int) -> list[nn.Module]:
+    """A 3x3 convolution for every time that the stage's map is twice as large as the target."""
+    times = min(stage.height // target.height, stage.width // target.width)
+    halvings = max(1, times).bit_length() - 1
+    widths = itertools.pairwise([stage.channels, *[inner] * max(1, halvings)])
+    stride = 2 if halvings else 1
+    return [one for pair in widths for one in _conv_bn_relu(*pair, 3, stride)]
+
+
+def _conv_bn_relu(
+    channels_in: int, channels_out: int, kernel: int, stride: int = 1
+) -> list[nn.Module]:
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return [conv, nn.BatchNorm2d(channels_out), nn.ReLU()]

@@ -99,6 +99,7 @@ def test_alone_each_part_of_the_shallow_loss_does_what_its_name_says() -> None:
         {"feature_target": "matched"},
         {"feature_scale": "none"},
         {"adapter_width": 8},
+        {"adapter": "stride"},
         {"supervise": [1]},
         {"gamma": 0.5},
         {"prediction_loss": "dkd", "prediction_options": {"beta": 2.0}},
@@ -148,6 +149,7 @@ def test_settings_change_the_losses() -> None:
         {"feature_target": "matched"},
         {"feature_scale": "none"},
         {"adapter_width": 8},
+        {"adapter": "stride"},
         {"supervise": [2]},
         {"prediction_loss": "dkd"},
         {"deep_loss": "dkd"},
@@ -246,6 +248,7 @@ def test_a_teacher_with_the_larger_map_is_pooled_to_the_branch() -> None:
         ({"ce": -1}, "ce: input should be greater than or equal to 0"),
         ({"alpha": float("inf")}, "alpha: input should be a finite number"),
         ({"tau": 0.0}, "tau: input should be greater than 0"),
+        ({"adapter": "strid"}, "adapter: "),
         ({"adapter_width": 0}, "adapter_width: input should be greater than or equal to 1"),
         ({"allocation": "best"}, "allocation: input should be 'proportional'"),
         ({"supervise": [3]}, "supervise must name shallow stages from 1 to 2"),
@@ -284,3 +287,13 @@ def test_the_pure_function_and_the_method_have_the_same_defaults() -> None:
     assert {k: f.default for k, f in pure.items()} == {k: method[k].default for k in pure}
     preset = DSKD.presets["paper"]
     assert preset.keys() <= method.keys()
+
+
+def test_a_strided_adapter_halves_as_often_as_the_map_is_larger() -> None:
+    target = StageSpec(12, 8, 8, True)
+    for size, strides in ((32, [2, 2, 1]), (17, [2, 1]), (16, [2, 1]), (8, [1, 1]), (4, [1, 1])):
+        branch = Branch(StageSpec(5, size, size, True), target, 4, downsampling="stride")
+        convolutions = [m for m in branch.adapter if isinstance(m, nn.Conv2d)]
+        assert [m.stride[0] for m in convolutions] == strides
+        side = min(size, 8)
+        assert branch(torch.zeros(2, 5, size, size)).map.shape == (2, 12, side, side)

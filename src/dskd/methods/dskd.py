@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from dskd.allocation import Allocation
-from dskd.branches import Branch
+from dskd.branches import Branch, Downsampling
 from dskd.data.resident import Batch
 from dskd.errors import InputError
 from dskd.losses.deep_supervision import DSKDTerms, FeatureScale, WeightsPer, dskd_terms
@@ -52,6 +52,8 @@ class DSKD(BranchedMethod):
         feature_target: ``last``, the teacher's last map for every branch, or ``matched``, the one
             at the same relative depth, ``ceil(l L_t / L)``.
         feature_scale: ``relative``, or ``none`` for a plain MSE.
+        adapter: How an adapter brings a map to the teacher's size: ``pool`` first, or by a 3x3
+            convolution of ``stride`` 2 for every halving.
         adapter_width: Channels inside an adapter; None for ``max(32, C_t / 2)``.
         supervise: Which shallow stages have a branch, from 1; None for all.
         prediction_loss: Logit loss of the branches: kl (or kd), kd-standardized, dkd, dist.
@@ -87,6 +89,7 @@ class DSKD(BranchedMethod):
             "weights_per": "batch",
             "feature_target": "last",
             "feature_scale": "relative",
+            "adapter": "pool",
             "prediction_loss": "kl",
             "deep_loss": "kd",
         }
@@ -108,6 +111,7 @@ class DSKD(BranchedMethod):
         weights_per: WeightsPer = "batch",
         feature_target: Literal["last", "matched"] = "last",
         feature_scale: FeatureScale = "relative",
+        adapter: Downsampling = "pool",
         adapter_width: Count | None = None,
         supervise: list[Count] | None = None,
         prediction_loss: str = "kl",
@@ -134,6 +138,7 @@ class DSKD(BranchedMethod):
                 teacher[target],
                 pair.student_spec.classes,
                 adapter_width,
+                adapter,
             )
             for stage, target in zip(self.supervised, self.targets, strict=True)
         )
