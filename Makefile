@@ -34,7 +34,7 @@ torture: $(READY)
 # tiny-imagenet-200/ (for reproduce-cifar100, cifar-100-python/), OUT takes all that is computed.
 # make reproduce runs those of the protocol, one after the other; each goes on where it was stopped.
 OUT ?= runs/evidence
-STUDIES := ablation exploration table trials composition pair why
+STUDIES := ablation exploration table defaults trials composition pair why
 
 reproduce-%: $(READY)
 	$(if $(DATA),,$(error set DATA, as in make $@ DATA=pictures))

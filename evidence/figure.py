@@ -59,7 +59,7 @@ def stages(facts: Mapping[str, Any]) -> bytes:
         axes.set_title(title, fontsize=10)
         axes.set_xticks(range(len(facts["stages"])), facts["stages"])
         axes.margins(x=0.12)
-    left.legend()
+    left.legend(fontsize=8)
     return _svg(figure)
 
 
@@ -85,7 +85,7 @@ def _lines(axes: Axes, label: str, seeds: Sequence[Sequence[float]]) -> None:
         color=color_of(label),
         label=label,
         capsize=3,
-        fmt="o-",
+        fmt="o--" if ":" in label else "o-",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 LEVEL = 0.05
 """A difference whose adjusted p-value lies below is called one."""
+OURS = "dskd"
 SEEDS_OF_FIRST = 5
 """That the protocol asks for."""
 
@@ -56,7 +57,8 @@ def _how(facts: Mapping[str, Any]) -> list[str]:
         f"{_rules(facts)}: student "
         f"{facts['recipe']['student']['name']}, teacher {teacher['name']} "
         f"({teacher['accuracy']:.1f} % after {teacher['epochs']} epochs), {train['epochs']} "
-        f"epochs, accuracy on {facts['pictures']:,} test pictures after the last one. {state}",
+        f"epochs, accuracy on {facts['pictures']:,} test pictures after the last one."
+        f"{_ours(facts)} {state}",
         "",
         f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}",
     ]
@@ -82,6 +84,12 @@ def _rules(facts: Mapping[str, Any]) -> str:
     if otherwise:
         return f"**Not by the protocol** ({', '.join(otherwise)}), set `{facts['set']}`"
     return f"By the [protocol](protocol.md), set `{facts['set']}`"
+
+
+def _ours(facts: Mapping[str, Any]) -> str:
+    """What the name of the method alone stands for, where studies of the protocol use it."""
+    told = facts["set"] is not None and any(label == OURS for label in facts["rows"])
+    return f" `{OURS}` alone is its preset `paper`." if told else ""
 
 
 def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:

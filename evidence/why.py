@@ -1,7 +1,8 @@
 """What deep supervision does to the shallow stages: ``python -m evidence.why OUT``.
 
-OUT is where the study `table` was computed. Measures its students of ce, kd and dskd at every seed
-that all three have, and writes ``docs/results/why.json`` and its page.
+OUT is where the studies `table` and `defaults` were computed. Measures their students of ce, kd,
+and dskd by both settings, at every seed that all of these have, and writes
+``docs/results/why.json`` and its page.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from dskd import device
 from dskd.answers import Answers
 from dskd.build import Given, load_data
-from dskd.compare.entries import contenders
-from dskd.compare.folder import read_comparison
+from dskd.compare.entries import folder_of
+from dskd.compare.folder import Comparison, read_comparison
 from dskd.data import Dataset, Split
 from dskd.data.resident import ResidentData
 from dskd.errors import InputError
@@ -41,8 +42,8 @@ from evidence import figure
 from evidence.study import MACHINE, RESULTS, commit_of_code
 from evidence.why_page import page
 
-LABELS = ("ce", "kd", "dskd")
-OURS = "dskd"
+LABELS = ("ce", "kd", "dskd", "dskd:feature_target=matched:beta=10")
+OURS = LABELS[2:]
 FIRST_EPOCHS = 3
 """In which gradients are measured: each is trained anew from its first step."""
 _BATCH = 100
@@ -55,17 +56,17 @@ def measure(table: Path) -> dict[str, Any]:
         table: The folder of the study `table`.
 
     Raises:
-        InputError: No seed of all three is finished there.
+        InputError: No seed of all `LABELS` is finished there.
     """
     comparison = read_comparison(table)
     there = [{*entry.results} for entry in comparison.entries if entry.label in LABELS]
     seeds = sorted(set.intersection(*there)) if len(there) == len(LABELS) else []
     if not seeds:
         raise InputError(
-            f"{table}: no seed of {', '.join(LABELS)} is finished; run the study table"
+            f"{table}: no seed of {', '.join(LABELS)} is finished; run the studies table "
+            "and defaults"
         )
-    recipe = resolve({**comparison.facts["recipe"], "method": {"name": OURS}}, table)
-    laboratory = Laboratory(table, recipe, seeds[0])
+    laboratory = Laboratory(comparison, seeds[0])
     runs = [(label, seed) for label in LABELS for seed in seeds]
     return {
         "study": "why",
@@ -74,13 +75,13 @@ def measure(table: Path) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "environment": {k: device.environment(torch.device("cpu"))[k] for k in MACHINE},
         "teacher": laboratory.teacher_name,
-        "student": recipe.student.name,
+        "student": laboratory.recipe.student.name,
         "seeds": seeds,
         "stages": list(laboratory.stages),
         "probe": _by_label(runs, laboratory.probe),
         "similarity": _by_label(runs, laboratory.similarity),
         "gradient": _by_label(runs, laboratory.gradients),
-        "epochs": {str(seed): laboratory.epochs(seed) for seed in seeds},
+        "epochs": _by_label([run for run in runs if run[0] in OURS], laboratory.epochs),
     }
 
 
@@ -96,26 +97,30 @@ class Laboratory:
     """The students of a table, their teacher and their pictures.
 
     Args:
-        table: The folder of the comparison.
-        recipe: Of its runs.
+        comparison: The table's.
         seed: One that is finished.
     """
 
-    def __init__(self, table: Path, recipe: Recipe, seed: int) -> None:
-        self.table, self.recipe = table, recipe
+    def __init__(self, comparison: Comparison, seed: int) -> None:
+        self.table = comparison.path
+        methods = {entry["label"]: entry["method"] for entry in comparison.facts["entries"]}
+        self.recipes: dict[str, Recipe] = {
+            label: resolve({**comparison.facts["recipe"], "method": methods[label]}, self.table)
+            for label in LABELS
+        }
+        self.recipe = recipe = self.recipes[LABELS[0]]
         self.data: Dataset = load_data(recipe.data)
         assert recipe.teacher is not None, "the table has a teacher"
         self.teacher_name = recipe.teacher.name
-        teacher = load_teacher(table, recipe, self.data, Given())
+        teacher = load_teacher(self.table, recipe, self.data, Given())
         assert teacher is not None, "the recipe names one"
         self.teacher: StagedModel = teacher
-        net = self._student(OURS, seed).module
+        net = self._student(LABELS[0], seed).module
         assert isinstance(net, StagedNet), "the student is of the zoo"
         self.stages = net.stage_names
 
     def _folder(self, label: str, seed: int) -> Path:
-        (contender,) = contenders([label], self.recipe, "equal")
-        return self.table / contender.folder / f"seed{seed}"
+        return self.table / folder_of(label) / f"seed{seed}"
 
     def _student(self, label: str, seed: int) -> StagedModel:
         return load_student(self._folder(label, seed), self.data, Given())
@@ -146,8 +151,7 @@ class Laboratory:
 
     def gradients(self, label: str, seed: int) -> list[list[float]]:
         """Of each of the first epochs, the mean norm of every stage's gradient."""
-        (contender,) = contenders([label], self.recipe, "equal")
-        recipe = self.recipe.changed(method=contender.method, seed=seed)
+        recipe = self.recipes[label].changed(seed=seed)
         pictures = ResidentData(self.data, torch.device("cpu"))
         teacher = make_teacher(recipe, pictures, Given(), self.table, resume=False)
         with TemporaryDirectory() as folder:
@@ -161,9 +165,9 @@ class Laboratory:
                 epochs.append([sum(stage) / len(stepwise) for stage in zip(*stepwise, strict=True)])
         return epochs
 
-    def epochs(self, seed: int) -> list[dict[str, float]]:
+    def epochs(self, label: str, seed: int) -> list[dict[str, float]]:
         """What DSKD's branches did in each epoch."""
-        lines = (self._folder(OURS, seed) / "metrics.jsonl").read_text().splitlines()
+        lines = (self._folder(label, seed) / "metrics.jsonl").read_text().splitlines()
         return [
             {key: value for key, value in json.loads(line).items() if key.startswith("stage")}
             for line in lines

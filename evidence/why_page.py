@@ -9,7 +9,6 @@ from dskd.compare.statistics import Difference, holm, interval, paired
 from evidence.page import machine_line, number, p_text
 
 BASELINE = "kd"
-OURS = "dskd"
 _SHOWN = (1, 2, 5, 10, 15, 20)
 """Epochs of the table over time."""
 
@@ -61,10 +60,9 @@ def page(facts: Mapping[str, Any]) -> str:
         "Means over seeds: the weight of each shallow stage, its two losses, and the test accuracy "
         "of its branch.",
         "",
-        *_time_table(facts),
-        "",
+        *_time_tables(facts),
         "± is the 95 % interval over seeds (Student's t); differences are paired by seed, and p is "
-        "adjusted for the stages of a table (Holm).",
+        "adjusted for the stages of its row (Holm).",
         "",
     ]
     return "\n".join(lines)
@@ -87,11 +85,11 @@ def _gradient(facts: Mapping[str, Any]) -> Value:
 
 
 def _first_epochs(facts: Mapping[str, Any]) -> int:
-    return len(facts["gradient"][OURS][str(facts["seeds"][0])])
+    return len(facts["gradient"][BASELINE][str(facts["seeds"][0])])
 
 
 def _stage_table(facts: Mapping[str, Any], value: Value, form: str) -> list[str]:
-    """A row a method, a column a stage, and DSKD's difference to KD."""
+    """A row a method, a column a stage, and the differences of DSKD to KD."""
     stages = range(len(facts["stages"]))
     seeds = [str(seed) for seed in facts["seeds"]]
     values = {
@@ -106,11 +104,12 @@ def _stage_table(facts: Mapping[str, Any], value: Value, form: str) -> list[str]
     for label, by_stage in values.items():
         cells = (number(i.mean, i.half, plain) for i in map(interval, by_stage))
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    gaps = [paired(values[OURS][stage], values[BASELINE][stage]) for stage in stages]
-    cells = (number(gap.interval.mean, gap.interval.half, form) for gap in gaps)
-    lines.append(f"| {OURS} - {BASELINE} | {' | '.join(cells)} |")
-    if all(gap.p is not None for gap in gaps):
-        lines.append(f"| p (Holm) | {' | '.join(map(p_text, _adjusted(gaps)))} |")
+    for label in facts["epochs"]:
+        gaps = [paired(values[label][stage], values[BASELINE][stage]) for stage in stages]
+        cells = (number(gap.interval.mean, gap.interval.half, form) for gap in gaps)
+        lines.append(f"| {label} - {BASELINE} | {' | '.join(cells)} |")
+        if all(gap.p is not None for gap in gaps):
+            lines.append(f"| p (Holm) | {' | '.join(map(p_text, _adjusted(gaps)))} |")
     return lines
 
 
@@ -118,8 +117,15 @@ def _adjusted(gaps: Sequence[Difference]) -> list[float]:
     return holm([gap.p for gap in gaps if gap.p is not None])
 
 
-def _time_table(facts: Mapping[str, Any]) -> list[str]:
-    runs = list(facts["epochs"].values())
+def _time_tables(facts: Mapping[str, Any]) -> list[str]:
+    return [
+        line
+        for label, runs in facts["epochs"].items()
+        for line in (f"`{label}`:", "", *_time_table(list(runs.values())), "")
+    ]
+
+
+def _time_table(runs: Sequence[Sequence[Mapping[str, float]]]) -> list[str]:
     keys = [key for key in runs[0][0] if key.startswith("stage")]
     stages = sorted({key.partition("/")[0] for key in keys})
     names = ("weight", "prediction", "feature", "accuracy")

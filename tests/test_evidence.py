@@ -79,7 +79,7 @@ def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
     plan = load_plan(study.recipe, changes, study.labels, tmp_path / "out", seeds=study.seeds)
     labels = [contender.label for contender in plan.contenders]
     assert study.baseline in labels
-    assert len(labels) == {"ablation": 26, "table": 21, "mini": 5}[name]
+    assert len(labels) == {"ablation": 26, "table": 21, "mini": 6}[name]
 
 
 def test_an_unknown_study_names_the_nearest() -> None:
@@ -178,27 +178,29 @@ def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
     data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    table = small(name="table", groups={"All": ["ce", "kd", "dskd"]})
+    table = small(name="table", groups={"All": list(why.LABELS)})
     studies.compute(table, data, out, tmp_path)
     why.main([str(out), "--results", str(tmp_path)])
     facts = json.loads((tmp_path / "why.json").read_text())
     assert facts["seeds"] == [0, 1]
     assert facts["stages"] == ["layer1", "layer2", "layer3"]
     assert {label: len(seeds) for label, seeds in facts["probe"].items()} == dict.fromkeys(
-        ("ce", "kd", "dskd"), 2
+        why.LABELS, 2
     )
+    assert {*facts["epochs"]} == {*why.OURS}
     assert all(norm > 0 for epoch in facts["gradient"]["dskd"]["0"] for norm in epoch)
     assert facts["gradient"]["kd"]["0"] != facts["gradient"]["dskd"]["0"]
     text = (tmp_path / "why.md").read_text()
-    assert text.count("| dskd - kd |") == 4
-    assert "| stage1, weight |" in text
+    for label in why.OURS:
+        assert text.count(f"| {label} - kd |") == 4
+    assert text.count("| stage1, weight |") == 2
 
 
 def test_the_reasons_wait_for_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     finished(tmp_path / "table", {"ce": [40.0], "kd": [41.0]})
     with pytest.raises(SystemExit):
         why.main([str(tmp_path)])
-    assert "no seed of ce, kd, dskd is finished" in capsys.readouterr().err
+    assert f"no seed of {', '.join(why.LABELS)} is finished" in capsys.readouterr().err
 
 
 def test_a_stage_s_gradient_is_the_one_of_its_parameters() -> None:
