@@ -32,9 +32,9 @@ torture: $(READY)
 
 # make reproduce-mini DATA=..., and so for every study of evidence/studies.yaml: DATA holds
 # tiny-imagenet-200/ (for reproduce-cifar100, cifar-100-python/), OUT takes all that is computed.
-# make reproduce runs those of the protocol, one after the other; each goes on where it was stopped.
+# make reproduce runs most of them, one after the other; each goes on where it was stopped.
 OUT ?= runs/evidence
-STUDIES := ablation exploration table defaults trials composition pair why
+STUDIES := ablation exploration controls table weights trials composition defaults pair why
 
 reproduce-%: $(READY)
 	$(if $(DATA),,$(error set DATA, as in make $@ DATA=pictures))
@@ -44,6 +44,7 @@ reproduce-%: $(READY)
 reproduce-why: $(READY)
 	$(BIN)/python -m evidence.why "$(OUT)" $(ARGS)
 
+.NOTPARALLEL:
 reproduce: $(STUDIES:%=reproduce-%)
 
 # Made again when what it installs changes; the package itself is linked, not copied.

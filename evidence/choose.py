@@ -23,22 +23,23 @@ def rivals(table: Path) -> list[str]:
     Raises:
         InputError: The table is not finished.
     """
-    means = _means(table, methods.names())
+    means = _means(table, methods.names(), "table")
     others = [label for label in means if label not in FIXED]
     return sorted(others, key=lambda label: means[label], reverse=True)[:2]
 
 
-def best(folder: Path, labels: Sequence[str]) -> list[str]:
+def best(folder: Path, labels: Sequence[str], study: str) -> list[str]:
     """Of each method that was tried, the trial with the highest mean.
 
     Args:
         folder: The comparison.
         labels: The trials in it.
+        study: That computes them.
 
     Raises:
         InputError: One of them is not finished.
     """
-    means = _means(folder, labels)
+    means = _means(folder, labels, study)
     names = dict.fromkeys(label.partition(":")[0] for label in means)
     return [
         max((label for label in means if label.partition(":")[0] == name), key=means.__getitem__)
@@ -47,12 +48,15 @@ def best(folder: Path, labels: Sequence[str]) -> list[str]:
 
 
 def trials_of(name: str) -> list[str]:
-    """A rival's eight trials, see the protocol.
+    """The eight trials of KD or a rival, see the protocol.
 
     Example:
         >>> trials_of("sp")[0], trials_of("sp")[-1]
         ('sp:kd=1:weight=750', 'sp:kd=0:weight=6000')
     """
+    if name == "kd":
+        others = [(t, kd) for t in (2, 4) for kd in (0.5, 1, 2, 4) if (t, kd) != (4, 1)]
+        return ["kd", *(f"kd:kd={kd}:temperature={t}" for t, kd in others)]
     if name == "dkd":
         return [f"dkd:kd={kd}:beta={beta}" for kd in (1, 2) for beta in (2, 4, 8, 16)]
     if name == "dist":
@@ -71,7 +75,7 @@ def _scaled(name: str, label: str, factor: float) -> str:
     return ":".join([label, *(f"{key}={factor * weights[key]:g}" for key in own)])
 
 
-def _means(folder: Path, wanted: Sequence[str]) -> dict[str, float]:
+def _means(folder: Path, wanted: Sequence[str], study: str) -> dict[str, float]:
     """Mean accuracy after the last epoch, in the order wanted; a method that failed has none.
 
     Raises:
@@ -82,7 +86,7 @@ def _means(folder: Path, wanted: Sequence[str]) -> dict[str, float]:
     for label in wanted:
         entry = there.get(label)
         if entry is None or not {*SEEDS} <= {*entry.results, *entry.failed}:
-            raise InputError(f"{label} is not finished in {folder}; run the study {folder.name}")
-        if not entry.failed:
+            raise InputError(f"{label} is not finished in {folder}; run the study {study}")
+        if not {*SEEDS} & {*entry.failed}:
             found[label] = mean(entry.results[seed]["accuracy"] for seed in SEEDS)
     return found

@@ -23,15 +23,18 @@ def page(facts: Mapping[str, Any]) -> str:
     for name, labels in facts["groups"].items():
         lines += [f"## {name}", "", *_table(facts, labels), ""]
     if facts["first"] is not None:
-        lines += ["## Is DSKD first?", "", first(facts["first"]), ""]
+        added = bool(facts.get("beside"))
+        title = "Is DSKD better than the best of the others?" if added else "Is DSKD first?"
+        lines += [f"## {title}", "", first(facts["first"], added), ""]
     return "\n".join([*lines, *_notes(facts)])
 
 
-def first(facts: Mapping[str, Any]) -> str:
+def first(facts: Mapping[str, Any], added: bool = False) -> str:
     """Whether DSKD is what the protocol calls first, as a sentence.
 
     Args:
         facts: The means of DSKD and of the best other method, and their difference.
+        added: Whether the page is not the protocol's, which alone says what is first.
     """
     p = "" if facts["p_holm"] is None else f", p = {p_text(facts['p_holm'])} (Holm)"
     said = (
@@ -42,6 +45,9 @@ def first(facts: Mapping[str, Any]) -> str:
     )
     if facts["seeds"] < SEEDS_OF_FIRST:
         return said + f"The protocol asks this of {SEEDS_OF_FIRST} seeds."
+    if added:
+        found = {"better": "It is better", "worse": "It is worse", "": "No difference is shown"}
+        return said + f"**{found[verdict(facts)]}**, on a page that the protocol does not have."
     return said + ("**DSKD is first.**" if verdict(facts) == "better" else "**It is not first.**")
 
 
@@ -79,10 +85,11 @@ def machine_line(facts: Mapping[str, Any]) -> str:
 def _rules(facts: Mapping[str, Any]) -> str:
     """By which rules it was run."""
     if facts["set"] is None:
-        return f"Data set {facts['recipe']['data']['name']}"
+        changes = f" ({', '.join(facts['changes'])})" if facts["changes"] else ""
+        return f"Data set {facts['recipe']['data']['name']}{changes}"
     otherwise = [*([facts["beside"]] if facts.get("beside") else []), *facts["changes"]]
     if otherwise:
-        return f"**Not by the protocol** ({', '.join(otherwise)}), set `{facts['set']}`"
+        return f"**Beside the protocol** ({', '.join(otherwise)}), set `{facts['set']}`"
     return f"By the [protocol](protocol.md), set `{facts['set']}`"
 
 
@@ -95,20 +102,28 @@ def _ours(facts: Mapping[str, Any]) -> str:
 def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:
     against = facts["baseline"]
     lines = [
-        f"| | accuracy, % (each seed) | mean | against {against} | p (Holm) | agreement, % | |",
-        "|---|---|---:|---:|---:|---:|---|",
+        f"| | accuracy, % (each seed) | mean | against {against} | p (Holm) | agreement, % "
+        "| trained beside | |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     means = {label: facts["rows"][label]["mean"] or 0.0 for label in labels}
     for label in sorted(labels, key=means.__getitem__, reverse=True):
         row = facts["rows"][label]
-        each = ", ".join(f"{value:.1f}" for value in row["accuracies"])
+        each = ", ".join(
+            [f"{value:.1f}" for value in row["accuracies"]] + ["failed"] * len(row["failed"])
+        )
         agreed = "" if row["agreement"] is None else f"{row['agreement']:.1f}"
         lines.append(
-            f"| `{label}` | {each or 'failed'} | {number(row['mean'], row['half'])} "
+            f"| `{label}` | {each} | {number(row['mean'], row['half'])} "
             f"| {number(row['gap'], row['gap_half'], '+.2f')} | {p_text(row['p_holm'])} | {agreed} "
-            f"| {verdict(row)} |"
+            f"| {_beside(row)} | {verdict(row)} |"
         )
     return lines
+
+
+def _beside(row: Mapping[str, Any]) -> str:
+    """Parameters that are trained beside the student and not deployed."""
+    return "" if row["extra_parameters"] is None else f"{row['extra_parameters']:,}"
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -143,6 +158,16 @@ def p_text(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _deployed(facts: Mapping[str, Any]) -> str:
+    """How many are deployed, and by which methods more."""
+    deployed = {k: row["parameters"] for k, row in facts["rows"].items() if row["parameters"]}
+    if not deployed:
+        return ""
+    usual = min(deployed.values())
+    others = [f", {count:,} by `{label}`" for label, count in deployed.items() if count != usual]
+    return f" ({usual:,} are{''.join(others)})"
+
+
 def _notes(facts: Mapping[str, Any]) -> list[str]:
     errors = [row["sampling_error"] for row in facts["rows"].values() if row["sampling_error"]]
     failed = [
@@ -152,9 +177,11 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
     ]
     return [
         "± is the 95 % interval over seeds (Student's t): the noise of training. Differences are "
-        "paired by seed; *better* and *worse* as the protocol says them. That the test pictures "
-        f"are a sample is another ± {max(errors, default=0):.1f} points (Wilson), the same for all "
-        "rows.",
+        "paired by seed; *better* and *worse* as the protocol says them, and of these pictures and "
+        "this teacher: that the test pictures are a sample is in no interval here, and would move "
+        f"an accuracy by another ± {max(errors, default=0):.1f} points (Wilson). *Agreement* is "
+        "with the teacher's answers; *trained beside* are parameters that are not deployed"
+        f"{_deployed(facts)}.",
         *(["", *failed] if failed else []),
         "",
     ]

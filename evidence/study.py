@@ -85,8 +85,12 @@ class Study(Settings):
     """The study among whose runs its own lie, so that what both have is computed once."""
     beside: str | None = None
     """What it does otherwise than the protocol; None where that is nothing."""
+    asks_first: bool = False
+    """Whether its page says if DSKD is better than the best of the others."""
     changes: list[str] = Field(default_factory=list)
     """Of the recipe."""
+    called: str | None = None
+    """By this name, with another recipe; None for its own."""
 
     @property
     def teacher_name(self) -> str:
@@ -97,8 +101,8 @@ class Study(Settings):
 
     @property
     def labels(self) -> list[str]:
-        """All of them."""
-        return [label for labels in self.groups.values() for label in labels]
+        """All of them, each once."""
+        return list(dict.fromkeys(label for labels in self.groups.values() for label in labels))
 
     def folder(self, out: Path) -> Path:
         """Of its runs."""
@@ -146,7 +150,8 @@ def varied(study: Study, recipe: str | None, changes: Sequence[str]) -> Study:
     if recipe is not None:
         if study.set is not None:
             raise InputError(f"the recipe of {study.name} is the protocol's; drop --recipe")
-        update |= {"recipe": recipe, "name": f"{study.name}-{Path(recipe).stem}"}
+        name = f"{study.name}-{Path(recipe).stem}"
+        update |= {"recipe": recipe, "name": name, "called": study.name}
     return study.model_copy(update=update)
 
 
@@ -160,11 +165,13 @@ def _expanded(label: str, out: Path) -> list[str]:
         return methods.names()
     if label == "<rivals>":
         return rivals(out / "table")
-    if label == "<trials>":
+    if label == "<trials of kd>":
+        return trials_of("kd")
+    if label == "<trials of rivals>":
         return [trial for name in rivals(out / "table") for trial in trials_of(name)]
     if label == "<best>":
         trials = find("trials", out)
-        return best(trials.folder(out), trials.labels)
+        return best(trials.folder(out), trials.labels, study="trials")
     return [label]
 
 
@@ -190,7 +197,9 @@ def wanted(study: Study) -> int:
 def teacher_of(study: Study, root: Path, out: Path) -> Path:
     """The weights of the study's teacher, trained unless they are there."""
     name, epochs = study.teacher_name, study.teacher.epochs
-    place = out / "teachers" / (study.set or study.name) / f"{name}-{epochs}"
+    place = (
+        out / "teachers" / (study.set or study.name) / "-".join([name, str(epochs), *study.changes])
+    )
     if not (place / "result.json").is_file():
         own = [f"student.name={name}", f"train.epochs={epochs}", f"data.root={root}"]
         run.train(load(study.recipe, [*study.changes, *own, f"out={place}"]), resume=True)
@@ -225,7 +234,7 @@ def facts_of(
     return {
         "study": study.name,
         "title": study.title,
-        "command": " ".join(["python -m evidence.study", study.name, "DATA OUT", *study.changes]),
+        "command": command_of(study),
         "commit": commit,
         "date": date.today().isoformat(),
         "environment": {k: device.environment(device.pick("auto"))[k] for k in MACHINE},
@@ -240,12 +249,29 @@ def facts_of(
         "recipe": _without_places(comparison.facts["recipe"]),
         "groups": study.groups,
         "rows": {summary.label: _row(summary) for summary in summaries},
-        "first": _first(entries, comparison.pictures) if study.baseline != OURS else None,
+        "first": _first(entries, comparison.pictures) if study.asks_first else None,
     }
 
 
+def command_of(study: Study) -> str:
+    """What computes it.
+
+    Example:
+        >>> command_of(find("table", Path()))
+        'python -m evidence.study table DATA OUT'
+    """
+    recipe = ["--recipe", study.recipe] if study.called else []
+    words = ["python -m evidence.study", study.called or study.name, "DATA OUT"]
+    return " ".join([*words, *recipe, *study.changes])
+
+
 def _first(entries: Sequence[Entry], pictures: int) -> dict[str, Any] | None:
-    """DSKD's best row against the best of the others; None where one of the two is not there."""
+    """DSKD's best row against the best of the others, among those with the most seeds.
+
+    None where one of the two is not there.
+    """
+    most = max(len(entry.results) for entry in entries)
+    entries = [entry for entry in entries if len(entry.results) == most]
     means = {s.label: s.last.mean for s in summarize(entries, pictures) if s.last}
     own = [label for label in means if label.partition(":")[0] == OURS]
     others = [label for label in means if label not in own]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dskd.compare.statistics import Difference, holm, interval, paired
@@ -20,12 +21,20 @@ def page(facts: Mapping[str, Any]) -> str:
         facts: As ``evidence.why`` writes them.
     """
     seeds = facts["seeds"]
+    probed = _values(facts, lambda label, seed, stage: facts["probe"][label][seed][stage])
+    last, same = (_values(facts, _cka(facts, which)) for which in ("last", "same depth"))
+    gradient = _values(facts, _gradient(facts))
+    ratio = {
+        label: [_ratios(stage, rows[-1]) for stage in rows] for label, rows in gradient.items()
+    }
+    compared = _compared(facts, [probed, last, same, ratio])
     lines = [
         "# Why: what deep supervision does to the shallow stages",
         "",
-        f"By the [protocol](protocol.md), on the students of the [table](table.md): "
-        f"{facts['student']}, taught by {facts['teacher']}, {len(seeds)} "
-        f"seed{'s' if len(seeds) > 1 else ''} each.",
+        f"By the [protocol](protocol.md), on students of the set `final`, those of the "
+        f"[table](table.md) and of [our defaults](defaults.md): {facts['student']}, taught by "
+        f"{facts['teacher']}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} each. `dskd` "
+        "alone is its preset `paper`.",
         "",
         f"[why.json](why.json): {machine_line(facts)}",
         "",
@@ -36,24 +45,29 @@ def page(facts: Mapping[str, Any]) -> str:
         "Test accuracy, in percent, of a linear classifier (logistic regression) on each stage's "
         "average-pooled map, trained on the training pictures after the student was.",
         "",
-        *_stage_table(facts, lambda label, seed, stage: facts["probe"][label][seed][stage], "+.2f"),
+        *_stage_table(facts, probed, ".2f", compared[0]),
         "",
         "## How alike each stage is to the teacher",
         "",
         "Linear CKA on 512 test pictures, from 0 to 1, with the teacher's last stage.",
         "",
-        *_stage_table(facts, _cka(facts, "last"), "+.3f"),
+        *_stage_table(facts, last, ".3f", compared[1]),
         "",
-        "And with the teacher's stage at the same relative depth.",
+        "And with the teacher's stage at the same relative depth, which is what matched maps are "
+        "trained for.",
         "",
-        *_stage_table(facts, _cka(facts, "same depth"), "+.3f"),
+        *_stage_table(facts, same, ".3f", compared[2]),
         "",
         "## How strong the gradient is",
         "",
         "Norm of the whole objective's gradient in a stage's parameters, the mean over all steps "
         f"of the first {_first_epochs(facts)} epochs.",
         "",
-        *_stage_table(facts, _gradient(facts), "+.3f"),
+        *_stage_table(facts, gradient, ".3f"),
+        "",
+        "A larger loss has larger gradients everywhere; so here it is divided by the last stage's.",
+        "",
+        *_stage_table(facts, ratio, ".3f", compared[3]),
         "",
         "## DSKD's branches over time",
         "",
@@ -62,7 +76,7 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         *_time_tables(facts),
         "± is the 95 % interval over seeds (Student's t); differences are paired by seed, and p is "
-        "adjusted for the stages of its row (Holm).",
+        "adjusted for all differences of the page (Holm).",
         "",
     ]
     return "\n".join(lines)
@@ -70,6 +84,8 @@ def page(facts: Mapping[str, Any]) -> str:
 
 Value = Callable[[str, str, int], float]
 """Of a label, a seed and a stage."""
+Values = dict[str, list[list[float]]]
+"""Of every label, of every stage, one a seed."""
 
 
 def _cka(facts: Mapping[str, Any], which: str) -> Value:
@@ -88,33 +104,63 @@ def _first_epochs(facts: Mapping[str, Any]) -> int:
     return len(facts["gradient"][BASELINE][str(facts["seeds"][0])])
 
 
-def _stage_table(facts: Mapping[str, Any], value: Value, form: str) -> list[str]:
-    """A row a method, a column a stage, and the differences of DSKD to KD."""
-    stages = range(len(facts["stages"]))
-    seeds = [str(seed) for seed in facts["seeds"]]
-    values = {
+def _values(facts: Mapping[str, Any], value: Value) -> Values:
+    """Of every label, of every stage, one a seed."""
+    stages, seeds = range(len(facts["stages"])), [str(seed) for seed in facts["seeds"]]
+    return {
         label: [[value(label, seed, stage) for seed in seeds] for stage in stages]
         for label in facts["probe"]
     }
-    plain = form.removeprefix("+")
+
+
+def _ratios(values: Sequence[float], last: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(values, last, strict=True)]
+
+
+def _compared(
+    facts: Mapping[str, Any], tables: Sequence[Values]
+) -> list[dict[str, list[Difference]]]:
+    """Each table's differences of DSKD to KD, a stage each; p is adjusted for all of them."""
+    found = [
+        {
+            label: [paired(*pair) for pair in zip(table[label], table[BASELINE], strict=True)]
+            for label in facts["epochs"]
+        }
+        for table in tables
+    ]
+    tested = [
+        gap.p for rows in found for gaps in rows.values() for gap in gaps if gap.p is not None
+    ]
+    adjusted = iter(holm(tested))
+    return [
+        {
+            label: [gap if gap.p is None else replace(gap, p_holm=next(adjusted)) for gap in gaps]
+            for label, gaps in rows.items()
+        }
+        for rows in found
+    ]
+
+
+def _stage_table(
+    facts: Mapping[str, Any],
+    values: Values,
+    form: str,
+    compared: Mapping[str, Sequence[Difference]] | None = None,
+) -> list[str]:
+    """A row a method, a column a stage, and the differences of DSKD to KD."""
     lines = [
-        f"| | {' | '.join(f'{name}' for name in facts['stages'])} |",
-        f"|---|{'---:|' * len(stages)}",
+        f"| | {' | '.join(facts['stages'])} |",
+        f"|---|{'---:|' * len(facts['stages'])}",
     ]
     for label, by_stage in values.items():
-        cells = (number(i.mean, i.half, plain) for i in map(interval, by_stage))
+        cells = (number(i.mean, i.half, form) for i in map(interval, by_stage))
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    for label in facts["epochs"]:
-        gaps = [paired(values[label][stage], values[BASELINE][stage]) for stage in stages]
-        cells = (number(gap.interval.mean, gap.interval.half, form) for gap in gaps)
+    for label, gaps in (compared or {}).items():
+        cells = (number(gap.interval.mean, gap.interval.half, "+" + form) for gap in gaps)
         lines.append(f"| {label} - {BASELINE} | {' | '.join(cells)} |")
-        if all(gap.p is not None for gap in gaps):
-            lines.append(f"| p (Holm) | {' | '.join(map(p_text, _adjusted(gaps)))} |")
+        if any(gap.p_holm is not None for gap in gaps):
+            lines.append(f"| p (Holm) | {' | '.join(p_text(gap.p_holm) for gap in gaps)} |")
     return lines
-
-
-def _adjusted(gaps: Sequence[Difference]) -> list[float]:
-    return holm([gap.p for gap in gaps if gap.p is not None])
 
 
 def _time_tables(facts: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from dskd.errors import InputError
 from dskd.recipe import load
 from dskd.session import Result
 
-NAMES = ("ablation", "table", "mini")
+NAMES = ("ablation", "exploration", "controls", "table", "weights", "mini")
 
 
 def published(folder: Path, classes: list[str], pictures: int = 10) -> Path:
@@ -79,7 +79,24 @@ def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
     plan = load_plan(study.recipe, changes, study.labels, tmp_path / "out", seeds=study.seeds)
     labels = [contender.label for contender in plan.contenders]
     assert study.baseline in labels
-    assert len(labels) == {"ablation": 26, "table": 21, "mini": 6}[name]
+    assert (
+        len(labels)
+        == {
+            "ablation": 26,
+            "exploration": 21,
+            "controls": 12,
+            "table": 21,
+            "weights": 7,
+            "mini": 6,
+        }[name]
+    )
+
+
+def test_our_defaults_are_what_the_studies_call_so() -> None:
+    label = why.LABELS[-1]
+    (contender,) = contenders([label], load(studies.RECIPE, ["data.root=."]), "equal")
+    assert contender.method.options == methods.resolve("dskd", {})
+    assert label in studies.find("mini", Path()).labels
 
 
 def test_an_unknown_study_names_the_nearest() -> None:
@@ -122,7 +139,7 @@ def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
     studies.write(facts, tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert "**Not finished**: 2 of 4 runs are there." in text
-    assert "**Not by the protocol** (train.epochs=1, train.batch_size=8)" in text
+    assert "**Beside the protocol** (train.epochs=1, train.batch_size=8)" in text
     assert rows_of(text) == {"ce": 1, "kd": 1}
     kept = json.loads((tmp_path / "small.json").read_text())
     assert str(tmp_path) not in json.dumps(kept), "no path of this machine"
@@ -148,7 +165,7 @@ def test_committed_pages_are_what_their_numbers_draw() -> None:
 
 def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
     more = studies.Further(seeds=2, labels=["kd", "dskd"])
-    study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, further=more)
+    study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, further=more, asks_first=True)
     studies.compute(study, data, tmp_path / "out", tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert rows_of(text) == {"ce": 1, "kd": 2, "dskd": 2}
@@ -171,7 +188,7 @@ def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_p
     (words / "wnids.txt").write_text("n01\nn02\n")
     (words / "words.txt").write_text("n01\tone\nn02\ttwo\n")
     studies.compute(study, data, tmp_path / "out", tmp_path)
-    assert "Data set tiny_imagenet: student resnet20" in (tmp_path / "small.md").read_text()
+    assert "batch_size=8): student resnet20" in (tmp_path / "small.md").read_text()
 
 
 def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
@@ -192,7 +209,7 @@ def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
     assert facts["gradient"]["kd"]["0"] != facts["gradient"]["dskd"]["0"]
     text = (tmp_path / "why.md").read_text()
     for label in why.OURS:
-        assert text.count(f"| {label} - kd |") == 4
+        assert text.count(f"| {label} - kd |") == 4, "three tables and the gradients' ratio"
     assert text.count("| stage1, weight |") == 2
 
 
@@ -273,12 +290,20 @@ def test_the_rivals_are_the_best_two_of_the_table_beside_those_that_are_always_t
 ) -> None:
     finished(tmp_path / "table", table(ce=50, kd=49, dskd=48, crd=47, at=46, sp=45))
     assert choose.rivals(tmp_path / "table") == ["crd", "at"]
-    assert studies.find("pair", tmp_path).labels == ["ce", "kd", "dskd", "crd", "at"]
+    assert studies.find("pair", tmp_path).labels == [
+        "ce",
+        "kd",
+        "dskd",
+        "crd",
+        "at",
+        why.LABELS[-1],
+    ]
     trials = studies.find("trials", tmp_path).labels
-    assert len(trials) == 1 + 3 * 8
+    assert len(trials) == 4 * 8
     finished(tmp_path / "ablation", {label: [42.0 + len(label) / 100] * 3 for label in trials})
     best = studies.find("composition", tmp_path).labels
-    assert [label.partition(":")[0] for label in best] == ["kd", "dskd", "crd", "at"]
+    assert [label.partition(":")[0] for label in best] == ["kd", "kd", "dskd", "crd", "at"]
+    assert {*best, *why.LABELS, "crd", "at"} == {*studies.find("defaults", tmp_path).labels}
     assert max((t for t in trials if t.startswith("dskd")), key=len) in best
 
 
@@ -288,7 +313,7 @@ def test_rivals_wait_for_the_table(tmp_path: Path) -> None:
         studies.find("pair", tmp_path)
 
 
-@pytest.mark.parametrize("name", [n for n in methods.names() if n not in choose.FIXED])
+@pytest.mark.parametrize("name", ["kd", *(n for n in methods.names() if n not in choose.FIXED)])
 def test_every_rival_would_have_eight_trials_that_exist(name: str) -> None:
     trials = choose.trials_of(name)
     assert len(set(trials)) == 8
@@ -325,3 +350,4 @@ def test_first_is_said_of_five_seeds_and_a_difference() -> None:
     assert "**DSKD is first.**" in first(facts | row())
     assert "**It is not first.**" in first(facts | row(gap_half=1.5))
     assert "The protocol asks this of 5 seeds." in first(facts | row() | {"seeds": 3})
+    assert "**It is better**, on a page that" in first(facts | row(), added=True)
