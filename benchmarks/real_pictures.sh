@@ -29,10 +29,12 @@ if [ ! -e "$out/teacher/result.json" ]; then
 fi
 for seed in $seeds; do
   for method in ce kd dskd; do
+    preset=""
+    [ "$method" = dskd ] && preset=", preset: paper" # as on the page
     run="$out/$method-seed$seed"
     [ -e "$run/result.json" ] && continue
     $dskd distill "$recipe" "${common[@]}" student.name=$student train.epochs=$epochs \
       teacher.name=$teacher teacher.checkpoint="$out/teacher/student.safetensors" \
-      "method={name: $method}" seed=$seed out="$run" --resume
+      "method={name: $method$preset}" seed=$seed out="$run" --resume
   done
 done

@@ -30,8 +30,8 @@ class BranchOutput(NamedTuple):
 class Branch(nn.Module):
     """Adapter and classifier on one shallow stage: ``F_l -> A_l(F_l) -> z_l``.
 
-    By ``pool``, the stage's map is average-pooled to the teacher's size first (at full size a
-    branch would cost more than the student), then goes through a bottleneck 1x1 -> 3x3 -> 1x1 with
+    By ``pool``, the stage's map is average-pooled to the teacher's size first, where it is larger
+    (less to compute), then goes through a bottleneck 1x1 -> 3x3 -> 1x1 with
     BatchNorm and ReLU between. By ``stride``, each halving of the map is a 3x3 convolution with
     stride 2 instead, as deep as the stages that the branch stands for; what is still too large is
     pooled at the end. Both end in BatchNorm and ReLU only where the teacher's map is never

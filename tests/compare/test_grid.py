@@ -229,7 +229,7 @@ def test_a_method_with_other_settings_under_the_same_name_is_refused(
     finished: Path,
 ) -> None:
     other = load_plan("digits", [*SMALL, "method.beta=3"], ["dskd"], finished, seeds=2)
-    with pytest.raises(InputError, match=r"dskd has other settings .*: beta is 1\.0 there, 3\.0"):
+    with pytest.raises(InputError, match=r"dskd has other settings .*: beta is 10\.0 there, 3\.0"):
         run_grid(other, Silent())
 
 
@@ -344,7 +344,7 @@ def test_the_command_prints_the_table_and_its_notes(
     assert stop.value.code == 0
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[:4]] == ["method", "ce", "kd", "dskd"]
-    assert "ce=1 kd=1 alpha=1 beta=1 gamma=0" in printed
+    assert "ce=1 kd=1 alpha=1 beta=10 gamma=0" in printed
     assert "the noise of training" in printed
     assert "the 500 test pictures are a sample" in printed
 

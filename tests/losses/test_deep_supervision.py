@@ -142,10 +142,11 @@ def test_no_gradient_passes_through_the_weights() -> None:
     """The gradient of the objective is that of a sum with the weights held fixed."""
     z_s, z_t, y, branch_logits, branch_maps, teacher_maps = made(3)
     leaves = [z.clone().requires_grad_() for z in branch_logits]
-    dskd(z_s, z_t, y, leaves, branch_maps, teacher_maps).backward()  # type: ignore[no-untyped-call]
+    objective = dskd(z_s, z_t, y, leaves, branch_maps, teacher_maps, beta=2.0)
+    objective.backward()  # type: ignore[no-untyped-call]
     loss = bind("kl", 4.0, {})
     held = [
-        loss(z.detach(), z_t, y, reduction="mean") + feature_loss(a, t)
+        loss(z.detach(), z_t, y, reduction="mean") + 2 * feature_loss(a, t)
         for z, a, t in zip(leaves, branch_maps, teacher_maps, strict=True)
     ]
     weights = torch.stack(held) / torch.stack(held).mean()

@@ -79,10 +79,10 @@ def test_alone_each_part_of_the_shallow_loss_does_what_its_name_says() -> None:
         output.metrics[f"stage{s}/weight"] * output.metrics[f"stage{s}/prediction"] for s in (1, 2)
     )
     torch.testing.assert_close(output.losses["shallow"].detach(), weighted)
-    maps, teacher = made(alpha=0.0)
+    maps, teacher = made(alpha=0.0, beta=2.0)
     output = maps(batch, teacher(batch.images))
     weighted = sum(
-        output.metrics[f"stage{s}/weight"] * output.metrics[f"stage{s}/feature"] for s in (1, 2)
+        output.metrics[f"stage{s}/weight"] * 2 * output.metrics[f"stage{s}/feature"] for s in (1, 2)
     )
     torch.testing.assert_close(output.losses["shallow"].detach(), weighted)
 
@@ -96,7 +96,7 @@ def test_alone_each_part_of_the_shallow_loss_does_what_its_name_says() -> None:
         {"allocation": "ca-mkd"},
         {"allocation": "uniform"},
         {"weights_per": "sample"},
-        {"feature_target": "matched"},
+        {"feature_target": "last"},
         {"feature_scale": "none"},
         {"adapter_width": 8},
         {"adapter": "stride"},
@@ -146,7 +146,7 @@ def test_settings_change_the_losses() -> None:
         {"gamma": 0.5},
         {"allocation": "uniform"},
         {"weights_per": "sample"},
-        {"feature_target": "matched"},
+        {"feature_target": "last"},
         {"feature_scale": "none"},
         {"adapter_width": 8},
         {"adapter": "stride"},
@@ -182,8 +182,8 @@ def test_matched_maps_are_those_of_the_same_relative_depth() -> None:
 
 
 def test_only_the_maps_that_are_read_are_asked_for() -> None:
-    assert made()[0].needs.stages == (2,)
-    assert made(feature_target="matched")[0].needs.stages == (0, 1)
+    assert made()[0].needs.stages == (0, 1)
+    assert made(feature_target="last")[0].needs.stages == (2,)
 
 
 def test_evaluation_judges_every_branch() -> None:

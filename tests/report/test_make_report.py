@@ -92,7 +92,7 @@ def test_the_page_needs_no_network(page: Page, folder: Path) -> None:
 def test_a_row_a_method_with_its_weights(page: Page) -> None:
     assert len(page.find("th", scope="row")) == 5  # the teacher's too
     for words in (
-        "ce=1 kd=1 alpha=1 beta=1 gamma=0",
+        "ce=1 kd=1 alpha=1 beta=10 gamma=0",
         "resnet8 taught by resnet8, on digits",
         "1 of 2",
     ):

@@ -156,7 +156,7 @@ def dskd(
     ce: Weight = 1.0,
     kd: Weight = 1.0,
     alpha: Weight = 1.0,
-    beta: Weight = 1.0,
+    beta: Weight = 10.0,
     gamma: Weight = 0.0,
     allocation: Allocation = "proportional",
     tau: Positive = 1.0,

@@ -36,7 +36,8 @@ class DSKD(BranchedMethod):
     Source: Luo, Chen, Wang, Knowledge Distillation with Deep Supervision, IJCNN 2023,
     arXiv 2202.07846. **A reconstruction from the abstract**, which fixes that the teacher's class
     predictions and feature maps supervise the shallow layers, and that a loss-based weight
-    allocation balances them. Every setting below is what it leaves open: *our choice*.
+    allocation balances them. Every setting below is what it leaves open: *our choice*. The defaults
+    of ``feature_target`` and ``beta`` were chosen by measurement (docs/method.md).
 
     Args:
         pair: Student and teacher, of the same classes; the student has two stages or more.
@@ -90,6 +91,8 @@ class DSKD(BranchedMethod):
             "feature_target": "last",
             "feature_scale": "relative",
             "adapter": "pool",
+            "adapter_width": None,
+            "supervise": None,
             "prediction_loss": "kl",
             "deep_loss": "kd",
         }
@@ -104,12 +107,12 @@ class DSKD(BranchedMethod):
         ce: Weight = 1.0,
         kd: Weight = 1.0,
         alpha: Weight = 1.0,
-        beta: Weight = 1.0,
+        beta: Weight = 10.0,
         gamma: Weight = 0.0,
         allocation: Allocation = "proportional",
         tau: Positive = 1.0,
         weights_per: WeightsPer = "batch",
-        feature_target: Literal["last", "matched"] = "last",
+        feature_target: Literal["last", "matched"] = "matched",
         feature_scale: FeatureScale = "relative",
         adapter: Downsampling = "pool",
         adapter_width: Count | None = None,

@@ -22,8 +22,8 @@ class DSN(BranchedMethod):
 
     Source: Lee, Xie, Gallagher, Zhang, Tu, AISTATS 2015, arXiv 1409.5185, section 2.2. For
     the loss see `dskd.losses.dsn`. The branches are those of `dskd.branches.Branch`, made for the
-    student's own last map, so that dskd differs from this in what supervises and in nothing else;
-    the paper's are plain classifiers on a layer. ``literature`` is the sum that its authors'
+    student's own last map, as dskd's preset ``paper`` makes them for the teacher's; the paper's are
+    plain classifiers on a layer. ``literature`` is the sum that its authors'
     public configuration minimises, in which no loss has a weight.
 
     Args:
