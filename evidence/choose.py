@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -15,6 +15,8 @@ FIXED = ("ce", "kd", "dskd")
 """Beside the rivals in every table."""
 SEEDS = range(3)
 """By which it is chosen."""
+LEADING = 3
+"""So many trials of a method get all `SEEDS`; all have the first."""
 
 
 def rivals(table: Path) -> list[str]:
@@ -28,8 +30,8 @@ def rivals(table: Path) -> list[str]:
     return sorted(others, key=lambda label: means[label], reverse=True)[:2]
 
 
-def best(folder: Path, labels: Sequence[str], study: str) -> list[str]:
-    """Of each method that was tried, the trial with the highest mean.
+def leading(folder: Path, labels: Sequence[str], study: str) -> list[str]:
+    """Of each method that was tried, the three trials with the highest accuracy at the first seed.
 
     Args:
         folder: The comparison.
@@ -39,11 +41,31 @@ def best(folder: Path, labels: Sequence[str], study: str) -> list[str]:
     Raises:
         InputError: One of them is not finished.
     """
-    means = _means(folder, labels, study)
+    return _highest(_means(folder, labels, study, SEEDS[:1]), LEADING)
+
+
+def best(folder: Path, labels: Sequence[str], study: str) -> list[str]:
+    """Of each method that was tried, that of the `leading` trials with the highest mean.
+
+    Args:
+        folder: The comparison.
+        labels: The trials in it.
+        study: That computes them.
+
+    Raises:
+        InputError: One of them is not finished.
+    """
+    return _highest(_means(folder, leading(folder, labels, study), study), 1)
+
+
+def _highest(means: Mapping[str, float], count: int) -> list[str]:
+    """So many labels of each method."""
     names = dict.fromkeys(label.partition(":")[0] for label in means)
+    by_mean = sorted(means, key=means.__getitem__, reverse=True)
     return [
-        max((label for label in means if label.partition(":")[0] == name), key=means.__getitem__)
+        label
         for name in names
+        for label in [one for one in by_mean if one.partition(":")[0] == name][:count]
     ]
 
 
@@ -75,7 +97,9 @@ def _scaled(name: str, label: str, factor: float) -> str:
     return ":".join([label, *(f"{key}={factor * weights[key]:g}" for key in own)])
 
 
-def _means(folder: Path, wanted: Sequence[str], study: str) -> dict[str, float]:
+def _means(
+    folder: Path, wanted: Sequence[str], study: str, seeds: Sequence[int] = SEEDS
+) -> dict[str, float]:
     """Mean accuracy after the last epoch, in the order wanted; a method that failed has none.
 
     Raises:
@@ -85,8 +109,8 @@ def _means(folder: Path, wanted: Sequence[str], study: str) -> dict[str, float]:
     found = {}
     for label in wanted:
         entry = there.get(label)
-        if entry is None or not {*SEEDS} <= {*entry.results, *entry.failed}:
+        if entry is None or not {*seeds} <= {*entry.results, *entry.failed}:
             raise InputError(f"{label} is not finished in {folder}; run the study {study}")
-        if not {*SEEDS} & {*entry.failed}:
-            found[label] = mean(entry.results[seed]["accuracy"] for seed in SEEDS)
+        if not {*seeds} & {*entry.failed}:
+            found[label] = mean(entry.results[seed]["accuracy"] for seed in seeds)
     return found

@@ -31,7 +31,7 @@ from dskd.recipe import load
 from dskd.settings import Count, Settings, validate
 from dskd.yaml_text import read_yaml_file
 from evidence import figure
-from evidence.choose import best, rivals, trials_of
+from evidence.choose import LEADING, best, leading, rivals, trials_of
 from evidence.expect import seconds_of
 from evidence.page import page
 from evidence.prepare import prepare
@@ -169,9 +169,10 @@ def _expanded(label: str, out: Path) -> list[str]:
         return trials_of("kd")
     if label == "<trials of rivals>":
         return [trial for name in rivals(out / "table") for trial in trials_of(name)]
-    if label == "<best>":
+    if label in ("<leading trials>", "<best>"):
         trials = find("trials", out)
-        return best(trials.folder(out), trials.labels, study="trials")
+        chosen = best if label == "<best>" else leading
+        return chosen(trials.folder(out), trials.labels, study="trials")
     return [label]
 
 
@@ -190,7 +191,8 @@ def wanted(study: Study) -> int:
     further = study.further
     if further is None:
         return study.seeds * len(study.labels)
-    more = sum(2 if label == "<rivals>" else 1 for label in further.labels)
+    several = {"<rivals>": 2, "<leading trials>": 4 * LEADING}
+    more = sum(several.get(label, 1) for label in further.labels)
     return study.seeds * len(study.labels) + (further.seeds - study.seeds) * more
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import evidence.study as studies
@@ -84,7 +85,7 @@ def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
         == {
             "ablation": 26,
             "exploration": 21,
-            "controls": 12,
+            "controls": 15,
             "table": 21,
             "weights": 7,
             "mini": 6,
@@ -300,7 +301,17 @@ def test_the_rivals_are_the_best_two_of_the_table_beside_those_that_are_always_t
     ]
     trials = studies.find("trials", tmp_path).labels
     assert len(trials) == 4 * 8
-    finished(tmp_path / "ablation", {label: [42.0 + len(label) / 100] * 3 for label in trials})
+    finished(tmp_path / "ablation", {label: [42.0 + len(label) / 100] for label in trials})
+    leading = studies.expanded(["<leading trials>"], tmp_path)
+    assert 2 * len(leading) == studies.wanted(studies.find("trials", tmp_path)) - len(trials)
+    with pytest.raises(InputError, match=r"is not finished in .*ablation; run the study trials"):
+        studies.find("composition", tmp_path)
+    rmtree(tmp_path / "ablation")
+    seeds = {label: 3 if label in leading else 1 for label in trials}
+    finished(
+        tmp_path / "ablation",
+        {label: [42.0 + len(label) / 100] * seeds[label] for label in trials},
+    )
     best = studies.find("composition", tmp_path).labels
     assert [label.partition(":")[0] for label in best] == ["kd", "kd", "dskd", "crd", "at"]
     assert {*best, *why.LABELS, "crd", "at"} == {*studies.find("defaults", tmp_path).labels}
