@@ -26,6 +26,7 @@ from dskd.compare.folder import Comparison
 from dskd.compare.live import live_table
 from dskd.compare.summary import Entry, Summary, summarize
 from dskd.errors import InputError, unknown
+from dskd.finite import NotFinite
 from dskd.interrupt import Stopped
 from dskd.recipe import load
 from dskd.settings import Count, Settings, validate
@@ -250,7 +251,7 @@ def facts_of(
         "runs": wanted(study),
         "recipe": _without_places(comparison.facts["recipe"]),
         "groups": study.groups,
-        "rows": {summary.label: _row(summary) for summary in summaries},
+        "rows": {s.label: _row(s, f"{comparison.path.parent}/") for s in summaries},
         "first": _first(entries, comparison.pictures) if study.asks_first else None,
     }
 
@@ -296,13 +297,13 @@ def _first(entries: Sequence[Entry], pictures: int) -> dict[str, Any] | None:
     }
 
 
-def _row(summary: Summary) -> dict[str, Any]:
-    """A label's numbers, plain."""
+def _row(summary: Summary, out: str) -> dict[str, Any]:
+    """A label's numbers, plain; where a failed run lies is told from OUT."""
     gap = summary.difference
     return {
         "weights": dict(summary.weights),
         "seeds": list(summary.seeds),
-        "failed": dict(summary.failed),
+        "failed": {seed: why.replace(out, "OUT/") for seed, why in summary.failed.items()},
         "accuracies": list(summary.last.values) if summary.last else [],
         "mean": summary.last.mean if summary.last else None,
         "half": summary.last.half if summary.last else None,
@@ -398,6 +399,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except NotFinite as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on", file=sys.stderr)
         sys.exit(128 + stopped.signal)

@@ -87,7 +87,7 @@ def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
             "exploration": 21,
             "controls": 15,
             "table": 21,
-            "weights": 7,
+            "weights": 9,
             "mini": 6,
         }[name]
     )
@@ -148,6 +148,16 @@ def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "small.svg").read_bytes() == figure.means(kept)
     studies.compute(study, data, out, tmp_path)
     assert "All 4 runs are there." in (tmp_path / "small.md").read_text()
+
+
+def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Path) -> None:
+    study = small(seeds=1, groups={"All": ["kd", "fitnet:weight=1e30"]})
+    studies.compute(study, data, tmp_path / "out", tmp_path)
+    text = (tmp_path / "small.md").read_text()
+    assert "| `fitnet:weight=1e30` | failed |" in text
+    assert "- `fitnet:weight=1e30`, seed 0, failed: the loss is not finite" in text
+    assert "see OUT/small/fitnet+weight=1e30/seed0/not_finite.json" in text
+    assert str(tmp_path) not in text
 
 
 def test_what_is_no_study_of_the_protocol_says_so() -> None:
