@@ -181,11 +181,13 @@ def measured(root: Path, out: Path, seeds: int) -> Result:
             accuracies[name].append(learn(path, seed, root, checkpoint, place))
             print(f"seed {seed}: {name}: {accuracies[name][-1]:.2f} %", flush=True)
     teacher = json.loads((checkpoint.parent / "result.json").read_text())
+    machine = device.environment(torch.device("cpu"))
+    del machine["command"]  # names places of this machine
     return {
         "command": f"python benchmarks/fast_paths.py DATA OUT --seeds {seeds}",
         "date": date.today().isoformat(),
         "commit": commit(),
-        "environment": device.environment(torch.device("cpu")),
+        "environment": machine,
         "seeds": seeds,
         "teacher_accuracy": teacher["accuracy"],
         "rows": compared(accuracies),
