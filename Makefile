@@ -44,7 +44,7 @@ reproduce-%: $(READY)
 reproduce-why: $(READY)
 	$(BIN)/python -m evidence.why "$(OUT)" $(ARGS)
 
-.NOTPARALLEL:
+.NOTPARALLEL: # a study takes what those before it chose
 reproduce: $(STUDIES:%=reproduce-%)
 
 # Made again when what it installs changes; the package itself is linked, not copied.

@@ -47,25 +47,20 @@ def leading(folder: Path, labels: Sequence[str], study: str) -> list[str]:
 def best(folder: Path, labels: Sequence[str], study: str) -> list[str]:
     """Of each method that was tried, that of the `leading` trials with the highest mean.
 
-    Args:
-        folder: The comparison.
-        labels: The trials in it.
-        study: That computes them.
-
-    Raises:
-        InputError: One of them is not finished.
+    Takes and raises the same as `leading`.
     """
     return _highest(_means(folder, leading(folder, labels, study), study), 1)
 
 
 def _highest(means: Mapping[str, float], count: int) -> list[str]:
-    """So many labels of each method."""
-    names = dict.fromkeys(label.partition(":")[0] for label in means)
-    by_mean = sorted(means, key=means.__getitem__, reverse=True)
+    """So many labels of each method, the highest first."""
+    of_method: dict[str, list[str]] = {}
+    for label in means:
+        of_method.setdefault(label.partition(":")[0], []).append(label)
     return [
         label
-        for name in names
-        for label in [one for one in by_mean if one.partition(":")[0] == name][:count]
+        for labels in of_method.values()
+        for label in sorted(labels, key=means.__getitem__, reverse=True)[:count]
     ]
 
 

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dskd.compare.statistics import interval
+from evidence.page import OURS
 
-OURS = "dskd"
 _COLORS = {"ce": "#7f7f7f", "kd": "#1f5fa8", OURS: "#c0392b"}
 _OTHER = "#444444"
 

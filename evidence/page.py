@@ -7,9 +7,9 @@ from typing import Any
 
 LEVEL = 0.05
 """A difference whose adjusted p-value lies below is called one."""
-OURS = "dskd"
 SEEDS_OF_FIRST = 5
 """That the protocol asks for."""
+OURS = "dskd"
 
 
 def page(facts: Mapping[str, Any]) -> str:
@@ -23,7 +23,7 @@ def page(facts: Mapping[str, Any]) -> str:
     for name, labels in facts["groups"].items():
         lines += [f"## {name}", "", *_table(facts, labels), ""]
     if facts["first"] is not None:
-        added = bool(facts.get("beside"))
+        added = facts["beside"] is not None
         title = "Is DSKD better than the best of the others?" if added else "Is DSKD first?"
         lines += [f"## {title}", "", first(facts["first"], added), ""]
     return "\n".join([*lines, *_notes(facts)])
@@ -87,7 +87,7 @@ def _rules(facts: Mapping[str, Any]) -> str:
     if facts["set"] is None:
         changes = f" ({', '.join(facts['changes'])})" if facts["changes"] else ""
         return f"Data set {facts['recipe']['data']['name']}{changes}"
-    otherwise = [*([facts["beside"]] if facts.get("beside") else []), *facts["changes"]]
+    otherwise = [*([facts["beside"]] if facts["beside"] else []), *facts["changes"]]
     if otherwise:
         return f"**Beside the protocol** ({', '.join(otherwise)}), set `{facts['set']}`"
     return f"By the [protocol](protocol.md), set `{facts['set']}`"
@@ -95,7 +95,7 @@ def _rules(facts: Mapping[str, Any]) -> str:
 
 def _ours(facts: Mapping[str, Any]) -> str:
     """What the name of the method alone stands for, where studies of the protocol use it."""
-    told = facts["set"] is not None and any(label == OURS for label in facts["rows"])
+    told = facts["set"] is not None and OURS in facts["rows"]
     return f" `{OURS}` alone is its preset `paper`." if told else ""
 
 

@@ -34,13 +34,12 @@ from dskd.yaml_text import read_yaml_file
 from evidence import figure
 from evidence.choose import LEADING, best, leading, rivals, trials_of
 from evidence.expect import seconds_of
-from evidence.page import page
+from evidence.page import OURS, page
 from evidence.prepare import prepare
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs/results"
 RECIPE = str(HERE / "resnet8.yaml")
-OURS = "dskd"
 _OWN = ("teacher.name", "teacher.epochs", "teacher.checkpoint", "data.root")
 MACHINE = ("python", "packages", "processor", "cores", "threads", "device")
 
@@ -200,9 +199,8 @@ def wanted(study: Study) -> int:
 def teacher_of(study: Study, root: Path, out: Path) -> Path:
     """The weights of the study's teacher, trained unless they are there."""
     name, epochs = study.teacher_name, study.teacher.epochs
-    place = (
-        out / "teachers" / (study.set or study.name) / "-".join([name, str(epochs), *study.changes])
-    )
+    trained = "-".join([name, str(epochs), *study.changes])
+    place = out / "teachers" / (study.set or study.name) / trained
     if not (place / "result.json").is_file():
         own = [f"student.name={name}", f"train.epochs={epochs}", f"data.root={root}"]
         run.train(load(study.recipe, [*study.changes, *own, f"out={place}"]), resume=True)
@@ -240,7 +238,7 @@ def facts_of(
         "command": command_of(study),
         "commit": commit,
         "date": date.today().isoformat(),
-        "environment": {k: device.environment(device.pick("auto"))[k] for k in MACHINE},
+        "environment": machine(device.pick("auto")),
         "set": study.set,
         "beside": study.beside,
         "changes": study.changes,
@@ -254,6 +252,12 @@ def facts_of(
         "rows": {s.label: _row(s, f"{comparison.path.parent}/") for s in summaries},
         "first": _first(entries, comparison.pictures) if study.asks_first else None,
     }
+
+
+def machine(where: torch.device) -> dict[str, Any]:
+    """What numbers depend on beside the recipe; no place of the machine."""
+    told = device.environment(where)
+    return {key: told[key] for key in MACHINE}
 
 
 def command_of(study: Study) -> str:

@@ -22,7 +22,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from dskd import device
 from dskd.answers import Answers
 from dskd.build import Given, load_data
 from dskd.compare.entries import folder_of
@@ -39,7 +38,7 @@ from dskd.report.similarity import similarity
 from dskd.run import make_session, make_teacher
 from dskd.rundir import RunDirectory
 from evidence import figure
-from evidence.study import MACHINE, RESULTS, commit_of_code
+from evidence.study import RESULTS, commit_of_code, machine
 from evidence.why_page import page
 
 LABELS = ("ce", "kd", "dskd", "dskd:feature_target=matched:beta=10")
@@ -73,7 +72,7 @@ def measure(table: Path) -> dict[str, Any]:
         "command": "python -m evidence.why OUT",
         "commit": commit_of_code(),
         "date": date.today().isoformat(),
-        "environment": {k: device.environment(torch.device("cpu"))[k] for k in MACHINE},
+        "environment": machine(torch.device("cpu")),
         "teacher": laboratory.teacher_name,
         "student": laboratory.recipe.student.name,
         "seeds": seeds,

@@ -199,7 +199,8 @@ def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_p
     (words / "wnids.txt").write_text("n01\nn02\n")
     (words / "words.txt").write_text("n01\tone\nn02\ttwo\n")
     studies.compute(study, data, tmp_path / "out", tmp_path)
-    assert "batch_size=8): student resnet20" in (tmp_path / "small.md").read_text()
+    told = "Data set tiny_imagenet (train.epochs=1, train.batch_size=8): student resnet20"
+    assert told in (tmp_path / "small.md").read_text()
 
 
 def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(

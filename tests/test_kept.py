@@ -576,7 +576,11 @@ def test_runs_at_once_fill_one_store_and_change_nothing(taught: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("keep", "method", "message"),
     [
-        ("logits", "dskd", r"keep=logits: .* dskd reads .*\(stage 1, stage 2\); .*keep=bank"),
+        (
+            "logits",
+            "dskd",
+            r"keep=logits: the method dskd reads more .*\(stage 1, stage 2\); .*keep=bank",
+        ),
         ("logits", "rkd", r"the method rkd reads more .*\(pooled\)"),
         ("logits", "sskd", r"keep=logits: the method sskd reads .* turned pictures.*keep=none"),
         ("bank", "sskd", r"keep=bank: the method sskd reads .* turned pictures.*keep=none"),

@@ -31,11 +31,11 @@ class Branch(nn.Module):
     """Adapter and classifier on one shallow stage: ``F_l -> A_l(F_l) -> z_l``.
 
     By ``pool``, the stage's map is average-pooled to the teacher's size first, where it is larger
-    (less to compute), then goes through a bottleneck 1x1 -> 3x3 -> 1x1 with
-    BatchNorm and ReLU between. By ``stride``, each halving of the map is a 3x3 convolution with
-    stride 2 instead, as deep as the stages that the branch stands for; what is still too large is
-    pooled at the end. Both end in BatchNorm and ReLU only where the teacher's map is never
-    negative, else they are linear. The classifier sees the adapted map average-pooled.
+    (less to compute), then goes through a bottleneck 1x1 -> 3x3 -> 1x1 with BatchNorm and ReLU
+    between. By ``stride``, each halving of the map is a 3x3 convolution with stride 2 instead, as
+    deep as the stages that the branch stands for; what is still too large is pooled at the end.
+    Both end in BatchNorm and ReLU only where the teacher's map is never negative, else they are
+    linear. The classifier sees the adapted map average-pooled.
 
     Source: *our choice*; bottlenecks like the first are what the same research group uses in SemCKD
     (AAAI 2021, arXiv 2012.03236) and SimKD (CVPR 2022, arXiv 2203.14001); a strided convolution for

@@ -37,7 +37,7 @@ class DSKD(BranchedMethod):
     arXiv 2202.07846. **A reconstruction from the abstract**, which fixes that the teacher's class
     predictions and feature maps supervise the shallow layers, and that a loss-based weight
     allocation balances them. Every setting below is what it leaves open: *our choice*. The defaults
-    of ``feature_target`` and ``beta`` were chosen by measurement (docs/method.md).
+    of ``feature_target`` and ``beta`` were chosen by measurement (docs/results/protocol.md).
 
     Args:
         pair: Student and teacher, of the same classes; the student has two stages or more.
