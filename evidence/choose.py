@@ -13,6 +13,8 @@ from dskd.errors import InputError
 
 FIXED = ("ce", "kd", "dskd")
 """Beside the rivals in every table."""
+RIVALS = 2
+"""So many methods of the table."""
 SEEDS = range(3)
 """By which it is chosen."""
 LEADING = 3
@@ -27,29 +29,28 @@ def rivals(table: Path) -> list[str]:
     """
     means = _means(table, methods.names(), "table")
     others = [label for label in means if label not in FIXED]
-    return sorted(others, key=lambda label: means[label], reverse=True)[:2]
+    return sorted(others, key=lambda label: means[label], reverse=True)[:RIVALS]
 
 
-def leading(folder: Path, labels: Sequence[str], study: str) -> list[str]:
+def leading(folder: Path, labels: Sequence[str]) -> list[str]:
     """Of each method that was tried, the three trials with the highest accuracy at the first seed.
 
     Args:
         folder: The comparison.
         labels: The trials in it.
-        study: That computes them.
 
     Raises:
         InputError: One of them is not finished.
     """
-    return _highest(_means(folder, labels, study, SEEDS[:1]), LEADING)
+    return _highest(_means(folder, labels, "trials", SEEDS[:1]), LEADING)
 
 
-def best(folder: Path, labels: Sequence[str], study: str) -> list[str]:
+def best(folder: Path, labels: Sequence[str]) -> list[str]:
     """Of each method that was tried, that of the `leading` trials with the highest mean.
 
     Takes and raises the same as `leading`.
     """
-    return _highest(_means(folder, leading(folder, labels, study), study), 1)
+    return _highest(_means(folder, leading(folder, labels), "trials"), 1)
 
 
 def _highest(means: Mapping[str, float], count: int) -> list[str]:
@@ -100,7 +101,8 @@ def _means(
     Raises:
         InputError: A run is missing.
     """
-    there = {entry.label: entry for entry in read_comparison(folder).entries}
+    begun = folder.is_dir()
+    there = {entry.label: entry for entry in read_comparison(folder).entries} if begun else {}
     found = {}
     for label in wanted:
         entry = there.get(label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from itertools import islice, pairwise
 from pathlib import Path
 
 import torch
@@ -59,11 +60,8 @@ def _step(trainer: Trainer) -> tuple[float, float]:
     """Seconds of a step, and the teacher's part of them."""
     steps = trainer.train_epoch()
     next(steps)
-    times, asked = [], trainer.answers.watch.seconds
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        if next(steps, trainer) is trainer:
-            break
-        times.append(time.perf_counter() - start)
+    asked = trainer.answers.watch.seconds
+    ends = [time.perf_counter(), *(time.perf_counter() for _ in islice(steps, STEPS))]
+    times = [end - start for start, end in pairwise(ends)]
     asked = trainer.answers.watch.seconds - asked
     return (statistics.median(times), asked / len(times)) if times else (trainer.seconds, asked)

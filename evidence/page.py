@@ -25,7 +25,7 @@ def page(facts: Mapping[str, Any]) -> str:
     if facts["first"] is not None:
         added = facts["beside"] is not None
         title = "Is DSKD better than the best of the others?" if added else "Is DSKD first?"
-        lines += [f"## {title}", "", first(facts["first"], added), ""]
+        lines += [f"## {title}", "", first(facts["first"], added), "", over(facts["first"]), ""]
     return "\n".join([*lines, *_notes(facts)])
 
 
@@ -36,7 +36,8 @@ def first(facts: Mapping[str, Any], added: bool = False) -> str:
         facts: The means of DSKD and of the best other method, and their difference.
         added: Whether the page is not the protocol's, which alone says what is first.
     """
-    p = "" if facts["p_holm"] is None else f", p = {p_text(facts['p_holm'])} (Holm)"
+    known = facts["p_holm"] is not None
+    p = f", p = {p_text(facts['p'])}, {p_text(facts['p_holm'])} by Holm" if known else ""
     said = (
         f"`{facts['label']}` has {facts['mean']:.2f} %, the best other method, "
         f"`{facts['second']}`, {facts['second_mean']:.2f} %; the difference at the same "
@@ -49,6 +50,13 @@ def first(facts: Mapping[str, Any], added: bool = False) -> str:
         found = {"better": "It is better", "worse": "It is worse", "": "No difference is shown"}
         return said + f"**{found[verdict(facts)]}**, on a page that the protocol does not have."
     return said + ("**DSKD is first.**" if verdict(facts) == "better" else "**It is not first.**")
+
+
+def over(facts: Mapping[str, Any]) -> str:
+    """What DSKD's best row has over each of the others, as a sentence."""
+    gaps = sorted(facts["over"].items(), key=lambda gap: float(gap[1]["gap"]), reverse=True)
+    said = [f"`{label}` {number(gap['gap'], gap['gap_half'], '+.2f')}" for label, gap in gaps]
+    return f"What it has over each of the others, adjusted for nothing: {', '.join(said)}."
 
 
 def _how(facts: Mapping[str, Any]) -> list[str]:
@@ -175,6 +183,7 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         for label, row in facts["rows"].items()
         for seed, why in row["failed"].items()
     ]
+    same = [f"- `{label}` is `{one}`, with other words" for label, one in facts["same"].items()]
     return [
         "± is the 95 % interval over seeds (Student's t): the noise of training. Differences are "
         "paired by seed; *better* and *worse* as the protocol says them, and of these pictures and "
@@ -183,5 +192,6 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         "with the teacher's answers; *trained beside* are parameters that are not deployed"
         f"{_deployed(facts)}.",
         *(["", *failed] if failed else []),
+        *(["", *same] if same else []),
         "",
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from dskd.errors import InputError, brief
 from dskd.yaml_text import read_yaml_file
 
 SETS = Path(__file__).with_name("sets.yaml")
+VALIDATION = "val/val_annotations.txt"
 HELD_OUT = 5
 """A training picture whose number this divides is never trained on."""
 
@@ -45,13 +47,18 @@ def prepare(data: Path, name: str, out: Path, classes: list[str] | None = None) 
         The folder, for ``data.root`` of the data set ``folder``.
 
     Raises:
-        InputError: A class is not there, or has no test pictures.
+        InputError: A class or the list of validation pictures is not there.
     """
     folder = out / name
     if folder.is_dir():
         return folder
     classes = classes or classes_of(name)
     source = data / "tiny-imagenet-200"
+    if not (source / VALIDATION).is_file():
+        raise InputError(
+            f"{source / VALIDATION} is missing; give the folder that holds tiny-imagenet-200/ as "
+            "published"
+        )
     missing = [wnid for wnid in classes if not (source / "train" / wnid / "images").is_dir()]
     if missing:
         raise InputError(
@@ -73,7 +80,7 @@ def _places(source: Path, classes: set[str]) -> Iterator[tuple[Path, str]]:
     for wnid in sorted(classes):
         for picture in sorted((source / "train" / wnid / "images").glob("*.JPEG")):
             yield picture, f"{'val' if _held_out(picture) else 'train'}/{wnid}"
-    for line in (source / "val" / "val_annotations.txt").read_text().splitlines():
+    for line in (source / VALIDATION).read_text().splitlines():
         name, wnid, *_ = line.split("\t")
         if wnid in classes:
             yield source / "val" / "images" / name, f"val/{wnid}"
@@ -91,10 +98,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--sets", nargs="+", default=["tuning", "final"])
+    parser.add_argument(
+        "--sets", nargs="+", choices=("tuning", "final"), default=["tuning", "final"]
+    )
     chosen = parser.parse_args()
-    for name in chosen.sets:
-        print(prepare(chosen.data, name, chosen.out))
+    try:
+        for name in chosen.sets:
+            print(prepare(chosen.data, name, chosen.out))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -10,190 +10,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 
-from dskd import device, methods, run
+from dskd import run
 from dskd.compare import grid
 from dskd.compare.folder import Comparison
 from dskd.compare.live import live_table
-from dskd.compare.summary import Entry, Summary, summarize
-from dskd.errors import InputError, unknown
+from dskd.errors import InputError
 from dskd.finite import NotFinite
 from dskd.interrupt import Stopped
 from dskd.recipe import load
-from dskd.settings import Count, Settings, validate
-from dskd.yaml_text import read_yaml_file
 from evidence import figure
-from evidence.choose import LEADING, best, leading, rivals, trials_of
+from evidence.design import Study, find, stints, varied
 from evidence.expect import seconds_of
-from evidence.page import OURS, page
+from evidence.facts import commit_of_code, facts_of
+from evidence.page import page
 from evidence.prepare import prepare
 
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "docs/results"
-RECIPE = str(HERE / "resnet8.yaml")
-_OWN = ("teacher.name", "teacher.epochs", "teacher.checkpoint", "data.root")
-MACHINE = ("python", "packages", "processor", "cores", "threads", "device")
-
-
-class TrainedTeacher(Settings):
-    """A teacher, trained by labels."""
-
-    name: str | None = None
-    """None for the recipe's."""
-    epochs: Count
-    """Of its training."""
-
-
-class Further(Settings):
-    """More seeds for some of a study's methods, once all have theirs."""
-
-    seeds: Count
-    labels: list[str]
-
-
-class Study(Settings):
-    """What is compared."""
-
-    name: str
-    """Of the study, and of its page."""
-    title: str
-    """Of its page."""
-    teacher: TrainedTeacher
-    """The same for all."""
-    baseline: str
-    """The label that all others are compared with."""
-    seeds: Count
-    """0, 1, ..."""
-    groups: dict[str, list[str]]
-    """Labels by what they vary."""
-    set: str | None = None
-    """The set of the protocol; None for DATA as it is."""
-    recipe: str = RECIPE
-    """What is the same for all."""
-    further: Further | None = None
-    """Who gets more seeds."""
-    into: str | None = None
-    """The study among whose runs its own lie, so that what both have is computed once."""
-    beside: str | None = None
-    """What it does otherwise than the protocol; None where that is nothing."""
-    asks_first: bool = False
-    """Whether its page says if DSKD is better than the best of the others."""
-    changes: list[str] = Field(default_factory=list)
-    """Of the recipe."""
-    called: str | None = None
-    """By this name, with another recipe; None for its own."""
-
-    @property
-    def teacher_name(self) -> str:
-        """As given, or the recipe's."""
-        teacher = load(self.recipe).teacher
-        assert teacher is not None, "a study's recipe has a teacher"
-        return self.teacher.name or teacher.name
-
-    @property
-    def labels(self) -> list[str]:
-        """All of them, each once."""
-        return list(dict.fromkeys(label for labels in self.groups.values() for label in labels))
-
-    def folder(self, out: Path) -> Path:
-        """Of its runs."""
-        return out / (self.into or self.name)
-
-
-def find(name: str, out: Path) -> Study:
-    """A study by its name.
-
-    Args:
-        name: One of studies.yaml.
-        out: Where the studies lie that it takes labels from.
-
-    Raises:
-        InputError: There is none of this name, or one that it builds on is not finished.
-
-    Example:
-        >>> find("table", Path()).baseline
-        'kd'
-    """
-    known = read_yaml_file(HERE / "studies.yaml", "studies")
-    if name not in known:
-        raise unknown("study", name, known)
-    study = validate(Study, {"name": name, **known[name]}, f"{name}.")
-    groups = {group: expanded(labels, out) for group, labels in study.groups.items()}
-    return study.model_copy(update={"groups": groups})
-
-
-def varied(study: Study, recipe: str | None, changes: Sequence[str]) -> Study:
-    """A study with another recipe, or with changes of its own.
-
-    Args:
-        study: As `find` gives it.
-        recipe: Of another pair, which gets a page of its own; None for the study's.
-        changes: ``key=value``.
-
-    Raises:
-        InputError: One of them is not to be changed.
-    """
-    for change in changes:
-        key = change.partition("=")[0]
-        if key in _OWN:
-            raise InputError(f"{key} is the study's own; give another recipe with --recipe")
-    update: dict[str, Any] = {"changes": list(changes)}
-    if recipe is not None:
-        if study.set is not None:
-            raise InputError(f"the recipe of {study.name} is the protocol's; drop --recipe")
-        name = f"{study.name}-{Path(recipe).stem}"
-        update |= {"recipe": recipe, "name": name, "called": study.name}
-    return study.model_copy(update=update)
-
-
-def expanded(labels: Sequence[str], out: Path) -> list[str]:
-    """Labels, with what ``all``, ``<rivals>``, ``<trials>`` and ``<best>`` stand for."""
-    return [one for label in labels for one in _expanded(label, out)]
-
-
-def _expanded(label: str, out: Path) -> list[str]:
-    if label == "all":
-        return methods.names()
-    if label == "<rivals>":
-        return rivals(out / "table")
-    if label == "<trials of kd>":
-        return trials_of("kd")
-    if label == "<trials of rivals>":
-        return [trial for name in rivals(out / "table") for trial in trials_of(name)]
-    if label in ("<leading trials>", "<best>"):
-        trials = find("trials", out)
-        chosen = best if label == "<best>" else leading
-        return chosen(trials.folder(out), trials.labels, study="trials")
-    return [label]
-
-
-def stints(study: Study, out: Path) -> Iterator[tuple[list[str], int]]:
-    """Which labels are to have how many seeds, one seed more at a time."""
-    for seeds in range(1, study.seeds + 1):
-        yield study.labels, seeds
-    if study.further is not None:
-        labels = expanded(study.further.labels, out)
-        for seeds in range(study.seeds + 1, study.further.seeds + 1):
-            yield labels, seeds
-
-
-def wanted(study: Study) -> int:
-    """How many runs it has when it is finished."""
-    further = study.further
-    if further is None:
-        return study.seeds * len(study.labels)
-    several = {"<rivals>": 2, "<leading trials>": 4 * LEADING}
-    more = sum(several.get(label, 1) for label in further.labels)
-    return study.seeds * len(study.labels) + (further.seeds - study.seeds) * more
+RESULTS = Path(__file__).parents[1] / "docs/results"
+"""Where pages are written, unless elsewhere."""
 
 
 def teacher_of(study: Study, root: Path, out: Path) -> Path:
@@ -226,119 +66,6 @@ def compare(
     return comparison, json.loads((checkpoint.parent / "result.json").read_text())
 
 
-def facts_of(
-    study: Study, comparison: Comparison, teacher: Mapping[str, Any], commit: str
-) -> dict[str, Any]:
-    """What is kept of a study: everything that its page is drawn from."""
-    entries = [entry for entry in comparison.entries if entry.label in study.labels]
-    summaries = summarize(entries, comparison.pictures, baseline=study.baseline)
-    return {
-        "study": study.name,
-        "title": study.title,
-        "command": command_of(study),
-        "commit": commit,
-        "date": date.today().isoformat(),
-        "environment": machine(device.pick("auto")),
-        "set": study.set,
-        "beside": study.beside,
-        "changes": study.changes,
-        "pictures": comparison.pictures,
-        "teacher": {"name": study.teacher_name, "epochs": study.teacher.epochs}
-        | {key: teacher[key] for key in ("accuracy", "parameters")},
-        "baseline": study.baseline,
-        "runs": wanted(study),
-        "recipe": _without_places(comparison.facts["recipe"]),
-        "groups": study.groups,
-        "rows": {s.label: _row(s, f"{comparison.path.parent}/") for s in summaries},
-        "first": _first(entries, comparison.pictures) if study.asks_first else None,
-    }
-
-
-def machine(where: torch.device) -> dict[str, Any]:
-    """What numbers depend on beside the recipe; no place of the machine."""
-    told = device.environment(where)
-    return {key: told[key] for key in MACHINE}
-
-
-def command_of(study: Study) -> str:
-    """What computes it.
-
-    Example:
-        >>> command_of(find("table", Path()))
-        'python -m evidence.study table DATA OUT'
-    """
-    recipe = ["--recipe", study.recipe] if study.called else []
-    words = ["python -m evidence.study", study.called or study.name, "DATA OUT"]
-    return " ".join([*words, *recipe, *study.changes])
-
-
-def _first(entries: Sequence[Entry], pictures: int) -> dict[str, Any] | None:
-    """DSKD's best row against the best of the others, among those with the most seeds.
-
-    None where one of the two is not there.
-    """
-    most = max(len(entry.results) for entry in entries)
-    entries = [entry for entry in entries if len(entry.results) == most]
-    means = {s.label: s.last.mean for s in summarize(entries, pictures) if s.last}
-    own = [label for label in means if label.partition(":")[0] == OURS]
-    others = [label for label in means if label not in own]
-    if not own or not others:
-        return None
-    ours, second = max(own, key=means.__getitem__), max(others, key=means.__getitem__)
-    rows = {s.label: s for s in summarize(entries, pictures, baseline=ours)}
-    gap = rows[second].difference
-    if gap is None:
-        return None
-    return {
-        "label": ours,
-        "mean": means[ours],
-        "second": second,
-        "second_mean": means[second],
-        "gap": -gap.interval.mean,
-        "gap_half": gap.interval.half,
-        "p_holm": gap.p_holm,
-        "seeds": len(gap.interval.values),
-    }
-
-
-def _row(summary: Summary, out: str) -> dict[str, Any]:
-    """A label's numbers, plain; where a failed run lies is told from OUT."""
-    gap = summary.difference
-    return {
-        "weights": dict(summary.weights),
-        "seeds": list(summary.seeds),
-        "failed": {seed: why.replace(out, "OUT/") for seed, why in summary.failed.items()},
-        "accuracies": list(summary.last.values) if summary.last else [],
-        "mean": summary.last.mean if summary.last else None,
-        "half": summary.last.half if summary.last else None,
-        "best": summary.best.mean if summary.best else None,
-        "agreement": summary.agreement.mean if summary.agreement else None,
-        "sampling_error": summary.sampling_error,
-        "gap": gap.interval.mean if gap else None,
-        "gap_half": gap.interval.half if gap else None,
-        "p": gap.p if gap else None,
-        "p_holm": gap.p_holm if gap else None,
-        "parameters": summary.parameters,
-        "extra_parameters": summary.extra_parameters,
-    }
-
-
-def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    kept = json.loads(json.dumps(recipe))
-    for part, key in (("data", "root"), ("data", "cache"), ("teacher", "checkpoint")):
-        kept[part].pop(key, None)
-    return dict(kept)
-
-
-def commit_of_code() -> str:
-    """Marked where files differ from it."""
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=7"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def write(facts: Mapping[str, Any], results: Path = RESULTS) -> None:
     """Writes the numbers, their figure, and the page of both."""
     name = facts["study"]
@@ -362,9 +89,11 @@ def compute(study: Study, data: Path, out: Path, results: Path = RESULTS) -> Non
         Stopped: A signal asked for a stop; the same call goes on.
     """
     commit = commit_of_code()  # before the pages change the files
+    wanted: dict[str, int] = {}
     for labels, seeds in stints(study, out):
+        wanted |= dict.fromkeys(labels, seeds)
         comparison, teacher = compare(study, labels, seeds, data, out)
-        write(facts_of(study, comparison, teacher, commit), results)
+        write(facts_of(study, wanted, comparison, teacher, commit), results)
 
 
 def check_gpu(study: Study, data: Path) -> None:

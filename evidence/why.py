@@ -38,7 +38,8 @@ from dskd.report.similarity import similarity
 from dskd.run import make_session, make_teacher
 from dskd.rundir import RunDirectory
 from evidence import figure
-from evidence.study import RESULTS, commit_of_code, machine
+from evidence.facts import commit_of_code, machine
+from evidence.study import RESULTS
 from evidence.why_page import page
 
 LABELS = ("ce", "kd", "dskd", "dskd:feature_target=matched:beta=10")

@@ -23,9 +23,10 @@ def page(facts: Mapping[str, Any]) -> str:
     seeds = facts["seeds"]
     probed = _values(facts, lambda label, seed, stage: facts["probe"][label][seed][stage])
     last, same = (_values(facts, _cka(facts, which)) for which in ("last", "same depth"))
+    same = {label: rows[:-1] for label, rows in same.items()}  # the last ones stand in `last`
     gradient = _values(facts, _gradient(facts))
     ratio = {
-        label: [_ratios(stage, rows[-1]) for stage in rows] for label, rows in gradient.items()
+        label: [_ratios(stage, rows[-1]) for stage in rows[:-1]] for label, rows in gradient.items()
     }
     compared = _compared(facts, [probed, last, same, ratio])
     lines = [
@@ -53,8 +54,8 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         *_stage_table(facts, last, ".3f", compared[1]),
         "",
-        "And with the teacher's stage at the same relative depth, which is what matched maps are "
-        "trained for.",
+        "And of the shallow stages with the teacher's at the same relative depth, which is what "
+        "matched maps are trained for.",
         "",
         *_stage_table(facts, same, ".3f", compared[2]),
         "",
@@ -148,10 +149,8 @@ def _stage_table(
     compared: Mapping[str, Sequence[Difference]] | None = None,
 ) -> list[str]:
     """A row a method, a column a stage, and the differences of DSKD to KD."""
-    lines = [
-        f"| | {' | '.join(facts['stages'])} |",
-        f"|---|{'---:|' * len(facts['stages'])}",
-    ]
+    stages = facts["stages"][: len(values[BASELINE])]
+    lines = [f"| | {' | '.join(stages)} |", f"|---|{'---:|' * len(stages)}"]
     for label, by_stage in values.items():
         cells = (number(i.mean, i.half, form) for i in map(interval, by_stage))
         lines.append(f"| {label} | {' | '.join(cells)} |")

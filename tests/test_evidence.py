@@ -9,12 +9,15 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import evidence.study as studies
 import pytest
 import torch
-from evidence import choose, figure, why
+from evidence import choose, design, figure, why
+from evidence.design import Study
+from evidence.facts import adjust, facts_of
 from evidence.page import first, page, verdict
 from evidence.prepare import classes_of, prepare
+from evidence.prepare import main as prepare_main
+from evidence.study import RESULTS, compare, compute, main, write
 from evidence.why_page import page as why_page
 from PIL import Image
 
@@ -66,6 +69,17 @@ def test_a_set_whose_classes_are_not_there_is_refused_and_nothing_is_left(tmp_pa
     assert not (tmp_path / "sets").exists()
 
 
+def test_a_folder_that_is_not_the_published_one_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["prepare", str(tmp_path), str(tmp_path / "sets")])
+    with pytest.raises(SystemExit) as ended:
+        prepare_main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*val_annotations.txt is missing; give .* as published\n", said)
+
+
 def test_the_sets_share_no_class() -> None:
     assert len(classes_of("tuning")) == len(classes_of("final")) == 20
     assert not set(classes_of("tuning")) & set(classes_of("final"))
@@ -75,7 +89,7 @@ def test_the_sets_share_no_class() -> None:
 def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
     name: str, tmp_path: Path
 ) -> None:
-    study = studies.find(name, tmp_path)
+    study = design.find(name, tmp_path)
     changes = [f"teacher.name={study.teacher_name}", f"data.root={tmp_path}", *study.changes]
     plan = load_plan(study.recipe, changes, study.labels, tmp_path / "out", seeds=study.seeds)
     labels = [contender.label for contender in plan.contenders]
@@ -95,23 +109,23 @@ def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
 
 def test_our_defaults_are_what_the_studies_call_so() -> None:
     label = why.LABELS[-1]
-    (contender,) = contenders([label], load(studies.RECIPE, ["data.root=."]), "equal")
+    (contender,) = contenders([label], load(design.RECIPE, ["data.root=."]), "equal")
     assert contender.method.options == methods.resolve("dskd", {})
-    assert label in studies.find("mini", Path()).labels
+    assert label in design.find("mini", Path()).labels
 
 
 def test_an_unknown_study_names_the_nearest() -> None:
     with pytest.raises(InputError, match="ablation"):
-        studies.find("ablations", Path())
+        design.find("ablations", Path())
 
 
-def small(**changes: Any) -> studies.Study:
-    return studies.Study(
+def small(**changes: Any) -> Study:
+    return Study(
         **{
             "name": "small",
             "title": "A study",
             "set": "final",
-            "teacher": studies.TrainedTeacher(name="resnet8", epochs=1),
+            "teacher": design.TrainedTeacher(name="resnet8", epochs=1),
             "baseline": "kd",
             "seeds": 2,
             "groups": {"All": ["ce", "kd"]},
@@ -136,8 +150,9 @@ def rows_of(page: str) -> dict[str, int]:
 
 def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
     study, out = small(), tmp_path / "out"
-    facts = studies.facts_of(study, *studies.compare(study, ["ce", "kd"], 1, data, out), "abc")
-    studies.write(facts, tmp_path)
+    seeds = dict.fromkeys(study.labels, 1)
+    facts = facts_of(study, seeds, *compare(study, study.labels, 1, data, out), "abc")
+    write(facts, tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert "**Not finished**: 2 of 4 runs are there." in text
     assert "**Beside the protocol** (train.epochs=1, train.batch_size=8)" in text
@@ -146,13 +161,13 @@ def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(kept), "no path of this machine"
     assert page(kept) == page(facts)
     assert (tmp_path / "small.svg").read_bytes() == figure.means(kept)
-    studies.compute(study, data, out, tmp_path)
+    compute(study, data, out, tmp_path)
     assert "All 4 runs are there." in (tmp_path / "small.md").read_text()
 
 
 def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Path) -> None:
     study = small(seeds=1, groups={"All": ["kd", "fitnet:weight=1e30"]})
-    studies.compute(study, data, tmp_path / "out", tmp_path)
+    compute(study, data, tmp_path / "out", tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert "| `fitnet:weight=1e30` | failed |" in text
     assert "- `fitnet:weight=1e30`, seed 0, failed: the loss is not finite" in text
@@ -161,12 +176,12 @@ def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Pa
 
 
 def test_what_is_no_study_of_the_protocol_says_so() -> None:
-    assert studies.find("mini", Path()).beside
-    assert studies.find("table", Path()).beside is None
+    assert design.find("mini", Path()).beside
+    assert design.find("table", Path()).beside is None
 
 
 def test_committed_pages_are_what_their_numbers_draw() -> None:
-    for path in studies.RESULTS.glob("*.json"):
+    for path in RESULTS.glob("*.json"):
         facts = json.loads(path.read_text())
         if "study" in facts:
             draw = why_page if facts["study"] == "why" else page
@@ -175,9 +190,9 @@ def test_committed_pages_are_what_their_numbers_draw() -> None:
 
 
 def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
-    more = studies.Further(seeds=2, labels=["kd", "dskd"])
+    more = design.Further(seeds=2, labels=["kd", "dskd"])
     study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, further=more, asks_first=True)
-    studies.compute(study, data, tmp_path / "out", tmp_path)
+    compute(study, data, tmp_path / "out", tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert rows_of(text) == {"ce": 1, "kd": 2, "dskd": 2}
     assert "All 5 runs are there." in text
@@ -186,11 +201,40 @@ def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) ->
 
 def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    studies.compute(small(seeds=1), data, out, tmp_path)
+    compute(small(seeds=1), data, out, tmp_path)
     twin = small(name="twin", into="small", seeds=1, groups={"Its own": ["kd"]})
-    studies.compute(twin, data, out, tmp_path)
+    compute(twin, data, out, tmp_path)
     assert rows_of((tmp_path / "twin.md").read_text()) == {"kd": 1}
     assert not (out / "twin").exists()
+
+
+def test_a_study_shows_its_own_seeds_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compute(small(), data, out, tmp_path)
+    compute(small(name="twin", into="small", seeds=1), data, out, tmp_path)
+    text = (tmp_path / "twin.md").read_text()
+    assert rows_of(text) == {"ce": 1, "kd": 1}
+    assert "All 2 runs are there." in text
+
+
+def test_labels_that_say_the_same_are_one_row(tmp_path: Path) -> None:
+    best = table(crd=50, at=49)
+    finished(tmp_path / "table", best)
+    usual = choose.trials_of("crd")[2]
+    trials = design.find("trials", tmp_path).labels
+    finished(
+        tmp_path / "ablation", {label: [43.0 if label == usual else 42.0] * 3 for label in trials}
+    )
+    study = design.find("defaults", tmp_path)
+    assert study.same == {usual: "crd"}
+    assert usual not in study.labels
+    assert usual in design.find("composition", tmp_path).labels
+
+
+def test_all_comparisons_of_a_page_are_adjusted_together() -> None:
+    rows: list[dict[str, Any]] = [{"p": 0.01}, {"p": None}, {"p": 0.04}, {"p": 0.03}]
+    adjust(rows)
+    assert [row["p_holm"] for row in rows] == [pytest.approx(0.03), None, 0.06, 0.06]
 
 
 def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_path: Path) -> None:
@@ -198,7 +242,7 @@ def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_p
     words = data / "tiny-imagenet-200"
     (words / "wnids.txt").write_text("n01\nn02\n")
     (words / "words.txt").write_text("n01\tone\nn02\ttwo\n")
-    studies.compute(study, data, tmp_path / "out", tmp_path)
+    compute(study, data, tmp_path / "out", tmp_path)
     told = "Data set tiny_imagenet (train.epochs=1, train.batch_size=8): student resnet20"
     assert told in (tmp_path / "small.md").read_text()
 
@@ -208,7 +252,7 @@ def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
 ) -> None:
     out = tmp_path / "out"
     table = small(name="table", groups={"All": list(why.LABELS)})
-    studies.compute(table, data, out, tmp_path)
+    compute(table, data, out, tmp_path)
     why.main([str(out), "--results", str(tmp_path)])
     facts = json.loads((tmp_path / "why.json").read_text())
     assert facts["seeds"] == [0, 1]
@@ -252,7 +296,7 @@ def test_a_long_study_wants_a_gpu_and_says_how_long_it_would_take(
     pair = ["--recipe", "tiny_imagenet/resnet56-resnet20-32"]
     arguments = ["tiny", str(data), str(tmp_path / "out"), *pair, "train.batch_size=4"]
     with pytest.raises(SystemExit) as ended:
-        studies.main(arguments)
+        main(arguments)
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert re.fullmatch(
@@ -262,14 +306,14 @@ def test_a_long_study_wants_a_gpu_and_says_how_long_it_would_take(
 
 
 def test_what_a_study_is_made_of_is_not_changed_by_the_way() -> None:
-    study = studies.find("ablation", Path())
+    study = design.find("ablation", Path())
     with pytest.raises(InputError, match=r"teacher.name is the study's own"):
-        studies.varied(study, None, ["teacher.name=resnet20"])
+        design.varied(study, None, ["teacher.name=resnet20"])
     with pytest.raises(InputError, match="the recipe of ablation is the protocol's"):
-        studies.varied(study, "digits", [])
-    tiny = studies.find("tiny", Path())
+        design.varied(study, "digits", [])
+    tiny = design.find("tiny", Path())
     assert tiny.teacher_name == "resnet32x4"
-    assert studies.varied(tiny, "tiny_imagenet/vgg13-MobileNetV2", []).teacher_name == "vgg13"
+    assert design.varied(tiny, "tiny_imagenet/vgg13-MobileNetV2", []).teacher_name == "vgg13"
 
 
 def finished(folder: Path, accuracies: Mapping[str, Sequence[float]]) -> None:
@@ -302,7 +346,7 @@ def test_the_rivals_are_the_best_two_of_the_table_beside_those_that_are_always_t
 ) -> None:
     finished(tmp_path / "table", table(ce=50, kd=49, dskd=48, crd=47, at=46, sp=45))
     assert choose.rivals(tmp_path / "table") == ["crd", "at"]
-    assert studies.find("pair", tmp_path).labels == [
+    assert design.find("pair", tmp_path).labels == [
         "ce",
         "kd",
         "dskd",
@@ -310,29 +354,33 @@ def test_the_rivals_are_the_best_two_of_the_table_beside_those_that_are_always_t
         "at",
         why.LABELS[-1],
     ]
-    trials = studies.find("trials", tmp_path).labels
+    trials = design.find("trials", tmp_path).labels
     assert len(trials) == 4 * 8
     finished(tmp_path / "ablation", {label: [42.0 + len(label) / 100] for label in trials})
-    leading = studies.expanded(["<leading trials>"], tmp_path)
-    assert 2 * len(leading) == studies.wanted(studies.find("trials", tmp_path)) - len(trials)
+    leading = design.expanded(["<leading trials>"], tmp_path)
+    assert 2 * len(leading) == design.wanted(design.find("trials", tmp_path)) - len(trials)
     with pytest.raises(InputError, match=r"is not finished in .*ablation; run the study trials"):
-        studies.find("composition", tmp_path)
+        design.find("composition", tmp_path)
     rmtree(tmp_path / "ablation")
     seeds = {label: 3 if label in leading else 1 for label in trials}
     finished(
         tmp_path / "ablation",
         {label: [42.0 + len(label) / 100] * seeds[label] for label in trials},
     )
-    best = studies.find("composition", tmp_path).labels
+    best = design.find("composition", tmp_path).labels
     assert [label.partition(":")[0] for label in best] == ["kd", "kd", "dskd", "crd", "at"]
-    assert {*best, *why.LABELS, "crd", "at"} == {*studies.find("defaults", tmp_path).labels}
+    defaults = design.find("defaults", tmp_path)
+    others = {"crd", "at", "fitnet:weight=10"}
+    assert {*best, *why.LABELS, *others} == {*defaults.labels, *defaults.same}
     assert max((t for t in trials if t.startswith("dskd")), key=len) in best
 
 
 def test_rivals_wait_for_the_table(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not finished .*; run the study table"):
+        design.find("pair", tmp_path)
     finished(tmp_path / "table", table() | {"at": [40.0, 41.0]})
     with pytest.raises(InputError, match=r"at is not finished .*; run the study table"):
-        studies.find("pair", tmp_path)
+        design.find("pair", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["kd", *(n for n in methods.names() if n not in choose.FIXED)])
@@ -343,7 +391,7 @@ def test_every_rival_would_have_eight_trials_that_exist(name: str) -> None:
 
 
 def row(**changes: Any) -> dict[str, Any]:
-    return {"gap": 1.0, "gap_half": 0.5, "p_holm": 0.01} | changes
+    return {"gap": 1.0, "gap_half": 0.5, "p": 0.01, "p_holm": 0.01} | changes
 
 
 def test_better_needs_an_interval_without_zero_and_a_small_adjusted_p() -> None:
