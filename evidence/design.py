@@ -83,6 +83,11 @@ class Study(Settings):
         """All of them, each once."""
         return list(dict.fromkeys(label for labels in self.groups.values() for label in labels))
 
+    @property
+    def most(self) -> int:
+        """Seeds that a label may have."""
+        return self.further.seeds if self.further else self.seeds
+
     def folder(self, out: Path) -> Path:
         """Of its runs."""
         return out / (self.into or self.name)

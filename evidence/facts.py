@@ -33,15 +33,13 @@ def facts_of(
 
     Args:
         study: What is compared.
-        seeds: Of each label, how many it has had to have so far; the folder of runs that it shares
-            with other studies may hold more.
+        seeds: Of each label, how many it has had to have so far; where other studies share the
+            folder of its runs, there may be more.
         comparison: The runs.
         teacher: What it came to.
         commit: Of the code.
     """
-    entries = [
-        _of(entry, seeds[entry.label]) for entry in comparison.entries if entry.label in seeds
-    ]
+    entries = [_of(entry, study.most) for entry in comparison.entries if entry.label in seeds]
     summaries = summarize(entries, comparison.pictures, baseline=study.baseline)
     rows = {s.label: _row(s, f"{comparison.path.parent}/") for s in summaries}
     question = first(entries, comparison.pictures) if study.asks_first else None
@@ -61,6 +59,10 @@ def facts_of(
         | {key: teacher[key] for key in ("accuracy", "parameters")},
         "baseline": study.baseline,
         "runs": wanted(study),
+        "done": sum(
+            min(len(entry.results) + len(entry.failed), seeds[entry.label]) for entry in entries
+        ),
+        "hours": round(sum(map(_seconds, entries)) / 3600, 1),
         "recipe": _without_places(comparison.facts["recipe"]),
         "groups": study.groups,
         "same": study.same,
@@ -74,6 +76,11 @@ def _of(entry: Entry, seeds: int) -> Entry:
     results = {seed: result for seed, result in entry.results.items() if seed < seeds}
     failed = {seed: why for seed, why in entry.failed.items() if seed < seeds}
     return replace(entry, results=results, failed=failed)
+
+
+def _seconds(entry: Entry) -> float:
+    """Of training, all seeds."""
+    return sum(float(result["seconds"]) for result in entry.results.values())
 
 
 def adjust(compared: Sequence[dict[str, Any]]) -> None:

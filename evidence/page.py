@@ -37,7 +37,7 @@ def first(facts: Mapping[str, Any], added: bool = False) -> str:
         added: Whether the page is not the protocol's, which alone says what is first.
     """
     known = facts["p_holm"] is not None
-    p = f", p = {p_text(facts['p'])}, {p_text(facts['p_holm'])} by Holm" if known else ""
+    p = f", p {p_text(facts['p'])} alone, {p_text(facts['p_holm'])} by Holm" if known else ""
     said = (
         f"`{facts['label']}` has {facts['mean']:.2f} %, the best other method, "
         f"`{facts['second']}`, {facts['second_mean']:.2f} %; the difference at the same "
@@ -61,18 +61,18 @@ def over(facts: Mapping[str, Any]) -> str:
 
 def _how(facts: Mapping[str, Any]) -> list[str]:
     teacher, train = facts["teacher"], facts["recipe"]["train"]
-    done = sum(len(row["seeds"]) + len(row["failed"]) for row in facts["rows"].values())
+    done, runs = facts["done"], facts["runs"]
     state = (
-        f"All {facts['runs']} runs are there."
-        if done >= facts["runs"]
-        else f"**Not finished**: {done} of {facts['runs']} runs are there."
+        f"All {runs} runs are there."
+        if done == runs
+        else f"**Not finished**: {done} of {runs} runs are there."
     )
     return [
         f"{_rules(facts)}: student "
         f"{facts['recipe']['student']['name']}, teacher {teacher['name']} "
         f"({teacher['accuracy']:.1f} % after {teacher['epochs']} epochs), {train['epochs']} "
         f"epochs, accuracy on {facts['pictures']:,} test pictures after the last one."
-        f"{_ours(facts)} {state}",
+        f"{_ours(facts)} {state} Training these students took {facts['hours']:.1f} hours.",
         "",
         f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}",
     ]
