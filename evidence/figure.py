@@ -10,8 +10,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dskd.compare.statistics import interval
+from dskd.compare.statistics import Interval, paired
 from evidence.page import OURS
+from evidence.why_page import BASELINE, measured
 
 _COLORS = {"ce": "#7f7f7f", "kd": "#1f5fa8", OURS: "#c0392b"}
 _OTHER = "#444444"
@@ -42,24 +43,30 @@ def means(facts: Mapping[str, Any]) -> bytes:
 
 
 def stages(facts: Mapping[str, Any]) -> bytes:
-    """What the stages of students know and are like, as SVG.
+    """What the stages of students know and are like, each student less kd's, as SVG.
 
     Args:
         facts: As ``evidence.why`` writes them.
     """
-    figure = Figure(figsize=(7.5, 2.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for label in facts["probe"]:
-        seeds = [str(seed) for seed in facts["seeds"]]
-        known = [facts["probe"][label][seed] for seed in seeds]
-        alike = [facts["similarity"][label][seed]["last"] for seed in seeds]
-        _lines(left, label, known)
-        _lines(right, label, alike)
-    for axes, title in ((left, "linear probe, test accuracy, %"), (right, "CKA, teacher's last")):
-        axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(len(facts["stages"])), facts["stages"])
-        axes.margins(x=0.12)
-    left.legend(fontsize=8)
+    found = measured(facts)
+    panels = {
+        "linear probe, points over kd": found.probe,
+        "CKA with teacher's last, over kd": found.last,
+        "gradient / last stage's, over kd": found.ratio,
+    }
+    figure = Figure(figsize=(7.5, 3.0), layout="constrained")
+    for axes, (title, values) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        others = [label for label in values if label != BASELINE]
+        for place, label in enumerate(others):
+            gaps = [paired(*pair) for pair in zip(values[label], values[BASELINE], strict=True)]
+            _points(axes, label, [gap.interval for gap in gaps], 0.12 * (place - 1))
+        axes.axhline(0, color=_COLORS[BASELINE], linewidth=1)
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks(range(len(values[BASELINE])), facts["stages"][: len(values[BASELINE])])
+        axes.margins(x=0.2)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
+    )
     return _svg(figure)
 
 
@@ -73,19 +80,17 @@ def color_of(label: str) -> str:
     return _COLORS.get(label.partition(":")[0], _OTHER)
 
 
-def _lines(axes: Axes, label: str, seeds: Sequence[Sequence[float]]) -> None:
+def _points(axes: Axes, label: str, found: Sequence[Interval], aside: float) -> None:
     """A method's mean over seeds at every stage, with 95 % intervals."""
-    found = [interval(values) for values in zip(*seeds, strict=True)]
-    middle = [one.mean for one in found]
-    half = [one.half or 0.0 for one in found]
     axes.errorbar(
-        range(len(found)),
-        middle,
-        yerr=half,
+        [stage + aside for stage in range(len(found))],
+        [one.mean for one in found],
+        yerr=[one.half or 0.0 for one in found],
         color=color_of(label),
+        markerfacecolor="white" if ":" in label else None,
         label=label,
         capsize=3,
-        fmt="o--" if ":" in label else "o-",
+        fmt="o",
     )
 
 

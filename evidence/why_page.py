@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from dskd.compare.statistics import Difference, holm, interval, paired
 from evidence.page import machine_line, number, p_text
@@ -14,6 +14,43 @@ _SHOWN = (1, 2, 5, 10, 15, 20)
 """Epochs of the table over time."""
 
 
+Value = Callable[[str, str, int], float]
+"""Of a label, a seed and a stage."""
+Values = dict[str, list[list[float]]]
+"""Of every label, of every stage, one a seed."""
+
+
+class Measured(NamedTuple):
+    """What the page and its figure show."""
+
+    probe: Values
+    """Test accuracy of a linear classifier, in percent."""
+    last: Values
+    """CKA with the teacher's last stage."""
+    same: Values
+    """CKA with the teacher's stage at the same depth, of the shallow stages."""
+    gradient: Values
+    """Norm of the gradient, the mean over the first epochs."""
+    ratio: Values
+    """The same over the last stage's, of the shallow stages."""
+
+
+def measured(facts: Mapping[str, Any]) -> Measured:
+    """From what ``evidence.why`` writes."""
+    same = _values(facts, _cka(facts, "same depth"))
+    gradient = _values(facts, _gradient(facts))
+    return Measured(
+        probe=_values(facts, lambda label, seed, stage: facts["probe"][label][seed][stage]),
+        last=_values(facts, _cka(facts, "last")),
+        same={label: rows[:-1] for label, rows in same.items()},
+        gradient=gradient,
+        ratio={
+            label: [_ratios(stage, rows[-1]) for stage in rows[:-1]]
+            for label, rows in gradient.items()
+        },
+    )
+
+
 def page(facts: Mapping[str, Any]) -> str:
     """Markdown.
 
@@ -21,14 +58,8 @@ def page(facts: Mapping[str, Any]) -> str:
         facts: As ``evidence.why`` writes them.
     """
     seeds = facts["seeds"]
-    probed = _values(facts, lambda label, seed, stage: facts["probe"][label][seed][stage])
-    last, same = (_values(facts, _cka(facts, which)) for which in ("last", "same depth"))
-    same = {label: rows[:-1] for label, rows in same.items()}  # the last ones stand in `last`
-    gradient = _values(facts, _gradient(facts))
-    ratio = {
-        label: [_ratios(stage, rows[-1]) for stage in rows[:-1]] for label, rows in gradient.items()
-    }
-    compared = _compared(facts, [probed, last, same, ratio])
+    found = measured(facts)
+    compared = _compared(facts, [found.probe, found.last, found.same, found.ratio])
     lines = [
         "# Why: what deep supervision does to the shallow stages",
         "",
@@ -39,36 +70,36 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         f"[why.json](why.json): {machine_line(facts)}",
         "",
-        "![What each stage knows, and how alike it is to the teacher](why.svg)",
+        "![What each stage knows, how alike it is to the teacher, its gradient](why.svg)",
         "",
         "## How much each stage knows",
         "",
         "Test accuracy, in percent, of a linear classifier (logistic regression) on each stage's "
         "average-pooled map, trained on the training pictures after the student was.",
         "",
-        *_stage_table(facts, probed, ".2f", compared[0]),
+        *_stage_table(facts, found.probe, ".2f", compared[0]),
         "",
         "## How alike each stage is to the teacher",
         "",
         "Linear CKA on 512 test pictures, from 0 to 1, with the teacher's last stage.",
         "",
-        *_stage_table(facts, last, ".3f", compared[1]),
+        *_stage_table(facts, found.last, ".3f", compared[1]),
         "",
         "And of the shallow stages with the teacher's at the same relative depth, which is what "
         "matched maps are trained for.",
         "",
-        *_stage_table(facts, same, ".3f", compared[2]),
+        *_stage_table(facts, found.same, ".3f", compared[2]),
         "",
         "## How strong the gradient is",
         "",
         "Norm of the whole objective's gradient in a stage's parameters, the mean over all steps "
         f"of the first {_first_epochs(facts)} epochs.",
         "",
-        *_stage_table(facts, gradient, ".3f"),
+        *_stage_table(facts, found.gradient, ".3f"),
         "",
         "A larger loss has larger gradients everywhere; so here it is divided by the last stage's.",
         "",
-        *_stage_table(facts, ratio, ".3f", compared[3]),
+        *_stage_table(facts, found.ratio, ".3f", compared[3]),
         "",
         "## DSKD's branches over time",
         "",
@@ -81,12 +112,6 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-Value = Callable[[str, str, int], float]
-"""Of a label, a seed and a stage."""
-Values = dict[str, list[list[float]]]
-"""Of every label, of every stage, one a seed."""
 
 
 def _cka(facts: Mapping[str, Any], which: str) -> Value:

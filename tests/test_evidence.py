@@ -197,6 +197,7 @@ def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) ->
     assert rows_of(text) == {"ce": 1, "kd": 2, "dskd": 2}
     assert "All 5 runs are there." in text
     assert "The protocol asks this of 5 seeds." in text
+    assert re.search(r"over each of the others, adjusted for nothing: `kd` [+-]\d", text)
 
 
 def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
