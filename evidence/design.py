@@ -159,7 +159,7 @@ def varied(study: Study, recipe: str | None, changes: Sequence[str]) -> Study:
 
 
 def expanded(labels: Sequence[str], out: Path) -> list[str]:
-    """Labels, with what ``all``, ``<rivals>``, ``<trials>`` and ``<best>`` stand for."""
+    """Labels, with what ``all`` and those in <> stand for."""
     return [one for label in labels for one in _expanded(label, out)]
 
 

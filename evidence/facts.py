@@ -43,7 +43,7 @@ def facts_of(
     summaries = summarize(entries, comparison.pictures, baseline=study.baseline)
     rows = {s.label: _row(s, f"{comparison.path.parent}/") for s in summaries}
     question = first(entries, comparison.pictures) if study.asks_first else None
-    adjust([*rows.values(), *([question] if question else [])])
+    adjust(rows, question, study.baseline)
     return {
         "study": study.name,
         "title": study.title,
@@ -83,12 +83,17 @@ def _seconds(entry: Entry) -> float:
     return sum(float(result["seconds"]) for result in entry.results.values())
 
 
-def adjust(compared: Sequence[dict[str, Any]]) -> None:
+def adjust(
+    rows: Mapping[str, dict[str, Any]], question: dict[str, Any] | None, baseline: str
+) -> None:
     """Adds ``p_holm`` to all comparisons of a page: their p-values, adjusted for their number."""
-    tested = [facts["p"] for facts in compared if facts["p"] is not None]
-    adjusted = iter(holm(tested))
+    asked = [] if question is None or question["second"] == baseline else [question]
+    compared = [*rows.values(), *asked]
+    adjusted = iter(holm([facts["p"] for facts in compared if facts["p"] is not None]))
     for facts in compared:
         facts["p_holm"] = None if facts["p"] is None else next(adjusted)
+    if question is not None and not asked:  # a row has this comparison
+        question["p_holm"] = rows[question["label"]]["p_holm"]
 
 
 def machine(where: torch.device) -> dict[str, Any]:

@@ -233,9 +233,18 @@ def test_labels_that_say_the_same_are_one_row(tmp_path: Path) -> None:
 
 
 def test_all_comparisons_of_a_page_are_adjusted_together() -> None:
-    rows: list[dict[str, Any]] = [{"p": 0.01}, {"p": None}, {"p": 0.04}, {"p": 0.03}]
-    adjust(rows)
-    assert [row["p_holm"] for row in rows] == [pytest.approx(0.03), None, 0.06, 0.06]
+    rows: dict[str, dict[str, Any]] = {"dskd": {"p": 0.01}, "kd": {"p": None}, "at": {"p": 0.04}}
+    question: dict[str, Any] = {"p": 0.03, "label": "dskd", "second": "at"}
+    adjust(rows, question, "kd")
+    assert [row["p_holm"] for row in rows.values()] == [pytest.approx(0.03), None, 0.06]
+    assert question["p_holm"] == 0.06
+
+
+def test_a_comparison_that_a_row_has_counts_once() -> None:
+    rows: dict[str, dict[str, Any]] = {"dskd": {"p": 0.01}, "kd": {"p": None}, "at": {"p": 0.04}}
+    question: dict[str, Any] = {"p": 0.01, "label": "dskd", "second": "kd"}
+    adjust(rows, question, "kd")
+    assert question["p_holm"] == rows["dskd"]["p_holm"] == 0.02
 
 
 def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_path: Path) -> None:
