@@ -58,6 +58,8 @@ def measure(table: Path) -> dict[str, Any]:
     Raises:
         InputError: No seed of all `LABELS` is finished there.
     """
+    if not table.is_dir():
+        raise InputError(f"{table} is missing; run the studies table and defaults")
     comparison = read_comparison(table)
     there = [{*entry.results} for entry in comparison.entries if entry.label in LABELS]
     seeds = sorted(set.intersection(*there)) if len(there) == len(LABELS) else []

@@ -280,6 +280,9 @@ def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
 
 
 def test_the_reasons_wait_for_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        why.main([str(tmp_path)])
+    assert "table is missing; run the studies table and defaults" in capsys.readouterr().err
     finished(tmp_path / "table", {"ce": [40.0], "kd": [41.0]})
     with pytest.raises(SystemExit):
         why.main([str(tmp_path)])
