@@ -89,9 +89,8 @@ def adjust(
     """Adds ``p_holm`` to all comparisons of a page: their p-values, adjusted for their number."""
     asked = [] if question is None or question["second"] == baseline else [question]
     compared = [*rows.values(), *asked]
-    adjusted = iter(holm([facts["p"] for facts in compared if facts["p"] is not None]))
-    for facts in compared:
-        facts["p_holm"] = None if facts["p"] is None else next(adjusted)
+    for facts, p_holm in zip(compared, holm([facts["p"] for facts in compared]), strict=True):
+        facts["p_holm"] = p_holm
     if question is not None and not asked:  # a row has this comparison
         question["p_holm"] = rows[question["label"]]["p_holm"]
 

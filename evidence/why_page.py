@@ -154,13 +154,11 @@ def _compared(
         }
         for table in tables
     ]
-    tested = [
-        gap.p for rows in found for gaps in rows.values() for gap in gaps if gap.p is not None
-    ]
-    adjusted = iter(holm(tested))
+    every = [gap for rows in found for gaps in rows.values() for gap in gaps]
+    adjusted = iter(holm([gap.p for gap in every]))
     return [
         {
-            label: [gap if gap.p is None else replace(gap, p_holm=next(adjusted)) for gap in gaps]
+            label: [replace(gap, p_holm=next(adjusted)) for gap in gaps]
             for label, gaps in rows.items()
         }
         for rows in found

@@ -48,6 +48,10 @@ def test_holm_keeps_the_order_and_never_passes_one() -> None:
     assert holm([]) == []
 
 
+def test_holm_leaves_what_was_not_tested_out() -> None:
+    assert holm([0.01, None, 0.04]) == [0.02, None, 0.04]
+
+
 def test_relative_improvement_needs_a_baseline_that_gains() -> None:
     assert relative_improvement(75.0, 73.0, 72.0) == 200.0
     assert relative_improvement(72.5, 73.0, 72.0) == -50.0

@@ -87,19 +87,23 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     return Difference(interval(differences), p)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """P-values adjusted for their number: the chance of any false finding stays below the level.
 
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979.
+
+    Args:
+        p_values: None for what was not tested, which does not count and stays None.
 
     Example:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
         [0.03, 0.06, 0.06]
     """
-    adjusted = [0.0] * len(p_values)
+    adjusted: list[float | None] = [None] * len(p_values)
+    tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    for rank, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
         adjusted[index] = largest
     return adjusted
 

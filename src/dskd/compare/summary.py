@@ -92,13 +92,10 @@ def summarize(entries: Sequence[Entry], pictures: int, baseline: str = BASELINE)
     by_label = {entry.label: entry for entry in entries}
     against, student = by_label.get(baseline), by_label.get(STUDENT)
     summaries = [_summary(entry, against, student, pictures) for entry in entries]
-    tested = [s.difference.p for s in summaries if s.difference and s.difference.p is not None]
-    adjusted = iter(holm(tested))
+    adjusted = holm([s.difference.p if s.difference else None for s in summaries])
     return [
-        replace(s, difference=replace(s.difference, p_holm=next(adjusted)))
-        if s.difference and s.difference.p is not None
-        else s
-        for s in summaries
+        replace(s, difference=replace(s.difference, p_holm=p_holm)) if s.difference else s
+        for s, p_holm in zip(summaries, adjusted, strict=True)
     ]
 
 
