@@ -35,9 +35,9 @@ from speed_tables import (
 )
 from turns import take_turns
 
-from dskd import device
 from dskd.data import Dataset
 from dskd.errors import InputError
+from dskd.runtime import device
 
 ROOT = Path(__file__).parents[1]
 LATEST = ROOT / "benchmarks/latest.json"

@@ -21,9 +21,10 @@ from bench import commit
 from results import Result
 from speed_tables import hardware_line
 
-from dskd import api, device
+from dskd import api
 from dskd.compare.statistics import interval, paired
 from dskd.errors import InputError
+from dskd.runtime import device
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
 TEACHER, STUDENT = "resnet20", "resnet8"

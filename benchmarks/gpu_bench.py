@@ -14,18 +14,18 @@ from typing import Any, TypeVar
 import torch
 from method_cost import noise
 
-from dskd import compiling
-from dskd import device as devices
-from dskd.answers import Answers
-from dskd.build import Given, build_model
-from dskd.data.resident import ResidentData
-from dskd.graph import CudaRecorder, Recorder
+from dskd.config.recipe import Recipe, load
+from dskd.data.loader import ResidentData
+from dskd.engine.build import Given, build_model
+from dskd.engine.cuda_graph import CudaRecorder, Recorder
+from dskd.engine.run import make_answers, make_method, make_session, make_teacher
+from dskd.engine.trainer import Trainer
+from dskd.engine.training_run import Session
 from dskd.models.zoo import build
-from dskd.recipe import Recipe, load
-from dskd.run import make_answers, make_method, make_session, make_teacher
-from dskd.rundir import RunDirectory
-from dskd.session import Session
-from dskd.train import Trainer
+from dskd.runtime import compile as compiling
+from dskd.runtime import device as devices
+from dskd.storage.run_directory import RunDirectory
+from dskd.teacher.outputs import Answers
 
 PAIR = "cifar100/resnet32x4-resnet8x4"
 R = TypeVar("R")
@@ -36,11 +36,11 @@ class Calls:
     """Stands for a recorder where there is no GPU: recorded work is called anew."""
 
     def run(self, work: Callable[[], R]) -> R:
-        """See `dskd.graph.Recorder`."""
+        """See `dskd.engine.cuda_graph.Recorder`."""
         return work()
 
     def record(self, work: Callable[[], R]) -> Callable[[], R]:
-        """See `dskd.graph.Recorder`."""
+        """See `dskd.engine.cuda_graph.Recorder`."""
         return work
 
 

@@ -15,11 +15,11 @@ from method_cost import noise
 import dskd
 from dskd import methods
 from dskd.data import Dataset
-from dskd.data.plan import draw_plan
-from dskd.finite import NotFinite
-from dskd.interrupt import Stopped
+from dskd.data.epoch_plan import draw_plan
+from dskd.engine.trainer import Trainer
 from dskd.models.zoo import build
-from dskd.train import Trainer
+from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.signals import Stopped
 
 
 def every_method(bench: Bench) -> Found:

@@ -17,8 +17,8 @@ from method_cost import noise
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dskd.answers import SharedTeacher, Tally
 from dskd.models.zoo import build
+from dskd.teacher.outputs import SharedTeacher, Tally
 
 BATCH = 64
 EPOCHS = 240

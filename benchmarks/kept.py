@@ -12,10 +12,10 @@ from results import Result
 from rows import Row, recipe_of
 from turns import Training
 
-from dskd.answers import Tally
-from dskd.kept import KeptAnswers
-from dskd.recipe import Recipe
-from dskd.train import Trainer
+from dskd.config.recipe import Recipe
+from dskd.engine.trainer import Trainer
+from dskd.teacher.cache import KeptAnswers
+from dskd.teacher.outputs import Tally
 
 KEPT = {"kd": "logits", "dskd": "bank"}
 """What is kept for which method: the logits of all views, or all that it reads of some."""

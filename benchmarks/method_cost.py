@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from turns import Step, Training, take_turns
 
-from dskd import device, methods
-from dskd.build import Given, build_model
-from dskd.compiling import compile_in_place
+from dskd import methods
+from dskd.config.recipe import Recipe, load
 from dskd.data import Dataset, Split
-from dskd.data.resident import ResidentData
-from dskd.models.teacher import Teacher
+from dskd.data.loader import ResidentData
+from dskd.engine.build import Given, build_model
+from dskd.engine.run import make_answers, make_method, make_teacher, make_trainer
+from dskd.engine.trainer import Trainer
 from dskd.models.zoo import build
-from dskd.recipe import Recipe, load
-from dskd.run import make_answers, make_method, make_teacher, make_trainer
-from dskd.train import Trainer
+from dskd.runtime import device
+from dskd.runtime.compile import compile_in_place
+from dskd.teacher.frozen import Teacher
 
 OUT = Path(__file__).parents[1] / "docs/methods/cost.json"
 RECIPE = "cifar100/resnet32x4-resnet8x4"

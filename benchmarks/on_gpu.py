@@ -29,8 +29,8 @@ import gpu_measures as measures
 import torch
 from gpu_bench import Bench, Found
 
-from dskd import device as devices
-from dskd.disk import replace_file
+from dskd.runtime import device as devices
+from dskd.storage.atomic import replace_file
 
 OUT = Path(__file__).parents[1] / "docs/results/gpu.json"
 

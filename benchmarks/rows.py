@@ -12,10 +12,10 @@ from method_cost import noise, trainer_of
 from reference import Pictures, ReferenceStep, ReferenceTraining, transforms
 from turns import CountedSteps, Training
 
+from dskd.config.recipe import Recipe, load
 from dskd.data import Dataset
-from dskd.device import Precision
 from dskd.models.zoo import build
-from dskd.recipe import Recipe, load
+from dskd.runtime.device import Precision
 
 METHODS = ("ce", "kd", "dskd", "at", "crd", "reviewkd")
 """The student alone, KD, DSKD and three methods that read features: by maps, by contrast against

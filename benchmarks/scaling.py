@@ -27,20 +27,20 @@ from rows import recipe_of
 from speed_tables import hardware_line, scaling_tables
 from turns import Steps, Times, Training, take_turns
 
-from dskd import device
-from dskd.answers import Answers, SharedTeacher
-from dskd.build import Given
-from dskd.compare.cohort import Student
+from dskd.compare.lockstep import Student
+from dskd.config.recipe import Recipe
 from dskd.data import Dataset
+from dskd.data.archives import FolderFiles
 from dskd.data.cache import cached
-from dskd.data.files import FolderFiles
-from dskd.data.plan import draw_plan
-from dskd.data.resident import Resident, ResidentData
-from dskd.kept import KeptAnswers
-from dskd.recipe import Recipe
-from dskd.run import make_session
-from dskd.rundir import RunDirectory
-from dskd.train import Trainer
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Resident, ResidentData
+from dskd.engine.build import Given
+from dskd.engine.run import make_session
+from dskd.engine.trainer import Trainer
+from dskd.runtime import device
+from dskd.storage.run_directory import RunDirectory
+from dskd.teacher.cache import KeptAnswers
+from dskd.teacher.outputs import Answers, SharedTeacher
 
 CPU = torch.device("cpu")
 STAGES_PAIR = "vgg13-vgg8"

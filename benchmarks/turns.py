@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from machine import multiply_adds
 
-from dskd.train import Trainer
+from dskd.engine.trainer import Trainer
 
 FEWEST = 3
 """Rounds that are taken in any case."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from write_settings import arguments, table
 
 from dskd import losses, methods
-from dskd.compare.entries import weights_of
+from dskd.compare.variants import weights_of
 from dskd.methods.base import Method
 from dskd.settings import signature_settings
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dskd import methods
-from dskd.recipe import DataSettings, ModelSettings, Recipe, TeacherSettings, TrainSettings
+from dskd.config.recipe import DataSettings, ModelSettings, Recipe, TeacherSettings, TrainSettings
 from dskd.settings import signature_settings
 
 PAGE = Path(__file__).with_name("settings.md")

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean
 
 from dskd import methods
-from dskd.compare.entries import weights_of
-from dskd.compare.folder import read_comparison
+from dskd.compare.reader import read_comparison
+from dskd.compare.variants import weights_of
 from dskd.errors import InputError
 
 FIXED = ("ce", "kd", "dskd")

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import Field
 
 from dskd import methods
-from dskd.compare.entries import contenders
+from dskd.compare.variants import contenders
+from dskd.config.recipe import load
 from dskd.errors import InputError, unknown
-from dskd.recipe import load
 from dskd.settings import Count, Settings, validate
-from dskd.yaml_text import read_yaml_file
+from dskd.storage.yaml_file import read_yaml_file
 from evidence.choose import LEADING, RIVALS, best, leading, rivals, trials_of
 
 HERE = Path(__file__).parent

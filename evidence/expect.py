@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from dskd.build import Given, build_model, load_data
-from dskd.compare.entries import contenders
-from dskd.data.resident import ResidentData
-from dskd.models.teacher import Teacher
-from dskd.recipe import Recipe
-from dskd.run import make_answers, make_method, make_teacher, make_trainer, teacher_recipe
-from dskd.train import Trainer
+from dskd.compare.variants import contenders
+from dskd.config.recipe import Recipe
+from dskd.data.loader import ResidentData
+from dskd.engine.build import Given, build_model, load_data
+from dskd.engine.run import make_answers, make_method, make_teacher, make_trainer, teacher_recipe
+from dskd.engine.trainer import Trainer
+from dskd.teacher.frozen import Teacher
 
 STEPS = 3
 """That are timed, after one that is not."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from dskd import device
-from dskd.compare.folder import Comparison
+from dskd.compare.reader import Comparison
 from dskd.compare.statistics import holm
 from dskd.compare.summary import Entry, Summary, summarize
+from dskd.runtime import device
 from evidence.design import Study, wanted
 from evidence.page import OURS
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dskd.errors import InputError, brief
-from dskd.yaml_text import read_yaml_file
+from dskd.storage.yaml_file import read_yaml_file
 
 SETS = Path(__file__).with_name("sets.yaml")
 VALIDATION = "val/val_annotations.txt"

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from dskd import run
 from dskd.compare import grid
-from dskd.compare.folder import Comparison
-from dskd.compare.live import live_table
+from dskd.compare.progress import live_table
+from dskd.compare.reader import Comparison
+from dskd.config.recipe import load
+from dskd.engine import run
 from dskd.errors import InputError
-from dskd.finite import NotFinite
-from dskd.interrupt import Stopped
-from dskd.recipe import load
+from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.signals import Stopped
 from evidence import figure
 from evidence.design import Study, find, stints, varied
 from evidence.expect import seconds_of

@@ -22,21 +22,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from dskd.answers import Answers
-from dskd.build import Given, load_data
-from dskd.compare.entries import folder_of
-from dskd.compare.folder import Comparison, read_comparison
+from dskd.compare.reader import Comparison, read_comparison
+from dskd.compare.variants import folder_of
+from dskd.config.recipe import Recipe, resolve
 from dskd.data import Dataset, Split
-from dskd.data.resident import ResidentData
+from dskd.data.loader import ResidentData
+from dskd.engine.build import Given, load_data
+from dskd.engine.run import make_session, make_teacher
 from dskd.errors import InputError
 from dskd.methods.base import at_same_depth
-from dskd.models.net import StagedNet
-from dskd.models.stages import StagedModel
-from dskd.recipe import Recipe, resolve
-from dskd.report.pair import load_student, load_teacher
-from dskd.report.similarity import similarity
-from dskd.run import make_session, make_teacher
-from dskd.rundir import RunDirectory
+from dskd.models.staged_model import StagedModel
+from dskd.models.staged_net import StagedNet
+from dskd.report.cka import similarity
+from dskd.report.load_models import load_student, load_teacher
+from dskd.storage.run_directory import RunDirectory
+from dskd.teacher.outputs import Answers
 from evidence import figure
 from evidence.facts import commit_of_code, machine
 from evidence.study import RESULTS

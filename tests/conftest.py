@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from dskd.data import Dataset, Split
+from dskd.engine.trainer import Trainer
 from dskd.methods.base import Pair
 from dskd.models.spec import describe
-from dskd.models.stages import StagedModel
-from dskd.models.teacher import Teacher
+from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build
-from dskd.train import Trainer
+from dskd.teacher.frozen import Teacher
 
 # Pictures and networks are small here: a second thread costs more than it does.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start

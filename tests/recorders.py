@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dskd.optimizer import OptimizerName, on_device
+from dskd.engine.optimizer import OptimizerName, on_device
 
 R = TypeVar("R")
 

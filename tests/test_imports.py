@@ -85,6 +85,6 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 def test_the_core_imports_without_torchvision_and_timm() -> None:
     code = (
         "import sys; sys.modules['timm'] = None; sys.modules['torchvision'] = None\n"
-        "import dskd, dskd.cli; dskd.load_model('resnet8', num_classes=3)"
+        "import dskd, dskd.cli.commands; dskd.load_model('resnet8', num_classes=3)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

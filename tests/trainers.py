@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from conftest import made_dataset, made_pair, staged
 from dskd import methods
-from dskd.answers import Answers
-from dskd.data.resident import Resident
-from dskd.models.teacher import Teacher
-from dskd.optimizer import OptimizerName
-from dskd.train import Trainer
-from recorders import fused
+from dskd.data.loader import Resident
+from dskd.engine.optimizer import OptimizerName
+from dskd.engine.trainer import Trainer
+from dskd.teacher.frozen import Teacher
+from dskd.teacher.outputs import Answers
+from tests.conftest import made_dataset, made_pair, staged
+from tests.recorders import fused
 
 DATA = made_dataset(classes=4, per_class=7, size=16)
 SMALL: dict[str, dict[str, Any]] = {

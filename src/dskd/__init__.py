@@ -8,12 +8,12 @@
 from dskd import losses
 from dskd.api import compare_methods, distill, train
 from dskd.data import Dataset, Split, load_dataset
-from dskd.deployed import evaluate, load_deployed, predict
+from dskd.deploy.student import evaluate, load_deployed, predict
+from dskd.engine.training_run import Result
 from dskd.errors import InputError
-from dskd.finite import NotFinite
-from dskd.interrupt import Stopped
-from dskd.models.load import load_model
-from dskd.session import Result
+from dskd.models.factory import load_model
+from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.signals import Stopped
 
 __version__ = "0.1.0"
 __all__ = [

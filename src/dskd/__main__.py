@@ -1,5 +1,5 @@
 """``python -m dskd`` is ``dskd``."""
 
-from dskd.cli import main
+from dskd.cli.commands import main
 
 main()

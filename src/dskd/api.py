@@ -8,16 +8,16 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from dskd import run
-from dskd.build import Given, name_of
-from dskd.compare.entries import Weights
 from dskd.compare.grid import plan, run_grid
-from dskd.compare.live import live_table
+from dskd.compare.progress import live_table
 from dskd.compare.summary import Summary, summarize
+from dskd.compare.variants import Weights
+from dskd.config.recipe import Recipe, resolve
 from dskd.data import Dataset
+from dskd.engine import run
+from dskd.engine.build import Given, name_of
+from dskd.engine.training_run import Result
 from dskd.errors import InputError
-from dskd.recipe import Recipe, resolve
-from dskd.session import Result
 
 Keys = Mapping[str, Any]
 T = TypeVar("T", nn.Module, Dataset)
@@ -51,7 +51,7 @@ def distill(
             None for a method that needs none.
         data: As in ``"digits"`` or ``{"name": "folder", "root": "pictures", "size": 64}``.
         method: As in ``"kd"`` or ``{"name": "dskd", "beta": 2.0}``.
-        train: As in ``{"epochs": 10, "lr": 0.05}``; see `dskd.recipe.TrainSettings`.
+        train: As in ``{"epochs": 10, "lr": 0.05}``; see `dskd.config.recipe.TrainSettings`.
         seed: Of the student's weights, the order of the pictures and all else.
         out: The run's folder; by default ``runs/<student>-<teacher>-<data>/<method>-seed<seed>``.
         resume: Continue an interrupted run.

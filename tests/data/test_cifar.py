@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made import cifar_entries, pictures, write_cifar10, write_cifar100, write_tar
 
 from dskd.data import Dataset, load_dataset
 from dskd.errors import InputError
+from tests.data.file_writers import (
+    cifar_entries,
+    pictures,
+    write_cifar10,
+    write_cifar100,
+    write_tar,
+)
 
 
 @pytest.fixture

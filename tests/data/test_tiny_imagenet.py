@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import write_tiny_imagenet, write_zip
 from PIL import Image
 
 from dskd.data import Dataset, load_dataset
 from dskd.errors import InputError
+from tests.data.file_writers import write_tiny_imagenet, write_zip
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 from unittest import mock
 
 import pytest
-from made import write_cifar100, write_tar, write_tiny_imagenet, write_zip
 
-from dskd.data import files, load_dataset
+from dskd.data import archives, load_dataset
 from dskd.errors import InputError
+from tests.data.file_writers import write_cifar100, write_tar, write_tiny_imagenet, write_zip
 
 FAMILY = "hostile archives"
 _TARS, _ZIPS = ("cifar-100-python.tar.gz", "cifar100"), ("tiny-imagenet-200.zip", "tiny_imagenet")
@@ -331,7 +331,7 @@ def check(case: Case, folder: Path) -> str:
     tracemalloc.start()
     os.chdir(work)
     try:
-        with mock.patch.object(files, "_UNPACKED", _LIMIT):
+        with mock.patch.object(archives, "_UNPACKED", _LIMIT):
             if outcome == "refused":
                 with pytest.raises(InputError) as refused:
                     load_dataset(dataset, root=Path(file), cache=folder / "cache")

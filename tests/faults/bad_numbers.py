@@ -20,18 +20,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dskd import run, snapshot
-from dskd.answers import Answers
-from dskd.cli import main
-from dskd.data.plan import draw_plan
-from dskd.data.resident import Batch
+from dskd.cli.commands import main
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Batch
+from dskd.engine import run
+from dskd.engine.optimizer import OptimizerName
+from dskd.engine.trainer import Trainer
 from dskd.methods.base import StepOutput
 from dskd.methods.kd import KD
 from dskd.models.output import ModelOutput
-from dskd.optimizer import OptimizerName
-from dskd.rundir import LAST, NOT_FINITE
-from dskd.train import Trainer
-from recorders import Replaying, fused
+from dskd.storage import checkpoint
+from dskd.storage.run_directory import LAST, NOT_FINITE
+from dskd.teacher.outputs import Answers
+from tests.recorders import Replaying, fused
 
 FAMILY = "NaN and infinities in losses, gradients, the teacher's logits and what is kept"
 Place = Literal["loss", "gradients", "one gradient", "teacher"]
@@ -146,7 +147,7 @@ def _overflow(case: Overflow, out: Path) -> str:
     for weights in out.glob("*.safetensors"):
         assert _all_finite(safetensors.torch.load_file(weights)), "bad weights were written"
     for path in (out / "snapshots").iterdir():
-        state = snapshot.read(path)["trainer"]
+        state = checkpoint.read(path)["trainer"]
         assert _all_finite(state["method"]), "bad weights were saved"
         for values in state["optimizer"]["state"].values():
             assert _all_finite(values), "a bad state was saved"

@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import runs
+from tests.faults import runs
 
 FAMILY = "clock jumps of ten years"
 YEARS = 10 * 365.25 * 86400

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import recipes
-from outcomes import refusal, tree
-
-from dskd.recipe import load
+from dskd.config.recipe import load
+from tests.faults import recipes
+from tests.faults.outcomes import refusal, tree
 
 FAMILY = "wrong recipes, as processes"
 SAMPLE, WHOLE = 1, 50

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import runs
 import torch
 
-from dskd import snapshot
 from dskd.errors import InputError
-from dskd.rundir import RunDirectory
-from dskd.snapshot import HEADER, MAGIC, PARTS, DamagedSnapshot
+from dskd.storage import checkpoint
+from dskd.storage.checkpoint import HEADER, MAGIC, PARTS, DamagedSnapshot
+from dskd.storage.run_directory import RunDirectory
+from tests.faults import runs
 
 FAMILY = "damaged snapshots"
 COUNT, SAMPLE = 2000, 200
@@ -91,7 +91,7 @@ def _made() -> tuple[bytes, bytes]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         runs.whole(runs.command(folder / "run", runs.pictures(folder / "p"), "ce"), folder)
-        older, newer = snapshot.in_order(folder / "run/snapshots")
+        older, newer = checkpoint.in_order(folder / "run/snapshots")
         return older.read_bytes(), newer.read_bytes()
 
 
@@ -164,7 +164,7 @@ def check(case: Case, folder: Path) -> str:
     first.write_bytes(older)
     second.write_bytes(_changed(newer, case))
     with pytest.raises(DamagedSnapshot):
-        snapshot.read(second)
+        checkpoint.read(second)
     state, told = directory.newest_snapshot()
     assert state is not None
     assert (state["epoch"], len(told)) == (2, 1)

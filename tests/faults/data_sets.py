@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from made import cifar_entries, python3_pickle, write_cifar100, write_folder
-from outcomes import refusal
 from PIL import Image
 
 import dskd
-from conftest import made_dataset
 from dskd import methods
 from dskd.data import Dataset, Split
 from dskd.models.zoo import build
+from tests.conftest import made_dataset
+from tests.data.file_writers import cifar_entries, python3_pickle, write_cifar100, write_folder
+from tests.faults.outcomes import refusal
 
 FAMILY = "odd data sets"
 

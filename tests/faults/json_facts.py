@@ -19,19 +19,20 @@ from typing import Any, NamedTuple
 import pytest
 import safetensors.torch
 import torch
-from outcomes import refusal
 from PIL import Image
 
-from dskd import recipe, run
-from dskd.compare.folder import read_comparison
 from dskd.compare.grid import load_plan, run_grid
-from dskd.compare.live import live_table
+from dskd.compare.progress import live_table
+from dskd.compare.reader import read_comparison
 from dskd.compare.summary import summarize
 from dskd.compare.table import notes, summary_table
-from dskd.deployed import load_deployed, predict
+from dskd.config import recipe
+from dskd.deploy.student import load_deployed, predict
+from dskd.engine import run
 from dskd.report import cost
-from dskd.report.gather import gather
-from dskd.report.make import make_report
+from dskd.report.build import make_report
+from dskd.report.collect import gather
+from tests.faults.outcomes import refusal
 
 FAMILY = "hostile JSON"
 STRIDE = 7

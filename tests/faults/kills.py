@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import runs
-
 from dskd import methods
+from tests.faults import runs
 
 FAMILY = "SIGKILL at random moments, then resumed"
 COUNT, SAMPLE = 300, 15

@@ -10,13 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from outcomes import inside, refusal, tree
-
-from dskd import recipe, run
 from dskd.compare import grid
-from dskd.compare.cohort import Student
-from dskd.deployed import load_deployed
-from dskd.export import export_onnx
+from dskd.compare.lockstep import Student
+from dskd.config import recipe
+from dskd.deploy.onnx import export_onnx
+from dskd.deploy.student import load_deployed
+from dskd.engine import run
+from tests.faults.outcomes import inside, refusal, tree
 
 FAMILY = "links in a stranger's run"
 STRIDE = 8

@@ -8,10 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from outcomes import refusal
-
 from dskd import methods
-from dskd.recipe import resolve
+from dskd.config.recipe import resolve
+from tests.faults.outcomes import refusal
 
 FAMILY = "wrong settings of methods"
 STRIDE = 7

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from outcomes import inside, refusal, tree
 
-from dskd import run
-from dskd.deployed import load_deployed
-from dskd.recipe import load
+from dskd.config.recipe import load
+from dskd.deploy.student import load_deployed
+from dskd.engine import run
+from tests.faults.outcomes import inside, refusal, tree
 
 FAMILY = "code that files name"
 

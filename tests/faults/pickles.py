@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from dskd.data.unpickle import read_pickle
+from dskd.data.restricted_pickle import read_pickle
 from dskd.errors import InputError
-from dskd.models.checkpoint import read_weights
+from dskd.storage.weights import read_weights
 
 FAMILY = "hostile pickles"
 FILES = ("data", "zip", "legacy")
@@ -81,7 +81,7 @@ CALLS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("torch.storage _load_from_bytes", (b"cos\nsystem\n.",)),
     ("torch.jit load", (_VICTIM,)),
     ("torch.utils.cpp_extension load", ("x", [])),
-    ("dskd.models.load load_model", ("os:system",)),
+    ("dskd.models.factory load_model", ("os:system",)),
 )
 """Functions that a file may ask for, and the arguments it would call them with."""
 

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from outcomes import refusal, tree
 from PIL import Image
 
-from dskd.data.files import FolderFiles
-from dskd.data.pictures import decode
+from dskd.data.archives import FolderFiles
+from dskd.data.image_decoding import decode
+from tests.faults.outcomes import refusal, tree
 
 FAMILY = "odd pictures"
 SAMPLE, WHOLE = 12, 300

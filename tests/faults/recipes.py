@@ -13,11 +13,12 @@ from unittest import mock
 
 import yaml
 
-from dskd import cli, run
+from dskd.cli import commands as cli
+from dskd.config.recipe import Recipe, load
+from dskd.engine import run
 from dskd.errors import InputError
-from dskd.recipe import Recipe, load
 from dskd.settings import known_keys
-from test_recipe import SMALLEST, WRONG
+from tests.config.test_recipe import SMALLEST, WRONG
 
 FAMILY = "wrong recipes"
 _NEEDED = {"data.name", "student.name", "teacher.name"}

@@ -24,7 +24,13 @@ from PIL import Image
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["dskd.cli", "dskd.run", "dskd.compare.grid", "torch._dynamo", "torch._inductor.config"]
+    [
+        "dskd.cli.commands",
+        "dskd.engine.run",
+        "dskd.compare.grid",
+        "torch._dynamo",
+        "torch._inductor.config",
+    ]
 )
 PATIENCE = 120.0
 """Seconds after which a process hangs."""
@@ -89,11 +95,11 @@ def start(arguments: Sequence[str], said: Path, prepare: Callable[[], None] | No
 
 
 def _main(arguments: list[str], said: Path, prepare: Callable[[], None] | None) -> None:
-    from dskd import session
-    from dskd.cli import main
+    from dskd.cli.commands import main
+    from dskd.engine import training_run
 
     torch.set_num_threads(1)
-    session.SHARE = float("inf")  # a snapshot an epoch, however short
+    training_run.SHARE = float("inf")  # a snapshot an epoch, however short
     with said.open("a", buffering=1) as errors, contextlib.redirect_stdout(io.StringIO()):
         sys.stderr = errors
         if prepare is not None:
@@ -190,9 +196,9 @@ def _is_time_or_place(key: Any) -> bool:
 
 def _last_state(folder: Path) -> Any:
     """The newest snapshot's state: the optimizer's and the method's memory too."""
-    from dskd import snapshot
+    from dskd.storage import checkpoint
 
-    return _plain(_without_times(snapshot.read(snapshot.in_order(folder)[-1])))
+    return _plain(_without_times(checkpoint.read(checkpoint.in_order(folder)[-1])))
 
 
 def _plain(value: Any) -> Any:

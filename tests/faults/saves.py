@@ -13,11 +13,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import runs
 import torch
-from operations import FAULTS, Disk, Fault
 
-from dskd import snapshot
+from dskd.storage import checkpoint
+from tests.faults import runs
+from tests.faults.operations import FAULTS, Disk, Fault
 
 FAMILY = "kill, ENOSPC and EIO at every operation on the disk"
 Scene = Literal["save", "run", "overwrite", "comparison"]
@@ -99,13 +99,13 @@ def _begin(under: Path, **others: Any) -> None:
 
 def _state(step: int) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(step)
-    parts = {name: kind() for name, kind in snapshot.PARTS.items()}
+    parts = {name: kind() for name, kind in checkpoint.PARTS.items()}
     return parts | {"step": step, "trainer": {"weights": torch.randn(600_000, generator=draw)}}
 
 
 def _two(folder: Path) -> Path:
     """Two snapshots; the last one."""
-    return snapshot.write(folder, _state(1), snapshot.write(folder, _state(0)))
+    return checkpoint.write(folder, _state(1), checkpoint.write(folder, _state(0)))
 
 
 def _saving(folder: Path, before: Path, at: int | None, fault: Fault, log: Path) -> Any:
@@ -117,7 +117,7 @@ def _saving(folder: Path, before: Path, at: int | None, fault: Fault, log: Path)
 def _save(folder: Path, before: Path, at: int | None, fault: Fault, log: Path) -> None:
     Disk(folder, at, fault, log)
     try:
-        snapshot.write(folder, _state(2), before)
+        checkpoint.write(folder, _state(2), before)
     except OSError as error:
         sys.exit(FAILED if os.strerror(error.errno or 0) in str(error) else 1)
 
@@ -125,7 +125,7 @@ def _save(folder: Path, before: Path, at: int | None, fault: Fault, log: Path) -
 def _check_save(case: Case, folder: Path) -> str:
     under, log = folder / "under", folder / "operations.txt"
     before = _two(under)
-    kept = {path: path.read_bytes() for path in snapshot.in_order(under)}
+    kept = {path: path.read_bytes() for path in checkpoint.in_order(under)}
     code = runs.wait(_saving(under, before, case.at, case.fault, log))
     done = log.read_text().splitlines()
     assert done[case.at] == case.operation
@@ -133,14 +133,14 @@ def _check_save(case: Case, folder: Path) -> str:
     assert before.read_bytes() == kept[before]
     renamed = any(line.startswith("rename") for line in done[: case.at])
     if not renamed:
-        assert {path: path.read_bytes() for path in snapshot.in_order(under)} == kept
-    for path in snapshot.in_order(under):
-        snapshot.read(path)
+        assert {path: path.read_bytes() for path in checkpoint.in_order(under)} == kept
+    for path in checkpoint.in_order(under):
+        checkpoint.read(path)
     parts = [path for path in under.iterdir() if path.suffix == ".part"]
     assert case.fault == "kill" or not parts
-    newest = snapshot.write(under, _state(2), before)
-    assert snapshot.in_order(under) == [before, newest]
-    weights = [state["trainer"]["weights"] for state in (snapshot.read(newest), _state(2))]
+    newest = checkpoint.write(under, _state(2), before)
+    assert checkpoint.in_order(under) == [before, newest]
+    weights = [state["trainer"]["weights"] for state in (checkpoint.read(newest), _state(2))]
     assert torch.equal(*weights)
     return "intact"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import bad_numbers
 import pytest
-from bad_numbers import Case, Overflow
 
-from test_ranks import together
+from tests.faults import bad_numbers
+from tests.faults.bad_numbers import Case, Overflow
+from tests.runtime.test_distributed import together
 
 
 @pytest.mark.parametrize(

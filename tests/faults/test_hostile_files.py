@@ -7,18 +7,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import archives
-import commands
-import data_sets
-import json_facts
-import links
-import method_settings
-import named_code
-import pickles
-import pictures
 import pytest
-import recipes
-import texts
+
+from tests.faults import (
+    archives,
+    commands,
+    data_sets,
+    json_facts,
+    links,
+    method_settings,
+    named_code,
+    pickles,
+    pictures,
+    recipes,
+    texts,
+)
 
 FAMILIES: tuple[ModuleType, ...] = (
     archives,

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-import clocks
-import damaged
-import kills
 import pytest
-import saves
 
 from dskd import methods
-from dskd.snapshot import HEADER
+from dskd.storage.checkpoint import HEADER
+from tests.faults import clocks, damaged, kills, saves
 
 
 @pytest.mark.parametrize("family", [kills, saves, damaged, clocks], ids=lambda one: one.__name__)

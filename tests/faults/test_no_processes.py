@@ -11,9 +11,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from dskd import recipe, run
-from dskd.data import pictures
-from dskd.train import Trainer
+from dskd.config import recipe
+from dskd.data import image_decoding
+from dskd.engine import run
+from dskd.engine.trainer import Trainer
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_a_run_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     before = psutil.Process().children(recursive=True)
     started: set[psutil.Process] = set()
     threads: set[int] = set()
-    read, train_epoch = pictures._read, Trainer.train_epoch
+    read, train_epoch = image_decoding._read, Trainer.train_epoch
 
     def look() -> None:
         started.update(set(psutil.Process().children(recursive=True)) - set(before))
@@ -61,7 +62,7 @@ def test_a_run_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) 
             look()
             yield
 
-    monkeypatch.setattr(pictures, "_read", watched)
+    monkeypatch.setattr(image_decoding, "_read", watched)
     monkeypatch.setattr(Trainer, "train_epoch", trained)
     run.train(plan(folder))
     look()
@@ -72,14 +73,14 @@ def test_a_run_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_thread_that_dies_while_it_decodes_ends_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = pictures._read
+    read = image_decoding._read
 
     def dying(files: Any, name: str, size: int | None) -> Any:
         if "70" in name:
             raise MemoryError("in a thread")
         return read(files, name, size)
 
-    monkeypatch.setattr(pictures, "_read", dying)
+    monkeypatch.setattr(image_decoding, "_read", dying)
     with pytest.raises(MemoryError, match="in a thread"):
         run.train(plan(folder))
     assert not (folder.parent / "run").exists()

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import pytest
 
-from dskd.deployed import load_deployed
+from dskd.config.recipe import load
+from dskd.deploy.student import load_deployed
 from dskd.errors import InputError
-from dskd.recipe import load
 
 FAMILY = "hostile texts"
 

@@ -107,13 +107,12 @@ def _prepare(work: str) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["DSKD_CACHE"] = str(Path(work) / "cache")
-    for folder in ("tests", "tests/data", "tests/faults"):
-        sys.path.insert(0, str(ROOT / folder))
+    sys.path.insert(0, str(ROOT))
 
 
 @functools.cache
 def _cases(name: str) -> dict[str, Any]:
-    return dict(importlib.import_module(name).cases(whole=True))
+    return dict(importlib.import_module(f"tests.faults.{name}").cases(whole=True))
 
 
 def _row(work: Path, until: float, one: tuple[str, str]) -> dict[str, Any] | None:
@@ -128,7 +127,9 @@ def _row(work: Path, until: float, one: tuple[str, str]) -> dict[str, Any] | Non
     signal.alarm(PATIENCE)
     try:
         with tempfile.TemporaryDirectory(dir=folder) as own:
-            outcome = str(importlib.import_module(name).check(_cases(name)[case], Path(own)))
+            outcome = str(
+                importlib.import_module(f"tests.faults.{name}").check(_cases(name)[case], Path(own))
+            )
     except BaseException as failure:  # whatever it is, it is the case's
         error = f"{type(failure).__name__}: {failure}"[:2000]
     finally:
@@ -156,7 +157,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         outcomes = Counter(row["outcome"] for row in own if not row["error"])
         shown = ", ".join(f"{count:,} {what}" for what, count in outcomes.most_common())
         minutes = sum(row["seconds"] for row in own) / 60
-        title = getattr(importlib.import_module(name), "FAMILY", name)
+        title = getattr(importlib.import_module(f"tests.faults.{name}"), "FAMILY", name)
         held = sum(outcomes.values())
         lines.append(f"| {title} | {len(own):,} | {held:,} | {shown} | {minutes:.1f} |")
     return "\n".join([*lines, "", _measured(rows), ""])
@@ -165,7 +166,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _measured(rows: list[dict[str, Any]]) -> str:
     import torch
 
-    from dskd.device import environment
+    from dskd.runtime.device import environment
 
     machine = environment(torch.device("cpu"))
     commits = ", ".join(sorted({row["commit"] for row in rows}))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dskd.data.augment import rotations
+from dskd.data.augmentation import rotations
 from dskd.errors import InputError
 from dskd.losses.contrast import (
     crd,
@@ -22,7 +22,7 @@ from dskd.losses.contrast import (
     sskd_predictions,
     trusted,
 )
-from published import check, parameters
+from tests.published import check, parameters
 
 WEIGHTS = parameters("crd")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dskd.errors import InputError
 from dskd.losses.fusion import layer_attention, reviewkd, semckd, similarities
-from published import check
+from tests.published import check
 
 PUBLISHED: dict[str, Callable[..., Tensor]] = {
     "hcl_last": lambda f3, g3: reviewkd([f3], [g3]),

@@ -15,7 +15,7 @@ from torch import Tensor
 from dskd.errors import InputError
 from dskd.losses import LOGIT_LOSSES, ce, dist, dkd, kd
 from dskd.losses.logits import PER_SAMPLE, bind
-from published import check
+from tests.published import check
 
 PUBLISHED: dict[str, Callable[..., Tensor]] = {
     "ce": lambda s, y: ce(s, y),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dskd.errors import InputError
-from dskd.losses.maps import at, attention, fitnet, nst, pool_to, vid
-from published import CASES, check, given, parameters
+from dskd.losses.feature_maps import at, attention, fitnet, nst, pool_to, vid
+from tests.published import CASES, check, given, parameters
 
 MapLoss = Callable[[list[Tensor], list[Tensor]], Tensor]
 

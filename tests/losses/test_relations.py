@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dskd.errors import InputError
 from dskd.losses.relations import Congruence, cc, pkt, rkd, sp
-from published import CASES, check, given
+from tests.published import CASES, check, given
 
 VectorLoss = Callable[[Tensor, Tensor], Tensor]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.errors import InputError
-from dskd.losses.maps import pool_to
+from dskd.losses.feature_maps import pool_to
 from dskd.losses.reuse import simkd, srrl
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import made_dataset, made_pair, staged
-from dskd.data.plan import draw_plan
-from dskd.data.resident import Batch, Resident
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Batch, Resident
 from dskd.losses.branched import byot, byot_terms
 from dskd.methods.byot import BYOT
 from dskd.methods.dsn import DSN
 from dskd.settings import signature_settings
+from tests.conftest import made_dataset, made_pair, staged
 
 DATA = made_dataset()
 

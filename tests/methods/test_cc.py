@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import made_dataset, made_pair, staged
 from dskd.errors import InputError
 from dskd.methods.base import Pair
 from dskd.methods.cc import CC
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec
-from published import check, given, parameters
+from tests.conftest import made_dataset, made_pair, staged
+from tests.published import check, given, parameters
 
 
 def of_lengths(student: int | None, teacher: int | None, **settings: Any) -> CC:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import made_dataset, made_pair, staged
-from dskd.data.plan import draw_plan
-from dskd.data.resident import Batch, Resident
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Batch, Resident
 from dskd.errors import InputError
 from dskd.methods.base import Pair
 from dskd.methods.crd import CRD
 from dskd.models.spec import ModelSpec
-from dskd.models.teacher import Teacher
-from published import CASES, check, given, parameters
+from dskd.teacher.frozen import Teacher
+from tests.conftest import made_dataset, made_pair, staged
+from tests.published import CASES, check, given, parameters
 
 DATA = made_dataset()
 LABELS = DATA.train.labels

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import made_dataset, made_pair, staged
-from dskd.branches import Branch
-from dskd.data.plan import draw_plan
-from dskd.data.resident import Batch, Resident
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Batch, Resident
 from dskd.errors import InputError
 from dskd.losses import dskd as dskd_loss
-from dskd.losses.maps import pool_to
+from dskd.losses.feature_maps import pool_to
 from dskd.methods.base import Pair
+from dskd.methods.branches import Branch
 from dskd.methods.dskd import DSKD
 from dskd.models.spec import ModelSpec, StageSpec
-from dskd.models.stages import StagedModel
-from dskd.models.teacher import Teacher
+from dskd.models.staged_model import StagedModel
 from dskd.settings import signature_settings
+from dskd.teacher.frozen import Teacher
+from tests.conftest import made_dataset, made_pair, staged
 
 DATA = made_dataset()
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import made_dataset, made_pair, staged
-from dskd.data.plan import draw_plan
-from dskd.data.resident import Batch, Resident
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Batch, Resident
 from dskd.errors import InputError
 from dskd.losses.logits import ce
 from dskd.methods.base import Pair, shallow_stages
 from dskd.methods.dsn import DSN
 from dskd.models.spec import ModelSpec, StageSpec
+from tests.conftest import made_dataset, made_pair, staged
 
 DATA = made_dataset()
 

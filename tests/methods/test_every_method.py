@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import made_dataset, made_pair, staged
 from dskd import methods
-from dskd.answers import Answers
-from dskd.data.plan import draw_plan
-from dskd.data.resident import Batch, Resident
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Batch, Resident
+from dskd.engine.optimizer import make_optimizer
+from dskd.engine.trainer import train_step
 from dskd.errors import InputError
 from dskd.methods.base import Method, StepOutput
-from dskd.optimizer import make_optimizer
 from dskd.settings import Count, Positive, Share, Weight, signature_settings
-from dskd.train import train_step
+from dskd.teacher.outputs import Answers
+from tests.conftest import made_dataset, made_pair, staged
 
 NAMES = methods.names()
 every_method = pytest.mark.parametrize("name", NAMES)

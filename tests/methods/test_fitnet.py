@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import made_dataset, made_pair, staged
 from dskd.errors import InputError
-from dskd.losses.maps import fitnet
+from dskd.losses.feature_maps import fitnet
 from dskd.methods.base import Pair
 from dskd.methods.fitnet import FitNet, Regressor
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from published import CASES, check, given, parameters
+from tests.conftest import made_dataset, made_pair, staged
+from tests.published import CASES, check, given, parameters
 
 
 def spec_of(name: str) -> StageSpec:

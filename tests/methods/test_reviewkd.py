@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import made_dataset, made_pair, staged
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.methods.base import Pair, StepOutput
 from dskd.methods.reviewkd import Fusion, ReviewKD
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from dskd.models.stages import StagedModel
-from published import check, parameters
+from dskd.models.staged_model import StagedModel
+from tests.conftest import made_dataset, made_pair, staged
+from tests.published import check, parameters
 
 PARTS = {"conv1": "enter", "conv2": "leave", "att_conv.0": "attention"}
 

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import made_dataset, made_pair, staged
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.errors import InputError
 from dskd.methods.base import Pair
 from dskd.methods.semckd import Embedding, SemCKD
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from dskd.models.teacher import Teacher
-from published import CASES, check, given, parameters
+from dskd.teacher.frozen import Teacher
+from tests.conftest import made_dataset, made_pair, staged
+from tests.published import CASES, check, given, parameters
 
 
 def batch_of(images: Tensor) -> Batch:

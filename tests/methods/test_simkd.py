@@ -12,20 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import made_dataset, made_pair, staged
-from dskd.data.resident import Batch
-from dskd.deployed import Deployed
+from dskd.data.loader import Batch
+from dskd.deploy.onnx import export_onnx
+from dskd.deploy.student import Deployed
 from dskd.errors import InputError
-from dskd.export import export_onnx
-from dskd.losses.maps import pool_to
+from dskd.losses.feature_maps import pool_to
 from dskd.methods.base import Pair, StepOutput
 from dskd.methods.simkd import LARGEST, ReusedStudent, SimKD
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec, describe
-from dskd.models.stages import StagedModel
-from dskd.models.teacher import Teacher
+from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import ZOO
-from published import CASES, check, given, parameters
+from dskd.teacher.frozen import Teacher
+from tests.conftest import made_dataset, made_pair, staged
+from tests.published import CASES, check, given, parameters
 
 DATA = made_dataset(size=32)
 

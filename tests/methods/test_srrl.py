@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import made_dataset, made_pair, staged
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.errors import InputError
 from dskd.methods.base import Pair
 from dskd.methods.srrl import SRRL
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from published import check, parameters
+from tests.conftest import made_dataset, made_pair, staged
+from tests.published import check, parameters
 
 
 def batch_of(images: Tensor) -> Batch:

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import made_dataset, made_pair, staged
-from dskd.answers import Answers
-from dskd.data.augment import rotations
-from dskd.data.plan import draw_plan
-from dskd.data.resident import Batch, Resident
+from dskd.data.augmentation import rotations
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Batch, Resident
 from dskd.errors import InputError
 from dskd.losses.contrast import sskd, sskd_head, sskd_predictions
 from dskd.losses.logits import ce, kd
@@ -20,7 +18,9 @@ from dskd.methods.base import Pair
 from dskd.methods.sskd import SSKD
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from dskd.models.teacher import Teacher
+from dskd.teacher.frozen import Teacher
+from dskd.teacher.outputs import Answers
+from tests.conftest import made_dataset, made_pair, staged
 
 DATA = made_dataset()
 

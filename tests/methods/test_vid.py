@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import made_dataset, made_pair, staged
 from dskd.errors import InputError
-from dskd.losses.maps import vid
+from dskd.losses.feature_maps import vid
 from dskd.methods.vid import VID, ConditionalGaussian
 from dskd.models.output import ModelOutput
-from dskd.models.teacher import Teacher
-from published import check, given, parameters
+from dskd.teacher.frozen import Teacher
+from tests.conftest import made_dataset, made_pair, staged
+from tests.published import check, given, parameters
 
 
 @pytest.mark.parametrize("case", ["vid_mdistiller", "vid_repdistiller", "vid_simkd"])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dskd.errors import InputError
 from dskd.models.mobilenet import MobileNetV2
-from dskd.models.net import StagedNet
 from dskd.models.resnet import ResNet
+from dskd.models.staged_net import StagedNet
 from dskd.models.vgg import VGG
 from dskd.models.wrn import WideResNet
 from dskd.models.zoo import ZOO, ModelCost, build, cost, facts_of

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import dskd
-from dskd import recipe, run
-from dskd.build import Given
+from dskd.config import recipe
+from dskd.engine import run
+from dskd.engine.build import Given
 from dskd.report import cost
-from dskd.report.make import make_report
+from dskd.report.build import make_report
 
 SMALL = [
     "data.share=0.1",

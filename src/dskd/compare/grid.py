@@ -12,13 +12,9 @@ from typing import Any
 
 import torch
 
-from dskd import device as devices
-from dskd import methods, ranks
-from dskd.answers import Answers, SharedTeacher
-from dskd.build import Given, load_data
-from dskd.compare.cohort import Student, Watcher, train_together
-from dskd.compare.entries import Contender, Weights, contenders
-from dskd.compare.folder import (
+from dskd import methods
+from dskd.compare.lockstep import Student, Watcher, train_together
+from dskd.compare.reader import (
     COMPARISON,
     Comparison,
     read_comparison,
@@ -26,20 +22,25 @@ from dskd.compare.folder import (
     read_failure,
     read_result,
 )
-from dskd.compiling import check_compiler
+from dskd.compare.variants import Contender, Weights, contenders
+from dskd.config.recipe import Recipe, load
 from dskd.data import Dataset
-from dskd.data.resident import ResidentData
-from dskd.disk import is_part, probe, refuse_links, remove_parts, replace_file, telling
+from dskd.data.loader import ResidentData
+from dskd.engine.build import Given, load_data
+from dskd.engine.run import check_fit, check_kept, make_answers, make_session, make_teacher
+from dskd.engine.training_run import Session
 from dskd.errors import InputError
-from dskd.finite import NotFinite
-from dskd.json_text import LONGEST_LOG
 from dskd.methods.base import TeacherNeeds
-from dskd.models.teacher import Teacher
-from dskd.owner import LOCK, OWNER, take
-from dskd.recipe import Recipe, load
-from dskd.run import check_fit, check_kept, make_answers, make_session, make_teacher
-from dskd.rundir import FAILED, LAST, RunDirectory, differences
-from dskd.session import Session
+from dskd.runtime import device as devices
+from dskd.runtime import distributed
+from dskd.runtime.compile import check_compiler
+from dskd.runtime.nonfinite import NotFinite
+from dskd.storage.atomic import is_part, probe, refuse_links, remove_parts, replace_file, telling
+from dskd.storage.json_file import LONGEST_LOG
+from dskd.storage.lock import LOCK, OWNER, take
+from dskd.storage.run_directory import FAILED, LAST, RunDirectory, differences
+from dskd.teacher.frozen import Teacher
+from dskd.teacher.outputs import Answers, SharedTeacher
 
 log = logging.getLogger("dskd")
 ROWS = "results.jsonl"
@@ -102,7 +103,7 @@ def plan(
 
     Args:
         recipe: What they are compared on.
-        names: See `dskd.compare.entries.contenders`.
+        names: See `dskd.compare.variants.contenders`.
         path: The comparison's folder.
         seeds: How many.
         weights: ``equal`` or ``literature``.
@@ -172,7 +173,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
         InputError: A method does not fit the pair, or the folder holds something else.
         Stopped: A signal asked for a stop; the same call goes on.
     """
-    ranks.refuse_several("a comparison")
+    distributed.refuse_several("a comparison")
     given = given or Given()
     _merged(grid)
     probe(grid.path, "--out")

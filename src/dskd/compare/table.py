@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dskd.compare.folder import Comparison
+from dskd.compare.reader import Comparison
 from dskd.compare.statistics import Difference, Interval
 from dskd.compare.summary import Summary
 

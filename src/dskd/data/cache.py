@@ -19,11 +19,11 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dskd.data.archives import Files
 from dskd.data.dataset import Dataset, Split
 from dskd.data.download import cache_folder
-from dskd.data.files import Files
-from dskd.data.memory import require_memory
-from dskd.disk import part_for, sweep
+from dskd.runtime.memory import require_memory
+from dskd.storage.atomic import part_for, sweep
 
 VERSION = 1
 """Raise when the pictures a loader makes from the same files change."""

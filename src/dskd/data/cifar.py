@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dskd.data.archives import Files, FolderFiles, TarFiles, existing_folder
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split
 from dskd.data.download import download
-from dskd.data.files import Files, FolderFiles, TarFiles, existing_folder
-from dskd.data.memory import require_memory
+from dskd.data.image_decoding import resize
 from dskd.data.names import distinct
-from dskd.data.pictures import resize
-from dskd.data.unpickle import read_pickle
+from dskd.data.restricted_pickle import read_pickle
 from dskd.errors import InputError
+from dskd.runtime.memory import require_memory
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
@@ -119,7 +119,7 @@ def load(published: Published, root: Path | None, size: int | None, cache: Path 
         published: `CIFAR10` or `CIFAR100`.
         root: The folder that holds the published folder or archive, or one of these itself; only
             read. None downloads the archive into the cache folder.
-        size: Height and width to resize to, see `dskd.data.pictures.square`; None leaves 32.
+        size: Height and width to resize to, see `dskd.data.image_decoding.square`; None leaves 32.
         cache: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:

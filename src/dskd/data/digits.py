@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from dskd.data.dataset import Dataset, Split, channel_statistics
-from dskd.data.memory import require_memory
+from dskd.runtime.memory import require_memory
 
 _TEST = 500
 _SEED = 0

@@ -10,8 +10,8 @@ import pooch
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dskd.disk import part_for, sweep
 from dskd.errors import InputError
+from dskd.storage.atomic import part_for, sweep
 
 _LARGEST = 2**30
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+from dskd.data.archives import Files, FolderFiles, ZipFiles, existing_folder
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split
 from dskd.data.download import download
-from dskd.data.files import Files, FolderFiles, ZipFiles, existing_folder
+from dskd.data.image_decoding import decode, is_picture
 from dskd.data.names import distinct
-from dskd.data.pictures import decode, is_picture
 from dskd.errors import InputError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -41,7 +41,7 @@ def load(root: Path | None, size: int | None, cache: Path | None) -> Dataset:
     Args:
         root: The folder that holds the published folder or zip, or one of these itself; only read.
             None downloads the zip into the cache folder.
-        size: Height and width to resize to, see `dskd.data.pictures.square`; None means 64.
+        size: Height and width to resize to, see `dskd.data.image_decoding.square`; None means 64.
         cache: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:

@@ -3,9 +3,9 @@
 from dskd.losses.branched import byot, dsn
 from dskd.losses.contrast import crd, sskd
 from dskd.losses.deep_supervision import dskd, dskd_terms, feature_loss
+from dskd.losses.feature_maps import at, fitnet, nst, vid
 from dskd.losses.fusion import reviewkd, semckd
 from dskd.losses.logits import LOGIT_LOSSES, ce, dist, dkd, kd
-from dskd.losses.maps import at, fitnet, nst, vid
 from dskd.losses.relations import cc, pkt, rkd, sp
 from dskd.losses.reuse import simkd, srrl
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dskd.losses.deep_supervision import feature_loss
+from dskd.losses.feature_maps import pool_to
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import kd as divergence
-from dskd.losses.maps import pool_to
 from dskd.losses.precision import in_full_precision
 
 

@@ -8,12 +8,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dskd import ranks
-from dskd.allocation import Allocation, allocate
 from dskd.errors import InputError
+from dskd.losses.allocation import Allocation, allocate
 from dskd.losses.logits import LogitLoss, Reduction, bind
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.precision import in_full_precision
+from dskd.runtime import distributed
 from dskd.settings import Positive, Weight, checked
 
 FeatureScale = Literal["relative", "none"]
@@ -79,7 +79,7 @@ def feature_loss(
     # Not mse_loss, not flattened: the gradient would turn maps that have their channels last.
     squared = _norm(adapted - target).square() / target[0].numel()
     if scale == "relative":
-        size = ranks.mean(_norm(target).square().mean() / target[0].numel(), len(target))
+        size = distributed.mean(_norm(target).square().mean() / target[0].numel(), len(target))
         squared = squared / size.clamp_min(torch.finfo(target.dtype).tiny)
     return squared.mean() if reduction == "mean" else squared
 
@@ -126,7 +126,7 @@ def dskd_terms(
         by_labels = [cross_entropy(z, labels, reduction) for z in branch_logits]
         shallow = shallow + gamma * torch.stack(by_labels)
     # A picture is on one rank only: per sample there is nothing to average.
-    basis = shallow if weights_per == "sample" else ranks.mean(shallow, len(labels))
+    basis = shallow if weights_per == "sample" else distributed.mean(shallow, len(labels))
     weights = allocate(basis, allocation, tau)
     return DSKDTerms(
         ce=ce * cross_entropy(student_logits, labels),
@@ -193,7 +193,7 @@ def dskd(
         alpha: Weight of the predictions P_l.
         beta: Weight of the feature maps M_l.
         gamma: Weight of the labels on the branches (DSN's term).
-        allocation: See `dskd.allocation.allocate`.
+        allocation: See `dskd.losses.allocation.allocate`.
         tau: Temperature of the softmax allocations, above 0.
         weights_per: One weight a branch for the ``batch``, or for every ``sample``.
         feature_scale: ``relative``, or ``none`` for a plain MSE.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.errors import InputError
-from dskd.losses.maps import pool_to, pooled_alike
+from dskd.losses.feature_maps import pool_to, pooled_alike
 from dskd.losses.precision import in_full_precision
 
 LEVELS = (4, 2, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dskd.errors import InputError
-from dskd.losses.maps import pooled_alike
+from dskd.losses.feature_maps import pooled_alike
 from dskd.losses.precision import check_same_shape, in_full_precision
 
 
@@ -63,7 +63,7 @@ def simkd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     arXiv 2203.14001. The mean over all elements is that of its authors' code.
 
     Where sizes do not divide, its authors' adaptive pooling counts some positions more often than
-    others. Here every position counts the same (see `dskd.losses.maps.pool_to`): the pooled map
+    others. Here every position counts the same (see `dskd.losses.feature_maps.pool_to`): the pooled map
     keeps its average, which is what the classifier sees. Where they divide it is the same.
 
     Args:

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dskd.data.resident import Batch
-from dskd.losses.maps import at
+from dskd.data.loader import Batch
+from dskd.losses.feature_maps import at
 from dskd.methods.base import FeatureMethod, Pair, TeacherNeeds, at_same_depth, check_stages
 from dskd.models.output import ModelOutput
 from dskd.settings import Positive, Weight, checked

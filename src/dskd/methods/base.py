@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dskd.branches import BranchOutput
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.errors import InputError
 from dskd.losses import logits as losses_of_logits
+from dskd.methods.branches import BranchOutput
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from dskd.models.stages import StagedModel
+from dskd.models.staged_model import StagedModel
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TeacherNeeds:
         pooled: Whether it reads the pooled vector.
         last: Whether it reads the last map of all (`ModelOutput.last`).
         rotated: Whether it reads them for four rotations of every picture
-            (`dskd.data.augment.rotations`) in place of the picture alone.
+            (`dskd.data.augmentation.rotations`) in place of the picture alone.
     """
 
     logits: bool = False
@@ -108,7 +108,7 @@ class Method(nn.Module):
     Attributes:
         needs: Which of the teacher's outputs it reads; the teacher is not run for an empty one.
         needs_teacher: Whether it can do without a teacher at all.
-        ranks: Whether several processes can train it together (see `dskd.ranks`).
+        ranks: Whether several processes can train it together (see `dskd.runtime.distributed`).
         uncompiled: Why torch does not compile it (``train.compile``); empty where it does.
         presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
             that the method was published with, where the defaults are ``ce = kd = 1``.
@@ -240,7 +240,7 @@ class FeatureMethod(Method):
 class BranchedMethod(Method):
     """A method that hangs branches on the student's shallow stages while it learns.
 
-    A subclass makes the branches, `dskd.branches.Branch`, one for each of `supervised`.
+    A subclass makes the branches, `dskd.methods.branches.Branch`, one for each of `supervised`.
 
     Args:
         pair: The student has two stages or more.

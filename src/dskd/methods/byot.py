@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.losses.branched import byot_terms
 from dskd.methods.base import Pair, StepOutput
 from dskd.methods.dsn import DSN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.losses.logits import ce
 from dskd.methods.base import Method, Pair, StepOutput
 from dskd.models.output import ModelOutput
@@ -18,7 +18,7 @@ class CE(Method):
 
     Example:
         >>> from dskd.models.spec import ModelSpec
-        >>> from dskd.models.stages import StagedModel
+        >>> from dskd.models.staged_model import StagedModel
         >>> from dskd.models.zoo import build
         >>> student = StagedModel(build("resnet8", num_classes=10), mean=(0.5,) * 3, std=(0.5,) * 3)
         >>> bool(CE(Pair(student, ModelSpec(10, (), 64))).needs)

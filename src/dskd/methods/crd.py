@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dskd.data.plan import draw_below
-from dskd.data.resident import Batch
+from dskd.data.epoch_plan import draw_below
+from dskd.data.loader import Batch
 from dskd.errors import InputError
 from dskd.losses.contrast import crd_terms, remembered
 from dskd.losses.precision import full_precision

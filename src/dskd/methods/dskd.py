@@ -6,13 +6,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from dskd.allocation import Allocation
-from dskd.branches import Branch, Downsampling
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.errors import InputError
+from dskd.losses.allocation import Allocation
 from dskd.losses.deep_supervision import DSKDTerms, FeatureScale, WeightsPer, dskd_terms
+from dskd.losses.feature_maps import pool_to
 from dskd.losses.logits import PER_SAMPLE, bind
-from dskd.losses.maps import pool_to
 from dskd.methods.base import (
     BranchedMethod,
     Pair,
@@ -22,6 +21,7 @@ from dskd.methods.base import (
     at_same_depth,
     check_stages,
 )
+from dskd.methods.branches import Branch, Downsampling
 from dskd.models.output import ModelOutput
 from dskd.settings import Count, Positive, Weight, checked
 
@@ -30,7 +30,7 @@ class DSKD(BranchedMethod):
     """Predictions and maps supervise shallow stages too: ``ce * CE + kd * KD + sum_l w_l S_l``.
 
     The objective of a batch is ``D + sum_l w_l S_l``: see `dskd.losses.dskd` for its equations,
-    `dskd.branches.Branch` for what hangs on a stage, `dskd.allocation.allocate` for the weights.
+    `dskd.methods.branches.Branch` for what hangs on a stage, `dskd.losses.allocation.allocate` for the weights.
     What is deployed is the plain student.
 
     Source: Luo, Chen, Wang, Knowledge Distillation with Deep Supervision, IJCNN 2023,

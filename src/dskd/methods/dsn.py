@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from dskd.branches import Branch
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.losses.branched import dsn
 from dskd.losses.logits import ce as cross_entropy
 from dskd.methods.base import BranchedMethod, Pair, StepOutput
+from dskd.methods.branches import Branch
 from dskd.models.output import ModelOutput
 from dskd.settings import Count, Weight, checked
 
@@ -21,7 +21,7 @@ class DSN(BranchedMethod):
     A branch with a classifier of its own hangs on each shallow stage while the student learns.
 
     Source: Lee, Xie, Gallagher, Zhang, Tu, AISTATS 2015, arXiv 1409.5185, section 2.2. For
-    the loss see `dskd.losses.dsn`. The branches are those of `dskd.branches.Branch`, made for the
+    the loss see `dskd.losses.dsn`. The branches are those of `dskd.methods.branches.Branch`, made for the
     student's own last map, as dskd's preset ``paper`` makes them for the teacher's; the paper's are
     plain classifiers on a layer. ``literature`` is the sum that its authors'
     public configuration minimises, in which no loss has a weight.

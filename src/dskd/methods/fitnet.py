@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses.maps import fitnet, pool_to
+from dskd.losses.feature_maps import fitnet, pool_to
 from dskd.methods.base import FeatureMethod, Pair, TeacherNeeds, at_same_depth, check_stages
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec

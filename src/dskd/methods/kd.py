@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import kd as distillation
 from dskd.methods.base import Method, Pair, StepOutput, TeacherNeeds, answered, check_classes

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.losses.fusion import reviewkd
 from dskd.methods.base import (
     RAMPED,

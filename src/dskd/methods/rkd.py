@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.losses.relations import rkd
 from dskd.methods.base import FeatureMethod, Pair, TeacherNeeds, check_pooled
 from dskd.models.output import ModelOutput

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.errors import InputError
+from dskd.losses.feature_maps import pool_to
 from dskd.losses.fusion import layer_attention, semckd, similarities
-from dskd.losses.maps import pool_to
 from dskd.methods.base import FeatureMethod, Pair, TeacherNeeds, check_stages
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec

@@ -9,10 +9,10 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.errors import InputError
 from dskd.losses import logits as losses_of_logits
-from dskd.losses.maps import pool_to
+from dskd.losses.feature_maps import pool_to
 from dskd.losses.reuse import simkd
 from dskd.methods.base import (
     FeatureMethod,
@@ -23,10 +23,10 @@ from dskd.methods.base import (
     check_classes,
     check_classifier,
 )
-from dskd.models.net import StagedNet
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from dskd.models.stages import StagedModel
+from dskd.models.staged_model import StagedModel
+from dskd.models.staged_net import StagedNet
 from dskd.settings import Count, Positive, Settings, Weight, checked, validate
 
 LARGEST = 2**28

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.losses.reuse import srrl
 from dskd.methods.base import (
     FeatureMethod,

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dskd.data.augment import rotations
-from dskd.data.resident import Batch
+from dskd.data.augmentation import rotations
+from dskd.data.loader import Batch
+from dskd.engine.lr_schedule import learning_rate
 from dskd.errors import InputError
-from dskd.finite import require_finite
 from dskd.losses import logits as losses_of_logits
 from dskd.losses.contrast import sskd, sskd_head, sskd_predictions
 from dskd.losses.precision import full_precision
@@ -24,7 +24,7 @@ from dskd.methods.base import (
     check_pooled,
 )
 from dskd.models.output import ModelOutput
-from dskd.schedule import learning_rate
+from dskd.runtime.nonfinite import require_finite
 from dskd.settings import Count, Positive, Share, Weight, checked
 
 HEAD_LR, HEAD_MOMENTUM, HEAD_DECAY = 0.05, 0.9, 5e-4

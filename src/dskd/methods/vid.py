@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dskd.data.resident import Batch
+from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses.maps import pooled_alike, vid
+from dskd.losses.feature_maps import pooled_alike, vid
 from dskd.methods.base import FeatureMethod, Pair, TeacherNeeds, at_same_depth, check_stages
 from dskd.models.output import ModelOutput
 from dskd.settings import Positive, Weight, checked

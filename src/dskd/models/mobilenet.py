@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dskd.models.net import StagedNet
 from dskd.models.output import ModelOutput
+from dskd.models.staged_net import StagedNet
 
 # (expansion, channels at full width, blocks, stride of the first) of each group of blocks. The
 # second group has stride 1 where the paper has 2, which suits 32x32 images.

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dskd.errors import InputError
-from dskd.models.net import StagedNet
 from dskd.models.output import ModelOutput
+from dskd.models.staged_net import StagedNet
 
 
 def _projection(inner: int, outer: int, stride: int) -> nn.Module:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dskd.models.net import StagedNet
 from dskd.models.output import ModelOutput
+from dskd.models.staged_net import StagedNet
 
 _STEM = 24
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dskd.errors import InputError, first_line
 from dskd.models.output import ModelOutput
-from dskd.models.stages import StagedModel
+from dskd.models.staged_model import StagedModel
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dskd.models.net import StagedNet
 from dskd.models.output import ModelOutput
+from dskd.models.staged_net import StagedNet
 
 _WIDTHS = (64, 128, 256, 512, 512)
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dskd.errors import InputError
-from dskd.models.net import StagedNet
 from dskd.models.output import ModelOutput
+from dskd.models.staged_net import StagedNet
 
 
 class PreActBlock(nn.Module):

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dskd.errors import InputError, unknown
 from dskd.models.mobilenet import MobileNetV2
-from dskd.models.net import StagedNet
 from dskd.models.resnet import ResNet, ResNet50
 from dskd.models.shufflenet import ShuffleV1, ShuffleV2
+from dskd.models.staged_net import StagedNet
 from dskd.models.vgg import VGG
 from dskd.models.wrn import WideResNet
 

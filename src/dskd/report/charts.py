@@ -10,8 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from dskd.report.look import TEACHER, Look
-from dskd.report.similarity import Similarity
+from dskd.report.cka import Similarity
+from dskd.report.styles import TEACHER, Look
 
 Curve = Mapping[int, Sequence[float]]
 """A value for every epoch, by seed."""

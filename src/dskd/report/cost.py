@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dskd.models.stages import StagedModel
+from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import cost
 
 BATCH = 64

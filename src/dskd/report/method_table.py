@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dskd.compare.statistics import Interval
 from dskd.compare.summary import BASELINE, STUDENT, Summary
 from dskd.compare.table import interval_text, p_text, weights_text
-from dskd.report.content import Report
+from dskd.report.contents import Report
 from dskd.report.tables import Drawn, Scale, drawn, scale_of
 
 _NONE = "–"

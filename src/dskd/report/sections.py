@@ -10,12 +10,12 @@ import plotly.graph_objects as go
 
 from dskd.compare.summary import BASELINE, STUDENT
 from dskd.report import charts
-from dskd.report.content import Report
+from dskd.report.analysis import Costs, Missing, shallow_stages
+from dskd.report.cka import Similarity
+from dskd.report.collect import MethodRuns
+from dskd.report.contents import Report
 from dskd.report.cost import BATCH, Cost
-from dskd.report.examine import Costs, Missing, shallow_stages
-from dskd.report.gather import MethodRuns
-from dskd.report.look import TEACHER, Look
-from dskd.report.similarity import Similarity
+from dskd.report.styles import TEACHER, Look
 from dskd.report.tables import lowest_usual
 
 ALL_SHOWN, BEST_SHOWN = 8, 3

@@ -1,0 +1,150 @@
+"""What is compared: methods with their settings, by the names that a person gives them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from dskd import methods
+from dskd.config.recipe import MethodSettings, Recipe
+from dskd.errors import InputError, brief, unknown
+from dskd.settings import Weight, signature_settings
+from dskd.storage.yaml_file import read_yaml
+
+Weights = Literal["equal", "literature"]
+LONGEST_LABEL = 100
+"""Letters; a label names a folder."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with its settings, as it takes part in a comparison.
+
+    Attributes:
+        label: Its name, with the settings that set it apart: ``dskd:beta=0.1``.
+        method: All its settings.
+    """
+
+    label: str
+    method: MethodSettings
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder that holds its seeds."""
+        return folder_of(self.label)
+
+    def plain(self) -> dict[str, Any]:
+        """As ``comparison.json`` holds it."""
+        return {
+            "label": self.label,
+            "folder": self.folder,
+            "method": self.method.model_dump(mode="json"),
+        }
+
+
+def folder_of(label: str) -> str:
+    """The name of the folder that holds the seeds of a label.
+
+    Example:
+        >>> folder_of("dskd:beta=0.1")
+        'dskd+beta=0.1'
+    """
+    return re.sub(r"[^\w.=-]+", "+", label)
+
+
+def check_label(label: str) -> str:
+    """The label, if it can name a method, a folder and a row of a table.
+
+    Raises:
+        InputError: It is too long, or holds what cannot be printed.
+    """
+    if len(label) > LONGEST_LABEL or not label.isprintable():
+        raise InputError(
+            f"{brief(label)} cannot name a method: {LONGEST_LABEL} letters at most, all of them "
+            "printable"
+        )
+    return label
+
+
+def contenders(texts: Iterable[str], recipe: Recipe, weights: Weights) -> list[Contender]:
+    """The methods that are named, with all their settings.
+
+    Settings are, from weak to strong: the method's defaults; those of the recipe, for the method
+    that the recipe names; the weights that are asked for; those of the name itself.
+
+    Args:
+        texts: Names such as ``kd``, ``all``, or with settings ``dskd:beta=0.1:gamma=1``; several
+            in one text are parted by commas.
+        recipe: Whose pair is distilled.
+        weights: ``equal`` sets ``ce = kd = 1`` wherever a method has them; ``literature`` takes
+            what each method was published with.
+
+    Raises:
+        InputError: A name or setting does not exist, or one is named twice.
+
+    Example:
+        >>> from dskd.config.recipe import load
+        >>> [one] = contenders(["dskd:beta=0.1"], load("digits"), "equal")
+        >>> one.folder, one.method.options["beta"]
+        ('dskd+beta=0.1', 0.1)
+    """
+    if weights not in get_args(Weights):
+        raise unknown("choice of weights", weights, get_args(Weights))
+    found: dict[str, Contender] = {}
+    for label in map(check_label, _labels(texts)):
+        name, *changes = label.split(":")
+        own = recipe.method.options if name == recipe.method.name else {}
+        settings = own | _weights(name, weights) | dict(map(_setting, changes))
+        if settings.pop("preset", None):
+            raise InputError(f"{label}: a preset has no place in a comparison; name its settings")
+        found[label] = Contender(
+            label, MethodSettings(name=name, **methods.resolve(name, settings))
+        )
+    folders = [contender.folder.lower() for contender in found.values()]
+    for contender in found.values():
+        if folders.count(contender.folder.lower()) > 1:
+            raise InputError(f"two methods would share the folder {contender.folder!r}; name one")
+    return list(found.values())
+
+
+def _labels(texts: Iterable[str]) -> list[str]:
+    labels: list[str] = []
+    for text in texts:
+        for label in (part.strip() for part in text.split(",")):
+            if label == "all":
+                labels += [name for name in methods.names() if name not in labels]
+            elif label in labels:
+                raise InputError(f"the method {label!r} is named twice; name it once")
+            elif label:
+                labels.append(label)
+    if not labels:
+        raise InputError("no method is named; name some, as in --methods ce,kd,dskd")
+    return labels
+
+
+def _setting(change: str) -> tuple[str, Any]:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise InputError(f"{change!r} is not key=value; write a method as in dskd:beta=0.1")
+    return key, read_yaml(text, key)
+
+
+def _weights(name: str, weights: Weights) -> dict[str, Any]:
+    method = methods.find(name)
+    if weights == "literature":
+        return dict(method.presets.get("literature", {}))
+    known = signature_settings(method.__init__).model_fields
+    return {key: 1.0 for key in ("ce", "kd") if key in known}
+
+
+def weights_of(name: str, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Those of a method's settings that weigh its losses.
+
+    Example:
+        >>> weights_of("kd", {"temperature": 4.0, "ce": 1.0, "kd": 0.5})
+        {'ce': 1.0, 'kd': 0.5}
+    """
+    hints = get_type_hints(methods.find(name).__init__, include_extras=True)
+    return {key: settings[key] for key, hint in hints.items() if hint == Weight}

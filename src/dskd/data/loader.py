@@ -1,0 +1,113 @@
+"""A split kept whole on the training device, and the batches that the epoch plan takes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from dskd.data.augmentation import crop_and_flip
+from dskd.data.dataset import Dataset, Split
+from dskd.data.epoch_plan import EpochPlan
+
+TOGETHER = 16 << 20
+"""Bytes of pictures that a GPU augments at once."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The pictures of one step.
+
+    Attributes:
+        images: uint8 ``[B, C, H, W]``, augmented; each model normalises them its own way.
+        labels: int64 ``[B]``.
+        indices: int64 ``[B]``, which pictures of the split.
+        views: int64 ``[B]``, which view of each picture (see `EpochPlan.views`).
+        seeds: int64 ``[B]``, for whatever else a method draws (see `dskd.data.epoch_plan.draw_below`).
+        epoch: Of the plan, from 0.
+        step: Of the epoch, from 0.
+        named: int64 ``[B, 2]``, ``indices`` and ``views`` once more, in main memory: who looks
+            pictures up there need not wait for a GPU to tell.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    views: Tensor
+    seeds: Tensor
+    epoch: int
+    step: int
+    named: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
+
+
+class Resident:
+    """A split on a device.
+
+    Args:
+        split: The pictures and labels.
+        device: Where to keep them.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self.images = split.images.to(device)
+        self.labels = split.labels.to(device)
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def planned(
+        self, plan: EpochPlan, batch_size: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """The augmented batches of an epoch, from step ``start`` on (see `EpochPlan.batches`)."""
+        named = torch.stack([plan.order, plan.views[plan.order]], dim=1)
+        plan = plan.to(self.device)
+        views = plan.views
+        parts = islice(enumerate(plan.slices(batch_size, rank, world)), start, None)
+        while some := list(islice(parts, self._together(batch_size))):
+            rows = [plan.order[part] for _, part in some]
+            together = torch.cat(rows)
+            offsets = plan.dy[together], plan.dx[together], plan.flip[together]
+            pictures = crop_and_flip(self.images[together], *offsets, plan.padding)
+            split = torch.split(pictures, [len(own) for own in rows])
+            for images, own, (step, part) in zip(split, rows, some, strict=True):
+                drawn = self.labels[own], own, views[own], plan.seeds[own]
+                yield Batch(images, *drawn, plan.epoch, step, named[part])
+
+    def _together(self, batch_size: int) -> int:
+        """How many steps' pictures are augmented at once.
+
+        One on a CPU, whose cache holds it. On a GPU as many as fill it with work, which costs the
+        host no more than one.
+        """
+        if self.device.type == "cpu":
+            return 1
+        return max(1, TOGETHER // (batch_size * self.images[0].nbytes))
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pictures and labels as they are, in the split's order."""
+        yield from zip(
+            torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True
+        )
+
+
+class ResidentData:
+    """All splits of a data set on a device.
+
+    Args:
+        data: The data set.
+        device: Where to keep its pictures.
+
+    Attributes:
+        train: To learn from.
+        test: To judge on.
+        validation: Held out of the training split; None where nothing is.
+    """
+
+    def __init__(self, data: Dataset, device: torch.device) -> None:
+        self.data = data
+        self.train, self.test = Resident(data.train, device), Resident(data.test, device)
+        self.validation = Resident(data.validation, device) if data.validation else None

@@ -1,0 +1,1 @@
+"""What ships: load, evaluate, predict and export a trained student."""

@@ -1,0 +1,129 @@
+"""The student in forms that other programs run."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dskd.deploy.student import Deployed
+from dskd.errors import InputError, first_line
+from dskd.storage.atomic import replace_file
+
+FORMATS = ("onnx",)
+TOLERANCE = 1e-4
+_BATCH = 4
+
+
+class _Logits(nn.Module):
+    """Pictures from 0 to 1 to logits, normalisation included."""
+
+    def __init__(self, deployed: Deployed) -> None:
+        super().__init__()
+        self.module = deployed.model.module
+        self.register_buffer("mean", deployed.model.mean)
+        self.register_buffer("std", deployed.model.std)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.module((pictures - self.mean) / self.std)
+        return logits
+
+
+def export_onnx(deployed: Deployed, path: Path) -> float:
+    """Writes the student as ONNX, once its outputs are known to be the student's.
+
+    The graph takes ``pictures``, float32 ``[N, C, H, W]`` from 0 to 1 with any N, normalises them,
+    and gives ``logits``, ``[N, K]``.
+
+    Args:
+        deployed: The student.
+        path: The file; its folder must be there.
+
+    Returns:
+        The largest difference of the outputs, relative to the largest output.
+
+    Raises:
+        InputError: The onnx packages are missing, the folder is, or the outputs differ by more
+            than 1e-4; nothing is written then.
+    """
+    _need("onnx"), _need("onnxscript")
+    runtime = _need("onnxruntime")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file in it")
+    model = _Logits(deployed).eval()
+    example = torch.rand(_BATCH, *deployed.shape, generator=torch.Generator().manual_seed(0))
+    graph = _graph(model, example, deployed.name)
+    difference = _difference(runtime, graph, model, example)
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f"the exported student differs from the student by {difference:.1e} relative "
+            f"(at most {TOLERANCE:g} is allowed); nothing was written"
+        )
+    try:
+        replace_file(path, graph)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    return difference
+
+
+def _need(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise InputError(
+            f"exporting to ONNX needs {package}; install it with: pip install 'dskd[onnx]'"
+        ) from None
+
+
+def _graph(model: nn.Module, example: Tensor, name: str) -> bytes:
+    """The model as ONNX."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=["pictures"],
+                output_names=["logits"],
+                dynamic_shapes={"pictures": {0: torch.export.Dim("batch", min=1)}},
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # anybody's module may defeat the exporter in its own way
+            raise InputError(f"torch cannot export {name} to ONNX: {first_line(error)}") from error
+        assert program is not None, "dynamo=True gives the program"
+        try:
+            graph: bytes = program.model_proto.SerializeToString()
+        except Exception as error:  # protobuf's own
+            reason = first_line(error)
+            raise InputError(f"{name} is too large for one ONNX file: {reason}") from error
+        return graph
+
+
+@torch.no_grad()
+def _difference(runtime: Any, graph: bytes, model: nn.Module, example: Tensor) -> float:
+    """Largest over a batch and a lone picture."""
+    session = runtime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    differences = []
+    for pictures in (example, example[:1]):
+        expected = model(pictures)
+        try:
+            (got,) = session.run(["logits"], {"pictures": pictures.numpy()})
+        except Exception as error:  # of any kind that onnxruntime has
+            raise InputError(
+                f"onnxruntime does not run the exported student: {first_line(error)}"
+            ) from error
+        scale = expected.abs().max().clamp_min(1e-12)
+        differences.append((torch.from_numpy(got) - expected).abs().max() / scale)
+    return torch.stack(differences).max().item()  # NaN if one of them is

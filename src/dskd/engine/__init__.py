@@ -1,0 +1,1 @@
+"""The training engine. Start at `dskd.engine.run`."""

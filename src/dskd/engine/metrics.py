@@ -1,0 +1,60 @@
+"""What an epoch's steps came to, on average."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dskd.data.loader import Batch
+from dskd.methods.base import StepOutput
+from dskd.runtime import distributed
+
+
+class Meter:
+    """Means over the pictures of an epoch, summed on the device; each process sums its own."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.sums: Tensor | None = None
+        self.pictures = 0
+
+    def add(self, batch: Batch, output: StepOutput) -> None:
+        """Counts a step in."""
+        hits = (output.logits.argmax(1) == batch.labels).float().mean()
+        values = {
+            "train_loss": output.objective,
+            "train_accuracy": 100 * hits,
+            **{f"loss/{name}": loss for name, loss in output.losses.items()},
+            **output.metrics,
+        }
+        # All at once: on a GPU each operation costs the host more than the device.
+        totals = torch.stack([v.detach() for v in values.values()]).double() * len(batch.labels)
+        self.sums = totals if self.sums is None else self.sums + totals
+        self.names = tuple(values)
+        self.pictures += len(batch.labels)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each value so far, over the pictures of all processes."""
+        if self.sums is None:
+            return {}
+        pictures = sum(distributed.gathered(self.pictures))
+        totals = distributed.total(self.sums).tolist()
+        return {name: total / pictures for name, total in zip(self.names, totals, strict=True)}
+
+    def mean(self, name: str) -> float:
+        """The mean of one value so far, over the pictures of this process."""
+        assert self.sums is not None, "no step was counted in"
+        return self.sums[self.names.index(name)].item() / self.pictures
+
+    def state(self) -> dict[str, Any]:
+        """All that it holds, on the CPU."""
+        sums = None if self.sums is None else self.sums.cpu()
+        return {"names": self.names, "sums": sums, "pictures": self.pictures}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Goes back to a saved state."""
+        sums = state["sums"]
+        self.names, self.pictures = tuple(state["names"]), state["pictures"]
+        self.sums = None if sums is None else sums.to(device)

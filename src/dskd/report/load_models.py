@@ -1,0 +1,64 @@
+"""The student and the teacher of a finished run, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dskd.compare.reader import COMPARISON
+from dskd.config.recipe import Recipe, TeacherSettings
+from dskd.data import Dataset
+from dskd.deploy.student import load_deployed
+from dskd.engine.build import Given, build_model
+from dskd.errors import InputError
+from dskd.models.staged_model import StagedModel
+from dskd.storage.run_directory import LAST
+from dskd.storage.weights import load_weights, read_weights
+
+
+def load_student(folder: Path, data: Dataset, given: Given) -> StagedModel:
+    """The deployed student of a run, in eval mode, on the CPU.
+
+    Raises:
+        InputError: It cannot be built here, or knows other pictures.
+    """
+    deployed = load_deployed(folder, student=given.student, allow_code=given.allow_code)
+    if deployed.classes != data.classes or deployed.shape != data.shape:
+        raise InputError(
+            f"the pictures are not those that {folder} was trained on: their classes or size "
+            "differ; give the run's own with --root"
+        )
+    return deployed.model
+
+
+def load_teacher(folder: Path, recipe: Recipe, data: Dataset, given: Given) -> StagedModel | None:
+    """The teacher of a run, in eval mode, on the CPU; None where the recipe names none.
+
+    Raises:
+        InputError: Its weights are not to be had, or it cannot be built here.
+    """
+    settings = recipe.teacher
+    if settings is None:
+        return None
+    weights = next((path for path in _weights(folder, settings) if path.is_file()), None)
+    if weights is None and given.teacher is None:
+        raise InputError(
+            f"there are no weights of the teacher {settings.name} of {folder}; it was given in "
+            "Python, or its file was moved"
+        )
+    # Its weights are in the file: nothing is downloaded again.
+    options = {key: value for key, value in settings.options.items() if key != "pretrained"}
+    plain = settings.model_copy(update={"options": options})
+    model = build_model(plain, data, 0, given.teacher, given.allow_code)
+    if weights is not None:
+        load_weights(model.module, read_weights(weights), f"the teacher in {weights}")
+    return model.eval()
+
+
+def _weights(folder: Path, settings: TeacherSettings) -> Iterator[Path]:
+    """Where a run's teacher may lie: in the run, where its recipe says, in its comparison."""
+    yield folder / "teacher" / LAST
+    if settings.checkpoint is not None:
+        yield settings.checkpoint
+    if (folder.parent.parent / COMPARISON).is_file():
+        yield folder.parent.parent / "teacher" / LAST

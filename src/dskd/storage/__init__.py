@@ -1,0 +1,1 @@
+"""Files: atomic writes, locks, checkpoints, weights and run directories."""

@@ -1,0 +1,522 @@
+"""Recipes: the shipped ones, how they resolve, and that nothing else is let in."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import dskd
+from dskd import methods
+from dskd.config import recipe
+from dskd.config.recipe import Recipe, load, load_by_labels, resolve, shipped
+from dskd.engine import run
+from dskd.engine.build import Given
+from dskd.engine.lr_schedule import learning_rate
+from dskd.errors import InputError
+from dskd.settings import known_keys
+from tests.conftest import made_dataset
+
+PAIRS = {
+    "resnet56-resnet20": 0.05,
+    "resnet110-resnet32": 0.05,
+    "resnet32x4-resnet8x4": 0.05,
+    "wrn_40_2-wrn_16_2": 0.05,
+    "wrn_40_2-wrn_40_1": 0.05,
+    "vgg13-vgg8": 0.05,
+    "resnet32x4-ShuffleV1": 0.01,
+    "resnet32x4-ShuffleV2": 0.01,
+    "vgg13-MobileNetV2": 0.01,
+    "ResNet50-MobileNetV2": 0.01,
+    "wrn_40_2-ShuffleV1": 0.01,
+}
+"""The field's pairs on CIFAR-100, and the student's learning rate."""
+
+SMALLEST: dict[str, Any] = {
+    "data": {"name": "digits"},
+    "student": {"name": "resnet8"},
+    "teacher": {"name": "resnet20"},
+}
+
+
+# ---- the shipped ones
+
+
+def test_the_pairs_are_the_field_s() -> None:
+    assert {name for name in shipped() if name.startswith("cifar100/")} == {
+        f"cifar100/{pair}" for pair in PAIRS
+    }
+
+
+@pytest.mark.parametrize(("pair", "lr"), PAIRS.items())
+def test_a_pair_has_the_settings_that_the_field_compares_on(pair: str, lr: float) -> None:
+    plan = load(f"cifar100/{pair}")
+    assert plan.teacher is not None
+    assert f"{plan.teacher.name}-{plan.student.name}" == pair
+    assert plan.data.model_dump(exclude_defaults=True) == {
+        "name": "cifar100",
+        "crop": 4,
+        "flip": True,
+    }
+    train = plan.train
+    assert (train.epochs, train.batch_size, train.optimizer, train.momentum) == (
+        240,
+        64,
+        "sgd",
+        0.9,
+    )
+    assert (train.weight_decay, train.nesterov, train.warmup) == (5e-4, False, 0)
+    assert (train.lr, plan.teacher.lr or train.lr) == (lr, 0.05)
+    rates = [rate(plan, epoch) for epoch in (0, 149, 150, 179, 180, 209, 210, 239)]
+    assert rates == pytest.approx([lr, lr, *[lr / 10] * 2, *[lr / 100] * 2, *[lr / 1000] * 2])
+    options = plan.method.options
+    assert plan.method.name == "dskd"
+    assert {key: options[key] for key in ("temperature", "ce", "kd")} == {
+        "temperature": 4,
+        "ce": 1,
+        "kd": 1,
+    }
+
+
+def rate(plan: Recipe, epoch: int) -> float:
+    train = plan.train
+    return learning_rate(
+        epoch,
+        train.epochs,
+        train.lr,
+        train.schedule,
+        milestones=train.milestones,
+        gamma=train.gamma,
+        warmup=train.warmup,
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "drops"), [(240, [150, 180, 210]), (8, [5, 6, 7]), (80, [50, 60, 70])]
+)
+def test_milestones_scale_with_the_epochs(epochs: int, drops: list[int]) -> None:
+    plan = load("cifar100/vgg13-vgg8", [f"train.epochs={epochs}"])
+    rates = [rate(plan, epoch) for epoch in range(epochs)]
+    assert [epoch for epoch in range(1, epochs) if rates[epoch] < rates[epoch - 1]] == drops
+
+
+def test_tiny_imagenet_comes_at_64_and_at_32_pixels() -> None:
+    names = [name for name in shipped() if name.startswith("tiny_imagenet/")]
+    assert names
+    for name in names:
+        plan = load(name)
+        assert plan.data.name == "tiny_imagenet"
+        assert plan.data.size == (32 if name.endswith("-32") else None)
+        pair = name.removeprefix("tiny_imagenet/").removesuffix("-32")
+        assert plan.teacher is not None
+        assert pair == f"{plan.teacher.name}-{plan.student.name}"
+        assert plan.train == load(f"cifar100/{pair}").train
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_resolved_recipe_resolves_to_itself_also_through_yaml(name: str) -> None:
+    plan = load(name)
+    assert resolve(plan.plain(), Path("elsewhere")) == plan
+    assert resolve(yaml.safe_load(yaml.safe_dump(plan.plain())), Path("elsewhere")) == plan
+    assert plan.out == Path("runs") / name / "dskd-seed0"
+
+
+def test_a_resolved_recipe_names_every_default() -> None:
+    plain = load("digits").plain()
+    for key in [*known_keys(Recipe), "method.adapter_width", "method.tau"]:
+        value: Any = plain
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
+
+
+# ---- one's own
+
+
+def test_a_file_of_one_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text("data: {name: digits}\nstudent: {name: resnet8}\nmethod: {name: ce}\n")
+    plan = load(str(path), ["seed=7", "train.lr=1e-3"])
+    assert (plan.out, plan.seed, plan.train.lr) == (Path("runs/mine/ce-seed7"), 7, 1e-3)
+    path.write_text(yaml.safe_dump(plan.plain()))
+    assert load(str(path)) == plan
+
+
+def test_overrides_apply_in_their_order_whatever_they_override() -> None:
+    plan = load(
+        "digits",
+        [
+            "method.standardize=true",
+            "method={name: kd}",
+            "method.temperature=2",
+            "train.milestones=[0.5, 0.9]",
+            "student.stages=[layer1,layer2]",
+            "teacher.checkpoint=a=b.pth",
+            "train.epochs=3",
+            "train.epochs=4",
+        ],
+    )
+    assert plan.method.options == {"temperature": 2.0, "ce": 1.0, "kd": 1.0, "standardize": False}
+    assert plan.train.milestones == (0.5, 0.9)
+    assert plan.student.stages == ["layer1", "layer2"]
+    assert plan.teacher is not None
+    assert plan.teacher.checkpoint == Path("a=b.pth")
+    assert plan.train.epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("20", 20),
+        ("[cat,dog]", ["cat", "dog"]),
+        ("[3,1]", ["3", "1"]),
+        ("null", None),
+        ("", None),
+    ],
+)
+def test_classes_are_a_number_or_names(text: str, value: object) -> None:
+    plan = load("digits", [f"data.classes={text}"])
+    assert plan.data.classes == value
+    assert resolve(plan.plain(), Path()).data.classes == value
+
+
+def test_a_preset_sets_what_is_not_given() -> None:
+    paper = methods.find("dskd").presets["paper"]
+    options = load("digits", ["method={name: dskd, preset: paper, beta: 3, tau: 2}"]).method.options
+    assert options == methods.resolve("dskd", {**paper, "beta": 3, "tau": 2})
+    assert "preset" not in options
+
+
+def test_home_is_meant_by_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load("digits", ["out=~/run"]).out == Path("/home/me/run")
+
+
+def test_training_by_labels_reads_neither_teacher_nor_method() -> None:
+    plan = load_by_labels("cifar100/vgg13-vgg8", ["train.epochs=3", "seed=2"])
+    assert (plan.teacher, plan.method.name) == (None, "ce")
+    assert plan.out == Path("runs/cifar100/vgg13-vgg8/ce-seed2")
+    for override in ("teacher.epochs=3", "teacher=null", "method.name=ce", "method.ce=2"):
+        with pytest.raises(InputError, match=r"no effect .* `dskd distill digits`"):
+            load_by_labels("digits", [override])
+
+
+# ---- what is refused
+
+WHOLE = ["0", "1.5", "many", "true", "null", "[1]", "{a: 1}", "-3", "1e30", "9" * 40]
+SHARES = ["-0.1", "1.5", ".nan", ".inf", "half", "true", "null", "[1]", "{a: 1}"]
+NUMBERS = ["-1", ".nan", ".inf", "much", "true", "null", "[1]", "{a: 1}"]
+TEXT = ["5", "null", "true", "[a]", "{a: 1}"]
+PATHS = ["5", "true", "[a]", "{a: 1}", '""', '"a\\0b"']
+SWITCH = ["7", "maybe", "null", "[true]", "{a: 1}"]
+LISTS = ["5", "layer1", "[]", "[null]", "[[a]]", "{a: 1}", "true"]
+CHOICE = ["best", "5", "null", "true", "[step]", "{a: 1}"]
+WRONG = {
+    "data.name": [*TEXT, "digts", '""'],
+    "data.root": PATHS,
+    "data.size": ["0", "1.5", "big", "true", "[8]", "{a: 1}", "5000"],
+    "data.classes": ["1", "0", "-2", "2.5", "cat", "true", "[]", "[[a]]", "[null]", "{a: 1}"],
+    "data.share": [*SHARES, "0"],
+    "data.holdout": [*SHARES, "1"],
+    "data.crop": [*WHOLE[1:], "257"],
+    "data.flip": SWITCH,
+    "data.cache": PATHS,
+    "student.name": TEXT,
+    "student.stages": [*LISTS, "[1]"],
+    "student.mean": [*LISTS, "[a]", "[.nan]", "[.inf]", "[true]"],
+    "student.std": [*LISTS, "[a]", "[.nan]", "[.inf]", "[true]", "[0]", "[-1]"],
+    "student.options": ["5", "text", "null", "[a]", "{1: 2}"],
+    "teacher.checkpoint": PATHS,
+    "teacher.epochs": [value for value in WHOLE if value != "null"],
+    "teacher.fold": SWITCH,
+    "teacher.lr": [*(value for value in NUMBERS if value != "null"), "0", "1e7"],
+    "teacher.ahead": WHOLE,
+    "teacher.keep": CHOICE,
+    "teacher.views": WHOLE,
+    "teacher.store": PATHS,
+    "method.name": [*TEXT, "dksd"],
+    "train.epochs": WHOLE,
+    "train.batch_size": [*WHOLE, "1"],
+    "train.lr": [*NUMBERS, "0", "1e7"],
+    "train.schedule": CHOICE,
+    "train.milestones": ["0.5", "null", "[1]", "[a]", "[0.5,0.4]", "[0.5,0.5]", "[-0.1]", "{a: 1}"],
+    "train.gamma": [*SHARES, "0"],
+    "train.warmup": [*NUMBERS, "30"],
+    "train.optimizer": CHOICE,
+    "train.momentum": [*SHARES, "1"],
+    "train.nesterov": SWITCH,
+    "train.compile": SWITCH,
+    "train.graph": SWITCH,
+    "train.weight_decay": NUMBERS,
+    "train.precision": CHOICE,
+    "train.sync_batchnorm": SWITCH,
+    "train.device": CHOICE,
+    "seed": [*WHOLE[1:]],
+    "out": PATHS,
+}
+WRONG |= {
+    key.replace("student", "teacher"): values
+    for key, values in WRONG.items()
+    if key.startswith("student.")
+}
+
+
+def test_every_key_is_tried() -> None:
+    assert set(WRONG) == set(known_keys(Recipe))
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [(key, text) for key, texts in WRONG.items() for text in texts]
+)
+def test_a_value_that_does_not_fit_is_named_with_its_key(key: str, text: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load("digits", [f"{key}={text}"])
+    line = str(refused.value)
+    section = key.partition(".")[0]
+    assert key in line or (key.endswith(".name") and line.startswith("unknown ")), line
+    assert section in line or line.startswith("unknown "), line
+    check_wording(line)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_setting_of_a_method_is_checked(name: str) -> None:
+    for key in methods.resolve(name, {}):
+        for wrong in (object(), [[]]):
+            with pytest.raises(InputError) as refused:
+                resolve(SMALLEST | {"method": {"name": name, key: wrong}}, Path("runs"))
+            assert f"method.{key}" in str(refused.value)
+
+
+def check_wording(line: str) -> None:
+    """Messages are one short line in words that are not Python's."""
+    assert "\n" not in line
+    assert len(line) < 500, line
+    for word in ("None", "True", "class '", "pydantic", "constrained", "function", "Value error"):
+        assert word not in line, line
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"epochs": None}}, "train.epochs: a whole number is needed, got null"),
+        ({"train": {"lr": True}}, "train.lr: a number is needed, got true"),
+        ({"train": 5}, "train holds settings, got 5; set them as in train.epochs=..."),
+        ({"method": "kd"}, "method holds settings, got 'kd'; set them as in method.name=..."),
+        ({"student": {}}, "student.name is missing; set it"),
+        (
+            {"data": {"name": "digits", "classes": [["a"]]}},
+            "data.classes: how many classes, 2 or more, or a list of their names is needed, "
+            "got [['a']]",
+        ),
+        ({"data": {"name": "digits", 3: 1}}, "data[3]: a key must be text; put it in quotes"),
+        (
+            {"student": {"name": "resnet8", "std": [0.5, 0]}},
+            "student.std[1]: input should be greater than 0, got 0",
+        ),
+        (
+            {"train": {"optimizer": "adam"}},
+            "train.optimizer: input should be 'sgd' or 'adamw', got 'adam'; did you mean 'adamw'?",
+        ),
+        (
+            {"out": 2024},
+            "out: a path is needed, got 2024; put it in quotes if that is its name, "
+            "as in 'out=\"2024\"'",
+        ),
+        (
+            {"epochs": 3},
+            "unknown setting 'epochs'; did you mean 'teacher.epochs' or 'train.epochs'?",
+        ),
+        (
+            {"trian": {"lr": 1}},
+            "unknown setting 'trian'; did you mean 'train'? "
+            "known: data, method, out, seed, student, teacher, train",
+        ),
+        ({"teacher": None}, "the method 'dskd' needs a teacher; set teacher.name"),
+        (
+            {"train": {"epochs": 2, "warmup": 2}},
+            "train.warmup: 2 epochs of warmup leave nothing of 2 epochs; make it smaller",
+        ),
+        (
+            {"train": {"nesterov": True, "momentum": 0}},
+            "train.nesterov needs train.momentum above 0",
+        ),
+        (
+            {"teacher": {"name": "resnet8", "views": 4}},
+            "teacher.views needs teacher.keep=bank",
+        ),
+        (
+            {"teacher": {"name": "resnet8", "keep": "logits", "views": 4}},
+            "teacher.views needs teacher.keep=bank",
+        ),
+        (
+            {"teacher": {"name": "resnet8", "store": "answers"}},
+            "teacher.store needs teacher.keep=bank or logits",
+        ),
+    ],
+)
+def test_messages_read_well(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        resolve(SMALLEST | values, Path("runs"))
+    assert str(refused.value) == message
+
+
+def test_long_values_are_shortened() -> None:
+    for value in ("x" * 10_000, ["x"] * 10_000, {"x" * i: i for i in range(1000)}, 10**400):
+        with pytest.raises(InputError) as refused:
+            resolve(SMALLEST | {"train": {"epochs": value}}, Path("runs"))
+        assert len(str(refused.value)) < 300
+
+
+# ---- whatever else
+
+KEYS = st.sampled_from(
+    [*known_keys(Recipe), "method.temperature", "method.supervise", "method.preset", "method"]
+)
+SECTIONS = st.sampled_from(["data", "student", "teacher", "method", "train", "seed", "out"])
+NAMES = (
+    st.sampled_from([part for key in known_keys(Recipe) for part in key.split(".")])
+    | st.sampled_from(
+        ["preset", "options", "epoch", "self", "model_config", "plain", "", "temperature"]
+    )
+    | st.text(max_size=5)
+)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["digits", "resnet8", "kd", "dskd", "sgd", "0.5", "~", "~nobody/x", b"x", 4.0]
+    )
+    | st.dates()
+)
+JUNK = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def tried(values: Any) -> Recipe | InputError:
+    try:
+        return resolve(values, Path("runs"))
+    except InputError as error:
+        return error
+
+
+def resolves_or_refuses(values: Any) -> None:
+    outcome = tried(values)
+    if isinstance(outcome, Recipe):
+        assert resolve(outcome.plain(), Path("other")) == outcome
+    else:
+        assert re.fullmatch(r"\S[^\n]*", str(outcome))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(SECTIONS, st.dictionaries(NAMES, JUNK, max_size=3) | JUNK, max_size=4))
+@example({"method": {"preset": ["paper"]}})
+@example({"seed": 2**63})
+@example({"seed": 10**5000})
+@example({"out": "~\0"})
+def test_whatever_is_in_a_recipe_it_resolves_or_is_refused(values: dict[str, Any]) -> None:
+    resolves_or_refuses(values)
+    merged = {
+        key: SMALLEST.get(key, {}) | value if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
+    resolves_or_refuses(SMALLEST | merged)
+
+
+@settings(max_examples=200, deadline=None)
+@given(KEYS | NAMES, st.text(max_size=12) | JUNK.map(lambda value: yaml.safe_dump(value)))
+@example("train.epochs", "&a [*a]")
+@example("seed", "2020-13-45")
+@example("seed", "9" * 5000)
+@example("a.b", "[" * 3000)
+def test_whatever_is_on_the_command_line_it_resolves_or_is_refused(key: str, text: str) -> None:
+    for override in (f"{key}={text}", f"{key}{text}", text):
+        with contextlib.suppress(InputError):
+            load("digits", [override])
+
+
+# ---- from Python
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"student": 5}, ["student", "int"]),
+        ({"teacher": None}, ["needs a teacher", "teacher.name"]),
+        ({"teacher": 5}, ["teacher", "int"]),
+        ({"data": [1]}, ["data", "list"]),
+        ({"method": 4.0}, ["method", "float"]),
+        ({"method": {"name": "kd", "temprature": 1}}, ["'method.temperature'"]),
+        ({"train": 5}, ["train holds settings"]),
+        ({"train": {"epoch": 5}}, ["'train.epochs'"]),
+        ({"train": ["epochs"]}, ["train holds settings"]),
+        ({"seed": "one"}, ["seed", "'one'"]),
+        ({"out": 5}, ["out", "path"]),
+        ({"student": {"module": "resnet8"}}, ["student", "module", "str"]),
+        ({"student": {}}, ["student.name"]),
+        ({"student": {"name": ["resnet8"]}}, ["student.name", "text"]),
+        ({"student": "resnet9"}, ["'resnet9'", "'resnet8'"]),
+        ({"data": {"dataset": 5}}, ["data", "dataset", "int"]),
+        ({"data": {"name": "digits", "clases": 2}}, ["'data.classes'"]),
+    ],
+)
+def test_the_python_calls_refuse_in_one_line_too(
+    arguments: dict[str, Any],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    calls: list[Callable[[dict[str, Any]], object]] = [
+        lambda given: dskd.distill(**{"teacher": "resnet14"} | given)
+    ]
+    if not arguments.keys() & {"teacher", "method"}:
+        calls.append(lambda given: dskd.train(**given))
+    for call in calls:
+        with pytest.raises(InputError) as refused:
+            call({"student": "resnet8", "data": "digits"} | arguments)
+        assert all(word in str(refused.value) for word in words), refused.value
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_with_labels_out_of_range_are_refused() -> None:
+    data = made_dataset()
+    with pytest.raises(InputError, match="labels out of range in the training split: 0 to 3"):
+        dataclasses.replace(data, classes=data.classes[:3])
+
+
+def test_a_run_s_folder_from_python_is_named_by_its_parts() -> None:
+    values = {"student": {"name": "<Net>"}, "data": {"name": "digits"}, "method": {"name": "ce"}}
+    plan = recipe.resolve(values, Path("runs/Net-digits"))
+    assert plan.out == Path("runs/Net-digits/ce-seed0")
+
+
+def test_another_method_keeps_the_settings_that_both_have() -> None:
+    kept = recipe.load("cifar100/vgg13-vgg8", ["method.name=kd"]).method
+    assert kept.options == {"temperature": 4.0, "ce": 1.0, "kd": 1.0, "standardize": False}
+    assert recipe.load("digits", ["method.name=ce"]).method.options == {"ce": 1.0}
+    with pytest.raises(InputError, match=r"unknown setting 'method\.beta'"):
+        recipe.load("digits", ["method.name=kd", "method.beta=2"])
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.shipped() if name != "digits"])
+def test_every_shipped_pair_takes_a_step(name: str) -> None:
+    """Teacher, student and branches fit each other, at the recipe's own size of picture."""
+    plan = recipe.load(name)
+    size = plan.data.size or {"cifar100": 32, "tiny_imagenet": 64}[plan.data.name]
+    run.check_fit(plan, made_dataset(classes=5, per_class=2, size=size), Given())

@@ -1,0 +1,195 @@
+"""A folder of one's own pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dskd.data import Dataset, channel_statistics, load_dataset
+from dskd.data.archives import FolderFiles
+from dskd.errors import InputError
+from tests.data.file_writers import write_folder
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Dataset]:
+    def call(**options: Any) -> Dataset:
+        options.setdefault("root", tmp_path / "root")
+        return load_dataset("folder", cache=tmp_path / "cache", **options)
+
+    return call
+
+
+def test_reads_classes_in_the_order_of_their_names(
+    tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    write_folder(tmp_path / "root", classes=("owl", "cat", "dog"))
+    dataset = load()
+    assert dataset.classes == ("cat", "dog", "owl")
+    assert dataset.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert dataset.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert dataset.shape == (3, 16, 16)
+    assert (dataset.mean, dataset.std) == channel_statistics(dataset.train.images)
+    assert dataset.notes == ()
+    with Image.open(tmp_path / "root" / "val" / "dog" / "1.png") as picture:
+        expected = np.asarray(picture).transpose(2, 0, 1)
+        assert np.array_equal(dataset.test.images[3].numpy(), expected)
+
+
+def test_statistics_are_those_of_the_whole_training_split(
+    tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    write_folder(tmp_path / "root")
+    part = load(share=0.5, holdout=0.25)
+    assert part.mean == load().mean
+    assert len(part.train) == 6
+
+
+def test_other_files_are_passed_over_with_a_note(
+    tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    root = write_folder(tmp_path / "root")
+    (root / "train" / "cat" / "A.JPG").write_bytes((root / "train" / "cat" / "0.png").read_bytes())
+    for name in (".hidden.png", "notes.txt", "page.html"):
+        (root / "train" / "cat" / name).write_text("x")
+    (root / "val" / ".git").mkdir()
+    (root / "val" / "list.csv").write_text("x")
+    (root / "train" / "dog" / "more").mkdir()
+    (root / "elsewhere").mkdir()
+    dataset = load()
+    assert len(dataset.train) == 13
+    assert dataset.notes == (
+        "4 ignored, being no pictures of a class, such as train/cat/notes.txt",
+    )
+    assert load().notes == dataset.notes
+
+
+def test_a_class_of_one_picture_will_do(tmp_path: Path, load: Callable[..., Dataset]) -> None:
+    write_folder(tmp_path / "root", per_class=1, val_per_class=1)
+    dataset = load()
+    assert len(dataset.train) == len(dataset.test) == 3
+
+
+def test_names_may_be_any_the_file_system_takes(
+    tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    names = ["a b", "été", "猫"]
+    write_folder(tmp_path / "root", classes=names)
+    if os.name == "posix":
+        odd = os.fsdecode(b"z\xff")
+        for part in ("train", "val"):
+            try:
+                shutil.copytree(tmp_path / "root" / part / "a b", tmp_path / "root" / part / odd)
+            except OSError:
+                pytest.skip("the file system takes only UTF-8 names")
+        names.append(odd)
+    assert set(load().classes) == set(names)
+    assert load().classes == load().classes
+
+
+def test_refuses_missing_folders(tmp_path: Path, load: Callable[..., Dataset]) -> None:
+    with pytest.raises(InputError, match=r"data\.root is missing"):
+        load(root=None)
+    with pytest.raises(InputError, match="root does not exist"):
+        load()
+    root = tmp_path / "root"
+    root.write_text("x")
+    with pytest.raises(InputError, match=r"cannot list .*root"):
+        load()
+    root.unlink()
+    root.mkdir()
+    with pytest.raises(InputError, match=r"train is missing; .* must hold train/CLASS/"):
+        load()
+    (root / "train").mkdir()
+    with pytest.raises(InputError, match="train holds no class folder"):
+        load()
+    (root / "train").rmdir()
+    write_folder(root)
+    shutil.rmtree(root / "val")
+    with pytest.raises(InputError, match="val is missing"):
+        load()
+
+
+def test_refuses_classes_that_differ(tmp_path: Path, load: Callable[..., Dataset]) -> None:
+    root = write_folder(tmp_path / "root")
+    (root / "val" / "cat").rename(root / "val" / "cow")
+    with pytest.raises(InputError, match="val lacks the classes cat of train"):
+        load()
+    (root / "train" / "cat").rename(root / "train" / "cow")
+    (root / "val" / "elk").mkdir()
+    with pytest.raises(InputError, match="val has the classes elk, which train lacks"):
+        load()
+    (root / "train" / "elk").mkdir()
+    with pytest.raises(InputError, match=r"train.elk holds no picture"):
+        load()
+    for part in ("train", "val"):
+        for number in range(7):
+            (root / part / f"{part}{number}").mkdir()
+    with pytest.raises(InputError, match=r"train3, train4 and 2 more"):
+        load()
+
+
+def test_refuses_sizes_that_differ(tmp_path: Path, load: Callable[..., Dataset]) -> None:
+    root = write_folder(tmp_path / "root")
+    Image.new("RGB", (30, 20)).save(root / "val" / "dog" / "1.png")
+    with pytest.raises(InputError) as caught:
+        load()
+    message = str(caught.value)
+    assert "train/cat/0.png is 16x16" in message
+    assert "val/dog/1.png is 30x20" in message
+    assert "data.size" in message
+    assert load(size=8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
+def test_refuses_a_picture_that_does_not_decode(
+    data: bytes, tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    root = write_folder(tmp_path / "root")
+    (root / "train" / "owl" / "2.png").write_bytes(data)
+    for size in (None, 8):
+        with pytest.raises(InputError, match=r"cannot decode .*train/owl/2\.png"):
+            load(size=size)
+
+
+def test_refuses_a_decompression_bomb(
+    tmp_path: Path, load: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_folder(tmp_path / "root")
+    Image.new("RGB", (60, 60)).save(root / "val" / "cat" / "0.png")
+    for limit in (2000, 1000):  # a warning of Pillow's, an error of Pillow's
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(InputError, match=r"val/cat/0\.png is too large a picture"):
+            load(size=8)
+
+
+def test_refuses_what_does_not_fit_into_memory(
+    tmp_path: Path, load: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "root")
+
+    class Memory:
+        available = 10 * 1024
+
+    monkeypatch.setattr("psutil.virtual_memory", Memory)
+    with pytest.raises(InputError, match=r"18 pictures of 16x16 .* need 13\.5 KiB .* 10\.0 KiB"):
+        load()
+
+
+def test_refuses_a_picture_that_went_away(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "root")
+    files = FolderFiles(root, ["train"], depth=2)
+    (root / "train" / "cat" / "0.png").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*0\.png"):
+        files.read("train/cat/0.png")
+    with pytest.raises(InputError, match=r"other\.png is missing"):
+        files.read("train/cat/other.png")

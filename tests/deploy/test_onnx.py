@@ -1,0 +1,179 @@
+"""The exported student answers as the student does, or is not written."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dskd.deploy import onnx as export
+from dskd.deploy.onnx import export_onnx
+from dskd.deploy.student import Deployed
+from dskd.errors import InputError
+from dskd.models.staged_model import StagedModel
+from dskd.models.zoo import build
+
+
+def deployed(
+    module: nn.Module | str = "resnet8", shape: tuple[int, int, int] = (3, 32, 32), classes: int = 5
+) -> Deployed:
+    """A student whose BatchNorms and statistics are not those of a fresh one."""
+    name = module if isinstance(module, str) else type(module).__name__
+    if isinstance(module, str):
+        module = build(module, num_classes=classes, in_channels=shape[0])
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.running_mean is not None
+            part.running_mean.uniform_(-0.2, 0.2)
+    channels = shape[0]
+    mean, std = [0.2, 0.4, 0.6][:channels], [0.1, 0.3, 0.5][:channels]
+    model = StagedModel(module, mean=mean, std=std).eval()
+    return Deployed(model, name, tuple(f"class{k}" for k in range(classes)), shape)
+
+
+def answers(path: Path, pictures: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"pictures": pictures.numpy()})
+    return torch.from_numpy(logits)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "resnet8x4", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+)
+def test_every_family_answers_the_same_for_any_batch(name: str, tmp_path: Path) -> None:
+    student = deployed(name)
+    difference = export_onnx(student, tmp_path / "student.onnx")
+    assert difference <= 1e-4
+    for batch in (1, 3):
+        images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
+        with torch.no_grad():
+            expected = student.model(images).logits
+        got = answers(tmp_path / "student.onnx", images.float() / 255)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
+
+
+def test_gray_pictures_that_are_not_square(tmp_path: Path) -> None:
+    student = deployed("resnet8", (1, 16, 24))
+    export_onnx(student, tmp_path / "student.onnx")
+    pictures = torch.rand(2, 1, 16, 24)
+    with torch.no_grad():
+        expected = student.model(pictures).logits
+    torch.testing.assert_close(
+        answers(tmp_path / "student.onnx", pictures), expected, rtol=1e-3, atol=1e-4
+    )
+    graph = onnx.load(tmp_path / "student.onnx").graph
+    assert [value.name for value in graph.input] == ["pictures"]
+    assert [value.name for value in graph.output] == ["logits"]
+
+
+def test_a_student_that_answers_differently_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "student.onnx"
+    path.write_text("the one before")
+    graph = export._graph
+
+    def other(model: nn.Module, example: Tensor, name: str) -> bytes:
+        return graph(_Scaled(model), example, name)
+
+    monkeypatch.setattr(export, "_graph", other)
+    with pytest.raises(InputError, match=r"differs .* by 1.0e-03 .* 0.0001 .* nothing was written"):
+        export_onnx(deployed(), path)
+    assert [there.read_text() for there in tmp_path.iterdir()] == ["the one before"]
+
+
+class _Scaled(nn.Module):
+    """A thousandth more than another."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.other = other
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.other(pictures) * 1.001
+        return logits
+
+
+def test_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    student = deployed()
+    nn.init.constant_(next(student.model.module.parameters()), float("nan"))
+    with pytest.raises(InputError, match="differs"):
+        export_onnx(student, tmp_path / "student.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_the_extra(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_module = importlib.import_module
+
+    def without(name: str, *rest: Any) -> ModuleType:
+        if name == package:
+            raise ModuleNotFoundError(name)
+        return import_module(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(InputError) as refused:
+        export_onnx(deployed(), tmp_path / "student.onnx")
+    assert str(refused.value) == (
+        f"exporting to ONNX needs {package}; install it with: pip install 'dskd[onnx]'"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+class Fickle(nn.Module):
+    """What it does depends on the pictures: no graph can say it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        pooled = pictures.mean((2, 3))
+        logits: Tensor = self.linear(pooled if pooled.sum().item() > 0 else -pooled)
+        return logits
+
+
+def test_a_module_that_no_graph_can_say_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="torch cannot export Fickle to ONNX: ") as refused:
+        export_onnx(deployed(Fickle()), tmp_path / "student.onnx")
+    assert len(str(refused.value)) < 400
+    assert capsys.readouterr().out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"there is no folder .*gone; make it first"):
+        export_onnx(deployed(), tmp_path / "gone" / "student.onnx")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = r"cannot write .*student.onnx: No space left on device; [\d,]{5,} bytes were needed"
+    with pytest.raises(InputError, match=line):
+        export_onnx(deployed(), tmp_path / "student.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_links_are_replaced_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    run.mkdir()
+    victim.write_text("mine")
+    for name in ("student.onnx", ".student.onnx.part"):
+        (run / name).symlink_to(victim)
+    export_onnx(deployed(), run / "student.onnx")
+    assert victim.read_text() == "mine"
+    assert not (run / "student.onnx").is_symlink()

@@ -1,0 +1,208 @@
+"""The deployed student: its file, what it answers, and that it needs nothing of the training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import nn
+
+import dskd
+from dskd.errors import InputError
+from dskd.storage.weights import read_metadata
+from tests.conftest import made_dataset
+
+FILES = ["student.safetensors", "student_best.safetensors"]
+
+
+class Net(nn.Module):
+    """A network of the user's own, with stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.two(self.one(pictures)).mean((2, 3)))
+        return logits
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
+    """A student with branches beside it, distilled for an epoch."""
+    return dskd.distill(
+        student="resnet8",
+        teacher={"module": dskd.load_model("resnet8", num_classes=10, in_channels=1)},
+        data={"name": "digits", "share": 0.1},
+        train={"epochs": 1},
+        out=tmp_path_factory.mktemp("deployed") / "run",
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_has_the_student_s_own_keys_and_no_others(
+    finished: dskd.Result, name: str
+) -> None:
+    model = dskd.load_model("resnet8", num_classes=10, in_channels=1)
+    weights = safetensors.torch.load_file(finished.path / name)
+    assert weights.keys() == model.state_dict().keys()
+    model.load_state_dict(weights, strict=True)
+
+
+def test_the_file_is_the_trained_student_bit_for_bit(finished: dskd.Result) -> None:
+    weights = safetensors.torch.load_file(finished.path / "student.safetensors")
+    trained = finished.student.state_dict()
+    assert all(torch.equal(weights[key], trained[key]) for key in trained)
+    student = dskd.load_deployed(finished.path)
+    images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():  # the trained one is in another memory format
+        expected = finished.student(student.model.normalize(images))
+        torch.testing.assert_close(student.model(images).logits, expected)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_tells_no_time_host_or_path(finished: dskd.Result, name: str) -> None:
+    path = finished.path / name
+    expected = ["model", "options", "classes", "shape", "method", "addition", "mean", "std"]
+    assert read_metadata(path).keys() == set(expected)
+    content = path.read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")].decode()
+    for word in (socket.gethostname(), str(Path.home()), str(finished.path), time.strftime("%Y-")):
+        assert word not in header
+    assert json.loads(header)["__metadata__"].keys() == {"dskd"}
+
+
+def test_the_file_loads_without_this_package(finished: dskd.Result) -> None:
+    code = (
+        "import sys; sys.modules['dskd'] = None\n"
+        "from safetensors.torch import load_file\n"
+        f"weights = load_file({os.fspath(finished.path / FILES[0])!r})\n"
+        "print(sum(tensor.numel() for tensor in weights.values()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= finished.parameters
+
+
+def test_the_student_needs_none_of_the_training_code(finished: dskd.Result) -> None:
+    """The zoo builds it from the file alone: no methods, losses, data or trainer are imported."""
+    code = (
+        "import importlib.util, sys, types\n"
+        "spec = importlib.util.find_spec('dskd')\n"
+        "package = types.ModuleType('dskd'); package.__path__ = spec.submodule_search_locations\n"
+        "sys.modules['dskd'] = package\n"
+        "from pathlib import Path\n"
+        "from dskd.storage.weights import load_weights, read_metadata, read_weights\n"
+        "from dskd.models.factory import load_model\n"
+        f"path = Path({os.fspath(finished.path / FILES[0])!r})\n"
+        "facts = read_metadata(path)\n"
+        "model = load_model(facts['model'], num_classes=len(facts['classes']),"
+        " in_channels=facts['shape'][0])\n"
+        "load_weights(model, read_weights(path), 'student')\n"
+        "print(*sorted({m.split('.')[1] for m in sys.modules if m.startswith('dskd.')}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["errors", "models"]
+
+
+def test_evaluate_and_predict_from_python(finished: dskd.Result, tmp_path: Path) -> None:
+    assert dskd.evaluate(str(finished.path)).accuracy == finished.accuracy
+    assert dskd.evaluate(finished.path, "best").accuracy == finished.best_accuracy
+    student = dskd.load_deployed(str(finished.path))
+    assert (student.name, student.shape, len(student.classes)) == ("resnet8", (1, 8, 8), 10)
+    levels = np.random.RandomState(0).randint(0, 256, (8, 8)).astype(np.uint8)
+    Image.fromarray(levels).save(tmp_path / "gray.png")
+    with torch.no_grad():
+        expected = student.model(torch.from_numpy(levels)[None, None]).logits.softmax(1)
+    twice = dskd.predict(student, [str(tmp_path / "gray.png"), tmp_path / "gray.png"])
+    assert twice.shape == (2, 10)
+    torch.testing.assert_close(twice, expected.expand(2, -1))
+
+
+def which_one() -> Any:
+    """What the types do not admit."""
+    return "first"
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda path: dskd.load_deployed(path / "gone"), ["gone", "no run"]),
+        (lambda path: dskd.load_deployed(path, which_one()), ["'first'", "best, last"]),
+        (lambda path: dskd.evaluate(path, root="gone"), ["data.root", "drop it"]),
+        (lambda path: dskd.predict(dskd.load_deployed(path), []), ["no picture"]),
+        (lambda path: dskd.predict(dskd.load_deployed(path), ["gone.png"]), ["gone.png"]),
+    ],
+)
+def test_bad_calls_are_refused(finished: dskd.Result, call: Any, words: list[str]) -> None:
+    with pytest.raises(InputError) as refused:
+        call(finished.path)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_a_module_of_one_s_own_is_loaded_where_it_is_built(tmp_path: Path) -> None:
+    data = made_dataset(4, per_class=3)
+    out = tmp_path / "run"
+    result = dskd.train(student=Net(), data=data, train={"epochs": 1, "batch_size": 4}, out=out)
+    weights = safetensors.torch.load_file(out / "student.safetensors")
+    Net().load_state_dict(weights)
+    assert result.path == out
+    with pytest.raises(InputError, match=r"given in Python as <Net>; give it again"):
+        dskd.load_deployed(out)
+    with pytest.raises(InputError, match=r"given in Python as <Dataset>; give them again"):
+        dskd.evaluate(out, student=Net())
+    assert dskd.evaluate(out, data=data, student=Net()).accuracy == result.accuracy
+
+
+def test_a_function_of_one_s_own_runs_only_where_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_for_deployed.py").write_text(
+        "from dskd import load_model\n"
+        "def make(num_classes, in_channels, width=1):\n"
+        "    return load_model('resnet8', num_classes=num_classes, in_channels=in_channels)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "run"
+    dskd.train(
+        student={"name": "mine_for_deployed:make", "options": {"width": 2}},
+        data={"name": "digits", "share": 0.1},
+        train={"epochs": 1},
+        out=out,
+        allow_code=True,
+    )
+    with pytest.raises(InputError, match="--allow-code"):
+        dskd.load_deployed(out)
+    assert dskd.load_deployed(out, allow_code=True).name == "mine_for_deployed:make"
+
+
+def test_wide_pictures_must_come_in_the_size_of_the_training(tmp_path: Path) -> None:
+    data = made_dataset(2, per_class=4, size=16)
+    train, test = (
+        dskd.Split(torch.cat([part.images, part.images], dim=3), part.labels)
+        for part in (data.train, data.test)
+    )
+    wide = dataclasses.replace(data, train=train, test=test)
+    out = tmp_path / "run"
+    dskd.train(student="resnet8", data=wide, train={"epochs": 1, "batch_size": 4}, out=out)
+    student = dskd.load_deployed(out)
+    Image.new("RGB", (32, 16)).save(tmp_path / "fits.png")
+    assert dskd.predict(student, [tmp_path / "fits.png"]).shape == (1, 2)
+    Image.new("RGB", (16, 32)).save(tmp_path / "tall.png")
+    with pytest.raises(InputError, match=r"tall.png is 16x32, .* 32x16; resize it"):
+        dskd.predict(student, [tmp_path / "tall.png"])
+    with pytest.raises(InputError, match="pictures were given in Python as <Dataset>"):
+        dskd.evaluate(out)

@@ -1,0 +1,257 @@
+"""A step on another device waits for nothing, and a bad objective changes nothing there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dskd import methods
+from dskd.config import recipe
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Batch, Resident
+from dskd.engine import run
+from dskd.engine.metrics import Meter
+from dskd.engine.optimizer import OptimizerName, load_state, make_optimizer, set_rate
+from dskd.engine.trainer import Trainer, train_step
+from dskd.methods.base import Method, StepOutput
+from dskd.runtime.nonfinite import Finite, NotFinite
+from dskd.runtime.signals import Stopped
+from dskd.teacher.outputs import Answers
+from tests.conftest import made_dataset, made_pair, staged, stop_at
+from tests.recorders import fused
+
+DATA = made_dataset(classes=4, per_class=8, size=16)
+CPU, META = torch.device("cpu"), torch.device("meta")
+"""The second stands for a GPU: nothing is read from it, and nothing of the CPU meets it unmoved."""
+SMALL: dict[str, dict[str, Any]] = {"crd": {"negatives": 16}, "sskd": {"head_epochs": 1}}
+
+
+def made(name: str, device: torch.device) -> tuple[Method, Answers]:
+    kind = methods.find(name)
+    teacher = staged("resnet14") if kind.needs_teacher else None
+    pair, frozen = made_pair(staged("resnet8"), teacher, DATA)
+    method = kind(pair, **SMALL.get(name, {})).to(device)
+    if frozen is not None:
+        frozen.to(device)
+    return method.train(), Answers(frozen)
+
+
+def plain_optimizer(method: Method) -> torch.optim.Optimizer:
+    return make_optimizer(method, "sgd", lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-3)
+
+
+def batches(count: int, device: torch.device = CPU) -> list[Batch]:
+    plan = draw_plan(0, 0, len(DATA.train), 2, True)
+    return list(Resident(DATA.train, device).planned(plan, len(DATA.train) // count))
+
+
+class Copies(TorchDispatchMode):
+    """Counts what is brought from one device to another, and tensors made of Python's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in (*args, result) if isinstance(t, Tensor)]
+        self.count += len({t.device for t in tensors}) > 1 or "lift_fresh" in func.__name__
+        return result
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_no_method_reads_anything_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Autocast does not know this device.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    method, answers = made(name, META)
+    optimizer, meter = plain_optimizer(method), Meter()
+    finite = Finite(optimizer)
+    del optimizer.found_inf  # type: ignore[attr-defined]  # fused kernels do not know it either
+    some = batches(2, META)
+    with Copies() as copies:
+        for batch in some:
+            output = train_step(method, answers, batch, optimizer, "float32", finite)
+            meter.add(batch, output)
+            set_rate(optimizer, 0.2)
+    assert not copies.count
+    with pytest.raises(RuntimeError, match="meta"):
+        train_step(method, answers, batch, optimizer, "float32")  # a check on the host would wait
+
+
+@pytest.mark.parametrize("pictures", [4, 8, 16])
+def test_an_epoch_s_plan_is_brought_to_the_device_once(pictures: int) -> None:
+    split = Resident(DATA.train, META)
+    plan = draw_plan(0, 0, len(split), 2, True)
+    with Copies() as copies:
+        found = list(split.planned(plan, pictures))
+    assert len(found) == len(split) // pictures
+    assert copies.count == 5
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 31])
+@pytest.mark.parametrize("start", [0, 3])
+def test_pictures_augmented_together_are_those_augmented_alone(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, start: int
+) -> None:
+    split = Resident(DATA.train, CPU)
+    plan = draw_plan(0, 3, len(split), 2, True)
+    alone = list(split.planned(plan, batch_size, start))
+    for together in (2, 3, 100):
+        monkeypatch.setattr(Resident, "_together", lambda *_, count=together: count)
+        found = list(split.planned(plan, batch_size, start))
+        assert len(found) == len(alone)
+        for one, other in zip(found, alone, strict=True):
+            for key, value in vars(one).items():
+                expected = vars(other)[key]
+                same = torch.equal(value, expected) if isinstance(value, Tensor) else None
+                assert value == expected if same is None else same, key
+            assert one.images.stride() == other.images.stride()
+
+
+def weights(module: torch.nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [
+        copy.deepcopy(value) for values in optimizer.state.values() for value in values.values()
+    ]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_from_the_first_bad_objective_on_nothing_changes(name: OptimizerName, bad: float) -> None:
+    method, answers = made("kd", CPU)
+    optimizer = fused(method, name)
+    finite = Finite(optimizer)
+    finite.count_from(10)
+    forward, factor = method.forward, 1.0
+
+    def spoiled(batch: Batch, teacher: Any) -> StepOutput:
+        output = forward(batch, teacher)
+        return StepOutput({k: factor * v for k, v in output.losses.items()}, output.logits)
+
+    method.forward = spoiled  # type: ignore[method-assign]
+    before: list[list[Tensor]] = []
+    for step, batch in enumerate(batches(8)):
+        factor = bad if step in (3, 5) else 1.0
+        if step in (2, 3):
+            before.append(weights(method))
+        if step == 3:
+            assert finite.steps_before_bad() is None
+            kept = state_of(optimizer)
+        train_step(method, answers, batch, optimizer, "float32", finite)
+    assert finite.steps_before_bad() == 13
+    assert all(map(torch.equal, weights(method), before[1]))
+    assert all(map(torch.equal, state_of(optimizer), kept))
+    assert not all(map(torch.equal, before[0], before[1]))
+
+
+SMALL_RUN = ["data.share=0.1", "train.epochs=3", "train.batch_size=32", "method={name: ce}"]
+"""Five steps an epoch."""
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's optimizer is a fused one, with its rate in a tensor."""
+    monkeypatch.setattr(run, "make_optimizer", lambda method, name, **_: fused(method, name))
+
+
+def plan(out: Path, *changes: str) -> recipe.Recipe:
+    return recipe.load("digits", [*SMALL_RUN, "teacher=null", f"out={out}", *changes])
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, at: Callable[[Batch], bool]) -> None:
+    """Makes the objective of some batches infinite."""
+    ce = methods.find("ce")
+    forward = ce.forward
+
+    def spoiled(self: Method, batch: Batch, teacher: Any = None) -> StepOutput:
+        output = forward(self, batch, teacher)
+        factor = float("inf") if at(batch) else 1.0
+        return StepOutput({k: factor * v for k, v in output.losses.items()}, output.logits)
+
+    monkeypatch.setattr(ce, "forward", spoiled)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_a_run_that_asks_late_says_the_same_and_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Asked at the epoch's end, it names the step's own pictures and leaves the last snapshot."""
+    spoil(monkeypatch, lambda batch: batch.epoch == 1 and batch.step >= step)
+    expected = draw_plan(0, 1, 130, 0, False).order[32 * step :][:5].tolist()
+    rows = len(draw_plan(0, 1, 130, 0, False).order[32 * step :][: 32 if step < 3 else 34])
+    with pytest.raises(NotFinite) as stopped:
+        run.distill(plan(tmp_path / "run"))
+    assert f"on {min(rows, 34)} pictures, the first of them {expected}" in str(stopped.value)
+    assert "(ce inf)" in str(stopped.value)
+    snapshots = {p.name for p in (tmp_path / "run/snapshots").iterdir()}
+    assert snapshots
+    assert snapshots <= {f"epoch0000{epoch}-step0000000.snapshot" for epoch in (0, 1)}
+    assert not (tmp_path / "run/student.safetensors").exists()
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_nothing_bad_is_saved_when_a_run_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, lambda batch: batch.step == 1)
+    train_epoch = Trainer.train_epoch
+
+    def asked(self: Trainer) -> Iterator[None]:
+        for _ in train_epoch(self):
+            if self.step == 3:
+                self.state()
+            yield
+
+    monkeypatch.setattr(Trainer, "train_epoch", asked)
+    with pytest.raises(NotFinite, match="ce inf"):
+        run.distill(plan(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_fused_run_resumes_to_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    change = f"train.optimizer={name}"
+    run.distill(plan(tmp_path / "whole", change))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, 2)
+        with pytest.raises(Stopped):
+            run.distill(plan(tmp_path / "parts", change))
+    run.distill(plan(tmp_path / "parts", change), resume=True)
+    whole, parts = (tmp_path / part / "student.safetensors" for part in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_state_goes_on_as_the_optimizer_that_takes_it_over_computes() -> None:
+    method, answers = made("ce", CPU)
+    one, other = plain_optimizer(method), fused(method)
+    for each in (one, other):
+        set_rate(each, 0.5)
+        train_step(method, answers, batches(2)[0], each, "float32")
+    saved = copy.deepcopy(one.state_dict()), copy.deepcopy(other.state_dict())
+    load_state(other, saved[0])
+    load_state(one, saved[1])
+    assert one.param_groups[0]["fused"] is None
+    assert other.param_groups[0]["fused"] is True
+    assert one.param_groups[0]["lr"] == 0.5
+    assert isinstance(other.param_groups[0]["lr"], Tensor)
+    assert one.param_groups[0]["momentum"] == 0.9
+
+
+def test_the_optimizer_of_a_cpu_is_a_plain_one() -> None:
+    made_here = plain_optimizer(made("ce", CPU)[0])
+    assert made_here.defaults["fused"] is None

@@ -1,0 +1,436 @@
+"""The evidence: the protocol's sets, studies whose labels exist, and pages of unfinished work."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import pytest
+import torch
+from evidence.design import Study
+from evidence.facts import adjust, facts_of
+from evidence.page import first, page, verdict
+from evidence.prepare import classes_of, prepare
+from evidence.prepare import main as prepare_main
+from evidence.study import RESULTS, compare, compute, main, write
+from evidence.why_page import page as why_page
+from PIL import Image
+
+from dskd import methods
+from dskd.compare.grid import load_plan
+from dskd.compare.summary import Entry, summarize
+from dskd.compare.variants import contenders
+from dskd.config.recipe import load
+from dskd.engine.training_run import Result
+from dskd.errors import InputError
+from evidence import choose, design, figure, why
+
+NAMES = ("ablation", "exploration", "controls", "table", "weights", "mini")
+
+
+def published(folder: Path, classes: list[str], pictures: int = 10) -> Path:
+    """A few pictures in TinyImageNet's published form."""
+    root = folder / "tiny-imagenet-200"
+    lines = []
+    for number, wnid in enumerate(classes):
+        images = root / "train" / wnid / "images"
+        images.mkdir(parents=True)
+        for index in range(pictures):
+            Image.new("RGB", (64, 64), (40 * number, 3 * index, 9)).save(
+                images / f"{wnid}_{index}.JPEG"
+            )
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t63\t63\n")
+    (root / "val/images").mkdir(parents=True)
+    for number, _ in enumerate(classes):
+        Image.new("RGB", (64, 64), (9, 9, number)).save(root / f"val/images/val_{number}.JPEG")
+    (root / "val/val_annotations.txt").write_text("".join(lines))
+    return folder
+
+
+def test_a_fifth_is_held_out_and_judged_beside_the_validation_pictures(tmp_path: Path) -> None:
+    classes = ["n01", "n02", "n03"]
+    folder = prepare(published(tmp_path / "data", classes), "final", tmp_path / "sets", classes)
+    for wnid in classes:
+        train = {path.name for path in (folder / "train" / wnid).iterdir()}
+        test = {path.name for path in (folder / "val" / wnid).iterdir()}
+        assert train == {f"{wnid}_{index}.JPEG" for index in (1, 2, 3, 4, 6, 7, 8, 9)}
+        held = {f"{wnid}_0.JPEG", f"{wnid}_5.JPEG"}
+        assert test == held | {f"val_{classes.index(wnid)}.JPEG"}
+
+
+def test_a_set_whose_classes_are_not_there_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    data = published(tmp_path / "data", ["n01"])
+    with pytest.raises(InputError, match="lacks 20 classes of the set final"):
+        prepare(data, "final", tmp_path / "sets")
+    assert not (tmp_path / "sets").exists()
+
+
+def test_a_folder_that_is_not_the_published_one_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["prepare", str(tmp_path), str(tmp_path / "sets")])
+    with pytest.raises(SystemExit) as ended:
+        prepare_main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*val_annotations.txt is missing; give .* as published\n", said)
+
+
+def test_the_sets_share_no_class() -> None:
+    assert len(classes_of("tuning")) == len(classes_of("final")) == 20
+    assert not set(classes_of("tuning")) & set(classes_of("final"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
+    name: str, tmp_path: Path
+) -> None:
+    study = design.find(name, tmp_path)
+    changes = [f"teacher.name={study.teacher_name}", f"data.root={tmp_path}", *study.changes]
+    plan = load_plan(study.recipe, changes, study.labels, tmp_path / "out", seeds=study.seeds)
+    labels = [contender.label for contender in plan.contenders]
+    assert study.baseline in labels
+    assert (
+        len(labels)
+        == {
+            "ablation": 26,
+            "exploration": 21,
+            "controls": 15,
+            "table": 21,
+            "weights": 9,
+            "mini": 6,
+        }[name]
+    )
+
+
+def test_our_defaults_are_what_the_studies_call_so() -> None:
+    label = why.LABELS[-1]
+    (contender,) = contenders([label], load(design.RECIPE, ["data.root=."]), "equal")
+    assert contender.method.options == methods.resolve("dskd", {})
+    assert label in design.find("mini", Path()).labels
+
+
+def test_an_unknown_study_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="ablation"):
+        design.find("ablations", Path())
+
+
+def small(**changes: Any) -> Study:
+    return Study(
+        **{
+            "name": "small",
+            "title": "A study",
+            "set": "final",
+            "teacher": design.TrainedTeacher(name="resnet8", epochs=1),
+            "baseline": "kd",
+            "seeds": 2,
+            "groups": {"All": ["ce", "kd"]},
+            "changes": ["train.epochs=1", "train.batch_size=8"],
+        }
+        | changes
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    classes = ["n01", "n02"]
+    monkeypatch.setattr("evidence.prepare.classes_of", lambda _: classes)
+    return published(tmp_path / "data", classes)
+
+
+def rows_of(page: str) -> dict[str, int]:
+    """How many seeds each row of a page has."""
+    cells = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    return {row[1].strip(" `"): len(row[2].split(",")) for row in cells}
+
+
+def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
+    study, out = small(), tmp_path / "out"
+    seeds = dict.fromkeys(study.labels, 1)
+    facts = facts_of(study, seeds, *compare(study, study.labels, 1, data, out), "abc")
+    write(facts, tmp_path)
+    text = (tmp_path / "small.md").read_text()
+    assert "**Not finished**: 2 of 4 runs are there." in text
+    assert "**Beside the protocol** (train.epochs=1, train.batch_size=8)" in text
+    assert rows_of(text) == {"ce": 1, "kd": 1}
+    kept = json.loads((tmp_path / "small.json").read_text())
+    assert str(tmp_path) not in json.dumps(kept), "no path of this machine"
+    assert page(kept) == page(facts)
+    assert (tmp_path / "small.svg").read_bytes() == figure.means(kept)
+    compute(study, data, out, tmp_path)
+    assert "All 4 runs are there." in (tmp_path / "small.md").read_text()
+
+
+def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Path) -> None:
+    study = small(seeds=1, groups={"All": ["kd", "fitnet:weight=1e30"]})
+    compute(study, data, tmp_path / "out", tmp_path)
+    text = (tmp_path / "small.md").read_text()
+    assert "| `fitnet:weight=1e30` | failed |" in text
+    assert "- `fitnet:weight=1e30`, seed 0, failed: the loss is not finite" in text
+    assert "see OUT/small/fitnet+weight=1e30/seed0/not_finite.json" in text
+    assert str(tmp_path) not in text
+
+
+def test_what_is_no_study_of_the_protocol_says_so() -> None:
+    assert design.find("mini", Path()).beside
+    assert design.find("table", Path()).beside is None
+
+
+def test_committed_pages_are_what_their_numbers_draw() -> None:
+    for path in RESULTS.glob("*.json"):
+        facts = json.loads(path.read_text())
+        if "study" in facts:
+            draw = why_page if facts["study"] == "why" else page
+            assert path.with_suffix(".md").read_text() == draw(facts), path.name
+            assert path.with_suffix(".svg").is_file(), path.name
+
+
+def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
+    more = design.Further(seeds=2, labels=["kd", "dskd"])
+    study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, further=more, asks_first=True)
+    compute(study, data, tmp_path / "out", tmp_path)
+    text = (tmp_path / "small.md").read_text()
+    assert rows_of(text) == {"ce": 1, "kd": 2, "dskd": 2}
+    assert "All 5 runs are there." in text
+    assert "The protocol asks this of 5 seeds." in text
+    assert re.search(r"over each of the others, adjusted for nothing: `kd` [+-]\d", text)
+
+
+def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compute(small(seeds=1), data, out, tmp_path)
+    twin = small(name="twin", into="small", seeds=1, groups={"Its own": ["kd"]})
+    compute(twin, data, out, tmp_path)
+    assert rows_of((tmp_path / "twin.md").read_text()) == {"kd": 1}
+    assert not (out / "twin").exists()
+
+
+def test_a_study_shows_its_own_seeds_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compute(small(), data, out, tmp_path)
+    compute(small(name="twin", into="small", seeds=1), data, out, tmp_path)
+    text = (tmp_path / "twin.md").read_text()
+    assert rows_of(text) == {"ce": 1, "kd": 1}
+    assert "All 2 runs are there." in text
+
+
+def test_labels_that_say_the_same_are_one_row(tmp_path: Path) -> None:
+    best = table(crd=50, at=49)
+    finished(tmp_path / "table", best)
+    usual = choose.trials_of("crd")[2]
+    trials = design.find("trials", tmp_path).labels
+    finished(
+        tmp_path / "ablation", {label: [43.0 if label == usual else 42.0] * 3 for label in trials}
+    )
+    study = design.find("defaults", tmp_path)
+    assert study.same == {usual: "crd"}
+    assert usual not in study.labels
+    assert usual in design.find("composition", tmp_path).labels
+
+
+def test_all_comparisons_of_a_page_are_adjusted_together() -> None:
+    rows: dict[str, dict[str, Any]] = {"dskd": {"p": 0.01}, "kd": {"p": None}, "at": {"p": 0.04}}
+    question: dict[str, Any] = {"p": 0.03, "label": "dskd", "second": "at"}
+    adjust(rows, question, "kd")
+    assert [row["p_holm"] for row in rows.values()] == [pytest.approx(0.03), None, 0.06]
+    assert question["p_holm"] == 0.06
+
+
+def test_a_comparison_that_a_row_has_counts_once() -> None:
+    rows: dict[str, dict[str, Any]] = {"dskd": {"p": 0.01}, "kd": {"p": None}, "at": {"p": 0.04}}
+    question: dict[str, Any] = {"p": 0.01, "label": "dskd", "second": "kd"}
+    adjust(rows, question, "kd")
+    assert question["p_holm"] == rows["dskd"]["p_holm"] == 0.02
+
+
+def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_path: Path) -> None:
+    study = small(set=None, seeds=1, recipe="tiny_imagenet/resnet56-resnet20-32")
+    words = data / "tiny-imagenet-200"
+    (words / "wnids.txt").write_text("n01\nn02\n")
+    (words / "words.txt").write_text("n01\tone\nn02\ttwo\n")
+    compute(study, data, tmp_path / "out", tmp_path)
+    told = "Data set tiny_imagenet (train.epochs=1, train.batch_size=8): student resnet20"
+    assert told in (tmp_path / "small.md").read_text()
+
+
+def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
+    data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    table = small(name="table", groups={"All": list(why.LABELS)})
+    compute(table, data, out, tmp_path)
+    why.main([str(out), "--results", str(tmp_path)])
+    facts = json.loads((tmp_path / "why.json").read_text())
+    assert facts["seeds"] == [0, 1]
+    assert facts["stages"] == ["layer1", "layer2", "layer3"]
+    assert {label: len(seeds) for label, seeds in facts["probe"].items()} == dict.fromkeys(
+        why.LABELS, 2
+    )
+    assert {*facts["epochs"]} == {*why.OURS}
+    assert all(norm > 0 for epoch in facts["gradient"]["dskd"]["0"] for norm in epoch)
+    assert facts["gradient"]["kd"]["0"] != facts["gradient"]["dskd"]["0"]
+    text = (tmp_path / "why.md").read_text()
+    for label in why.OURS:
+        assert text.count(f"| {label} - kd |") == 4, "three tables and the gradients' ratio"
+    assert text.count("| stage1, weight |") == 2
+
+
+def test_the_reasons_wait_for_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        why.main([str(tmp_path)])
+    assert "table is missing; run the studies table and defaults" in capsys.readouterr().err
+    finished(tmp_path / "table", {"ce": [40.0], "kd": [41.0]})
+    with pytest.raises(SystemExit):
+        why.main([str(tmp_path)])
+    assert f"no seed of {', '.join(why.LABELS)} is finished" in capsys.readouterr().err
+
+
+def test_a_stage_s_gradient_is_the_one_of_its_parameters() -> None:
+    net = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 1), "b": torch.nn.Linear(1, 1)})
+    for value, parameter in enumerate(net.parameters(), start=1):
+        parameter.grad = torch.full_like(parameter, value)
+    assert why.norms(net, ("a", "b")) == pytest.approx([6**0.5, 5.0])
+
+
+def test_a_long_study_wants_a_gpu_and_says_how_long_it_would_take(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = data / "tiny-imagenet-200"
+    (words / "wnids.txt").write_text("n01\nn02\n")
+    (words / "words.txt").write_text("n01\tone\nn02\ttwo\n")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    pair = ["--recipe", "tiny_imagenet/resnet56-resnet20-32"]
+    arguments = ["tiny", str(data), str(tmp_path / "out"), *pair, "train.batch_size=4"]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: .* no GPU .* tiny-resnet56-resnet20-32 .* about \d+\.\d days .* --anyway\n", said
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_study_is_made_of_is_not_changed_by_the_way() -> None:
+    study = design.find("ablation", Path())
+    with pytest.raises(InputError, match=r"teacher.name is the study's own"):
+        design.varied(study, None, ["teacher.name=resnet20"])
+    with pytest.raises(InputError, match="the recipe of ablation is the protocol's"):
+        design.varied(study, "digits", [])
+    tiny = design.find("tiny", Path())
+    assert tiny.teacher_name == "resnet32x4"
+    assert design.varied(tiny, "tiny_imagenet/vgg13-MobileNetV2", []).teacher_name == "vgg13"
+
+
+def finished(folder: Path, accuracies: Mapping[str, Sequence[float]]) -> None:
+    """A comparison's folder, of which only the accuracies matter."""
+    found = contenders(accuracies, load("digits"), "equal")
+    facts = {
+        "recipe": {},
+        "weights": "equal",
+        "pictures": 100,
+        "seeds": list(range(max(map(len, accuracies.values())))),
+        "entries": [contender.plain() for contender in found],
+    }
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text(json.dumps(facts))
+    names = set(Result.__annotations__) - {"path", "student"}
+    others = dict.fromkeys(names, 0) | {"method": "ce", "best_chosen_on": "test"}
+    for contender in found:
+        for seed, accuracy in enumerate(accuracies[contender.label]):
+            run = folder / contender.folder / f"seed{seed}"
+            run.mkdir(parents=True)
+            (run / "result.json").write_text(json.dumps(others | {"accuracy": accuracy}))
+
+
+def table(**better: float) -> dict[str, list[float]]:
+    return {name: [better.get(name, 40.0)] * 3 for name in methods.names()}
+
+
+def test_the_rivals_are_the_best_two_of_the_table_beside_those_that_are_always_there(
+    tmp_path: Path,
+) -> None:
+    finished(tmp_path / "table", table(ce=50, kd=49, dskd=48, crd=47, at=46, sp=45))
+    assert choose.rivals(tmp_path / "table") == ["crd", "at"]
+    assert design.find("pair", tmp_path).labels == [
+        "ce",
+        "kd",
+        "dskd",
+        "crd",
+        "at",
+        why.LABELS[-1],
+    ]
+    trials = design.find("trials", tmp_path).labels
+    assert len(trials) == 4 * 8
+    finished(tmp_path / "ablation", {label: [42.0 + len(label) / 100] for label in trials})
+    leading = design.expanded(["<leading trials>"], tmp_path)
+    assert 2 * len(leading) == design.wanted(design.find("trials", tmp_path)) - len(trials)
+    with pytest.raises(InputError, match=r"is not finished in .*ablation; run the study trials"):
+        design.find("composition", tmp_path)
+    rmtree(tmp_path / "ablation")
+    seeds = {label: 3 if label in leading else 1 for label in trials}
+    finished(
+        tmp_path / "ablation",
+        {label: [42.0 + len(label) / 100] * seeds[label] for label in trials},
+    )
+    best = design.find("composition", tmp_path).labels
+    assert [label.partition(":")[0] for label in best] == ["kd", "kd", "dskd", "crd", "at"]
+    defaults = design.find("defaults", tmp_path)
+    others = {"crd", "at", "fitnet:weight=10"}
+    assert {*best, *why.LABELS, *others} == {*defaults.labels, *defaults.same}
+    assert max((t for t in trials if t.startswith("dskd")), key=len) in best
+
+
+def test_rivals_wait_for_the_table(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not finished .*; run the study table"):
+        design.find("pair", tmp_path)
+    finished(tmp_path / "table", table() | {"at": [40.0, 41.0]})
+    with pytest.raises(InputError, match=r"at is not finished .*; run the study table"):
+        design.find("pair", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["kd", *(n for n in methods.names() if n not in choose.FIXED)])
+def test_every_rival_would_have_eight_trials_that_exist(name: str) -> None:
+    trials = choose.trials_of(name)
+    assert len(set(trials)) == 8
+    assert len(contenders(trials, load("digits"), "equal")) == 8
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    return {"gap": 1.0, "gap_half": 0.5, "p": 0.01, "p_holm": 0.01} | changes
+
+
+def test_better_needs_an_interval_without_zero_and_a_small_adjusted_p() -> None:
+    assert verdict(row()) == "better"
+    assert verdict(row(gap=-1.0)) == "worse"
+    assert verdict(row(gap_half=1.0)) == ""
+    assert verdict(row(p_holm=0.05)) == ""
+    assert verdict(row(gap=None, gap_half=None, p_holm=None)) == ""
+
+
+def test_differences_can_refer_to_any_label() -> None:
+    def entry(label: str, value: float) -> Entry:
+        result = {"accuracy": value, "best_accuracy": value, "agreement": None} | dict.fromkeys(
+            ("parameters", "extra_parameters", "seconds", "teacher_seconds", "memory"), 1
+        )
+        return Entry(label, label, {}, {0: result, 1: result}, {})
+
+    ce, dskd = summarize([entry("ce", 40.0), entry("dskd", 42.0)], 100, baseline="dskd")
+    assert dskd.difference is None
+    assert ce.difference is not None
+    assert ce.difference.interval.mean == -2.0
+
+
+def test_first_is_said_of_five_seeds_and_a_difference() -> None:
+    facts = {"label": "dskd", "mean": 43.0, "second": "kd", "second_mean": 42.0, "seeds": 5}
+    assert "**DSKD is first.**" in first(facts | row())
+    assert "**It is not first.**" in first(facts | row(gap_half=1.5))
+    assert "The protocol asks this of 5 seeds." in first(facts | row() | {"seeds": 3})
+    assert "**It is better**, on a page that" in first(facts | row(), added=True)

@@ -1,0 +1,171 @@
+"""A whole run of simkd, whose deployed student is more than the student."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import dskd
+from dskd.config import recipe
+from dskd.deploy.onnx import export_onnx
+from dskd.engine import run
+from dskd.engine.trainer import Trainer
+from dskd.errors import InputError
+from dskd.runtime.signals import Stopped
+from dskd.storage.weights import read_metadata
+from tests.conftest import made_dataset
+
+SMALL = [
+    "data.share=0.1",
+    "method={name: simkd}",
+    "teacher.name=wrn_16_1",
+    "teacher.epochs=1",
+    "train.epochs=2",
+    "train.batch_size=32",
+]
+
+
+def plan(out: Path, *overrides: str) -> recipe.Recipe:
+    return recipe.load("digits", [*SMALL, f"out={out}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
+    return run.distill(plan(tmp_path_factory.mktemp("simkd") / "run"))
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in lines]
+
+
+def images() -> Tensor:
+    return torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+
+
+def test_the_result_is_that_of_all_that_is_deployed(finished: dskd.Result) -> None:
+    plain = sum(p.numel() for p in dskd.load_model("resnet8", num_classes=10).parameters())
+    assert finished.parameters > plain
+    weights = safetensors.torch.load_file(finished.path / "student.safetensors")
+    trained = dict(finished.student.named_parameters())
+    assert sum(weights[key].numel() for key in trained) == finished.parameters
+    assert not (finished.path / "beside.safetensors").exists()
+    assert rows(finished.path)[-1]["accuracy"] == finished.accuracy
+
+
+@torch.no_grad()
+def test_it_is_loaded_judged_and_asked_as_any_student(finished: dskd.Result) -> None:
+    assert dskd.evaluate(finished.path).accuracy == finished.accuracy
+    assert dskd.evaluate(finished.path, "best").accuracy == finished.best_accuracy
+    student = dskd.load_deployed(finished.path)
+    pictures = images()
+    output = student.model(pictures)
+    expected = finished.student(student.model.normalize(pictures))
+    torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-5)
+    teacher = safetensors.torch.load_file(finished.path / "teacher/student.safetensors")
+    assert student.model.linear is not None
+    assert torch.equal(student.model.linear.weight, teacher["fc.weight"])
+
+
+def test_its_classifier_is_the_teacher_s_to_the_byte(finished: dskd.Result) -> None:
+    student = safetensors.torch.load_file(finished.path / "student.safetensors")
+    teacher = safetensors.torch.load_file(finished.path / "teacher/student.safetensors")
+    for part in ("weight", "bias"):
+        assert torch.equal(student[f"reused.classifier.{part}"], teacher[f"fc.{part}"])
+
+
+@torch.no_grad()
+def test_it_is_exported(finished: dskd.Result, tmp_path: Path) -> None:
+    student = dskd.load_deployed(finished.path)
+    assert export_onnx(student, tmp_path / "student.onnx") < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    pictures = images()
+    (logits,) = session.run(["logits"], {"pictures": (pictures / 255).numpy()})
+    expected = student.model(pictures).logits
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stop_at", [2, 5])
+def test_a_stopped_run_goes_on_to_the_same_end(
+    finished: dskd.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    teacher = f"teacher.checkpoint={finished.path / 'teacher/student.safetensors'}"
+    out, steps, train_epoch = tmp_path / "run", 0, Trainer.train_epoch
+
+    def signalled(self: Trainer) -> Iterator[None]:
+        nonlocal steps
+        for _ in train_epoch(self):
+            steps += 1
+            if steps == stop_at:
+                signal.raise_signal(signal.SIGINT)
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", signalled)
+        with pytest.raises(Stopped):
+            run.distill(plan(out, teacher))
+    run.distill(plan(out, teacher), resume=True)
+    for name in ("student.safetensors", "student_best.safetensors"):
+        assert (out / name).read_bytes() == (finished.path / name).read_bytes()
+    assert rows(out) == rows(finished.path)
+
+
+def test_a_file_from_anywhere_is_read_with_care(finished: dskd.Result, tmp_path: Path) -> None:
+    name = "student.safetensors"
+    weights = safetensors.torch.load_file(finished.path / name)
+    facts = read_metadata(finished.path / name)
+
+    def refusal(**changes: Any) -> str:
+        addition = facts["addition"] | changes
+        metadata = {"dskd": json.dumps(facts | {"addition": addition})}
+        safetensors.torch.save_file(weights, tmp_path / name, metadata)
+        with pytest.raises(InputError) as refused:
+            dskd.load_deployed(tmp_path)
+        return str(refused.value)
+
+    assert "addition.width" in refusal(width=-1)
+    assert "numbers" in refusal(width=10**9)
+    assert "does not fit ReusedStudent" in refusal(features=65)
+    assert "no submodule 'gone'" in refusal(stages=["gone"])
+    with safe_open(finished.path / name, "pt") as file:
+        assert file.metadata().keys() == {"dskd"}
+
+
+class Net(nn.Module):
+    """A network of somebody's own."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(width, 8, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.two(self.one(pictures)).mean((2, 3)))
+        return logits
+
+
+def test_modules_of_one_s_own(tmp_path: Path) -> None:
+    data = made_dataset(4, per_class=4)
+    result = dskd.distill(
+        student={"module": Net(), "stages": ["one", "two"]},
+        teacher={"module": Net(12), "stages": ["two"]},
+        data=data,
+        method="simkd",
+        train={"epochs": 1, "batch_size": 8},
+        out=tmp_path / "run",
+    )
+    again = dskd.evaluate(tmp_path / "run", data=data, student=Net())
+    assert again.accuracy == result.accuracy
+    student = dskd.load_deployed(tmp_path / "run", student=Net())
+    assert export_onnx(student, tmp_path / "student.onnx") < 1e-4

@@ -1,0 +1,302 @@
+"""The files of a report: what they hold, what they leave out, and what they never replace."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dskd
+from dskd.cli import commands as cli
+from dskd.data import Dataset
+from dskd.engine.build import Given
+from dskd.errors import InputError
+from dskd.report import cost
+from dskd.report.build import make_report
+from tests.conftest import made_dataset
+from tests.report.report_runs import compared, distilled, reported
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    "a\"'&b",
+    "{{ 7*7 }}",
+)
+"""Names of classes, which come from folders."""
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements, what they point to, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def find(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
+        return [
+            found
+            for name, found in self.tags
+            if name == tag and attributes.items() <= found.items()
+        ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a comparison with a seed that failed."""
+    path = tmp_path_factory.mktemp("report")
+    compared(path / "runs", "ce", "kd", "dskd", "simkd", seeds=2)
+    (path / "runs/dskd/seed1/result.json").unlink()
+    (path / "runs/dskd/seed1/failed.txt").write_text("the loss is not finite")
+    reported([path / "runs"], path / "report.html")
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return Page((folder / "report.html").read_text())
+
+
+def test_the_page_needs_no_network(page: Page, folder: Path) -> None:
+    for _, attributes in page.tags:
+        for key in ("src", "href"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:"))
+    (policy,) = page.find("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert "default-src 'none'" in (policy["content"] or "")
+    style = (folder / "report.html").read_text().partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_a_row_a_method_with_its_weights(page: Page) -> None:
+    assert len(page.find("th", scope="row")) == 5  # the teacher's too
+    for words in (
+        "ce=1 kd=1 alpha=1 beta=10 gamma=0",
+        "resnet8 taught by resnet8, on digits",
+        "1 of 2",
+    ):
+        assert words in page.text
+
+
+def test_notes_say_what_the_numbers_cover(page: Page) -> None:
+    for words in (
+        "it covers the noise of training",
+        "The sampling error of the 500 test pictures comes beside it",
+        "The best epoch is chosen on the test split; it flatters every method.",
+        "† simkd deploys more than the plain student: 91,322 parameters, 77,754 without.",
+        "dskd , seed 1: the loss is not finite",
+        "Latency was measured for this report on one machine",
+        "bands: from the lowest seed to the highest",
+    ):
+        assert words in page.text
+
+
+def test_every_chart_has_its_figure_and_its_caption(page: Page, folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])  # type: ignore[index]
+    ids = [found["id"] for found in page.find("div", **{"class": "chart"})]
+    assert ids == [
+        "chart-epochs",
+        *(f"chart-{name}" for name in ("parameters", "multiply-adds", "latency", "latency-batch")),
+        *(f"chart-stages-0-{name}" for name in ("weight", "prediction", "feature", "accuracy")),
+        *("chart-layers-0", "chart-layers-1"),
+    ]
+    assert figures.keys() == set(ids)
+    assert all(page.find("figcaption", id=f"{chart}-caption") for chart in ids)
+    heat = figures["chart-layers-0"]["data"][0]
+    assert len(heat["z"]) == len(heat["z"][0]) == 5
+    assert all(0 <= value <= 1 for row in heat["z"] for value in row)
+
+
+def test_a_method_has_one_colour_in_all_charts(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])  # type: ignore[index]
+    colours: dict[str, set[str]] = {}
+    for figure in figures.values():
+        for trace in figure["data"]:
+            if "marker" in trace and trace["meta"] in ("ce", "kd", "dskd", "simkd"):
+                colours.setdefault(trace["meta"], set()).add(trace["marker"]["color"])
+    assert {label: len(found) for label, found in colours.items()} == dict.fromkeys(colours, 1)
+    assert len(set.union(*colours.values())) == 4
+
+
+def test_the_same_numbers_are_beside_it(folder: Path) -> None:
+    rows = list(csv.DictReader((folder / "report.csv").open()))
+    record = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
+    assert {row["method"] for row in rows} == {"ce", "kd", "dskd", "simkd"}
+    for row, told in zip(rows, record["methods"], strict=True):
+        assert float(row["accuracy_last"]) == told["accuracy_last"]
+        assert int(row["parameters"]) == told["parameters"]
+        assert f"{told['parameters']:,}" in (folder / "report.tex").read_text()
+        result = folder / "runs" / row["method"] / "seed0/result.json"
+        assert told["accuracy_last_seeds"][0] == json.loads(result.read_text())["accuracy"]
+    assert record["headline"].endswith(".")
+    assert record["similarity"][0]["label"] == "dskd"
+    assert record["similarity"][1]["label"] == "kd"
+    assert len(record["epochs"]["kd"]["1"]) == 2
+    assert record["settings"]["kd"]["temperature"] == 4.0
+    different = record["differences"]
+    assert different["count"] >= different["teacher_right"] + different["student_right"]
+    agreement = json.loads((folder / "runs/dskd/seed0/result.json").read_text())["agreement"]
+    assert 100 * (1 - different["count"] / 500) == pytest.approx(agreement)
+
+
+def test_sections_without_data_say_so_in_a_sentence(tmp_path: Path) -> None:
+    alone = distilled(tmp_path / "ce", "method={name: ce}", "teacher=null")
+    page = Page(reported([alone], tmp_path / "alone.html").read_text())
+    for words in (
+        "No run taught shallow stages, as the method dskd does.",
+        "No run has a teacher.",
+        "There is no finished run of kd: no differences to it, no p, no ARI.",
+        "ce reaches",
+    ):
+        assert words in page.text
+    charts = [found["id"] for found in page.find("div", **{"class": "chart"})]
+    assert len(charts) == 5  # epochs and costs
+    assert len(page.find("th", scope="row")) == 1
+
+
+def test_nothing_is_finished_yet(tmp_path: Path) -> None:
+    run = distilled(tmp_path / "ce", "method={name: ce}", "teacher=null", "train.epochs=1")
+    (run / "result.json").unlink()
+    page = Page(reported([run], tmp_path / "page.html").read_text())
+    assert page.find("div", **{"class": "chart"}) == []
+    assert "No run is finished yet." in page.text
+    assert "ce , seed 0: not finished, 1 of 1 epochs are done" in page.text
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Dataset]:
+    """The report of pictures and a student given in Python, with names that would do harm."""
+    path = tmp_path_factory.mktemp("hostile")
+    data = dataclasses.replace(made_dataset(4, per_class=3), classes=HOSTILE)
+    teacher = dskd.load_model("resnet8", num_classes=4)
+    result = dskd.distill(
+        student="resnet8",
+        teacher=teacher,
+        data=data,
+        train={"epochs": 1, "batch_size": 4},
+        out=path / "run",
+    )
+    given = Given(data=data, teacher=teacher)
+    return Page(reported([result.path], path / "report.html", given).read_text()), data
+
+
+def test_names_of_classes_are_only_ever_text(hostile: tuple[Page, Dataset]) -> None:
+    page, _ = hostile
+    assert len(page.find("script")) == 3  # the library, the figures, the page's own
+    assert all("onerror" not in attributes for _, attributes in page.tags)
+    assert any(name in page.text for name in HOSTILE)
+    assert "49" not in page.text.partition("Where the student differs")[2].partition("Settings")[0]
+
+
+def test_names_that_are_no_text_are_escaped_and_a_root_that_is_none_is_told(tmp_path: Path) -> None:
+    data = dataclasses.replace(made_dataset(2, per_class=3), classes=("a", "\udcff"))
+    teacher = dskd.load_model("resnet8", num_classes=2)
+    result = dskd.distill(
+        student="resnet8",
+        teacher=teacher,
+        data=data,
+        train={"epochs": 1, "batch_size": 4},
+        out=tmp_path / "run",
+    )
+    given = Given(data=data, teacher=teacher)
+    page = reported([result.path], tmp_path / "report.html", given)
+    assert r"\udcff" in page.read_text("utf-8")
+    with pytest.raises(InputError, match=r"data\.root: that user has no home folder"):
+        make_report([result.path], tmp_path / "report.html", root=Path("~nobody-of-this-name/x"))
+
+
+def test_pictures_are_in_the_page_with_words_for_them(hostile: tuple[Page, Dataset]) -> None:
+    page, data = hostile
+    images = page.find("img")
+    assert images
+    for image in images:
+        assert (image["src"] or "").startswith("data:image/png;base64,")
+        found = re.match(r"Test picture (\d+), labelled (.*); the teacher says", image["alt"] or "")
+        assert found
+        assert data.classes[int(data.test.labels[int(found[1])])] == found[2]
+        assert image["class"] == "pixels"
+
+
+def test_pictures_that_are_not_to_be_had_are_asked_for(
+    hostile: tuple[Page, Dataset], tmp_path: Path
+) -> None:
+    result = dskd.train(
+        student="resnet8",
+        data=hostile[1],
+        train={"epochs": 1, "batch_size": 4},
+        out=tmp_path / "run",
+    )
+    with pytest.raises(InputError, match="pictures were given in Python"):
+        make_report([result.path], tmp_path / "report.html")
+    assert not list(tmp_path.glob("report.*"))
+
+
+def test_only_reports_are_replaced(folder: Path, tmp_path: Path) -> None:
+    run = folder / "runs/ce/seed0"
+    for output, words in (
+        (tmp_path / "report.pdf", r"is to end in \.html"),
+        (tmp_path / "gone/report.html", "there is no folder"),
+        (run / "result.html", r"result\.json is there and no report wrote it"),
+    ):
+        with pytest.raises(InputError, match=words):
+            make_report([run], output)
+    mine = tmp_path / "mine.html"
+    mine.write_text("<p>my own page</p>")
+    with pytest.raises(InputError, match=r"mine\.html is there and no report wrote it"):
+        make_report([run], mine)
+    assert mine.read_text() == "<p>my own page</p>"
+    output = tmp_path / "report.html"
+    reported([run], output)
+    reported([run], output)
+
+
+def test_the_command_says_where_the_page_is(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cost, "SECONDS", 0.0)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    output = tmp_path / "page.html"
+
+    def call(*arguments: object) -> Any:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["report", *map(str, arguments)])
+        return stopped.value.code, *capsys.readouterr()
+
+    code, out, _ = call(folder / "runs/kd/seed0", folder / "runs/ce/seed0", "--output", output)
+    assert (code, out) == (0, f"{output}\n")
+    assert output.is_file()
+    code, out, err = call(tmp_path)
+    assert (code, out) == (2, "")
+    assert "holds neither a run nor a comparison" in err
+    assert err.count("\n") == 1
+
+
+def test_importing_the_package_does_not_import_the_charts() -> None:
+    code = "import sys, dskd, dskd.cli.commands; assert not {'plotly', 'dskd.report'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,179 @@
+"""Compiled steps: whole runs that go on after a stop to the byte, and files as ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch._dynamo.utils import counters
+
+from dskd import methods
+from dskd.compare.grid import plan as comparison
+from dskd.compare.grid import run_grid
+from dskd.compare.progress import _Lines
+from dskd.config import recipe
+from dskd.engine import run
+from dskd.engine.build import Given
+from dskd.errors import InputError
+from dskd.runtime import compile as compiling
+from dskd.runtime.signals import Stopped
+from tests.conftest import stop_at
+from tests.trainers import assert_same_state, trainer
+
+
+def plan(out: Path, *changes: str) -> recipe.Recipe:
+    """Seven steps an epoch, the last of them of ten pictures."""
+    short = ("data.share=0.1", "teacher.name=resnet8", "train.epochs=2", "train.batch_size=20")
+    return recipe.load("digits", [*short, "train.compile=true", f"out={out}", *changes])
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    changes = ["teacher=null", "method={name: ce}", "student.name=resnet8", "train.epochs=1"]
+    run.distill(plan(out, *changes, "train.compile=false"))
+    return f"teacher.checkpoint={out / 'student.safetensors'}"
+
+
+def losses(out: Path) -> list[float]:
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["train_loss"] for line in lines]
+
+
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
+    run.distill(plan(tmp_path / "plain", *changes, "train.compile=false"))
+    run.distill(plan(tmp_path / "whole", *changes))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, 5)
+        with pytest.raises(Stopped):
+            run.distill(plan(tmp_path / "parts", *changes))
+    torch._dynamo.reset()
+    run.distill(plan(tmp_path / "parts", *changes), resume=True)
+    plain, whole, parts = (tmp_path / part for part in ("plain", "whole", "parts"))
+    name = "student.safetensors"
+    assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    # Rounding decides about activations next to zero, and so about a gradient here and there.
+    assert losses(whole) == pytest.approx(losses(plain), rel=1e-2)
+    keys = safetensors.torch.load_file(plain / name).keys()
+    assert safetensors.torch.load_file(whole / name).keys() == keys
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the making of code: that takes minutes."""
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize(("name", "ahead"), [("kd", 1), ("dskd", 3)])
+def test_a_run_of_traced_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str, name: str, ahead: int
+) -> None:
+    check(tmp_path, monkeypatch, teacher, f"method={{name: {name}}}", f"teacher.ahead={ahead}")
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_torch_sees_the_whole_of_every_method(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does the same operations then, so the numbers are the same to the byte."""
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    torch._dynamo.reset()
+    counters.clear()
+    settings: dict[str, Any] = {"warmup": 0.0} if name in ("dkd", "reviewkd") else {}
+    plain, seen = trainer(name, **settings), trainer(name, **settings)
+    compiling.compile_in_place(seen.method)
+    for one in (plain, seen):
+        for _ in islice(one.train_epoch(), 3):
+            pass
+    assert plain.meter.means() == seen.meter.means()
+    assert_same_state(plain, seen)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.usefixtures("traced")
+def test_kept_answers_are_those_of_the_teacher_as_it_is(tmp_path: Path, teacher: str) -> None:
+    """So runs share them, compiled or not."""
+    keep = ("method={name: kd}", "teacher.keep=logits", f"teacher.store={tmp_path / 'store'}")
+    run.distill(plan(tmp_path / "plain", teacher, *keep, "train.compile=false"))
+    result = run.distill(plan(tmp_path / "run", teacher, *keep, "teacher.ahead=3"))
+    assert result.teacher_hits == 1
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-2)
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_student_of_a_comparison_is_that_of_a_run_of_its_own(
+    tmp_path: Path, teacher: str
+) -> None:
+    grid = comparison(plan(tmp_path, teacher), ["ce,kd"], tmp_path / "grid", seeds=1)
+    run_grid(grid, _Lines())
+    torch._dynamo.reset()
+    run.distill(plan(tmp_path / "alone", teacher, "method={name: kd}"))
+    name = "student.safetensors"
+    together = (tmp_path / "grid/kd/seed0" / name).read_bytes()
+    assert together == (tmp_path / "alone" / name).read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_a_run_of_compiled_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
+) -> None:
+    check(tmp_path, monkeypatch, teacher, "method={name: kd}")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("method={name: crd}", "the method crd is not compiled: torch's code .* crashes; drop it"),
+        ("method={name: dkd, warmup: 2}", r"the method dkd is .* method\.warmup changes a weight"),
+        ("method={name: reviewkd, warmup: 2}", r"the method reviewkd is not compiled: .*warmup"),
+    ],
+)
+def test_a_method_that_cannot_be_compiled_is_refused(
+    tmp_path: Path, teacher: str, change: str, why: str
+) -> None:
+    with pytest.raises(InputError, match=why):
+        run.distill(plan(tmp_path / "run", teacher, change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_else_cannot_be_compiled_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="exclude each other"):
+        plan(tmp_path / "run", "train.graph=true")
+    own = Given(student=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+    alone = plan(tmp_path / "run", "method={name: ce}", "teacher=null")
+    with pytest.raises(InputError, match="the student Sequential does not give its stages"):
+        run.distill(alone, given=own)
+    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(key, "4")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(InputError, match=r"train\.compile=true works in one process"):
+        run.distill(alone)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_machine_without_a_compiler_is_told_before_any_work(tmp_path: Path, teacher: str) -> None:
+    run_folder = tmp_path / "run"
+    words = ["data.share=0.1", "teacher.name=resnet8", teacher, "train.compile=true"]
+    said = subprocess.run(
+        [sys.executable, "-m", "dskd", "distill", "digits", *words, f"out={run_folder}"],
+        env=os.environ | {"CXX": str(tmp_path / "no-compiler")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 2
+    (line,) = (line for line in said.stderr.splitlines() if line.startswith("dskd: "))
+    assert "train.compile=true: torch cannot compile here (InvalidCxxCompiler: " in line
+    assert "Traceback" not in said.stderr
+    assert not run_folder.exists()

@@ -1,0 +1,563 @@
+"""Several processes that train one model: as one process would, written by one, ended together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+
+from dskd import methods
+from dskd.cli import demo
+from dskd.compare.grid import plan as comparison
+from dskd.compare.grid import run_grid
+from dskd.compare.progress import _Lines
+from dskd.config import recipe
+from dskd.data.epoch_plan import draw_plan, largest_batch, steps
+from dskd.data.loader import Batch, Resident
+from dskd.engine import run
+from dskd.engine.build import Given
+from dskd.engine.evaluate import judge
+from dskd.engine.metrics import Meter
+from dskd.engine.trainer import Trainer, train_step
+from dskd.errors import InputError
+from dskd.methods.base import Method
+from dskd.runtime import device, distributed
+from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.signals import Stopped, StopRequest
+from dskd.teacher.outputs import Answers
+from tests.conftest import made_dataset, made_pair, staged
+
+CPU = torch.device("cpu")
+DATA = made_dataset(per_class=6)
+EXACT = ["ce", "kd", "at", "fitnet", "dskd"]
+"""Methods that look at each picture for itself, once there is no BatchNorm."""
+SMALL = [
+    "data.share=0.1",
+    "student.name=resnet8",
+    "teacher.name=resnet8",
+    "teacher.epochs=1",
+    "train.epochs=12",
+    "train.batch_size=32",
+]
+FILES = ("student.safetensors", "student_best.safetensors", "beside.safetensors")
+
+
+def environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    return {k: str(v) for k, v in values.items()} | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def _process(rank: int, world: int, port: int, work: Callable[[Path], None], out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(environment(rank, world, port))
+    work(Path(out))
+
+
+def together(world: int, work: Callable[[Path], None], out: Path) -> None:
+    """Runs a function in so many processes, as torchrun would."""
+    spawn(_process, (world, free_port(), work, str(out)), nprocs=world)  # type: ignore[no-untyped-call]
+
+
+def without_batchnorm(module: nn.Module) -> None:
+    """A norm of each picture in place of every BatchNorm."""
+    for parent in list(module.modules()):
+        for name, part in parent.named_children():
+            if isinstance(part, nn.BatchNorm2d):
+                setattr(parent, name, nn.GroupNorm(1, part.num_features))
+
+
+def made_method(name: str) -> tuple[Method, Answers]:
+    torch.manual_seed(0)
+    student, teacher = staged(), staged("resnet14")
+    needed = teacher if methods.find(name).needs_teacher else None
+    pair, answering = made_pair(student, needed, DATA)
+    method = methods.find(name)(pair)
+    without_batchnorm(method)
+    return method.train(), Answers(answering)
+
+
+def gradients(name: str) -> dict[str, torch.Tensor]:
+    """Of one step with ten pictures: two or three for each of four processes."""
+    method, answers = made_method(name)
+    shared = draw_plan(0, 0, len(DATA.train.labels), 2, True)
+    batch = next(
+        Resident(DATA.train, CPU).planned(shared, 10, 0, distributed.rank(), distributed.world())
+    )
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.0)
+    train_step(method, answers, batch, optimizer, "float32")
+    return {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+
+
+class Poisoned(Method):
+    """Its loss is NaN in process 1."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.student = staged()
+
+    def forward(self, batch: Batch, teacher: Any) -> Any:
+        output = methods.find("ce").forward(self, batch, teacher)
+        if distributed.rank() == 1:
+            output.losses["ce"] = output.losses["ce"] * float("nan")
+        return output
+
+    ce = 1.0
+
+
+def _poisoned_step() -> tuple[str, bool]:
+    """What the error says, and whether the weights are as before."""
+    method = Poisoned()
+    before = [p.clone() for p in method.parameters()]
+    shared = draw_plan(0, 0, len(DATA.train.labels))
+    batch = next(
+        Resident(DATA.train, CPU).planned(shared, 10, 0, distributed.rank(), distributed.world())
+    )
+    optimizer = torch.optim.SGD(method.parameters(), 0.1)
+    try:
+        train_step(method, Answers(None), batch, optimizer, "float32")
+    except NotFinite as error:
+        same = all(torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True))
+        return str(error), same
+    return "", False
+
+
+def _refusing(who: int) -> Callable[[], str]:
+    def work() -> str:
+        if distributed.number() == who:
+            raise InputError(f"process {who} refuses")
+        return "done"
+
+    return work
+
+
+def _refusals() -> list[str]:
+    """What every process hears when one refuses."""
+    heard = []
+    for work in (
+        distributed.by_first(_refusing(0)),
+        lambda: distributed.machine_by_machine(_refusing(0)),
+        lambda: distributed.machine_by_machine(_refusing(1)),
+    ):
+        try:
+            heard.append(str(work()))
+        except InputError as error:
+            heard.append(str(error))
+    return heard
+
+
+def _judged() -> list[Any]:
+    """Of a model that differs between processes, but for the buffers of the first."""
+    torch.manual_seed(0)
+    model = staged()
+    for value in model.buffers():
+        value.add_(distributed.rank())
+    distributed.broadcast([*model.parameters(), *model.buffers()])
+    many = made_dataset(per_class=150, size=8)
+    said = judge(model, lambda images: {"student": model(images).logits}, Resident(many.train, CPU))
+    judged = said["student"]
+    return [judged.accuracy, judged.accuracy_top5, judged.predictions]
+
+
+def _metered() -> dict[str, float]:
+    """The mean of a number over twelve pictures, of which each process has some."""
+    meter = Meter()
+    own = torch.arange(12)[distributed.rank() :: distributed.world()]
+    logits = torch.nn.functional.one_hot(own % 3, 4).float()
+    batch = Batch(logits, own % 2, own, own, own, 0, 0)
+    output = methods.base.StepOutput({"ce": own.double().mean()}, logits)
+    meter.add(batch, output)
+    return meter.means()
+
+
+def _steps_of_many(out: Path) -> None:
+    with distributed.joined(CPU):
+        said = {
+            "gradients": {name: gradients(name) for name in EXACT},
+            "poisoned": _poisoned_step(),
+            "refusals": _refusals(),
+            "judged": _judged(),
+            "metered": _metered(),
+            "prepared": _prepared(),
+            "largest": distributed.largest(distributed.rank()),
+            "gathered": distributed.gathered(distributed.rank()),
+            "spread": distributed.spread(lambda item: (item, distributed.rank()), range(5)),
+            "alone": _world_alone(),
+        }
+    said["after"] = distributed.world()
+    torch.save(said, out / f"said{distributed.number()}.pt")
+
+
+def _prepared() -> dict[str, torch.Tensor]:
+    """What sskd trains before the student."""
+    torch.manual_seed(0)
+    student, teacher = staged(), staged("resnet14")
+    pair, answering = made_pair(student, teacher, DATA)
+    sskd: Any = methods.find("sskd")
+    method = sskd(pair, head_epochs=1)
+    settings: dict[str, Any] = {"seed": 0, "epochs": 1, "batch_size": 8, "padding": 0, "flip": True}
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.0)
+    trainer = Trainer(
+        method,
+        Answers(answering),
+        Resident(DATA.train, CPU),
+        optimizer,
+        lambda _: 0.0,
+        precision="float32",
+        **settings,
+    )
+    trainer.prepare()
+    prepared: dict[str, torch.Tensor] = method.state_dict()
+    return prepared
+
+
+def _world_alone() -> int:
+    with distributed.alone():
+        return distributed.world()
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What each of two, or four, processes has to say."""
+    if request.param == 2:  # processes take long to start
+        out: Path = request.getfixturevalue("of_two")
+    else:
+        out = tmp_path_factory.mktemp("said")
+        together(request.param, _steps_of_many, out)
+    return [torch.load(out / f"said{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_gradients_are_those_of_one_process(said: list[Any], name: str) -> None:
+    expected = gradients(name)
+    for one in said:
+        own = one["gradients"][name]
+        assert own.keys() == expected.keys()
+        assert all(torch.equal(own[key], said[0]["gradients"][name][key]) for key in own)
+        for key, value in expected.items():
+            scale = value.abs().max().clamp_min(1.0).item()
+            torch.testing.assert_close(own[key], value, rtol=0, atol=1e-5 * scale)
+
+
+def test_what_is_not_finite_in_one_process_stops_all_and_changes_nothing(said: list[Any]) -> None:
+    for one in said:
+        message, same = one["poisoned"]
+        assert "the loss is not finite (ce nan)" in message
+        assert message == said[0]["poisoned"][0]
+        assert same
+
+
+def test_what_one_process_refuses_all_refuse(said: list[Any]) -> None:
+    refused = ["process 0 refuses", "process 0 refuses", "process 1 refuses"]
+    assert [one["refusals"] for one in said] == [refused] * len(said)
+
+
+def test_judging_is_shared_and_all_get_the_whole(said: list[Any]) -> None:
+    accuracy, top5, predictions = _judged()
+    for one in said:
+        assert one["judged"][:2] == [accuracy, top5]
+        assert torch.equal(one["judged"][2], predictions)
+
+
+def test_metrics_are_those_of_the_whole_batch(said: list[Any]) -> None:
+    for one in said:
+        assert one["metered"] == pytest.approx(_metered())
+
+
+def test_what_comes_before_the_student_is_the_same_in_all(said: list[Any]) -> None:
+    expected = _prepared()
+    for one in said:
+        for key, value in expected.items():
+            torch.testing.assert_close(one["prepared"][key], value)
+
+
+def test_processes_say_the_same_and_end_as_one(said: list[Any]) -> None:
+    world = len(said)
+    for one in said:
+        assert one["largest"] == world - 1
+        assert one["gathered"] == list(range(world))
+        assert one["spread"] == [(item, item % world) for item in range(5)]
+        assert one["alone"] == one["after"] == 1
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("pictures", [8, 61, 64, 65, 66, 67, 71, 72, 200])
+def test_processes_share_the_pictures_that_one_would_see(world: int, pictures: int) -> None:
+    plan = draw_plan(0, 0, pictures)
+    alone = list(plan.batches(32))
+    shares = [list(plan.batches(32, rank, world)) for rank in range(world)]
+    wholes = [torch.cat(parts) for parts in zip(*shares, strict=True)]
+    assert {len(part) for part in shares} == {steps(pictures, 32, world)}
+    assert min(len(rows) for part in shares for rows in part) >= 2
+    assert max(len(rows) for part in shares for rows in part) <= largest_batch(32, world)
+    assert torch.equal(torch.cat(wholes).sort().values, plan.order.sort().values)
+    if len(alone[-1]) >= 2 * world:
+        for whole, batch in zip(wholes, alone, strict=True):
+            assert torch.equal(whole.sort().values, batch.sort().values)
+
+
+def _plan(out: Path, *overrides: str) -> recipe.Recipe:
+    return recipe.load("digits", [*SMALL, f"out={out}", *overrides])
+
+
+def _runs_of_two(out: Path) -> None:
+    """A whole run; then one that process 1 is asked to stop, twice, and that goes on.
+
+    Each process has a folder of its own, as on machines that share none.
+    """
+    own = out / str(distributed.number())
+    run.distill(_plan(own / "whole"))
+    train_epoch, taken = Trainer.train_epoch, 0
+
+    def signalled(self: Trainer) -> Iterator[None]:
+        nonlocal taken
+        for _ in train_epoch(self):
+            taken += 1
+            if taken in (2, 12) and distributed.rank() == 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield
+
+    Trainer.train_epoch = signalled  # type: ignore[method-assign]
+    stopped = []
+    for resume in (False, True, True):
+        try:
+            result = run.distill(_plan(own / "parts"), resume=resume)
+        except Stopped as error:
+            stopped.append(error.signal)
+    torch.save([stopped, taken, result.numbers()], out / f"{distributed.number()}.pt")
+
+
+def _all_of_two(out: Path) -> None:
+    _steps_of_many(out)
+    _runs_of_two(out)
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two")
+    together(2, _all_of_two, out)
+    return out
+
+
+def _timeless(path: Path) -> list[str]:
+    """The metrics without the times."""
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [line.partition('"seconds"')[0] for line in lines]
+
+
+def test_a_stop_at_one_process_stops_all_at_the_same_step_and_the_run_goes_on(of_two: Path) -> None:
+    (stopped, taken, numbers), other = (torch.load(of_two / f"{rank}.pt") for rank in (0, 1))
+    assert stopped == other[0] == [signal.SIGTERM] * 2
+    assert taken == other[1]
+    assert numbers | {"memory": 0} == other[2] | {"memory": 0}
+    whole, parts = of_two / "0/whole", of_two / "0/parts"
+    for name in FILES:
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    assert _timeless(whole) == _timeless(parts)
+
+
+def test_one_process_writes(of_two: Path) -> None:
+    assert (of_two / "0/whole/teacher/result.json").is_file()
+    assert not (of_two / "1").exists()
+
+
+def test_another_number_of_processes_does_not_go_on(of_two: Path, tmp_path: Path) -> None:
+    parts = of_two / "0/parts"
+    kept = (parts / "result.json").read_bytes()
+    (parts / "result.json").unlink()
+    with pytest.raises(InputError, match="started with 2 processes, and there are 1"):
+        run.distill(_plan(parts), resume=True)
+    (parts / "result.json").write_bytes(kept)
+
+
+@contextmanager
+def command(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """``torchrun --nproc-per-node=2 -m dskd distill digits ...``, gone at the end of the block."""
+    words = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    with started([*words, *arguments], log, {}) as process:
+        yield process
+
+
+@contextmanager
+def started(
+    words: Sequence[str], log: Path, more: dict[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process that writes to a log, and is gone at the end of the block."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words], env=os.environ | more, stdout=file, stderr=file
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for worker in psutil.Process(process.pid).children():
+                worker.kill()
+        process.kill()
+        process.wait()
+
+
+def _epochs(out: Path) -> int:
+    path = out / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _reached(process: subprocess.Popen[bytes], out: Path, epochs: int, log: Path) -> None:
+    """Waits until a run is so far."""
+    deadline = time.monotonic() + 120
+    while _epochs(out) < epochs:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+
+
+def test_the_command_goes_on_after_a_signal_and_after_a_death(of_two: Path, tmp_path: Path) -> None:
+    out, port = tmp_path / "run", free_port()
+    stopped, lost, ended = (tmp_path / name for name in ("stopped", "lost", "ended"))
+    arguments = ["-m", "dskd", "distill", "digits", *SMALL, f"out={out}"]
+    with command(arguments, stopped) as process:
+        _reached(process, out, 2, stopped)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
+    assert stopped.read_text().count("dskd: stopped; the state is saved") == 1
+    done = _epochs(out)
+
+    # Without torchrun, which would end the others itself.
+    arguments.append("--resume")
+    with (
+        started(arguments, lost, environment(0, 2, port)) as process,
+        started(arguments, lost, environment(1, 2, port)) as other,
+    ):
+        _reached(process, out, done + 2, lost)
+        other.kill()
+        assert process.wait(60) == 4
+    assert _epochs(out) < 12
+    last = lost.read_text().splitlines()[-1]
+    assert last.startswith("dskd, process 0: another process of this run died")
+    assert last.endswith("go on with --resume")
+    assert "Traceback" not in lost.read_text()
+
+    with command(arguments, ended) as process:
+        assert process.wait(120) == 0, ended.read_text()
+    assert ended.read_text().count("run kept in") == 1
+    for name in FILES:
+        assert (out / name).read_bytes() == (of_two / "0/whole" / name).read_bytes()
+    assert _timeless(out) == _timeless(of_two / "0/whole")
+
+
+@pytest.mark.parametrize("victim", ["torchrun", "process 0"])
+def test_what_is_killed_takes_all_the_others_with_it(tmp_path: Path, victim: str) -> None:
+    log, out = tmp_path / "log", tmp_path / "run"
+    changes = ["teacher=null", "method={name: ce}", "train.epochs=1000", f"out={out}"]
+    with command(["-m", "dskd", "distill", "digits", *SMALL[:2], *changes], log) as torchrun:
+        _reached(torchrun, out, 1, log)
+        all_ = [psutil.Process(torchrun.pid), *psutil.Process(torchrun.pid).children()]
+        ranked = {one.environ().get("RANK"): one for one in all_[1:]}
+        (torchrun if victim == "torchrun" else ranked["0"]).kill()
+        assert torchrun.wait(60) != 0
+        _, alive = psutil.wait_procs(all_, 60)
+    for one in alive:
+        one.kill()
+    assert not alive, log.read_text()
+    said = [line for line in log.read_text().splitlines() if line.startswith(("dskd:", "dskd,"))]
+    if victim == "torchrun":
+        assert said == ["dskd: stopped; the state is saved, go on with --resume"]
+    else:
+        (line,) = said
+        assert line.startswith("dskd, process 1: another process of this run died")
+        assert line.endswith("go on with --resume")
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of four processes, which never meet."""
+    for key, value in environment(1, 4, 1).items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.mark.usefixtures("four")
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ("method={name: crd}", "crd.*keeps state that processes do not share.*started 4"),
+        ("train.batch_size=7", "batch_size=7 leaves some of 4 processes fewer than 2.*set 8"),
+        ("train.sync_batchnorm=true", "on GPUs, and this run has 4 on cpu"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_before_any_work(
+    tmp_path: Path, change: str, match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        run.distill(_plan(tmp_path / "run", "train.device=cpu", change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_batchnorm_is_synchronised_between_processes_only(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"sync_batchnorm works between .* has 1 on cpu"):
+        run.distill(_plan(tmp_path / "run", "train.device=cpu", "train.sync_batchnorm=true"))
+
+
+@pytest.mark.usefixtures("four")
+def test_too_few_pictures_for_all_are_refused() -> None:
+    few = made_dataset(per_class=1)
+    with pytest.raises(InputError, match="4 training pictures are too few for 4 processes"):
+        run.check_fit(_plan(Path("run")), few, Given())
+
+
+@pytest.mark.usefixtures("four")
+def test_comparisons_and_the_demo_run_in_one_process(tmp_path: Path) -> None:
+    grid = comparison(_plan(tmp_path), ["ce"], tmp_path / "grid", seeds=1)
+    with pytest.raises(InputError, match=r"a comparison runs in one process, and torchrun .* 4"):
+        run_grid(grid, _Lines())
+    with pytest.raises(InputError, match="the demo runs in one process"):
+        demo.run_demo(tmp_path / "demo")
+
+
+@pytest.mark.usefixtures("four")
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert device.pick("auto") == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match=r"4 processes here, and torch sees 2.*-node=2"):
+        device.pick("cuda")
+    assert device.pick("cpu") == CPU
+
+
+@pytest.mark.usefixtures("four")
+def test_torchrun_s_second_signal_does_not_cut_the_step_short() -> None:
+    request = StopRequest()
+    request.handle(signal.SIGTERM, None)
+    request.handle(signal.SIGINT, None)
+    assert request.signal == signal.SIGTERM
+
+
+def test_one_process_is_untouched() -> None:
+    values = torch.ones(3)
+    assert distributed.mean(values, 2) is values
+    assert distributed.total(values) is values
+    assert distributed.everywhere(values) is values
+    with distributed.joined(CPU), distributed.alone():
+        assert not torch.distributed.is_initialized()

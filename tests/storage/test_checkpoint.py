@@ -1,0 +1,168 @@
+"""Snapshots: whole or not there, verified, the last two kept."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pytest
+import torch
+
+from dskd.runtime.signals import Quit, stop_requests
+from dskd.storage import atomic, checkpoint
+from dskd.storage.checkpoint import DamagedSnapshot
+
+
+def state(epoch: int, step: int = 0) -> dict[str, Any]:
+    """Of a run that has weights, and nothing in its other parts."""
+    parts = {name: kind() for name, kind in checkpoint.PARTS.items()}
+    trainer = {"weights": torch.full((3,), float(epoch)), "name": "x"}
+    return parts | {"epoch": epoch, "step": step, "trainer": trainer}
+
+
+def test_a_snapshot_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = checkpoint.write(tmp_path / "new", state(1))
+    back = checkpoint.read(path)
+    assert back["epoch"] == 1
+    assert back["trainer"]["name"] == "x"
+    assert torch.equal(back["trainer"]["weights"], torch.ones(3))
+
+
+def test_the_last_two_are_kept_in_order(tmp_path: Path) -> None:
+    before = None
+    for epoch, step in ((0, 3), (0, 20), (1, 0), (12, 0)):
+        before = checkpoint.write(tmp_path, state(epoch, step), before)
+    assert [checkpoint.read(p)["epoch"] for p in checkpoint.in_order(tmp_path)] == [1, 12]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".snapshot", ".snapshot"]
+
+
+def test_the_order_is_that_of_the_numbers_also_where_they_are_long(tmp_path: Path) -> None:
+    for name in ("epoch100000-step0000000", "epoch99999-step0000001", "epoch99999-step10000000"):
+        (tmp_path / f"{name}.snapshot").write_bytes(b"")
+    assert [p.stem[5:] for p in checkpoint.in_order(tmp_path)] == [
+        "99999-step0000001",
+        "99999-step10000000",
+        "100000-step0000000",
+    ]
+
+
+def test_a_damaged_one_of_later_steps_goes_and_the_one_that_was_used_stays(tmp_path: Path) -> None:
+    used = checkpoint.write(tmp_path, state(1))
+    damaged = checkpoint.write(tmp_path, state(9), used)
+    damaged.write_bytes(b"")
+    newest = checkpoint.write(tmp_path, state(2), used)
+    assert checkpoint.in_order(tmp_path) == [used, newest]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("name", ["fsync", "unlink", "replace"])
+def test_a_failed_write_says_the_snapshot_s_size_and_leaves_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    first = checkpoint.write(tmp_path, state(1))
+    second = checkpoint.write(tmp_path, state(2), first)
+    size = second.stat().st_size
+    place = os if name == "fsync" else Path
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, fail)
+        pattern = os.strerror(number) if name == "unlink" else f"{size:,} bytes were needed"
+        with pytest.raises(OSError, match=pattern):
+            checkpoint.write(tmp_path, state(3), second)
+    assert {first, second} <= set(checkpoint.in_order(tmp_path))
+    for path in checkpoint.in_order(tmp_path):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_within_a_save_is_not_taken_for_an_error_of_torch_s(
+    number: signal.Signals,
+) -> None:
+    class Signalled:
+        def write(self, _: memoryview) -> None:
+            signal.raise_signal(number)
+
+    with stop_requests(), pytest.raises(Quit) as quit_:
+        checkpoint._summed(state(2), cast(IO[bytes], Signalled())).check()
+    assert quit_.value.signal == number
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_the_size_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = checkpoint.write(tmp_path, state(1)).stat().st_size
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    with pytest.raises(OSError, match=f"Read-only file system; {size:,} bytes were needed"):
+        checkpoint.write(tmp_path, state(2))
+
+
+def test_a_disk_that_keeps_other_bytes_than_it_was_given_is_found_out_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = checkpoint.write(tmp_path, state(1))
+    second = checkpoint.write(tmp_path, state(2), first)
+
+    def rot(file: IO[bytes]) -> None:
+        file.seek(100)
+        byte = file.read(1)
+        file.seek(100)
+        file.write(bytes([byte[0] ^ 1]))
+        file.flush()
+
+    monkeypatch.setattr(atomic, "_forget_cached", rot)
+    with pytest.raises(OSError, match="read back otherwise"):
+        checkpoint.write(tmp_path, state(3), second)
+    assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+@pytest.mark.parametrize("at", [*range(checkpoint.HEADER), 60, -1])
+def test_every_changed_byte_is_noticed(tmp_path: Path, at: int) -> None:
+    path = checkpoint.write(tmp_path, state(1))
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedSnapshot, match="is damaged"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("length", [0, 10, 16, 48, 100])
+def test_truncation_is_noticed(tmp_path: Path, length: int) -> None:
+    path = checkpoint.write(tmp_path, state(1))
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(DamagedSnapshot):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize(
+    "other", [5, None, [1], {}, "text", state(1) | {"epoch": "1"}, state(1) | {"rows": {}}]
+)
+def test_what_verifies_and_is_no_state_is_damaged(tmp_path: Path, other: Any) -> None:
+    file, path = io.BytesIO(), tmp_path / "epoch00001-step0000000.snapshot"
+    torch.save(other, file)
+    payload = file.getvalue()
+    path.write_bytes(checkpoint.MAGIC + hashlib.sha256(payload).digest() + payload)
+    with pytest.raises(DamagedSnapshot, match="holds something else than a run's state"):
+        checkpoint.read(path)
+
+
+def test_what_verifies_and_cannot_be_loaded_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.snapshot"
+    payload = b"no archive"
+    path.write_bytes(checkpoint.MAGIC + hashlib.sha256(payload).digest() + payload)
+    with pytest.raises(DamagedSnapshot, match="cannot be loaded"):
+        checkpoint.read(path)
+    with pytest.raises(DamagedSnapshot, match="cannot be read: Is a directory"):
+        checkpoint.read(tmp_path)

@@ -1,0 +1,68 @@
+"""Metrics for TensorBoard: there when they are given, or told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import time
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from dskd.storage.tensorboard import Board
+
+
+def events(path: Path) -> list[Event]:
+    """What a file holds: records of a length, its checksum, the bytes, and theirs."""
+    data, found = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        found.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return found
+
+
+def test_every_value_is_on_the_disk_when_it_was_given(tmp_path: Path) -> None:
+    board = Board(tmp_path / "board", 3)
+    board.add(4, {"accuracy": 50.0, "lr": 0.5})
+    start, purge, *rest = events(board.path)
+    assert start.file_version == "brain.Event:2"
+    assert purge.step == 4
+    assert [(e.step, e.summary.value[0].tag) for e in rest] == [(4, "accuracy"), (4, "lr")]
+    assert rest[0].summary.value[0].simple_value == 50.0
+    board.close()
+
+
+def test_a_clock_that_jumps_by_ten_years_harms_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, now = Board(tmp_path, 0), time.time()
+    for epoch, years in enumerate((10, -10, -60), start=1):
+        monkeypatch.setattr(time, "time", lambda years=years: now + years * 365 * 86400)
+        board.add(epoch, {"lr": 1.0})
+    assert [event.step for event in events(board.path)[2:]] == [1, 2, 3]
+    board.close()
+
+
+def test_a_link_in_the_file_s_place_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "board").mkdir()
+    (tmp_path / "board/events.out.tfevents.00001").symlink_to(victim)
+    Board(tmp_path / "board", 1).close()
+    assert victim.read_text() == "mine"
+
+
+def test_a_full_disk_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    board = Board(tmp_path, 0)
+    full = os.open("/dev/full", os.O_WRONLY) if Path("/dev/full").exists() else None
+    if full is None:
+        pytest.skip("this system has no device that is always full")
+    os.dup2(full, board._file._writer.fileno())
+    os.close(full)
+    with pytest.raises(OSError, match=r"\d+ bytes were needed") as told:
+        board.add(1, {"lr": 1.0})
+    assert told.value.errno == errno.ENOSPC
+    board.close()

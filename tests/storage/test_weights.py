@@ -1,0 +1,334 @@
+"""Weights in the forms in which the field shares them; and nothing in a file is ever run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import subprocess
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dskd.errors import InputError
+from dskd.models.mobilenet import MobileNetV2
+from dskd.models.zoo import build
+from dskd.storage.weights import load_weights, read_metadata, read_weights, write_weights
+
+State = dict[str, Tensor]
+
+
+def net(classes: int = 4, name: str = "resnet8") -> nn.Module:
+    return build(name, num_classes=classes)
+
+
+@pytest.fixture
+def state() -> State:
+    return net().state_dict()
+
+
+def same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return OrderedDict((prefix + key, value) for key, value in state.items())
+
+
+FORMS: dict[str, Callable[[State], Any]] = {
+    "bare": lambda state: state,
+    "model": lambda state: {"epoch": 240, "model": state, "best_acc": torch.tensor(79.4)},
+    "state_dict": lambda state: {"state_dict": state, "arch": "resnet8", "best": [1.0, None]},
+    "student": lambda state: {"student": state, "optimizer": {"state": {}, "param_groups": []}},
+    "parallel": lambda state: prefixed(state, "module."),
+    "parallel model": lambda state: {"model": prefixed(state, "module."), "epoch": 1},
+    "compiled": lambda state: prefixed(state, "_orig_mod."),
+    "both": lambda state: {"state_dict": prefixed(state, "module._orig_mod.")},
+    "namespace": lambda state: {"model": state, "opt": argparse.Namespace(lr=0.05, gpu=None)},
+    "numpy": lambda state: {
+        "model": state,
+        "accuracy": np.float64(79.42),
+        "scores": [np.float32(0.5), np.float16(0.5), np.int64(3), np.int32(3), np.bool_(True)],
+        "opt": argparse.Namespace(best=np.float64(1.0), epoch=np.int64(2)),
+    },
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_of_the_field(tmp_path: Path, state: State, form: str, zipped: bool) -> None:
+    path = tmp_path / "teacher.pth"
+    torch.save(FORMS[form](state), path, _use_new_zipfile_serialization=zipped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights = read_weights(path)
+    other = net()
+    load_weights(other, weights, "it")
+    assert same(other.state_dict(), state)
+
+
+class OldNames:
+    """A pickle module that calls NumPy's parts as NumPy 1 did."""
+
+    class Pickler(pickle._Pickler):
+        def save_global(self, obj: Any, name: str | None = None) -> None:
+            if getattr(obj, "__module__", "") == "numpy._core.multiarray":
+                self.write(f"cnumpy.core.multiarray\n{obj.__name__}\n".encode())  # type: ignore[attr-defined]
+                self.memoize(obj)  # type: ignore[attr-defined]
+            else:
+                super().save_global(obj, name)  # type: ignore[misc]
+
+        # Functions are dispatched past an overridden save_global.
+        dispatch = pickle._Pickler.dispatch | {  # type: ignore[assignment]
+            FunctionType: save_global,
+        }
+
+    @staticmethod
+    def dump(obj: Any, file: Any, protocol: int) -> None:
+        OldNames.Pickler(file, protocol).dump(obj)
+
+
+@pytest.mark.parametrize("number", [np.float64(79.42), np.float32(0.5), np.int64(3)])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_numbers_that_numpy_1_wrote(
+    tmp_path: Path, state: State, number: np.generic, zipped: bool
+) -> None:
+    path = tmp_path / "teacher.pth"
+    content = {"model": state, "accuracy": number}
+    torch.save(content, path, pickle_module=OldNames, _use_new_zipfile_serialization=zipped)
+    written = path.read_bytes()
+    assert b"numpy.core.multiarray" in written
+    assert b"numpy._core" not in written
+    assert same(read_weights(path), state)
+
+
+def test_safetensors(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "teacher.safetensors"
+    safetensors.torch.save_file(state, path)
+    assert same(read_weights(path), state)
+    safetensors.torch.save_file(prefixed(state, "module."), path)
+    other = net()
+    load_weights(other, read_weights(path), "it")
+    assert same(other.state_dict(), state)
+
+
+def test_a_model_s_own_part_called_module_keeps_its_name(tmp_path: Path) -> None:
+    path, model = tmp_path / "own.pth", nn.Sequential()
+    model.add_module("module", nn.Linear(3, 2))
+    torch.save(model.state_dict(), path)
+    other = nn.Sequential()
+    other.add_module("module", nn.Linear(3, 2))
+    load_weights(other, read_weights(path), "it")
+    assert same(other.state_dict(), model.state_dict())
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    path, model = tmp_path / "student.safetensors", net().to(memory_format=torch.channels_last)
+    path.write_bytes(write_weights(model, {"mean": [0.5], "name": "resnet8"}))
+    assert same(read_weights(path), model.state_dict())
+    assert read_metadata(path) == {"mean": [0.5], "name": "resnet8"}
+
+
+def test_a_prefix_that_only_some_keys_have_is_part_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "own.pth"
+    state = {"module.weight": torch.ones(2), "scale": torch.ones(1)}
+    torch.save(state, path)
+    assert same(read_weights(path), state)
+
+
+def test_weights_from_before_batch_norm_counted(tmp_path: Path, state: State) -> None:
+    old = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+    path = tmp_path / "old.pth"
+    torch.save({"model": old}, path)
+    other = net()
+    load_weights(other, read_weights(path), "it")
+    assert same(other.state_dict(), state)
+
+
+# Files that are no weights
+
+
+class Runs:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+HOSTILE: dict[str, Callable[[Path], Runs]] = {
+    "os.system": lambda mark: Runs(os.system, f"touch {mark}"),
+    "subprocess": lambda mark: Runs(subprocess.call, ["touch", str(mark)]),
+    "exec": lambda mark: Runs(exec, f"open({str(mark)!r}, 'w')"),
+    "open": lambda mark: Runs(open, str(mark), "w"),
+    "getattr": lambda mark: Runs(getattr, argparse.Namespace(), "lr", mark.touch),
+}
+
+
+@pytest.mark.parametrize("where", ["alone", "beside", "among", "inside", "plain pickle"])
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_nothing_in_a_file_is_run(tmp_path: Path, state: State, attack: str, where: str) -> None:
+    path, mark = tmp_path / "hostile.pth", tmp_path / "ran"
+    runs = HOSTILE[attack](mark)
+    contents = {
+        "alone": runs,
+        "beside": {"model": state, "accuracy": runs},
+        "among": {**state, "x": runs},
+        "inside": {"model": state, "opt": argparse.Namespace(lr=runs)},
+    }
+    for zipped in (True, False):
+        if where == "plain pickle":
+            path.write_bytes(pickle.dumps({"model": runs}, protocol=2))
+        else:
+            torch.save(contents[where], path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(InputError, match="is no file of plain weights and is not opened"):
+            read_weights(path)
+        assert not mark.exists()
+
+
+def test_the_object_that_is_refused_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "whole.pth"
+    torch.save({"model": net()}, path)
+    with pytest.raises(InputError, match=r"GLOBAL dskd\.models\.resnet\.ResNet .*state_dict\(\)"):
+        read_weights(path)
+
+
+def test_only_weights_only_is_ever_asked_for(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked, load = tmp_path / "teacher.pth", [], torch.load
+    torch.save(state, path)
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        asked.append(settings.get("weights_only"))
+        return load(*arguments, **settings)
+
+    monkeypatch.setattr(torch, "load", watched)
+    admitted = set(torch.serialization.get_safe_globals())
+    read_weights(path)
+    assert asked == [True]
+    assert set(torch.serialization.get_safe_globals()) == admitted  # ours only while we read
+
+
+def torch_bytes(tmp_path: Path, zipped: bool) -> bytes:
+    path = tmp_path / "whole.pth"
+    torch.save(net().state_dict(), path, _use_new_zipfile_serialization=zipped)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_truncated_file(tmp_path: Path, zipped: bool, share: float) -> None:
+    whole, path = torch_bytes(tmp_path, zipped), tmp_path / "part.pth"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError, match=r"part\.pth"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.999])
+def test_a_truncated_safetensors_file(tmp_path: Path, share: float) -> None:
+    whole, path = write_weights(net(), {}), tmp_path / "part.safetensors"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError, match=r"cannot read the checkpoint .*part\.safetensors"):
+        read_weights(path)
+    with pytest.raises(
+        InputError, match=r"part\.safetensors was not written by dskd or is damaged"
+    ):
+        read_metadata(path)
+
+
+@pytest.mark.parametrize("name", ["note.pth", "note.safetensors"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello, these are no weights\n" * 9, b"\x80\x02}q\x00.", b"PK"]
+)
+def test_a_file_of_something_else(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_weights(path)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "."])
+def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="there is no checkpoint file"):
+        read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1, 2], "holds no state_dict, but list"),
+        ({}, "holds no state_dict, but dict"),
+        ({"model": {}}, "holds no state_dict, but dict"),
+        ({"net": {"weight": torch.ones(2)}}, "'net' is dict, not a tensor; known forms: bare, or"),
+        ({1: torch.ones(2)}, "1 is Tensor"),
+        (torch.ones(2), "holds no state_dict, but Tensor"),
+    ],
+)
+def test_content_that_is_no_state_dict(tmp_path: Path, content: Any, said: str) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(content, path)
+    with pytest.raises(InputError, match=said):
+        read_weights(path)
+
+
+def test_metadata_of_a_file_of_somebody_else(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "theirs.safetensors"
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(InputError, match="was not written by dskd"):
+        read_metadata(path)
+    with pytest.raises(InputError, match="has the run finished"):
+        read_metadata(tmp_path / "missing.safetensors")
+
+
+# Weights that do not fit
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg8", "MobileNetV2"])
+def test_other_classes_are_said_with_both_numbers(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_weights(net(4, name), net(7, name).state_dict(), "the checkpoint t.pth")
+    assert str(caught.value).startswith("the checkpoint t.pth does not fit ")
+    assert str(caught.value).endswith("(7 classes there, 4 here)")
+
+
+def test_another_depth_or_family_is_said_with_its_keys() -> None:
+    with pytest.raises(InputError, match=r"\d+ keys missing, such as 'layer1\.1\.bn1\.bias'$"):
+        load_weights(net(name="resnet14"), net().state_dict(), "it")
+    with pytest.raises(InputError, match=r"^it does not fit ResNet: \d+ keys left over, such as"):
+        load_weights(net(), net(name="resnet14").state_dict(), "it")
+    with pytest.raises(InputError, match=r"\d+ keys missing, such as .*; \d+ keys left over, such"):
+        load_weights(net(), net(name="vgg8").state_dict(), "it")
+
+
+def test_another_width_is_said_with_its_shapes() -> None:
+    with pytest.raises(InputError) as caught:
+        load_weights(net(name="MobileNetV2"), MobileNetV2(1.0, num_classes=4).state_dict(), "it")
+    shapes = "conv1.0.weight is [32, 3, 3, 3] in the file, [16, 3, 3, 3] in the model"
+    assert str(caught.value) == f"it does not fit MobileNetV2: {shapes}"
+
+
+def test_a_shape_that_differs_in_a_model_without_a_matrix() -> None:
+    with pytest.raises(InputError, match=r"weight is \[4, 3, 3, 3\] in the file, \[5, 3, 3, 3\]"):
+        load_weights(nn.Conv2d(3, 5, 3), nn.Conv2d(3, 4, 3).state_dict(), "it")
+
+
+def test_a_model_that_weights_do_not_fit_is_left_as_it_was() -> None:
+    model = net()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(InputError):
+        load_weights(model, net(7).state_dict(), "it")
+    assert same(model.state_dict(), before)

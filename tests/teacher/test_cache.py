@@ -1,0 +1,687 @@
+"""Answers that are kept: the teacher's to rounding, of this teacher alone, and runs repeat."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dskd import methods
+from dskd.compare.grid import load_plan, run_grid
+from dskd.compare.lockstep import Student
+from dskd.config import recipe
+from dskd.data import Dataset
+from dskd.data.epoch_plan import draw_plan
+from dskd.data.loader import Batch, Resident
+from dskd.engine import run
+from dskd.engine.trainer import Trainer
+from dskd.errors import InputError
+from dskd.methods.base import TeacherNeeds
+from dskd.models.staged_model import StagedModel
+from dskd.runtime.device import autocast
+from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.signals import Stopped
+from dskd.storage.run_directory import LAST
+from dskd.teacher.cache import KeptAnswers
+from dskd.teacher.frozen import Teacher
+from dskd.teacher.outputs import Answers
+from dskd.teacher.record_file import FACTS, RECORDS, RESERVE
+from tests.conftest import made_dataset, made_pair, staged
+
+CPU = torch.device("cpu")
+DATA = made_dataset(classes=4, per_class=12, size=16)
+LOGITS = TeacherNeeds(logits=True)
+ALL = TeacherNeeds(logits=True, stages=(0, 2), pooled=True, last=True)
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    """Trained for a moment, so that its norms know their pictures."""
+    model = staged("resnet14").train()
+    with torch.no_grad():
+        model(DATA.train.images)
+    return Teacher(model, DATA.train.images[:8])
+
+
+def kept(
+    teacher: Teacher, folder: Path, needs: TeacherNeeds = LOGITS, **changes: Any
+) -> KeptAnswers:
+    arguments: dict[str, Any] = {
+        "keep": "logits" if needs == LOGITS else "bank",
+        "views": 3,
+        "padding": 1,
+        "flip": True,
+        "precision": "float32",
+        "facts": {"name": "resnet14", "options": {}, "folded": True},
+        "folder": folder,
+    }
+    split = Resident(changes.pop("data", DATA).train, CPU)
+    return KeptAnswers(teacher, split, needs, **arguments | changes)
+
+
+def opened(*arguments: Any, **changes: Any) -> KeptAnswers:
+    answers = kept(*arguments, **changes)
+    answers.open()
+    return answers
+
+
+def batches(
+    answers: KeptAnswers, epoch: int = 0, size: int = 32, seed: int = 0, flip: bool = True
+) -> list[Batch]:
+    plan = draw_plan(seed, epoch, len(DATA.train), 1, flip, answers.bank)
+    return list(Resident(DATA.train, CPU).planned(plan, size))
+
+
+def silent(_images: Tensor) -> Any:
+    raise AssertionError("the teacher was asked")
+
+
+# ---- what is answered
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("needs", [LOGITS, ALL])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_kept_answers_are_the_teacher_s_to_rounding(
+    tmp_path: Path, teacher: Teacher, needs: TeacherNeeds, flip: bool, precision: Any
+) -> None:
+    answers = opened(teacher, tmp_path, needs, flip=flip, precision=precision)
+    live = Answers(teacher)
+    for epoch in (0, 1, 0):
+        for batch in batches(answers, epoch, flip=flip):
+            with autocast(CPU, precision):
+                here, there = answers(batch, needs), live(batch, needs)
+            assert here is not None
+            assert there is not None
+            pairs = [(here.logits, there.logits)]
+            pairs += [(here.stages[stage], there.stages[stage]) for stage in needs.stages]
+            if needs.pooled:
+                assert here.pooled is not None
+                assert here.last is not None
+                pairs += [(here.pooled, there.pooled), (here.last, there.last)]  # type: ignore[list-item]
+            for one, other in pairs:
+                assert one.dtype == other.dtype
+                assert one.shape == other.shape
+                assert one.dim() < 4 or one.is_contiguous(memory_format=torch.channels_last)
+                if precision == "bfloat16":
+                    assert torch.equal(one, other)
+                else:
+                    half = torch.finfo(torch.float16)
+                    torch.testing.assert_close(one, other, rtol=half.eps, atol=half.tiny)
+
+
+@pytest.mark.parametrize("needs", [LOGITS, ALL])
+def test_the_teacher_is_asked_for_nothing_twice(
+    tmp_path: Path, teacher: Teacher, needs: TeacherNeeds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = opened(teacher, tmp_path, needs)
+    cold = [answers(batch, needs) for batch in batches(answers)]
+    assert answers.tally is not None
+    assert (answers.tally.hits, answers.tally.pictures) == (0, len(DATA.train))
+    again = opened(teacher, tmp_path, needs)
+    monkeypatch.setattr(teacher, "forward", silent)
+    warm = [again(batch, needs) for batch in batches(again)]
+    assert again.tally is not None
+    assert again.tally.share == 1
+    for one, other in zip(cold, warm, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one.logits, other.logits)
+        assert all(map(torch.equal, one.stages, other.stages))
+
+
+@pytest.mark.parametrize("needs", [LOGITS, ALL])
+def test_what_is_there_is_got_without_a_look_at_the_device(
+    tmp_path: Path, teacher: Teacher, needs: TeacherNeeds
+) -> None:
+    """A GPU would be waited for; from the device that stands for one nothing can be read."""
+    answers = opened(teacher, tmp_path, needs)
+    here = [answers(batch, needs) for batch in batches(answers)]
+    there = Resident(DATA.train, torch.device("meta"))
+    plan = draw_plan(0, 0, len(DATA.train), 1, True, answers.bank)
+    for batch, expected in zip(there.planned(plan, 32), here, strict=True):
+        found = answers(batch, needs)
+        assert found is not None
+        assert expected is not None
+        assert found.logits.is_meta
+        assert [s.shape for s in found.stages] == [s.shape for s in expected.stages]
+
+
+def test_what_is_missing_alone_is_asked_for(
+    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = opened(teacher, tmp_path)
+    for batch in batches(answers, 0):
+        answers(batch, LOGITS)
+    asked: list[int] = []
+    forward = teacher.forward
+
+    def counted(images: Tensor) -> Any:
+        asked.append(len(images))
+        return forward(images)
+
+    monkeypatch.setattr(teacher, "forward", counted)
+    seen = {view for batch in batches(answers, 0) for view in named(batch)}
+    assert answers.tally is not None
+    for batch in batches(answers, 1):
+        new = sum(view not in seen for view in named(batch))
+        hits = answers.tally.hits
+        answers(batch, LOGITS)
+        assert answers.tally.hits - hits == len(batch.labels) - new
+        assert asked == [max(new, 16)]
+        asked.clear()
+
+
+def named(batch: Batch) -> list[tuple[int, int]]:
+    return [*zip(batch.indices.tolist(), batch.views.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_answer_is_the_same_whoever_asked_first(
+    tmp_path: Path, teacher: Teacher, precision: Any
+) -> None:
+    """In whatever company: batches of other sizes and seeds, and few that are missing."""
+    one = opened(teacher, tmp_path / "one", precision=precision)
+    other = opened(teacher, tmp_path / "other", precision=precision)
+    with autocast(CPU, precision):
+        for batch in batches(one, size=32):
+            one(batch, LOGITS)
+        for seed in range(4):
+            for size in (2, 7, 20):
+                for batch in batches(other, seed=seed, size=size):
+                    other(batch, LOGITS)
+        for batch in batches(one, size=32):
+            here, there = one(batch, LOGITS), other(batch, LOGITS)
+            assert here is not None
+            assert there is not None
+            assert torch.equal(here.logits, there.logits)
+
+
+@pytest.mark.parametrize("name", sorted({"dskd", "at", "fitnet", "kd", "rkd", "simkd", "sp"}))
+def test_a_method_learns_the_same_from_a_bank(tmp_path: Path, teacher: Teacher, name: str) -> None:
+    pair, _ = made_pair(staged("resnet8"), teacher.model, DATA)
+    method = methods.find(name)(pair)
+    answers = opened(teacher, tmp_path, method.needs, keep="bank")
+    live = Answers(teacher)
+    for batch in batches(answers):
+        losses = []
+        for source in (answers, live):
+            one = copy.deepcopy(method)
+            output = one(batch, source(batch, method.needs))
+            output.objective.backward()
+            gradient = torch.cat([p.grad.flatten() for p in one.parameters() if p.grad is not None])
+            losses.append((output.objective.detach(), gradient))
+        (loss, gradient), (loss_live, gradient_live) = losses
+        torch.testing.assert_close(loss, loss_live, rtol=2e-3, atol=0)
+        assert (gradient - gradient_live).norm() < 5e-3 * gradient_live.norm()
+
+
+def test_the_size_is_as_predicted(tmp_path: Path, teacher: Teacher) -> None:
+    pictures, classes, probed = len(DATA.train), 4, 16
+    answers = opened(teacher, tmp_path / "logits")
+    assert answers.store.size == (pictures * 18 + probed) * (2 * classes + 8)
+    bank = opened(teacher, tmp_path / "bank", TeacherNeeds(logits=True, stages=(2,)))
+    assert bank.store.size == (pictures * 3 + probed) * (2 * (classes + 64 * 4 * 4) + 8)
+    for one in (answers, bank):
+        files = [p for p in one.store.path.iterdir() if p.suffix == ".bin"]
+        assert sum(path.stat().st_size for path in files) == one.store.size
+
+
+def test_a_bank_has_no_more_views_than_there_are(tmp_path: Path, teacher: Teacher) -> None:
+    answers = opened(teacher, tmp_path, ALL, views=100, flip=False)
+    assert answers.views == 9
+
+
+def test_the_log_says_where_how_large_and_what_is_there(
+    tmp_path: Path, teacher: Teacher, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dskd")
+    answers = opened(teacher, tmp_path)
+    path = answers.store.path
+    size = f"{answers.store.size / 1024:.1f} KiB"
+    assert f"kept in {path}: {size} for 18 of 18 views a picture, 0.0 % there" in caplog.text
+    for batch in batches(answers):
+        answers(batch, LOGITS)
+    caplog.clear()
+    opened(teacher, tmp_path)
+    assert f"{100 * (48 + 16) / (48 * 18 + 16):.1f} % there already" in caplog.text
+
+
+# ---- whose answers they are
+
+
+def other_weights(teacher: Teacher) -> Teacher:
+    model = copy.deepcopy(teacher.model)
+    next(model.parameters()).data.flatten()[0] += 1e-3
+    return Teacher(model)
+
+
+def other_mean(teacher: Teacher) -> Teacher:
+    return Teacher(StagedModel(teacher.model.module, mean=(0.5, 0.5, 0.4), std=(0.25,) * 3))
+
+
+def other_std(teacher: Teacher) -> Teacher:
+    return Teacher(StagedModel(teacher.model.module, mean=(0.5,) * 3, std=(0.25, 0.25, 0.2)))
+
+
+def other_stages(teacher: Teacher) -> Teacher:
+    model = StagedModel(teacher.model.module, ["layer1"], mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Teacher(model)
+
+
+class Slope(nn.LeakyReLU):
+    def __repr__(self) -> str:
+        return "Slope()"
+
+
+def other_structure(teacher: Teacher) -> Teacher:
+    model = copy.deepcopy(teacher.model)
+    model.module.add_module("more", Slope())
+    return Teacher(model)
+
+
+def pictures(images: Tensor, labels: Tensor | None = None) -> Dataset:
+    labels = DATA.train.labels if labels is None else labels
+    return replace(DATA, train=replace(DATA.train, images=images, labels=labels), test=DATA.test)
+
+
+def one_pixel() -> Dataset:
+    images = DATA.train.images.clone()
+    images[3, 0, 0, 0] ^= 1
+    return pictures(images)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "name": {"facts": {"name": "resnet20", "options": {}, "folded": True}},
+    "options": {"facts": {"name": "resnet14", "options": {"width": 2}, "folded": True}},
+    "folded": {"facts": {"name": "resnet14", "options": {}, "folded": False}},
+    "precision": {"precision": "bfloat16"},
+    "padding": {"padding": 2},
+    "flip": {"flip": False},
+    "kind": {"keep": "logits"},
+    "views": {"views": 4},
+    "a pixel": {"data": one_pixel()},
+    "picture size": {"data": made_dataset(classes=4, per_class=12, size=8)},
+    "fewer pictures": {"data": pictures(DATA.train.images[:40], DATA.train.labels[:40])},
+    "order": {"data": pictures(DATA.train.images.flip(0))},
+}
+TEACHERS = [other_weights, other_mean, other_std, other_stages, other_structure]
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_an_answer_depends_on_has_a_store_of_its_own(
+    tmp_path: Path, teacher: Teacher, change: dict[str, Any]
+) -> None:
+    bank: dict[str, Any] = {"keep": "bank", "views": 5}
+    one, other = kept(teacher, tmp_path, **bank), kept(teacher, tmp_path, **bank | change)
+    assert one.store.path != other.store.path
+    assert one.store.facts != other.store.facts
+
+
+@pytest.mark.parametrize("change", TEACHERS)
+def test_another_teacher_has_a_store_of_its_own(
+    tmp_path: Path, teacher: Teacher, change: Any
+) -> None:
+    assert kept(teacher, tmp_path).store.path != kept(change(teacher), tmp_path).store.path
+
+
+def test_what_is_kept_of_an_answer_is_in_the_key(tmp_path: Path, teacher: Teacher) -> None:
+    needs = [ALL, replace(ALL, stages=(2,)), replace(ALL, pooled=False), replace(ALL, last=False)]
+    assert len({kept(teacher, tmp_path, one).store.path for one in needs}) == 4
+
+
+def test_labels_and_equal_teachers_share_a_store(tmp_path: Path, teacher: Teacher) -> None:
+    labels = pictures(DATA.train.images, DATA.train.labels.flip(0))
+    assert kept(teacher, tmp_path).store.path == kept(teacher, tmp_path, data=labels).store.path
+    twin = Teacher(copy.deepcopy(teacher.model))
+    assert kept(teacher, tmp_path).store.path == kept(twin, tmp_path).store.path
+
+
+def test_the_key_s_parts_lie_beside_the_answers(tmp_path: Path, teacher: Teacher) -> None:
+    answers = opened(teacher, tmp_path)
+    facts = json.loads((answers.store.path / FACTS).read_text())
+    assert answers.store.path.name == facts["sha256"][:32]
+    assert facts["teacher"]["weights"] == teacher.fingerprint()
+    assert facts["teacher"]["mean"] == [0.5, 0.5, 0.5]
+    assert facts["pictures"]["shape"] == [48, 3, 16, 16]
+    assert facts["parts"] == {"logits": {"shape": [4], "type": "float16"}}
+    assert (facts["padding"], facts["flip"], facts["views"]) == (1, True, 18)
+
+
+def test_a_teacher_whose_code_was_changed_is_told(
+    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same weights, same names, another forward pass."""
+    opened(teacher, tmp_path)
+    forward = teacher.forward
+    monkeypatch.setattr(
+        teacher, "forward", lambda x: (o := forward(x))._replace(logits=o.logits * 1.05)
+    )
+    for look in (KeptAnswers.check, KeptAnswers.open):
+        with pytest.raises(InputError, match=r"not this teacher's \(logits differ\).*code"):
+            look(kept(teacher, tmp_path))
+
+
+def test_a_damaged_answer_is_asked_for_again(
+    tmp_path: Path, teacher: Teacher, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = opened(teacher, tmp_path)
+    good = [answers(batch, LOGITS) for batch in batches(answers)]
+    path = answers.store.path / RECORDS
+    records = np.fromfile(path, np.int16)
+    records[records != 0] ^= 0x0100
+    records.tofile(path)
+    again = opened(teacher, tmp_path)
+    for batch, expected in zip(batches(again), good, strict=True):
+        answer = again(batch, LOGITS)
+        assert answer is not None
+        assert expected is not None
+        assert torch.equal(answer.logits, expected.logits)
+    assert again.tally is not None
+    assert again.tally.share == 0
+    assert "damaged" in caplog.text
+
+
+# ---- what is refused
+
+
+def huge(teacher: Teacher) -> Teacher:
+    model = copy.deepcopy(teacher.model)
+    assert model.linear is not None
+    model.linear.weight.data *= 1e7
+    return Teacher(model)
+
+
+def test_numbers_too_large_for_float16_are_never_kept(
+    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = huge(teacher)
+    with pytest.raises(InputError, match=r"\(logits\) reach .*e\+0\d, more than float16 holds; "):
+        kept(large, tmp_path).check()
+    assert not list(tmp_path.iterdir())
+    opened(large, tmp_path / "bfloat16", precision="bfloat16")
+    answers = opened(teacher, tmp_path / "float32")
+    filled = answers.store.filled()
+    forward = teacher.forward
+    for value, message in ((1e7, "more than float16"), (float("nan"), "are not finite")):
+
+        def spoiled(images: Tensor, value: float = value) -> Any:
+            output = forward(images)
+            return output._replace(logits=output.logits * value)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(teacher, "forward", spoiled)
+            with pytest.raises(NotFinite, match=message):
+                answers(batches(answers)[0], LOGITS)
+        assert answers.store.filled() == filled
+
+
+# ---- runs
+
+SMALL = [
+    "data.share=0.1",
+    "teacher.name=resnet8",
+    "teacher.epochs=3",
+    "train.epochs=3",
+    "train.batch_size=32",
+]
+"""The digits on a diet: 130 pictures, 5 steps an epoch, 9 views."""
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher's checkpoint."""
+    out = tmp_path_factory.mktemp("taught") / "run"
+    run.distill(recipe.load("digits", [*SMALL, "method.name=kd", f"out={out}"]))
+    return out / "teacher/student.safetensors"
+
+
+KINDS = [("logits", "kd"), ("bank", "kd"), ("bank", "dskd")]
+each_kind = pytest.mark.parametrize(("keep", "method"), KINDS)
+
+
+def overrides(taught: Path, folder: Path, keep: str, method: str) -> list[str]:
+    own = ["teacher.views=4"] if keep == "bank" else []
+    place = [f"teacher.keep={keep}", f"teacher.store={folder / 'answers'}"]
+    return [
+        *SMALL,
+        f"teacher.checkpoint={taught}",
+        f"method={{name: {method}}}",
+        *place,
+        *own,
+    ]
+
+
+def distill(out: Path, changes: list[str], resume: bool = False) -> Any:
+    return run.distill(recipe.load("digits", [*changes, f"out={out}"]), resume=resume)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def without(out: Path, *names: str) -> list[dict[str, Any]]:
+    told = ("seconds", *names)
+    return [{k: v for k, v in row.items() if not k.endswith(told)} for row in rows(out)]
+
+
+@each_kind
+def test_cold_and_warm_runs_are_the_same_to_the_byte(
+    taught: Path, tmp_path: Path, keep: str, method: str
+) -> None:
+    changes = overrides(taught, tmp_path, keep, method)
+    cold, warm = distill(tmp_path / "cold", changes), distill(tmp_path / "warm", changes)
+    for name in ("student.safetensors", "student_best.safetensors"):
+        assert (tmp_path / "cold" / name).read_bytes() == (tmp_path / "warm" / name).read_bytes()
+    assert without(tmp_path / "cold", "teacher_hits") == without(tmp_path / "warm", "teacher_hits")
+    hits = [row["teacher_hits"] for row in rows(tmp_path / "cold")]
+    assert hits[0] == 0
+    assert 0 < hits[1] < hits[2] < 1
+    assert [row["teacher_hits"] for row in rows(tmp_path / "warm")] == [1, 1, 1]
+    assert cold.teacher_hits == pytest.approx(sum(hits) / 3)
+    assert warm.teacher_hits == 1
+    assert json.loads((tmp_path / "warm/result.json").read_text())["teacher_hits"] == 1
+
+
+def test_kept_logits_change_a_run_by_rounding_alone(taught: Path, tmp_path: Path) -> None:
+    changes = overrides(taught, tmp_path, "logits", "kd")
+    distill(tmp_path / "kept", changes)
+    plain = [c for c in changes if not c.startswith(("teacher.keep", "teacher.store"))]
+    result = distill(tmp_path / "live", plain)
+    assert result.teacher_hits is None
+    for one, other in zip(rows(tmp_path / "kept"), rows(tmp_path / "live"), strict=True):
+        assert "teacher_hits" not in other
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2)
+    bfloat16 = "train.precision=bfloat16"  # which is kept as it is
+    distill(tmp_path / "kept16", [*changes, bfloat16])
+    distill(tmp_path / "live16", [*plain, bfloat16])
+    weights = (tmp_path / "live16/student.safetensors").read_bytes()
+    assert (tmp_path / "kept16/student.safetensors").read_bytes() == weights
+
+
+@each_kind
+@pytest.mark.parametrize(("stop_at", "saved"), [(7, True), (10, True), (8, False)])
+def test_a_stopped_run_goes_on_to_the_same_end(
+    taught: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: str,
+    method: str,
+    stop_at: int,
+    saved: bool,
+) -> None:
+    """Stopped by a signal, or killed with no snapshot but that of the last epoch's end."""
+    distill(tmp_path / "whole", overrides(taught, tmp_path / "a", keep, method))
+    changes = overrides(taught, tmp_path / "b", keep, method)
+    steps = 0
+    train_epoch = Trainer.train_epoch
+
+    def stopped(self: Trainer) -> Iterator[None]:
+        nonlocal steps
+        for _ in train_epoch(self):
+            steps += 1
+            if steps == stop_at and not saved:
+                raise ZeroDivisionError
+            if steps == stop_at:
+                signal.raise_signal(signal.SIGINT)
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_epoch", stopped)
+        with pytest.raises(Stopped if saved else ZeroDivisionError):
+            distill(tmp_path / "parts", changes)
+    distill(tmp_path / "parts", changes, resume=True)
+    for name in ("student.safetensors", "student_best.safetensors"):
+        whole, parts = tmp_path / "whole" / name, tmp_path / "parts" / name
+        assert whole.read_bytes() == parts.read_bytes()
+    hits = () if saved else ("teacher_hits",)
+    assert without(tmp_path / "whole", *hits) == without(tmp_path / "parts", *hits)
+
+
+def test_runs_at_once_fill_one_store_and_change_nothing(taught: Path, tmp_path: Path) -> None:
+    together = overrides(taught, tmp_path / "together", "logits", "kd")
+    command = [sys.executable, "-m", "dskd", "distill", "digits", *together]
+    runs = [
+        subprocess.Popen(
+            [*command, f"seed={seed}", f"out={tmp_path / f'run{seed}'}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for seed in (0, 1)
+    ]
+    for one in runs:
+        _, errors = one.communicate(timeout=240)
+        assert one.returncode == 0, errors.decode()
+    assert len(list((tmp_path / "together/answers").iterdir())) == 1
+    for seed in (0, 1):
+        alone = overrides(taught, tmp_path / f"alone{seed}", "logits", "kd")
+        distill(tmp_path / f"own{seed}", [*alone, f"seed={seed}"])
+        weights = (tmp_path / f"own{seed}" / LAST).read_bytes()
+        assert (tmp_path / f"run{seed}" / LAST).read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("keep", "method", "message"),
+    [
+        (
+            "logits",
+            "dskd",
+            r"keep=logits: the method dskd reads more .*\(stage 1, stage 2\); .*keep=bank",
+        ),
+        ("logits", "rkd", r"the method rkd reads more .*\(pooled\)"),
+        ("logits", "sskd", r"keep=logits: the method sskd reads .* turned pictures.*keep=none"),
+        ("bank", "sskd", r"keep=bank: the method sskd reads .* turned pictures.*keep=none"),
+    ],
+)
+def test_a_method_that_reads_more_is_refused_before_any_work(
+    taught: Path, tmp_path: Path, keep: str, method: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        distill(tmp_path / "run", overrides(taught, tmp_path, keep, method))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_kept_is_refused_before_any_work(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = overrides(taught, tmp_path, "logits", "kd")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, RESERVE))
+        with pytest.raises(InputError, match=r"still need \d.* of disk .*, 256\.0 MiB are free"):
+            distill(tmp_path / "run", changes)
+    assert not list(tmp_path.iterdir())
+    distill(tmp_path / "first", changes)
+    (store,) = (tmp_path / "answers").iterdir()
+    with (store / RECORDS).open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(InputError, match=r"records\.bin is damaged: 1000 bytes of"):
+        distill(tmp_path / "run", changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_store_may_move_and_a_run_may_not_change_its_kind(taught: Path, tmp_path: Path) -> None:
+    changes = overrides(taught, tmp_path / "a", "logits", "kd")
+    out = tmp_path / "run"
+    distill(out, changes)
+    (out / "result.json").unlink()
+    weights = (out / LAST).read_bytes()
+    distill(out, overrides(taught, tmp_path / "b", "logits", "kd"), resume=True)
+    assert (out / LAST).read_bytes() == weights
+    (out / "result.json").unlink()
+    with pytest.raises(InputError, match=r"teacher\.keep is logits there, bank here"):
+        distill(out, overrides(taught, tmp_path / "b", "bank", "kd"), resume=True)
+
+
+def test_without_a_folder_answers_go_to_the_cache(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSKD_CACHE", str(tmp_path / "cache"))
+    changes = overrides(taught, tmp_path, "logits", "kd")
+    distill(tmp_path / "run", [c for c in changes if not c.startswith("teacher.store")])
+    assert len(list((tmp_path / "cache/answers").iterdir())) == 1
+
+
+def test_a_teacher_that_is_trained_first_has_its_answers_kept(tmp_path: Path) -> None:
+    changes = [*SMALL, "method.name=kd", "teacher.keep=logits", f"teacher.store={tmp_path / 'a'}"]
+    distill(tmp_path / "cold", changes)
+    assert distill(tmp_path / "warm", changes).teacher_hits == 1
+
+
+# ---- comparisons
+
+
+class Silent:
+    def stepped(self, student: Student) -> None: ...
+
+    def ended(self, student: Student, failure: str | None) -> None: ...
+
+
+def test_students_of_a_comparison_share_a_store_and_are_those_of_runs_of_their_own(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = overrides(taught, tmp_path, "bank", "ce")
+    students = {}
+    for share in (True, False):
+        out = tmp_path / f"share-{share}"
+        run_grid(load_plan("digits", changes, ["ce,kd,dskd"], out, seeds=2, share=share), Silent())
+        students[share] = {
+            path.parent.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob(LAST)
+        }
+        assert len(list((tmp_path / "answers").iterdir())) == 1
+        assert "teacher_hits" not in rows(out / "ce/seed0")[0]
+        hits = [[r["teacher_hits"] for r in rows(out / f"{m}/seed1")] for m in ("kd", "dskd")]
+        assert hits[0] == hits[1]
+        assert 0 < hits[0][0] <= 1
+    assert students[True] == students[False]
+    assert len(students[True]) == 6
+    own = overrides(taught, tmp_path / "own", "bank", "dskd")
+    distill(tmp_path / "alone", [*own, "seed=1"])
+    assert (tmp_path / "alone" / LAST).read_bytes() == students[True]["dskd/seed1"]
+
+
+def test_a_comparison_names_the_method_that_reads_more(taught: Path, tmp_path: Path) -> None:
+    grid = load_plan(
+        "digits",
+        overrides(taught, tmp_path, "logits", "ce"),
+        ["kd,dskd"],
+        tmp_path / "compared",
+        seeds=1,
+    )
+    with pytest.raises(InputError, match=r"^dskd: teacher\.keep=logits: the method dskd reads"):
+        run_grid(grid, Silent())
+    assert not (tmp_path / "compared").exists()
