@@ -1,7 +1,7 @@
 """How long a step takes, ours and the field's, and how far it is from the machine's best.
 
 ``make bench``, or ``python benchmarks/bench.py``. Within a pair of models everything takes turns, a
-step each, so that a busy machine slows all alike. The pictures are noise in CIFAR-100's size and
+step each, so that a busy machine slows all alike. The images are noise in CIFAR-100's size and
 number: time does not depend on what they show. Prints tables and writes benchmarks/latest.json.
 """
 
@@ -42,7 +42,7 @@ from dskd.runtime import device
 ROOT = Path(__file__).parents[1]
 LATEST = ROOT / "benchmarks/latest.json"
 BATCH = 64
-"""Pictures a step that the ratios are wanted for."""
+"""Images a step that the ratios are wanted for."""
 PAIRS: Mapping[str, float] = {PAIR: 0.5, "wrn_40_2-wrn_16_2": 0.25, "vgg13-vgg8": 0.25}
 """The pairs, and the share of the time that each may take."""
 
@@ -50,15 +50,15 @@ PAIRS: Mapping[str, float] = {PAIR: 0.5, "wrn_40_2-wrn_16_2": 0.25, "vgg13-vgg8"
 def bench(chosen: argparse.Namespace) -> Result:
     """Measures everything that was chosen."""
     reference.transforms((0.5,), (0.5,), 32)  # what is missing is said before any work
-    data = noise(chosen.pictures)
+    data = noise(chosen.images)
     before = machine.rates(chosen.machine_seconds)
     rows: list[Result] = []
     kept: list[Result] = []
     for pair, share in PAIRS.items():
         with TemporaryDirectory(prefix="dskd-bench-") as folder:
-            answers = Kept(pair, chosen.batch_size, chosen.kept_steps, Path(folder))
-            rows += _pair(pair, data, answers, before, chosen, share * 60 * chosen.minutes)
-            kept += answers.results()
+            teacher_outputs = Kept(pair, chosen.batch_size, chosen.kept_steps, Path(folder))
+            rows += _pair(pair, data, teacher_outputs, before, chosen, share * 60 * chosen.minutes)
+            kept += teacher_outputs.results()
     details = ratios(rows)
     return {
         "command": f"python benchmarks/bench.py {' '.join(sys.argv[1:])}".strip(),
@@ -66,7 +66,7 @@ def bench(chosen: argparse.Namespace) -> Result:
         "commit": commit(),
         "environment": device.environment(torch.device("cpu")),
         "rehearsal": chosen.quick,
-        "pictures": chosen.pictures,
+        "images": chosen.images,
         "batch_size": chosen.batch_size,
         "machine": before,
         "rows": rows,
@@ -112,7 +112,7 @@ def commit() -> str:
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-size", type=int, default=BATCH, help="pictures a step, as in 256")
+    parser.add_argument("--batch-size", type=int, default=BATCH, help="images a step, as in 256")
     parser.add_argument("--rounds", type=int, default=15, help="steps of each that count, at most")
     parser.add_argument("--minutes", type=float, default=15, help="for all rounds together")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: numbers mean nothing")
@@ -121,10 +121,10 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     if chosen.out is None:
         usual = chosen.batch_size == BATCH
         chosen.out = LATEST if usual else LATEST.with_stem(f"latest-{chosen.batch_size}")
-    chosen.pictures, chosen.warmup, chosen.machine_seconds = 50_000, 1, 3.0
+    chosen.images, chosen.warmup, chosen.machine_seconds = 50_000, 1, 3.0
     chosen.kept_steps = 16
     if chosen.quick:
-        chosen.pictures, chosen.warmup, chosen.machine_seconds = 2_000, 0, 0.5
+        chosen.images, chosen.warmup, chosen.machine_seconds = 2_000, 0, 0.5
         chosen.rounds, chosen.kept_steps = 1, 3
     return chosen
 

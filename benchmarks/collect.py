@@ -39,13 +39,14 @@ def table(teacher: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
         "| | model | parameters | accuracy, last epoch, % (seeds) | mean | top-5 | agreement, % |",
         "|---|---|---:|---|---:|---:|---:|",
         f"| teacher | {teacher['recipe']['student']['name']} | {teacher['parameters']:,} "
-        f"| {teacher['accuracy']:.2f} | | {teacher['accuracy_top5']:.2f} | |",
+        f"| {teacher['test_accuracy']:.2f} | | {teacher['test_accuracy_top5']:.2f} | |",
     ]
     for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
-        seeds = ", ".join(f"{run['accuracy']:.2f}" for run in own)
+        seeds = ", ".join(f"{run['test_accuracy']:.2f}" for run in own)
         mean, top5 = (
-            statistics.mean(run[key] for run in own) for key in ("accuracy", "accuracy_top5")
+            statistics.mean(run[key] for run in own)
+            for key in ("test_accuracy", "test_accuracy_top5")
         )
         agreement = statistics.mean(run["agreement"] or 0 for run in own)
         agreed = f"{agreement:.2f}" if own[0]["agreement"] is not None else ""

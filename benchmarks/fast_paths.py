@@ -28,9 +28,9 @@ from dskd.runtime import device
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
 TEACHER, STUDENT = "resnet20", "resnet8"
-DATA = {"name": "tiny_imagenet", "classes": 20, "size": 32, "crop": 4, "flip": True}
+DATA = {"name": "tiny_imagenet", "classes": 20, "size": 32, "crop_padding": 4, "flip": True}
 SHARE = 0.25
-"""Of the pictures, for the student: so few that what augmentation does for it shows."""
+"""Of the images, for the student: so few that what augmentation does for it shows."""
 EPOCHS = 20
 BANKS = (1, 2, 4, 8, 16)
 
@@ -56,7 +56,7 @@ HALF = {"precision": "bfloat16"}
 PATHS: Mapping[str, FastPath] = {
     "kd": FastPath("kd", None, {"fold": False}),
     "kd, bfloat16": FastPath("kd", "kd", train=HALF),
-    "kd, bfloat16, kept logits": FastPath("kd", "kd", {"keep": "logits"}, HALF),
+    "kd, bfloat16, kept logits": FastPath("kd", "kd", {"cache": "logits"}, HALF),
     "dskd": FastPath("dskd", None, {"fold": False}),
     "dskd, folded": FastPath("dskd", "dskd"),
     "dskd, bfloat16": FastPath("dskd", "dskd", train=HALF),
@@ -64,7 +64,7 @@ PATHS: Mapping[str, FastPath] = {
     "dskd, bfloat16, compiled": FastPath("dskd", "dskd", train={**HALF, "compile": True}),
     **{
         f"dskd, bfloat16, bank of {views}": FastPath(
-            "dskd", "dskd, bfloat16", {"keep": "bank", "views": views}, HALF
+            "dskd", "dskd, bfloat16", {"cache": "bank", "views": views}, HALF
         )
         for views in BANKS
     },
@@ -72,7 +72,7 @@ PATHS: Mapping[str, FastPath] = {
 
 
 def teacher_of(root: Path, out: Path) -> Path:
-    """The weights of the one teacher, which learned from all pictures; trained if not there."""
+    """The weights of the one teacher, which learned from all images; trained if not there."""
     place = out / "teacher"
     if not (place / "result.json").is_file():
         api.distill(
@@ -89,18 +89,18 @@ def teacher_of(root: Path, out: Path) -> Path:
 def learn(path: FastPath, seed: int, root: Path, checkpoint: Path, place: Path) -> float:
     """The test accuracy after the last epoch, of one path at one seed, in percent."""
     if not (place / "result.json").is_file():
-        store = {"store": str(place.parents[1] / "answers")} if "keep" in path.teacher else {}
+        store = {"cache_dir": str(place.parents[1] / "answers")} if "cache" in path.teacher else {}
         api.distill(
             student=STUDENT,
             teacher={"name": TEACHER, "checkpoint": str(checkpoint), **path.teacher, **store},
-            data={**DATA, "root": str(root), "share": SHARE},
+            data={**DATA, "root": str(root), "fraction": SHARE},
             method=path.method,
             train={"epochs": EPOCHS, "schedule": "cosine", **path.train},
             seed=seed,
             out=place,
             resume=True,
         )
-    return float(json.loads((place / "result.json").read_text())["accuracy"])
+    return float(json.loads((place / "result.json").read_text())["test_accuracy"])
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
@@ -125,7 +125,7 @@ _PAGE = """\
 # Do the fast paths cost accuracy?
 
 Each fast path against the plain one (teacher unfolded, asked at every step, all in float32), at
-the same seeds: the same first weights, the same pictures in the same order. `difference` is the
+the same seeds: the same first weights, the same images in the same order. `difference` is the
 mean over the seeds of the paired differences of the test accuracy, with its 95 % interval. An
 interval that holds zero says that no difference was found with so few seeds, and how large one
 may be at most. Written by `python benchmarks/fast_paths.py`; no number is written by hand.
@@ -134,7 +134,7 @@ Paths that are equal to the byte need no runs, their tests say so: a teacher tha
 share (`tests/compare`), a recorded step (`tests/test_graph.py`, by its twins on the CPU), an answer
 that is kept against the same answer found again (`tests/test_kept.py`).
 
-A **bank of V views** changes more than rounding: a picture is seen in V views instead of all 162,
+A **bank of V views** changes more than rounding: an image is seen in V views instead of all 162,
 so what its row says is how much of the augmentation V views keep.
 """
 
@@ -146,10 +146,10 @@ def page(result: Result) -> str:
         f"[fast-paths.json](fast-paths.json): `{result['command']}` at commit {result['commit']}, "
         f"{result['date']}. {hardware_line(result['environment'])}.",
         "",
-        f"Pictures of TinyImageNet's first 20 classes at 32x32: the teacher ({TEACHER}, "
+        f"Images of TinyImageNet's first 20 classes at 32x32: the teacher ({TEACHER}, "
         f"{result['teacher_accuracy']:.1f} %) learned from all 10,000, the students ({STUDENT}) "
         f"from {SHARE:.0%} of them, {EPOCHS} epochs each, with crops and flips, cosine schedule; "
-        "judged on the published 1,000 validation pictures after the last epoch. "
+        "evaluated on the published 1,000 validation images after the last epoch. "
         f"n = {result['seeds']} seeds.",
         "",
         "| path | accuracy, % (each seed) | mean | against | difference, points |",
@@ -190,7 +190,7 @@ def measured(root: Path, out: Path, seeds: int) -> Result:
         "commit": commit(),
         "environment": machine,
         "seeds": seeds,
-        "teacher_accuracy": teacher["accuracy"],
+        "teacher_accuracy": teacher["test_accuracy"],
         "rows": compared(accuracies),
     }
 

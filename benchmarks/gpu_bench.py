@@ -15,17 +15,17 @@ import torch
 from method_cost import noise
 
 from dskd.config.recipe import Recipe, load
-from dskd.data.loader import ResidentData
-from dskd.engine.build import Given, build_model
+from dskd.data.loader import DataLoaders
+from dskd.engine.build import UserObjects, build_model
 from dskd.engine.cuda_graph import CudaRecorder, Recorder
-from dskd.engine.run import make_answers, make_method, make_session, make_teacher
+from dskd.engine.run import make_method, make_teacher, make_teacher_outputs, make_training_run
 from dskd.engine.trainer import Trainer
-from dskd.engine.training_run import Session
+from dskd.engine.training_run import TrainingRun
 from dskd.models.zoo import build
 from dskd.runtime import compile as compiling
 from dskd.runtime import device as devices
 from dskd.storage.run_directory import RunDirectory
-from dskd.teacher.outputs import Answers
+from dskd.teacher.outputs import TeacherOutputs
 
 PAIR = "cifar100/resnet32x4-resnet8x4"
 R = TypeVar("R")
@@ -60,9 +60,9 @@ class Bench:
             compiling.BACKEND = "aot_eager"  # a rehearsal makes no code, which takes minutes
 
     @cache  # noqa: B019 (one of it in a process)
-    def pictures(self, count: int) -> ResidentData:
-        """So many pictures of noise, on the device, and a fifth of that to judge on."""
-        return ResidentData(replace(noise(count), test=noise(count // 5).train), self.device)
+    def images(self, count: int) -> DataLoaders:
+        """So many images of noise, on the device, and a fifth of that to evaluate on."""
+        return DataLoaders(replace(noise(count), test=noise(count // 5).train), self.device)
 
     def recorder(self) -> Recorder:
         """Of steps."""
@@ -73,45 +73,45 @@ class Bench:
         pair = ("student.name=resnet8", "teacher.name=resnet14") if self.small else ()
         return load(PAIR, [f"method={{name: {method}}}", "seed=0", *pair, *changes])
 
-    def teacher(self, plan: Recipe, data: ResidentData) -> Any:
+    def teacher(self, plan: Recipe, data: DataLoaders) -> Any:
         """The recipe's teacher with fresh weights, frozen, on the device."""
         assert plan.teacher is not None
         torch.manual_seed(1)
-        given = Given(teacher=build(plan.teacher.name, num_classes=len(data.data.classes)))
+        given = UserObjects(teacher=build(plan.teacher.name, num_classes=len(data.data.classes)))
         return make_teacher(plan, data, given, Path(), resume=False)
 
-    def answers(self, plan: Recipe, data: ResidentData) -> Answers:
+    def teacher_outputs(self, plan: Recipe, data: DataLoaders) -> TeacherOutputs:
         """The teacher's, as the recipe has them: asked for, got ahead or kept."""
         teacher = self.teacher(plan, data)
         student = build_model(plan.student, data.data, 0)
         needs = make_method(plan, data.data, student, teacher).needs
-        return make_answers(plan, data.train, teacher, needs)
+        return make_teacher_outputs(plan, data.train, teacher, needs)
 
-    def session(
+    def training_run(
         self,
         method: str,
         *changes: str,
-        pictures: int = 500,
+        images: int = 500,
         recorded: bool = False,
-        answers: Answers | None = None,
+        teacher_outputs: TeacherOutputs | None = None,
         folder: Path | None = None,
-    ) -> Session:
+    ) -> TrainingRun:
         """A run that is ready to go; without a folder it is not to come to an epoch's end."""
-        plan, data = self.recipe(method, *changes), self.pictures(pictures)
-        if answers is None:
-            answers = self.answers(plan, data)
+        plan, data = self.recipe(method, *changes), self.images(images)
+        if teacher_outputs is None:
+            teacher_outputs = self.teacher_outputs(plan, data)
         directory = RunDirectory(folder or Path())
-        session = make_session(plan, data, Given(), answers, directory)
+        training_run = make_training_run(plan, data, UserObjects(), teacher_outputs, directory)
         if folder is not None:
             directory.rewind([])
         if recorded:
-            session.trainer.recorder = self.recorder()
-        session.trainer.prepare()
-        return session
+            training_run.trainer.recorder = self.recorder()
+        training_run.trainer.prepare()
+        return training_run
 
     def trainer(self, method: str, *changes: str, **others: Any) -> Trainer:
-        """As `session`."""
-        return self.session(method, *changes, **others).trainer
+        """As `training_run`."""
+        return self.training_run(method, *changes, **others).trainer
 
     def wait(self) -> None:
         """Until the GPU is done."""
@@ -127,7 +127,7 @@ SMALL = {
 
 
 def settings(name: str) -> list[str]:
-    """What makes a method fit for a few pictures."""
+    """What makes a method fit for a few images."""
     return SMALL.get(name, [])
 
 

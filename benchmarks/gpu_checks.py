@@ -18,7 +18,7 @@ from dskd.data import Dataset
 from dskd.data.epoch_plan import draw_plan
 from dskd.engine.trainer import Trainer
 from dskd.models.zoo import build
-from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.nonfinite import NonFiniteError
 from dskd.runtime.signals import Stopped
 
 
@@ -29,7 +29,7 @@ def every_method(bench: Bench) -> Found:
         found: Found = {"ok": True}
         for precision in ("float32", "bfloat16"):
             changes = [f"train.precision={precision}", "train.batch_size=32", *settings(name)]
-            trainer = bench.trainer(name, *changes, pictures=100)
+            trainer = bench.trainer(name, *changes, images=100)
             epochs(trainer, 1)
             finite = all(bool(p.isfinite().all()) for p in trainer.method.parameters())
             found[precision] = finite
@@ -70,14 +70,14 @@ def bad_objective(bench: Bench) -> Found:
         for _ in range(5):
             next(running)
         kept = [p.detach().clone() for p in trainer.method.parameters()]
-        teacher = trainer.answers.teacher
+        teacher = trainer.teacher_outputs.teacher
         assert teacher is not None
         for parameter in teacher.parameters():
             parameter.data.fill_(float("nan"))
         said = ""
         try:
             list(running)
-        except NotFinite as error:
+        except NonFiniteError as error:
             said = str(error)
         same = all(map(torch.equal, kept, trainer.method.parameters()))
         return {"ok": same and "the teacher's logits are not finite" in said, "said": said}
@@ -95,7 +95,7 @@ def no_waits(bench: Bench) -> Found:
             if "ahead" in how:
                 changes.append("teacher.ahead=3")
             if "kept" in how:
-                changes += ["teacher.keep=logits", f"teacher.store={folder}"]
+                changes += ["teacher.cache=logits", f"teacher.cache_dir={folder}"]
             trainer = bench.trainer(method, *changes, recorded=how != "plain")
             if "kept" in how:  # they are to be there
                 epochs(trainer, 1)
@@ -135,7 +135,7 @@ def resumed(bench: Bench) -> Found:
         train: Found = {"epochs": 2, "batch_size": 40, "graph": how == "recorded" and bench.on_gpu}
         asked: Found = {"ahead": 3 if "ahead" in how else 1}
         if "kept" in how:
-            asked |= {"keep": "bank", "store": folder.parent / "answers"}
+            asked |= {"cache": "bank", "cache_dir": folder.parent / "answers"}
         dskd.distill(
             student="resnet8",
             teacher={"module": teacher, **asked},
@@ -181,8 +181,11 @@ def ahead(bench: Bench) -> Found:
         needs = alone.method.needs
         plan = draw_plan(0, 0, len(alone.split), alone.padding, alone.flip)
         planned = partial(alone.split.planned, plan, 16)
-        for batch in group.answers.following(planned, 0, needs):
-            expected, found = alone.answers(batch, needs), group.answers(batch, needs)
+        for batch in group.teacher_outputs.following(planned, 0, needs):
+            expected, found = (
+                alone.teacher_outputs(batch, needs),
+                group.teacher_outputs(batch, needs),
+            )
             assert expected is not None
             assert found is not None
             scale = expected.logits.abs().max()
@@ -206,7 +209,7 @@ def compiled(bench: Bench) -> Found:
             running = trainer.train_epoch()
             for _ in range(3):
                 next(running)
-            means.append(trainer.meter.means()["train_loss"])
+            means.append(trainer.metrics.means()["train_loss"])
         return {"ok": abs(means[0] - means[1]) < 0.01 * abs(means[0]), "losses": means}
 
     return each(["kd", "dskd"], check)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dskd.models.zoo import build
-from dskd.teacher.outputs import SharedTeacher, Tally
+from dskd.teacher.outputs import CacheCounts, SharedOutputs
 
 BATCH = 64
 EPOCHS = 240
@@ -68,7 +68,7 @@ def steps(bench: Bench, precision: str) -> Found:
     for name in ("ce", "kd", "dskd"):
         for way, changes in ways(name).items():
             recorded = way != "plain"
-            trainer = bench.trainer(name, *common, *changes, pictures=many, recorded=recorded)
+            trainer = bench.trainer(name, *common, *changes, images=many, recorded=recorded)
             runners[f"{name}, {way}"] = endless(trainer)
     return interleaved(bench, runners)
 
@@ -81,16 +81,16 @@ def kept_steps(bench: Bench) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         for name, keep in (("kd", "logits"), ("dskd", "bank")):
             for together in (1, 16):
-                own = (f"teacher.keep={keep}", f"teacher.ahead={together}")
-                changes = (*common, *own, f"teacher.store={folder}")
-                trainer = bench.trainer(name, *changes, pictures=many, recorded=True)
+                own = (f"teacher.cache={keep}", f"teacher.ahead={together}")
+                changes = (*common, *own, f"teacher.cache_dir={folder}")
+                trainer = bench.trainer(name, *changes, images=many, recorded=True)
                 row = f"{name}, {keep} kept, recorded, {together} batches at once"
                 runners[row] = again(trainer)
                 for _ in range(trainer.steps + 1):  # all answers are there then
                     runners[row]()
-                trainer.answers.tally = tallies[row] = Tally()
+                trainer.teacher_outputs.cache_counts = tallies[row] = CacheCounts()
         found = interleaved(bench, runners)
-    return found | {"hits": {row: tally.share for row, tally in tallies.items()}}
+    return found | {"hits": {row: cache_counts.share for row, cache_counts in tallies.items()}}
 
 
 def compiled_steps(bench: Bench) -> Found:
@@ -98,7 +98,7 @@ def compiled_steps(bench: Bench) -> Found:
     runners = {}
     for name in ("ce", "kd", "dskd"):
         changes = (f"train.batch_size={BATCH}", "train.precision=bfloat16", "train.compile=true")
-        trainer = bench.trainer(name, *changes, pictures=500 if bench.small else 6400)
+        trainer = bench.trainer(name, *changes, images=500 if bench.small else 6400)
         runners[name] = endless(trainer)
     return interleaved(bench, runners)
 
@@ -108,7 +108,7 @@ def reference_steps(bench: Bench) -> Found:
     field = importlib.import_module("reference")  # needs torchvision
     count, rounds = (3, 2) if bench.small else (100, 3)
     data = noise(500 if bench.small else 50_000)
-    pictures = field.Pictures(data.train, field.transforms(data.mean, data.std, 32))
+    samples = field.Images(data.train, field.transforms(data.mean, data.std, 32))
     plan = bench.recipe("kd")
     assert plan.teacher is not None
     found: Found = {}
@@ -118,7 +118,7 @@ def reference_steps(bench: Bench) -> Found:
             teacher = build(plan.teacher.name, num_classes=100).to(bench.device)
             step = field.ReferenceStep(student, teacher if method == "kd" else None)
             loader = torch.utils.data.DataLoader(
-                pictures,
+                samples,
                 min(BATCH, 64),
                 shuffle=True,
                 num_workers=2 if bench.small else workers,
@@ -145,7 +145,7 @@ def forever(loader: Any) -> Iterator[Any]:
 
 
 def whole_epochs(bench: Bench) -> Found:
-    """An epoch of 50,000 pictures, its judging on 10,000 and its snapshot included."""
+    """An epoch of 50,000 images, its evaluation on 10,000 and its checkpoint included."""
     found: Found = {}
     for name in ("ce", "kd", "dskd"):
         for way, changes in ways(name).items():
@@ -165,13 +165,13 @@ def whole_run(bench: Bench, how: str) -> Found:
     Args:
         bench: What there is.
         how: ``online``, where the teacher answers at every step, or ``kept``: from answers to one
-            view a picture, which are all there after the first epoch.
+            view an image, which are all there after the first epoch.
     """
     count, limit = (3, 60.0) if bench.small else (EPOCHS, 240.0)
     changes = ["teacher.ahead=16", "train.lr=0.001"]  # so slow that noise makes nothing diverge
     with tempfile.TemporaryDirectory() as store:
         if how == "kept":
-            changes += ["teacher.keep=bank", "teacher.views=1", f"teacher.store={store}"]
+            changes += ["teacher.cache=features", "teacher.views=1", f"teacher.cache_dir={store}"]
         seconds, row = epochs_of(bench, "kd", *changes, recorded=True, count=count, limit=limit)
     left = EPOCHS - len(seconds)
     return {
@@ -180,7 +180,7 @@ def whole_run(bench: Bench, how: str) -> Found:
         "extrapolated": left > 0,
         "first": seconds[0],
         "a later one": statistics.median(seconds[1:]),
-        "teacher_hits": row.get("teacher_hits"),
+        "teacher_cache_hit_rate": row.get("teacher_cache_hit_rate"),
     }
 
 
@@ -205,16 +205,16 @@ def epochs_of(
     common = (f"train.batch_size={BATCH}", "train.precision=bfloat16")
     many = 500 if bench.small else 50_000
     with tempfile.TemporaryDirectory() as folder:
-        session = bench.session(
-            name, *common, *changes, pictures=many, recorded=recorded, folder=Path(folder)
+        training_run = bench.training_run(
+            name, *common, *changes, images=many, recorded=recorded, folder=Path(folder)
         )
-        running, seconds = session.steps(), list[float]()
+        running, seconds = training_run.steps(), list[float]()
         until = time.monotonic() + limit
         while len(seconds) < 2 or (len(seconds) < count and time.monotonic() < until):
             start = time.perf_counter()
             row = next(row for row in running if row is not None)
             seconds.append(time.perf_counter() - start)
-        session.directory.close()
+        training_run.directory.close()
     return seconds, row
 
 
@@ -222,14 +222,16 @@ def eight_students(bench: Bench) -> Found:
     """Eight KD students on one teacher, a step of each, beside eight steps of a plain student."""
     common = (f"train.batch_size={BATCH}", "train.precision=bfloat16")
     many = 500 if bench.small else 50_000
-    shared = SharedTeacher(bench.answers(bench.recipe("kd", *common), bench.pictures(many)))
+    shared = SharedOutputs(bench.teacher_outputs(bench.recipe("kd", *common), bench.images(many)))
     students = [
         endless(
-            bench.trainer("kd", *common, pictures=many, recorded=True, answers=shared.answers())
+            bench.trainer(
+                "kd", *common, images=many, recorded=True, teacher_outputs=shared.teacher_outputs()
+            )
         )
         for _ in range(8)
     ]
-    alone = endless(bench.trainer("ce", *common, pictures=many, recorded=True))
+    alone = endless(bench.trainer("ce", *common, images=many, recorded=True))
 
     def together() -> None:
         for student in students:

@@ -14,8 +14,8 @@ from turns import Training
 
 from dskd.config.recipe import Recipe
 from dskd.engine.trainer import Trainer
-from dskd.teacher.cache import KeptAnswers
-from dskd.teacher.outputs import Tally
+from dskd.teacher.cache import CachedOutputs
+from dskd.teacher.outputs import CacheCounts
 
 KEPT = {"kd": "logits", "dskd": "bank"}
 """What is kept for which method: the logits of all views, or all that it reads of some."""
@@ -28,8 +28,8 @@ class Kept:
 
     Args:
         pair: Teacher and student.
-        batch_size: Pictures a step.
-        steps: Of the epoch that is filled and then taken again and again. Its pictures are all
+        batch_size: Images a step.
+        steps: Of the epoch that is filled and then taken again and again. Its images are all
             there are: what a step takes does not depend on others.
         folder: Where the answers are kept.
     """
@@ -38,15 +38,15 @@ class Kept:
         self.pair, self.batch_size, self.folder = pair, batch_size, folder
         self.data = noise(batch_size * steps)
         self._fills: list[Result] = []
-        self._warm: list[KeptAnswers] = []
+        self._warm: list[CachedOutputs] = []
 
     def rows(self) -> Iterator[Row]:
         """Fills each store by an epoch of a run, and gives the same epoch of another run."""
         for method, keep in KEPT.items():
-            settings = (f"teacher.keep={keep}", f"teacher.store={self.folder}")
+            settings = (f"teacher.cache={keep}", f"teacher.cache_dir={self.folder}")
             recipe = recipe_of(self.pair, method, "bfloat16", self.batch_size, *settings)
             name = f"{method}-kept"
-            self._fills.append({"pair": self.pair, "row": name, "keep": keep} | self._fill(recipe))
+            self._fills.append({"pair": self.pair, "row": name, "cache": keep} | self._fill(recipe))
             start = time.perf_counter()
             trainer = trainer_of(recipe, self.data)
             seconds = time.perf_counter() - start
@@ -54,33 +54,40 @@ class Kept:
             yield Row(self.pair, name, "bfloat16", Training(trainer), seconds)
 
     def results(self) -> list[Result]:
-        """What filling took, and how many of the pictures were found filled since."""
+        """What filling took, and how many of the images were found filled since."""
         return [
-            fill | {"warm_hits": answers.tally.share if answers.tally else 0.0}
-            for fill, answers in zip(self._fills, self._warm, strict=True)
+            fill
+            | {
+                "warm_hits": teacher_outputs.cache_counts.share
+                if teacher_outputs.cache_counts
+                else 0.0
+            }
+            for fill, teacher_outputs in zip(self._fills, self._warm, strict=True)
         ]
 
     def _fill(self, recipe: Recipe) -> Result:
         trainer = trainer_of(recipe, self.data)
-        answers = _begun(trainer)
+        teacher_outputs = _begun(trainer)
         runner, seconds, teacher = Training(trainer), list[float](), list[float]()
         for _ in range(trainer.steps):
             start = time.perf_counter()
             teacher.append(runner.step())
             seconds.append(time.perf_counter() - start)
         return {
-            "pictures": len(self.data.train),
-            "views": answers.views,
+            "images": len(self.data.train),
+            "views": teacher_outputs.views,
             "fill_seconds": sum(teacher),
             "cold_step_seconds": statistics.median(seconds),
-            "cold_hits": answers.tally.share if answers.tally else 0.0,
-            "bytes_a_view": 2 * answers.store.words + CHECK_BYTES,
+            "cold_hits": teacher_outputs.cache_counts.share
+            if teacher_outputs.cache_counts
+            else 0.0,
+            "bytes_a_view": 2 * teacher_outputs.store.words + CHECK_BYTES,
         }
 
 
-def _begun(trainer: Trainer) -> KeptAnswers:
-    """A trainer's kept answers, with nothing counted so far."""
-    answers = trainer.answers
-    assert isinstance(answers, KeptAnswers), "the recipe keeps answers"
-    answers.tally = Tally()
-    return answers
+def _begun(trainer: Trainer) -> CachedOutputs:
+    """A trainer's cached outputs, with nothing counted so far."""
+    teacher_outputs = trainer.teacher_outputs
+    assert isinstance(teacher_outputs, CachedOutputs), "the recipe keeps answers"
+    teacher_outputs.cache_counts = CacheCounts()
+    return teacher_outputs

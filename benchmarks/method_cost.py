@@ -1,6 +1,6 @@
 """What a step of each method costs beside a step of kd: ``python benchmarks/method_cost.py``.
 
-All methods are built on one pair, with the pictures' number and size of CIFAR-100 (the pictures
+All methods are built on one pair, with the images' number and size of CIFAR-100 (the images
 themselves are noise: time does not depend on them), and take turns, one step each, so that a busy
 machine slows all alike. Writes docs/methods/cost.json.
 """
@@ -19,21 +19,21 @@ from turns import Step, Training, take_turns
 from dskd import methods
 from dskd.config.recipe import Recipe, load
 from dskd.data import Dataset, Split
-from dskd.data.loader import ResidentData
-from dskd.engine.build import Given, build_model
-from dskd.engine.run import make_answers, make_method, make_teacher, make_trainer
+from dskd.data.loader import DataLoaders
+from dskd.engine.build import UserObjects, build_model
+from dskd.engine.run import make_method, make_teacher, make_teacher_outputs, make_trainer
 from dskd.engine.trainer import Trainer
 from dskd.models.zoo import build
 from dskd.runtime import device
 from dskd.runtime.compile import compile_in_place
-from dskd.teacher.frozen import Teacher
+from dskd.teacher.frozen import FrozenTeacher
 
 OUT = Path(__file__).parents[1] / "docs/methods/cost.json"
 RECIPE = "cifar100/resnet32x4-resnet8x4"
 
 
-def noise(pictures: int, classes: int = 100, size: int = 32) -> Dataset:
-    """Pictures of noise, by default in the shape of CIFAR-100's."""
+def noise(samples: int, classes: int = 100, size: int = 32) -> Dataset:
+    """Images of noise, by default in the shape of CIFAR-100's."""
     draw = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
@@ -41,7 +41,7 @@ def noise(pictures: int, classes: int = 100, size: int = 32) -> Dataset:
         return Split(images, torch.arange(count) % classes)
 
     names = tuple(map(str, range(classes)))
-    return Dataset("noise", split(pictures), split(classes), names, (0.5,) * 3, (0.25,) * 3)
+    return Dataset("noise", split(samples), split(classes), names, (0.5,) * 3, (0.25,) * 3)
 
 
 def with_method(plan: Recipe, name: str) -> Recipe:
@@ -55,25 +55,25 @@ def trainer_of(recipe: Recipe, data: Dataset) -> Trainer:
     """The recipe's trainer, ready to step; its teacher has weights that nothing was learned by."""
     cpu = torch.device("cpu")
     device.set_up(cpu)
-    pictures = ResidentData(data, cpu)
-    teacher = teacher_of(recipe, pictures)
+    images = DataLoaders(data, cpu)
+    teacher = teacher_of(recipe, images)
     student = build_model(recipe.student, data, seed=0)
     method = make_method(recipe, data, student, teacher)
-    method.student.place(pictures.train.device)
+    method.student.place(images.train.device)
     if recipe.train.compile:
         compile_in_place(method)
-    answers = make_answers(recipe, pictures.train, teacher, method.needs)
-    return make_trainer(recipe, method, answers, pictures.train)
+    teacher_outputs = make_teacher_outputs(recipe, images.train, teacher, method.needs)
+    return make_trainer(recipe, method, teacher_outputs, images.train)
 
 
-def teacher_of(recipe: Recipe, pictures: ResidentData) -> Teacher | None:
+def teacher_of(recipe: Recipe, images: DataLoaders) -> FrozenTeacher | None:
     """The recipe's teacher as it is, but for its training."""
     if recipe.teacher is None:
         return None
     torch.manual_seed(1)
-    channels, classes = pictures.data.shape[0], len(pictures.data.classes)
+    channels, classes = images.data.shape[0], len(images.data.classes)
     untrained = build(recipe.teacher.name, num_classes=classes, in_channels=channels)
-    return make_teacher(recipe, pictures, Given(teacher=untrained), Path(), resume=False)
+    return make_teacher(recipe, images, UserObjects(teacher=untrained), Path(), resume=False)
 
 
 def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[Step]]:
@@ -113,10 +113,10 @@ def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="steps of each method")
-    parser.add_argument("--pictures", type=int, default=50_000, help="of the training split")
+    parser.add_argument("--images", type=int, default=50_000, help="of the training split")
     chosen = parser.parse_args()
     plan = load(RECIPE)
-    data = noise(chosen.pictures)
+    data = noise(chosen.images)
     trainers = {name: trainer_of(with_method(plan, name), data) for name in methods.names()}
     result = {
         "command": f"python benchmarks/method_cost.py --rounds {chosen.rounds}",

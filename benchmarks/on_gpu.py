@@ -7,7 +7,7 @@ the GPU's context is recorded so, and the next one runs. What the parts say of t
 that are there already are left out, so that a short lease can follow another. ``--small`` rehearses
 everything on little data, also on a CPU, where steps are recorded by calling them anew.
 
-The pictures are noise in CIFAR-100's shape: neither time nor equality depends on what they show.
+The images are noise in CIFAR-100's shape: neither time nor equality depends on what they show.
 """
 
 from __future__ import annotations

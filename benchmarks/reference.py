@@ -1,6 +1,6 @@
 """The reference step: distillation as the field's toolkits do it, written from a description.
 
-float32, channels first in memory, eager; every picture is turned into a PIL image, cropped,
+float32, channels first in memory, eager; every image is turned into a PIL image, cropped,
 mirrored, turned into a tensor and normalised by itself, in the two workers of a DataLoader; the
 teacher, with its BatchNorm, runs in every step; the loss and the accuracy are read each step.
 Nothing of this package's training is in it but the networks.
@@ -42,11 +42,11 @@ def transforms(mean: Sequence[float], std: Sequence[float], size: int) -> Any:
     return T.Compose([*steps, T.Normalize(mean, std)])
 
 
-class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Pictures given one at a time, as the field's data sets do.
+class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Images given one at a time, as the field's data sets do.
 
     Args:
-        split: The pictures.
+        split: The images.
         transform: From a PIL image to a tensor.
     """
 
@@ -83,8 +83,8 @@ class ReferenceStep:
         loss = F.cross_entropy(logits, labels)
         if self.teacher is not None:
             with torch.no_grad():
-                answer = self.teacher(images)
-            loss = loss + self._divergence(logits, answer)
+                teacher_output = self.teacher(images)
+            loss = loss + self._divergence(logits, teacher_output)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -92,9 +92,9 @@ class ReferenceStep:
         return loss.item(), accuracy.item()
 
     @staticmethod
-    def _divergence(logits: Tensor, answer: Tensor) -> Tensor:
+    def _divergence(logits: Tensor, teacher_output: Tensor) -> Tensor:
         student = F.log_softmax(logits / TEMPERATURE, dim=1)
-        teacher = F.softmax(answer / TEMPERATURE, dim=1)
+        teacher = F.softmax(teacher_output / TEMPERATURE, dim=1)
         return F.kl_div(student, teacher, reduction="batchmean") * TEMPERATURE**2
 
 
@@ -103,17 +103,17 @@ class ReferenceTraining:
 
     Args:
         step: The step.
-        pictures: To learn from.
-        batch_size: Pictures a step.
+        images: To learn from.
+        batch_size: Images a step.
     """
 
     lead = 1  # what the workers did in the others' turns would be free
     rest = 0.1  # and they are to be done when the others' turns begin
 
-    def __init__(self, step: ReferenceStep, pictures: Pictures, batch_size: int) -> None:
+    def __init__(self, step: ReferenceStep, images: Images, batch_size: int) -> None:
         self._step = step
         self._batches = _endless(
-            DataLoader(pictures, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True)
+            DataLoader(images, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True)
         )
 
     def step(self) -> float:

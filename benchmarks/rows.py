@@ -9,7 +9,7 @@ from functools import partial
 
 from apart import Apart
 from method_cost import noise, trainer_of
-from reference import Pictures, ReferenceStep, ReferenceTraining, transforms
+from reference import Images, ReferenceStep, ReferenceTraining, transforms
 from turns import CountedSteps, Training
 
 from dskd.config.recipe import Recipe, load
@@ -19,7 +19,7 @@ from dskd.runtime.device import Precision
 
 METHODS = ("ce", "kd", "dskd", "at", "crd", "reviewkd")
 """The student alone, KD, DSKD and three methods that read features: by maps, by contrast against
-pictures remembered, and through a fusion of stages."""
+images remembered, and through a fusion of stages."""
 COMPILED = ("kd", "dskd")
 """Whose steps are also taken as torch compiles them."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -31,7 +31,7 @@ class Row:
 
     Attributes:
         pair: Teacher and student.
-        name: ``reference-ce``, ``reference-kd``, a method, or a method from kept answers.
+        name: ``reference-ce``, ``reference-kd``, a method, or a method from cached outputs.
         precision: Of the forward passes.
         runner: Takes the steps.
         build_seconds: It took to make it.
@@ -76,17 +76,17 @@ def recipe_of(
     return load(f"cifar100/{pair}", [*chosen, *others])
 
 
-def _reference_rows(pair: str, pictures: int, batch_size: int) -> Iterator[Row]:
+def _reference_rows(pair: str, images: int, batch_size: int) -> Iterator[Row]:
     for name in ("ce", "kd"):
         start = time.perf_counter()
-        runner = Apart(partial(_reference, pair, name, pictures, batch_size))
+        runner = Apart(partial(_reference, pair, name, images, batch_size))
         seconds = time.perf_counter() - start
         yield Row(pair, f"reference-{name}", "float32", runner, seconds)
 
 
-def _reference(pair: str, name: str, pictures: int, batch_size: int) -> ReferenceTraining:
-    data = noise(pictures)
+def _reference(pair: str, name: str, images: int, batch_size: int) -> ReferenceTraining:
+    data = noise(images)
     teacher, student = (build(part, num_classes=len(data.classes)) for part in pair.split("-"))
     step = ReferenceStep(student, teacher if name == "kd" else None)
-    split = Pictures(data.train, transforms(data.mean, data.std, data.shape[1]))
+    split = Images(data.train, transforms(data.mean, data.std, data.shape[1]))
     return ReferenceTraining(step, split, batch_size)

@@ -1,7 +1,7 @@
-"""How time and memory grow with pictures, their size, supervised stages and students that share.
+"""How time and memory grow with images, their size, supervised stages and students that share.
 
 ``make scaling``, or ``python benchmarks/scaling.py``. Prints tables and adds all numbers to
-benchmarks/latest.json, which ``make bench`` begins. bfloat16, on the CPU, pictures of noise.
+benchmarks/latest.json, which ``make bench`` begins. bfloat16, on the CPU, images of noise.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from dskd.data import Dataset
 from dskd.data.archives import FolderFiles
 from dskd.data.cache import cached
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Resident, ResidentData
-from dskd.engine.build import Given
-from dskd.engine.run import make_session
+from dskd.data.loader import DataLoaders, MemoryLoader
+from dskd.engine.build import UserObjects
+from dskd.engine.run import make_training_run
 from dskd.engine.trainer import Trainer
 from dskd.runtime import device
 from dskd.storage.run_directory import RunDirectory
-from dskd.teacher.cache import KeptAnswers
-from dskd.teacher.outputs import Answers, SharedTeacher
+from dskd.teacher.cache import CachedOutputs
+from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
 
 CPU = torch.device("cpu")
 STAGES_PAIR = "vgg13-vgg8"
@@ -48,12 +48,12 @@ STAGES_PAIR = "vgg13-vgg8"
 SHALLOW = 4
 
 
-def by_pictures(counts: Iterable[int]) -> list[Result]:
-    """What an epoch costs beside its steps, and what the decoded pictures hold in memory."""
-    return [_pictures(count) for count in counts]
+def by_images(counts: Iterable[int]) -> list[Result]:
+    """What an epoch costs beside its steps, and what the decoded images hold in memory."""
+    return [_images(count) for count in counts]
 
 
-def _pictures(count: int) -> Result:
+def _images(count: int) -> Result:
     data = noise(count)
     with TemporaryDirectory(prefix="dskd-scaling-") as folder:
         place = Path(folder)
@@ -64,14 +64,14 @@ def _pictures(count: int) -> Result:
         with spawned.Pool(1) as pool:
             held, seconds = pool.apply(_load, (place,))
         predicted = file.stat().st_size
-    split = Resident(data.train, CPU)
+    split = MemoryLoader(data.train, CPU)
     start = time.perf_counter()
     plan = draw_plan(0, 0, count, padding=4, flip=True)
     planned = time.perf_counter()
     batches = sum(1 for _ in split.planned(plan, BATCH))
     end = time.perf_counter()
     return {
-        "pictures": count,
+        "images": count,
         "predicted_bytes": predicted,
         "held_bytes": held,
         "load_seconds": seconds,
@@ -82,40 +82,40 @@ def _pictures(count: int) -> Result:
 
 
 def _load(place: Path) -> tuple[int, float]:
-    """Bytes that this process grew by, and seconds, when it read the pictures kept in a folder."""
+    """Bytes that this process grew by, and seconds, when it read the images kept in a folder."""
     process = psutil.Process()
     before, start = process.memory_info().rss, time.perf_counter()
-    pictures = ResidentData(cached("noise", FolderFiles(place, ()), None, place, _missing), CPU)
+    images = DataLoaders(cached("noise", FolderFiles(place, ()), None, place, _missing), CPU)
     seconds = time.perf_counter() - start
     held = process.memory_info().rss - before
-    assert len(pictures.train)
+    assert len(images.train)
     return held, seconds
 
 
 def _missing() -> NoReturn:
-    raise AssertionError("the pictures were kept")
+    raise AssertionError("the images were kept")
 
 
 def by_kept(counts: Iterable[int]) -> list[Result]:
-    """What a bank that is full takes on the disk. One view a picture: an epoch then fills it."""
+    """What a bank that is full takes on the disk. One view an image: an epoch then fills it."""
     results = []
     for count in counts:
         with TemporaryDirectory(prefix="dskd-scaling-") as folder:
-            settings = ("teacher.keep=bank", "teacher.views=1", f"teacher.store={folder}")
+            settings = ("teacher.cache=features", "teacher.views=1", f"teacher.cache_dir={folder}")
             trainer = trainer_of(
                 recipe_of(PAIR, "dskd", "bfloat16", BATCH, *settings), noise(count)
             )
-            answers = trainer.answers
-            assert isinstance(answers, KeptAnswers)
+            teacher_outputs = trainer.teacher_outputs
+            assert isinstance(teacher_outputs, CachedOutputs)
             runner = Training(trainer)
             for _ in range(trainer.steps):
                 runner.step()
             files = [path.stat() for path in Path(folder).rglob("*") if path.is_file()]
             results.append(
                 {
-                    "pictures": count,
-                    "filled": answers.store.filled(),
-                    "predicted_bytes": answers.store.size,
+                    "images": count,
+                    "filled": teacher_outputs.store.filled(),
+                    "predicted_bytes": teacher_outputs.store.size,
                     "held_bytes": sum(512 * state.st_blocks for state in files),
                 }
             )
@@ -123,7 +123,7 @@ def by_kept(counts: Iterable[int]) -> list[Result]:
 
 
 def by_size(sizes: Iterable[int], rounds: int) -> list[Result]:
-    """A step of KD and of DSKD on pictures of other sizes."""
+    """A step of KD and of DSKD on images of other sizes."""
     results = []
     for size in sizes:
         data = noise(4 * BATCH, size=size)
@@ -165,11 +165,11 @@ def _timed(trainers: dict[str, Trainer], rounds: int) -> Result:
 
 
 class Cohort:
-    """Students of one seed that step side by side, and share their teacher's answers.
+    """Students of one seed that step side by side, and share their teacher's outputs.
 
     Args:
         recipe: Of each.
-        data: The pictures.
+        data: The images.
         count: How many students.
         folder: Where each would be recorded; nothing is written within an epoch.
 
@@ -180,20 +180,22 @@ class Cohort:
     lead, rest = 0, 0.0
 
     def __init__(self, recipe: Recipe, data: Dataset, count: int, folder: Path) -> None:
-        pictures = ResidentData(data, CPU)
-        teacher = teacher_of(recipe, pictures)
-        self.shared = SharedTeacher(Answers(teacher))
+        images = DataLoaders(data, CPU)
+        teacher = teacher_of(recipe, images)
+        self.shared = SharedOutputs(TeacherOutputs(teacher))
         self.students = []
         for number in range(count):
             directory = RunDirectory(folder / str(number))
-            session = make_session(recipe, pictures, Given(), self.shared.answers(), directory)
-            self.students.append(Student("kd", recipe.seed, session))
+            training_run = make_training_run(
+                recipe, images, UserObjects(), self.shared.teacher_outputs(), directory
+            )
+            self.students.append(Student("kd", recipe.seed, training_run))
 
     def step(self) -> float:
         """A step of each; the seconds of the teacher's one answer."""
         seconds = 0.0
         for student in self.students:
-            watch = student.session.trainer.answers.watch
+            watch = student.training_run.trainer.teacher_outputs.watch
             before = watch.seconds
             student.step()
             seconds += watch.seconds - before
@@ -208,7 +210,7 @@ def by_students(counts: Iterable[int], rounds: int) -> list[Result]:
             count: Cohort(recipe, data, count, Path(folder) / str(count)) for count in counts
         }
         plain = trainer_of(recipe_of(PAIR, "ce", "bfloat16", BATCH), data)
-        runners: dict[str, Steps] = {str(count): cohort for count, cohort in cohorts.items()}
+        runners: dict[str, Steps] = {str(count): lockstep for count, lockstep in cohorts.items()}
         times = take_turns(runners | {"ce": Training(plain)}, rounds)
     alone = _median(times["1"])
     return [
@@ -237,7 +239,7 @@ def measure(*, quick: bool) -> Result:
         "environment": device.environment(CPU),
         "rehearsal": quick,
         "batch_size": BATCH,
-        "pictures": by_pictures((1000,) if quick else (5000, 10_000, 25_000, 50_000, 100_000)),
+        "images": by_images((1000,) if quick else (5000, 10_000, 25_000, 50_000, 100_000)),
         "kept": by_kept((128,) if quick else (256, 512, 1024)),
         "size": by_size((32,) if quick else (32, 64, 128), rounds),
         "stages": by_stages(rounds),

@@ -42,15 +42,15 @@ Within a pair of models everything takes turns, a step each, over and over: what
 for a while slows all alike. A number is the median over the rounds, `quarters`
 are the values between which the middle half of the rounds lies, `n` the rounds. The very first step
 of each, with its warm-up and, where a path compiles, its compilation, stands apart and does not
-count; nor does the round after it. The pictures are noise in CIFAR-100's size and number, the
+count; nor does the round after it. The images are noise in CIFAR-100's size and number, the
 weights fresh: time does not depend on either.
 
 **The reference step** (`reference-kd`, and `reference-ce` for the student alone) is what the
 field's toolkits do, written from this description in `benchmarks/reference.py`: float32, channels
-first in memory, eager; every picture becomes a PIL image and is cropped, mirrored, turned into a
+first in memory, eager; every image becomes a PIL image and is cropped, mirrored, turned into a
 tensor and normalised by itself, in a DataLoader of 2 workers; the teacher runs in every step, its
 BatchNorm unfolded, under `no_grad`; loss and accuracy are read by `.item()` each step. A test holds
-its loss to ours on the same pictures: it is the same computation. It has a process of its own, so
+its loss to ours on the same images: it is the same computation. It has a process of its own, so
 that nothing which our runs set for theirs (how memory is kept, say) helps or hinders it. It takes
 two steps in its turn and the second counts, because what its workers prepare in the others' turns
 would be free.
@@ -59,7 +59,7 @@ would be free.
 answer, losses, gradients, update, the running means of the log. `bfloat16` is
 `train.precision=bfloat16`; weights lie with their channels last and the teacher is folded in either
 precision, as by default. `ce` is the student alone, `at`, `crd` and `reviewkd` read features: by
-maps, by contrast against remembered pictures, by a fusion of stages. `kd-compiled` and
+maps, by contrast against remembered images, by a fusion of stages. `kd-compiled` and
 `dskd-compiled` are the same steps under `train.compile=true`.
 
 **Floor**: the multiply-adds of a step's convolutions and matrix products, forward and backward,
@@ -74,11 +74,11 @@ others KD's.
 _KEPT = """\
 ## From kept teacher answers
 
-`kd-kept` is KD with `teacher.keep=logits`, `dskd-kept` DSKD with `teacher.keep=bank`: runs of
+`kd-kept` is KD with `teacher.cache=logits`, `dskd-kept` DSKD with `teacher.cache=features`: runs of
 shipped recipes. First an epoch of one run fills an empty store: `cold step` is its step, `to fill`
 the teacher's part of it, writing included. Then the same epoch of a second run, which finds all of
 it (`found, warm`), takes its turns with everything else: `warm step`. A store of all of CIFAR-100's
-training pictures would have the size and take the hours in the last two columns, computed from the
+training images would have the size and take the hours in the last two columns, computed from the
 bytes of a record and the time to fill. The warm records were in memory, as the file cache keeps
 what was just written; of a store larger than memory, a step reads its records from the disk.
 
@@ -100,7 +100,7 @@ _SCALING = """\
 ## As work grows
 
 The epoch plan is drawn and the batches are cropped and flipped without any step, to see what both
-cost by themselves. `predicted` is what the package says before it reads the pictures (their
+cost by themselves. `predicted` is what the package says before it reads the images (their
 decoded file), `held` what a fresh process grew by when it had read them. `holds` is what a training
 step keeps: weights, gradients, the optimizer's state and activations, without the teacher.
 Students that share a teacher stand at the same step and take one answer; one student asks for
@@ -146,7 +146,7 @@ def _run(name: str, result: Result) -> Lines:
         f"## Batch {result['batch_size']}, {result['date']}",
         "",
         f"[{name}]({name}): `{result['command']}` at commit {result['commit']}, "
-        f"{result['pictures']:,} pictures.",
+        f"{result['images']:,} images.",
         f"{hardware_line(result['environment'])}. Load of the minute before: "
         f"{result['machine']['load']:.1f}.",
         "",

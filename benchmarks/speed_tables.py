@@ -8,7 +8,7 @@ from results import RATIOS, Result
 
 Lines = list[str]
 CIFAR100 = 50_000
-"""Training pictures of CIFAR-100."""
+"""Training images of CIFAR-100."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
@@ -86,23 +86,23 @@ def _step(row: Result, seconds: dict[str, float]) -> tuple[str, ...]:
 
 
 def kept_table(result: Result) -> Lines:
-    """What filling the stores of kept answers took, and the steps before and after."""
+    """What filling the stores of cached outputs took, and the steps before and after."""
     seconds = {(row["pair"], row["row"]): row["seconds"] for row in result["rows"]}
     head = (
-        *("from kept answers", "keep", "views", "pictures", "to fill, s", "ms a picture"),
+        *("from cached outputs", "cache", "views", "images", "to fill, s", "ms an image"),
         *("cold step, ms", "found, cold", "warm step, ms", "found, warm", "bytes a view"),
         *("CIFAR-100, all views, GB", "hours to fill"),
     )
     rows = []
     for fill in result["kept"]:
         size = fill["bytes_a_view"] * fill["views"] * CIFAR100
-        seconds_a_view = fill["fill_seconds"] / fill["pictures"]
+        seconds_a_view = fill["fill_seconds"] / fill["images"]
         rows.append(
             (
                 f"{fill['pair']} {fill['row']}",
-                fill["keep"],
+                fill["cache"],
                 str(fill["views"]),
-                f"{fill['pictures']:,}",
+                f"{fill['images']:,}",
                 f"{fill['fill_seconds']:.1f}",
                 f"{1000 * seconds_a_view:.2f}",
                 _ms(fill["cold_step_seconds"]),
@@ -151,31 +151,31 @@ def scaling_tables(scaling: Result) -> list[tuple[str, Lines]]:
     """How time and memory grow: a title and a table each."""
     return [
         (
-            "Pictures: what an epoch costs beside its steps, and what memory holds",
-            _pictures(scaling),
+            "Images: what an epoch costs beside its steps, and what memory holds",
+            _images(scaling),
         ),
-        ("A bank of kept answers, one view a picture, full", _kept(scaling)),
-        ("Size of the pictures", _sizes(scaling)),
+        ("A bank of cached outputs, one view an image, full", _kept(scaling)),
+        ("Size of the images", _sizes(scaling)),
         ("Supervised stages of DSKD", _stages(scaling)),
         ("Students that share a teacher", _students(scaling)),
     ]
 
 
-def _pictures(scaling: Result) -> Lines:
+def _images(scaling: Result) -> Lines:
     head = (
-        *("pictures", "plan, s", "crops and flips, s", "together, s an epoch", "us a picture"),
+        *("images", "plan, s", "crops and flips, s", "together, s an epoch", "us an image"),
         *("read from the cache, s", "predicted, MB", "held, MB", "held / predicted"),
     )
     rows = []
-    for row in scaling["pictures"]:
+    for row in scaling["images"]:
         together = row["plan_seconds"] + row["batches_seconds"]
         rows.append(
             (
-                f"{row['pictures']:,}",
+                f"{row['images']:,}",
                 f"{row['plan_seconds']:.3f}",
                 f"{row['batches_seconds']:.2f}",
                 f"{together:.2f}",
-                f"{1e6 * together / row['pictures']:.1f}",
+                f"{1e6 * together / row['images']:.1f}",
                 f"{row['load_seconds']:.2f}",
                 f"{row['predicted_bytes'] / 1e6:.1f}",
                 f"{row['held_bytes'] / 1e6:.1f}",
@@ -187,10 +187,10 @@ def _pictures(scaling: Result) -> Lines:
 
 def _kept(scaling: Result) -> Lines:
     return table(
-        ("pictures", "filled", "predicted, MB", "on the disk, MB", "on the disk / predicted"),
+        ("images", "filled", "predicted, MB", "on the disk, MB", "on the disk / predicted"),
         (
             (
-                f"{row['pictures']:,}",
+                f"{row['images']:,}",
                 f"{100 * row['filled']:.0f} %",
                 f"{row['predicted_bytes'] / 1e6:.1f}",
                 f"{row['held_bytes'] / 1e6:.1f}",

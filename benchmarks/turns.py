@@ -55,9 +55,9 @@ class Training:
 
     def step(self) -> float:
         """See `Steps.step`."""
-        self.trainer.answers.watch.set(0.0)
+        self.trainer.teacher_outputs.watch.set(0.0)
         for _ in self._running:
-            return self.trainer.answers.watch.seconds
+            return self.trainer.teacher_outputs.watch.seconds
         self.trainer.step = 0
         self._running = self.trainer.train_epoch()
         return self.step()

@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/report: ``python docs/take_screenshots.py`` (needs Chromium)."""
+"""Takes the images of docs/report: ``python docs/take_screenshots.py`` (needs Chromium)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIEWS = {
 
 
 def main() -> None:
-    """A picture of the top of the page in each view."""
+    """An image of the top of the page in each view."""
     driver = shutil.which("chromedriver")
     for name, (width, height, theme) in VIEWS.items():
         options = webdriver.ChromeOptions()

@@ -30,7 +30,7 @@ def page() -> str:
     """The whole page."""
     parts = [_INTRO]
     for prefix, model, about in (
-        ("data.", DataSettings, "Which pictures, and how they are varied."),
+        ("data.", DataSettings, "Which images, and how they are varied."),
         ("student.", ModelSettings, "The model to train."),
         ("teacher.", TeacherSettings, "The model to learn from. The keys of `student`, and:"),
         ("train.", TrainSettings, "The schedule."),
@@ -53,7 +53,7 @@ def page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-_RUN = {"seed": "Of the student's weights, the order of the pictures, crops, flips, and all else."}
+_RUN = {"seed": "Of the student's weights, the order of the images, crops, flips, and all else."}
 
 
 def table(prefix: str, fields: dict[str, FieldInfo], about: dict[str, str]) -> str:

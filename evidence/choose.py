@@ -1,4 +1,4 @@
-"""What a study takes from those before it: the rivals, their trials, the best of the trials."""
+"""What a study takes from those before it: the baselines, their trials, the best of the trials."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dskd.compare.variants import weights_of
 from dskd.errors import InputError
 
 FIXED = ("ce", "kd", "dskd")
-"""Beside the rivals in every table."""
+"""Beside the baselines in every table."""
 RIVALS = 2
 """So many methods of the table."""
 SEEDS = range(3)
@@ -21,7 +21,7 @@ LEADING = 3
 """So many trials of a method get all `SEEDS`; all have the first."""
 
 
-def rivals(table: Path) -> list[str]:
+def baselines(table: Path) -> list[str]:
     """The two methods with the highest mean in the table, beside those of `FIXED`.
 
     Raises:
@@ -66,7 +66,7 @@ def _highest(means: Mapping[str, float], count: int) -> list[str]:
 
 
 def trials_of(name: str) -> list[str]:
-    """The eight trials of KD or a rival, see the protocol.
+    """The eight trials of KD or a baseline, see the protocol.
 
     Example:
         >>> trials_of("sp")[0], trials_of("sp")[-1]
@@ -109,5 +109,5 @@ def _means(
         if entry is None or not {*seeds} <= {*entry.results, *entry.failed}:
             raise InputError(f"{label} is not finished in {folder}; run the study {study}")
         if not {*seeds} & {*entry.failed}:
-            found[label] = mean(entry.results[seed]["accuracy"] for seed in seeds)
+            found[label] = mean(entry.results[seed]["test_accuracy"] for seed in seeds)
     return found

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import Field
 
 from dskd import methods
-from dskd.compare.variants import contenders
+from dskd.compare.variants import method_variants
 from dskd.config.recipe import load
 from dskd.errors import InputError, unknown
 from dskd.settings import Count, Settings, validate
 from dskd.storage.yaml_file import read_yaml_file
-from evidence.choose import LEADING, RIVALS, best, leading, rivals, trials_of
+from evidence.choose import LEADING, RIVALS, baselines, best, leading, trials_of
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "resnet8.yaml")
@@ -127,10 +127,10 @@ def doubles(labels: Sequence[str], recipe: str) -> dict[str, str]:
     first: dict[str, str] = {}
     same = {}
     given = load(recipe, ["data.root=."])
-    for contender in contenders(dict.fromkeys(labels), given, "equal"):
-        known = first.setdefault(contender.method.model_dump_json(), contender.label)
-        if known != contender.label:
-            same[contender.label] = known
+    for variant in method_variants(dict.fromkeys(labels), given, "equal"):
+        known = first.setdefault(variant.method.model_dump_json(), variant.label)
+        if known != variant.label:
+            same[variant.label] = known
     return same
 
 
@@ -166,12 +166,12 @@ def expanded(labels: Sequence[str], out: Path) -> list[str]:
 def _expanded(label: str, out: Path) -> list[str]:
     if label == "all":
         return methods.names()
-    if label == "<rivals>":
-        return rivals(out / "table")
+    if label == "<baselines>":
+        return baselines(out / "table")
     if label == "<trials of kd>":
         return trials_of("kd")
-    if label == "<trials of rivals>":
-        return [trial for name in rivals(out / "table") for trial in trials_of(name)]
+    if label == "<trials of baselines>":
+        return [trial for name in baselines(out / "table") for trial in trials_of(name)]
     if label in ("<leading trials>", "<best>"):
         trials = find("trials", out)
         chosen = best if label == "<best>" else leading
@@ -195,6 +195,6 @@ def wanted(study: Study) -> int:
     if further is None:
         return study.seeds * len(study.labels)
     tried = 2 + RIVALS  # kd and dskd are, too
-    several = {"<rivals>": RIVALS, "<leading trials>": tried * LEADING}
+    several = {"<baselines>": RIVALS, "<leading trials>": tried * LEADING}
     more = sum(several.get(label, 1) for label in further.labels)
     return study.seeds * len(study.labels) + (further.seeds - study.seeds) * more

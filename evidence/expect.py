@@ -9,13 +9,19 @@ from pathlib import Path
 
 import torch
 
-from dskd.compare.variants import contenders
+from dskd.compare.variants import method_variants
 from dskd.config.recipe import Recipe
-from dskd.data.loader import ResidentData
-from dskd.engine.build import Given, build_model, load_data
-from dskd.engine.run import make_answers, make_method, make_teacher, make_trainer, teacher_recipe
+from dskd.data.loader import DataLoaders
+from dskd.engine.build import UserObjects, build_model, load_data
+from dskd.engine.run import (
+    make_method,
+    make_teacher,
+    make_teacher_outputs,
+    make_trainer,
+    teacher_recipe,
+)
 from dskd.engine.trainer import Trainer
-from dskd.teacher.frozen import Teacher
+from dskd.teacher.frozen import FrozenTeacher
 
 STEPS = 3
 """That are timed, after one that is not."""
@@ -24,7 +30,7 @@ STEPS = 3
 def seconds_of(recipe: Recipe, labels: list[str], seeds: int) -> float:
     """Of all training steps: the teacher's own, and of every student at every seed.
 
-    Judging comes on top. Students of a seed share their teacher's answers.
+    Evaluation comes on top. Students of a seed share their teacher's outputs.
 
     Args:
         recipe: With the teacher's name and epochs.
@@ -32,36 +38,36 @@ def seconds_of(recipe: Recipe, labels: list[str], seeds: int) -> float:
         seeds: Of each.
     """
     data = load_data(recipe.data)
-    pictures = ResidentData(data, torch.device("cpu"))
+    images = DataLoaders(data, torch.device("cpu"))
     assert recipe.teacher is not None, "a study has a teacher"
     untrained = build_model(recipe.teacher, data, 0).module
-    teacher = make_teacher(recipe, pictures, Given(teacher=untrained), Path(), resume=False)
+    teacher = make_teacher(recipe, images, UserObjects(teacher=untrained), Path(), resume=False)
     own = teacher_recipe(recipe, Path())
-    first = _trainer(own, pictures, None)
+    first = _trainer(own, images, None)
     total = _step(first)[0] * first.steps * own.train.epochs
-    students, answer = 0.0, 0.0
-    for contender in contenders(labels, recipe, "equal"):
-        trainer = _trainer(recipe.changed(method=contender.method), pictures, teacher)
+    students, teacher_output = 0.0, 0.0
+    for variant in method_variants(labels, recipe, "equal"):
+        trainer = _trainer(recipe.changed(method=variant.method), images, teacher)
         step, asking = _step(trainer)
         students += step - asking
-        answer = max(answer, asking)
-    return total + (students + answer) * first.steps * recipe.train.epochs * seeds
+        teacher_output = max(teacher_output, asking)
+    return total + (students + teacher_output) * first.steps * recipe.train.epochs * seeds
 
 
-def _trainer(recipe: Recipe, pictures: ResidentData, teacher: Teacher | None) -> Trainer:
-    student = build_model(recipe.student, pictures.data, 0)
-    method = make_method(recipe, pictures.data, student, teacher)
-    method.student.place(pictures.train.device)
-    answers = make_answers(recipe, pictures.train, teacher, method.needs)
-    return make_trainer(recipe, method, answers, pictures.train)
+def _trainer(recipe: Recipe, images: DataLoaders, teacher: FrozenTeacher | None) -> Trainer:
+    student = build_model(recipe.student, images.data, 0)
+    method = make_method(recipe, images.data, student, teacher)
+    method.student.place(images.train.device)
+    teacher_outputs = make_teacher_outputs(recipe, images.train, teacher, method.needs)
+    return make_trainer(recipe, method, teacher_outputs, images.train)
 
 
 def _step(trainer: Trainer) -> tuple[float, float]:
     """Seconds of a step, and the teacher's part of them."""
     steps = trainer.train_epoch()
     next(steps)
-    asked = trainer.answers.watch.seconds
+    asked = trainer.teacher_outputs.watch.seconds
     ends = [time.perf_counter(), *(time.perf_counter() for _ in islice(steps, STEPS))]
     times = [end - start for start, end in pairwise(ends)]
-    asked = trainer.answers.watch.seconds - asked
+    asked = trainer.teacher_outputs.watch.seconds - asked
     return (statistics.median(times), asked / len(times)) if times else (trainer.seconds, asked)

@@ -40,9 +40,9 @@ def facts_of(
         commit: Of the code.
     """
     entries = [_of(entry, study.most) for entry in comparison.entries if entry.label in seeds]
-    summaries = summarize(entries, comparison.pictures, baseline=study.baseline)
+    summaries = summarize(entries, comparison.test_images, baseline=study.baseline)
     rows = {s.label: _row(s, f"{comparison.path.parent}/") for s in summaries}
-    question = first(entries, comparison.pictures) if study.asks_first else None
+    question = first(entries, comparison.test_images) if study.asks_first else None
     adjust(rows, question, study.baseline)
     return {
         "study": study.name,
@@ -54,7 +54,7 @@ def facts_of(
         "set": study.set,
         "beside": study.beside,
         "changes": study.changes,
-        "pictures": comparison.pictures,
+        "images": comparison.test_images,
         "teacher": {"name": study.teacher_name, "epochs": study.teacher.epochs}
         | {key: teacher[key] for key in ("accuracy", "parameters")},
         "baseline": study.baseline,
@@ -114,7 +114,7 @@ def command_of(study: Study) -> str:
     return " ".join([*words, *recipe, *study.changes])
 
 
-def first(entries: Sequence[Entry], pictures: int) -> dict[str, Any] | None:
+def first(entries: Sequence[Entry], images: int) -> dict[str, Any] | None:
     """DSKD's best row against the best of the others, among those with the most seeds.
 
     Returns:
@@ -122,13 +122,13 @@ def first(entries: Sequence[Entry], pictures: int) -> dict[str, Any] | None:
     """
     most = max(len(entry.results) for entry in entries)
     entries = [entry for entry in entries if len(entry.results) == most]
-    means = {s.label: s.last.mean for s in summarize(entries, pictures) if s.last}
+    means = {s.label: s.last.mean for s in summarize(entries, images) if s.last}
     own = [label for label in means if label.partition(":")[0] == OURS]
     others = [label for label in means if label not in own]
     if not own or not others:
         return None
     ours, second = max(own, key=means.__getitem__), max(others, key=means.__getitem__)
-    rows = summarize(entries, pictures, baseline=ours)
+    rows = summarize(entries, images, baseline=ours)
     gaps = {s.label: s.difference for s in rows if s.difference}
     gap = gaps.get(second)
     if gap is None:

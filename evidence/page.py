@@ -71,7 +71,7 @@ def _how(facts: Mapping[str, Any]) -> list[str]:
         f"{_rules(facts)}: student "
         f"{facts['recipe']['student']['name']}, teacher {teacher['name']} "
         f"({teacher['accuracy']:.1f} % after {teacher['epochs']} epochs), {train['epochs']} "
-        f"epochs, accuracy on {facts['pictures']:,} test pictures after the last one."
+        f"epochs, accuracy on {facts['images']:,} test images after the last one."
         f"{_ours(facts)} {state} Training these students took {facts['hours']:.1f} hours.",
         "",
         f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}",
@@ -186,10 +186,10 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
     same = [f"- `{label}` is `{one}`, with other words" for label, one in facts["same"].items()]
     return [
         "± is the 95 % interval over seeds (Student's t): the noise of training. Differences are "
-        "paired by seed; *better* and *worse* as the protocol says them, and of these pictures and "
-        "this teacher: that the test pictures are a sample is in no interval here, and would move "
+        "paired by seed; *better* and *worse* as the protocol says them, and of these images and "
+        "this teacher: that the test images are a sample is in no interval here, and would move "
         f"an accuracy by another ± {max(errors, default=0):.1f} points (Wilson). *Agreement* is "
-        "with the teacher's answers; *trained beside* are parameters that are not deployed"
+        "with the teacher's outputs; *trained beside* are parameters that are not deployed"
         f"{_deployed(facts)}.",
         *(["", *failed] if failed else []),
         *(["", *same] if same else []),

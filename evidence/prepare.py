@@ -1,4 +1,4 @@
-"""The two sets of the protocol, as picture folders: ``python -m evidence.prepare DATA OUT``.
+"""The two sets of the protocol, as image folders: ``python -m evidence.prepare DATA OUT``.
 
 DATA holds ``tiny-imagenet-200/`` in its published form, with all 200 classes or fewer. Each set is
 written to ``OUT/<set>/train/<class>`` and ``OUT/<set>/val/<class>``.
@@ -20,7 +20,7 @@ from dskd.storage.yaml_file import read_yaml_file
 SETS = Path(__file__).with_name("sets.yaml")
 VALIDATION = "val/val_annotations.txt"
 HELD_OUT = 5
-"""A training picture whose number this divides is never trained on."""
+"""A training image whose number this divides is never trained on."""
 
 
 def classes_of(name: str) -> list[str]:
@@ -35,7 +35,7 @@ def classes_of(name: str) -> list[str]:
 
 
 def prepare(data: Path, name: str, out: Path, classes: list[str] | None = None) -> Path:
-    """Writes a set as a picture folder, once.
+    """Writes a set as an image folder, once.
 
     Args:
         data: The folder that holds ``tiny-imagenet-200/``.
@@ -47,7 +47,7 @@ def prepare(data: Path, name: str, out: Path, classes: list[str] | None = None) 
         The folder, for ``data.root`` of the data set ``folder``.
 
     Raises:
-        InputError: A class or the list of validation pictures is not there.
+        InputError: A class or the list of validation images is not there.
     """
     folder = out / name
     if folder.is_dir():
@@ -67,29 +67,29 @@ def prepare(data: Path, name: str, out: Path, classes: list[str] | None = None) 
         )
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as made:  # whole or not at all
-        for picture, place in _places(source, set(classes)):
-            target = Path(made) / name / place / picture.name
+        for image, place in _places(source, set(classes)):
+            target = Path(made) / name / place / image.name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, target)
+            shutil.copyfile(image, target)
         (Path(made) / name).rename(folder)
     return folder
 
 
 def _places(source: Path, classes: set[str]) -> Iterator[tuple[Path, str]]:
-    """Every picture of the classes, and where it goes."""
+    """Every image of the classes, and where it goes."""
     for wnid in sorted(classes):
-        for picture in sorted((source / "train" / wnid / "images").glob("*.JPEG")):
-            yield picture, f"{'val' if _held_out(picture) else 'train'}/{wnid}"
+        for image in sorted((source / "train" / wnid / "images").glob("*.JPEG")):
+            yield image, f"{'val' if _held_out(image) else 'train'}/{wnid}"
     for line in (source / VALIDATION).read_text().splitlines():
         name, wnid, *_ = line.split("\t")
         if wnid in classes:
             yield source / "val" / "images" / name, f"val/{wnid}"
 
 
-def _held_out(picture: Path) -> bool:
-    number = re.search(r"_(\d+)$", picture.stem)
+def _held_out(image: Path) -> bool:
+    number = re.search(r"_(\d+)$", image.stem)
     if number is None:
-        raise InputError(f"{brief(str(picture))} has no number; give the pictures as published")
+        raise InputError(f"{brief(str(image))} has no number; give the images as published")
     return int(number[1]) % HELD_OUT == 0
 
 

@@ -1,6 +1,6 @@
 """A study: ``python -m evidence.study NAME DATA OUT [KEY=VALUE...]``.
 
-NAME is one of studies.yaml, DATA holds ``tiny-imagenet-200/``, OUT the pictures, the teachers and
+NAME is one of studies.yaml, DATA holds ``tiny-imagenet-200/``, OUT the images, the teachers and
 the runs. What is finished in OUT stays, so that the same call goes on. The results are written to
 ``docs/results/NAME.json`` and drawn as ``docs/results/NAME.md`` after every seed. With KEY=VALUE
 for the recipe it is no longer the protocol's study, and its page says so.
@@ -23,7 +23,7 @@ from dskd.compare.reader import Comparison
 from dskd.config.recipe import load
 from dskd.engine import run
 from dskd.errors import InputError
-from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.nonfinite import NonFiniteError
 from dskd.runtime.signals import Stopped
 from evidence import figure
 from evidence.design import Study, find, stints, varied
@@ -85,7 +85,7 @@ def compute(study: Study, data: Path, out: Path, results: Path = RESULTS) -> Non
         results: For the numbers and the page.
 
     Raises:
-        InputError: Pictures or studies that it needs are not there.
+        InputError: Images or studies that it needs are not there.
         Stopped: A signal asked for a stop; the same call goes on.
     """
     commit = commit_of_code()  # before the pages change the files
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except NotFinite as error:
+    except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
     except Stopped as stopped:

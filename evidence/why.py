@@ -26,9 +26,9 @@ from dskd.compare.reader import Comparison, read_comparison
 from dskd.compare.variants import folder_of
 from dskd.config.recipe import Recipe, resolve
 from dskd.data import Dataset, Split
-from dskd.data.loader import ResidentData
-from dskd.engine.build import Given, load_data
-from dskd.engine.run import make_session, make_teacher
+from dskd.data.loader import DataLoaders
+from dskd.engine.build import UserObjects, load_data
+from dskd.engine.run import make_teacher, make_training_run
 from dskd.errors import InputError
 from dskd.methods.base import at_same_depth
 from dskd.models.staged_model import StagedModel
@@ -36,7 +36,7 @@ from dskd.models.staged_net import StagedNet
 from dskd.report.cka import similarity
 from dskd.report.load_models import load_student, load_teacher
 from dskd.storage.run_directory import RunDirectory
-from dskd.teacher.outputs import Answers
+from dskd.teacher.outputs import TeacherOutputs
 from evidence import figure
 from evidence.facts import commit_of_code, machine
 from evidence.study import RESULTS
@@ -96,7 +96,7 @@ def _by_label(runs: Sequence[tuple[str, int]], measured: Any) -> dict[str, dict[
 
 
 class Laboratory:
-    """The students of a table, their teacher and their pictures.
+    """The students of a table, their teacher and their images.
 
     Args:
         comparison: The table's.
@@ -114,7 +114,7 @@ class Laboratory:
         self.data: Dataset = load_data(recipe.data)
         assert recipe.teacher is not None, "the table has a teacher"
         self.teacher_name = recipe.teacher.name
-        teacher = load_teacher(self.table, recipe, self.data, Given())
+        teacher = load_teacher(self.table, recipe, self.data, UserObjects())
         assert teacher is not None, "the recipe names one"
         self.teacher: StagedModel = teacher
         net = self._student(LABELS[0], seed).module
@@ -125,7 +125,7 @@ class Laboratory:
         return self.table / folder_of(label) / f"seed{seed}"
 
     def _student(self, label: str, seed: int) -> StagedModel:
-        return load_student(self._folder(label, seed), self.data, Given())
+        return load_student(self._folder(label, seed), self.data, UserObjects())
 
     def probe(self, label: str, seed: int) -> list[float]:
         """Test accuracy of a linear classifier on each stage's average-pooled map, in percent."""
@@ -154,16 +154,18 @@ class Laboratory:
     def gradients(self, label: str, seed: int) -> list[list[float]]:
         """Of each of the first epochs, the mean norm of every stage's gradient."""
         recipe = self.recipes[label].changed(seed=seed)
-        pictures = ResidentData(self.data, torch.device("cpu"))
-        teacher = make_teacher(recipe, pictures, Given(), self.table, resume=False)
+        images = DataLoaders(self.data, torch.device("cpu"))
+        teacher = make_teacher(recipe, images, UserObjects(), self.table, resume=False)
         with TemporaryDirectory() as folder:
             directory = RunDirectory(Path(folder) / "run")
-            session = make_session(recipe, pictures, Given(), Answers(teacher), directory)
-            module = session.trainer.method.student.module
+            training_run = make_training_run(
+                recipe, images, UserObjects(), TeacherOutputs(teacher), directory
+            )
+            module = training_run.trainer.method.student.module
             epochs = []
             for _ in range(FIRST_EPOCHS):
-                stepwise = [norms(module, self.stages) for _ in session.trainer.train_epoch()]
-                session.trainer.end_epoch()
+                stepwise = [norms(module, self.stages) for _ in training_run.trainer.train_epoch()]
+                training_run.trainer.end_epoch()
                 epochs.append([sum(stage) / len(stepwise) for stage in zip(*stepwise, strict=True)])
         return epochs
 
@@ -178,7 +180,7 @@ class Laboratory:
 
 @torch.no_grad()
 def pooled_stages(model: StagedModel, split: Split) -> list[Tensor]:
-    """Each stage's average-pooled map of every picture, ``[N, C]``."""
+    """Each stage's average-pooled map of every image, ``[N, C]``."""
     outputs = [
         [stage.mean((2, 3)) for stage in model(images).stages]
         for images in torch.split(split.images, _BATCH)

@@ -1,4 +1,4 @@
-"""What tests share: small models, small pictures, and one thread less to wait for."""
+"""What tests share: small models, small images, and one thread less to wait for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dskd.methods.base import Pair
 from dskd.models.spec import describe
 from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build
-from dskd.teacher.frozen import Teacher
+from dskd.teacher.frozen import FrozenTeacher
 
-# Pictures and networks are small here: a second thread costs more than it does.
+# Images and networks are small here: a second thread costs more than it does.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 
@@ -47,10 +47,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
     monkeypatch.setattr(Trainer, "train_epoch", signalled)
 
 
-def made_dataset(
+def make_dataset(
     classes: int = 4, per_class: int = 10, size: int = 16, channels: int = 3, seed: int = 0
 ) -> Dataset:
-    """Pictures that can be learned: every class has a tint of its own, under noise."""
+    """Images that can be learned: every class has a tint of its own, under noise."""
     draw = torch.Generator().manual_seed(seed)
 
     def split(count: int) -> Split:
@@ -70,9 +70,9 @@ def staged(name: str = "resnet8", classes: int = 4, channels: int = 3) -> Staged
     return StagedModel(net, mean=(0.5,) * channels, std=(0.25,) * channels)
 
 
-def made_pair(
+def make_pair(
     student: StagedModel, teacher: StagedModel | None, data: Dataset
-) -> tuple[Pair, Teacher | None]:
+) -> tuple[Pair, FrozenTeacher | None]:
     """What a method's constructor takes, and the frozen teacher."""
     images = data.train.images[:8]
     spec = describe(teacher, images) if teacher is not None else None
@@ -81,4 +81,4 @@ def made_pair(
         classifier.requires_grad_(False)
     labels = data.train.labels
     pair = Pair(student, describe(student, images), spec, classifier, labels, len(labels))
-    return pair, Teacher(teacher) if teacher is not None else None
+    return pair, FrozenTeacher(teacher) if teacher is not None else None

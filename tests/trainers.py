@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from dskd import methods
-from dskd.data.loader import Resident
+from dskd.data.loader import MemoryLoader
 from dskd.engine.optimizer import OptimizerName
 from dskd.engine.trainer import Trainer
-from dskd.teacher.frozen import Teacher
-from dskd.teacher.outputs import Answers
-from tests.conftest import made_dataset, made_pair, staged
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import TeacherOutputs
+from tests.conftest import make_dataset, make_pair, staged
 from tests.recorders import fused
 
-DATA = made_dataset(classes=4, per_class=7, size=16)
+DATA = make_dataset(classes=4, per_class=7, size=16)
 SMALL: dict[str, dict[str, Any]] = {
     "crd": {"negatives": 16},
     "sskd": {"head_epochs": 1},
@@ -30,18 +30,18 @@ def trainer(
     name: str,
     recorder: Any = None,
     optimizer: OptimizerName = "sgd",
-    answering: Callable[[Teacher | None], Answers] = Answers,
+    teacher_forward: Callable[[FrozenTeacher | None], TeacherOutputs] = TeacherOutputs,
     **settings: Any,
 ) -> Trainer:
     torch.manual_seed(0)
     kind = methods.find(name)
     teacher = staged("resnet14") if kind.needs_teacher else None
-    pair, frozen = made_pair(staged("resnet8"), teacher, DATA)
+    pair, frozen = make_pair(staged("resnet8"), teacher, DATA)
     method = kind(pair, **SMALL.get(name, {}) | settings)
     made = Trainer(
         method,
-        answering(frozen),
-        Resident(DATA.train, CPU),
+        teacher_forward(frozen),
+        MemoryLoader(DATA.train, CPU),
         fused(method, optimizer),
         lambda epoch: 0.02 / (1 + epoch),
         seed=0,
@@ -61,7 +61,7 @@ def epochs(trainer: Trainer, count: int) -> list[dict[str, float]]:
     for _ in range(count):
         for _ in trainer.train_epoch():
             pass
-        means.append(trainer.meter.means())
+        means.append(trainer.metrics.means())
         trainer.end_epoch()
     return means
 

@@ -12,14 +12,14 @@ from dskd.deploy.student import evaluate, load_deployed, predict
 from dskd.engine.training_run import Result
 from dskd.errors import InputError
 from dskd.models.factory import load_model
-from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.nonfinite import NonFiniteError
 from dskd.runtime.signals import Stopped
 
 __version__ = "0.1.0"
 __all__ = [
     "Dataset",
     "InputError",
-    "NotFinite",
+    "NonFiniteError",
     "Result",
     "Split",
     "Stopped",

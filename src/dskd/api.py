@@ -15,7 +15,7 @@ from dskd.compare.variants import Weights
 from dskd.config.recipe import Recipe, resolve
 from dskd.data import Dataset
 from dskd.engine import run
-from dskd.engine.build import Given, name_of
+from dskd.engine.build import UserObjects, name_of
 from dskd.engine.training_run import Result
 from dskd.errors import InputError
 
@@ -49,10 +49,10 @@ def distill(
         student: As in ``"resnet8"`` or ``{"module": net, "stages": ["layer1", "layer2"]}``.
         teacher: As in ``"resnet20"`` or ``{"name": "resnet20", "checkpoint": "teacher.pth"}``;
             None for a method that needs none.
-        data: As in ``"digits"`` or ``{"name": "folder", "root": "pictures", "size": 64}``.
+        data: As in ``"digits"`` or ``{"name": "folder", "root": "images", "size": 64}``.
         method: As in ``"kd"`` or ``{"name": "dskd", "beta": 2.0}``.
         train: As in ``{"epochs": 10, "lr": 0.05}``; see `dskd.config.recipe.TrainSettings`.
-        seed: Of the student's weights, the order of the pictures and all else.
+        seed: Of the student's weights, the order of the images and all else.
         out: The run's folder; by default ``runs/<student>-<teacher>-<data>/<method>-seed<seed>``.
         resume: Continue an interrupted run.
         overwrite: Replace the run that is there.
@@ -85,7 +85,7 @@ def _resolved(
     seed: int,
     out: str | Path | None,
     allow_code: bool,
-) -> tuple[Recipe, Given]:
+) -> tuple[Recipe, UserObjects]:
     """The recipe of a distillation, and the objects that were given in place of names."""
     student_values, student_module = _split(student, "student", "module", nn.Module)
     data_values, dataset = _split(data, "data", "dataset", Dataset)
@@ -105,7 +105,7 @@ def _resolved(
     }
     if train is not None:
         values["train"] = train
-    given = Given(dataset, student_module, teacher_module, allow_code)
+    given = UserObjects(dataset, student_module, teacher_module, allow_code)
     parts = ("student", "teacher", "data") if teacher_values else ("student", "data")
     return resolve(values, _folder(values, *parts)), given
 
@@ -124,7 +124,7 @@ def compare_methods(
     share: bool = True,
     allow_code: bool = False,
 ) -> list[Summary]:
-    """Distils by several methods at several seeds, under the same pictures in the same order.
+    """Distils by several methods at several seeds, under the same images in the same order.
 
     What is finished in the folder stays: the same call again continues, and more methods or seeds
     are added. `dskd report` draws the folder.
@@ -164,7 +164,7 @@ def compare_methods(
     grid = plan(recipe, methods, path, seeds=seeds, weights=weights, share=share)
     with live_table(grid) as watcher:
         comparison = run_grid(grid, watcher, given)
-    return summarize(comparison.entries, comparison.pictures)
+    return summarize(comparison.entries, comparison.test_images)
 
 
 def train(
@@ -203,13 +203,13 @@ def train(
     }
     if train is not None:
         values["train"] = train
-    given = Given(dataset, module, None, allow_code)
+    given = UserObjects(dataset, module, None, allow_code)
     recipe = resolve(values, _folder(values, "student", "data"))
     return run.train(recipe, resume=resume, overwrite=overwrite, given=given)
 
 
 def _folder(values: Mapping[str, Any], *parts: str) -> Path:
-    """Where the runs of these models and pictures go."""
+    """Where the runs of these models and images go."""
     names = (str(values[part].get("name", "")) for part in parts)
     return Path("runs") / "-".join(name.strip("<>").replace("/", "_") for name in names)
 

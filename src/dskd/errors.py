@@ -15,7 +15,7 @@ _LONG_VALUE = 80
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    ``str(error)`` is one line: what is wrong, where, and how to mend it. The command line prints
+    ``str(error)`` is one line: what is wrong, where, and how to fix it. The command line prints
     it on stderr and exits with code 2.
     """
 

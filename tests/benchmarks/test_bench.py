@@ -18,7 +18,7 @@ from apart import Apart
 from kept import Kept
 from machine import multiply_adds
 from method_cost import trainer_of
-from reference import Pictures, ReferenceStep, ReferenceTraining, transforms
+from reference import Images, ReferenceStep, ReferenceTraining, transforms
 from results import RATIOS, ratios, row_result
 from rows import Row, recipe_of
 from scaling import Cohort
@@ -29,7 +29,7 @@ from dskd.data.epoch_plan import draw_plan
 from dskd.engine.trainer import Trainer, train_step
 from dskd.errors import InputError
 from dskd.runtime.device import environment
-from tests.conftest import made_dataset
+from tests.conftest import make_dataset
 
 PAIR = "resnet32x4-resnet8x4"
 
@@ -147,41 +147,41 @@ def test_multiply_adds_of_a_step_are_those_of_its_passes() -> None:
 
 @pytest.fixture
 def trainer() -> Trainer:
-    return trainer_of(load("digits", ["method={name: kd}"]), made_dataset(size=8))
+    return trainer_of(load("digits", ["method={name: kd}"]), make_dataset(size=8))
 
 
 def test_the_reference_step_computes_what_our_step_does(trainer: Trainer) -> None:
-    """The same pictures, not augmented: one loss, one accuracy, one update of the weights."""
-    data, teacher = made_dataset(size=8), trainer.answers.teacher
+    """The same images, not augmented: one loss, one accuracy, one update of the weights."""
+    data, teacher = make_dataset(size=8), trainer.teacher_outputs.teacher
     assert teacher is not None
     modules = (trainer.method.student.module, teacher.model.module)
     step = ReferenceStep(
         *(copy.deepcopy(part).to(memory_format=torch.contiguous_format) for part in modules)
     )
     augment = transforms(data.mean, data.std, 8)
-    pictures = Pictures(data.train, type(augment)(augment.transforms[2:]))
+    samples = Images(data.train, type(augment)(augment.transforms[2:]))
     for batch in trainer.split.planned(draw_plan(0, 0, 40), 10):
         ours = train_step(
-            trainer.method, trainer.answers, batch, trainer.optimizer, trainer.precision
+            trainer.method, trainer.teacher_outputs, batch, trainer.optimizer, trainer.precision
         )
-        images = torch.stack([pictures[index][0] for index in batch.indices.tolist()])
+        images = torch.stack([samples[index][0] for index in batch.indices.tolist()])
         loss, accuracy = step(images, batch.labels)
         assert loss == pytest.approx(ours.objective.item(), abs=1e-5)
         hits = (ours.logits.argmax(1) == batch.labels).float().mean()
         assert accuracy == pytest.approx(hits.item())
 
 
-def test_the_reference_s_pictures_are_cropped_and_mirrored() -> None:
-    data = made_dataset(size=8)
-    pictures = Pictures(data.train, transforms(data.mean, data.std, 8))
-    views = torch.stack([pictures[0][0] for _ in range(20)])
+def test_the_reference_s_images_are_cropped_and_mirrored() -> None:
+    data = make_dataset(size=8)
+    images = Images(data.train, transforms(data.mean, data.std, 8))
+    views = torch.stack([images[0][0] for _ in range(20)])
     assert views.shape == (20, 3, 8, 8)
     assert len({tuple(view.flatten().tolist()) for view in views}) > 10
 
 
 def test_the_reference_is_fed_by_workers() -> None:
-    data = made_dataset(size=8)
-    pictures = Pictures(data.train, transforms(data.mean, data.std, 8))
+    data = make_dataset(size=8)
+    samples = Images(data.train, transforms(data.mean, data.std, 8))
     given: list[torch.Size] = []
 
     class Look(ReferenceStep):
@@ -192,7 +192,7 @@ def test_the_reference_is_fed_by_workers() -> None:
             given.append(images.shape)
             return 0.0, 0.0
 
-    training = ReferenceTraining(Look(), pictures, 16)
+    training = ReferenceTraining(Look(), samples, 16)
     for _ in range(4):  # two epochs
         training.step()
     assert given == [(16, 3, 8, 8)] * 4
@@ -224,8 +224,8 @@ def made_result() -> dict[str, Any]:
     fill = {
         "pair": PAIR,
         "row": "kd-kept",
-        "keep": "logits",
-        "pictures": 1000,
+        "cache": "logits",
+        "images": 1000,
         "views": 162,
         "fill_seconds": 10.0,
         "cold_step_seconds": 1.5,
@@ -240,7 +240,7 @@ def made_result() -> dict[str, Any]:
         "commit": "abc1234",
         "environment": environment(torch.device("cpu")),
         "rehearsal": False,
-        "pictures": 50_000,
+        "images": 50_000,
         "batch_size": 64,
         "machine": {"product": rates, "convolution": rates, "copied_bytes": 2e10, "load": 0.0},
         "rows": rows,
@@ -252,7 +252,7 @@ def made_result() -> dict[str, Any]:
 
 def made_scaling() -> dict[str, Any]:
     both = {"seconds": {"kd": 1.0, "dskd": 1.1}, "memory": {"kd": 100e6, "dskd": 150e6}}
-    held = {"pictures": 5000, "predicted_bytes": 15e6, "held_bytes": 18e6}
+    held = {"images": 5000, "predicted_bytes": 15e6, "held_bytes": 18e6}
     return {
         "command": "python benchmarks/scaling.py",
         "date": "2026-11-23",
@@ -260,7 +260,7 @@ def made_scaling() -> dict[str, Any]:
         "environment": environment(torch.device("cpu")),
         "rehearsal": False,
         "batch_size": 64,
-        "pictures": [held | {"load_seconds": 0.1, "plan_seconds": 0.01, "batches_seconds": 0.09}],
+        "images": [held | {"load_seconds": 0.1, "plan_seconds": 0.01, "batches_seconds": 0.09}],
         "kept": [held | {"filled": 1.0}],
         "size": [{"size": 32, "n": 5} | both],
         "stages": [
@@ -352,12 +352,12 @@ def test_kept_rows_are_filled_first_and_then_found(tmp_path: Path) -> None:
 
 def test_students_of_a_cohort_share_an_answer(tmp_path: Path) -> None:
     recipe = recipe_of("resnet56-resnet20", "kd", "bfloat16", 8)
-    cohort = Cohort(recipe, made_dataset(size=8), 3, tmp_path)
-    cohort.step()
-    cohort.step()
-    trainers = [student.session.trainer for student in cohort.students]
+    lockstep = Cohort(recipe, make_dataset(size=8), 3, tmp_path)
+    lockstep.step()
+    lockstep.step()
+    trainers = [student.training_run.trainer for student in lockstep.students]
     assert [trainer.step for trainer in trainers] == [2, 2, 2]
-    assert (cohort.shared.asked, cohort.shared.ran) == (6, 2)
+    assert (lockstep.shared.asked, lockstep.shared.ran) == (6, 2)
 
 
 def test_each_batch_size_has_a_file_of_its_own() -> None:

@@ -11,10 +11,16 @@ from dskd.runtime.device import environment
 
 
 def test_a_path_is_compared_seed_by_seed() -> None:
-    plain, folded = compared({"dskd": [50.0, 40.0], "dskd, folded": [51.0, 40.0]})
+    plain, fuse_batchnorm = compared({"dskd": [50.0, 40.0], "dskd, folded": [51.0, 40.0]})
     assert "gap" not in plain
-    assert (folded["base"], folded["gap"], folded["mean"]) == ("dskd", 0.5, 45.5)
-    assert folded["gap_half"] == pytest.approx(6.3531, abs=1e-3)  # 12.706 * 0.7071 / sqrt(2)
+    assert (fuse_batchnorm["base"], fuse_batchnorm["gap"], fuse_batchnorm["mean"]) == (
+        "dskd",
+        0.5,
+        45.5,
+    )
+    assert fuse_batchnorm["gap_half"] == pytest.approx(
+        6.3531, abs=1e-3
+    )  # 12.706 * 0.7071 / sqrt(2)
 
 
 def test_every_path_has_settings_that_there_are_and_a_base_before_it() -> None:

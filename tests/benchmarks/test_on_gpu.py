@@ -46,7 +46,7 @@ def test_a_run_is_rehearsed_and_what_it_says_of_the_aims_is_told(
     assert result["rehearsal"] is True
     assert found["epochs"] == 3
     assert found["extrapolated"] is True
-    assert found["teacher_hits"] == 1
+    assert found["teacher_cache_hit_rate"] == 1
     (aim,) = result["aims"]
     assert (aim["wanted"], aim["found"]) == (90, found["seconds"])
     said = capsys.readouterr().out

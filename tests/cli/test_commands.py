@@ -31,8 +31,8 @@ from dskd.models.zoo import ZOO, build
 from tests.data.file_writers import write_cifar100, write_folder
 
 VERBS = ["train", "distill", "compare", "report", "evaluate", "predict", "export", "list", "demo"]
-TINY = ["data.share=0.1", "teacher.name=resnet8", "train.epochs=1", "train.batch_size=64"]
-"""The digits on a diet: 130 pictures, 3 steps."""
+TINY = ["data.fraction=0.1", "teacher.name=resnet8", "train.epochs=1", "train.batch_size=64"]
+"""The digits on a diet: 130 images, 3 steps."""
 
 
 class Outcome(NamedTuple):
@@ -80,7 +80,7 @@ Refused = Callable[..., str]
 
 
 def write_recipe(path: Path, root: Path, **sections: Any) -> Path:
-    """A recipe of coloured pictures in folders: 12 of them, 3 steps an epoch."""
+    """A recipe of coloured images in folders: 12 of them, 3 steps an epoch."""
     recipe = {
         "data": {"name": "folder", "root": str(root), "size": 16},
         "student": {"name": "resnet8"},
@@ -92,17 +92,17 @@ def write_recipe(path: Path, root: Path, **sections: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished DSKD run on the coloured pictures, its teacher trained first."""
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished DSKD run on the coloured images, its teacher trained first."""
     top = tmp_path_factory.mktemp("finished")
-    mine = write_recipe(top / "mine.yaml", pictures)
+    mine = write_recipe(top / "mine.yaml", images)
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["distill", str(mine), f"data.cache={top / 'cache'}", f"out={top / 'run'}"])
+        cli.main(["distill", str(mine), f"data.cache_dir={top / 'cache'}", f"out={top / 'run'}"])
     assert stopped.value.code == 0
     return top / "run"
 
@@ -124,7 +124,7 @@ def test_train_teaches_by_labels(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, _ = command("train", "digits", "data.share=0.1", "train.epochs=1", "seed=3")
+    code, out, _ = command("train", "digits", "data.fraction=0.1", "train.epochs=1", "seed=3")
     assert code == 0
     kept = yaml.safe_load(Path("runs/digits/ce-seed3/recipe.yaml").read_text())
     assert (kept["method"]["name"], kept["teacher"], kept["seed"]) == ("ce", None, 3)
@@ -133,9 +133,9 @@ def test_train_teaches_by_labels(
 
 
 def test_distill_trains_the_teacher_first_and_says_what_came_of_it(
-    command: Command, pictures: Path, tmp_path: Path
+    command: Command, images: Path, tmp_path: Path
 ) -> None:
-    mine = write_recipe(tmp_path / "mine.yaml", pictures)
+    mine = write_recipe(tmp_path / "mine.yaml", images)
     code, out, err = command("distill", mine, f"out={tmp_path / 'run'}")
     assert code == 0
     assert f"training the teacher resnet14 first, in {tmp_path / 'run' / 'teacher'}" in err
@@ -145,9 +145,9 @@ def test_distill_trains_the_teacher_first_and_says_what_came_of_it(
 
 
 def test_a_teacher_s_checkpoint_is_taken_as_it_is(
-    command: Command, finished: Path, pictures: Path, tmp_path: Path
+    command: Command, finished: Path, images: Path, tmp_path: Path
 ) -> None:
-    mine = write_recipe(tmp_path / "mine.yaml", pictures)
+    mine = write_recipe(tmp_path / "mine.yaml", images)
     teacher = finished / "teacher/student.safetensors"
     overrides = [f"teacher.checkpoint={teacher}", "method.name=kd", "method.temperature=2"]
     code, _, err = command("distill", mine, *overrides, f"out={tmp_path / 'run'}")
@@ -160,16 +160,16 @@ def test_evaluate_gives_the_accuracy_of_the_run(
     command: Command, finished: Path, flags: list[str]
 ) -> None:
     result = yaml.safe_load((finished / "result.json").read_text())
-    accuracy = result["best_accuracy" if flags else "accuracy"]
+    accuracy = result["best_test_accuracy" if flags else "test_accuracy"]
     code, out, err = command("evaluate", finished, *flags)
     assert (code, err) == (0, "")
     assert re.search(rf"^accuracy +{accuracy:.2f}$", out, re.MULTILINE)
 
 
-def test_evaluate_finds_pictures_that_have_moved(
-    command: Command, finished: Path, pictures: Path, tmp_path: Path
+def test_evaluate_finds_images_that_have_moved(
+    command: Command, finished: Path, images: Path, tmp_path: Path
 ) -> None:
-    moved = shutil.copytree(pictures, tmp_path / "moved")
+    moved = shutil.copytree(images, tmp_path / "moved")
     run_there = shutil.copytree(finished, tmp_path / "run")
     recipe = yaml.safe_load((run_there / "recipe.yaml").read_text())
     recipe["data"]["root"] = str(tmp_path / "gone")
@@ -178,10 +178,8 @@ def test_evaluate_finds_pictures_that_have_moved(
     assert command("evaluate", run_there, "--root", moved) == command("evaluate", finished)
 
 
-def test_predict_names_what_is_in_pictures(
-    command: Command, finished: Path, pictures: Path
-) -> None:
-    paths = [pictures / "val/cat/0.png", pictures / "val/owl/1.png"]
+def test_predict_names_what_is_in_images(command: Command, finished: Path, images: Path) -> None:
+    paths = [images / "val/cat/0.png", images / "val/owl/1.png"]
     code, out, err = command("predict", finished, *paths, "--top", "2")
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()[1:]]
@@ -192,15 +190,15 @@ def test_predict_names_what_is_in_pictures(
 
 
 def test_predict_shows_every_class_where_there_are_fewer_than_asked_for(
-    command: Command, finished: Path, pictures: Path
+    command: Command, finished: Path, images: Path
 ) -> None:
-    out = command("predict", finished, pictures / "val/cat/0.png", "--top", "9").out
+    out = command("predict", finished, images / "val/cat/0.png", "--top", "9").out
     chances = [float(line.split()[2]) for line in out.splitlines()[1:]]
     assert len(chances) == 3
     assert sum(chances) == pytest.approx(100, abs=0.02)
 
 
-def test_a_student_of_gray_pictures_looks_at_coloured_ones(
+def test_a_student_of_gray_images_looks_at_coloured_ones(
     command: Command, digits: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "large.jpg"
@@ -289,7 +287,7 @@ def test_a_terminal_shows_names_with_brackets_and_colons_as_they_are(
     monkeypatch.setattr(
         console, "Console", lambda **options: Console(force_terminal=True, width=80, **options)
     )
-    console.table(["picture", "class"], [["[red]a[/red].png", ":cat:"], ["[/]", "1"]])
+    console.table(["image", "class"], [["[red]a[/red].png", ":cat:"], ["[/]", "1"]])
     out = capsys.readouterr().out
     assert all(cell in out for cell in ("[red]a[/red].png", ":cat:", "[/]"))
 
@@ -471,19 +469,19 @@ def test_a_recipe_that_is_none(
     assert all(word in line for word in words), line
 
 
-def test_damaged_pictures_are_named(refused: Refused, tmp_path: Path) -> None:
-    root = write_folder(tmp_path / "pictures")
+def test_damaged_images_are_named(refused: Refused, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "images")
     mine = write_recipe(tmp_path / "mine.yaml", root)
     broken = root / "train/dog/1.png"
     broken.write_bytes(broken.read_bytes()[:200])
     assert str(broken) in refused("distill", mine)
-    broken.write_text("no picture")
+    broken.write_text("no image")
     assert str(broken) in refused("train", mine)
     shutil.rmtree(root / "val/owl")
     (root / "val/owl").mkdir()
     line = refused("distill", mine)
     assert str(root / "val/owl") in line
-    assert "no picture" in line
+    assert "no image" in line
 
 
 def test_truncated_files_and_labels_out_of_range(refused: Refused, tmp_path: Path) -> None:
@@ -519,7 +517,7 @@ def test_an_output_folder_that_is_taken(refused: Refused, tmp_path: Path, digits
     there = shutil.copytree(digits, tmp_path / "run")
     for word in ("--resume", "--overwrite", "out="):
         assert word in refused("train", "digits", f"out={there}")
-    changed = ["data.share=0.1", "train.epochs=2", "train.batch_size=64", f"out={there}"]
+    changed = ["data.fraction=0.1", "train.epochs=2", "train.batch_size=64", f"out={there}"]
     line = refused("train", "digits", *changed, "--resume")
     assert "train.epochs is 1 there, 2 here" in line
     changed[1] = "train.epochs=1"
@@ -581,7 +579,7 @@ def test_a_folder_that_holds_no_finished_run(
         assert str(student) in refused(verb, there, *more)
 
 
-def test_evaluate_without_the_recipe_or_its_pictures(
+def test_evaluate_without_the_recipe_or_its_images(
     refused: Refused, finished: Path, tmp_path: Path
 ) -> None:
     there = shutil.copytree(finished, tmp_path / "run")
@@ -597,9 +595,9 @@ def test_evaluate_without_the_recipe_or_its_pictures(
     assert str(there / "recipe.yaml") in refused("evaluate", there)
 
 
-def test_predict_on_what_is_no_picture(refused: Refused, finished: Path, tmp_path: Path) -> None:
+def test_predict_on_what_is_no_image(refused: Refused, finished: Path, tmp_path: Path) -> None:
     assert "gone.png" in refused("predict", finished, tmp_path / "gone.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     assert "text.png" in refused("predict", finished, tmp_path / "text.png")
     assert str(tmp_path) in refused("predict", finished, tmp_path)
 

@@ -23,7 +23,7 @@ def test_a_run_shows_its_progress_through_to_its_end(
 
     monkeypatch.setattr(console, "Console", terminal)
     monkeypatch.setattr(console, "REFRESH_SECONDS", 0.0)
-    changes = ["data.share=0.1", "train.epochs=2", "train.batch_size=64", "method={name: ce}"]
+    changes = ["data.fraction=0.1", "train.epochs=2", "train.batch_size=64", "method={name: ce}"]
     run.distill(recipe.load("digits", [*changes, "teacher=null", f"out={tmp_path / 'run'}"]))
     assert "epoch 2/2" in shown.getvalue()
-    assert "pictures/s" in shown.getvalue()
+    assert "images/s" in shown.getvalue()

@@ -20,24 +20,24 @@ from dskd.compare.grid import Grid, load_plan, run_grid
 from dskd.compare.lockstep import Student
 from dskd.compare.reader import read_comparison
 from dskd.compare.summary import summarize
-from dskd.compare.variants import contenders, weights_of
+from dskd.compare.variants import method_variants, weights_of
 from dskd.config import recipe
 from dskd.engine import run
-from dskd.engine.build import Given
+from dskd.engine.build import UserObjects
 from dskd.errors import InputError
 from dskd.methods.kd import KD
 from dskd.runtime.signals import Stopped
 from dskd.storage.run_directory import LAST
-from tests.conftest import made_dataset
+from tests.conftest import make_dataset
 
 SMALL = [
-    "data.share=0.1",
+    "data.fraction=0.1",
     "teacher.name=resnet8",
     "teacher.epochs=1",
     "train.epochs=2",
     "train.batch_size=32",
 ]
-"""The digits on a diet: 130 pictures, 5 steps an epoch."""
+"""The digits on a diet: 130 images, 5 steps an epoch."""
 NAMES = "ce,kd,dskd"
 
 
@@ -126,7 +126,7 @@ class Dropping(nn.Module):
 
 
 def test_students_that_drop_features_go_on_with_random_numbers_of_their_own(tmp_path: Path) -> None:
-    given = Given(student=Dropping())
+    given = UserObjects(student=Dropping())
 
     def small(out: Path) -> Grid:
         changes = [*SMALL, "student.stages=[first, second]"]
@@ -197,7 +197,7 @@ def test_a_method_that_diverges_is_told_of_and_the_others_go_on(
     calls.clear()
     again = run_grid(small(out, "kd,dskd", seeds=1), Silent())  # it would fail again
     assert again.entries[0].failed == kd.failed
-    assert summarize(again.entries, again.pictures)[0].last is None
+    assert summarize(again.entries, again.test_images)[0].last is None
 
 
 def test_a_method_whose_student_is_useless_at_its_end_is_told_of_too(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_another_recipe_is_refused_and_told(finished: Path) -> None:
     other = load_plan("digits", [*SMALL, "train.lr=0.1"], [NAMES], finished, seeds=2)
     with pytest.raises(InputError, match=r"recipe\.train\.lr is 0\.05 there, 0\.1 here"):
         run_grid(other, Silent())
-    other = load_plan("digits", [*SMALL, "data.holdout=0.1"], [NAMES], finished, seeds=2)
+    other = load_plan("digits", [*SMALL, "data.val_fraction=0.1"], [NAMES], finished, seeds=2)
     with pytest.raises(InputError, match=r"recipe\.data\.holdout is 0\.0 there, 0\.1 here"):
         run_grid(other, Silent())
 
@@ -242,16 +242,16 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path, name: str) -> Non
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_other_pictures_are_refused(tmp_path: Path) -> None:
-    out = tmp_path / "pictures"
-    first, other = (made_dataset(classes=10, channels=1, size=8, seed=seed) for seed in (0, 1))
-    run_grid(small(out, "ce", seeds=1), Silent(), Given(data=first))
+def test_other_images_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    first, other = (make_dataset(classes=10, channels=1, size=8, seed=seed) for seed in (0, 1))
+    run_grid(small(out, "ce", seeds=1), Silent(), UserObjects(data=first))
     before = (out / "comparison.json").read_bytes()
     for names in ("ce,kd", "ce"):
-        with pytest.raises(InputError, match="holds a comparison on other pictures; give the same"):
-            run_grid(small(out, names), Silent(), Given(data=other))
+        with pytest.raises(InputError, match="holds a comparison on other images; give the same"):
+            run_grid(small(out, names), Silent(), UserObjects(data=other))
     assert (out / "comparison.json").read_bytes() == before
-    run_grid(small(out, "ce,kd", seeds=1), Silent(), Given(data=first))
+    run_grid(small(out, "ce,kd", seeds=1), Silent(), UserObjects(data=first))
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["of a checkpoint", "of its own"])
@@ -285,7 +285,7 @@ def test_a_run_that_cannot_go_on_is_named_to_be_removed(tmp_path: Path) -> None:
     out = tmp_path / "damaged"
     with pytest.raises(Stopped):
         run_grid(small(out, "ce", seeds=1), StopsAfter(6))
-    for path in (out / "ce/seed0/snapshots").iterdir():
+    for path in (out / "ce/seed0/checkpoints").iterdir():
         path.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"remove .*damaged/ce/seed0 to start again"):
         run_grid(small(out, "ce", seeds=1), Silent())
@@ -316,14 +316,14 @@ def test_a_damaged_result_is_named_and_not_the_comparison(finished: Path, tmp_pa
 )
 def test_names_that_cannot_be_compared(names: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        contenders([names], recipe.load("digits"), "equal")
+        method_variants([names], recipe.load("digits"), "equal")
 
 
 def test_equal_weights_are_one_and_literature_has_each_method_s_own() -> None:
     plain = recipe.load("digits", ["method={name: kd, ce: 0.5, temperature: 2}"])
-    (equal,) = contenders(["kd"], plain, "equal")
-    (published,) = contenders(["kd"], plain, "literature")
-    (varied,) = contenders(["kd:kd=3"], plain, "literature")
+    (equal,) = method_variants(["kd"], plain, "equal")
+    (published,) = method_variants(["kd"], plain, "literature")
+    (varied,) = method_variants(["kd:kd=3"], plain, "literature")
     assert weights_of("kd", equal.method.options) == {"ce": 1.0, "kd": 1.0}
     assert weights_of("kd", published.method.options) == {"ce": 0.1, "kd": 0.9}
     assert weights_of("kd", varied.method.options) == {"ce": 0.1, "kd": 3.0}
@@ -331,7 +331,7 @@ def test_equal_weights_are_one_and_literature_has_each_method_s_own() -> None:
 
 
 def test_all_means_every_method() -> None:
-    names = [c.label for c in contenders(["all"], recipe.load("digits"), "equal")]
+    names = [c.label for c in method_variants(["all"], recipe.load("digits"), "equal")]
     assert {"ce", "kd", "dskd"} <= set(names)
     assert len(names) == len(set(names))
 
@@ -347,7 +347,7 @@ def test_the_command_prints_the_table_and_its_notes(
     assert [line.split()[0] for line in printed.splitlines()[:4]] == ["method", "ce", "kd", "dskd"]
     assert "ce=1 kd=1 alpha=1 beta=10 gamma=0" in printed
     assert "the noise of training" in printed
-    assert "the 500 test pictures are a sample" in printed
+    assert "the 500 test images are a sample" in printed
 
 
 def test_the_live_table_shows_every_method(finished: Path) -> None:

@@ -58,7 +58,7 @@ def test_relative_improvement_needs_a_baseline_that_gains() -> None:
     assert relative_improvement(75.0, 71.0, 72.0) is None
 
 
-def test_sampling_error_shrinks_with_the_root_of_the_pictures() -> None:
+def test_sampling_error_shrinks_with_the_root_of_the_images() -> None:
     small, large = sampling_error(80.0, 1_000), sampling_error(80.0, 100_000)
     assert small / large == pytest.approx(10, rel=0.01)
-    assert sampling_error(100.0, 50) > 0  # a perfect score on a few pictures is not certain
+    assert sampling_error(100.0, 50) > 0  # a perfect score on a few images is not certain

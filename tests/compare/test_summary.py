@@ -11,8 +11,8 @@ from dskd.compare.summary import Entry, summarize
 
 def result(accuracy: float, **others: Any) -> dict[str, Any]:
     plain = {
-        "accuracy": accuracy,
-        "best_accuracy": accuracy + 1,
+        "test_accuracy": accuracy,
+        "best_test_accuracy": accuracy + 1,
         "agreement": 90.0,
         "parameters": 100,
         "extra_parameters": 0,

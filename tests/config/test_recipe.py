@@ -19,11 +19,11 @@ from dskd import methods
 from dskd.config import recipe
 from dskd.config.recipe import Recipe, load, load_by_labels, resolve, shipped
 from dskd.engine import run
-from dskd.engine.build import Given
+from dskd.engine.build import UserObjects
 from dskd.engine.lr_schedule import learning_rate
 from dskd.errors import InputError
 from dskd.settings import known_keys
-from tests.conftest import made_dataset
+from tests.conftest import make_dataset
 
 PAIRS = {
     "resnet56-resnet20": 0.05,
@@ -63,7 +63,7 @@ def test_a_pair_has_the_settings_that_the_field_compares_on(pair: str, lr: float
     assert f"{plan.teacher.name}-{plan.student.name}" == pair
     assert plan.data.model_dump(exclude_defaults=True) == {
         "name": "cifar100",
-        "crop": 4,
+        "crop_padding": 4,
         "flip": True,
     }
     train = plan.train
@@ -224,11 +224,11 @@ WRONG = {
     "data.root": PATHS,
     "data.size": ["0", "1.5", "big", "true", "[8]", "{a: 1}", "5000"],
     "data.classes": ["1", "0", "-2", "2.5", "cat", "true", "[]", "[[a]]", "[null]", "{a: 1}"],
-    "data.share": [*SHARES, "0"],
-    "data.holdout": [*SHARES, "1"],
-    "data.crop": [*WHOLE[1:], "257"],
+    "data.fraction": [*SHARES, "0"],
+    "data.val_fraction": [*SHARES, "1"],
+    "data.crop_padding": [*WHOLE[1:], "257"],
     "data.flip": SWITCH,
-    "data.cache": PATHS,
+    "data.cache_dir": PATHS,
     "student.name": TEXT,
     "student.stages": [*LISTS, "[1]"],
     "student.mean": [*LISTS, "[a]", "[.nan]", "[.inf]", "[true]"],
@@ -236,12 +236,12 @@ WRONG = {
     "student.options": ["5", "text", "null", "[a]", "{1: 2}"],
     "teacher.checkpoint": PATHS,
     "teacher.epochs": [value for value in WHOLE if value != "null"],
-    "teacher.fold": SWITCH,
+    "teacher.fuse_batchnorm": SWITCH,
     "teacher.lr": [*(value for value in NUMBERS if value != "null"), "0", "1e7"],
     "teacher.ahead": WHOLE,
-    "teacher.keep": CHOICE,
+    "teacher.cache": CHOICE,
     "teacher.views": WHOLE,
-    "teacher.store": PATHS,
+    "teacher.cache_dir": PATHS,
     "method.name": [*TEXT, "dksd"],
     "train.epochs": WHOLE,
     "train.batch_size": [*WHOLE, "1"],
@@ -350,15 +350,15 @@ def check_wording(line: str) -> None:
         ),
         (
             {"teacher": {"name": "resnet8", "views": 4}},
-            "teacher.views needs teacher.keep=bank",
+            "teacher.views needs teacher.cache=features",
         ),
         (
-            {"teacher": {"name": "resnet8", "keep": "logits", "views": 4}},
-            "teacher.views needs teacher.keep=bank",
+            {"teacher": {"name": "resnet8", "cache": "logits", "views": 4}},
+            "teacher.views needs teacher.cache=features",
         ),
         (
-            {"teacher": {"name": "resnet8", "store": "answers"}},
-            "teacher.store needs teacher.keep=bank or logits",
+            {"teacher": {"name": "resnet8", "cache_dir": "answers"}},
+            "teacher.cache_dir needs teacher.cache=features or logits",
         ),
     ],
 )
@@ -494,8 +494,8 @@ def test_the_python_calls_refuse_in_one_line_too(
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_with_labels_out_of_range_are_refused() -> None:
-    data = made_dataset()
+def test_images_with_labels_out_of_range_are_refused() -> None:
+    data = make_dataset()
     with pytest.raises(InputError, match="labels out of range in the training split: 0 to 3"):
         dataclasses.replace(data, classes=data.classes[:3])
 
@@ -516,7 +516,7 @@ def test_another_method_keeps_the_settings_that_both_have() -> None:
 
 @pytest.mark.parametrize("name", [name for name in recipe.shipped() if name != "digits"])
 def test_every_shipped_pair_takes_a_step(name: str) -> None:
-    """Teacher, student and branches fit each other, at the recipe's own size of picture."""
+    """Teacher, student and branches fit each other, at the recipe's own size of image."""
     plan = recipe.load(name)
     size = plan.data.size or {"cifar100": 32, "tiny_imagenet": 64}[plan.data.name]
-    run.check_fit(plan, made_dataset(classes=5, per_class=2, size=size), Given())
+    run.rehearse(plan, make_dataset(classes=5, per_class=2, size=size), UserObjects())

@@ -1,6 +1,6 @@
 """Small data sets in the published formats, made on the spot.
 
-The pictures can be learned: each class has a colour of its own, with noise on it.
+The images can be learned: each class has a colour of its own, with noise on it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
-def pictures(classes: int, per_class: int, side: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Pictures, uint8 ``[classes * per_class, side, side, 3]``, class by class."""
+def random_images(classes: int, per_class: int, side: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Images, uint8 ``[classes * per_class, side, side, 3]``, class by class."""
     colours = np.random.RandomState(7).randint(40, 216, (classes, 1, 1, 1, 3))
     noise = np.random.RandomState(seed).randint(-40, 41, (classes, per_class, side, side, 3))
     levels: NDArray[np.uint8] = (colours + noise).astype(np.uint8).reshape(-1, side, side, 3)
@@ -30,7 +30,7 @@ def cifar_entries(
     key: str, classes: int, per_class: int, seed: int = 0, side: int = 32
 ) -> dict[bytes, Any]:
     """What a CIFAR file holds."""
-    rows = pictures(classes, per_class, side, seed).transpose(0, 3, 1, 2)
+    rows = random_images(classes, per_class, side, seed).transpose(0, 3, 1, 2)
     labels = [label for label in range(classes) for _ in range(per_class)]
     return {
         b"batch_label": b"a batch",
@@ -134,22 +134,22 @@ def write_zip(folder: Path, path: Path) -> Path:
 def write_tiny_imagenet(
     root: Path, classes: int = 3, per_class: int = 4, val_per_class: int = 2, side: int = 64
 ) -> Path:
-    """``root/tiny-imagenet-200/``, its first training picture gray; returns that folder."""
+    """``root/tiny-imagenet-200/``, its first training image gray; returns that folder."""
     top = root / "tiny-imagenet-200"
     wnids = [f"n{label:08}" for label in range(1, classes + 1)]
-    train = pictures(classes, per_class, side).reshape(classes, per_class, side, side, 3)
+    train = random_images(classes, per_class, side).reshape(classes, per_class, side, side, 3)
     for label, wnid in enumerate(wnids):
         images = top / "train" / wnid / "images"
         images.mkdir(parents=True)
         (images.parent / f"{wnid}_boxes.txt").write_text("")
-        for number, picture in enumerate(train[label]):
-            image = Image.fromarray(picture)
+        for number, sample in enumerate(train[label]):
+            image = Image.fromarray(sample)
             gray = image.convert("L") if label == number == 0 else image
             gray.save(images / f"{wnid}_{number}.JPEG")
     (top / "val" / "images").mkdir(parents=True)
     lines = []
-    for number, picture in enumerate(pictures(classes, val_per_class, side, seed=1)):
-        Image.fromarray(picture).save(top / "val" / "images" / f"val_{number}.JPEG")
+    for number, sample in enumerate(random_images(classes, val_per_class, side, seed=1)):
+        Image.fromarray(sample).save(top / "val" / "images" / f"val_{number}.JPEG")
         lines.append(f"val_{number}.JPEG\t{wnids[number // val_per_class]}\t0\t0\t62\t62\n")
     (top / "val" / "val_annotations.txt").write_text("".join(lines))
     (top / "wnids.txt").write_text("\n".join(reversed(wnids)) + "\n")
@@ -165,10 +165,10 @@ def write_folder(
     val_per_class: int = 2,
     side: int = 16,
 ) -> Path:
-    """``root/train/CLASS/`` and ``root/val/CLASS/`` with PNG pictures; returns ``root``."""
+    """``root/train/CLASS/`` and ``root/val/CLASS/`` with PNG images; returns ``root``."""
     for part, count, seed in (("train", per_class, 0), ("val", val_per_class, 1)):
-        for number, picture in enumerate(pictures(len(classes), count, side, seed)):
+        for number, image in enumerate(random_images(len(classes), count, side, seed)):
             folder = root / part / classes[number // count]
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(folder / f"{number % count}.png")
+            Image.fromarray(image).save(folder / f"{number % count}.png")
     return root

@@ -1,4 +1,4 @@
-"""The cache of decoded pictures."""
+"""The cache of decoded images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.data.file_writers import write_cifar100, write_folder, write_tiny_ima
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A number for each time the pictures of a folder were decoded."""
+    """A number for each time the images of a folder were decoded."""
     calls: list[int] = []
 
     def decode(*arguments: object) -> object:
@@ -29,7 +29,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def _load(tmp_path: Path, size: int | None = None) -> Dataset:
-    return load_dataset("folder", root=tmp_path / "root", cache=tmp_path / "cache", size=size)
+    return load_dataset("folder", root=tmp_path / "root", cache_dir=tmp_path / "cache", size=size)
 
 
 def _file(tmp_path: Path) -> Path:
@@ -37,7 +37,7 @@ def _file(tmp_path: Path) -> Path:
     return path
 
 
-def test_pictures_are_decoded_once(tmp_path: Path, decoded: list[int]) -> None:
+def test_images_are_decoded_once(tmp_path: Path, decoded: list[int]) -> None:
     write_folder(tmp_path / "root")
     first, second = _load(tmp_path), _load(tmp_path)
     assert decoded == [0]
@@ -61,9 +61,9 @@ def test_every_loader_uses_it(name: str, tmp_path: Path) -> None:
             (tmp_path / "root").mkdir()
             write_zip(top, tmp_path / "root" / "tiny-imagenet-200.zip")
     loader = "cifar100" if name == "cifar100" else "tiny_imagenet"
-    first = load_dataset(loader, root=tmp_path / "root", cache=tmp_path / "cache")
+    first = load_dataset(loader, root=tmp_path / "root", cache_dir=tmp_path / "cache")
     written = _file(tmp_path).stat().st_mtime_ns
-    second = load_dataset(loader, root=tmp_path / "root", cache=tmp_path / "cache")
+    second = load_dataset(loader, root=tmp_path / "root", cache_dir=tmp_path / "cache")
     assert first.fingerprint() == second.fingerprint()
     assert (first.classes, first.ids, first.notes) == (second.classes, second.ids, second.notes)
     assert _file(tmp_path).stat().st_mtime_ns == written
@@ -75,7 +75,7 @@ def test_sizes_and_places_are_kept_apart(tmp_path: Path, decoded: list[int]) -> 
     for _ in range(2):
         assert _load(tmp_path, size=8).shape == (3, 8, 8)
         assert _load(tmp_path).shape == (3, 16, 16)
-        load_dataset("folder", root=tmp_path / "other", cache=tmp_path / "cache")
+        load_dataset("folder", root=tmp_path / "other", cache_dir=tmp_path / "cache")
     assert decoded == [0, 1, 2]
 
 
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written_is_noted(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     dataset = _load(tmp_path)
     assert len(dataset.train) == 12
-    assert "decoded pictures are not kept: cannot write to" in dataset.notes[-1]
+    assert "decoded images are not kept: cannot write to" in dataset.notes[-1]
     assert (tmp_path / "cache").read_text() == "a file where the folder should be"
 
 

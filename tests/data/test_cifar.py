@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from published and from mended files."""
+"""CIFAR-10 and CIFAR-100 from published and from fixed files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dskd.data import Dataset, load_dataset
 from dskd.errors import InputError
 from tests.data.file_writers import (
     cifar_entries,
-    pictures,
+    random_images,
     write_cifar10,
     write_cifar100,
     write_tar,
@@ -25,7 +25,7 @@ from tests.data.file_writers import (
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Dataset]:
     def call(root: Path, name: str = "cifar100", **options: Any) -> Dataset:
-        return load_dataset(name, root=root, cache=tmp_path / "cache", **options)
+        return load_dataset(name, root=root, cache_dir=tmp_path / "cache", **options)
 
     return call
 
@@ -46,7 +46,7 @@ def test_reads_the_published_format(
     assert dataset.train.images.is_contiguous()
     assert dataset.mean[0] == (0.4914 if name == "cifar10" else 0.5071)
     assert "differ from the published files" in dataset.notes[0]
-    expected = pictures(4, 2, 32, seed=6 if name == "cifar10" else 1).transpose(0, 3, 1, 2)
+    expected = random_images(4, 2, 32, seed=6 if name == "cifar10" else 1).transpose(0, 3, 1, 2)
     assert np.array_equal(dataset.test.images.numpy(), expected)
     assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -54,7 +54,7 @@ def test_reads_the_published_format(
 def test_the_batches_come_in_order(tmp_path: Path, load: Callable[..., Dataset]) -> None:
     write_cifar10(tmp_path, classes=3, per_class=2)
     dataset = load(tmp_path, "cifar10")
-    expected = np.concatenate([pictures(3, 2, 32, seed=part) for part in range(1, 6)])
+    expected = np.concatenate([random_images(3, 2, 32, seed=part) for part in range(1, 6)])
     assert np.array_equal(dataset.train.images.numpy(), expected.transpose(0, 3, 1, 2))
     assert dataset.train.labels.tolist() == [0, 0, 1, 1, 2, 2] * 5
 
@@ -115,7 +115,7 @@ def _with(key: bytes, value: Any) -> dict[bytes, Any]:
         ("train", _with(b"data", np.zeros((24, 3072))), "must be an array of uint8"),
         ("train", _with(b"data", np.zeros((24, 3000), np.uint8)), r"\[N, 3072\], got \[24, 3000\]"),
         ("train", _with(b"data", np.zeros(3072, np.uint8)), r"got \[3072\]"),
-        ("test", _with(b"fine_labels", [0] * 23), "test: 24 pictures but 23 labels"),
+        ("test", _with(b"fine_labels", [0] * 23), "test: 24 images but 23 labels"),
         ("test", _with(b"fine_labels", [0] * 23 + [4]), "0 to 4, but there are 4 class names"),
         ("test", _with(b"fine_labels", [-1] + [0] * 23), "-1 to 0"),
         ("test", _with(b"fine_labels", ["a"] * 24), "list of small whole numbers"),
@@ -148,7 +148,7 @@ def test_refuses_an_empty_split(tmp_path: Path, load: Callable[..., Dataset]) ->
         load(tmp_path)
 
 
-@pytest.mark.parametrize("keep", [0, 1, 10, 1000, -1])
+@pytest.mark.parametrize("cache", [0, 1, 10, 1000, -1])
 def test_refuses_truncated_files(keep: int, tmp_path: Path, load: Callable[..., Dataset]) -> None:
     folder = write_cifar100(tmp_path)
     path = folder / "train"
@@ -186,5 +186,5 @@ def test_refuses_what_does_not_fit_into_memory(
     tmp_path: Path, load: Callable[..., Dataset]
 ) -> None:
     write_cifar100(tmp_path)
-    with pytest.raises(InputError, match=r"24 pictures of 1000000x1000000 need 65\.5 TiB .* GiB"):
+    with pytest.raises(InputError, match=r"24 images of 1000000x1000000 need 65\.5 TiB .* GiB"):
         load(tmp_path, size=10**6)

@@ -77,11 +77,11 @@ def test_an_archive_is_fetched_once_and_read_in_place(
     name: str, server: Server, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    first = load_dataset(name, cache=cache)
-    second = load_dataset(name, cache=cache)
+    first = load_dataset(name, cache_dir=cache)
+    second = load_dataset(name, cache_dir=cache)
     assert len(server.asked) == 1
     assert first.fingerprint() == second.fingerprint()
-    local = load_dataset(name, root=tmp_path / "made", cache=tmp_path / "other")
+    local = load_dataset(name, root=tmp_path / "made", cache_dir=tmp_path / "other")
     assert first.fingerprint() == local.fingerprint()
     assert sorted(path.suffix for path in cache.iterdir()) in (
         [".gz", ".safetensors"],
@@ -109,7 +109,7 @@ def test_trouble_is_told_and_leaves_nothing(
     else:
         cache.write_text("a file where the folder should be")
     with pytest.raises(InputError, match=r"cannot download http://127\.0\.0\.1.* set data\.root"):
-        load_dataset("cifar10", cache=cache)
+        load_dataset("cifar10", cache_dir=cache)
     assert not cache.is_dir() or list(cache.iterdir()) == []
 
 
@@ -123,27 +123,27 @@ def test_nothing_has_the_name_of_an_archive_before_its_md5_is_right(
         return hashed(path, algorithm)
 
     monkeypatch.setattr(pooch, "file_hash", watched)
-    load_dataset("cifar10", cache=cache)
+    load_dataset("cifar10", cache_dir=cache)
     assert seen == [(".part", [".part"])]
-    load_dataset("cifar10", cache=cache)
+    load_dataset("cifar10", cache_dir=cache)
     assert seen[1:] == [(".gz", [".gz", ".safetensors"])]
 
 
 def test_what_a_killed_download_left_goes_after_a_day(server: Server, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    load_dataset("cifar10", cache=cache)
+    load_dataset("cifar10", cache_dir=cache)
     part = cache / ".cifar-10-python.tar.gz.x0_abcde.part"
     part.write_bytes(b"half")
-    load_dataset("cifar10", cache=cache)
+    load_dataset("cifar10", cache_dir=cache)
     assert part.exists()
     os.utime(part, (0, 0))
-    load_dataset("cifar10", cache=cache)
+    load_dataset("cifar10", cache_dir=cache)
     assert not part.exists()
 
 
 def test_a_damaged_archive_is_fetched_again(server: Server, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    first = load_dataset("cifar10", cache=cache)
+    first = load_dataset("cifar10", cache_dir=cache)
     (cache / "cifar-10-python.tar.gz").write_bytes(b"damaged")
-    assert load_dataset("cifar10", cache=cache).fingerprint() == first.fingerprint()
+    assert load_dataset("cifar10", cache_dir=cache).fingerprint() == first.fingerprint()
     assert len(server.asked) == 2

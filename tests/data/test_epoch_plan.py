@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dskd.data.augmentation import crop_and_flip
-from dskd.data.epoch_plan import count_views, draw_bank, draw_plan, steps
+from dskd.data.epoch_plan import count_views, draw_plan, draw_views, steps
 
 
 @given(st.integers(0, 2**32), st.integers(0, 500), st.integers(1, 60), st.integers(0, 4))
 @settings(max_examples=60, deadline=None)
 def test_a_plan_is_a_permutation_with_offsets_in_range(
-    seed: int, epoch: int, pictures: int, padding: int
+    seed: int, epoch: int, num_samples: int, padding: int
 ) -> None:
-    plan = draw_plan(seed, epoch, pictures, padding, flip=True)
-    assert plan.order.sort().values.tolist() == list(range(pictures))
+    plan = draw_plan(seed, epoch, num_samples, padding, flip=True)
+    assert plan.order.sort().values.tolist() == list(range(num_samples))
     for offsets in (plan.dy, plan.dx):
         assert 0 <= offsets.min() <= offsets.max() <= 2 * padding
     assert 0 <= plan.views.min() <= plan.views.max() < 2 * (2 * padding + 1) ** 2
@@ -28,13 +28,13 @@ def test_a_plan_is_a_permutation_with_offsets_in_range(
 
 @given(st.integers(2, 400), st.integers(2, 70))
 @settings(max_examples=200, deadline=None)
-def test_batches_hold_every_picture_once_and_none_is_alone(pictures: int, batch_size: int) -> None:
-    plan = draw_plan(0, 0, pictures)
+def test_batches_hold_every_image_once_and_none_is_alone(num_samples: int, batch_size: int) -> None:
+    plan = draw_plan(0, 0, num_samples)
     batches = list(plan.batches(batch_size))
     assert torch.cat(batches).tolist() == plan.order.tolist()
     assert min(map(len, batches)) >= 2
     assert max(map(len, batches)) <= batch_size + 1
-    assert len(batches) == steps(pictures, batch_size)
+    assert len(batches) == steps(num_samples, batch_size)
 
 
 def test_seeds_and_epochs_differ_and_repeat() -> None:
@@ -81,44 +81,51 @@ def test_augmentation_is_the_naive_loop(seed: int, padding: int, channels: int) 
 
 @given(st.integers(1, 40), st.integers(0, 3), st.booleans(), st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_bank_holds_different_views_of_each_picture(
-    pictures: int, padding: int, flip: bool, data: st.DataObject
+def test_a_bank_holds_different_views_of_each_image(
+    num_samples: int, padding: int, flip: bool, data: st.DataObject
 ) -> None:
     total = count_views(padding, flip)
     views = data.draw(st.integers(1, total))
-    bank = draw_bank(pictures, padding, flip, views)
-    assert bank.shape == (pictures, views)
-    assert 0 <= bank.min() <= bank.max() < 2 * count_views(padding, False)
-    assert flip or not (bank % 2).any()
-    assert all(len(set(row)) == views for row in bank.tolist())
-    assert torch.equal(bank, draw_bank(pictures, padding, flip, views))
+    views_of_each = draw_views(num_samples, padding, flip, views)
+    assert views_of_each.shape == (num_samples, views)
+    assert 0 <= views_of_each.min() <= views_of_each.max() < 2 * count_views(padding, False)
+    assert flip or not (views_of_each % 2).any()
+    assert all(len(set(row)) == views for row in views_of_each.tolist())
+    assert torch.equal(views_of_each, draw_views(num_samples, padding, flip, views))
 
 
 def test_every_view_is_as_likely_to_be_in_a_bank_and_to_be_drawn_from_it() -> None:
-    pictures, views = 30_000, 4
-    bank = draw_bank(pictures, 1, True, views)
-    for drawn in (bank.flatten(), draw_plan(0, 0, pictures, 1, True, bank).views):
+    num_samples, views = 30_000, 4
+    views_of_each = draw_views(num_samples, 1, True, views)
+    for drawn in (
+        views_of_each.flatten(),
+        draw_plan(0, 0, num_samples, 1, True, views_of_each).views,
+    ):
         counts = torch.bincount(drawn, minlength=18).double()
         expected = len(drawn) / 18
         assert counts.sub(expected).abs().max() < 5 * expected**0.5  # five deviations
-    slots = (bank == draw_plan(0, 0, pictures, 1, True, bank).views[:, None]).long().argmax(1)
+    slots = (
+        (views_of_each == draw_plan(0, 0, num_samples, 1, True, views_of_each).views[:, None])
+        .long()
+        .argmax(1)
+    )
     counts = torch.bincount(slots, minlength=views).double()
-    assert counts.sub(pictures / views).abs().max() < 5 * (pictures / views) ** 0.5
+    assert counts.sub(num_samples / views).abs().max() < 5 * (num_samples / views) ** 0.5
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_a_plan_draws_from_a_bank_and_changes_nothing_else(flip: bool) -> None:
-    bank = draw_bank(50, 2, flip, 3)
-    plain, banked = draw_plan(1, 2, 50, 2, flip), draw_plan(1, 2, 50, 2, flip, bank)
+    views_of_each = draw_views(50, 2, flip, 3)
+    plain, banked = draw_plan(1, 2, 50, 2, flip), draw_plan(1, 2, 50, 2, flip, views_of_each)
     assert torch.equal(plain.order, banked.order)
     assert torch.equal(plain.seeds, banked.seeds)
-    assert (banked.views[:, None] == bank).any(1).all()
-    assert not torch.equal(banked.views, draw_plan(1, 3, 50, 2, flip, bank).views)
-    assert not torch.equal(banked.views, draw_plan(0, 2, 50, 2, flip, bank).views)
-    assert torch.equal(banked.views, draw_plan(1, 2, 50, 2, flip, bank).views)
+    assert (banked.views[:, None] == views_of_each).any(1).all()
+    assert not torch.equal(banked.views, draw_plan(1, 3, 50, 2, flip, views_of_each).views)
+    assert not torch.equal(banked.views, draw_plan(0, 2, 50, 2, flip, views_of_each).views)
+    assert torch.equal(banked.views, draw_plan(1, 2, 50, 2, flip, views_of_each).views)
 
 
-def test_without_crop_and_flip_pictures_stay_as_they_are() -> None:
+def test_without_crop_and_flip_images_stay_as_they_are() -> None:
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
     plan = draw_plan(0, 0, 3)
     assert torch.equal(crop_and_flip(images, plan.dy, plan.dx, plan.flip, 0), images)

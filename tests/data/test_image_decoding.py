@@ -1,4 +1,4 @@
-"""Pictures of every mode and shape."""
+"""Images of every mode and shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from dskd.data import image_decoding
 from dskd.data.archives import FolderFiles
-from dskd.data.image_decoding import decode, is_picture, square, to_rgb
+from dskd.data.image_decoding import decode, is_image, square, to_rgb
 from dskd.errors import InputError
 
 
@@ -127,7 +127,7 @@ def test_shrinking_by_a_whole_number_averages_blocks() -> None:
     assert np.abs(found - blocks).max() <= 1
 
 
-def test_a_thin_picture_takes_no_memory() -> None:
+def test_a_thin_image_takes_no_memory() -> None:
     assert square(Image.new("RGB", (1, 1_000_000)), 64).size == (64, 64)
 
 
@@ -142,7 +142,7 @@ def test_rgb_is_left_as_it_is() -> None:
     assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image))
 
 
-def test_many_pictures_keep_their_order(tmp_path: Path) -> None:
+def test_many_images_keep_their_order(tmp_path: Path) -> None:
     names = [f"{number:03}.png" for number in range(200)]
     for number, name in enumerate(names):
         Image.new("L", (2, 2), number).save(tmp_path / name)
@@ -151,10 +151,10 @@ def test_many_pictures_keep_their_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "train/cat/A.JPEG", "x.y.TIFF"])
-def test_pictures_are_known_by_their_ending(name: str) -> None:
-    assert is_picture(name)
-    assert not is_picture(name + ".txt")
-    assert not is_picture(f"a/.{name.rsplit('/', 1)[-1]}")
+def test_images_are_known_by_their_ending(name: str) -> None:
+    assert is_image(name)
+    assert not is_image(name + ".txt")
+    assert not is_image(f"a/.{name.rsplit('/', 1)[-1]}")
 
 
 @pytest.mark.parametrize(("at_once", "most"), [(64, 64), (128, 128), (10**6, 256)])

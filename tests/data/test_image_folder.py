@@ -1,4 +1,4 @@
-"""A folder of one's own pictures."""
+"""A folder of one's own images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.data.file_writers import write_folder
 def load(tmp_path: Path) -> Callable[..., Dataset]:
     def call(**options: Any) -> Dataset:
         options.setdefault("root", tmp_path / "root")
-        return load_dataset("folder", cache=tmp_path / "cache", **options)
+        return load_dataset("folder", cache_dir=tmp_path / "cache", **options)
 
     return call
 
@@ -38,8 +38,8 @@ def test_reads_classes_in_the_order_of_their_names(
     assert dataset.shape == (3, 16, 16)
     assert (dataset.mean, dataset.std) == channel_statistics(dataset.train.images)
     assert dataset.notes == ()
-    with Image.open(tmp_path / "root" / "val" / "dog" / "1.png") as picture:
-        expected = np.asarray(picture).transpose(2, 0, 1)
+    with Image.open(tmp_path / "root" / "val" / "dog" / "1.png") as image:
+        expected = np.asarray(image).transpose(2, 0, 1)
         assert np.array_equal(dataset.test.images[3].numpy(), expected)
 
 
@@ -47,7 +47,7 @@ def test_statistics_are_those_of_the_whole_training_split(
     tmp_path: Path, load: Callable[..., Dataset]
 ) -> None:
     write_folder(tmp_path / "root")
-    part = load(share=0.5, holdout=0.25)
+    part = load(fraction=0.5, val_fraction=0.25)
     assert part.mean == load().mean
     assert len(part.train) == 6
 
@@ -65,13 +65,11 @@ def test_other_files_are_passed_over_with_a_note(
     (root / "elsewhere").mkdir()
     dataset = load()
     assert len(dataset.train) == 13
-    assert dataset.notes == (
-        "4 ignored, being no pictures of a class, such as train/cat/notes.txt",
-    )
+    assert dataset.notes == ("4 ignored, being no images of a class, such as train/cat/notes.txt",)
     assert load().notes == dataset.notes
 
 
-def test_a_class_of_one_picture_will_do(tmp_path: Path, load: Callable[..., Dataset]) -> None:
+def test_a_class_of_one_image_will_do(tmp_path: Path, load: Callable[..., Dataset]) -> None:
     write_folder(tmp_path / "root", per_class=1, val_per_class=1)
     dataset = load()
     assert len(dataset.train) == len(dataset.test) == 3
@@ -127,7 +125,7 @@ def test_refuses_classes_that_differ(tmp_path: Path, load: Callable[..., Dataset
     with pytest.raises(InputError, match="val has the classes elk, which train lacks"):
         load()
     (root / "train" / "elk").mkdir()
-    with pytest.raises(InputError, match=r"train.elk holds no picture"):
+    with pytest.raises(InputError, match=r"train.elk holds no image"):
         load()
     for part in ("train", "val"):
         for number in range(7):
@@ -151,7 +149,7 @@ def test_refuses_sizes_that_differ(tmp_path: Path, load: Callable[..., Dataset])
 @pytest.mark.parametrize(
     "data", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
 )
-def test_refuses_a_picture_that_does_not_decode(
+def test_refuses_a_image_that_does_not_decode(
     data: bytes, tmp_path: Path, load: Callable[..., Dataset]
 ) -> None:
     root = write_folder(tmp_path / "root")
@@ -168,7 +166,7 @@ def test_refuses_a_decompression_bomb(
     Image.new("RGB", (60, 60)).save(root / "val" / "cat" / "0.png")
     for limit in (2000, 1000):  # a warning of Pillow's, an error of Pillow's
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(InputError, match=r"val/cat/0\.png is too large a picture"):
+        with pytest.raises(InputError, match=r"val/cat/0\.png is too large an image"):
             load(size=8)
 
 
@@ -181,11 +179,11 @@ def test_refuses_what_does_not_fit_into_memory(
         available = 10 * 1024
 
     monkeypatch.setattr("psutil.virtual_memory", Memory)
-    with pytest.raises(InputError, match=r"18 pictures of 16x16 .* need 13\.5 KiB .* 10\.0 KiB"):
+    with pytest.raises(InputError, match=r"18 images of 16x16 .* need 13\.5 KiB .* 10\.0 KiB"):
         load()
 
 
-def test_refuses_a_picture_that_went_away(tmp_path: Path) -> None:
+def test_refuses_a_image_that_went_away(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "root")
     files = FolderFiles(root, ["train"], depth=2)
     (root / "train" / "cat" / "0.png").unlink()

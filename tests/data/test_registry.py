@@ -69,7 +69,7 @@ def test_trouble_with_the_disk_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_parts_apply_in_order() -> None:
-    dataset = load_dataset("digits", classes=["3", "1"], holdout=0.2, share=0.5)
+    dataset = load_dataset("digits", classes=["3", "1"], val_fraction=0.2, fraction=0.5)
     whole = load_dataset("digits", classes=["3", "1"])
     assert dataset.validation is not None
     held, total = len(dataset.validation), len(whole.train)

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dskd.data import Dataset, Split
-from dskd.data.subset import choose_classes, hold_out, keep_share
+from dskd.data.subset import choose_classes, split_validation, take_fraction
 from dskd.errors import InputError
 
 
 def _dataset(counts: list[int], ids: bool = False) -> Dataset:
-    """Pictures that are their own number, the classes mixed."""
+    """Images that are their own number, the classes mixed."""
     labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))]
     return Dataset(
@@ -47,10 +47,10 @@ def test_the_parts_are_stratified_disjoint_and_the_same_every_time(
     dataset = _dataset(counts)
     held = [min(int(n * holdout + 0.5), n - 1) for n in counts]
     if holdout > 0 and sum(held) == 0:
-        with pytest.raises(InputError, match="holds out no picture"):
-            hold_out(dataset, holdout)
+        with pytest.raises(InputError, match="holds out no image"):
+            split_validation(dataset, holdout)
         return
-    parts = [keep_share(hold_out(dataset, holdout), share) for _ in range(2)]
+    parts = [take_fraction(split_validation(dataset, holdout), share) for _ in range(2)]
     assert parts[0].fingerprint() == parts[1].fingerprint()
     part = parts[0]
     kept = _numbers(part.train)
@@ -71,14 +71,16 @@ def test_the_parts_are_stratified_disjoint_and_the_same_every_time(
 @given(_counts, st.floats(0.01, 1), st.floats(0.01, 1))
 def test_a_smaller_share_is_part_of_a_larger(counts: list[int], a: float, b: float) -> None:
     dataset = _dataset(counts)
-    small, large = (keep_share(dataset, share) for share in sorted((a, b)))
+    small, large = (take_fraction(dataset, share) for share in sorted((a, b)))
     assert set(_numbers(small.train)) <= set(_numbers(large.train))
 
 
-def test_pictures_of_a_class_do_not_depend_on_the_others() -> None:
+def test_images_of_a_class_do_not_depend_on_the_others() -> None:
     dataset = _dataset([20, 30, 40])
-    whole = keep_share(hold_out(dataset, 0.2), 0.5)
-    part = keep_share(hold_out(choose_classes(dataset, ["class 2", "class 0"]), 0.2), 0.5)
+    whole = take_fraction(split_validation(dataset, 0.2), 0.5)
+    part = take_fraction(
+        split_validation(choose_classes(dataset, ["class 2", "class 0"]), 0.2), 0.5
+    )
     for label, old in ((0, 2), (1, 0)):
         numbers = torch.tensor(_numbers(part.train))[part.train.labels == label]
         expected = torch.tensor(_numbers(whole.train))[whole.train.labels == old]
@@ -94,7 +96,7 @@ def test_the_first_classes() -> None:
 
 
 def test_classes_by_name_or_id_take_the_order_given() -> None:
-    whole = hold_out(_dataset([3, 4, 5], ids=True), 0.4)
+    whole = split_validation(_dataset([3, 4, 5], ids=True), 0.4)
     dataset = choose_classes(whole, ["class 2", "id0"])
     assert dataset.classes == ("class 2", "class 0")
     assert dataset.ids == ("id2", "id0")
@@ -108,8 +110,8 @@ def test_classes_by_name_or_id_take_the_order_given() -> None:
 def test_all_classes_in_order_is_the_same_data_set() -> None:
     dataset = _dataset([3, 4])
     assert choose_classes(dataset, 2) is dataset
-    assert hold_out(dataset, 0) is dataset
-    assert keep_share(dataset, 1) is dataset
+    assert split_validation(dataset, 0) is dataset
+    assert take_fraction(dataset, 1) is dataset
 
 
 @pytest.mark.parametrize(
@@ -135,17 +137,17 @@ def test_refuses_classes(classes: int | list[str] | str, message: str) -> None:
 @pytest.mark.parametrize("number", [-0.1, 1.0, 2.0, float("nan"), float("inf")])
 def test_refuses_a_holdout_out_of_range(number: float) -> None:
     with pytest.raises(InputError, match=r"data\.holdout must be"):
-        hold_out(_dataset([3, 4]), number)
+        split_validation(_dataset([3, 4]), number)
 
 
 @pytest.mark.parametrize("number", [0.0, -0.1, 1.1, float("nan")])
 def test_refuses_a_share_out_of_range(number: float) -> None:
     with pytest.raises(InputError, match=r"data\.share must be"):
-        keep_share(_dataset([3, 4]), number)
+        take_fraction(_dataset([3, 4]), number)
 
 
-def test_one_picture_a_class_stays_in_training() -> None:
-    dataset = hold_out(_dataset([1, 10]), 0.9)
+def test_one_image_a_class_stays_in_training() -> None:
+    dataset = split_validation(_dataset([1, 10]), 0.9)
     assert torch.bincount(dataset.train.labels).tolist() == [1, 1]
     assert dataset.validation is not None
     assert dataset.validation.labels.tolist() == [1] * 9

@@ -19,7 +19,7 @@ from tests.data.file_writers import write_tiny_imagenet, write_zip
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Dataset]:
     def call(root: Path, **options: Any) -> Dataset:
-        return load_dataset("tiny_imagenet", root=root, cache=tmp_path / "cache", **options)
+        return load_dataset("tiny_imagenet", root=root, cache_dir=tmp_path / "cache", **options)
 
     return call
 
@@ -100,9 +100,9 @@ def test_refuses_what_is_missing(tmp_path: Path, load: Callable[..., Dataset]) -
     (top / "val" / "images" / "val_3.JPEG").unlink()
     with pytest.raises(InputError, match=r"val_3\.JPEG is missing"):
         load(tmp_path)
-    for picture in (top / "train" / "n00000002" / "images").iterdir():
-        picture.unlink()
-    with pytest.raises(InputError, match=r"n00000002.images holds no picture"):
+    for image in (top / "train" / "n00000002" / "images").iterdir():
+        image.unlink()
+    with pytest.raises(InputError, match=r"n00000002.images holds no image"):
         load(tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_refuses_what_is_missing(tmp_path: Path, load: Callable[..., Dataset]) -
     [
         ("val_0.JPEG n00000001\n", "line 1: expected a file name, a tab"),
         ("../../x.JPEG\tn00000001\n", "line 1"),
-        ("val_0.JPEG\tn00000001\n", "lists no picture of n00000002"),
+        ("val_0.JPEG\tn00000001\n", "lists no image of n00000002"),
     ],
 )
 def test_refuses_other_annotations(
@@ -130,8 +130,8 @@ def test_refuses_an_empty_list_of_classes(tmp_path: Path, load: Callable[..., Da
         load(tmp_path)
 
 
-@pytest.mark.parametrize("keep", [0, 20, 300])
-def test_refuses_a_picture_that_does_not_decode(
+@pytest.mark.parametrize("cache", [0, 20, 300])
+def test_refuses_a_image_that_does_not_decode(
     keep: int, tmp_path: Path, load: Callable[..., Dataset]
 ) -> None:
     path = write_tiny_imagenet(tmp_path) / "train" / "n00000002" / "images" / "n00000002_1.JPEG"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dskd.deploy import onnx as export
 from dskd.deploy.onnx import export_onnx
-from dskd.deploy.student import Deployed
+from dskd.deploy.student import DeployedStudent
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build
@@ -24,7 +24,7 @@ from dskd.models.zoo import build
 
 def deployed(
     module: nn.Module | str = "resnet8", shape: tuple[int, int, int] = (3, 32, 32), classes: int = 5
-) -> Deployed:
+) -> DeployedStudent:
     """A student whose BatchNorms and statistics are not those of a fresh one."""
     name = module if isinstance(module, str) else type(module).__name__
     if isinstance(module, str):
@@ -36,12 +36,12 @@ def deployed(
     channels = shape[0]
     mean, std = [0.2, 0.4, 0.6][:channels], [0.1, 0.3, 0.5][:channels]
     model = StagedModel(module, mean=mean, std=std).eval()
-    return Deployed(model, name, tuple(f"class{k}" for k in range(classes)), shape)
+    return DeployedStudent(model, name, tuple(f"class{k}" for k in range(classes)), shape)
 
 
-def answers(path: Path, pictures: Tensor) -> Tensor:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(["logits"], {"pictures": pictures.numpy()})
+def teacher_outputs(path: Path, images: Tensor) -> Tensor:
+    training_run = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = training_run.run(["logits"], {"images": images.numpy()})
     return torch.from_numpy(logits)
 
 
@@ -56,22 +56,22 @@ def test_every_family_answers_the_same_for_any_batch(name: str, tmp_path: Path) 
         images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
         with torch.no_grad():
             expected = student.model(images).logits
-        got = answers(tmp_path / "student.onnx", images.float() / 255)
+        got = teacher_outputs(tmp_path / "student.onnx", images.float() / 255)
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
 
 
-def test_gray_pictures_that_are_not_square(tmp_path: Path) -> None:
+def test_gray_images_that_are_not_square(tmp_path: Path) -> None:
     student = deployed("resnet8", (1, 16, 24))
     export_onnx(student, tmp_path / "student.onnx")
-    pictures = torch.rand(2, 1, 16, 24)
+    images = torch.rand(2, 1, 16, 24)
     with torch.no_grad():
-        expected = student.model(pictures).logits
+        expected = student.model(images).logits
     torch.testing.assert_close(
-        answers(tmp_path / "student.onnx", pictures), expected, rtol=1e-3, atol=1e-4
+        teacher_outputs(tmp_path / "student.onnx", images), expected, rtol=1e-3, atol=1e-4
     )
     graph = onnx.load(tmp_path / "student.onnx").graph
-    assert [value.name for value in graph.input] == ["pictures"]
+    assert [value.name for value in graph.input] == ["images"]
     assert [value.name for value in graph.output] == ["logits"]
 
 
@@ -98,8 +98,8 @@ class _Scaled(nn.Module):
         super().__init__()
         self.other = other
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        logits: Tensor = self.other(pictures) * 1.001
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.other(images) * 1.001
         return logits
 
 
@@ -132,14 +132,14 @@ def test_a_missing_package_is_named_with_the_extra(
 
 
 class Fickle(nn.Module):
-    """What it does depends on the pictures: no graph can say it."""
+    """What it does depends on the images: no graph can say it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 5)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        pooled = pictures.mean((2, 3))
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = images.mean((2, 3))
         logits: Tensor = self.linear(pooled if pooled.sum().item() > 0 else -pooled)
         return logits
 

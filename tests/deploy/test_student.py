@@ -22,7 +22,7 @@ from torch import nn
 import dskd
 from dskd.errors import InputError
 from dskd.storage.weights import read_metadata
-from tests.conftest import made_dataset
+from tests.conftest import make_dataset
 
 FILES = ["student.safetensors", "student_best.safetensors"]
 
@@ -36,8 +36,8 @@ class Net(nn.Module):
         self.two = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU())
         self.head = nn.Linear(8, 4)
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.two(self.one(pictures)).mean((2, 3)))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.two(self.one(images)).mean((2, 3)))
         return logits
 
 
@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
     return dskd.distill(
         student="resnet8",
         teacher={"module": dskd.load_model("resnet8", num_classes=10, in_channels=1)},
-        data={"name": "digits", "share": 0.1},
+        data={"name": "digits", "fraction": 0.1},
         train={"epochs": 1},
         out=tmp_path_factory.mktemp("deployed") / "run",
     )
@@ -119,8 +119,8 @@ def test_the_student_needs_none_of_the_training_code(finished: dskd.Result) -> N
 
 
 def test_evaluate_and_predict_from_python(finished: dskd.Result, tmp_path: Path) -> None:
-    assert dskd.evaluate(str(finished.path)).accuracy == finished.accuracy
-    assert dskd.evaluate(finished.path, "best").accuracy == finished.best_accuracy
+    assert dskd.evaluate(str(finished.path)).accuracy == finished.test_accuracy
+    assert dskd.evaluate(finished.path, "best").accuracy == finished.best_test_accuracy
     student = dskd.load_deployed(str(finished.path))
     assert (student.name, student.shape, len(student.classes)) == ("resnet8", (1, 8, 8), 10)
     levels = np.random.RandomState(0).randint(0, 256, (8, 8)).astype(np.uint8)
@@ -143,7 +143,7 @@ def which_one() -> Any:
         (lambda path: dskd.load_deployed(path / "gone"), ["gone", "no run"]),
         (lambda path: dskd.load_deployed(path, which_one()), ["'first'", "best, last"]),
         (lambda path: dskd.evaluate(path, root="gone"), ["data.root", "drop it"]),
-        (lambda path: dskd.predict(dskd.load_deployed(path), []), ["no picture"]),
+        (lambda path: dskd.predict(dskd.load_deployed(path), []), ["no image"]),
         (lambda path: dskd.predict(dskd.load_deployed(path), ["gone.png"]), ["gone.png"]),
     ],
 )
@@ -154,7 +154,7 @@ def test_bad_calls_are_refused(finished: dskd.Result, call: Any, words: list[str
 
 
 def test_a_module_of_one_s_own_is_loaded_where_it_is_built(tmp_path: Path) -> None:
-    data = made_dataset(4, per_class=3)
+    data = make_dataset(4, per_class=3)
     out = tmp_path / "run"
     result = dskd.train(student=Net(), data=data, train={"epochs": 1, "batch_size": 4}, out=out)
     weights = safetensors.torch.load_file(out / "student.safetensors")
@@ -164,7 +164,7 @@ def test_a_module_of_one_s_own_is_loaded_where_it_is_built(tmp_path: Path) -> No
         dskd.load_deployed(out)
     with pytest.raises(InputError, match=r"given in Python as <Dataset>; give them again"):
         dskd.evaluate(out, student=Net())
-    assert dskd.evaluate(out, data=data, student=Net()).accuracy == result.accuracy
+    assert dskd.evaluate(out, data=data, student=Net()).accuracy == result.test_accuracy
 
 
 def test_a_function_of_one_s_own_runs_only_where_that_is_allowed(
@@ -179,7 +179,7 @@ def test_a_function_of_one_s_own_runs_only_where_that_is_allowed(
     out = tmp_path / "run"
     dskd.train(
         student={"name": "mine_for_deployed:make", "options": {"width": 2}},
-        data={"name": "digits", "share": 0.1},
+        data={"name": "digits", "fraction": 0.1},
         train={"epochs": 1},
         out=out,
         allow_code=True,
@@ -189,8 +189,8 @@ def test_a_function_of_one_s_own_runs_only_where_that_is_allowed(
     assert dskd.load_deployed(out, allow_code=True).name == "mine_for_deployed:make"
 
 
-def test_wide_pictures_must_come_in_the_size_of_the_training(tmp_path: Path) -> None:
-    data = made_dataset(2, per_class=4, size=16)
+def test_wide_images_must_come_in_the_size_of_the_training(tmp_path: Path) -> None:
+    data = make_dataset(2, per_class=4, size=16)
     train, test = (
         dskd.Split(torch.cat([part.images, part.images], dim=3), part.labels)
         for part in (data.train, data.test)
@@ -204,5 +204,5 @@ def test_wide_pictures_must_come_in_the_size_of_the_training(tmp_path: Path) -> 
     Image.new("RGB", (16, 32)).save(tmp_path / "tall.png")
     with pytest.raises(InputError, match=r"tall.png is 16x32, .* 32x16; resize it"):
         dskd.predict(student, [tmp_path / "tall.png"])
-    with pytest.raises(InputError, match="pictures were given in Python as <Dataset>"):
+    with pytest.raises(InputError, match="images were given in Python as <Dataset>"):
         dskd.evaluate(out)

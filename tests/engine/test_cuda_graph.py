@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dskd import methods
 from dskd.config import recipe
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.cuda_graph import WARM_UP, Recorded, buffers_in_place
 from dskd.engine.optimizer import OptimizerName
@@ -23,7 +23,7 @@ from dskd.methods.base import Method
 from dskd.models.output import ModelOutput
 from dskd.runtime.device import pick
 from dskd.runtime.signals import Stopped
-from dskd.teacher.outputs import SharedTeacher
+from dskd.teacher.outputs import SharedOutputs
 from tests.conftest import stop_at
 from tests.recorders import Direct, Holding, Replaying, fused
 from tests.trainers import CPU, DATA, assert_same_state, epochs, trainer
@@ -39,7 +39,7 @@ def test_every_method_is_the_same_to_the_byte(name: str, kind: Any) -> None:
     assert epochs(plain, 2) == epochs(twin, 2)
     assert_same_state(plain, twin)
     steps = 2 if name in BY_EPOCH else 1
-    assert recorder.recorded == steps + (twin.answers.teacher is not None)
+    assert recorder.recorded == steps + (twin.teacher_outputs.teacher is not None)
 
 
 @pytest.mark.parametrize("name", ["kd", "dskd"])
@@ -68,9 +68,9 @@ def test_a_bad_objective_changes_no_weight_in_a_recording_either() -> None:
     for _ in range(WARM_UP + 2):
         next(running)
     before = [p.detach().clone() for p in one.method.parameters()]
-    assert one.answers.teacher is not None
+    assert one.teacher_outputs.teacher is not None
     with torch.no_grad():
-        next(iter(one.answers.teacher.parameters())).fill_(float("nan"))
+        next(iter(one.teacher_outputs.teacher.parameters())).fill_(float("nan"))
     with pytest.raises(ArithmeticError, match="the teacher's logits are not finite"):
         list(running)
     assert all(map(torch.equal, before, one.method.parameters()))
@@ -78,9 +78,9 @@ def test_a_bad_objective_changes_no_weight_in_a_recording_either() -> None:
 
 def test_students_share_a_recorded_teacher() -> None:
     def together(recorder: Any) -> list[Trainer]:
-        shared = SharedTeacher(trainer("kd").answers)
+        shared = SharedOutputs(trainer("kd").teacher_outputs)
         made = [
-            trainer(name, recorder, answering=lambda _: shared.answers())
+            trainer(name, recorder, teacher_forward=lambda _: shared.teacher_outputs())
             for name in ("kd", "dskd", "sskd")
         ]
         for _ in zip(*(one.train_epoch() for one in made), strict=True):
@@ -88,7 +88,7 @@ def test_students_share_a_recorded_teacher() -> None:
         return made
 
     for one, other in zip(together(None), together(Replaying()), strict=True):
-        assert one.meter.means() == other.meter.means()
+        assert one.metrics.means() == other.metrics.means()
         assert_same_state(one, other)
 
 
@@ -106,18 +106,18 @@ def test_a_value_that_python_computes_anew_each_time_is_not_seen() -> None:
 
 def batch(epoch: int, step: int) -> Batch:
     plan = draw_plan(0, epoch, 28, 2, True)
-    return next(Resident(DATA.train, CPU).planned(plan, 4, start=step))
+    return next(MemoryLoader(DATA.train, CPU).planned(plan, 4, start=step))
 
 
 @pytest.mark.parametrize("names", [(), ("epoch",), ("step",), ("epoch", "step")])
 def test_it_is_recorded_anew_where_a_number_was_read_and_changed(names: tuple[str, ...]) -> None:
-    def read(batch: Batch, answer: ModelOutput) -> Tensor:
-        total = batch.labels.sum() + answer.stages[1].sum()
+    def read(batch: Batch, teacher_output: ModelOutput) -> Tensor:
+        total = batch.labels.sum() + teacher_output.stages[1].sum()
         for name in names:
             total = total + getattr(batch, name)
         return total
 
-    def answer(value: int) -> ModelOutput:
+    def teacher_output(value: int) -> ModelOutput:
         return ModelOutput(torch.zeros(4), (torch.zeros(0), torch.tensor([value])), None)
 
     recorder = Replaying()
@@ -125,7 +125,7 @@ def test_it_is_recorded_anew_where_a_number_was_read_and_changed(names: tuple[st
     places = [(epoch, step) for epoch in range(3) for step in range(3)]
     for epoch, step in places:
         one = batch(epoch, step)
-        assert torch.equal(recorded(one, answer(step)), read(one, answer(step)))
+        assert torch.equal(recorded(one, teacher_output(step)), read(one, teacher_output(step)))
     left = places[WARM_UP:]
     seen = [tuple(p[("epoch", "step").index(n)] for n in names) for p in left]
     assert recorder.recorded == 1 + sum(a != b for a, b in pairwise(seen))
@@ -175,7 +175,7 @@ def test_a_recorded_run_resumes_to_the_byte(
 
     monkeypatch.setattr(run, "make_optimizer", make_optimizer)
     changes = [
-        *("data.share=0.1", "teacher.name=resnet8", "teacher.epochs=1", "train.epochs=3"),
+        *("data.fraction=0.1", "teacher.name=resnet8", "teacher.epochs=1", "train.epochs=3"),
         *("train.batch_size=20", f"method={{name: {name}}}"),
     ]
 

@@ -16,32 +16,32 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dskd import methods
 from dskd.config import recipe
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
-from dskd.engine.metrics import Meter
+from dskd.engine.metrics import EpochMetrics
 from dskd.engine.optimizer import OptimizerName, load_state, make_optimizer, set_rate
 from dskd.engine.trainer import Trainer, train_step
 from dskd.methods.base import Method, StepOutput
-from dskd.runtime.nonfinite import Finite, NotFinite
+from dskd.runtime.nonfinite import Finite, NonFiniteError
 from dskd.runtime.signals import Stopped
-from dskd.teacher.outputs import Answers
-from tests.conftest import made_dataset, made_pair, staged, stop_at
+from dskd.teacher.outputs import TeacherOutputs
+from tests.conftest import make_dataset, make_pair, staged, stop_at
 from tests.recorders import fused
 
-DATA = made_dataset(classes=4, per_class=8, size=16)
+DATA = make_dataset(classes=4, per_class=8, size=16)
 CPU, META = torch.device("cpu"), torch.device("meta")
 """The second stands for a GPU: nothing is read from it, and nothing of the CPU meets it unmoved."""
 SMALL: dict[str, dict[str, Any]] = {"crd": {"negatives": 16}, "sskd": {"head_epochs": 1}}
 
 
-def made(name: str, device: torch.device) -> tuple[Method, Answers]:
+def made(name: str, device: torch.device) -> tuple[Method, TeacherOutputs]:
     kind = methods.find(name)
     teacher = staged("resnet14") if kind.needs_teacher else None
-    pair, frozen = made_pair(staged("resnet8"), teacher, DATA)
+    pair, frozen = make_pair(staged("resnet8"), teacher, DATA)
     method = kind(pair, **SMALL.get(name, {})).to(device)
     if frozen is not None:
         frozen.to(device)
-    return method.train(), Answers(frozen)
+    return method.train(), TeacherOutputs(frozen)
 
 
 def plain_optimizer(method: Method) -> torch.optim.Optimizer:
@@ -50,7 +50,7 @@ def plain_optimizer(method: Method) -> torch.optim.Optimizer:
 
 def batches(count: int, device: torch.device = CPU) -> list[Batch]:
     plan = draw_plan(0, 0, len(DATA.train), 2, True)
-    return list(Resident(DATA.train, device).planned(plan, len(DATA.train) // count))
+    return list(MemoryLoader(DATA.train, device).planned(plan, len(DATA.train) // count))
 
 
 class Copies(TorchDispatchMode):
@@ -72,41 +72,43 @@ def test_no_method_reads_anything_back(name: str, monkeypatch: pytest.MonkeyPatc
     # Autocast does not know this device.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
-    method, answers = made(name, META)
-    optimizer, meter = plain_optimizer(method), Meter()
+    method, teacher_outputs = made(name, META)
+    optimizer, metrics = plain_optimizer(method), EpochMetrics()
     finite = Finite(optimizer)
     del optimizer.found_inf  # type: ignore[attr-defined]  # fused kernels do not know it either
     some = batches(2, META)
     with Copies() as copies:
         for batch in some:
-            output = train_step(method, answers, batch, optimizer, "float32", finite)
-            meter.add(batch, output)
+            output = train_step(method, teacher_outputs, batch, optimizer, "float32", finite)
+            metrics.add(batch, output)
             set_rate(optimizer, 0.2)
     assert not copies.count
     with pytest.raises(RuntimeError, match="meta"):
-        train_step(method, answers, batch, optimizer, "float32")  # a check on the host would wait
+        train_step(
+            method, teacher_outputs, batch, optimizer, "float32"
+        )  # a check on the host would wait
 
 
-@pytest.mark.parametrize("pictures", [4, 8, 16])
-def test_an_epoch_s_plan_is_brought_to_the_device_once(pictures: int) -> None:
-    split = Resident(DATA.train, META)
+@pytest.mark.parametrize("images", [4, 8, 16])
+def test_an_epoch_s_plan_is_brought_to_the_device_once(images: int) -> None:
+    split = MemoryLoader(DATA.train, META)
     plan = draw_plan(0, 0, len(split), 2, True)
     with Copies() as copies:
-        found = list(split.planned(plan, pictures))
-    assert len(found) == len(split) // pictures
+        found = list(split.planned(plan, images))
+    assert len(found) == len(split) // images
     assert copies.count == 5
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 31])
 @pytest.mark.parametrize("start", [0, 3])
-def test_pictures_augmented_together_are_those_augmented_alone(
+def test_images_augmented_together_are_those_augmented_alone(
     monkeypatch: pytest.MonkeyPatch, batch_size: int, start: int
 ) -> None:
-    split = Resident(DATA.train, CPU)
+    split = MemoryLoader(DATA.train, CPU)
     plan = draw_plan(0, 3, len(split), 2, True)
     alone = list(split.planned(plan, batch_size, start))
     for together in (2, 3, 100):
-        monkeypatch.setattr(Resident, "_together", lambda *_, count=together: count)
+        monkeypatch.setattr(MemoryLoader, "_together", lambda *_, count=together: count)
         found = list(split.planned(plan, batch_size, start))
         assert len(found) == len(alone)
         for one, other in zip(found, alone, strict=True):
@@ -130,7 +132,7 @@ def state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_from_the_first_bad_objective_on_nothing_changes(name: OptimizerName, bad: float) -> None:
-    method, answers = made("kd", CPU)
+    method, teacher_outputs = made("kd", CPU)
     optimizer = fused(method, name)
     finite = Finite(optimizer)
     finite.count_from(10)
@@ -149,14 +151,14 @@ def test_from_the_first_bad_objective_on_nothing_changes(name: OptimizerName, ba
         if step == 3:
             assert finite.steps_before_bad() is None
             kept = state_of(optimizer)
-        train_step(method, answers, batch, optimizer, "float32", finite)
+        train_step(method, teacher_outputs, batch, optimizer, "float32", finite)
     assert finite.steps_before_bad() == 13
     assert all(map(torch.equal, weights(method), before[1]))
     assert all(map(torch.equal, state_of(optimizer), kept))
     assert not all(map(torch.equal, before[0], before[1]))
 
 
-SMALL_RUN = ["data.share=0.1", "train.epochs=3", "train.batch_size=32", "method={name: ce}"]
+SMALL_RUN = ["data.fraction=0.1", "train.epochs=3", "train.batch_size=32", "method={name: ce}"]
 """Five steps an epoch."""
 
 
@@ -188,17 +190,17 @@ def spoil(monkeypatch: pytest.MonkeyPatch, at: Callable[[Batch], bool]) -> None:
 def test_a_run_that_asks_late_says_the_same_and_keeps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Asked at the epoch's end, it names the step's own pictures and leaves the last snapshot."""
+    """Asked at the epoch's end, it names the step's own images and leaves the last checkpoint."""
     spoil(monkeypatch, lambda batch: batch.epoch == 1 and batch.step >= step)
     expected = draw_plan(0, 1, 130, 0, False).order[32 * step :][:5].tolist()
     rows = len(draw_plan(0, 1, 130, 0, False).order[32 * step :][: 32 if step < 3 else 34])
-    with pytest.raises(NotFinite) as stopped:
+    with pytest.raises(NonFiniteError) as stopped:
         run.distill(plan(tmp_path / "run"))
-    assert f"on {min(rows, 34)} pictures, the first of them {expected}" in str(stopped.value)
+    assert f"on {min(rows, 34)} images, the first of them {expected}" in str(stopped.value)
     assert "(ce inf)" in str(stopped.value)
-    snapshots = {p.name for p in (tmp_path / "run/snapshots").iterdir()}
-    assert snapshots
-    assert snapshots <= {f"epoch0000{epoch}-step0000000.snapshot" for epoch in (0, 1)}
+    checkpoints = {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
+    assert checkpoints
+    assert checkpoints <= {f"epoch0000{epoch}-step0000000.checkpoint" for epoch in (0, 1)}
     assert not (tmp_path / "run/student.safetensors").exists()
 
 
@@ -216,7 +218,7 @@ def test_nothing_bad_is_saved_when_a_run_is_stopped(
             yield
 
     monkeypatch.setattr(Trainer, "train_epoch", asked)
-    with pytest.raises(NotFinite, match="ce inf"):
+    with pytest.raises(NonFiniteError, match="ce inf"):
         run.distill(plan(tmp_path / "run"))
 
 
@@ -237,11 +239,11 @@ def test_a_fused_run_resumes_to_the_byte(
 
 
 def test_a_state_goes_on_as_the_optimizer_that_takes_it_over_computes() -> None:
-    method, answers = made("ce", CPU)
+    method, teacher_outputs = made("ce", CPU)
     one, other = plain_optimizer(method), fused(method)
     for each in (one, other):
         set_rate(each, 0.5)
-        train_step(method, answers, batches(2)[0], each, "float32")
+        train_step(method, teacher_outputs, batches(2)[0], each, "float32")
     saved = copy.deepcopy(one.state_dict()), copy.deepcopy(other.state_dict())
     load_state(other, saved[0])
     load_state(one, saved[1])

@@ -26,26 +26,26 @@ import dskd
 from dskd.cli.commands import main
 from dskd.config import recipe
 from dskd.engine import run, training_run
-from dskd.engine.evaluate import Judgement
+from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError
 from dskd.runtime.device import environment
-from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.nonfinite import NonFiniteError
 from dskd.runtime.signals import Quit, Stopped
 from dskd.storage import checkpoint
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.weights import read_metadata
-from tests.conftest import made_dataset
+from tests.conftest import make_dataset
 
 SMALL = [
-    "data.share=0.1",
+    "data.fraction=0.1",
     "teacher.name=resnet8",
     "teacher.epochs=3",
     "train.epochs=3",
     "train.batch_size=32",
 ]
-"""The digits on a diet: 130 pictures, 5 steps an epoch."""
-TIMES = ("epoch", "seconds", "teacher_seconds", "snapshot_seconds")
+"""The digits on a diet: 130 images, 5 steps an epoch."""
+TIMES = ("epoch", "seconds", "teacher_seconds", "checkpoint_seconds")
 
 
 def plan(out: Path, *overrides: str) -> recipe.Recipe:
@@ -73,7 +73,7 @@ def test_a_run_leaves_the_files_it_promises(finished: Path) -> None:
     assert names >= {
         "student.safetensors",
         "student_best.safetensors",
-        "beside.safetensors",
+        "auxiliary.safetensors",
         "recipe.yaml",
         "metrics.jsonl",
         "environment.json",
@@ -90,9 +90,9 @@ def test_metrics_say_an_epoch_a_line_and_what_every_stage_does(finished: Path) -
     lines = rows(finished)
     assert [row["epoch"] for row in lines] == [1, 2, 3]
     for row in lines:
-        assert row.keys() >= {"train_loss", "accuracy", "accuracy_top5", "lr", "seconds"}
+        assert row.keys() >= {"train_loss", "test_accuracy", "test_accuracy_top5", "lr", "seconds"}
         for stage in ("stage1", "stage2"):
-            for name in ("prediction", "feature", "weight", "accuracy"):
+            for name in ("prediction", "feature", "weight", "test_accuracy"):
                 assert isinstance(row[f"{stage}/{name}"], float)
         assert row["stage1/weight"] + row["stage2/weight"] == pytest.approx(2)
         total = sum(row[f"loss/{name}"] for name in ("ce", "kd", "shallow"))
@@ -103,7 +103,7 @@ def test_branches_never_reach_the_student_s_files(finished: Path) -> None:
     keys = dskd.load_model("resnet8", num_classes=10, in_channels=1).state_dict().keys()
     for name in ("student.safetensors", "student_best.safetensors"):
         assert safetensors.torch.load_file(finished / name).keys() == keys
-    beside = safetensors.torch.load_file(finished / "beside.safetensors")
+    beside = safetensors.torch.load_file(finished / "auxiliary.safetensors")
     assert all(key.startswith("branches.") for key in beside)
 
 
@@ -134,7 +134,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     assert timeless(tmp_path / "same") == timeless(finished)
 
 
-def test_every_method_starts_from_the_same_student_and_sees_the_same_pictures(
+def test_every_method_starts_from_the_same_student_and_sees_the_same_images(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
@@ -161,24 +161,24 @@ def test_every_method_starts_from_the_same_student_and_sees_the_same_pictures(
 def test_a_result_holds_what_the_files_say(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     last = rows(finished)[-1]
-    assert result["accuracy"] == last["accuracy"]
-    best = max(rows(finished), key=lambda row: row["accuracy"])
-    assert result["best_accuracy"] == best["accuracy"]
+    assert result["test_accuracy"] == last["test_accuracy"]
+    best = max(rows(finished), key=lambda row: row["test_accuracy"])
+    assert result["best_test_accuracy"] == best["test_accuracy"]
     assert result["best_chosen_on"] == "test"
-    judged = dskd.evaluate(finished)
-    assert isinstance(judged, Judgement)
-    assert judged.accuracy == result["accuracy"]
-    assert dskd.evaluate(finished, "best").accuracy == result["best_accuracy"]
+    evaluated = dskd.evaluate(finished)
+    assert isinstance(evaluated, EvaluationResult)
+    assert evaluated.accuracy == result["test_accuracy"]
+    assert dskd.evaluate(finished, "best").accuracy == result["best_test_accuracy"]
 
 
-def test_held_out_pictures_choose_the_best_epoch(tmp_path: Path) -> None:
-    changes = ["data.share=1", "data.holdout=0.2", "method={name: ce}", "train.epochs=2"]
+def test_held_out_images_choose_the_best_epoch(tmp_path: Path) -> None:
+    changes = ["data.fraction=1", "data.val_fraction=0.2", "method={name: ce}", "train.epochs=2"]
     result = run.distill(plan(tmp_path / "run", *changes))
     lines = rows(tmp_path / "run")
-    best = max(lines, key=lambda row: float(row["validation_accuracy"]))
+    best = max(lines, key=lambda row: float(row["val_accuracy"]))
     assert result.best_chosen_on == "validation"
     assert result.best_epoch == best["epoch"]
-    assert result.best_accuracy == best["accuracy"]
+    assert result.best_test_accuracy == best["test_accuracy"]
 
 
 @pytest.mark.parametrize("method", ["ce", "kd", "dskd"])
@@ -210,7 +210,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert stopped.value.signal == signal.SIGINT
     assert not (tmp_path / "parts/student.safetensors").exists()
     run.distill(plan(tmp_path / "parts", *changes), resume=True)
-    for name in ("student.safetensors", "student_best.safetensors", "beside.safetensors"):
+    for name in ("student.safetensors", "student_best.safetensors", "auxiliary.safetensors"):
         whole, parts = tmp_path / "whole" / name, tmp_path / "parts" / name
         assert whole.exists() == parts.exists()
         assert not whole.exists() or whole.read_bytes() == parts.read_bytes()
@@ -249,7 +249,7 @@ def test_resume_without_a_run_starts_anew_and_says_so(
     assert "starting anew" in caplog.text
 
 
-def test_a_damaged_snapshot_is_told_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, finished: Path
 ) -> None:
     out = tmp_path / "run"
@@ -257,7 +257,7 @@ def test_a_damaged_snapshot_is_told_and_the_one_before_is_used(
     run.distill(plan(out, teacher))
     for name in ("result.json", "student.safetensors"):
         (out / name).unlink()
-    older, newer = sorted((out / "snapshots").iterdir())
+    older, newer = sorted((out / "checkpoints").iterdir())
     newer.write_bytes(newer.read_bytes()[:-1])
     run.distill(plan(out, teacher), resume=True)
     assert "damaged" in caplog.text
@@ -265,14 +265,14 @@ def test_a_damaged_snapshot_is_told_and_the_one_before_is_used(
         finished / "student.safetensors"
     ).read_bytes()
     (out / "result.json").unlink()
-    for path in (out / "snapshots").iterdir():
+    for path in (out / "checkpoints").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(InputError, match="every snapshot"):
+    with pytest.raises(InputError, match="every checkpoint"):
         run.distill(plan(out, teacher), resume=True)
-    assert older.suffix == ".snapshot"
+    assert older.suffix == ".checkpoint"
 
 
-def test_a_new_run_s_first_snapshot_comes_before_its_first_step(
+def test_a_new_run_s_first_checkpoint_comes_before_its_first_step(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
@@ -284,13 +284,13 @@ def test_a_new_run_s_first_snapshot_comes_before_its_first_step(
         patch.setattr(Trainer, "train_epoch", never)
         with pytest.raises(KeyboardInterrupt):
             run.distill(plan(tmp_path / "run", teacher))
-    assert len(list((tmp_path / "run/snapshots").iterdir())) == 1
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
     run.distill(plan(tmp_path / "run", teacher), resume=True)
     expected = (finished / "student.safetensors").read_bytes()
     assert (tmp_path / "run/student.safetensors").read_bytes() == expected
 
 
-def test_snapshots_cost_a_share_of_the_training_that_the_metrics_show(
+def test_checkpoints_cost_a_share_of_the_training_that_the_metrics_show(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
@@ -305,10 +305,10 @@ def test_snapshots_cost_a_share_of_the_training_that_the_metrics_show(
     monkeypatch.setattr(training_run, "SHARE", 0.0)  # no training is long enough
     result = run.distill(plan(tmp_path / "dear", teacher))
     assert written == [(0, 0), (3, 0)]
-    shown = [row["snapshot_seconds"] for row in rows(tmp_path / "dear")]
+    shown = [row["checkpoint_seconds"] for row in rows(tmp_path / "dear")]
     assert shown[0] > 0
     assert shown[1:] == [0, 0]
-    assert result.snapshot_seconds > shown[0]
+    assert result.checkpoint_seconds > shown[0]
     written.clear()
     monkeypatch.setattr(training_run, "SHARE", 1e9)
     run.distill(plan(tmp_path / "cheap", teacher))
@@ -345,13 +345,13 @@ def test_a_row_that_a_kill_cut_short_is_written_again(tmp_path: Path, finished: 
     assert (out / "metrics.jsonl").read_bytes() == whole
 
 
-def test_snapshots_that_are_gone_are_not_taken_for_a_run_without_any(
+def test_checkpoints_that_are_gone_are_not_taken_for_a_run_without_any(
     tmp_path: Path, finished: Path
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     (out / "result.json").unlink()
-    shutil.rmtree(out / "snapshots")
+    shutil.rmtree(out / "checkpoints")
     with pytest.raises(InputError, match=r"are gone; remove .* to start again"):
         run.distill(plan(out), resume=True)
 
@@ -360,7 +360,7 @@ def test_snapshots_that_are_gone_are_not_taken_for_a_run_without_any(
     ("changed", "message"),
     [
         ({"recipe": {"seed": 1}}, "is of another recipe: .*seed is 1 there, 0 here"),
-        ({"given": {"data": "x", "teacher": "x"}}, "with other pictures"),
+        ({"given": {"data": "x", "teacher": "x"}}, "with other images"),
         ({"trainer": {"ranks": [{}, {}]}}, "with 2 processes, and there are 1"),
         ({"best": {"epok": 1}}, "does not fit the model or the method as they are now"),
         ({"best": {"epoch": 1, "score": "high", "accuracy": 1.0}}, "'score' is no number"),
@@ -374,14 +374,14 @@ def test_snapshots_that_are_gone_are_not_taken_for_a_run_without_any(
         ({"trainer": {"ranks": [5], "method": 5}}, "does not fit"),
     ],
 )
-def test_a_snapshot_of_anything_else_is_refused(
+def test_a_checkpoint_of_anything_else_is_refused(
     tmp_path: Path, finished: Path, changed: dict[str, Any], message: str
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     (out / "result.json").unlink()
-    (newest,) = checkpoint.in_order(out / "snapshots")[-1:]
-    checkpoint.write(out / "snapshots", checkpoint.read(newest) | changed)
+    (newest,) = checkpoint.in_order(out / "checkpoints")[-1:]
+    checkpoint.write(out / "checkpoints", checkpoint.read(newest) | changed)
     with pytest.raises(InputError, match=message):
         run.distill(plan(out), resume=True)
 
@@ -404,7 +404,7 @@ def test_a_second_signal_does_not_wait_for_the_step(
     assert ended.value.code == 143
 
 
-def test_a_full_disk_ends_a_run_in_a_line_and_the_older_snapshot_goes_on(
+def test_a_full_disk_ends_a_run_in_a_line_and_the_older_checkpoint_goes_on(
     tmp_path: Path,
     finished: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -429,7 +429,7 @@ def test_a_full_disk_ends_a_run_in_a_line_and_the_older_snapshot_goes_on(
     assert stop.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(r"No space left on device; [\d,]{7,} bytes were needed, [\d,]+ are", line)
-    assert len(list((out / "snapshots").iterdir())) == 2
+    assert len(list((out / "checkpoints").iterdir())) == 2
     run.distill(plan(out, teacher), resume=True)
     expected = (finished / "student.safetensors").read_bytes()
     assert (out / "student.safetensors").read_bytes() == expected
@@ -455,9 +455,9 @@ def test_a_folder_with_a_run_is_refused_resumed_by_its_own_recipe_or_replaced(
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_other_pictures_are_refused_on_resume(tmp_path: Path, finished: Path) -> None:
+def test_other_images_are_refused_on_resume(tmp_path: Path, finished: Path) -> None:
     teacher = str(finished / "teacher/student.safetensors")
-    data = made_dataset(classes=10, channels=1, size=8)
+    data = make_dataset(classes=10, channels=1, size=8)
     arguments: dict[str, Any] = {
         "student": "resnet8",
         "teacher": {"name": "resnet8", "checkpoint": teacher},
@@ -466,25 +466,25 @@ def test_other_pictures_are_refused_on_resume(tmp_path: Path, finished: Path) ->
     }
     dskd.distill(data=data, **arguments)
     (tmp_path / "run/result.json").unlink()
-    other = made_dataset(classes=10, channels=1, size=8, seed=1)
-    with pytest.raises(InputError, match="other pictures"):
+    other = make_dataset(classes=10, channels=1, size=8, seed=1)
+    with pytest.raises(InputError, match="other images"):
         dskd.distill(data=other, resume=True, **arguments)
 
 
-def test_a_finished_teacher_of_other_pictures_is_not_taken(tmp_path: Path) -> None:
+def test_a_finished_teacher_of_other_images_is_not_taken(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "student": "resnet8",
         "teacher": {"name": "resnet8"},
         "train": {"epochs": 1},
         "out": tmp_path / "run",
     }
-    data, other = (made_dataset(classes=10, channels=1, size=8, seed=seed) for seed in (0, 1))
+    data, other = (make_dataset(classes=10, channels=1, size=8, seed=seed) for seed in (0, 1))
     dskd.distill(data=data, **arguments)
-    for path in (tmp_path / "run").glob("*.jsonl"):  # as killed before its first snapshot
+    for path in (tmp_path / "run").glob("*.jsonl"):  # as killed before its first checkpoint
         path.unlink()
     (tmp_path / "run/result.json").unlink()
-    shutil.rmtree(tmp_path / "run/snapshots")
-    with pytest.raises(InputError, match=r"run/teacher was trained on other pictures"):
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(InputError, match=r"run/teacher was trained on other images"):
         dskd.distill(data=other, resume=True, **arguments)
     dskd.distill(data=data, resume=True, **arguments)
 
@@ -494,7 +494,7 @@ def test_an_objective_that_is_not_finite_stops_before_the_weights_change(
 ) -> None:
     changes = ["method={name: ce, ce: 1.0e+30}", "train.lr=1e6", "train.epochs=5"]
     with pytest.raises(
-        NotFinite, match=r"not finite .* on 32 pictures, the first .*lower train.lr"
+        NonFiniteError, match=r"not finite .* on 32 images, the first .*lower train.lr"
     ):
         run.distill(plan(tmp_path / "run", *changes))
     monkeypatch.setattr(sys, "argv", ["dskd"])
@@ -503,11 +503,11 @@ def test_an_objective_that_is_not_finite_stops_before_the_weights_change(
     assert exit_.value.code == 3
 
 
-@pytest.mark.parametrize("pictures", [33, 34, 2])
-def test_an_odd_last_batch_trains_without_harm(tmp_path: Path, pictures: int) -> None:
-    data = made_dataset(classes=2, per_class=20, size=8)
+@pytest.mark.parametrize("images", [33, 34, 2])
+def test_an_odd_last_batch_trains_without_harm(tmp_path: Path, images: int) -> None:
+    data = make_dataset(classes=2, per_class=20, size=8)
     few = dskd.Dataset(
-        "few", data.train.take(torch.arange(pictures)), data.test, data.classes, data.mean, data.std
+        "few", data.train.take(torch.arange(images)), data.test, data.classes, data.mean, data.std
     )
     result = dskd.distill(
         student="resnet8",
@@ -543,7 +543,7 @@ def test_signals_end_a_process_with_its_state_saved(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "--resume" in errors
-    assert list((out / "snapshots").iterdir())
+    assert list((out / "checkpoints").iterdir())
     assert (out / "recipe.yaml").exists()
 
 
@@ -666,7 +666,7 @@ def test_the_teacher_s_folder_has_one_owner_too(
     assert refused == [folder]
 
 
-@pytest.mark.parametrize("name", ["snapshots", "tensorboard", "teacher"])
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "teacher"])
 def test_a_run_whose_folders_are_links_does_not_go_on(
     tmp_path: Path, finished: Path, name: str
 ) -> None:
@@ -693,10 +693,10 @@ def test_a_stop_while_a_method_prepares_itself_is_told_and_starts_anew(
 ) -> None:
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
     changes = [teacher, "method={name: sskd, head_epochs: 2}", "train.epochs=1"]
-    answered, seen = Trainer._answered, []
+    require_outputs, seen = Trainer._with_outputs, []
 
     def signalled(self: Trainer, check: Any, epochs: int) -> Iterator[Any]:
-        for batch in answered(self, check, epochs):
+        for batch in require_outputs(self, check, epochs):
             seen.append(batch)
             signal.raise_signal(number)
             yield batch
@@ -762,14 +762,14 @@ def test_a_folder_with_somebody_s_own_recipe_is_no_run(tmp_path: Path) -> None:
     assert (own / "teacher/notes.txt").read_text() == "mine"
 
 
-def test_a_run_that_came_while_the_pictures_were_read_is_not_replaced(
+def test_a_run_that_came_while_the_images_were_read_is_not_replaced(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    check_fit = run.check_fit
+    rehearse = run.rehearse
 
     def slow(*arguments: Any) -> None:
-        check_fit(*arguments)
+        rehearse(*arguments)
         if not out.exists():
             shutil.copytree(finished, out)
 

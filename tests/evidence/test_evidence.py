@@ -23,7 +23,7 @@ from PIL import Image
 from dskd import methods
 from dskd.compare.grid import load_plan
 from dskd.compare.summary import Entry, summarize
-from dskd.compare.variants import contenders
+from dskd.compare.variants import method_variants
 from dskd.config.recipe import load
 from dskd.engine.training_run import Result
 from dskd.errors import InputError
@@ -32,14 +32,14 @@ from evidence import choose, design, figure, why
 NAMES = ("ablation", "exploration", "controls", "table", "weights", "mini")
 
 
-def published(folder: Path, classes: list[str], pictures: int = 10) -> Path:
-    """A few pictures in TinyImageNet's published form."""
+def published(folder: Path, classes: list[str], samples: int = 10) -> Path:
+    """A few images in TinyImageNet's published form."""
     root = folder / "tiny-imagenet-200"
     lines = []
     for number, wnid in enumerate(classes):
         images = root / "train" / wnid / "images"
         images.mkdir(parents=True)
-        for index in range(pictures):
+        for index in range(samples):
             Image.new("RGB", (64, 64), (40 * number, 3 * index, 9)).save(
                 images / f"{wnid}_{index}.JPEG"
             )
@@ -51,7 +51,7 @@ def published(folder: Path, classes: list[str], pictures: int = 10) -> Path:
     return folder
 
 
-def test_a_fifth_is_held_out_and_judged_beside_the_validation_pictures(tmp_path: Path) -> None:
+def test_a_fifth_is_held_out_and_judged_beside_the_validation_images(tmp_path: Path) -> None:
     classes = ["n01", "n02", "n03"]
     folder = prepare(published(tmp_path / "data", classes), "final", tmp_path / "sets", classes)
     for wnid in classes:
@@ -92,7 +92,7 @@ def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
     study = design.find(name, tmp_path)
     changes = [f"teacher.name={study.teacher_name}", f"data.root={tmp_path}", *study.changes]
     plan = load_plan(study.recipe, changes, study.labels, tmp_path / "out", seeds=study.seeds)
-    labels = [contender.label for contender in plan.contenders]
+    labels = [variant.label for variant in plan.method_variants]
     assert study.baseline in labels
     assert (
         len(labels)
@@ -109,8 +109,8 @@ def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
 
 def test_our_defaults_are_what_the_studies_call_so() -> None:
     label = why.LABELS[-1]
-    (contender,) = contenders([label], load(design.RECIPE, ["data.root=."]), "equal")
-    assert contender.method.options == methods.resolve("dskd", {})
+    (variant,) = method_variants([label], load(design.RECIPE, ["data.root=."]), "equal")
+    assert variant.method.options == methods.resolve("dskd", {})
     assert label in design.find("mini", Path()).labels
 
 
@@ -171,7 +171,7 @@ def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Pa
     text = (tmp_path / "small.md").read_text()
     assert "| `fitnet:weight=1e30` | failed |" in text
     assert "- `fitnet:weight=1e30`, seed 0, failed: the loss is not finite" in text
-    assert "see OUT/small/fitnet+weight=1e30/seed0/not_finite.json" in text
+    assert "see OUT/small/fitnet+weight=1e30/seed0/nonfinite.json" in text
     assert str(tmp_path) not in text
 
 
@@ -331,34 +331,34 @@ def test_what_a_study_is_made_of_is_not_changed_by_the_way() -> None:
 
 def finished(folder: Path, accuracies: Mapping[str, Sequence[float]]) -> None:
     """A comparison's folder, of which only the accuracies matter."""
-    found = contenders(accuracies, load("digits"), "equal")
+    found = method_variants(accuracies, load("digits"), "equal")
     facts = {
         "recipe": {},
         "weights": "equal",
-        "pictures": 100,
+        "images": 100,
         "seeds": list(range(max(map(len, accuracies.values())))),
-        "entries": [contender.plain() for contender in found],
+        "entries": [variant.plain() for variant in found],
     }
     folder.mkdir(parents=True)
     (folder / "comparison.json").write_text(json.dumps(facts))
     names = set(Result.__annotations__) - {"path", "student"}
     others = dict.fromkeys(names, 0) | {"method": "ce", "best_chosen_on": "test"}
-    for contender in found:
-        for seed, accuracy in enumerate(accuracies[contender.label]):
-            run = folder / contender.folder / f"seed{seed}"
+    for variant in found:
+        for seed, accuracy in enumerate(accuracies[variant.label]):
+            run = folder / variant.folder / f"seed{seed}"
             run.mkdir(parents=True)
-            (run / "result.json").write_text(json.dumps(others | {"accuracy": accuracy}))
+            (run / "result.json").write_text(json.dumps(others | {"test_accuracy": accuracy}))
 
 
 def table(**better: float) -> dict[str, list[float]]:
     return {name: [better.get(name, 40.0)] * 3 for name in methods.names()}
 
 
-def test_the_rivals_are_the_best_two_of_the_table_beside_those_that_are_always_there(
+def test_the_baselines_are_the_best_two_of_the_table_beside_those_that_are_always_there(
     tmp_path: Path,
 ) -> None:
     finished(tmp_path / "table", table(ce=50, kd=49, dskd=48, crd=47, at=46, sp=45))
-    assert choose.rivals(tmp_path / "table") == ["crd", "at"]
+    assert choose.baselines(tmp_path / "table") == ["crd", "at"]
     assert design.find("pair", tmp_path).labels == [
         "ce",
         "kd",
@@ -388,7 +388,7 @@ def test_the_rivals_are_the_best_two_of_the_table_beside_those_that_are_always_t
     assert max((t for t in trials if t.startswith("dskd")), key=len) in best
 
 
-def test_rivals_wait_for_the_table(tmp_path: Path) -> None:
+def test_baselines_wait_for_the_table(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not finished .*; run the study table"):
         design.find("pair", tmp_path)
     finished(tmp_path / "table", table() | {"at": [40.0, 41.0]})
@@ -400,7 +400,7 @@ def test_rivals_wait_for_the_table(tmp_path: Path) -> None:
 def test_every_rival_would_have_eight_trials_that_exist(name: str) -> None:
     trials = choose.trials_of(name)
     assert len(set(trials)) == 8
-    assert len(contenders(trials, load("digits"), "equal")) == 8
+    assert len(method_variants(trials, load("digits"), "equal")) == 8
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -417,7 +417,11 @@ def test_better_needs_an_interval_without_zero_and_a_small_adjusted_p() -> None:
 
 def test_differences_can_refer_to_any_label() -> None:
     def entry(label: str, value: float) -> Entry:
-        result = {"accuracy": value, "best_accuracy": value, "agreement": None} | dict.fromkeys(
+        result = {
+            "test_accuracy": value,
+            "best_test_accuracy": value,
+            "agreement": None,
+        } | dict.fromkeys(
             ("parameters", "extra_parameters", "seconds", "teacher_seconds", "memory"), 1
         )
         return Entry(label, label, {}, {0: result, 1: result}, {})

@@ -287,17 +287,17 @@ _ZIP_BOMBS: dict[str, Callable[[], bytes]] = {
     "an end that lies": lambda: _forged(12, _FOUR(2**31), b"PK\x05\x06"),
     "half of it": lambda: _good(_ZIPS[0])[: len(_good(_ZIPS[0])) // 2],
     "nothing": lambda: b"",
-    "a large picture": lambda: _zip(
+    "a large image": lambda: _zip(
         ("tiny-imagenet-200/train/n00000001/images/z.JPEG", bytes(_BOMB))
     ),
-    "a link for a picture": lambda: _zip(
+    "a link for an image": lambda: _zip(
         (_mode("tiny-imagenet-200/train/n00000001/images/z.JPEG", 0o120777), b"../../victim")
     ),
-    "a picture outside": lambda: _zip(
+    "an image outside": lambda: _zip(
         ("tiny-imagenet-200/val/val_annotations.txt", b"../../victim\tn00000001\n"),
         without="tiny-imagenet-200/val/val_annotations.txt",
     ),
-    "a picture in the folder above": lambda: _zip(
+    "an image in the folder above": lambda: _zip(
         ("tiny-imagenet-200/val/val_annotations.txt", b"..\tn00000001\n"),
         without="tiny-imagenet-200/val/val_annotations.txt",
     ),
@@ -321,7 +321,7 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
 
 
 def check(case: Case, folder: Path) -> str:
-    """Reads an archive as a user would: nothing is written but decoded pictures, in the cache."""
+    """Reads an archive as a user would: nothing is written but decoded images, in the cache."""
     file, dataset, make, outcome = case
     work, victim = folder / "a" / "b", folder / "victim"
     work.mkdir(parents=True)
@@ -334,11 +334,11 @@ def check(case: Case, folder: Path) -> str:
         with mock.patch.object(archives, "_UNPACKED", _LIMIT):
             if outcome == "refused":
                 with pytest.raises(InputError) as refused:
-                    load_dataset(dataset, root=Path(file), cache=folder / "cache")
+                    load_dataset(dataset, root=Path(file), cache_dir=folder / "cache")
                 assert str(refused.value).isprintable(), "what is said must be one line"
                 assert len(str(refused.value)) < 1000, "what is said must be short"
             else:
-                load_dataset(dataset, root=Path(file), cache=folder / "cache")
+                load_dataset(dataset, root=Path(file), cache_dir=folder / "cache")
         assert tracemalloc.get_traced_memory()[1] < _BOMB / 2, "the bomb went off"
     finally:
         os.chdir(start)

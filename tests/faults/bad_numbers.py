@@ -30,16 +30,16 @@ from dskd.methods.base import StepOutput
 from dskd.methods.kd import KD
 from dskd.models.output import ModelOutput
 from dskd.storage import checkpoint
-from dskd.storage.run_directory import LAST, NOT_FINITE
-from dskd.teacher.outputs import Answers
+from dskd.storage.run_directory import LAST, NONFINITE
+from dskd.teacher.outputs import TeacherOutputs
 from tests.recorders import Replaying, fused
 
 FAMILY = "NaN and infinities in losses, gradients, the teacher's logits and what is kept"
 Place = Literal["loss", "gradients", "one gradient", "teacher"]
 Way = Literal["sgd", "adamw", "fused sgd", "fused adamw", "recorded"]
-EPOCH, EPOCHS, BATCH, PICTURES = 1, 3, 32, 130
+EPOCH, EPOCHS, BATCH, IMAGES = 1, 3, 32, 130
 SMALL = [
-    "data.share=0.1",
+    "data.fraction=0.1",
     "student.name=resnet8",
     "teacher.name=resnet8",
     "teacher.epochs=1",
@@ -48,7 +48,7 @@ SMALL = [
     "train.device=cpu",
     "method={name: kd}",
 ]
-"""The digits on a diet: 130 pictures, 5 steps an epoch."""
+"""The digits on a diet: 130 images, 5 steps an epoch."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Overflow:
-    """A run whose numbers overflow between two steps, or only where it is judged.
+    """A run whose numbers overflow between two steps, or only where it is evaluated.
 
     Attributes:
         found: The tensor that is said, or nothing where it is the logits.
@@ -120,7 +120,7 @@ OF_TWO = [
     Case("teacher", -INF, "fused sgd"),
     Case("loss", INF, "adamw"),
 ]
-"""Those that two processes meet, of which one has the picture."""
+"""Those that two processes meet, of which one has the image."""
 CHANGES = ((), ("teacher.ahead=3",), ("train.precision=bfloat16",))
 
 
@@ -140,13 +140,13 @@ def check(case: Case | Overflow, folder: Path) -> str:
 def _overflow(case: Overflow, out: Path) -> str:
     """Has a run overflow: what was saved before stays, and it does not end as a finished one."""
     assert _ends(*SMALL, *LABELS, *case.changes, f"out={out}") == 3
-    facts = json.loads((out / NOT_FINITE).read_text())
+    facts = json.loads((out / NONFINITE).read_text())
     assert (facts["epoch"], facts["step"]) == (1, 1)
     assert facts["what"] == ["state" if case.found else "logits"]
     assert facts["state"][:1] == ([case.found] if case.found else [])
     for weights in out.glob("*.safetensors"):
         assert _all_finite(safetensors.torch.load_file(weights)), "bad weights were written"
-    for path in (out / "snapshots").iterdir():
+    for path in (out / "checkpoints").iterdir():
         state = checkpoint.read(path)["trainer"]
         assert _all_finite(state["method"]), "bad weights were saved"
         for values in state["optimizer"]["state"].values():
@@ -163,7 +163,7 @@ def _all_finite(tensors: dict[str, Any]) -> bool:
 def _spoil(case: Case, folder: Path) -> str:
     """Has a run meet the number, of one process or of several; nothing of it may be kept.
 
-    The number comes up with one picture, the second of its batch: of two processes, the second
+    The number comes up with one image, the second of its batch: of two processes, the second
     has it.
     """
     taught = _distilled(case, folder / "taught", "train.epochs=1")
@@ -179,9 +179,9 @@ def _spoil(case: Case, folder: Path) -> str:
     assert _digest(trainer[0]) == before[case.step][0], (
         "weights or the optimizer's state were changed"
     )
-    assert _files(out) == before[case.step][1], "the snapshots were changed"
+    assert _files(out) == before[case.step][1], "the checkpoints were changed"
     assert _code(case, out, teacher, "--resume") == 0
-    assert not (out / NOT_FINITE).exists(), "what is over is still told"
+    assert not (out / NONFINITE).exists(), "what is over is still told"
     whole = _distilled(case, folder / "whole", teacher)
     assert (out / LAST).read_bytes() == (whole / LAST).read_bytes(), "the run went on otherwise"
     return "stopped"
@@ -232,7 +232,7 @@ def _taken(way: Way) -> Iterator[None]:
 
 @contextmanager
 def _watched(out: Path) -> Iterator[tuple[list[Trainer], list[tuple[str, dict[str, bytes]]]]]:
-    """The trainer of the run; what it and its snapshots were before each step of the epoch."""
+    """The trainer of the run; what it and its checkpoints were before each step of the epoch."""
     train_epoch = Trainer.train_epoch
     trainers: list[Trainer] = []
     before: list[tuple[str, dict[str, bytes]]] = []
@@ -249,7 +249,7 @@ def _watched(out: Path) -> Iterator[tuple[list[Trainer], list[tuple[str, dict[st
 
 
 def _files(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (out / "snapshots").glob("*.snapshot")}
+    return {path.name: path.read_bytes() for path in (out / "checkpoints").glob("*.checkpoint")}
 
 
 def _digest(trainer: Trainer) -> str:
@@ -278,11 +278,11 @@ class _Scaled(torch.autograd.Function):
 @contextmanager
 def _spoiled(case: Case) -> Iterator[None]:
     """Puts the number into the run."""
-    picture = _pictures(case)[1]
-    forward, ask = KD.forward, Answers.ask
+    image = _images(case)[1]
+    forward, ask = KD.forward, TeacherOutputs.ask
 
     def factor(batch: Batch) -> Tensor:
-        here = (batch.indices == picture).any() & (batch.epoch == EPOCH)
+        here = (batch.indices == image).any() & (batch.epoch == EPOCH)
         return torch.where(here, case.bad, 1.0)
 
     def taught(self: KD, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
@@ -297,31 +297,33 @@ def _spoiled(case: Case) -> Iterator[None]:
             losses["kd"] = losses["kd"] + _Scaled.apply(0 * last, factor(batch))
         return StepOutput(losses, output.logits, output.metrics)
 
-    def asked(self: Answers, answering: Any, batch: Batch, needs: Any) -> tuple[ModelOutput, int]:
-        answer, hits = ask(self, answering, batch, needs)
+    def asked(
+        self: TeacherOutputs, teacher_forward: Any, batch: Batch, needs: Any
+    ) -> tuple[ModelOutput, int]:
+        teacher_output, hits = ask(self, teacher_forward, batch, needs)
         if batch.epoch == EPOCH and case.place == "teacher":
-            logits = answer.logits.clone()
-            logits[(batch.indices == picture).nonzero().flatten(), 0] = case.bad
-            answer = answer._replace(logits=logits)
-        return answer, hits
+            logits = teacher_output.logits.clone()
+            logits[(batch.indices == image).nonzero().flatten(), 0] = case.bad
+            teacher_output = teacher_output._replace(logits=logits)
+        return teacher_output, hits
 
-    with patch.object(KD, "forward", taught), patch.object(Answers, "ask", asked):
+    with patch.object(KD, "forward", taught), patch.object(TeacherOutputs, "ask", asked):
         yield
 
 
-def _pictures(case: Case) -> list[int]:
+def _images(case: Case) -> list[int]:
     """Those of the step, in the plan's order."""
-    order = draw_plan(0, EPOCH, PICTURES, 0, False).order.tolist()
-    steps = PICTURES // BATCH
-    end = PICTURES if case.step == steps - 1 else BATCH * (case.step + 1)
+    order = draw_plan(0, EPOCH, IMAGES, 0, False).order.tolist()
+    steps = IMAGES // BATCH
+    end = IMAGES if case.step == steps - 1 else BATCH * (case.step + 1)
     return order[BATCH * case.step : end]
 
 
 def _check_said(case: Case, out: Path) -> None:
-    """The run's folder says which step it was, what was bad, and which pictures there were."""
-    facts = json.loads((out / NOT_FINITE).read_text())
+    """The run's folder says which step it was, what was bad, and which images there were."""
+    facts = json.loads((out / NONFINITE).read_text())
     assert (facts["epoch"], facts["step"]) == (EPOCH + 1, case.step + 1)
-    assert sorted(facts["indices"]) == sorted(_pictures(case))
+    assert sorted(facts["indices"]) == sorted(_images(case))
     assert ("gradient" if "gradient" in case.place else case.place) in facts["what"]
     bad = [loss for loss in facts["losses"].values() if not math.isfinite(float(loss))]
     assert ("loss" in facts["what"]) is bool(bad)

@@ -48,12 +48,12 @@ def check(case: Case, folder: Path) -> str:
         AssertionError: It fails, or leaves anything else.
     """
     expected = _undisturbed(case.method, folder.parent)
-    arguments = runs.command(folder / "run", runs.pictures(folder.parent / "pictures"), case.method)
+    arguments = runs.command(folder / "run", runs.images(folder.parent / "images"), case.method)
     code, said = runs.call(arguments, folder, partial(_jump, case.jump, case.asked or 0))
     assert code == 0, said
     if case.asked is None:
         (folder / "run/result.json").unlink()
-        newest = sorted((folder / "run/snapshots").iterdir())[-1]
+        newest = sorted((folder / "run/checkpoints").iterdir())[-1]
         newest.unlink()
         for path in (folder / "run").rglob("*"):
             os.utime(path, (time.time() + case.jump,) * 2)
@@ -80,5 +80,5 @@ def _jump(seconds: float, asked: int) -> None:
 def _undisturbed(method: str, folder: Path) -> dict[str, Any]:
     own = folder / f"whole-{method}"
     own.mkdir(exist_ok=True)
-    runs.whole(runs.command(own / "run", runs.pictures(folder / "pictures"), method), own)
+    runs.whole(runs.command(own / "run", runs.images(folder / "images"), method), own)
     return runs.left(own / "run")

@@ -1,4 +1,4 @@
-"""Snapshots that are damaged: in every byte of the header, every field and at every boundary.
+"""Checkpoints that are damaged: in every byte of the header, every field and at every boundary.
 
 Some hold something else under a right checksum.
 """
@@ -22,20 +22,20 @@ import torch
 
 from dskd.errors import InputError
 from dskd.storage import checkpoint
-from dskd.storage.checkpoint import HEADER, MAGIC, PARTS, DamagedSnapshot
+from dskd.storage.checkpoint import HEADER, MAGIC, PARTS, DamagedCheckpoint
 from dskd.storage.run_directory import RunDirectory
 from tests.faults import runs
 
-FAMILY = "damaged snapshots"
+FAMILY = "damaged checkpoints"
 COUNT, SAMPLE = 2000, 200
 Kind = Literal["flip", "zero", "cut", "longer", "swap", "other"]
 OTHERS: tuple[Any, ...] = (None, 5, "text", [1], {}, {"epoch": 1}, torch.zeros(3))
-"""What a snapshot may hold in place of a state, beside a state without one of its parts."""
+"""What a checkpoint may hold in place of a state, beside a state without one of its parts."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A change to the newest of two snapshots.
+    """A change to the newest of two checkpoints.
 
     Attributes:
         kind: A byte is changed, many become zero, the file ends there, it goes on for so many
@@ -50,7 +50,7 @@ class Case:
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
-    """All header bytes and all fields, of a run's own snapshot; the rest is drawn."""
+    """All header bytes and all fields, of a run's own checkpoint; the rest is drawn."""
     wanted = COUNT if whole else SAMPLE
     for number, (where, case) in enumerate(itertools.islice(_all(), wanted)):
         yield f"{number}: {case.kind} {where}", case
@@ -87,11 +87,11 @@ def _cut(places: list[int]) -> Iterator[tuple[str, Case]]:
 
 @cache
 def _made() -> tuple[bytes, bytes]:
-    """The last two snapshots of a run."""
+    """The last two checkpoints of a run."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        runs.whole(runs.command(folder / "run", runs.pictures(folder / "p"), "ce"), folder)
-        older, newer = checkpoint.in_order(folder / "run/snapshots")
+        runs.whole(runs.command(folder / "run", runs.images(folder / "p"), "ce"), folder)
+        older, newer = checkpoint.in_order(folder / "run/checkpoints")
         return older.read_bytes(), newer.read_bytes()
 
 
@@ -117,7 +117,7 @@ def _layout() -> tuple[int, list[tuple[str, int, int]]]:
 
 
 def _other(data: bytes, number: int) -> bytes:
-    """One of `OTHERS` as a snapshot, or a state without one of its parts, or with a wrong one."""
+    """One of `OTHERS` as a checkpoint, or a state without one of its parts, or with a wrong one."""
     if number < len(OTHERS):
         state = OTHERS[number]
     else:
@@ -152,24 +152,24 @@ def _changed(data: bytes, case: Case) -> bytes:
 
 
 def check(case: Case, folder: Path) -> str:
-    """Damages the newest of two snapshots, then the other one too.
+    """Damages the newest of two checkpoints, then the other one too.
 
     Raises:
         AssertionError: It is not noticed, or the one before is not used, or the run starts anew.
     """
     older, newer = _made()
     directory = RunDirectory(folder)
-    directory.snapshots.mkdir()
-    first, second = (directory.snapshots / f"epoch0000{n}-step0000000.snapshot" for n in (2, 3))
+    directory.checkpoints.mkdir()
+    first, second = (directory.checkpoints / f"epoch0000{n}-step0000000.checkpoint" for n in (2, 3))
     first.write_bytes(older)
     second.write_bytes(_changed(newer, case))
-    with pytest.raises(DamagedSnapshot):
+    with pytest.raises(DamagedCheckpoint):
         checkpoint.read(second)
-    state, told = directory.newest_snapshot()
+    state, told = directory.newest_checkpoint()
     assert state is not None
     assert (state["epoch"], len(told)) == (2, 1)
     assert str(second) in told[0]
     first.write_bytes(_changed(older, Case("cut", case.at % len(older))))
-    with pytest.raises(InputError, match="every snapshot in"):
-        directory.newest_snapshot()
+    with pytest.raises(InputError, match="every checkpoint in"):
+        directory.newest_checkpoint()
     return "noticed, the one before used"

@@ -18,7 +18,7 @@ import dskd
 from dskd import methods
 from dskd.data import Dataset, Split
 from dskd.models.zoo import build
-from tests.conftest import made_dataset
+from tests.conftest import make_dataset
 from tests.data.file_writers import cifar_entries, python3_pickle, write_cifar100, write_folder
 from tests.faults.outcomes import refusal
 
@@ -26,12 +26,12 @@ FAMILY = "odd data sets"
 
 _BATCH = 4
 SMALL: dict[str, dict[str, Any]] = {"sskd": {"head_epochs": 1}, "crd": {"negatives": 4}}
-"""Settings that make a method fit for a few pictures."""
+"""Settings that make a method fit for a few images."""
 
 
 def _with(train: list[int], classes: int, test: list[int] | None = None) -> Dataset:
-    """Made pictures with these labels."""
-    data = made_dataset(classes=classes, per_class=3, size=16)
+    """Made images with these labels."""
+    data = make_dataset(classes=classes, per_class=3, size=16)
     random = torch.Generator().manual_seed(0)
 
     def split(labels: list[int]) -> Split:
@@ -42,27 +42,27 @@ def _with(train: list[int], classes: int, test: list[int] | None = None) -> Data
 
 
 OBJECTS: dict[str, Callable[[], Dataset]] = {
-    "a last batch of one": lambda: _with([0, 1, 2] * 3, 3),  # 9 pictures, 4 a step
+    "a last batch of one": lambda: _with([0, 1, 2] * 3, 3),  # 9 images, 4 a step
     "two classes": lambda: _with([0, 1] * 5, 2),
     "labels with holes": lambda: _with([0, 2, 4] * 3 + [0], 5),
     "a class of one": lambda: _with([0] * 9 + [1], 2),
     "all of one class": lambda: _with([1] * 8, 2),
-    "fewer pictures than a batch": lambda: _with([0, 1], 2),
-    "a test picture of a class without others": lambda: _with([0, 1] * 4, 3, [2]),
+    "fewer images than a batch": lambda: _with([0, 1], 2),
+    "a test image of a class without others": lambda: _with([0, 1] * 4, 3, [2]),
 }
-"""Pictures given in Python, on which every method is tried."""
+"""Images given in Python, on which every method is tried."""
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Callable[[Path], str]]]:
-    """Every method on every kind of pictures (else on the odd last batch), and every odd folder."""
+    """Every method on every kind of images (else on the odd last batch), and every odd folder."""
     for number, method in enumerate(methods.names()):
         for place, (name, make) in enumerate(OBJECTS.items()):
             if whole or place in (0, 1 + number % (len(OBJECTS) - 1)):
                 yield f"{method}: {name}", partial(_distilled, method, make)
     one = {"dataset": _with([0], 2)}
-    yield "one picture", partial(_outcome, "read", one)
+    yield "one image", partial(_outcome, "read", one)
     # Its last maps are one number, of which BatchNorm learns nothing.
-    yield "one picture, one number", partial(_outcome, "refused", one, student="MobileNetV2")
+    yield "one image, one number", partial(_outcome, "refused", one, student="MobileNetV2")
     for name, (expected, change) in FOLDERS.items():
         yield f"folder: {name}", partial(_of_folder, expected, change)
     for name, (expected, files) in PICKLES.items():
@@ -88,8 +88,8 @@ def _trained(folder: Path, data: Any, method: str = "ce", student: str = "resnet
         out=folder / "run",
     )
     assert all(parameter.isfinite().all() for parameter in result.student.parameters())
-    assert math.isfinite(result.accuracy)
-    assert 0 <= result.accuracy <= 100
+    assert math.isfinite(result.test_accuracy)
+    assert 0 <= result.test_accuracy <= 100
 
 
 def _distilled(method: str, make: Callable[[], Dataset], folder: Path) -> str:
@@ -98,7 +98,7 @@ def _distilled(method: str, make: Callable[[], Dataset], folder: Path) -> str:
 
 
 def _outcome(expected: str, data: Any, folder: Path, student: str = "resnet8") -> str:
-    """A run on pictures that are used, or are refused before anything is made."""
+    """A run on images that are used, or are refused before anything is made."""
     if expected == "read":
         _trained(folder, data, student=student)
         return "read"
@@ -111,7 +111,7 @@ def _outcome(expected: str, data: Any, folder: Path, student: str = "resnet8") -
 # ---- a folder of one's own
 
 
-def _picture(path: Path, size: tuple[int, int] = (16, 16)) -> None:
+def _image(path: Path, size: tuple[int, int] = (16, 16)) -> None:
     Image.new("RGB", size, "red").save(path)
 
 
@@ -127,7 +127,7 @@ def _to_file(folder: Path) -> None:
 
 
 def _keep(count: int, *folders: Path) -> None:
-    """Leaves so many of the pictures in each folder."""
+    """Leaves so many of the images in each folder."""
     for folder in folders:
         for path in sorted(folder.iterdir())[count:]:
             path.unlink()
@@ -140,7 +140,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "an empty class": ("refused", lambda root: _keep(0, root / "train/cat")),
     "an empty class in val": ("refused", lambda root: _keep(0, root / "val/cat")),
     "empty classes": ("refused", lambda root: _keep(0, *root.glob("*/*"))),
-    "a class of hidden pictures": ("refused", lambda root: [
+    "a class of hidden images": ("refused", lambda root: [
         path.rename(path.with_name("." + path.name)) for path in (root / "train/cat").iterdir()]),
     "no class": ("refused", lambda root: _remove(*root.glob("*/*"))),
     "one class": ("refused", lambda root: _remove(root / "train/dog", root / "val/dog")),
@@ -150,15 +150,15 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a class that is a file": ("refused", lambda root: _to_file(root / "train/dog")),
     "a link in a circle": ("read", lambda root: (root / "train/cat/l").symlink_to(root)),
     "a link to nothing": ("read", lambda root: (root / "train/cat/l.png").symlink_to("nothing")),
-    "a picture of another size": ("refused", lambda root: _picture(
+    "an image of another size": ("refused", lambda root: _image(
         root / "train/cat/9.png", (9, 16))),
-    "a picture of nothing": ("refused", lambda root: (root / "val/cat/9.png").write_bytes(b"")),
-    "a name with control characters": ("read", lambda root: _picture(
+    "an image of nothing": ("refused", lambda root: (root / "val/cat/9.png").write_bytes(b"")),
+    "a name with control characters": ("read", lambda root: _image(
         root / "train/cat/\x1b[2J.png")),
     "a class with a control character": ("read", lambda root: [
         (root / p / "dog").rename(root / p / "\x1b]0;x\x07") for p in ("train", "val")]),
 }  # fmt: skip
-"""Folders of pictures, and what becomes of each."""
+"""Folders of images, and what becomes of each."""
 
 
 def _of_folder(expected: str, change: Callable[[Path], object], folder: Path) -> str:
@@ -171,7 +171,7 @@ def _of_folder(expected: str, change: Callable[[Path], object], folder: Path) ->
 
 
 def _entries(count: int, **changes: Any) -> dict[bytes, Any]:
-    """Two classes of so many pictures each, with other entries in place of their own."""
+    """Two classes of so many images each, with other entries in place of their own."""
     entries = cifar_entries("fine_labels", 2, count)
     return entries | {key.encode(): value for key, value in changes.items()}
 
@@ -181,21 +181,21 @@ PICKLES: dict[str, tuple[str, dict[str, dict[bytes, Any]]]] = {
     "as it should be": ("read", {}),
     "two classes of one": ("read", {"train": _entries(1), "test": _entries(1)}),
     "labels with holes": ("read", {"meta": {b"fine_label_names": [b"a", b"b", b"c"]}}),
-    "no training pictures": ("refused", {"train": _entries(1, data=_NOTHING, fine_labels=[])}),
-    "no test pictures": ("refused", {"test": _entries(1, data=_NOTHING, fine_labels=[])}),
-    "fewer labels than pictures": ("refused", {"train": _entries(3, fine_labels=[0])}),
-    "more labels than pictures": ("refused", {"train": _entries(3, fine_labels=[0] * 99)}),
+    "no training images": ("refused", {"train": _entries(1, data=_NOTHING, fine_labels=[])}),
+    "no test images": ("refused", {"test": _entries(1, data=_NOTHING, fine_labels=[])}),
+    "fewer labels than images": ("refused", {"train": _entries(3, fine_labels=[0])}),
+    "more labels than images": ("refused", {"train": _entries(3, fine_labels=[0] * 99)}),
     "a label below zero": ("refused", {"train": _entries(1, fine_labels=[0, -1])}),
     "a label too large": ("refused", {"train": _entries(1, fine_labels=[0, 2])}),
     "a label far too large": ("refused", {"train": _entries(1, fine_labels=[0, 2**70])}),
     "labels that are no numbers": ("refused", {"train": _entries(1, fine_labels=["0", "1"])}),
     "labels that are no list": ("refused", {"train": _entries(1, fine_labels=0)}),
     "no labels": ("refused", {"train": {b"data": _entries(1)[b"data"]}}),
-    "no pictures": ("refused", {"train": {b"fine_labels": [0, 1]}}),
-    "pictures that are a list": ("refused", {"train": _entries(1, data=[[0] * 3072] * 2)}),
-    "pictures of another size": (
+    "no images": ("refused", {"train": {b"fine_labels": [0, 1]}}),
+    "images that are a list": ("refused", {"train": _entries(1, data=[[0] * 3072] * 2)}),
+    "images of another size": (
         "refused", {"train": _entries(1, data=_entries(1)[b"data"][:, 1:])}),
-    "pictures of other numbers": (
+    "images of other numbers": (
         "refused", {"train": _entries(1, data=_entries(1)[b"data"].astype("f4"))}),
     "no class names": ("refused", {"meta": {b"fine_label_names": []}}),
     "one class name": ("refused", {"meta": {b"fine_label_names": [b"a"]}}),

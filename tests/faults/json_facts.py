@@ -1,6 +1,6 @@
 """Hostile JSON: what a student's file says of it, and what lies in a run's folder.
 
-A student of a stranger is asked about a picture, a run or a comparison of a stranger is drawn.
+A student of a stranger is asked about an image, a run or a comparison of a stranger is drawn.
 Whatever is told of them, they are used as told or refused in one line.
 """
 
@@ -31,7 +31,7 @@ from dskd.deploy.student import load_deployed, predict
 from dskd.engine import run
 from dskd.report import cost
 from dskd.report.build import make_report
-from dskd.report.collect import gather
+from dskd.report.collect import collect
 from tests.faults.outcomes import refusal
 
 FAMILY = "hostile JSON"
@@ -39,7 +39,7 @@ STRIDE = 7
 """The suite tries one in so many, of each fact another."""
 
 STUDENT = "student.safetensors"
-SMALL = ("data.share=0.02", "train.epochs=1", "student.name=resnet8")
+SMALL = ("data.fraction=0.02", "train.epochs=1", "student.name=resnet8")
 READ = (STUDENT, "recipe.yaml", "result.json", "environment.json", "metrics.jsonl")
 """The files of a run that are read again."""
 COMPARISON = "comparison.json"
@@ -142,7 +142,7 @@ def _ask(folder: Path) -> torch.Tensor:
 
 def _draw(folder: Path) -> None:
     """The table of a run or a comparison, and its page."""
-    summaries = summarize([runs.entry for runs in gather([folder]).methods], 500)
+    summaries = summarize([runs.entry for runs in collect([folder]).methods], 500)
     columns, rows = summary_table(summaries)
     said = [*(cell for row in rows for cell in row), *columns]
     if (folder / COMPARISON).is_file():

@@ -17,7 +17,7 @@ from tests.faults import runs
 FAMILY = "SIGKILL at random moments, then resumed"
 COUNT, SAMPLE = 300, 15
 COMPARISONS, KEEPING = 5, 4
-"""One in so many cases is a comparison; one in so many runs keeps the teacher's answers on disk."""
+"""One in so many cases is a comparison; one in so many runs keeps the teacher's outputs on disk."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Case:
 
     Attributes:
         method: A method, or several of a comparison, parted by commas.
-        keeps: Whether the teacher's answers are kept, which a kill may leave half written.
+        keeps: Whether the teacher's outputs are kept, which a kill may leave half written.
         signals: One after the other, each to the run as it goes on; the last one kills.
         moments: When each comes, as a share of the time that the whole run takes.
     """
@@ -47,7 +47,7 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
         if number % COMPARISONS == COMPARISONS - 1:
             method = f"ce,{method}" if method != "ce" else "ce,kd"
         keeps = number % KEEPING == 0 and _can_keep(method)
-        # The first leaves a snapshot within an epoch, from which the second run goes on.
+        # The first leaves a checkpoint within an epoch, from which the second run goes on.
         signals = (signal.SIGTERM,) * draw.randint(0, 1) + (signal.SIGKILL,)
         moments = tuple(round(draw.uniform(0.02, 0.98), 3) for _ in signals)
         if whole or number % every == number // every % every:
@@ -55,7 +55,7 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
 
 
 def _can_keep(method: str) -> bool:
-    # A comparison would find what the one before it has kept; sskd's turned pictures are not kept.
+    # A comparison would find what the one before it has kept; sskd's turned images are not kept.
     return "," not in method and method != "sskd" and methods.find(method).needs_teacher
 
 
@@ -94,11 +94,15 @@ def _killed(
 
 def _arguments(method: str, keeps: bool, out: Path, folder: Path) -> tuple[list[str], list[str]]:
     """What starts a run, and what has it go on."""
-    pictures = runs.pictures(folder / "pictures")
+    images = runs.images(folder / "images")
     if "," in method:
-        return (runs.comparison(out, pictures, method),) * 2
-    store = ["teacher.keep=bank", "teacher.views=2", f"teacher.store={out.parent / 'kept'}"]
-    started = runs.command(out, pictures, method, *(store if keeps else ()))
+        return (runs.comparison(out, images, method),) * 2
+    store = [
+        "teacher.cache=features",
+        "teacher.views=2",
+        f"teacher.cache_dir={out.parent / 'kept'}",
+    ]
+    started = runs.command(out, images, method, *(store if keeps else ()))
     return started, [*started, "--resume"]
 
 

@@ -24,13 +24,13 @@ STRIDE = 8
 
 Way = Literal["resume", "overwrite", "export", "compare"]
 SMALL = (
-    *("data.share=0.02", "train.epochs=1", "teacher.epochs=1", "train.device=cpu"),
+    *("data.fraction=0.02", "train.epochs=1", "teacher.epochs=1", "train.device=cpu"),
     *("student.name=resnet8", "teacher.name=resnet8"),
 )
 EXTRA = (
-    *("student.onnx", ".student.onnx.part", "not_finite.json", ".teacher.part", ".snapshots.part"),
+    *("student.onnx", ".student.onnx.part", "nonfinite.json", ".teacher.part", ".checkpoints.part"),
     *(".recipe.yaml.x0_abcde.part", "tensorboard/events.out.tfevents.00001"),
-    *("snapshots/.b.part", "snapshots/.epoch00000-step0000000.snapshot.x0_abcde.part"),
+    *("checkpoints/.b.part", "checkpoints/.epoch00000-step0000000.checkpoint.x0_abcde.part"),
     *("failed.txt", "kd/seed0/failed.txt", "kd/seed0/tensorboard/events.out.tfevents.00001"),
 )
 """Names that a run writes, or removes, at other times."""

@@ -123,7 +123,7 @@ FORGED: dict[str, bytes] = {
     "a number alone": b"K\x01.",
     "text that is not closed": b"S'a\n.",
 }
-"""Pickles that misuse what is admitted, or use what a file of pictures does not need."""
+"""Pickles that misuse what is admitted, or use what a file of images does not need."""
 
 
 def _number(code: bytes, number: int) -> bytes:
@@ -208,7 +208,7 @@ def _called(name: str, arguments: tuple[Any, ...], protocol: int) -> bytes:
 
 
 def _entry(call: bytes, protocol: int) -> bytes:
-    """A call as the value of a mapping, as it lies in a file of pictures."""
+    """A call as the value of a mapping, as it lies in a file of images."""
     header = b"\x80" + bytes([protocol]) if protocol >= 2 else b""
     return header + b"(dS'data'\n" + call + b"s."
 

@@ -43,7 +43,7 @@ SMALL = (
     "train.batch_size=8",
     "train.device=cpu",
 )
-"""With `pictures`: 24 of them, 3 steps an epoch."""
+"""With `images`: 24 of them, 3 steps an epoch."""
 TEXT, WEIGHTS = (".json", ".jsonl"), ".safetensors"
 
 
@@ -54,8 +54,8 @@ class Hung(Exception):
 SETTINGS = {"sskd": ", head_epochs: 1", "crd": ", negatives: 16"}
 
 
-def pictures(root: Path) -> Path:
-    """A folder of pictures, made where it is missing: 4 classes, 6 to train and 2 to test."""
+def images(root: Path) -> Path:
+    """A folder of images, made where it is missing: 4 classes, 6 to train and 2 to test."""
     draw = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 2)):
         for label in range(4):
@@ -99,7 +99,7 @@ def _main(arguments: list[str], said: Path, prepare: Callable[[], None] | None) 
     from dskd.engine import training_run
 
     torch.set_num_threads(1)
-    training_run.SHARE = float("inf")  # a snapshot an epoch, however short
+    training_run.SHARE = float("inf")  # a checkpoint an epoch, however short
     with said.open("a", buffering=1) as errors, contextlib.redirect_stdout(io.StringIO()):
         sys.stderr = errors
         if prepare is not None:
@@ -158,7 +158,7 @@ def whole(arguments: Sequence[str], folder: Path) -> float:
 
 
 def left(out: Path) -> dict[str, Any]:
-    """What a run or a comparison leaves, times aside: files by their path, snapshots opened."""
+    """What a run or a comparison leaves, times aside: files by their path, checkpoints opened."""
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
@@ -166,7 +166,7 @@ def left(out: Path) -> dict[str, Any]:
             found[name] = path.read_bytes()
         elif path.suffix in TEXT and path.name != "environment.json":
             found[name] = _timeless(path)
-    for folder in sorted(out.rglob("snapshots")):
+    for folder in sorted(out.rglob("checkpoints")):
         found[folder.relative_to(out).as_posix()] = _last_state(folder)
     return found
 
@@ -191,11 +191,17 @@ def _without_times(value: Any) -> Any:
 
 def _is_time_or_place(key: Any) -> bool:
     # What was kept before a kill is found again: more hits than undisturbed, with the same numbers.
-    return key in ("out", "checkpoint", "root", "store", "teacher_hits") or "seconds" in str(key)
+    return key in (
+        "out",
+        "checkpoint",
+        "root",
+        "cache_dir",
+        "teacher_cache_hit_rate",
+    ) or "seconds" in str(key)
 
 
 def _last_state(folder: Path) -> Any:
-    """The newest snapshot's state: the optimizer's and the method's memory too."""
+    """The newest checkpoint's state: the optimizer's and the method's memory too."""
     from dskd.storage import checkpoint
 
     return _plain(_without_times(checkpoint.read(checkpoint.in_order(folder)[-1])))

@@ -21,7 +21,7 @@ from tests.faults.operations import FAULTS, Disk, Fault
 
 FAMILY = "kill, ENOSPC and EIO at every operation on the disk"
 Scene = Literal["save", "run", "overwrite", "comparison"]
-_NEEDLESS = ("mkdir .", "open .", "mkdir snapshots")
+_NEEDLESS = ("mkdir .", "open .", "mkdir checkpoints")
 FAILED = 7
 """The exit code of a save that raised the error it should."""
 
@@ -31,7 +31,7 @@ class Case:
     """An operation that fails.
 
     Attributes:
-        scene: Of a snapshot's writing, of a run by labels, of one that takes another one's place,
+        scene: Of a checkpoint's writing, of a run by labels, of one that takes another one's place,
             or of a comparison's own files.
         at: The operation's number.
         operation: What it is, and on which file.
@@ -104,7 +104,7 @@ def _state(step: int) -> dict[str, Any]:
 
 
 def _two(folder: Path) -> Path:
-    """Two snapshots; the last one."""
+    """Two checkpoints; the last one."""
     return checkpoint.write(folder, _state(1), checkpoint.write(folder, _state(0)))
 
 
@@ -147,14 +147,14 @@ def _check_save(case: Case, folder: Path) -> str:
 
 def _arguments(scene: Scene, folder: Path) -> tuple[list[str], list[str]]:
     """What starts a scene, and what has it go on."""
-    out, pictures = folder / "under", runs.pictures(folder / "pictures")
+    out, images = folder / "under", runs.images(folder / "images")
     if scene == "overwrite":
         if not out.exists():
             shutil.copytree(_old(folder.parent) / "under", out)
-        return ([*runs.command(out, pictures, "ce"), "--overwrite"],) * 2
+        return ([*runs.command(out, images, "ce"), "--overwrite"],) * 2
     if scene == "comparison":
-        return (runs.comparison(out, pictures, "ce"),) * 2
-    started = runs.command(out, pictures, "ce")
+        return (runs.comparison(out, images, "ce"),) * 2
+    started = runs.command(out, images, "ce")
     return started, [*started, "--resume"]
 
 
@@ -163,7 +163,7 @@ def _old(folder: Path) -> Path:
     """Where a run lies that is to be replaced: another seed's, which has a teacher."""
     own = folder / "old"
     own.mkdir(exist_ok=True)
-    runs.whole(runs.command(own / "under", runs.pictures(own / "pictures"), "kd", "seed=1"), own)
+    runs.whole(runs.command(own / "under", runs.images(own / "images"), "kd", "seed=1"), own)
     return own
 
 

@@ -20,7 +20,7 @@ def test_a_bad_number_ends_a_run_before_it_changes_anything(
     assert bad_numbers.check(case, tmp_path) == "stopped"
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dskd: ")]
     assert len(said) == 1
-    assert said[0].endswith("; see " + str(tmp_path / "run/not_finite.json"))
+    assert said[0].endswith("; see " + str(tmp_path / "run/nonfinite.json"))
 
 
 def _met_by_two(out: Path) -> None:

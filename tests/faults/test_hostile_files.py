@@ -13,12 +13,12 @@ from tests.faults import (
     archives,
     commands,
     data_sets,
+    image_files,
     json_facts,
     links,
     method_settings,
     named_code,
     pickles,
-    pictures,
     recipes,
     texts,
 )
@@ -32,7 +32,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     method_settings,
     named_code,
     pickles,
-    pictures,
+    image_files,
     recipes,
     texts,
 )

@@ -19,14 +19,14 @@ from dskd.engine.trainer import Trainer
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A data set as a picture folder."""
+    """A data set as an image folder."""
     for split, count in (("train", 80), ("val", 2)):
         for label in ("dark", "light"):
-            place = tmp_path / "pictures" / split / label
+            place = tmp_path / "images" / split / label
             place.mkdir(parents=True)
             for number in range(count):
                 Image.new("RGB", (8, 8), (number, number, number)).save(place / f"{number}.png")
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def plan(folder: Path) -> recipe.Recipe:

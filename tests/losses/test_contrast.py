@@ -1,4 +1,4 @@
-"""Losses that tell pictures apart: against published values, naive loops, and at the edges."""
+"""Losses that tell images apart: against published values, naive loops, and at the edges."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def units(*shape: int) -> Tensor:
 
 
 def contrast(
-    pictures: int = 6, batch: int = 3, others: int = 4
+    images: int = 6, batch: int = 3, others: int = 4
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Vectors of both sides, memories of both sides, and what is contrasted."""
-    contrasted = torch.randint(pictures, (batch, 1 + others))
-    return units(batch, 5), units(batch, 5), units(pictures, 5), units(pictures, 5), contrasted
+    contrasted = torch.randint(images, (batch, 1 + others))
+    return units(batch, 5), units(batch, 5), units(images, 5), units(images, 5), contrasted
 
 
 def naive_crd(
@@ -126,9 +126,9 @@ def test_crd_is_finite_at_any_temperature(vectors: Tensor, temperature: float) -
 
 def test_what_does_not_fit_is_refused() -> None:
     student, teacher, own, other, contrasted = contrast()
-    with pytest.raises(InputError, match="vectors \\[B, D\\] of the same pictures"):
+    with pytest.raises(InputError, match="vectors \\[B, D\\] of the same images"):
         crd(student[:1], teacher, own, other, contrasted)
-    with pytest.raises(InputError, match="memories \\[N, D\\] of the same pictures"):
+    with pytest.raises(InputError, match="memories \\[N, D\\] of the same images"):
         crd(student, teacher, own[:1], other, contrasted)
     with pytest.raises(InputError, match="of one length are needed, got lengths \\[4, 5\\]"):
         crd(student[:, 1:], teacher, own, other, contrasted)
@@ -136,9 +136,9 @@ def test_what_does_not_fit_is_refused() -> None:
         crd(student, teacher, own, other, contrasted[:, :1])
     with pytest.raises(InputError, match="temperature must be above 0"):
         crd(student, teacher, own, other, contrasted, temperature=0)
-    with pytest.raises(InputError, match="every picture and its rotations"):
+    with pytest.raises(InputError, match="every image and its rotations"):
         sskd_head(torch.zeros(6, 3))
-    with pytest.raises(InputError, match="of the same pictures are needed"):
+    with pytest.raises(InputError, match="of the same images are needed"):
         sskd(torch.zeros(8, 3), torch.zeros(4, 3))
     with pytest.raises(InputError, match="logits \\[B, K\\] of one shape"):
         sskd_predictions(torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2).long())
@@ -183,15 +183,15 @@ def naive_kl(student: list[float], teacher: list[float], t: float) -> float:
 
 def naive_cosines(vectors: Tensor) -> list[list[float]]:
     rows = vectors.tolist()
-    pictures = len(rows) // 4
+    images = len(rows) // 4
 
     def cosine(a: list[float], b: list[float]) -> float:
         return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
 
-    return [[cosine(turned, plain) for plain in rows[:pictures]] for turned in rows[pictures:]]
+    return [[cosine(turned, plain) for plain in rows[:images]] for turned in rows[images:]]
 
 
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.75, 1.0])
 def test_sskd_is_the_naive_loop(share: float) -> None:
     student, teacher = torch.randn(20, 6).double(), torch.randn(20, 4).double()
     ours, theirs = naive_cosines(student), naive_cosines(teacher)
@@ -201,8 +201,8 @@ def test_sskd_is_the_naive_loop(share: float) -> None:
     assert sskd(student, teacher, share).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("share", [0.25, 0.7, 1.0])
-def test_predictions_for_turned_pictures_are_the_naive_loop(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.25, 0.7, 1.0])
+def test_predictions_for_turned_images_are_the_naive_loop(share: float) -> None:
     student, teacher = torch.randn(15, 4).double(), torch.randn(15, 4).double()
     labels = torch.randint(4, (15,))
     kept = naive_kept(naive_errors(teacher.tolist(), labels.tolist()), share)
@@ -220,7 +220,7 @@ def test_the_head_learns_by_the_naive_loop() -> None:
     assert sskd_head(vectors, 0.2).item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 0.7, 1.0])
 def test_the_least_wrong_are_trusted_first(share: float) -> None:
     scores, truth = torch.randn(40, 7), torch.randint(7, (40,))
     kept = trusted(scores, truth, share)
@@ -228,7 +228,7 @@ def test_the_least_wrong_are_trusted_first(share: float) -> None:
     assert kept.nonzero()[:, 0].tolist() == expected
 
 
-def test_a_turned_picture_is_compared_with_its_own() -> None:
+def test_a_turned_image_is_compared_with_its_own() -> None:
     """The order of the rotations is the one that the losses count on."""
     images = torch.randint(256, (3, 3, 4, 4)).double()
     of_any_turn = rotations(images).mean((2, 3))  # the mean does not see a rotation

@@ -90,7 +90,7 @@ def naive(inputs: tuple[Any, ...], s: dict[str, Any]) -> Any:
     deep = s["ce"] * mean(ce_per_sample(z_s, y)) + s["kd"] * mean(
         kl_per_sample(z_s, z_t, s["temperature"])
     )
-    per_branch = []  # S_l of every picture
+    per_branch = []  # S_l of every image
     for z, adapted, target in zip(branch_logits, branch_maps, teacher_maps, strict=True):
         predictions = kl_per_sample(z, z_t, s["temperature"])
         features = maps_per_sample(adapted, target, s["feature_scale"] == "relative")
@@ -203,8 +203,8 @@ def test_maps_of_different_shapes_are_refused() -> None:
         feature_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2))
 
 
-def test_a_loss_without_values_per_picture_is_refused_where_weights_are_per_sample() -> None:
-    with pytest.raises(InputError, match="no value for a single picture"):
+def test_a_loss_without_values_per_image_is_refused_where_weights_are_per_sample() -> None:
+    with pytest.raises(InputError, match="no value for a single image"):
         dskd(*made(0), prediction_loss="dist", weights_per="sample")
     assert dskd(*made(0), prediction_loss="dist").isfinite()
 

@@ -129,7 +129,7 @@ def test_values_and_gradients_are_finite_whatever_the_maps(batch: int, scale: fl
     [
         (
             lambda: reviewkd([torch.zeros(2, 3, 4, 4)], [torch.zeros(3, 3, 4, 4)]),
-            "of the same pictures are needed",
+            "of the same images are needed",
         ),
         (
             lambda: reviewkd([torch.zeros(2, 3, 4, 4)], [torch.zeros(2, 5, 4, 4)]),
@@ -137,13 +137,13 @@ def test_values_and_gradients_are_finite_whatever_the_maps(batch: int, scale: fl
         ),
         (
             lambda: semckd([torch.zeros(2, 3, 4, 4)], [torch.zeros(2, 3, 4)], torch.ones(2, 1, 1)),
-            "of the same pictures are needed",
+            "of the same images are needed",
         ),
         (
             lambda: semckd(
                 [torch.zeros(2, 3, 4, 4)], [torch.zeros(2, 3, 4, 4)], torch.ones(2, 2, 2)
             ),
-            r"for 1 pairs of stages and 2 pictures is needed, got \[2, 2, 2\]",
+            r"for 1 pairs of stages and 2 images is needed, got \[2, 2, 2\]",
         ),
         (
             lambda: layer_attention(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), 0.0),

@@ -118,8 +118,8 @@ def test_values_per_sample_average_to_the_mean(name: str) -> None:
     torch.testing.assert_close(each.mean(), bind(name, 4.0, {})(s, t, y, reduction="mean"))
 
 
-def test_dist_has_no_value_for_a_picture() -> None:
-    with pytest.raises(InputError, match="no value for a single picture"):
+def test_dist_has_no_value_for_a_image() -> None:
+    with pytest.raises(InputError, match="no value for a single image"):
         dist(torch.randn(2, 3), torch.randn(2, 3), reduction="none")
 
 

@@ -83,9 +83,9 @@ def test_transfer_is_the_naive_mean_over_pairs_of_channels() -> None:
 
         def kernel(a: Tensor, b: Tensor) -> float:
             total = 0.0
-            for picture in range(2):
-                for c in a[picture]:
-                    for d in b[picture]:
+            for image in range(2):
+                for c in a[image]:
+                    for d in b[image]:
                         cosine = (c * d).sum() / (c.norm() * d.norm())
                         total += float(cosine**2) / (2 * a.shape[1] * b.shape[1])
             return total
@@ -170,8 +170,8 @@ def test_half_precision_is_computed_in_full(name: str) -> None:
 
 
 @pytest.mark.parametrize("loss", [at, nst])
-def test_maps_of_other_pictures_are_refused(loss: MapLoss) -> None:
-    with pytest.raises(InputError, match="of the same pictures are needed"):
+def test_maps_of_other_images_are_refused(loss: MapLoss) -> None:
+    with pytest.raises(InputError, match="of the same images are needed"):
         loss([torch.zeros(2, 3, 4, 4)], [torch.zeros(3, 3, 4, 4)])
 
 

@@ -185,7 +185,7 @@ def test_values_and_gradients_are_finite(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_lone_picture_has_no_relations(name: str) -> None:
+def test_a_lone_image_has_no_relations(name: str) -> None:
     student = torch.rand(1, 3, requires_grad=True)
     value = LOSSES[name](student, torch.rand(1, 3))
     (gradient,) = torch.autograd.grad(value, student)
@@ -204,7 +204,7 @@ def test_relations_do_not_depend_on_the_scale_or_a_turn_of_the_features(name: st
 
 
 @pytest.mark.parametrize("name", ["sp", "cc_gaussian", "cc_bilinear", "rkd", "pkt"])
-def test_relations_do_not_depend_on_the_order_of_the_pictures(name: str) -> None:
+def test_relations_do_not_depend_on_the_order_of_the_images(name: str) -> None:
     student, teacher = torch.randn(5, 3).double(), torch.randn(5, 7).double()
     order = torch.tensor([3, 0, 4, 1, 2])
     assert LOSSES[name](student[order], teacher[order]).item() == pytest.approx(
@@ -223,8 +223,8 @@ def test_half_precision_is_computed_in_full(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_other_pictures_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match="of the same pictures are needed"):
+def test_other_images_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="of the same images are needed"):
         LOSSES[name](torch.zeros(4, 3), torch.zeros(5, 3))
 
 

@@ -93,7 +93,7 @@ def test_values_and_gradients_are_finite_whatever_comes_in(batch: int, scale: fl
         ),
         (
             lambda: simkd(torch.ones(2, 3, 4, 4), torch.ones(3, 3, 4, 4)),
-            "of the same pictures are needed",
+            "of the same images are needed",
         ),
         (
             lambda: simkd(torch.ones(2, 3, 4, 4), torch.ones(2, 5, 4, 4)),

@@ -9,28 +9,28 @@ import pytest
 import torch
 
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.losses.branched import byot, byot_terms
 from dskd.methods.byot import BYOT
 from dskd.methods.dsn import DSN
 from dskd.settings import signature_settings
-from tests.conftest import made_dataset, made_pair, staged
+from tests.conftest import make_dataset, make_pair, staged
 
-DATA = made_dataset()
+DATA = make_dataset()
 
 
 def batch_of(size: int = 8) -> Batch:
     plan = draw_plan(0, 0, len(DATA.train), 2, True)
-    return next(Resident(DATA.train, torch.device("cpu")).planned(plan, size))
+    return next(MemoryLoader(DATA.train, torch.device("cpu")).planned(plan, size))
 
 
 def made(name: str = "resnet14", **settings: Any) -> BYOT:
-    pair, _ = made_pair(staged(name), None, DATA)
+    pair, _ = make_pair(staged(name), None, DATA)
     return BYOT(pair, **settings)
 
 
 def test_without_its_own_terms_it_is_dsn() -> None:
-    pair, _ = made_pair(staged(), None, DATA)
+    pair, _ = make_pair(staged(), None, DATA)
     torch.manual_seed(1)
     ours = BYOT(pair, ce=0.5, weight=2.0, kd=0.0, features=0.0)
     torch.manual_seed(1)
@@ -54,7 +54,7 @@ def test_the_end_is_not_taught_by_the_branches(own: str) -> None:
 def test_the_losses_are_those_of_the_heads(name: str) -> None:
     method, batch = made(name, temperature=2.0, features=0.5).eval(), batch_of()
     with torch.no_grad():
-        heads = method.heads(batch.images)
+        heads = method.classifier_logits(batch.images)
         student = method.student(batch.images)
         branches = method.branch_outputs(student.stages)
         expected = byot_terms(

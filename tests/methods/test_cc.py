@@ -13,7 +13,7 @@ from dskd.methods.base import Pair
 from dskd.methods.cc import CC
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec
-from tests.conftest import made_dataset, made_pair, staged
+from tests.conftest import make_dataset, make_pair, staged
 from tests.published import check, given, parameters
 
 
@@ -24,7 +24,7 @@ def of_lengths(student: int | None, teacher: int | None, **settings: Any) -> CC:
 
 def own(method: CC, student: Tensor, teacher: Tensor) -> Tensor:
     outputs = [ModelOutput(torch.zeros(len(x), 4), (), x) for x in (student, teacher)]
-    return method.own(None, *outputs)["cc"]  # type: ignore[arg-type]
+    return method.extra_losses(None, *outputs)["cc"]  # type: ignore[arg-type]
 
 
 def load(embedding: nn.Linear, side: str) -> None:
@@ -43,12 +43,12 @@ def test_value_and_gradient_are_the_published_ones() -> None:
 
 
 def test_both_embeddings_learn_and_the_teacher_does_not() -> None:
-    pair, teacher = made_pair(staged(), staged("resnet14"), made_dataset())
+    pair, teacher = make_pair(staged(), staged("resnet14"), make_dataset())
     assert teacher is not None
     method = CC(pair)
-    images = made_dataset().train.images[:4]
+    images = make_dataset().train.images[:4]
     student: ModelOutput = method.student(images)
-    method.own(None, student, teacher(images))["cc"].backward()  # type: ignore
+    method.extra_losses(None, student, teacher(images))["cc"].backward()  # type: ignore
     for embedding in (method.student_embedding, method.teacher_embedding):
         assert embedding.weight.grad is not None
         assert embedding.weight.grad.abs().sum() > 0

@@ -1,4 +1,4 @@
-"""CRD as a method: whom a picture is contrasted with, and what the memory keeps."""
+"""CRD as a method: whom an image is contrasted with, and what the memory keeps."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import torch
 from torch import Tensor
 
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.errors import InputError
 from dskd.methods.base import Pair
 from dskd.methods.crd import CRD
 from dskd.models.spec import ModelSpec
-from dskd.teacher.frozen import Teacher
-from tests.conftest import made_dataset, made_pair, staged
+from dskd.teacher.frozen import FrozenTeacher
+from tests.conftest import make_dataset, make_pair, staged
 from tests.published import CASES, check, given, parameters
 
-DATA = made_dataset()
+DATA = make_dataset()
 LABELS = DATA.train.labels
 
 
 def batch_of(size: int = 8, epoch: int = 0) -> Batch:
     plan = draw_plan(0, epoch, len(DATA.train), 2, True)
-    return next(Resident(DATA.train, torch.device("cpu")).planned(plan, size))
+    return next(MemoryLoader(DATA.train, torch.device("cpu")).planned(plan, size))
 
 
-def made(**settings: Any) -> tuple[CRD, Teacher]:
-    pair, teacher = made_pair(staged("resnet8"), staged("resnet8x4"), DATA)
+def made(**settings: Any) -> tuple[CRD, FrozenTeacher]:
+    pair, teacher = make_pair(staged("resnet8"), staged("resnet8x4"), DATA)
     assert teacher is not None
     return CRD(pair, **settings), teacher
 
 
 def alone(labels: Tensor, student: int = 64, teacher: int = 128, **settings: Any) -> CRD:
-    """The method for pooled vectors of these lengths and pictures of these labels."""
+    """The method for pooled vectors of these lengths and images of these labels."""
     specs = ModelSpec(4, (), student), ModelSpec(4, (), teacher)
     return CRD(Pair(staged(), *specs, labels=labels), **settings)
 
@@ -74,7 +74,7 @@ def test_value_memory_and_second_value_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("labels", [LABELS, LABELS.flip(0), torch.tensor([0, 5, 5, 2] * 10)])
-def test_a_picture_is_contrasted_with_every_other_class_and_never_its_own(labels: Tensor) -> None:
+def test_a_image_is_contrasted_with_every_other_class_and_never_its_own(labels: Tensor) -> None:
     method, batch = alone(labels), batch_of(40)
     assert method.negatives == 39
     drawn = method.others(batch)
@@ -83,13 +83,13 @@ def test_a_picture_is_contrasted_with_every_other_class_and_never_its_own(labels
     seen: list[set[int]] = [set() for _ in labels]
     for epoch in range(12):
         batch = batch_of(40, epoch)
-        for picture, row in zip(batch.indices.tolist(), method.others(batch).tolist(), strict=True):
-            seen[picture] |= set(row)
-    for picture, others in enumerate(seen):
-        assert others == set((labels != labels[picture]).nonzero()[:, 0].tolist())
+        for image, row in zip(batch.indices.tolist(), method.others(batch).tolist(), strict=True):
+            seen[image] |= set(row)
+    for image, others in enumerate(seen):
+        assert others == set((labels != labels[image]).nonzero()[:, 0].tolist())
 
 
-def test_in_one_class_a_picture_is_contrasted_with_all_others() -> None:
+def test_in_one_class_a_image_is_contrasted_with_all_others() -> None:
     method = alone(torch.full((40,), 3))
     batch = batch_of(40)
     drawn = method.others(batch)
@@ -101,7 +101,7 @@ def test_no_more_are_drawn_than_wanted() -> None:
     assert alone(LABELS, negatives=7).others(batch_of(3)).shape == (3, 7)
 
 
-def test_a_step_moves_the_rows_of_its_pictures_in_training_only() -> None:
+def test_a_step_moves_the_rows_of_its_images_in_training_only() -> None:
     method, teacher = made(feat_dim=16)
     batch = batch_of()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
@@ -142,7 +142,7 @@ def test_vectors_of_other_lengths_meet_in_training() -> None:
 
 
 def test_what_cannot_work_is_refused() -> None:
-    with pytest.raises(InputError, match="tells training pictures apart, and there are 0"):
+    with pytest.raises(InputError, match="tells training images apart, and there are 0"):
         alone(torch.zeros(0, dtype=torch.long))
     with pytest.raises(InputError, match="the vector that the student's classifier sees"):
         CRD(Pair(staged(), ModelSpec(4, (), None), ModelSpec(4, (), 8), labels=LABELS))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.errors import InputError
 from dskd.losses import dskd as dskd_loss
 from dskd.losses.feature_maps import pool_to
@@ -19,19 +19,19 @@ from dskd.methods.dskd import DSKD
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel
 from dskd.settings import signature_settings
-from dskd.teacher.frozen import Teacher
-from tests.conftest import made_dataset, made_pair, staged
+from dskd.teacher.frozen import FrozenTeacher
+from tests.conftest import make_dataset, make_pair, staged
 
-DATA = made_dataset()
+DATA = make_dataset()
 
 
 def batch_of(size: int = 8) -> Batch:
     plan = draw_plan(0, 0, len(DATA.train), 2, True)
-    return next(Resident(DATA.train, torch.device("cpu")).planned(plan, size))
+    return next(MemoryLoader(DATA.train, torch.device("cpu")).planned(plan, size))
 
 
-def made(**settings: Any) -> tuple[DSKD, Teacher]:
-    pair, teacher = made_pair(staged("resnet8"), staged("resnet14"), DATA)
+def made(**settings: Any) -> tuple[DSKD, FrozenTeacher]:
+    pair, teacher = make_pair(staged("resnet8"), staged("resnet14"), DATA)
     assert teacher is not None
     return DSKD(pair, **settings), teacher
 
@@ -114,12 +114,12 @@ def test_alone_each_part_of_the_shallow_loss_does_what_its_name_says() -> None:
 def test_every_option_works_and_lowers_the_loss(settings: dict[str, Any]) -> None:
     method, teacher = made(**settings)
     batch = batch_of()
-    answer = teacher(batch.images)
+    teacher_output = teacher(batch.images)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.01)
     method.train()
     values = []
     for _ in range(20):
-        output = method(batch, answer)
+        output = method(batch, teacher_output)
         optimizer.zero_grad()
         output.objective.backward()
         optimizer.step()
@@ -188,7 +188,7 @@ def test_only_the_maps_that_are_read_are_asked_for() -> None:
 
 def test_evaluation_judges_every_branch() -> None:
     method, _ = made()
-    heads = method.eval().heads(DATA.test.images)
+    heads = method.eval().classifier_logits(DATA.test.images)
     assert list(heads) == ["student", "stage1", "stage2"]
     assert all(logits.shape == (len(DATA.test), 4) for logits in heads.values())
 
@@ -206,9 +206,9 @@ def test_the_deployed_student_is_the_plain_student_bit_for_bit() -> None:
     fresh = staged("resnet8")
     fresh.module.load_state_dict(deployed.state_dict())
     images = DATA.test.images
-    trained = method.heads(images)["student"]
+    trained = method.classifier_logits(images)["student"]
     assert torch.equal(fresh.eval()(images).logits, trained)
-    assert set(method.beside()) == {
+    assert set(method.auxiliary_state_dict()) == {
         key for key in method.state_dict() if key.startswith("branches.")
     }
 
@@ -231,10 +231,10 @@ def test_pooling_gives_the_smaller_of_the_two_sizes() -> None:
 
 
 def test_a_teacher_with_the_larger_map_is_pooled_to_the_branch() -> None:
-    pair, teacher = made_pair(staged("vgg8"), staged("resnet14"), made_dataset(size=32))
+    pair, teacher = make_pair(staged("vgg8"), staged("resnet14"), make_dataset(size=32))
     assert teacher is not None
     method = DSKD(pair)
-    images = made_dataset(size=32).train.images[:4]
+    images = make_dataset(size=32).train.images[:4]
     four = torch.arange(4)
     batch = Batch(images, four, four, four, four, epoch=0, step=0)
     assert method(batch, teacher(images)).objective.isfinite()
@@ -267,15 +267,15 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) 
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
-    data = made_dataset()
+    data = make_dataset()
     few = StagedModel(staged().module, ["layer3"], mean=(0.5,) * 3, std=(0.5,) * 3)
-    pair, _ = made_pair(few, staged("resnet14"), data)
+    pair, _ = make_pair(few, staged("resnet14"), data)
     with pytest.raises(InputError, match=r"the student has 1; .* parts: conv1, bn1, layer1"):
         DSKD(pair)
-    pair, _ = made_pair(staged(), staged("resnet14", classes=7), data)
+    pair, _ = make_pair(staged(), staged("resnet14", classes=7), data)
     with pytest.raises(InputError, match="the teacher has 7 classes, the student 4"):
         DSKD(pair)
-    pair, _ = made_pair(staged(), None, data)
+    pair, _ = make_pair(staged(), None, data)
     with pytest.raises(InputError, match="needs a teacher"):
         DSKD(pair)
 

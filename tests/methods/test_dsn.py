@@ -8,24 +8,24 @@ import pytest
 import torch
 
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.errors import InputError
 from dskd.losses.logits import ce
 from dskd.methods.base import Pair, shallow_stages
 from dskd.methods.dsn import DSN
 from dskd.models.spec import ModelSpec, StageSpec
-from tests.conftest import made_dataset, made_pair, staged
+from tests.conftest import make_dataset, make_pair, staged
 
-DATA = made_dataset()
+DATA = make_dataset()
 
 
 def batch_of(size: int = 8) -> Batch:
     plan = draw_plan(0, 0, len(DATA.train), 2, True)
-    return next(Resident(DATA.train, torch.device("cpu")).planned(plan, size))
+    return next(MemoryLoader(DATA.train, torch.device("cpu")).planned(plan, size))
 
 
 def made(**settings: Any) -> DSN:
-    pair, _ = made_pair(staged("resnet14"), None, DATA)
+    pair, _ = make_pair(staged("resnet14"), None, DATA)
     return DSN(pair, **settings)
 
 
@@ -35,7 +35,7 @@ def spec(depth: int) -> ModelSpec:
 
 def test_the_losses_are_those_of_every_head() -> None:
     method, batch = made(ce=0.5, weight=2.0).eval(), batch_of()
-    heads = method.heads(batch.images)
+    heads = method.classifier_logits(batch.images)
     assert list(heads) == ["student", "stage1", "stage2"]
     output = method(batch, None)
     torch.testing.assert_close(output.losses["ce"], 0.5 * ce(heads["student"], batch.labels))
@@ -55,7 +55,9 @@ def test_the_branches_teach_the_shallow_stages_alone() -> None:
 
 def test_the_deployed_student_has_no_branch() -> None:
     method = made()
-    assert set(method.beside()) == {k for k in method.state_dict() if k.startswith("branches.")}
+    assert set(method.auxiliary_state_dict()) == {
+        k for k in method.state_dict() if k.startswith("branches.")
+    }
     assert not any("branch" in key for key in method.deployed().state_dict())
 
 

@@ -13,25 +13,25 @@ from torch import Tensor, nn
 
 from dskd import methods
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.trainer import train_step
 from dskd.errors import InputError
 from dskd.methods.base import Method, StepOutput
 from dskd.settings import Count, Positive, Share, Weight, signature_settings
-from dskd.teacher.outputs import Answers
-from tests.conftest import made_dataset, made_pair, staged
+from dskd.teacher.outputs import TeacherOutputs
+from tests.conftest import make_dataset, make_pair, staged
 
 NAMES = methods.names()
 every_method = pytest.mark.parametrize("name", NAMES)
-DATA = made_dataset(classes=4, per_class=6, size=16)
+DATA = make_dataset(classes=4, per_class=6, size=16)
 WITHOUT_TEACHER = {"byot", "ce", "dsn"}
 LARGER = {"simkd"}
 """Methods whose deployed student is more than the student."""
 
-# Settings that make a method fit for a few pictures and seconds; none of them is a loss's weight.
+# Settings that make a method fit for a few images and seconds; none of them is a loss's weight.
 SMALL: dict[str, dict[str, Any]] = {"sskd": {"head_epochs": 1}, "crd": {"negatives": 16}}
-# Published weights belong to 32x32 pictures and hundreds of epochs: 20 steps on 8 small ones are
+# Published weights belong to 32x32 images and hundreds of epochs: 20 steps on 8 small ones are
 # about the direction, not the size.
 GENTLE: dict[str, float] = {
     "crd": 0.1,
@@ -45,31 +45,33 @@ GENTLE: dict[str, float] = {
 
 def batches(data: Any = DATA, size: int = 8, seed: int = 0) -> list[Batch]:
     plan = draw_plan(seed, 0, len(data.train), 2, True)
-    return list(Resident(data.train, torch.device("cpu")).planned(plan, size))
+    return list(MemoryLoader(data.train, torch.device("cpu")).planned(plan, size))
 
 
-def made(name: str, data: Any = DATA, **settings: Any) -> tuple[Method, Answers]:
+def made(name: str, data: Any = DATA, **settings: Any) -> tuple[Method, TeacherOutputs]:
     kind = methods.find(name)
     channels, classes = data.shape[0], len(data.classes)
     teacher = staged("resnet14", classes, channels) if kind.needs_teacher else None
-    pair, frozen = made_pair(staged("resnet8", classes, channels), teacher, data)
+    pair, frozen = make_pair(staged("resnet8", classes, channels), teacher, data)
     method = kind(pair, **SMALL.get(name, {}) | settings)
-    answers = Answers(frozen)
-    asked = [(batch, answers(batch, method.needs)) for batch in batches(data)]
+    teacher_outputs = TeacherOutputs(frozen)
+    asked = [(batch, teacher_outputs(batch, method.needs)) for batch in batches(data)]
     method.train()
     method.prepare(lambda epochs: iter(asked * epochs))
-    return method, answers
+    return method, teacher_outputs
 
 
 def optimizer_of(method: Method, lr: float = 0.01) -> torch.optim.Optimizer:
     return make_optimizer(method, "sgd", lr=lr, momentum=0.9, nesterov=False, weight_decay=0.0)
 
 
-def train(method: Method, answers: Answers, steps: int, lr: float = 0.01) -> list[float]:
+def train(
+    method: Method, teacher_outputs: TeacherOutputs, steps: int, lr: float = 0.01
+) -> list[float]:
     """The objective of each step on one fixed batch."""
     optimizer, batch = optimizer_of(method, lr), batches()[0]
     return [
-        train_step(method, answers, batch, optimizer, "float32").objective.item()
+        train_step(method, teacher_outputs, batch, optimizer, "float32").objective.item()
         for _ in range(steps)
     ]
 
@@ -96,28 +98,28 @@ def test_twenty_steps_on_one_batch_lower_the_loss(name: str) -> None:
 
 @every_method
 def test_the_teacher_never_changes(name: str) -> None:
-    method, answers = made(name)
-    if answers.teacher is None:
+    method, teacher_outputs = made(name)
+    if teacher_outputs.teacher is None:
         assert name in WITHOUT_TEACHER
         return
-    before = state(answers.teacher)
-    train(method, answers, 3)
-    assert all(p.grad is None for p in answers.teacher.parameters())
-    after = answers.teacher.state_dict()
+    before = state(teacher_outputs.teacher)
+    train(method, teacher_outputs, 3)
+    assert all(p.grad is None for p in teacher_outputs.teacher.parameters())
+    after = teacher_outputs.teacher.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 @every_method
 def test_a_resumed_method_goes_on_as_if_nothing_had_happened(name: str) -> None:
-    method, answers = made(name)
+    method, teacher_outputs = made(name)
     optimizer, some = optimizer_of(method), batches() * 2
     for batch in some[:3]:
-        train_step(method, answers, batch, optimizer, "float32")
+        train_step(method, teacher_outputs, batch, optimizer, "float32")
     kept = copy.deepcopy((method.state_dict(), optimizer.state_dict()))
 
     def go_on(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for batch in some[3:]:
-            train_step(method, answers, batch, optimizer, "float32")
+            train_step(method, teacher_outputs, batch, optimizer, "float32")
         return state(method)
 
     expected = go_on(method, optimizer)
@@ -134,11 +136,11 @@ def test_a_resumed_method_goes_on_as_if_nothing_had_happened(name: str) -> None:
 
 @every_method
 def test_what_is_trained_beside_the_student_learns_and_is_not_deployed(name: str) -> None:
-    method, answers = made(name)
+    method, teacher_outputs = made(name)
     student = {id(p) for p in method.student.parameters()}
     extra = {n: p for n, p in method.named_parameters() if p.requires_grad and id(p) not in student}
     before = {key: p.detach().clone() for key, p in extra.items()}
-    train(method, answers, 3)
+    train(method, teacher_outputs, 3)
     still = [key for key, p in extra.items() if torch.equal(before[key], p)]
     assert not still, "the optimizer has parameters that no loss reaches"
     deployed = method.deployed()
@@ -156,15 +158,15 @@ def test_what_is_trained_beside_the_student_learns_and_is_not_deployed(name: str
 
 
 @every_method
-def test_the_deployed_student_is_the_one_that_is_judged(name: str) -> None:
+def test_the_deployed_student_is_the_one_that_is_evaluated(name: str) -> None:
     method, _ = made(name)
     method.eval()
     images = DATA.test.images[:4]
     with torch.no_grad():
-        judged = method.heads(images)["student"]
+        evaluated = method.classifier_logits(images)["student"]
         shipped = method.deployed()(method.student.normalize(images))
-    torch.testing.assert_close(shipped, judged)
-    rebuilt = type(method).assemble(staged("resnet8").module, method.addition())
+    torch.testing.assert_close(shipped, evaluated)
+    rebuilt = type(method).assemble(staged("resnet8").module, method.deploy_config())
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
         k: v.shape for k, v in method.deployed().state_dict().items()
     }
@@ -173,45 +175,47 @@ def test_the_deployed_student_is_the_one_that_is_judged(name: str) -> None:
 @every_method
 @pytest.mark.parametrize("size", [2, 5])
 def test_small_batches_and_two_classes(name: str, size: int) -> None:
-    data = made_dataset(classes=2, per_class=5, size=16)
-    method, answers = made(name, data)
+    data = make_dataset(classes=2, per_class=5, size=16)
+    method, teacher_outputs = made(name, data)
     batch = batches(data, size)[0]
-    output = train_step(method, answers, batch, optimizer_of(method), "float32")
+    output = train_step(method, teacher_outputs, batch, optimizer_of(method), "float32")
     assert output.objective.isfinite()
     assert all(p.isfinite().all() for p in method.parameters())
 
 
 @every_method
 def test_bfloat16_autocast_gives_losses_in_float32(name: str) -> None:
-    method, answers = made(name)
-    output = train_step(method, answers, batches()[0], optimizer_of(method), "bfloat16")
+    method, teacher_outputs = made(name)
+    output = train_step(method, teacher_outputs, batches()[0], optimizer_of(method), "bfloat16")
     assert {loss.dtype for loss in output.losses.values()} == {torch.float32}
-    exact, answers = made(name)
-    expected = train_step(exact, answers, batches()[0], optimizer_of(exact), "float32")
+    exact, teacher_outputs = made(name)
+    expected = train_step(exact, teacher_outputs, batches()[0], optimizer_of(exact), "float32")
     assert output.losses.keys() == expected.losses.keys()
 
 
 @every_method
 @pytest.mark.parametrize("pair", [("vgg8", "wrn_16_2"), ("MobileNetV2", "resnet8x4")])
 def test_pairs_whose_stages_do_not_match(name: str, pair: tuple[str, str]) -> None:
-    data = made_dataset(classes=3, per_class=4, size=32)
+    data = make_dataset(classes=3, per_class=4, size=32)
     kind = methods.find(name)
     teacher = staged(pair[1], 3) if kind.needs_teacher else None
-    given, frozen = made_pair(staged(pair[0], 3), teacher, data)
+    given, frozen = make_pair(staged(pair[0], 3), teacher, data)
     method = kind(given, **SMALL.get(name, {}))
-    answers = Answers(frozen)
-    output = train_step(method, answers, batches(data, 4)[0], optimizer_of(method), "float32")
+    teacher_outputs = TeacherOutputs(frozen)
+    output = train_step(
+        method, teacher_outputs, batches(data, 4)[0], optimizer_of(method), "float32"
+    )
     assert output.objective.isfinite()
 
 
 @every_method
 def test_the_same_batch_gives_the_same_step_whatever_was_drawn_before(name: str) -> None:
-    method, answers = made(name)
+    method, teacher_outputs = made(name)
     twin = copy.deepcopy(method)
     outputs: list[StepOutput] = []
     for one in (method, twin):
         torch.rand(len(outputs) + 1)
-        outputs.append(train_step(one, answers, batches()[0], optimizer_of(one), "float32"))
+        outputs.append(train_step(one, teacher_outputs, batches()[0], optimizer_of(one), "float32"))
     assert torch.equal(outputs[0].objective, outputs[1].objective)
 
 
@@ -266,14 +270,14 @@ def test_a_method_that_learns_from_a_teacher_says_so(name: str) -> None:
     assert "ce" in keys
     if kind.needs_teacher:
         assert "kd" in keys
-        pair, _ = made_pair(staged("resnet8"), None, DATA)
+        pair, _ = make_pair(staged("resnet8"), None, DATA)
         with pytest.raises(InputError, match="needs a teacher"):
             kind(pair)
 
 
 def test_a_teacher_of_other_classes_is_refused_by_all() -> None:
     for name in set(NAMES) - WITHOUT_TEACHER:
-        pair, _ = made_pair(staged("resnet8", 4), staged("resnet14", 5), DATA)
+        pair, _ = make_pair(staged("resnet8", 4), staged("resnet14", 5), DATA)
         with pytest.raises(InputError, match="the teacher has 5 classes, the student 4"):
             methods.find(name)(pair)
 

@@ -12,7 +12,7 @@ from dskd.methods.base import Pair
 from dskd.methods.fitnet import FitNet, Regressor
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from tests.conftest import made_dataset, made_pair, staged
+from tests.conftest import make_dataset, make_pair, staged
 from tests.published import CASES, check, given, parameters
 
 
@@ -66,7 +66,7 @@ def test_any_two_sizes_are_joined(
     maps = torch.rand(2, 3, *student), torch.rand(2, 5, *teacher)
     assert method.regressor(maps[0]).shape == (2, 5, *gives)
     outputs = [ModelOutput(torch.zeros(2, 4), (feature_map,), None) for feature_map in maps]
-    loss = method.own(None, *outputs)["fitnet"]  # type: ignore[arg-type]
+    loss = method.extra_losses(None, *outputs)["fitnet"]  # type: ignore[arg-type]
     assert loss.isfinite()
 
 
@@ -95,7 +95,7 @@ def test_the_hint_is_in_the_middle_unless_it_is_placed() -> None:
 
 
 def test_a_stage_that_is_not_there_is_refused() -> None:
-    pair, _ = made_pair(staged(), staged("resnet14"), made_dataset())
+    pair, _ = make_pair(staged(), staged("resnet14"), make_dataset())
     with pytest.raises(InputError, match="stage must be from 1 to 3, got 4"):
         FitNet(pair, stage=4)
     with pytest.raises(InputError, match="stage: input should be greater than or equal to 1"):

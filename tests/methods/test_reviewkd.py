@@ -15,7 +15,7 @@ from dskd.methods.reviewkd import Fusion, ReviewKD
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel
-from tests.conftest import made_dataset, made_pair, staged
+from tests.conftest import make_dataset, make_pair, staged
 from tests.published import check, parameters
 
 PARTS = {"conv1": "enter", "conv2": "leave", "att_conv.0": "attention"}
@@ -44,16 +44,16 @@ def test_value_and_gradient_are_the_published_ones() -> None:
     def loss(*inputs: Tensor) -> Tensor:
         maps, vector, targets, target = inputs[:3], inputs[3], inputs[4:7], inputs[7]
         batch = batch_of(torch.zeros(32, 3, 2, 2), epoch=19)
-        answers = ModelOutput(maps[0], maps, vector), ModelOutput(maps[0], targets, target)
-        return method.own(batch, *answers)["reviewkd"]
+        teacher_outputs = ModelOutput(maps[0], maps, vector), ModelOutput(maps[0], targets, target)
+        return method.extra_losses(batch, *teacher_outputs)["reviewkd"]
 
     names = ["f1", "f2", "f3", "s", "g1_pre", "g2_pre", "g3_pre", "t"]
     check("reviewkd_full", loss, names)
 
 
 def losses(pair_of: tuple[StagedModel, StagedModel], epoch: int = 0, **settings: Any) -> Tensor:
-    data = made_dataset(size=32)
-    pair, teacher = made_pair(*pair_of, data)
+    data = make_dataset(size=32)
+    pair, teacher = make_pair(*pair_of, data)
     assert teacher is not None
     batch = batch_of(data.train.images[:4], epoch)
     output: StepOutput = ReviewKD(pair, **settings)(batch, teacher(batch.images))
@@ -68,7 +68,7 @@ def test_numbers_of_stages_and_sizes_may_differ(student: str, teacher: str) -> N
 
 
 def test_a_model_without_a_pooled_vector_does_without_that_stage() -> None:
-    pair, teacher = made_pair(staged("resnet8"), staged("resnet14"), made_dataset())
+    pair, teacher = make_pair(staged("resnet8"), staged("resnet14"), make_dataset())
     assert teacher is not None
     assert pair.teacher_spec is not None
     pair = replace(pair, teacher_spec=replace(pair.teacher_spec, pooled=None))
@@ -76,8 +76,8 @@ def test_a_model_without_a_pooled_vector_does_without_that_stage() -> None:
     assert len(method.fusions) == 3
     assert not method.needs.pooled
     batch = batch_of(torch.zeros(4, 3, 16, 16, dtype=torch.uint8))
-    answer = teacher(batch.images)._replace(pooled=None)
-    assert method(batch, answer).objective.isfinite()
+    teacher_output = teacher(batch.images)._replace(pooled=None)
+    assert method(batch, teacher_output).objective.isfinite()
 
 
 def test_the_weight_rises_over_the_warmup() -> None:
@@ -92,10 +92,10 @@ def test_the_weight_rises_over_the_warmup() -> None:
 
 
 def test_a_gradient_goes_up_from_deep_to_shallow_and_reaches_every_stage() -> None:
-    pair, teacher = made_pair(staged("resnet8"), staged("resnet14"), made_dataset())
+    pair, teacher = make_pair(staged("resnet8"), staged("resnet14"), make_dataset())
     assert teacher is not None
     method = ReviewKD(pair, ce=0.0, kd=0.0)
-    batch = batch_of(made_dataset().train.images[:4])
+    batch = batch_of(make_dataset().train.images[:4])
     method(batch, teacher(batch.images)).objective.backward()
     for part in ("layer1", "layer2", "layer3"):
         gradients = [p.grad for p in method.student.module.get_submodule(part).parameters()]

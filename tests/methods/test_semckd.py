@@ -15,8 +15,8 @@ from dskd.methods.base import Pair
 from dskd.methods.semckd import Embedding, SemCKD
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from dskd.teacher.frozen import Teacher
-from tests.conftest import made_dataset, made_pair, staged
+from dskd.teacher.frozen import FrozenTeacher
+from tests.conftest import make_dataset, make_pair, staged
 from tests.published import CASES, check, given, parameters
 
 
@@ -61,7 +61,7 @@ def test_value_and_gradient_are_the_published_ones() -> None:
             ModelOutput(maps[0], maps[:3], None),
             ModelOutput(maps[0], maps[3:], None),
         )
-        return method.own(batch, student, teacher)["semckd"]
+        return method.extra_losses(batch, student, teacher)["semckd"]
 
     check("semckd_full", loss)
 
@@ -76,9 +76,9 @@ def test_attention_is_the_published_one() -> None:
 
 
 def made(student: str = "resnet8", teacher: str = "resnet14", **settings: Any) -> tuple[Any, ...]:
-    data = made_dataset(size=32)
-    pair, frozen = made_pair(staged(student), staged(teacher), data)
-    assert isinstance(frozen, Teacher)
+    data = make_dataset(size=32)
+    pair, frozen = make_pair(staged(student), staged(teacher), data)
+    assert isinstance(frozen, FrozenTeacher)
     return SemCKD(pair, **settings), frozen, data.train.images
 
 
@@ -100,7 +100,7 @@ def test_a_smaller_batch_is_as_one_whose_other_places_are_empty() -> None:
 
 
 def test_a_batch_above_the_largest_is_refused() -> None:
-    with pytest.raises(InputError, match="batches of 8 pictures at most, got 9"):
+    with pytest.raises(InputError, match="batches of 8 images at most, got 9"):
         Embedding(8)(torch.rand(9, 9))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.deploy.onnx import export_onnx
-from dskd.deploy.student import Deployed
+from dskd.deploy.student import DeployedStudent
 from dskd.errors import InputError
 from dskd.losses.feature_maps import pool_to
 from dskd.methods.base import Pair, StepOutput
@@ -23,11 +23,11 @@ from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec, describe
 from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import ZOO
-from dskd.teacher.frozen import Teacher
-from tests.conftest import made_dataset, made_pair, staged
+from dskd.teacher.frozen import FrozenTeacher
+from tests.conftest import make_dataset, make_pair, staged
 from tests.published import CASES, check, given, parameters
 
-DATA = made_dataset(size=32)
+DATA = make_dataset(size=32)
 
 
 def batch_of(images: Tensor) -> Batch:
@@ -49,9 +49,9 @@ def unsettled(model: StagedModel) -> StagedModel:
 
 def made(
     student: str | StagedModel = "resnet8", teacher: str | StagedModel = "resnet14", **settings: Any
-) -> tuple[SimKD, Teacher]:
+) -> tuple[SimKD, FrozenTeacher]:
     models = [staged(m) if isinstance(m, str) else m for m in (student, teacher)]
-    pair, frozen = made_pair(models[0], unsettled(models[1]), DATA)
+    pair, frozen = make_pair(models[0], unsettled(models[1]), DATA)
     assert frozen is not None
     return SimKD(pair, **settings), frozen
 
@@ -66,8 +66,8 @@ class Net(nn.Module):
         self.norm = nn.LayerNorm(8) if norm else nn.Identity()
         self.head = nn.Linear(8, 4, bias=not norm)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        vector = self.norm(self.two(self.one(pictures)).mean((2, 3)))
+    def forward(self, images: Tensor) -> Tensor:
+        vector = self.norm(self.two(self.one(images)).mean((2, 3)))
         logits: Tensor = self.head(vector)
         return logits
 
@@ -100,8 +100,8 @@ def test_value_and_gradient_are_the_published_ones() -> None:
     def loss(last: Tensor, target: Tensor) -> Tensor:
         given_map = ModelOutput(last, (last,), None, last)
         method.student.register_forward_hook(lambda *_: given_map)
-        answer = ModelOutput(torch.zeros(32, 100), (target,), target.mean((2, 3)), target)
-        output: StepOutput = method(batch_of(torch.zeros(32, 3, 2, 2)), answer)
+        teacher_output = ModelOutput(torch.zeros(32, 100), (target,), target.mean((2, 3)), target)
+        output: StepOutput = method(batch_of(torch.zeros(32, 3, 2, 2)), teacher_output)
         return output.losses["simkd"]
 
     check("simkd", loss)
@@ -120,11 +120,11 @@ def test_logits_are_the_published_ones() -> None:
 def test_the_teacher_s_features_give_the_teacher_s_logits(name: str) -> None:
     """For every network of the zoo, whatever lies between its last stage and its classifier."""
     method, teacher = made("resnet8", name)
-    answer = teacher(DATA.test.images[:3])
-    target = method.target(answer)
+    teacher_output = teacher(DATA.test.images[:3])
+    target = method.target(teacher_output)
     assert (method.needs.last, method.needs.pooled) == (True, False)
     seen = method.reused.classifier(target.mean((2, 3)))
-    torch.testing.assert_close(seen, answer.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen, teacher_output.logits, rtol=1e-4, atol=1e-5)
     assert method.plan.nonnegative
 
 
@@ -132,14 +132,14 @@ def test_the_teacher_s_features_give_the_teacher_s_logits(name: str) -> None:
 @pytest.mark.parametrize("size", [28, 48])
 def test_a_perfect_projection_has_the_teacher_s_logits_at_any_size(name: str, size: int) -> None:
     """Also where the two maps' sizes do not divide."""
-    data = made_dataset(size=size)
-    pair, teacher = made_pair(staged("ShuffleV2"), unsettled(staged(name)), data)
+    data = make_dataset(size=size)
+    pair, teacher = make_pair(staged("ShuffleV2"), unsettled(staged(name)), data)
     assert teacher is not None
     method = SimKD(pair)
-    answer = teacher(data.test.images[:3])
-    projected = pool_to(method.target(answer), *method.plan.size)
+    teacher_output = teacher(data.test.images[:3])
+    projected = pool_to(method.target(teacher_output), *method.plan.size)
     seen = method.reused.classifier(projected.mean((2, 3)))
-    torch.testing.assert_close(seen, answer.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen, teacher_output.logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -157,11 +157,11 @@ def test_a_vector_that_is_no_average_of_a_map_is_learned_itself(
     method, frozen = made("resnet8", teacher())
     assert (method.needs.last, method.needs.pooled) == (False, True)
     assert not method.plan.nonnegative
-    answer = frozen(DATA.test.images[:3])
-    target = method.target(answer)
+    teacher_output = frozen(DATA.test.images[:3])
+    target = method.target(teacher_output)
     assert target.shape == (3, 8, 1, 1)
-    torch.testing.assert_close(method.reused.classifier(target.flatten(1)), answer.logits)
-    assert method(batch_of(DATA.test.images[:3]), answer).objective.isfinite()
+    torch.testing.assert_close(method.reused.classifier(target.flatten(1)), teacher_output.logits)
+    assert method(batch_of(DATA.test.images[:3]), teacher_output).objective.isfinite()
     projected, _ = method.reused(method.student(DATA.test.images[:3]).last)
     assert projected.shape == (3, 8, 8, 8)
     assert (projected < 0).any()
@@ -170,8 +170,8 @@ def test_a_vector_that_is_no_average_of_a_map_is_learned_itself(
 def test_a_wrapped_teacher_s_last_stage_is_taken_where_its_average_is_the_vector() -> None:
     method, frozen = made("resnet8", own())
     assert method.needs.last
-    answer = frozen(DATA.test.images[:3])
-    assert method.target(answer) is answer.stages[-1]
+    teacher_output = frozen(DATA.test.images[:3])
+    assert method.target(teacher_output) is teacher_output.stages[-1]
     assert method.plan.size == (4, 4)
 
 
@@ -204,9 +204,9 @@ def test_the_losses_are_those_of_the_reused_classifier_s_logits() -> None:
     method, teacher = made(ce=2.0, kd=0.5)
     method.eval()
     batch = batch_of(DATA.train.images[:8])
-    answer = teacher(batch.images)
-    output = method(batch, answer)
-    logits = method.heads(batch.images)["student"]
+    teacher_output = teacher(batch.images)
+    output = method(batch, teacher_output)
+    logits = method.classifier_logits(batch.images)["student"]
     assert torch.equal(output.logits, logits)
     torch.testing.assert_close(output.losses["ce"], 2 * F.cross_entropy(logits, batch.labels))
     assert output.losses.keys() == {"ce", "kd", "simkd"}
@@ -225,10 +225,10 @@ def test_the_deployed_student_is_rebuilt_from_a_plain_one(student: str) -> None:
     method.eval()
     deployed = method.deployed()
     plain = staged(student).module
-    rebuilt = SimKD.assemble(plain, method.addition()).eval()
+    rebuilt = SimKD.assemble(plain, method.deploy_config()).eval()
     rebuilt.load_state_dict(deployed.state_dict())
     images = DATA.test.images[:3]
-    expected = method.heads(images)["student"]
+    expected = method.classifier_logits(images)["student"]
     assert torch.equal(deployed(method.student.normalize(images)), expected)
     torch.testing.assert_close(rebuilt(method.student.normalize(images)), expected)
 
@@ -241,7 +241,7 @@ def test_its_parameters_are_those_that_are_used() -> None:
     classifier = 64 * 4 + 4  # of student and teacher alike
     count = sum(p.numel() for p in method.deployed().parameters())
     assert count == plain - classifier + projector + classifier
-    assert method.beside() == {}
+    assert method.auxiliary_state_dict() == {}
 
 
 @pytest.mark.parametrize("stages", [["one", "two"], ["one"]])
@@ -250,10 +250,12 @@ def test_a_module_of_one_s_own_is_seen_through_its_stages(stages: list[str]) -> 
     batch = batch_of(DATA.train.images[:8])
     method(batch, teacher(batch.images)).objective.backward()
     method.eval()
-    rebuilt = SimKD.assemble(Net(), method.addition()).eval()
+    rebuilt = SimKD.assemble(Net(), method.deploy_config()).eval()
     rebuilt.load_state_dict(method.deployed().state_dict())
-    pictures = method.student.normalize(DATA.test.images[:3])
-    torch.testing.assert_close(rebuilt(pictures), method.heads(DATA.test.images[:3])["student"])
+    images = method.student.normalize(DATA.test.images[:3])
+    torch.testing.assert_close(
+        rebuilt(images), method.classifier_logits(DATA.test.images[:3])["student"]
+    )
     assert isinstance(rebuilt, ReusedStudent)
     assert isinstance(rebuilt.student.module, Net)
     assert isinstance(rebuilt.student.module.head, nn.Linear)  # nobody knows what it is for
@@ -263,10 +265,12 @@ def test_a_stage_of_a_zoo_student_may_be_named() -> None:
     short = StagedModel(staged().module, ["layer1", "layer2"], mean=(0.5,) * 3, std=(0.25,) * 3)
     method, _ = made(short, "resnet14")
     assert (method.plan.stages, method.plan.channels) == (("layer1", "layer2"), 32)
-    rebuilt = SimKD.assemble(staged().module, method.addition()).eval()
+    rebuilt = SimKD.assemble(staged().module, method.deploy_config()).eval()
     rebuilt.load_state_dict(method.eval().deployed().state_dict())
-    pictures = method.student.normalize(DATA.test.images[:3])
-    torch.testing.assert_close(rebuilt(pictures), method.heads(DATA.test.images[:3])["student"])
+    images = method.student.normalize(DATA.test.images[:3])
+    torch.testing.assert_close(
+        rebuilt(images), method.classifier_logits(DATA.test.images[:3])["student"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,11 +278,11 @@ def test_a_stage_of_a_zoo_student_may_be_named() -> None:
     [("wrn_16_1", "resnet8", 32), ("resnet8", "vgg8", 28)],
 )
 def test_it_is_exported(student: str, teacher: str, size: int, tmp_path: Path) -> None:
-    data = made_dataset(size=size)
-    pair, _ = made_pair(staged(student), unsettled(staged(teacher)), data)
+    data = make_dataset(size=size)
+    pair, _ = make_pair(staged(student), unsettled(staged(teacher)), data)
     module = SimKD(pair).eval().deployed()
     model = StagedModel(module, mean=(0.5,) * 3, std=(0.25,) * 3).eval()
-    deployed = Deployed(model, student, data.classes, data.shape)
+    deployed = DeployedStudent(model, student, data.classes, data.shape)
     assert export_onnx(deployed, tmp_path / "student.onnx") < 1e-4
 
 
@@ -291,8 +295,8 @@ class Tokens(nn.Module):
         self.block = nn.Linear(6, 6)
         self.head = nn.Linear(6, 4)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        patches = self.patch(pictures).flatten(2).transpose(1, 2)
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patch(images).flatten(2).transpose(1, 2)
         tokens = self.block(torch.cat([patches.mean(1, keepdim=True), patches], 1))
         logits: Tensor = self.head(tokens[:, 0])
         return logits
@@ -305,7 +309,7 @@ def test_a_grid_of_tokens_is_projected_and_exported(tmp_path: Path) -> None:
     batch = batch_of(DATA.train.images[:8])
     assert method(batch, teacher(batch.images)).objective.isfinite()
     model = StagedModel(method.eval().deployed(), mean=(0.5,) * 3, std=(0.25,) * 3).eval()
-    deployed = Deployed(model, "Tokens", DATA.classes, DATA.shape)
+    deployed = DeployedStudent(model, "Tokens", DATA.classes, DATA.shape)
     assert export_onnx(deployed, tmp_path / "student.onnx") < 1e-4
 
 
@@ -328,9 +332,9 @@ def test_a_grid_of_tokens_is_projected_and_exported(tmp_path: Path) -> None:
     ids=str,
 )
 def test_an_addition_that_does_not_fit_is_refused(change: dict[str, Any], says: str) -> None:
-    addition = made()[0].addition() | change
+    deploy_config = made()[0].deploy_config() | change
     with pytest.raises(InputError) as refused:
-        SimKD.assemble(staged().module, addition)
+        SimKD.assemble(staged().module, deploy_config)
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -341,10 +345,10 @@ def test_no_addition_at_all_is_refused() -> None:
 
 
 def test_an_addition_for_another_student_is_refused() -> None:
-    addition = made()[0].addition()
+    deploy_config = made()[0].deploy_config()
     with pytest.raises(InputError, match="names no map of the student"):
-        SimKD.assemble(Net(), addition)
-    other = SimKD.assemble(staged("vgg8").module, addition)
+        SimKD.assemble(Net(), deploy_config)
+    other = SimKD.assemble(staged("vgg8").module, deploy_config)
     with pytest.raises(InputError, match="a last map of 64 channels, got 512"):
         other(torch.zeros(2, 3, 32, 32))
 
@@ -352,6 +356,6 @@ def test_an_addition_for_another_student_is_refused() -> None:
 def test_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match=r"name it with student.stages=\[a\]; .* one, two, norm"):
         made(StagedModel(Net(), [], mean=(0,) * 3, std=(1,) * 3))
-    pair, _ = made_pair(staged(), staged("resnet14"), DATA)
+    pair, _ = make_pair(staged(), staged("resnet14"), DATA)
     with pytest.raises(InputError, match="logits are not those of a linear layer"):
         SimKD(replace(pair, teacher_classifier=None))

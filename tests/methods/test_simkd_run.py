@@ -23,10 +23,10 @@ from dskd.engine.trainer import Trainer
 from dskd.errors import InputError
 from dskd.runtime.signals import Stopped
 from dskd.storage.weights import read_metadata
-from tests.conftest import made_dataset
+from tests.conftest import make_dataset
 
 SMALL = [
-    "data.share=0.1",
+    "data.fraction=0.1",
     "method={name: simkd}",
     "teacher.name=wrn_16_1",
     "teacher.epochs=1",
@@ -59,18 +59,18 @@ def test_the_result_is_that_of_all_that_is_deployed(finished: dskd.Result) -> No
     weights = safetensors.torch.load_file(finished.path / "student.safetensors")
     trained = dict(finished.student.named_parameters())
     assert sum(weights[key].numel() for key in trained) == finished.parameters
-    assert not (finished.path / "beside.safetensors").exists()
-    assert rows(finished.path)[-1]["accuracy"] == finished.accuracy
+    assert not (finished.path / "auxiliary.safetensors").exists()
+    assert rows(finished.path)[-1]["test_accuracy"] == finished.test_accuracy
 
 
 @torch.no_grad()
-def test_it_is_loaded_judged_and_asked_as_any_student(finished: dskd.Result) -> None:
-    assert dskd.evaluate(finished.path).accuracy == finished.accuracy
-    assert dskd.evaluate(finished.path, "best").accuracy == finished.best_accuracy
+def test_it_is_loaded_evaluated_and_asked_as_any_student(finished: dskd.Result) -> None:
+    assert dskd.evaluate(finished.path).accuracy == finished.test_accuracy
+    assert dskd.evaluate(finished.path, "best").accuracy == finished.best_test_accuracy
     student = dskd.load_deployed(finished.path)
-    pictures = images()
-    output = student.model(pictures)
-    expected = finished.student(student.model.normalize(pictures))
+    samples = images()
+    output = student.model(samples)
+    expected = finished.student(student.model.normalize(samples))
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-5)
     teacher = safetensors.torch.load_file(finished.path / "teacher/student.safetensors")
     assert student.model.linear is not None
@@ -88,10 +88,10 @@ def test_its_classifier_is_the_teacher_s_to_the_byte(finished: dskd.Result) -> N
 def test_it_is_exported(finished: dskd.Result, tmp_path: Path) -> None:
     student = dskd.load_deployed(finished.path)
     assert export_onnx(student, tmp_path / "student.onnx") < 1e-4
-    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
-    pictures = images()
-    (logits,) = session.run(["logits"], {"pictures": (pictures / 255).numpy()})
-    expected = student.model(pictures).logits
+    training_run = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    samples = images()
+    (logits,) = training_run.run(["logits"], {"images": (samples / 255).numpy()})
+    expected = student.model(samples).logits
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-4)
 
 
@@ -126,8 +126,8 @@ def test_a_file_from_anywhere_is_read_with_care(finished: dskd.Result, tmp_path:
     facts = read_metadata(finished.path / name)
 
     def refusal(**changes: Any) -> str:
-        addition = facts["addition"] | changes
-        metadata = {"dskd": json.dumps(facts | {"addition": addition})}
+        deploy_config = facts["addition"] | changes
+        metadata = {"dskd": json.dumps(facts | {"addition": deploy_config})}
         safetensors.torch.save_file(weights, tmp_path / name, metadata)
         with pytest.raises(InputError) as refused:
             dskd.load_deployed(tmp_path)
@@ -150,13 +150,13 @@ class Net(nn.Module):
         self.two = nn.Sequential(nn.Conv2d(width, 8, 3, 2, 1), nn.ReLU())
         self.head = nn.Linear(8, 4)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.two(self.one(pictures)).mean((2, 3)))
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.two(self.one(images)).mean((2, 3)))
         return logits
 
 
 def test_modules_of_one_s_own(tmp_path: Path) -> None:
-    data = made_dataset(4, per_class=4)
+    data = make_dataset(4, per_class=4)
     result = dskd.distill(
         student={"module": Net(), "stages": ["one", "two"]},
         teacher={"module": Net(12), "stages": ["two"]},
@@ -166,6 +166,6 @@ def test_modules_of_one_s_own(tmp_path: Path) -> None:
         out=tmp_path / "run",
     )
     again = dskd.evaluate(tmp_path / "run", data=data, student=Net())
-    assert again.accuracy == result.accuracy
+    assert again.accuracy == result.test_accuracy
     student = dskd.load_deployed(tmp_path / "run", student=Net())
     assert export_onnx(student, tmp_path / "student.onnx") < 1e-4

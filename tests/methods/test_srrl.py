@@ -15,7 +15,7 @@ from dskd.methods.base import Pair
 from dskd.methods.srrl import SRRL
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from tests.conftest import made_dataset, made_pair, staged
+from tests.conftest import make_dataset, make_pair, staged
 from tests.published import check, parameters
 
 
@@ -44,7 +44,7 @@ def test_value_and_gradient_are_the_published_ones() -> None:
 
     def loss(vector: Tensor, target: Tensor, logits: Tensor) -> Tensor:
         student, teacher = ModelOutput(logits, (), vector), ModelOutput(logits, (), target)
-        return method.own(batch, student, teacher)["srrl"]
+        return method.extra_losses(batch, student, teacher)["srrl"]
 
     check("srrl", loss)
 
@@ -59,16 +59,16 @@ def test_the_connector_ends_in_relu_only_where_the_teacher_is_never_negative() -
 
 def made(**settings: Any) -> tuple[SRRL, Tensor, ModelOutput]:
     torch.manual_seed(0)
-    data = made_dataset()
-    pair, teacher = made_pair(staged("resnet8"), staged("vgg8"), data)
+    data = make_dataset()
+    pair, teacher = make_pair(staged("resnet8"), staged("vgg8"), data)
     assert teacher is not None
     images = data.train.images[:8]
     return SRRL(pair, **settings), images, teacher(images)
 
 
 def test_the_classifier_never_learns_and_the_connector_does() -> None:
-    method, images, answer = made(ce=0.0, kd=0.0)
-    method(batch_of(images), answer).objective.backward()
+    method, images, teacher_output = made(ce=0.0, kd=0.0)
+    method(batch_of(images), teacher_output).objective.backward()
     assert all(p.grad is None for p in method.classifier.parameters())
     assert all(p.grad is not None for p in method.connector.parameters())
     for name, parameter in method.student.module.named_parameters():
@@ -78,8 +78,8 @@ def test_the_classifier_never_learns_and_the_connector_does() -> None:
 
 def test_the_two_weights_are_those_of_its_two_terms() -> None:
     def value(**settings: float) -> float:
-        method, images, answer = made(**settings)
-        return float(method(batch_of(images), answer).losses["srrl"].detach())
+        method, images, teacher_output = made(**settings)
+        return float(method(batch_of(images), teacher_output).losses["srrl"].detach())
 
     feature, regression = value(regression=0.0), value(feature=0.0)
     assert min(feature, regression) > 0
@@ -87,7 +87,7 @@ def test_the_two_weights_are_those_of_its_two_terms() -> None:
 
 
 def test_a_teacher_that_does_not_end_in_a_linear_layer_is_refused() -> None:
-    pair, _ = made_pair(staged("resnet8"), staged("resnet14"), made_dataset())
+    pair, _ = make_pair(staged("resnet8"), staged("resnet14"), make_dataset())
     assert pair.teacher_spec is not None
     scaled = replace(pair.teacher_spec, classified=False)
     for other in (replace(pair, teacher_classifier=None), replace(pair, teacher_spec=scaled)):

@@ -1,4 +1,4 @@
-"""SSKD as a method: the head that is trained first, and what is computed on which pictures."""
+"""SSKD as a method: the head that is trained first, and what is computed on which images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from dskd.data.augmentation import rotations
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.errors import InputError
 from dskd.losses.contrast import sskd, sskd_head, sskd_predictions
 from dskd.losses.logits import ce, kd
@@ -18,31 +18,31 @@ from dskd.methods.base import Pair
 from dskd.methods.sskd import SSKD
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from dskd.teacher.frozen import Teacher
-from dskd.teacher.outputs import Answers
-from tests.conftest import made_dataset, made_pair, staged
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import TeacherOutputs
+from tests.conftest import make_dataset, make_pair, staged
 
-DATA = made_dataset()
+DATA = make_dataset()
 
 
 def batches(epochs: int, size: int = 8) -> Iterator[Batch]:
-    split = Resident(DATA.train, torch.device("cpu"))
+    split = MemoryLoader(DATA.train, torch.device("cpu"))
     for epoch in range(7, 7 + epochs):  # behind the run's own
         yield from split.planned(draw_plan(0, epoch, len(split), 2, True), size)
 
 
-def made(**settings: Any) -> tuple[SSKD, Teacher]:
-    pair, teacher = made_pair(staged("resnet8"), staged("resnet8x4"), DATA)
+def made(**settings: Any) -> tuple[SSKD, FrozenTeacher]:
+    pair, teacher = make_pair(staged("resnet8"), staged("resnet8x4"), DATA)
     assert teacher is not None
     return SSKD(pair, **settings), teacher
 
 
-def answers(method: SSKD, teacher: Teacher) -> Any:
-    answer = Answers(teacher)
-    return lambda epochs: ((b, answer(b, method.needs)) for b in batches(epochs))
+def teacher_outputs(method: SSKD, teacher: FrozenTeacher) -> Any:
+    teacher_output = TeacherOutputs(teacher)
+    return lambda epochs: ((b, teacher_output(b, method.needs)) for b in batches(epochs))
 
 
-def test_the_teachers_head_learns_to_find_pictures_and_nothing_else_does() -> None:
+def test_the_teachers_head_learns_to_find_images_and_nothing_else_does() -> None:
     method, teacher = made(head_epochs=6)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     batch = next(batches(1))
@@ -53,7 +53,7 @@ def test_the_teachers_head_learns_to_find_pictures_and_nothing_else_does() -> No
         return sskd_head(method.teacher_head(pooled)).item()
 
     untrained = loss()
-    method.prepare(answers(method, teacher))
+    method.prepare(teacher_outputs(method, teacher))
     assert loss() < 0.9 * untrained
     changed = {name for name, t in method.state_dict().items() if not torch.equal(t, before[name])}
     assert changed == {name for name in before if name.startswith("teacher_head.")}
@@ -71,7 +71,7 @@ def test_the_run_trains_the_students_head_and_never_the_teachers() -> None:
         assert (parameter.grad is not None) == (name in trained), name
 
 
-def test_each_loss_is_of_its_own_pictures() -> None:
+def test_each_loss_is_of_its_own_images() -> None:
     method, teacher = made(ce=0.5, kd=2.0, ss=3.0, tf=4.0, share_ss=0.5, share_tf=0.6)
     method.eval()
     batch = next(batches(1))
@@ -94,7 +94,7 @@ def test_each_loss_is_of_its_own_pictures() -> None:
     torch.testing.assert_close(output.logits, ours[0].logits)
 
 
-def test_pictures_that_are_not_square_are_refused() -> None:
+def test_images_that_are_not_square_are_refused() -> None:
     stages = (StageSpec(8, 8, 12, True), StageSpec(8, 4, 6, True))
     spec = ModelSpec(4, stages, 8)
     with pytest.raises(InputError, match=r"must be square, and the student's maps are 8x12"):
@@ -102,6 +102,6 @@ def test_pictures_that_are_not_square_are_refused() -> None:
     method, teacher = made()
     batch = next(batches(1))
     wide = Batch(**{**vars(batch), "images": batch.images[:, :, :8]})
-    answer: ModelOutput = teacher(batch.images)
+    teacher_output: ModelOutput = teacher(batch.images)
     with pytest.raises(InputError, match=r"must be square, and these are 8x16"):
-        method(wide, answer)
+        method(wide, teacher_output)

@@ -12,8 +12,8 @@ from dskd.errors import InputError
 from dskd.losses.feature_maps import vid
 from dskd.methods.vid import VID, ConditionalGaussian
 from dskd.models.output import ModelOutput
-from dskd.teacher.frozen import Teacher
-from tests.conftest import made_dataset, made_pair, staged
+from dskd.teacher.frozen import FrozenTeacher
+from tests.conftest import make_dataset, make_pair, staged
 from tests.published import check, given, parameters
 
 
@@ -39,14 +39,14 @@ def test_value_and_gradient_are_the_published_ones(case: str) -> None:
 
 def made(student: str = "resnet8", teacher: str = "resnet14", **settings: Any) -> Any:
     size = 32 if student == "vgg8" else 16
-    pair, frozen = made_pair(staged(student), staged(teacher), made_dataset(size=size))
+    pair, frozen = make_pair(staged(student), staged(teacher), make_dataset(size=size))
     assert frozen is not None
-    return VID(pair, **settings), frozen, made_dataset(size=size).train.images[:4]
+    return VID(pair, **settings), frozen, make_dataset(size=size).train.images[:4]
 
 
-def own(method: VID, teacher: Teacher, images: Tensor) -> Tensor:
+def own(method: VID, teacher: FrozenTeacher, images: Tensor) -> Tensor:
     student: ModelOutput = method.student(images)
-    return method.own(None, student, teacher(images))["vid"]  # type: ignore[arg-type]
+    return method.extra_losses(None, student, teacher(images))["vid"]  # type: ignore[arg-type]
 
 
 def test_the_variances_learn() -> None:

@@ -17,8 +17,8 @@ from dskd.data import Dataset
 from dskd.engine.training_run import Result
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
-from dskd.runtime.nonfinite import NotFinite
-from tests.conftest import made_dataset
+from dskd.runtime.nonfinite import NonFiniteError
+from tests.conftest import make_dataset
 
 CLASSES = 3
 QUICK = {"epochs": 1, "batch_size": 8, "lr": 0.01, "device": "cpu"}
@@ -66,7 +66,7 @@ OWN_STAGES = ["first", "second"]
 
 @pytest.fixture
 def data() -> Dataset:
-    return made_dataset(CLASSES, per_class=6, size=32)
+    return make_dataset(CLASSES, per_class=6, size=32)
 
 
 def own(stages: list[str] | None = None, **settings: Any) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def test_ones_own_modules_in_both_roles(tmp_path: Path, data: Dataset) -> None:
     assert not any(part._forward_hooks for part in result.student.modules())
 
 
-def test_a_teacher_sees_the_pictures_by_its_own_mean_and_std(tmp_path: Path, data: Dataset) -> None:
+def test_a_teacher_sees_the_images_by_its_own_mean_and_std(tmp_path: Path, data: Dataset) -> None:
     """Weights that undo another mean and std leave the whole run as it was."""
     torch.manual_seed(5)
     student, teacher = Own(), Own()
@@ -194,8 +194,8 @@ def test_a_torchvision_transformer_teaches(tmp_path: Path, data: Dataset) -> Non
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 48)])
-def test_zoo_models_on_pictures_of_other_shapes(tmp_path: Path, shape: tuple[int, int]) -> None:
-    square = made_dataset(CLASSES, per_class=4, size=max(shape))
+def test_zoo_models_on_images_of_other_shapes(tmp_path: Path, shape: tuple[int, int]) -> None:
+    square = make_dataset(CLASSES, per_class=4, size=max(shape))
     train, test = (
         type(split)(split.images[:, :, : shape[0], : shape[1]].contiguous(), split.labels)
         for split in (square.train, square.test)
@@ -213,7 +213,7 @@ def test_zoo_models_on_pictures_of_other_shapes(tmp_path: Path, shape: tuple[int
     [
         ({}, own(["fist", "second"]), r"Own has no submodule 'fist'; did you mean 'first'\?"),
         ({}, own(["second", "first"]), r"name them as \['first', 'second'\]"),
-        ({}, own(mean=[0.5], std=[0.5]), "have 1 and 1 channels, the pictures 3"),
+        ({}, own(mean=[0.5], std=[0.5]), "have 1 and 1 channels, the images 3"),
         ({}, own(std=[0.5, 0, 0.5]), r"teacher\.std\[1\]: .*greater than 0"),
         (
             {},
@@ -222,7 +222,7 @@ def test_zoo_models_on_pictures_of_other_shapes(tmp_path: Path, shape: tuple[int
         ),
         ({"module": Own()}, own(), "name two or more with student.stages=.*: first, second, drop"),
         ({}, {"module": nn.Flatten()}, "the teacher has 3072 classes, the data set 'made' has 3"),
-        ({}, {"module": nn.Linear(3, 3)}, r"Linear does not run on pictures \[3, 32, 32\]"),
+        ({}, {"module": nn.Linear(3, 3)}, r"Linear does not run on images \[3, 32, 32\]"),
         ({}, {**RESNET, "stages": ["layer9"]}, r"no submodule 'layer9'; did you mean 'layer\d'"),
         ({}, {**VIT, "stages": ["blocks.7"]}, r"no submodule 'blocks.7'; did you mean 'blocks"),
     ],
@@ -255,7 +255,7 @@ class Flat(nn.Module):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_module_that_views_its_maps_works_in_both_roles(tmp_path: Path, channels: int) -> None:
-    data = made_dataset(classes=3, per_class=4, size=8, channels=channels)
+    data = make_dataset(classes=3, per_class=4, size=8, channels=channels)
 
     def flat() -> nn.Module:
         module = Flat()
@@ -301,7 +301,7 @@ def uncopied() -> nn.Module:
 def test_what_cannot_be_trained_is_said_before_anything_is_written(
     tmp_path: Path, student: Callable[[], nn.Module], says: str
 ) -> None:
-    data = made_dataset(classes=3, per_class=4, size=8, channels=1)
+    data = make_dataset(classes=3, per_class=4, size=8, channels=1)
     with pytest.raises(InputError, match=says):
         dskd.train(student=student(), data=data, train={"epochs": 1}, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -310,8 +310,8 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(
 def test_a_teacher_of_nan_is_named(tmp_path: Path) -> None:
     teacher = Flat()
     nn.init.constant_(teacher.fc.bias, float("nan"))
-    data = made_dataset(classes=3, per_class=4, size=8, channels=1)
-    with pytest.raises(NotFinite, match="the teacher's logits are not finite"):
+    data = make_dataset(classes=3, per_class=4, size=8, channels=1)
+    with pytest.raises(NonFiniteError, match="the teacher's logits are not finite"):
         dskd.distill(student=Flat(), teacher=teacher, data=data, method="kd", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -328,16 +328,16 @@ class Masked(Flat):
 
 
 def test_a_buffer_that_is_infinite_from_the_start_may_stay_so(tmp_path: Path) -> None:
-    data = made_dataset(classes=3, per_class=4, size=8, channels=1)
+    data = make_dataset(classes=3, per_class=4, size=8, channels=1)
     result = dskd.train(student=Masked(), data=data, train=QUICK, out=tmp_path / "run")
     assert result.student.state_dict()["mask"].isinf().any()
 
 
 def test_settings_beside_objects_apply_or_are_refused(tmp_path: Path) -> None:
-    data = made_dataset(classes=4, per_class=10, size=8, channels=1)
+    data = make_dataset(classes=4, per_class=10, size=8, channels=1)
     result = dskd.train(
         student="resnet8",
-        data={"dataset": data, "classes": 2, "holdout": 0.2},
+        data={"dataset": data, "classes": 2, "val_fraction": 0.2},
         train={"epochs": 1, "batch_size": 8},
         out=tmp_path / "run",
     )
@@ -376,7 +376,7 @@ def test_a_teacher_that_cannot_be_trained_is_said_before_anything_is_written(
         "    return net.requires_grad_(False)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    data = made_dataset(classes=3, per_class=4, size=8, channels=1)
+    data = make_dataset(classes=3, per_class=4, size=8, channels=1)
     with pytest.raises(InputError, match="nothing of the model can learn"):
         dskd.distill(
             student=Flat(),

@@ -100,7 +100,7 @@ def test_a_timm_network_with_options() -> None:
 
 @pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_timm_transformer_is_made_for_the_size_of_the_pictures(channels: int) -> None:
+def test_a_timm_transformer_is_made_for_the_size_of_the_images(channels: int) -> None:
     name = "timm/vit_tiny_patch16_224"
     model = load_model(name, num_classes=7, in_channels=channels, size=32, options=VIT)
     assert logits_shape(model, channels) == (2, 7)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dskd.models.fuse_batchnorm import folded, in_bfloat16
+from dskd.models.fuse_batchnorm import fuse_batchnorm, in_bfloat16
 from dskd.models.output import ModelOutput
 from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import ZOO, build
-from dskd.teacher.frozen import Teacher
+from dskd.teacher.frozen import FrozenTeacher
 
 Norm = nn.modules.batchnorm._BatchNorm
 
@@ -22,7 +22,7 @@ Norm = nn.modules.batchnorm._BatchNorm
 UNFOLDED = {"wrn_16_1": 7, "wrn_16_2": 6, "wrn_40_1": 19, "wrn_40_2": 18}
 
 
-def pictures(size: int = 32, count: int = 3, channels: int = 3) -> Tensor:
+def random_images(size: int = 32, count: int = 3, channels: int = 3) -> Tensor:
     return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8)
 
 
@@ -62,10 +62,10 @@ def assert_same(found: ModelOutput, expected: ModelOutput) -> None:
 
 @torch.no_grad()
 def check(model: StagedModel, images: Tensor) -> StagedModel:
-    """Folds on a few pictures, compares on others, and sees that the model stays as it is."""
+    """Folds on a few images, compares on others, and sees that the model stays as it is."""
     before = copy.deepcopy(model.state_dict())
     parts = [(name, type(part)) for name, part in model.named_modules()]
-    fast = folded(model, images[:1])
+    fast = fuse_batchnorm(model, images[:1])
     assert_same(fast(images), model(images))
     assert [(name, type(part)) for name, part in model.named_modules()] == parts
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -77,7 +77,7 @@ def check(model: StagedModel, images: Tensor) -> StagedModel:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_the_whole_zoo(name: str) -> None:
-    fast = check(staged(trained(build(name, num_classes=7))), pictures())
+    fast = check(staged(trained(build(name, num_classes=7))), random_images())
     assert norms(fast) == UNFOLDED.get(name, 0)
 
 
@@ -96,7 +96,7 @@ def test_models_of_timm(name: str, stages: list[str], left: int) -> None:
     timm = pytest.importorskip("timm")
     net = trained(timm.create_model(name, pretrained=False, num_classes=5))
     model = staged(net, stages)
-    fast = check(model, pictures(224 if name.startswith("vit") else 64, count=2))
+    fast = check(model, random_images(224 if name.startswith("vit") else 64, count=2))
     assert norms(fast) == left
     assert norms(model) or name in ("vit_tiny_patch16_224", "convnext_atto")
 
@@ -195,7 +195,7 @@ def other_norms() -> nn.Module:
     ],
 )
 def test_odd_modules(make: Callable[[], nn.Module], left: int) -> None:
-    fast = check(staged(trained(make())), pictures(16))
+    fast = check(staged(trained(make())), random_images(16))
     assert norms(fast) == left
     kinds = (nn.GroupNorm, nn.InstanceNorm2d)
     assert sum(isinstance(p, kinds) for p in fast.modules()) == (2 if make is other_norms else 0)
@@ -206,16 +206,16 @@ def test_a_stage_between_convolution_and_norm_is_left_and_the_rest_is_folded() -
     more = [nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
     net = trained(nn.Sequential(*parts, *more, *end(4)))
     model = staged(net, ["0", "4"])
-    fast = check(model, pictures(16))
+    fast = check(model, random_images(16))
     assert isinstance(fast.module.get_submodule("1"), nn.BatchNorm2d)
     assert norms(fast) == 1
-    images = pictures(16)
+    images = random_images(16)
     assert torch.equal(fast(images).stages[0], model(images).stages[0])
 
 
 def test_weights_stay_as_they_lie_in_memory() -> None:
     model = staged(trained(build("resnet8x4", num_classes=5))).place(torch.device("cpu"))
-    fast = folded(model, pictures())
+    fast = fuse_batchnorm(model, random_images())
     for part in fast.modules():
         if isinstance(part, nn.Conv2d):
             assert part.weight.is_contiguous(memory_format=torch.channels_last)
@@ -223,8 +223,11 @@ def test_weights_stay_as_they_lie_in_memory() -> None:
 
 def test_the_teacher_s_state_and_fingerprint_are_those_of_its_model() -> None:
     net = trained(build("resnet8", num_classes=5))
-    images = pictures()
-    plain, fast = Teacher(staged(copy.deepcopy(net))), Teacher(staged(net), images, bfloat16=True)
+    images = random_images()
+    plain, fast = (
+        FrozenTeacher(staged(copy.deepcopy(net))),
+        FrozenTeacher(staged(net), images, bfloat16=True),
+    )
     assert fast.fingerprint() == plain.fingerprint()
     assert fast.model.module is net
     assert norms(net) == norms(plain.model.module) > 0
@@ -236,13 +239,13 @@ def test_the_teacher_s_state_and_fingerprint_are_those_of_its_model() -> None:
 @pytest.mark.parametrize("name", ["resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV2"])
 def test_bfloat16_weights_answer_as_autocast_does(name: str) -> None:
     net = trained(build(name, num_classes=7))
-    images = pictures()
-    model = folded(staged(net).place(torch.device("cpu")), images)
+    images = random_images()
+    model = fuse_batchnorm(staged(net).place(torch.device("cpu")), images)
     fast = in_bfloat16(model, images)
     kinds = (nn.Conv2d, nn.Linear)
     assert {p.weight.dtype for p in fast.modules() if isinstance(p, kinds)} == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    images = pictures(count=5)
+    images = random_images(count=5)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found, expected = fast(images), model(images)
     assert torch.equal(found.logits, expected.logits)
@@ -252,9 +255,9 @@ def test_bfloat16_weights_answer_as_autocast_does(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224"])
 def test_bfloat16_weights_of_timm_s_models(name: str) -> None:
     timm = pytest.importorskip("timm")
-    images = pictures(224 if name.startswith("vit") else 64, count=2)
-    teacher = Teacher(staged(trained(timm.create_model(name, num_classes=5))), images)
-    fast = Teacher(teacher.model, images, bfloat16=True)
+    images = random_images(224 if name.startswith("vit") else 64, count=2)
+    teacher = FrozenTeacher(staged(trained(timm.create_model(name, num_classes=5))), images)
+    fast = FrozenTeacher(teacher.model, images, bfloat16=True)
     assert torch.equal(fast(images).logits, teacher(images).logits)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fast(images).logits, teacher(images).logits)
@@ -280,7 +283,7 @@ class Reads(nn.Module):
 
 
 def test_modules_that_read_their_weights_in_their_own_way_are_left() -> None:
-    images = pictures(8)
+    images = random_images(8)
     own = staged(trained(nn.Sequential(nn.Flatten(), Normalized(3 * 8 * 8, 5))))
     fast = in_bfloat16(own, images)
     assert {p.dtype for p in fast.parameters()} == {torch.float32}
@@ -290,9 +293,9 @@ def test_modules_that_read_their_weights_in_their_own_way_are_left() -> None:
 
 def test_float32_answers_are_float32_whatever_the_precision_of_training() -> None:
     net = trained(build("resnet8", num_classes=5))
-    images = pictures()
-    plain = Teacher(staged(copy.deepcopy(net)), images)
-    fast = Teacher(staged(net), images, bfloat16=True)
+    images = random_images()
+    plain = FrozenTeacher(staged(copy.deepcopy(net)), images)
+    fast = FrozenTeacher(staged(net), images, bfloat16=True)
     assert torch.equal(fast(images).logits, plain(images).logits)
     with torch.autocast("cpu", torch.bfloat16):
         assert fast(images).logits.dtype == torch.bfloat16

@@ -15,7 +15,7 @@ from dskd.deploy.student import load_deployed
 from dskd.errors import InputError
 from dskd.models.factory import load_model
 from dskd.storage.weights import write_weights
-from tests.conftest import made_dataset
+from tests.conftest import make_dataset
 
 timm = pytest.importorskip("timm")
 
@@ -85,7 +85,7 @@ def test_buffers_that_a_file_need_not_hold_are_counted(
 
 @pytest.mark.parametrize("method", ["kd", "simkd"])
 def test_a_student_of_timm_is_loaded_as_it_was_written(tmp_path: Path, method: str) -> None:
-    data = made_dataset(classes=3, per_class=4, size=16, channels=3)
+    data = make_dataset(classes=3, per_class=4, size=16, channels=3)
     result = dskd.distill(
         student={"name": VIT, "options": SMALL, "stages": ["blocks.0", "blocks.1"]},
         teacher=dskd.load_model("resnet8", num_classes=3),

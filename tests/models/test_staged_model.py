@@ -67,7 +67,7 @@ def staged(module: nn.Module, stages: list[str] | None = None) -> StagedModel:
     return StagedModel(module, stages, mean=HALF, std=HALF)
 
 
-def pictures(height: int = 16, width: int = 16, count: int = 2) -> Tensor:
+def random_images(height: int = 16, width: int = 16, count: int = 2) -> Tensor:
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
 
 
@@ -79,7 +79,7 @@ def run(body: Callable[[Tensor], Any], images: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["resnet8", "resnet8x4", "wrn_16_1", "MobileNetV2", "ShuffleV2"])
 def test_hooks_read_what_a_zoo_model_gives_by_itself(name: str) -> None:
     net = build(name, num_classes=5).eval()
-    images = pictures(32, 32)
+    images = random_images(32, 32)
     native = staged(net)(images)
     hooked = staged(net, list(net.stage_names))(images)
     assert torch.equal(native.logits, hooked.logits)
@@ -90,16 +90,16 @@ def test_hooks_read_what_a_zoo_model_gives_by_itself(name: str) -> None:
 
 def test_the_stages_of_vgg_are_its_blocks_behind_their_relu() -> None:
     net = build("vgg8", num_classes=5).eval()
-    images = pictures(32, 32)
+    images = random_images(32, 32)
     native = staged(net)(images)
     hooked = staged(net, list(net.stage_names))(images)
     for one, other in zip(native.stages, hooked.stages, strict=True):
         assert torch.equal(one, F.relu(other))
 
 
-def test_every_zoo_model_is_described_for_pictures_of_64() -> None:
+def test_every_zoo_model_is_described_for_images_of_64() -> None:
     for name in ZOO:
-        spec = describe(staged(build(name, num_classes=5)), pictures(64, 64, 1))
+        spec = describe(staged(build(name, num_classes=5)), random_images(64, 64, 1))
         assert spec.classes == 5
         assert len(spec.stages) >= 3
         assert spec.pooled is not None
@@ -107,7 +107,7 @@ def test_every_zoo_model_is_described_for_pictures_of_64() -> None:
 
 def test_named_stages_of_ones_own_module() -> None:
     net = Net().eval()
-    images = pictures()
+    images = random_images()
     output = staged(net, ["shallow", "deep"])(images)
     x = (images / 255 - 0.5) / 0.5
     first = net.shallow(x)
@@ -120,7 +120,7 @@ def test_named_stages_of_ones_own_module() -> None:
 
 def test_gradients_flow_through_stages_and_pooled_vector() -> None:
     net = Net()
-    output = staged(net, ["shallow", "deep"])(pictures())
+    output = staged(net, ["shallow", "deep"])(random_images())
     (output.stages[0].sum() + output.pooled.sum()).backward()
     assert net.shallow[0].weight.grad is not None
     assert net.deep[0].weight.grad is not None
@@ -139,7 +139,7 @@ def test_a_module_is_wrapped_and_not_edited() -> None:
     modes = [part.training for part in net.modules()]
     learning = [parameter.requires_grad for parameter in net.parameters()]
     model = staged(net, ["shallow", "deep"])
-    describe(model, pictures())
+    describe(model, random_images())
     assert model.module is net
     assert hooks(net) == 0
     assert [part.training for part in net.modules()] == modes
@@ -154,7 +154,7 @@ def test_no_hook_is_left_and_every_mode_is_restored_when_the_model_fails() -> No
     net = Net()
     net.shallow.eval()
     model = StagedModel(net, ["shallow"], mean=(0.5,), std=(0.5,))
-    with pytest.raises(InputError, match="does not run on pictures"):
+    with pytest.raises(InputError, match="does not run on images"):
         describe(model, torch.zeros(2, 1, 8, 8))
     assert hooks(net) == 0
     assert net.training
@@ -162,12 +162,12 @@ def test_no_hook_is_left_and_every_mode_is_restored_when_the_model_fails() -> No
 
 
 def test_describe_says_what_a_model_gives() -> None:
-    spec = describe(staged(Net(), ["shallow", "deep"]), pictures(16, 24))
+    spec = describe(staged(Net(), ["shallow", "deep"]), random_images(16, 24))
     assert spec.classes == 5
     assert spec.stages == (StageSpec(4, 16, 24, True), StageSpec(8, 8, 12, False))
     assert spec.pooled == 8
     assert spec.parts == ("head", "shallow", "deep", "drop", "unused")
-    assert describe(staged(Net()), pictures()).stages == ()
+    assert describe(staged(Net()), random_images()).stages == ()
 
 
 @pytest.mark.parametrize(
@@ -188,25 +188,25 @@ def test_wrong_stage_names_are_answered_with_the_right_ones(stages: list[str], s
 def test_two_names_of_one_module_are_one_stage() -> None:
     net = Net()
     net.alias = net.deep
-    assert staged(net, ["alias"])(pictures()).stages[0].shape == (2, 8, 8, 8)
+    assert staged(net, ["alias"])(random_images()).stages[0].shape == (2, 8, 8, 8)
     with pytest.raises(InputError, match="named twice"):
         staged(net, ["deep", "alias"])
 
 
 def test_a_stage_that_does_not_run_is_refused() -> None:
     with pytest.raises(InputError, match="stage 'unused' did not run"):
-        staged(Net(), ["shallow", "unused"])(pictures())
+        staged(Net(), ["shallow", "unused"])(random_images())
 
 
 def test_stages_out_of_order_are_refused_with_the_order() -> None:
     with pytest.raises(InputError, match=r"name them as \['shallow', 'deep'\]"):
-        staged(Net(), ["deep", "shallow"])(pictures())
+        staged(Net(), ["deep", "shallow"])(random_images())
 
 
 def test_a_module_that_runs_twice_counts_where_it_ran_last() -> None:
     relu, other = nn.ReLU(), nn.Conv2d(3, 3, 1)
     net = nn.Sequential(relu, other, relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5))
-    output = staged(net, ["1", "0"])(pictures())
+    output = staged(net, ["1", "0"])(random_images())
     assert torch.equal(output.stages[1], F.relu(output.stages[0]))
 
 
@@ -215,33 +215,33 @@ def test_a_stage_that_is_changed_in_place_later_is_refused(module: nn.Module) ->
     tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)]
     net = nn.Sequential(nn.Conv2d(3, 4, 3), module, *tail)
     with pytest.raises(InputError, match="stage '0' is changed in place"):
-        staged(net, ["0"])(pictures())
-    assert (staged(net, ["1"])(pictures()).stages[0] >= -1).all()
+        staged(net, ["0"])(random_images())
+    assert (staged(net, ["1"])(random_images()).stages[0] >= -1).all()
 
 
 def test_stages_are_read_in_inference_mode_too() -> None:
     with torch.inference_mode():
-        assert len(staged(Net(), ["shallow", "deep"])(pictures()).stages) == 2
+        assert len(staged(Net(), ["shallow", "deep"])(random_images()).stages) == 2
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (lambda x: (x, x), "gives tuple for 2 pictures"),
-        (lambda x: x.mean((2, 3)), r"gives \[2, 3\] for 2 pictures"),
+        (lambda x: (x, x), "gives tuple for 2 images"),
+        (lambda x: x.mean((2, 3)), r"gives \[2, 3\] for 2 images"),
         (lambda x: x.unsqueeze(1), r"gives \[2, 1, 3, 16, 16\]"),
     ],
 )
 def test_a_stage_that_gives_no_map_is_refused(body: Callable[[Tensor], Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        run(body, pictures())
+        run(body, random_images())
 
 
-def test_a_stage_that_mixes_up_the_pictures_is_refused() -> None:
+def test_a_stage_that_mixes_up_the_images_is_refused() -> None:
     net = Net()
     net.shallow = nn.Sequential(net.shallow, Body(lambda x: torch.cat([x, x])))
-    with pytest.raises(InputError, match=r"gives \[4, 4, 16, 16\] for 2 pictures"):
-        staged(net, ["shallow"])(pictures())
+    with pytest.raises(InputError, match=r"gives \[4, 4, 16, 16\] for 2 images"):
+        staged(net, ["shallow"])(random_images())
 
 
 # Tokens
@@ -268,12 +268,12 @@ def test_prefix_tokens_are_believed_where_the_model_says_them() -> None:
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_tokens_of_oblong_pictures_become_an_oblong_grid(prefix: int) -> None:
+def test_tokens_of_oblong_images_become_an_oblong_grid(prefix: int) -> None:
     grid = torch.randn(2, 8, 4, 6)
     tokens = torch.cat([torch.full((2, prefix, 8), torch.nan), grid.flatten(2).mT], 1)
     assert torch.equal(tokens_to_grid(tokens, prefix, (32, 48)), grid)
     assert torch.equal(tokens_to_grid(tokens, None, (32, 48)), grid)
-    with pytest.raises(InputError, match="no grid of the pictures' proportions, 31x32"):
+    with pytest.raises(InputError, match="no grid of the images' proportions, 31x32"):
         tokens_to_grid(tokens, None, (31, 32))
 
 
@@ -297,7 +297,7 @@ class Tokens(nn.Module):
 
 
 def test_a_models_own_prefix_tokens_are_used_also_where_it_is_wrapped() -> None:
-    net, images = Tokens(), pictures()
+    net, images = Tokens(), random_images()
     expected = net.patches((images / 255 - 0.5) / 0.5)
     for module, name in ((net, "blocks"), (nn.Sequential(net), "0.blocks")):
         torch.testing.assert_close(staged(module, [name])(images).stages[0], expected)
@@ -318,7 +318,7 @@ def test_a_timm_transformer_shows_its_grid(options: dict[str, Any], prefix: int)
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
     net = timm.create_model("vit_tiny_patch16_224", num_classes=5, **small, **options).eval()
     assert net.num_prefix_tokens == prefix
-    images = pictures(32, 32)
+    images = random_images(32, 32)
     output = staged(net, ["patch_embed", "blocks.0", "blocks.1"])(images)
     _, maps = net.forward_intermediates((images / 255 - 0.5) / 0.5, norm=False)
     assert output.stages[0].shape == (2, 24, 4, 4)
@@ -328,11 +328,11 @@ def test_a_timm_transformer_shows_its_grid(options: dict[str, Any], prefix: int)
     assert output.pooled.shape == (2, 24)
 
 
-def test_a_timm_transformer_shows_the_grid_of_oblong_pictures() -> None:
+def test_a_timm_transformer_shows_the_grid_of_oblong_images() -> None:
     timm = pytest.importorskip("timm")
     small = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
     net = timm.create_model("vit_tiny_patch16_224", num_classes=5, **small)
-    spec = describe(staged(net, ["blocks.0", "blocks.1"]), pictures(32, 48))
+    spec = describe(staged(net, ["blocks.0", "blocks.1"]), random_images(32, 48))
     assert [(s.height, s.width) for s in spec.stages] == [(4, 6), (4, 6)]
 
 
@@ -344,7 +344,7 @@ def test_channels_that_come_last_are_brought_to_the_front(height: int, width: in
     def deep(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 4, ceil_mode=True).repeat(1, 8, 1, 1)
 
-    images = pictures(height, width)
+    images = random_images(height, width)
     expected = run(deep, images)
     assert expected.shape == (2, 24, -(-height // 4), -(-width // 4))
     assert torch.equal(run(lambda x: deep(x).permute(0, 2, 3, 1), images), expected)
@@ -367,7 +367,7 @@ def test_swin(source: str) -> None:
     else:
         names = ["features.1", "features.3"]
         net = library.models.SwinTransformer([4, 4], 12, [1, 1], [2, 2], [4, 4], num_classes=5)
-    spec = describe(staged(net, names), pictures(32, 32))
+    spec = describe(staged(net, names), random_images(32, 32))
     assert [(s.channels, s.height, s.width) for s in spec.stages] == [(12, 8, 8), (24, 4, 4)]
     assert spec.pooled == 24
 
@@ -377,9 +377,9 @@ def test_swin(source: str) -> None:
 
 def test_a_model_without_a_linear_layer_has_no_pooled_vector() -> None:
     net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    output = staged(net, ["0"])(pictures())
+    output = staged(net, ["0"])(random_images())
     assert output.pooled is None
-    assert describe(staged(net, ["0"]), pictures()).pooled is None
+    assert describe(staged(net, ["0"]), random_images()).pooled is None
 
 
 def test_the_pooled_vector_is_what_a_convolution_over_one_position_classifies() -> None:
@@ -387,8 +387,8 @@ def test_the_pooled_vector_is_what_a_convolution_over_one_position_classifies() 
         nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(7, 5, 1), nn.Flatten()
     )
     model = StagedModel(net, mean=HALF, std=HALF, classifier="2")
-    assert model(pictures()).pooled.shape == (2, 7)
-    assert describe(model, pictures()).pooled == 7
+    assert model(random_images()).pooled.shape == (2, 7)
+    assert describe(model, random_images()).pooled == 7
 
 
 def test_a_classifier_of_every_position_has_no_pooled_vector() -> None:
@@ -401,7 +401,7 @@ def test_a_classifier_of_every_position_has_no_pooled_vector() -> None:
             logits: Tensor = self.head(x.flatten(2).mT).mean(1)
             return logits
 
-    assert staged(Everywhere())(pictures()).pooled is None
+    assert staged(Everywhere())(random_images()).pooled is None
 
 
 def test_a_classifier_that_is_called_with_a_keyword_has_no_pooled_vector() -> None:
@@ -414,15 +414,15 @@ def test_a_classifier_that_is_called_with_a_keyword_has_no_pooled_vector() -> No
             logits: Tensor = self.head(input=x.mean((2, 3)))
             return logits
 
-    assert staged(Keyword())(pictures()).pooled is None
+    assert staged(Keyword())(random_images()).pooled is None
 
 
-# Pictures, mean and std
+# Images, mean and std
 
 
-def test_uint8_and_float_pictures_are_the_same_pictures() -> None:
+def test_uint8_and_float_images_are_the_same_images() -> None:
     model = StagedModel(Net().eval(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    images = pictures()
+    images = random_images()
     normal = model.normalize(images)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     expected = ((images / 255).permute(0, 2, 3, 1) - mean) / std
@@ -433,7 +433,7 @@ def test_uint8_and_float_pictures_are_the_same_pictures() -> None:
 
 
 def test_every_model_uses_its_own_mean_and_std() -> None:
-    net, images = Net().eval(), pictures()
+    net, images = Net().eval(), random_images()
     plain = StagedModel(net, mean=(0, 0, 0), std=(1, 1, 1))
     other = StagedModel(net, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     assert torch.equal(plain(images).logits, net(images / 255))
@@ -459,9 +459,9 @@ def test_mistaken_mean_and_std(mean: tuple[float, ...], std: tuple[float, ...], 
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 4, 8, 8), (3, 8, 8)])
-def test_pictures_of_other_channels_are_not_broadcast(shape: tuple[int, ...]) -> None:
+def test_images_of_other_channels_are_not_broadcast(shape: tuple[int, ...]) -> None:
     said = re.escape(
-        f"pictures [B, 3, H, W] are needed, as mean and std have 3 channels, got {[*shape]}"
+        f"images [B, 3, H, W] are needed, as mean and std have 3 channels, got {[*shape]}"
     )
     with pytest.raises(InputError, match=said):
         staged(Net())(torch.zeros(shape))
@@ -476,14 +476,14 @@ def test_a_model_that_fails_is_refused_in_one_line(error: type[Exception]) -> No
         raise error("\nthe first line\nthe second line")
 
     with pytest.raises(InputError) as caught:
-        describe(staged(Through(fail)), pictures())
-    assert str(caught.value).startswith("Through does not run on pictures [3, 16, 16]: ")
+        describe(staged(Through(fail)), random_images())
+    assert str(caught.value).startswith("Through does not run on images [3, 16, 16]: ")
     assert "\n" not in str(caught.value)
 
 
 def test_an_error_of_ours_is_passed_on_as_it_is() -> None:
     with pytest.raises(InputError, match=r"^stage 'unused' did not run"):
-        describe(staged(Net(), ["unused"]), pictures())
+        describe(staged(Net(), ["unused"]), random_images())
 
 
 @pytest.mark.parametrize(
@@ -494,22 +494,22 @@ def test_an_error_of_ours_is_passed_on_as_it_is() -> None:
     ],
 )
 def test_a_model_that_gives_no_logits_is_refused(
-    answer: Callable[[Tensor], Any], said: str
+    teacher_output: Callable[[Tensor], Any], said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        describe(staged(Body(answer)), pictures())
+        describe(staged(Body(teacher_output)), random_images())
 
 
 def test_nonnegative_maps_are_those_without_a_value_below_zero() -> None:
     tail = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)]
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.GELU(), nn.Tanh(), nn.Conv2d(4, 4, 1))
     names = ["0", "1", "4"]
-    spec = describe(staged(nn.Sequential(*net, *tail), names), pictures())
+    spec = describe(staged(nn.Sequential(*net, *tail), names), random_images())
     assert [stage.nonnegative for stage in spec.stages] == [False, True, False]
 
 
 @pytest.mark.parametrize(("scale", "classified"), [(1.0, True), (2.0, False)])
-def test_whether_the_logits_are_the_linear_layer_s_is_told_from_pictures(
+def test_whether_the_logits_are_the_linear_layer_s_is_told_from_images(
     scale: float, classified: bool
 ) -> None:
     class Scaled(Net):
@@ -517,4 +517,4 @@ def test_whether_the_logits_are_the_linear_layer_s_is_told_from_pictures(
             logits: Tensor = super().forward(x)
             return scale * logits
 
-    assert describe(staged(Scaled(), ["deep"]), pictures()).classified is classified
+    assert describe(staged(Scaled(), ["deep"]), random_images()).classified is classified

@@ -10,18 +10,18 @@ import pytest
 import dskd
 from dskd.config import recipe
 from dskd.engine import run
-from dskd.engine.build import Given
+from dskd.engine.build import UserObjects
 from dskd.report import cost
 from dskd.report.build import make_report
 
 SMALL = [
-    "data.share=0.1",
+    "data.fraction=0.1",
     "teacher.name=resnet8",
     "teacher.epochs=3",
     "train.epochs=2",
     "train.batch_size=32",
 ]
-"""130 pictures, 5 steps an epoch."""
+"""130 images, 5 steps an epoch."""
 
 
 def distilled(out: Path, *overrides: str) -> Path:
@@ -43,7 +43,7 @@ def compared(out: Path, *methods: str, seeds: int) -> Path:
     return out
 
 
-def reported(paths: list[Path], output: Path, given: Given | None = None) -> Path:
+def reported(paths: list[Path], output: Path, given: UserObjects | None = None) -> Path:
     """A report whose latencies are measured in no time."""
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())

@@ -18,11 +18,11 @@ import pytest
 import dskd
 from dskd.cli import commands as cli
 from dskd.data import Dataset
-from dskd.engine.build import Given
+from dskd.engine.build import UserObjects
 from dskd.errors import InputError
 from dskd.report import cost
 from dskd.report.build import make_report
-from tests.conftest import made_dataset
+from tests.conftest import make_dataset
 from tests.report.report_runs import compared, distilled, reported
 
 HOSTILE = (
@@ -102,7 +102,7 @@ def test_a_row_a_method_with_its_weights(page: Page) -> None:
 def test_notes_say_what_the_numbers_cover(page: Page) -> None:
     for words in (
         "it covers the noise of training",
-        "The sampling error of the 500 test pictures comes beside it",
+        "The sampling error of the 500 test images comes beside it",
         "The best epoch is chosen on the test split; it flatters every method.",
         "† simkd deploys more than the plain student: 91,322 parameters, 77,754 without.",
         "dskd , seed 1: the loss is not finite",
@@ -119,7 +119,10 @@ def test_every_chart_has_its_figure_and_its_caption(page: Page, folder: Path) ->
     assert ids == [
         "chart-epochs",
         *(f"chart-{name}" for name in ("parameters", "multiply-adds", "latency", "latency-batch")),
-        *(f"chart-stages-0-{name}" for name in ("weight", "prediction", "feature", "accuracy")),
+        *(
+            f"chart-stages-0-{name}"
+            for name in ("weight", "prediction", "feature", "test_accuracy")
+        ),
         *("chart-layers-0", "chart-layers-1"),
     ]
     assert figures.keys() == set(ids)
@@ -150,7 +153,7 @@ def test_the_same_numbers_are_beside_it(folder: Path) -> None:
         assert int(row["parameters"]) == told["parameters"]
         assert f"{told['parameters']:,}" in (folder / "report.tex").read_text()
         result = folder / "runs" / row["method"] / "seed0/result.json"
-        assert told["accuracy_last_seeds"][0] == json.loads(result.read_text())["accuracy"]
+        assert told["accuracy_last_seeds"][0] == json.loads(result.read_text())["test_accuracy"]
     assert record["headline"].endswith(".")
     assert record["similarity"][0]["label"] == "dskd"
     assert record["similarity"][1]["label"] == "kd"
@@ -188,9 +191,9 @@ def test_nothing_is_finished_yet(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Dataset]:
-    """The report of pictures and a student given in Python, with names that would do harm."""
+    """The report of images and a student given in Python, with names that would do harm."""
     path = tmp_path_factory.mktemp("hostile")
-    data = dataclasses.replace(made_dataset(4, per_class=3), classes=HOSTILE)
+    data = dataclasses.replace(make_dataset(4, per_class=3), classes=HOSTILE)
     teacher = dskd.load_model("resnet8", num_classes=4)
     result = dskd.distill(
         student="resnet8",
@@ -199,7 +202,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Dataset]:
         train={"epochs": 1, "batch_size": 4},
         out=path / "run",
     )
-    given = Given(data=data, teacher=teacher)
+    given = UserObjects(data=data, teacher=teacher)
     return Page(reported([result.path], path / "report.html", given).read_text()), data
 
 
@@ -212,7 +215,7 @@ def test_names_of_classes_are_only_ever_text(hostile: tuple[Page, Dataset]) -> N
 
 
 def test_names_that_are_no_text_are_escaped_and_a_root_that_is_none_is_told(tmp_path: Path) -> None:
-    data = dataclasses.replace(made_dataset(2, per_class=3), classes=("a", "\udcff"))
+    data = dataclasses.replace(make_dataset(2, per_class=3), classes=("a", "\udcff"))
     teacher = dskd.load_model("resnet8", num_classes=2)
     result = dskd.distill(
         student="resnet8",
@@ -221,26 +224,26 @@ def test_names_that_are_no_text_are_escaped_and_a_root_that_is_none_is_told(tmp_
         train={"epochs": 1, "batch_size": 4},
         out=tmp_path / "run",
     )
-    given = Given(data=data, teacher=teacher)
+    given = UserObjects(data=data, teacher=teacher)
     page = reported([result.path], tmp_path / "report.html", given)
     assert r"\udcff" in page.read_text("utf-8")
     with pytest.raises(InputError, match=r"data\.root: that user has no home folder"):
         make_report([result.path], tmp_path / "report.html", root=Path("~nobody-of-this-name/x"))
 
 
-def test_pictures_are_in_the_page_with_words_for_them(hostile: tuple[Page, Dataset]) -> None:
+def test_images_are_in_the_page_with_words_for_them(hostile: tuple[Page, Dataset]) -> None:
     page, data = hostile
     images = page.find("img")
     assert images
     for image in images:
         assert (image["src"] or "").startswith("data:image/png;base64,")
-        found = re.match(r"Test picture (\d+), labelled (.*); the teacher says", image["alt"] or "")
+        found = re.match(r"Test image (\d+), labelled (.*); the teacher says", image["alt"] or "")
         assert found
         assert data.classes[int(data.test.labels[int(found[1])])] == found[2]
         assert image["class"] == "pixels"
 
 
-def test_pictures_that_are_not_to_be_had_are_asked_for(
+def test_images_that_are_not_to_be_had_are_asked_for(
     hostile: tuple[Page, Dataset], tmp_path: Path
 ) -> None:
     result = dskd.train(
@@ -249,7 +252,7 @@ def test_pictures_that_are_not_to_be_had_are_asked_for(
         train={"epochs": 1, "batch_size": 4},
         out=tmp_path / "run",
     )
-    with pytest.raises(InputError, match="pictures were given in Python"):
+    with pytest.raises(InputError, match="images were given in Python"):
         make_report([result.path], tmp_path / "report.html")
     assert not list(tmp_path.glob("report.*"))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dskd.engine.build import Given, load_data
+from dskd.engine.build import UserObjects, load_data
 from dskd.errors import InputError
-from dskd.report.collect import Gathered, gather
+from dskd.report.collect import CollectedRuns, collect
 from dskd.report.load_models import load_student, load_teacher
 from tests.report.report_runs import compared, distilled
 
@@ -43,12 +43,12 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def seeds(gathered: Gathered) -> dict[str, list[int]]:
+def seeds(gathered: CollectedRuns) -> dict[str, list[int]]:
     return {runs.label: sorted(runs.folders) for runs in gathered.methods}
 
 
 def test_runs_are_grouped_by_method_and_settings(runs: Path) -> None:
-    found = gather([runs / name for name in ("kd0", "ce0", "kd1", "cold0")])
+    found = collect([runs / name for name in ("kd0", "ce0", "kd1", "cold0")])
     assert seeds(found) == {"kd": [0, 1], "ce": [0], "kd:temperature=1.0": [0]}
     assert found.methods[0].entry.weights == {"ce": 1.0, "kd": 1.0}
     assert found.methods[0].settings["temperature"] == 4.0
@@ -57,19 +57,19 @@ def test_runs_are_grouped_by_method_and_settings(runs: Path) -> None:
 
 
 def test_the_recipe_has_a_teacher_where_a_run_was_taught(runs: Path) -> None:
-    assert gather([runs / "ce0"]).recipe.teacher is None
-    assert gather([runs / "ce1"]).recipe.teacher is None
-    both = gather([runs / "ce0", runs / "kd0"])
+    assert collect([runs / "ce0"]).recipe.teacher is None
+    assert collect([runs / "ce1"]).recipe.teacher is None
+    both = collect([runs / "ce0", runs / "kd0"])
     assert both.recipe.teacher is not None
     assert both.recipe.teacher.name == "resnet8"
 
 
 def test_a_lone_method_needs_no_settings_in_its_name(runs: Path) -> None:
-    assert seeds(gather([runs / "cold0"])) == {"kd": [0]}
+    assert seeds(collect([runs / "cold0"])) == {"kd": [0]}
 
 
 def test_a_comparison_tells_what_became_of_every_seed(comparison: Path) -> None:
-    found = gather([comparison])
+    found = collect([comparison])
     assert seeds(found) == {"kd": [0], "ce": [0, 1]}
     failed = {runs.label: dict(runs.entry.failed) for runs in found.methods}
     assert failed == {
@@ -88,15 +88,15 @@ def test_a_reason_is_a_line_that_does_nothing_to_a_terminal(
     path = copy / "kd/seed1/failed.txt"
     path.write_text("\x1b[2J\nnot finite\n")
     for paths in ([copy], [path.parent]):
-        assert gather(paths).methods[0].entry.failed[1] == r"\x1b[2J not finite"
+        assert collect(paths).methods[0].entry.failed[1] == r"\x1b[2J not finite"
     os.truncate(path, 6 * 10**8)
     for paths in ([copy], [path.parent]):
         with pytest.raises(InputError, match=r"failed\.txt is longer than"):
-            gather(paths)
+            collect(paths)
 
 
 def test_a_single_run_may_be_unfinished_too(comparison: Path) -> None:
-    found = gather([comparison / "kd" / f"seed{seed}" for seed in range(3)])
+    found = collect([comparison / "kd" / f"seed{seed}" for seed in range(3)])
     assert seeds(found) == {"kd": [0]}
     assert sorted(found.methods[0].entry.failed) == [1, 2]
 
@@ -118,7 +118,7 @@ def test_what_does_not_belong_together_is_refused(
         ([comparison, runs / "kd0"], "is a comparison and is reported on alone"),
     ):
         with pytest.raises(InputError, match=words):
-            gather(paths)
+            collect(paths)
 
 
 def test_a_result_of_an_older_version_is_refused(runs: Path, tmp_path: Path) -> None:
@@ -128,23 +128,23 @@ def test_a_result_of_an_older_version_is_refused(runs: Path, tmp_path: Path) -> 
     del result["memory"]
     (old / "result.json").write_text(json.dumps(result))
     with pytest.raises(InputError, match="says nothing of memory: an older version wrote it"):
-        gather([old])
+        collect([old])
     (old / "result.json").write_text("{")
     with pytest.raises(InputError, match=r"result.json is damaged: Invalid JSON"):
-        gather([old])
+        collect([old])
 
 
-def test_runs_on_other_pictures_do_not_stand_side_by_side(runs: Path, tmp_path: Path) -> None:
+def test_runs_on_other_images_do_not_stand_side_by_side(runs: Path, tmp_path: Path) -> None:
     other = tmp_path / "ce0"
     shutil.copytree(runs / "ce0", other)
     result = json.loads((other / "result.json").read_text())
     result["given"]["data"] = "other"
     (other / "result.json").write_text(json.dumps(result))
-    with pytest.raises(InputError, match="are not of the same pictures; make a report of each"):
-        gather([runs / "kd0", other])
+    with pytest.raises(InputError, match="are not of the same images; make a report of each"):
+        collect([runs / "kd0", other])
     del result["given"]  # as an older version wrote it
     (other / "result.json").write_text(json.dumps(result))
-    gather([runs / "kd0", other])
+    collect([runs / "kd0", other])
 
 
 @pytest.mark.parametrize("file", ["result.json", "environment.json", "metrics.jsonl"])
@@ -153,25 +153,25 @@ def test_a_file_without_end_is_not_read(runs: Path, tmp_path: Path, file: str) -
     shutil.copytree(runs / "ce0", run)
     os.truncate(run / file, 6 * 10**8)
     with pytest.raises(InputError, match="is longer than"):
-        gather([run]).methods[0].rows()
+        collect([run]).methods[0].rows()
     (run / file).unlink()
     (run / file).symlink_to("/dev/zero")
     if file != "environment.json":  # then a run that is not finished
-        assert not gather([run]).methods[0].rows().get(0)
+        assert not collect([run]).methods[0].rows().get(0)
     else:
         with pytest.raises(InputError, match="is no plain file"):
-            gather([run])
+            collect([run])
 
 
 def test_the_teacher_is_found_where_it_lies(runs: Path, comparison: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(comparison, moved)
     for folder in (runs / "kd0", runs / "kd1", moved / "kd/seed0"):
-        recipe = gather([moved if folder.is_relative_to(moved) else folder]).recipe
+        recipe = collect([moved if folder.is_relative_to(moved) else folder]).recipe
         data = load_data(recipe.data)
         student, teacher = (
-            load_student(folder, data, Given()),
-            load_teacher(folder, recipe, data, Given()),
+            load_student(folder, data, UserObjects()),
+            load_teacher(folder, recipe, data, UserObjects()),
         )
         assert teacher is not None
         assert not student.training
@@ -185,12 +185,12 @@ def test_a_teacher_that_is_gone_is_said_to_be(runs: Path, tmp_path: Path) -> Non
     alone = tmp_path / "kd"
     shutil.copytree(runs / "kd0", alone)
     shutil.rmtree(alone / "teacher")
-    recipe = gather([alone]).recipe
+    recipe = collect([alone]).recipe
     with pytest.raises(InputError, match="there are no weights of the teacher resnet8"):
-        load_teacher(alone, recipe, load_data(recipe.data), Given())
+        load_teacher(alone, recipe, load_data(recipe.data), UserObjects())
 
 
-def test_a_student_of_other_pictures_is_refused(runs: Path) -> None:
-    data = load_data(gather([runs / "kd0"]).recipe.data.model_copy(update={"size": 16}))
-    with pytest.raises(InputError, match=r"the pictures are not those .* --root"):
-        load_student(runs / "kd0", data, Given())
+def test_a_student_of_other_images_is_refused(runs: Path) -> None:
+    data = load_data(collect([runs / "kd0"]).recipe.data.model_copy(update={"size": 16}))
+    with pytest.raises(InputError, match=r"the images are not those .* --root"):
+        load_student(runs / "kd0", data, UserObjects())

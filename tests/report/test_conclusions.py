@@ -25,8 +25,8 @@ def summaries(**accuracies: Sequence[float]) -> list[Summary]:
 
 def result(accuracy: float) -> dict[str, Any]:
     return {
-        "accuracy": accuracy,
-        "best_accuracy": accuracy,
+        "test_accuracy": accuracy,
+        "best_test_accuracy": accuracy,
         "agreement": None,
         "parameters": 1,
         "extra_parameters": 0,

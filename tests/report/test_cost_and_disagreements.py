@@ -32,23 +32,23 @@ def test_cost_is_the_zoo_s_and_latency_grows_with_the_batch(
 
 
 class Says(nn.Module):
-    """Names the class that a picture's level stands for in a list."""
+    """Names the class that an image's level stands for in a list."""
 
-    def __init__(self, answers: list[int]) -> None:
+    def __init__(self, teacher_outputs: list[int]) -> None:
         super().__init__()
-        self.answers = torch.tensor(answers)
+        self.teacher_outputs = torch.tensor(teacher_outputs)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        levels = (255 * pictures[:, 0, 0, 0]).round().long()
-        return nn.functional.one_hot(self.answers[levels], 3).float()
+    def forward(self, images: Tensor) -> Tensor:
+        levels = (255 * images[:, 0, 0, 0]).round().long()
+        return nn.functional.one_hot(self.teacher_outputs[levels], 3).float()
 
 
-def says(*answers: int) -> StagedModel:
-    return StagedModel(Says(list(answers)), mean=(0.0,), std=(1.0,)).eval()
+def says(*teacher_outputs: int) -> StagedModel:
+    return StagedModel(Says(list(teacher_outputs)), mean=(0.0,), std=(1.0,)).eval()
 
 
 def levelled(labels: list[int]) -> Dataset:
-    """Pictures of one level each, which is their number."""
+    """Images of one level each, which is their number."""
     levels = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1)
     split = Split(levels.expand(-1, 1, 4, 4).contiguous(), torch.tensor(labels))
     return Dataset("levels", split, split, ("cat", "dog", "<script>"), (0.5,), (0.5,))
@@ -58,7 +58,7 @@ def test_differences_are_counted_pair_by_pair() -> None:
     data = levelled([0, 0, 0, 1, 2, 1])
     teacher, student = says(0, 0, 1, 1, 0, 1), says(1, 1, 0, 1, 1, 2)
     found = differences("kd", 7, student, teacher, data)
-    assert (found.label, found.seed, found.pictures, found.count) == ("kd", 7, 6, 5)
+    assert (found.label, found.seed, found.images, found.count) == ("kd", 7, 6, 5)
     assert (found.teacher_right, found.student_right, found.kinds) == (3, 1, 3)
     first, *others = found.pairs
     assert (first.teacher, first.student, first.count) == ("cat", "dog", 3)
@@ -83,14 +83,14 @@ def test_who_agrees_on_all_differs_in_nothing() -> None:
     ("shape", "mode", "size"),
     [((1, 8, 6), "L", (6, 8)), ((3, 8, 8), "RGB", (8, 8)), ((3, 200, 100), "RGB", (48, 96))],
 )
-def test_pictures_travel_in_the_page(
+def test_images_travel_in_the_page(
     shape: tuple[int, int, int], mode: str, size: tuple[int, int]
 ) -> None:
     image = torch.randint(0, 256, shape, dtype=torch.uint8)
     head, _, content = data_uri(image).partition(",")
     assert head == "data:image/png;base64"
-    picture = Image.open(io.BytesIO(base64.b64decode(content)))
-    assert (picture.mode, picture.size) == (mode, size)
+    sample = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert (sample.mode, sample.size) == (mode, size)
     if max(shape) < 96:
-        levels = np.asarray(picture)
+        levels = np.asarray(sample)
         np.testing.assert_array_equal(levels, image.permute(1, 2, 0).squeeze(2).numpy())

@@ -22,7 +22,7 @@ from dskd.compare.grid import run_grid
 from dskd.compare.progress import _Lines
 from dskd.config import recipe
 from dskd.engine import run
-from dskd.engine.build import Given
+from dskd.engine.build import UserObjects
 from dskd.errors import InputError
 from dskd.runtime import compile as compiling
 from dskd.runtime.signals import Stopped
@@ -31,8 +31,8 @@ from tests.trainers import assert_same_state, trainer
 
 
 def plan(out: Path, *changes: str) -> recipe.Recipe:
-    """Seven steps an epoch, the last of them of ten pictures."""
-    short = ("data.share=0.1", "teacher.name=resnet8", "train.epochs=2", "train.batch_size=20")
+    """Seven steps an epoch, the last of them of ten images."""
+    short = ("data.fraction=0.1", "teacher.name=resnet8", "train.epochs=2", "train.batch_size=20")
     return recipe.load("digits", [*short, "train.compile=true", f"out={out}", *changes])
 
 
@@ -93,7 +93,7 @@ def test_torch_sees_the_whole_of_every_method(name: str, monkeypatch: pytest.Mon
     for one in (plain, seen):
         for _ in islice(one.train_epoch(), 3):
             pass
-    assert plain.meter.means() == seen.meter.means()
+    assert plain.metrics.means() == seen.metrics.means()
     assert_same_state(plain, seen)
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 1
@@ -102,10 +102,10 @@ def test_torch_sees_the_whole_of_every_method(name: str, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("traced")
 def test_kept_answers_are_those_of_the_teacher_as_it_is(tmp_path: Path, teacher: str) -> None:
     """So runs share them, compiled or not."""
-    keep = ("method={name: kd}", "teacher.keep=logits", f"teacher.store={tmp_path / 'store'}")
+    keep = ("method={name: kd}", "teacher.cache=logits", f"teacher.cache_dir={tmp_path / 'store'}")
     run.distill(plan(tmp_path / "plain", teacher, *keep, "train.compile=false"))
     result = run.distill(plan(tmp_path / "run", teacher, *keep, "teacher.ahead=3"))
-    assert result.teacher_hits == 1
+    assert result.teacher_cache_hit_rate == 1
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-2)
 
 
@@ -150,7 +150,7 @@ def test_what_else_cannot_be_compiled_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="exclude each other"):
         plan(tmp_path / "run", "train.graph=true")
-    own = Given(student=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+    own = UserObjects(student=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
     alone = plan(tmp_path / "run", "method={name: ce}", "teacher=null")
     with pytest.raises(InputError, match="the student Sequential does not give its stages"):
         run.distill(alone, given=own)
@@ -164,7 +164,7 @@ def test_what_else_cannot_be_compiled_is_refused(
 
 def test_a_machine_without_a_compiler_is_told_before_any_work(tmp_path: Path, teacher: str) -> None:
     run_folder = tmp_path / "run"
-    words = ["data.share=0.1", "teacher.name=resnet8", teacher, "train.compile=true"]
+    words = ["data.fraction=0.1", "teacher.name=resnet8", teacher, "train.compile=true"]
     said = subprocess.run(
         [sys.executable, "-m", "dskd", "distill", "digits", *words, f"out={run_folder}"],
         env=os.environ | {"CXX": str(tmp_path / "no-compiler")},

@@ -26,33 +26,33 @@ from dskd.compare.grid import run_grid
 from dskd.compare.progress import _Lines
 from dskd.config import recipe
 from dskd.data.epoch_plan import draw_plan, largest_batch, steps
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
-from dskd.engine.build import Given
-from dskd.engine.evaluate import judge
-from dskd.engine.metrics import Meter
+from dskd.engine.build import UserObjects
+from dskd.engine.evaluate import evaluate_accuracy
+from dskd.engine.metrics import EpochMetrics
 from dskd.engine.trainer import Trainer, train_step
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.runtime import device, distributed
-from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.nonfinite import NonFiniteError
 from dskd.runtime.signals import Stopped, StopRequest
-from dskd.teacher.outputs import Answers
-from tests.conftest import made_dataset, made_pair, staged
+from dskd.teacher.outputs import TeacherOutputs
+from tests.conftest import make_dataset, make_pair, staged
 
 CPU = torch.device("cpu")
-DATA = made_dataset(per_class=6)
+DATA = make_dataset(per_class=6)
 EXACT = ["ce", "kd", "at", "fitnet", "dskd"]
-"""Methods that look at each picture for itself, once there is no BatchNorm."""
+"""Methods that look at each image for itself, once there is no BatchNorm."""
 SMALL = [
-    "data.share=0.1",
+    "data.fraction=0.1",
     "student.name=resnet8",
     "teacher.name=resnet8",
     "teacher.epochs=1",
     "train.epochs=12",
     "train.batch_size=32",
 ]
-FILES = ("student.safetensors", "student_best.safetensors", "beside.safetensors")
+FILES = ("student.safetensors", "student_best.safetensors", "auxiliary.safetensors")
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -82,32 +82,34 @@ def together(world: int, work: Callable[[Path], None], out: Path) -> None:
 
 
 def without_batchnorm(module: nn.Module) -> None:
-    """A norm of each picture in place of every BatchNorm."""
+    """A norm of each image in place of every BatchNorm."""
     for parent in list(module.modules()):
         for name, part in parent.named_children():
             if isinstance(part, nn.BatchNorm2d):
                 setattr(parent, name, nn.GroupNorm(1, part.num_features))
 
 
-def made_method(name: str) -> tuple[Method, Answers]:
+def made_method(name: str) -> tuple[Method, TeacherOutputs]:
     torch.manual_seed(0)
     student, teacher = staged(), staged("resnet14")
     needed = teacher if methods.find(name).needs_teacher else None
-    pair, answering = made_pair(student, needed, DATA)
+    pair, teacher_forward = make_pair(student, needed, DATA)
     method = methods.find(name)(pair)
     without_batchnorm(method)
-    return method.train(), Answers(answering)
+    return method.train(), TeacherOutputs(teacher_forward)
 
 
 def gradients(name: str) -> dict[str, torch.Tensor]:
-    """Of one step with ten pictures: two or three for each of four processes."""
-    method, answers = made_method(name)
+    """Of one step with ten images: two or three for each of four processes."""
+    method, teacher_outputs = made_method(name)
     shared = draw_plan(0, 0, len(DATA.train.labels), 2, True)
     batch = next(
-        Resident(DATA.train, CPU).planned(shared, 10, 0, distributed.rank(), distributed.world())
+        MemoryLoader(DATA.train, CPU).planned(
+            shared, 10, 0, distributed.rank(), distributed.world_size()
+        )
     )
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.0)
-    train_step(method, answers, batch, optimizer, "float32")
+    train_step(method, teacher_outputs, batch, optimizer, "float32")
     return {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
 
 
@@ -133,12 +135,14 @@ def _poisoned_step() -> tuple[str, bool]:
     before = [p.clone() for p in method.parameters()]
     shared = draw_plan(0, 0, len(DATA.train.labels))
     batch = next(
-        Resident(DATA.train, CPU).planned(shared, 10, 0, distributed.rank(), distributed.world())
+        MemoryLoader(DATA.train, CPU).planned(
+            shared, 10, 0, distributed.rank(), distributed.world_size()
+        )
     )
     optimizer = torch.optim.SGD(method.parameters(), 0.1)
     try:
-        train_step(method, Answers(None), batch, optimizer, "float32")
-    except NotFinite as error:
+        train_step(method, TeacherOutputs(None), batch, optimizer, "float32")
+    except NonFiniteError as error:
         same = all(torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True))
         return str(error), same
     return "", False
@@ -146,7 +150,7 @@ def _poisoned_step() -> tuple[str, bool]:
 
 def _refusing(who: int) -> Callable[[], str]:
     def work() -> str:
-        if distributed.number() == who:
+        if distributed.launched_rank() == who:
             raise InputError(f"process {who} refuses")
         return "done"
 
@@ -157,9 +161,9 @@ def _refusals() -> list[str]:
     """What every process hears when one refuses."""
     heard = []
     for work in (
-        distributed.by_first(_refusing(0)),
-        lambda: distributed.machine_by_machine(_refusing(0)),
-        lambda: distributed.machine_by_machine(_refusing(1)),
+        distributed.on_rank_zero(_refusing(0)),
+        lambda: distributed.local_rank_zero_first(_refusing(0)),
+        lambda: distributed.local_rank_zero_first(_refusing(1)),
     ):
         try:
             heard.append(str(work()))
@@ -168,61 +172,63 @@ def _refusals() -> list[str]:
     return heard
 
 
-def _judged() -> list[Any]:
+def _evaluated() -> list[Any]:
     """Of a model that differs between processes, but for the buffers of the first."""
     torch.manual_seed(0)
     model = staged()
     for value in model.buffers():
         value.add_(distributed.rank())
     distributed.broadcast([*model.parameters(), *model.buffers()])
-    many = made_dataset(per_class=150, size=8)
-    said = judge(model, lambda images: {"student": model(images).logits}, Resident(many.train, CPU))
-    judged = said["student"]
-    return [judged.accuracy, judged.accuracy_top5, judged.predictions]
+    many = make_dataset(per_class=150, size=8)
+    said = evaluate_accuracy(
+        model, lambda images: {"student": model(images).logits}, MemoryLoader(many.train, CPU)
+    )
+    evaluated = said["student"]
+    return [evaluated.accuracy, evaluated.accuracy_top5, evaluated.predictions]
 
 
 def _metered() -> dict[str, float]:
-    """The mean of a number over twelve pictures, of which each process has some."""
-    meter = Meter()
-    own = torch.arange(12)[distributed.rank() :: distributed.world()]
+    """The mean of a number over twelve images, of which each process has some."""
+    metrics = EpochMetrics()
+    own = torch.arange(12)[distributed.rank() :: distributed.world_size()]
     logits = torch.nn.functional.one_hot(own % 3, 4).float()
     batch = Batch(logits, own % 2, own, own, own, 0, 0)
     output = methods.base.StepOutput({"ce": own.double().mean()}, logits)
-    meter.add(batch, output)
-    return meter.means()
+    metrics.add(batch, output)
+    return metrics.means()
 
 
 def _steps_of_many(out: Path) -> None:
-    with distributed.joined(CPU):
+    with distributed.process_group(CPU):
         said = {
             "gradients": {name: gradients(name) for name in EXACT},
             "poisoned": _poisoned_step(),
             "refusals": _refusals(),
-            "judged": _judged(),
+            "evaluated": _evaluated(),
             "metered": _metered(),
             "prepared": _prepared(),
-            "largest": distributed.largest(distributed.rank()),
-            "gathered": distributed.gathered(distributed.rank()),
-            "spread": distributed.spread(lambda item: (item, distributed.rank()), range(5)),
+            "largest": distributed.all_reduce_max(distributed.rank()),
+            "gathered": distributed.all_gather(distributed.rank()),
+            "spread": distributed.shard_map(lambda item: (item, distributed.rank()), range(5)),
             "alone": _world_alone(),
         }
-    said["after"] = distributed.world()
-    torch.save(said, out / f"said{distributed.number()}.pt")
+    said["after"] = distributed.world_size()
+    torch.save(said, out / f"said{distributed.launched_rank()}.pt")
 
 
 def _prepared() -> dict[str, torch.Tensor]:
     """What sskd trains before the student."""
     torch.manual_seed(0)
     student, teacher = staged(), staged("resnet14")
-    pair, answering = made_pair(student, teacher, DATA)
+    pair, teacher_forward = make_pair(student, teacher, DATA)
     sskd: Any = methods.find("sskd")
     method = sskd(pair, head_epochs=1)
     settings: dict[str, Any] = {"seed": 0, "epochs": 1, "batch_size": 8, "padding": 0, "flip": True}
     optimizer = torch.optim.SGD([torch.zeros(1)], 0.0)
     trainer = Trainer(
         method,
-        Answers(answering),
-        Resident(DATA.train, CPU),
+        TeacherOutputs(teacher_forward),
+        MemoryLoader(DATA.train, CPU),
         optimizer,
         lambda _: 0.0,
         precision="float32",
@@ -234,8 +240,8 @@ def _prepared() -> dict[str, torch.Tensor]:
 
 
 def _world_alone() -> int:
-    with distributed.alone():
-        return distributed.world()
+    with distributed.independently():
+        return distributed.world_size()
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -275,10 +281,10 @@ def test_what_one_process_refuses_all_refuse(said: list[Any]) -> None:
 
 
 def test_judging_is_shared_and_all_get_the_whole(said: list[Any]) -> None:
-    accuracy, top5, predictions = _judged()
+    accuracy, top5, predictions = _evaluated()
     for one in said:
-        assert one["judged"][:2] == [accuracy, top5]
-        assert torch.equal(one["judged"][2], predictions)
+        assert one["evaluated"][:2] == [accuracy, top5]
+        assert torch.equal(one["evaluated"][2], predictions)
 
 
 def test_metrics_are_those_of_the_whole_batch(said: list[Any]) -> None:
@@ -303,13 +309,13 @@ def test_processes_say_the_same_and_end_as_one(said: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("pictures", [8, 61, 64, 65, 66, 67, 71, 72, 200])
-def test_processes_share_the_pictures_that_one_would_see(world: int, pictures: int) -> None:
-    plan = draw_plan(0, 0, pictures)
+@pytest.mark.parametrize("images", [8, 61, 64, 65, 66, 67, 71, 72, 200])
+def test_processes_share_the_images_that_one_would_see(world: int, images: int) -> None:
+    plan = draw_plan(0, 0, images)
     alone = list(plan.batches(32))
     shares = [list(plan.batches(32, rank, world)) for rank in range(world)]
     wholes = [torch.cat(parts) for parts in zip(*shares, strict=True)]
-    assert {len(part) for part in shares} == {steps(pictures, 32, world)}
+    assert {len(part) for part in shares} == {steps(images, 32, world)}
     assert min(len(rows) for part in shares for rows in part) >= 2
     assert max(len(rows) for part in shares for rows in part) <= largest_batch(32, world)
     assert torch.equal(torch.cat(wholes).sort().values, plan.order.sort().values)
@@ -327,7 +333,7 @@ def _runs_of_two(out: Path) -> None:
 
     Each process has a folder of its own, as on machines that share none.
     """
-    own = out / str(distributed.number())
+    own = out / str(distributed.launched_rank())
     run.distill(_plan(own / "whole"))
     train_epoch, taken = Trainer.train_epoch, 0
 
@@ -346,7 +352,7 @@ def _runs_of_two(out: Path) -> None:
             result = run.distill(_plan(own / "parts"), resume=resume)
         except Stopped as error:
             stopped.append(error.signal)
-    torch.save([stopped, taken, result.numbers()], out / f"{distributed.number()}.pt")
+    torch.save([stopped, taken, result.numbers()], out / f"{distributed.launched_rank()}.pt")
 
 
 def _all_of_two(out: Path) -> None:
@@ -520,10 +526,10 @@ def test_batchnorm_is_synchronised_between_processes_only(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("four")
-def test_too_few_pictures_for_all_are_refused() -> None:
-    few = made_dataset(per_class=1)
-    with pytest.raises(InputError, match="4 training pictures are too few for 4 processes"):
-        run.check_fit(_plan(Path("run")), few, Given())
+def test_too_few_images_for_all_are_refused() -> None:
+    few = make_dataset(per_class=1)
+    with pytest.raises(InputError, match="4 training images are too few for 4 processes"):
+        run.rehearse(_plan(Path("run")), few, UserObjects())
 
 
 @pytest.mark.usefixtures("four")
@@ -556,8 +562,8 @@ def test_torchrun_s_second_signal_does_not_cut_the_step_short() -> None:
 
 def test_one_process_is_untouched() -> None:
     values = torch.ones(3)
-    assert distributed.mean(values, 2) is values
-    assert distributed.total(values) is values
-    assert distributed.everywhere(values) is values
-    with distributed.joined(CPU), distributed.alone():
+    assert distributed.weighted_mean(values, 2) is values
+    assert distributed.all_reduce_sum(values) is values
+    assert distributed.all_true(values) is values
+    with distributed.process_group(CPU), distributed.independently():
         assert not torch.distributed.is_initialized()

@@ -1,4 +1,4 @@
-"""Snapshots: whole or not there, verified, the last two kept."""
+"""Checkpoints: whole or not there, verified, the last two kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 from dskd.runtime.signals import Quit, stop_requests
 from dskd.storage import atomic, checkpoint
-from dskd.storage.checkpoint import DamagedSnapshot
+from dskd.storage.checkpoint import DamagedCheckpoint
 
 
 def state(epoch: int, step: int = 0) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def state(epoch: int, step: int = 0) -> dict[str, Any]:
     return parts | {"epoch": epoch, "step": step, "trainer": trainer}
 
 
-def test_a_snapshot_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     path = checkpoint.write(tmp_path / "new", state(1))
     back = checkpoint.read(path)
     assert back["epoch"] == 1
@@ -39,12 +39,12 @@ def test_the_last_two_are_kept_in_order(tmp_path: Path) -> None:
     for epoch, step in ((0, 3), (0, 20), (1, 0), (12, 0)):
         before = checkpoint.write(tmp_path, state(epoch, step), before)
     assert [checkpoint.read(p)["epoch"] for p in checkpoint.in_order(tmp_path)] == [1, 12]
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".snapshot", ".snapshot"]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".checkpoint", ".checkpoint"]
 
 
 def test_the_order_is_that_of_the_numbers_also_where_they_are_long(tmp_path: Path) -> None:
     for name in ("epoch100000-step0000000", "epoch99999-step0000001", "epoch99999-step10000000"):
-        (tmp_path / f"{name}.snapshot").write_bytes(b"")
+        (tmp_path / f"{name}.checkpoint").write_bytes(b"")
     assert [p.stem[5:] for p in checkpoint.in_order(tmp_path)] == [
         "99999-step0000001",
         "99999-step10000000",
@@ -62,7 +62,7 @@ def test_a_damaged_one_of_later_steps_goes_and_the_one_that_was_used_stays(tmp_p
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("name", ["fsync", "unlink", "replace"])
-def test_a_failed_write_says_the_snapshot_s_size_and_leaves_the_older_ones(
+def test_a_failed_write_says_the_checkpoint_s_size_and_leaves_the_older_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     first = checkpoint.write(tmp_path, state(1))
@@ -134,7 +134,7 @@ def test_every_changed_byte_is_noticed(tmp_path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DamagedSnapshot, match="is damaged"):
+    with pytest.raises(DamagedCheckpoint, match="is damaged"):
         checkpoint.read(path)
 
 
@@ -142,7 +142,7 @@ def test_every_changed_byte_is_noticed(tmp_path: Path, at: int) -> None:
 def test_truncation_is_noticed(tmp_path: Path, length: int) -> None:
     path = checkpoint.write(tmp_path, state(1))
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(DamagedSnapshot):
+    with pytest.raises(DamagedCheckpoint):
         checkpoint.read(path)
 
 
@@ -150,19 +150,19 @@ def test_truncation_is_noticed(tmp_path: Path, length: int) -> None:
     "other", [5, None, [1], {}, "text", state(1) | {"epoch": "1"}, state(1) | {"rows": {}}]
 )
 def test_what_verifies_and_is_no_state_is_damaged(tmp_path: Path, other: Any) -> None:
-    file, path = io.BytesIO(), tmp_path / "epoch00001-step0000000.snapshot"
+    file, path = io.BytesIO(), tmp_path / "epoch00001-step0000000.checkpoint"
     torch.save(other, file)
     payload = file.getvalue()
     path.write_bytes(checkpoint.MAGIC + hashlib.sha256(payload).digest() + payload)
-    with pytest.raises(DamagedSnapshot, match="holds something else than a run's state"):
+    with pytest.raises(DamagedCheckpoint, match="holds something else than a run's state"):
         checkpoint.read(path)
 
 
 def test_what_verifies_and_cannot_be_loaded_is_damaged(tmp_path: Path) -> None:
-    path = tmp_path / "x.snapshot"
+    path = tmp_path / "x.checkpoint"
     payload = b"no archive"
     path.write_bytes(checkpoint.MAGIC + hashlib.sha256(payload).digest() + payload)
-    with pytest.raises(DamagedSnapshot, match="cannot be loaded"):
+    with pytest.raises(DamagedCheckpoint, match="cannot be loaded"):
         checkpoint.read(path)
-    with pytest.raises(DamagedSnapshot, match="cannot be read: Is a directory"):
+    with pytest.raises(DamagedCheckpoint, match="cannot be read: Is a directory"):
         checkpoint.read(tmp_path)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from dskd.storage.tensorboard import Board
+from dskd.storage.tensorboard import TensorBoardLog
 
 
 def events(path: Path) -> list[Event]:
@@ -25,25 +25,25 @@ def events(path: Path) -> list[Event]:
 
 
 def test_every_value_is_on_the_disk_when_it_was_given(tmp_path: Path) -> None:
-    board = Board(tmp_path / "board", 3)
-    board.add(4, {"accuracy": 50.0, "lr": 0.5})
-    start, purge, *rest = events(board.path)
+    tensorboard = TensorBoardLog(tmp_path / "board", 3)
+    tensorboard.add(4, {"test_accuracy": 50.0, "lr": 0.5})
+    start, purge, *rest = events(tensorboard.path)
     assert start.file_version == "brain.Event:2"
     assert purge.step == 4
-    assert [(e.step, e.summary.value[0].tag) for e in rest] == [(4, "accuracy"), (4, "lr")]
+    assert [(e.step, e.summary.value[0].tag) for e in rest] == [(4, "test_accuracy"), (4, "lr")]
     assert rest[0].summary.value[0].simple_value == 50.0
-    board.close()
+    tensorboard.close()
 
 
 def test_a_clock_that_jumps_by_ten_years_harms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board, now = Board(tmp_path, 0), time.time()
+    tensorboard, now = TensorBoardLog(tmp_path, 0), time.time()
     for epoch, years in enumerate((10, -10, -60), start=1):
         monkeypatch.setattr(time, "time", lambda years=years: now + years * 365 * 86400)
-        board.add(epoch, {"lr": 1.0})
-    assert [event.step for event in events(board.path)[2:]] == [1, 2, 3]
-    board.close()
+        tensorboard.add(epoch, {"lr": 1.0})
+    assert [event.step for event in events(tensorboard.path)[2:]] == [1, 2, 3]
+    tensorboard.close()
 
 
 def test_a_link_in_the_file_s_place_is_not_written_through(tmp_path: Path) -> None:
@@ -51,18 +51,18 @@ def test_a_link_in_the_file_s_place_is_not_written_through(tmp_path: Path) -> No
     victim.write_text("mine")
     (tmp_path / "board").mkdir()
     (tmp_path / "board/events.out.tfevents.00001").symlink_to(victim)
-    Board(tmp_path / "board", 1).close()
+    TensorBoardLog(tmp_path / "board", 1).close()
     assert victim.read_text() == "mine"
 
 
 def test_a_full_disk_is_told_and_not_waited_for(tmp_path: Path) -> None:
-    board = Board(tmp_path, 0)
+    tensorboard = TensorBoardLog(tmp_path, 0)
     full = os.open("/dev/full", os.O_WRONLY) if Path("/dev/full").exists() else None
     if full is None:
         pytest.skip("this system has no device that is always full")
-    os.dup2(full, board._file._writer.fileno())
+    os.dup2(full, tensorboard._file._writer.fileno())
     os.close(full)
     with pytest.raises(OSError, match=r"\d+ bytes were needed") as told:
-        board.add(1, {"lr": 1.0})
+        tensorboard.add(1, {"lr": 1.0})
     assert told.value.errno == errno.ENOSPC
-    board.close()
+    tensorboard.close()

@@ -56,7 +56,7 @@ FORMS: dict[str, Callable[[State], Any]] = {
     "namespace": lambda state: {"model": state, "opt": argparse.Namespace(lr=0.05, gpu=None)},
     "numpy": lambda state: {
         "model": state,
-        "accuracy": np.float64(79.42),
+        "test_accuracy": np.float64(79.42),
         "scores": [np.float32(0.5), np.float16(0.5), np.int64(3), np.int32(3), np.bool_(True)],
         "opt": argparse.Namespace(best=np.float64(1.0), epoch=np.int64(2)),
     },
@@ -103,7 +103,7 @@ def test_numbers_that_numpy_1_wrote(
     tmp_path: Path, state: State, number: np.generic, zipped: bool
 ) -> None:
     path = tmp_path / "teacher.pth"
-    content = {"model": state, "accuracy": number}
+    content = {"model": state, "test_accuracy": number}
     torch.save(content, path, pickle_module=OldNames, _use_new_zipfile_serialization=zipped)
     written = path.read_bytes()
     assert b"numpy.core.multiarray" in written
@@ -183,7 +183,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, state: State, attack: str, whe
     runs = HOSTILE[attack](mark)
     contents = {
         "alone": runs,
-        "beside": {"model": state, "accuracy": runs},
+        "beside": {"model": state, "test_accuracy": runs},
         "among": {**state, "x": runs},
         "inside": {"model": state, "opt": argparse.Namespace(lr=runs)},
     }
@@ -227,7 +227,7 @@ def torch_bytes(tmp_path: Path, zipped: bool) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_truncated_file(tmp_path: Path, zipped: bool, share: float) -> None:
     whole, path = torch_bytes(tmp_path, zipped), tmp_path / "part.pth"
@@ -236,7 +236,7 @@ def test_a_truncated_file(tmp_path: Path, zipped: bool, share: float) -> None:
         read_weights(path)
 
 
-@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.999])
+@pytest.mark.parametrize("fraction", [0, 0.001, 0.1, 0.999])
 def test_a_truncated_safetensors_file(tmp_path: Path, share: float) -> None:
     whole, path = write_weights(net(), {}), tmp_path / "part.safetensors"
     path.write_bytes(whole[: int(len(whole) * share)])

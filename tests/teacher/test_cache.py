@@ -26,43 +26,43 @@ from dskd.compare.lockstep import Student
 from dskd.config import recipe
 from dskd.data import Dataset
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError
 from dskd.methods.base import TeacherNeeds
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import autocast
-from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.nonfinite import NonFiniteError
 from dskd.runtime.signals import Stopped
 from dskd.storage.run_directory import LAST
-from dskd.teacher.cache import KeptAnswers
-from dskd.teacher.frozen import Teacher
-from dskd.teacher.outputs import Answers
+from dskd.teacher.cache import CachedOutputs
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import TeacherOutputs
 from dskd.teacher.record_file import FACTS, RECORDS, RESERVE
-from tests.conftest import made_dataset, made_pair, staged
+from tests.conftest import make_dataset, make_pair, staged
 
 CPU = torch.device("cpu")
-DATA = made_dataset(classes=4, per_class=12, size=16)
+DATA = make_dataset(classes=4, per_class=12, size=16)
 LOGITS = TeacherNeeds(logits=True)
 ALL = TeacherNeeds(logits=True, stages=(0, 2), pooled=True, last=True)
 Usage = namedtuple("Usage", "total used free")
 
 
 @pytest.fixture
-def teacher() -> Teacher:
-    """Trained for a moment, so that its norms know their pictures."""
+def teacher() -> FrozenTeacher:
+    """Trained for a moment, so that its norms know their images."""
     model = staged("resnet14").train()
     with torch.no_grad():
         model(DATA.train.images)
-    return Teacher(model, DATA.train.images[:8])
+    return FrozenTeacher(model, DATA.train.images[:8])
 
 
 def kept(
-    teacher: Teacher, folder: Path, needs: TeacherNeeds = LOGITS, **changes: Any
-) -> KeptAnswers:
+    teacher: FrozenTeacher, folder: Path, needs: TeacherNeeds = LOGITS, **changes: Any
+) -> CachedOutputs:
     arguments: dict[str, Any] = {
-        "keep": "logits" if needs == LOGITS else "bank",
+        "cache": "logits" if needs == LOGITS else "bank",
         "views": 3,
         "padding": 1,
         "flip": True,
@@ -70,21 +70,21 @@ def kept(
         "facts": {"name": "resnet14", "options": {}, "folded": True},
         "folder": folder,
     }
-    split = Resident(changes.pop("data", DATA).train, CPU)
-    return KeptAnswers(teacher, split, needs, **arguments | changes)
+    split = MemoryLoader(changes.pop("data", DATA).train, CPU)
+    return CachedOutputs(teacher, split, needs, **arguments | changes)
 
 
-def opened(*arguments: Any, **changes: Any) -> KeptAnswers:
-    answers = kept(*arguments, **changes)
-    answers.open()
-    return answers
+def opened(*arguments: Any, **changes: Any) -> CachedOutputs:
+    teacher_outputs = kept(*arguments, **changes)
+    teacher_outputs.open()
+    return teacher_outputs
 
 
 def batches(
-    answers: KeptAnswers, epoch: int = 0, size: int = 32, seed: int = 0, flip: bool = True
+    teacher_outputs: CachedOutputs, epoch: int = 0, size: int = 32, seed: int = 0, flip: bool = True
 ) -> list[Batch]:
-    plan = draw_plan(seed, epoch, len(DATA.train), 1, flip, answers.bank)
-    return list(Resident(DATA.train, CPU).planned(plan, size))
+    plan = draw_plan(seed, epoch, len(DATA.train), 1, flip, teacher_outputs.views_of_each)
+    return list(MemoryLoader(DATA.train, CPU).planned(plan, size))
 
 
 def silent(_images: Tensor) -> Any:
@@ -98,14 +98,14 @@ def silent(_images: Tensor) -> Any:
 @pytest.mark.parametrize("needs", [LOGITS, ALL])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_kept_answers_are_the_teacher_s_to_rounding(
-    tmp_path: Path, teacher: Teacher, needs: TeacherNeeds, flip: bool, precision: Any
+    tmp_path: Path, teacher: FrozenTeacher, needs: TeacherNeeds, flip: bool, precision: Any
 ) -> None:
-    answers = opened(teacher, tmp_path, needs, flip=flip, precision=precision)
-    live = Answers(teacher)
+    teacher_outputs = opened(teacher, tmp_path, needs, flip=flip, precision=precision)
+    live = TeacherOutputs(teacher)
     for epoch in (0, 1, 0):
-        for batch in batches(answers, epoch, flip=flip):
+        for batch in batches(teacher_outputs, epoch, flip=flip):
             with autocast(CPU, precision):
-                here, there = answers(batch, needs), live(batch, needs)
+                here, there = teacher_outputs(batch, needs), live(batch, needs)
             assert here is not None
             assert there is not None
             pairs = [(here.logits, there.logits)]
@@ -127,17 +127,20 @@ def test_kept_answers_are_the_teacher_s_to_rounding(
 
 @pytest.mark.parametrize("needs", [LOGITS, ALL])
 def test_the_teacher_is_asked_for_nothing_twice(
-    tmp_path: Path, teacher: Teacher, needs: TeacherNeeds, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, teacher: FrozenTeacher, needs: TeacherNeeds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = opened(teacher, tmp_path, needs)
-    cold = [answers(batch, needs) for batch in batches(answers)]
-    assert answers.tally is not None
-    assert (answers.tally.hits, answers.tally.pictures) == (0, len(DATA.train))
+    teacher_outputs = opened(teacher, tmp_path, needs)
+    cold = [teacher_outputs(batch, needs) for batch in batches(teacher_outputs)]
+    assert teacher_outputs.cache_counts is not None
+    assert (teacher_outputs.cache_counts.hits, teacher_outputs.cache_counts.images) == (
+        0,
+        len(DATA.train),
+    )
     again = opened(teacher, tmp_path, needs)
     monkeypatch.setattr(teacher, "forward", silent)
     warm = [again(batch, needs) for batch in batches(again)]
-    assert again.tally is not None
-    assert again.tally.share == 1
+    assert again.cache_counts is not None
+    assert again.cache_counts.share == 1
     for one, other in zip(cold, warm, strict=True):
         assert one is not None
         assert other is not None
@@ -147,15 +150,15 @@ def test_the_teacher_is_asked_for_nothing_twice(
 
 @pytest.mark.parametrize("needs", [LOGITS, ALL])
 def test_what_is_there_is_got_without_a_look_at_the_device(
-    tmp_path: Path, teacher: Teacher, needs: TeacherNeeds
+    tmp_path: Path, teacher: FrozenTeacher, needs: TeacherNeeds
 ) -> None:
     """A GPU would be waited for; from the device that stands for one nothing can be read."""
-    answers = opened(teacher, tmp_path, needs)
-    here = [answers(batch, needs) for batch in batches(answers)]
-    there = Resident(DATA.train, torch.device("meta"))
-    plan = draw_plan(0, 0, len(DATA.train), 1, True, answers.bank)
+    teacher_outputs = opened(teacher, tmp_path, needs)
+    here = [teacher_outputs(batch, needs) for batch in batches(teacher_outputs)]
+    there = MemoryLoader(DATA.train, torch.device("meta"))
+    plan = draw_plan(0, 0, len(DATA.train), 1, True, teacher_outputs.views_of_each)
     for batch, expected in zip(there.planned(plan, 32), here, strict=True):
-        found = answers(batch, needs)
+        found = teacher_outputs(batch, needs)
         assert found is not None
         assert expected is not None
         assert found.logits.is_meta
@@ -163,11 +166,11 @@ def test_what_is_there_is_got_without_a_look_at_the_device(
 
 
 def test_what_is_missing_alone_is_asked_for(
-    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = opened(teacher, tmp_path)
-    for batch in batches(answers, 0):
-        answers(batch, LOGITS)
+    teacher_outputs = opened(teacher, tmp_path)
+    for batch in batches(teacher_outputs, 0):
+        teacher_outputs(batch, LOGITS)
     asked: list[int] = []
     forward = teacher.forward
 
@@ -176,13 +179,13 @@ def test_what_is_missing_alone_is_asked_for(
         return forward(images)
 
     monkeypatch.setattr(teacher, "forward", counted)
-    seen = {view for batch in batches(answers, 0) for view in named(batch)}
-    assert answers.tally is not None
-    for batch in batches(answers, 1):
+    seen = {view for batch in batches(teacher_outputs, 0) for view in named(batch)}
+    assert teacher_outputs.cache_counts is not None
+    for batch in batches(teacher_outputs, 1):
         new = sum(view not in seen for view in named(batch))
-        hits = answers.tally.hits
-        answers(batch, LOGITS)
-        assert answers.tally.hits - hits == len(batch.labels) - new
+        hits = teacher_outputs.cache_counts.hits
+        teacher_outputs(batch, LOGITS)
+        assert teacher_outputs.cache_counts.hits - hits == len(batch.labels) - new
         assert asked == [max(new, 16)]
         asked.clear()
 
@@ -193,7 +196,7 @@ def named(batch: Batch) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_answer_is_the_same_whoever_asked_first(
-    tmp_path: Path, teacher: Teacher, precision: Any
+    tmp_path: Path, teacher: FrozenTeacher, precision: Any
 ) -> None:
     """In whatever company: batches of other sizes and seeds, and few that are missing."""
     one = opened(teacher, tmp_path / "one", precision=precision)
@@ -213,14 +216,16 @@ def test_an_answer_is_the_same_whoever_asked_first(
 
 
 @pytest.mark.parametrize("name", sorted({"dskd", "at", "fitnet", "kd", "rkd", "simkd", "sp"}))
-def test_a_method_learns_the_same_from_a_bank(tmp_path: Path, teacher: Teacher, name: str) -> None:
-    pair, _ = made_pair(staged("resnet8"), teacher.model, DATA)
+def test_a_method_learns_the_same_from_a_bank(
+    tmp_path: Path, teacher: FrozenTeacher, name: str
+) -> None:
+    pair, _ = make_pair(staged("resnet8"), teacher.model, DATA)
     method = methods.find(name)(pair)
-    answers = opened(teacher, tmp_path, method.needs, keep="bank")
-    live = Answers(teacher)
-    for batch in batches(answers):
+    teacher_outputs = opened(teacher, tmp_path, method.needs, keep="features")
+    live = TeacherOutputs(teacher)
+    for batch in batches(teacher_outputs):
         losses = []
-        for source in (answers, live):
+        for source in (teacher_outputs, live):
             one = copy.deepcopy(method)
             output = one(batch, source(batch, method.needs))
             output.objective.backward()
@@ -231,32 +236,32 @@ def test_a_method_learns_the_same_from_a_bank(tmp_path: Path, teacher: Teacher, 
         assert (gradient - gradient_live).norm() < 5e-3 * gradient_live.norm()
 
 
-def test_the_size_is_as_predicted(tmp_path: Path, teacher: Teacher) -> None:
-    pictures, classes, probed = len(DATA.train), 4, 16
-    answers = opened(teacher, tmp_path / "logits")
-    assert answers.store.size == (pictures * 18 + probed) * (2 * classes + 8)
-    bank = opened(teacher, tmp_path / "bank", TeacherNeeds(logits=True, stages=(2,)))
-    assert bank.store.size == (pictures * 3 + probed) * (2 * (classes + 64 * 4 * 4) + 8)
-    for one in (answers, bank):
+def test_the_size_is_as_predicted(tmp_path: Path, teacher: FrozenTeacher) -> None:
+    images, classes, probed = len(DATA.train), 4, 16
+    teacher_outputs = opened(teacher, tmp_path / "logits")
+    assert teacher_outputs.store.size == (images * 18 + probed) * (2 * classes + 8)
+    views_of_each = opened(teacher, tmp_path / "bank", TeacherNeeds(logits=True, stages=(2,)))
+    assert views_of_each.store.size == (images * 3 + probed) * (2 * (classes + 64 * 4 * 4) + 8)
+    for one in (teacher_outputs, views_of_each):
         files = [p for p in one.store.path.iterdir() if p.suffix == ".bin"]
         assert sum(path.stat().st_size for path in files) == one.store.size
 
 
-def test_a_bank_has_no_more_views_than_there_are(tmp_path: Path, teacher: Teacher) -> None:
-    answers = opened(teacher, tmp_path, ALL, views=100, flip=False)
-    assert answers.views == 9
+def test_a_bank_has_no_more_views_than_there_are(tmp_path: Path, teacher: FrozenTeacher) -> None:
+    teacher_outputs = opened(teacher, tmp_path, ALL, views=100, flip=False)
+    assert teacher_outputs.views == 9
 
 
 def test_the_log_says_where_how_large_and_what_is_there(
-    tmp_path: Path, teacher: Teacher, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, teacher: FrozenTeacher, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "dskd")
-    answers = opened(teacher, tmp_path)
-    path = answers.store.path
-    size = f"{answers.store.size / 1024:.1f} KiB"
-    assert f"kept in {path}: {size} for 18 of 18 views a picture, 0.0 % there" in caplog.text
-    for batch in batches(answers):
-        answers(batch, LOGITS)
+    teacher_outputs = opened(teacher, tmp_path)
+    path = teacher_outputs.store.path
+    size = f"{teacher_outputs.store.size / 1024:.1f} KiB"
+    assert f"kept in {path}: {size} for 18 of 18 views an image, 0.0 % there" in caplog.text
+    for batch in batches(teacher_outputs):
+        teacher_outputs(batch, LOGITS)
     caplog.clear()
     opened(teacher, tmp_path)
     assert f"{100 * (48 + 16) / (48 * 18 + 16):.1f} % there already" in caplog.text
@@ -265,23 +270,23 @@ def test_the_log_says_where_how_large_and_what_is_there(
 # ---- whose answers they are
 
 
-def other_weights(teacher: Teacher) -> Teacher:
+def other_weights(teacher: FrozenTeacher) -> FrozenTeacher:
     model = copy.deepcopy(teacher.model)
     next(model.parameters()).data.flatten()[0] += 1e-3
-    return Teacher(model)
+    return FrozenTeacher(model)
 
 
-def other_mean(teacher: Teacher) -> Teacher:
-    return Teacher(StagedModel(teacher.model.module, mean=(0.5, 0.5, 0.4), std=(0.25,) * 3))
+def other_mean(teacher: FrozenTeacher) -> FrozenTeacher:
+    return FrozenTeacher(StagedModel(teacher.model.module, mean=(0.5, 0.5, 0.4), std=(0.25,) * 3))
 
 
-def other_std(teacher: Teacher) -> Teacher:
-    return Teacher(StagedModel(teacher.model.module, mean=(0.5,) * 3, std=(0.25, 0.25, 0.2)))
+def other_std(teacher: FrozenTeacher) -> FrozenTeacher:
+    return FrozenTeacher(StagedModel(teacher.model.module, mean=(0.5,) * 3, std=(0.25, 0.25, 0.2)))
 
 
-def other_stages(teacher: Teacher) -> Teacher:
+def other_stages(teacher: FrozenTeacher) -> FrozenTeacher:
     model = StagedModel(teacher.model.module, ["layer1"], mean=(0.5,) * 3, std=(0.25,) * 3)
-    return Teacher(model)
+    return FrozenTeacher(model)
 
 
 class Slope(nn.LeakyReLU):
@@ -289,13 +294,13 @@ class Slope(nn.LeakyReLU):
         return "Slope()"
 
 
-def other_structure(teacher: Teacher) -> Teacher:
+def other_structure(teacher: FrozenTeacher) -> FrozenTeacher:
     model = copy.deepcopy(teacher.model)
     model.module.add_module("more", Slope())
-    return Teacher(model)
+    return FrozenTeacher(model)
 
 
-def pictures(images: Tensor, labels: Tensor | None = None) -> Dataset:
+def of_images(images: Tensor, labels: Tensor | None = None) -> Dataset:
     labels = DATA.train.labels if labels is None else labels
     return replace(DATA, train=replace(DATA.train, images=images, labels=labels), test=DATA.test)
 
@@ -303,7 +308,7 @@ def pictures(images: Tensor, labels: Tensor | None = None) -> Dataset:
 def one_pixel() -> Dataset:
     images = DATA.train.images.clone()
     images[3, 0, 0, 0] ^= 1
-    return pictures(images)
+    return of_images(images)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -313,58 +318,61 @@ CHANGES: dict[str, dict[str, Any]] = {
     "precision": {"precision": "bfloat16"},
     "padding": {"padding": 2},
     "flip": {"flip": False},
-    "kind": {"keep": "logits"},
+    "kind": {"cache": "logits"},
     "views": {"views": 4},
     "a pixel": {"data": one_pixel()},
-    "picture size": {"data": made_dataset(classes=4, per_class=12, size=8)},
-    "fewer pictures": {"data": pictures(DATA.train.images[:40], DATA.train.labels[:40])},
-    "order": {"data": pictures(DATA.train.images.flip(0))},
+    "image size": {"data": make_dataset(classes=4, per_class=12, size=8)},
+    "fewer images": {"data": of_images(DATA.train.images[:40], DATA.train.labels[:40])},
+    "order": {"data": of_images(DATA.train.images.flip(0))},
 }
 TEACHERS = [other_weights, other_mean, other_std, other_stages, other_structure]
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_whatever_an_answer_depends_on_has_a_store_of_its_own(
-    tmp_path: Path, teacher: Teacher, change: dict[str, Any]
+    tmp_path: Path, teacher: FrozenTeacher, change: dict[str, Any]
 ) -> None:
-    bank: dict[str, Any] = {"keep": "bank", "views": 5}
-    one, other = kept(teacher, tmp_path, **bank), kept(teacher, tmp_path, **bank | change)
+    views_of_each: dict[str, Any] = {"cache": "bank", "views": 5}
+    one, other = (
+        kept(teacher, tmp_path, **views_of_each),
+        kept(teacher, tmp_path, **views_of_each | change),
+    )
     assert one.store.path != other.store.path
     assert one.store.facts != other.store.facts
 
 
 @pytest.mark.parametrize("change", TEACHERS)
 def test_another_teacher_has_a_store_of_its_own(
-    tmp_path: Path, teacher: Teacher, change: Any
+    tmp_path: Path, teacher: FrozenTeacher, change: Any
 ) -> None:
     assert kept(teacher, tmp_path).store.path != kept(change(teacher), tmp_path).store.path
 
 
-def test_what_is_kept_of_an_answer_is_in_the_key(tmp_path: Path, teacher: Teacher) -> None:
+def test_what_is_kept_of_an_answer_is_in_the_key(tmp_path: Path, teacher: FrozenTeacher) -> None:
     needs = [ALL, replace(ALL, stages=(2,)), replace(ALL, pooled=False), replace(ALL, last=False)]
     assert len({kept(teacher, tmp_path, one).store.path for one in needs}) == 4
 
 
-def test_labels_and_equal_teachers_share_a_store(tmp_path: Path, teacher: Teacher) -> None:
-    labels = pictures(DATA.train.images, DATA.train.labels.flip(0))
+def test_labels_and_equal_teachers_share_a_store(tmp_path: Path, teacher: FrozenTeacher) -> None:
+    labels = of_images(DATA.train.images, DATA.train.labels.flip(0))
     assert kept(teacher, tmp_path).store.path == kept(teacher, tmp_path, data=labels).store.path
-    twin = Teacher(copy.deepcopy(teacher.model))
+    twin = FrozenTeacher(copy.deepcopy(teacher.model))
     assert kept(teacher, tmp_path).store.path == kept(twin, tmp_path).store.path
 
 
-def test_the_key_s_parts_lie_beside_the_answers(tmp_path: Path, teacher: Teacher) -> None:
-    answers = opened(teacher, tmp_path)
-    facts = json.loads((answers.store.path / FACTS).read_text())
-    assert answers.store.path.name == facts["sha256"][:32]
+def test_the_key_s_parts_lie_beside_the_answers(tmp_path: Path, teacher: FrozenTeacher) -> None:
+    teacher_outputs = opened(teacher, tmp_path)
+    facts = json.loads((teacher_outputs.store.path / FACTS).read_text())
+    assert teacher_outputs.store.path.name == facts["sha256"][:32]
     assert facts["teacher"]["weights"] == teacher.fingerprint()
     assert facts["teacher"]["mean"] == [0.5, 0.5, 0.5]
-    assert facts["pictures"]["shape"] == [48, 3, 16, 16]
+    assert facts["images"]["shape"] == [48, 3, 16, 16]
     assert facts["parts"] == {"logits": {"shape": [4], "type": "float16"}}
     assert (facts["padding"], facts["flip"], facts["views"]) == (1, True, 18)
 
 
 def test_a_teacher_whose_code_was_changed_is_told(
-    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same weights, same names, another forward pass."""
     opened(teacher, tmp_path)
@@ -372,51 +380,51 @@ def test_a_teacher_whose_code_was_changed_is_told(
     monkeypatch.setattr(
         teacher, "forward", lambda x: (o := forward(x))._replace(logits=o.logits * 1.05)
     )
-    for look in (KeptAnswers.check, KeptAnswers.open):
+    for look in (CachedOutputs.check, CachedOutputs.open):
         with pytest.raises(InputError, match=r"not this teacher's \(logits differ\).*code"):
             look(kept(teacher, tmp_path))
 
 
 def test_a_damaged_answer_is_asked_for_again(
-    tmp_path: Path, teacher: Teacher, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, teacher: FrozenTeacher, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answers = opened(teacher, tmp_path)
-    good = [answers(batch, LOGITS) for batch in batches(answers)]
-    path = answers.store.path / RECORDS
+    teacher_outputs = opened(teacher, tmp_path)
+    good = [teacher_outputs(batch, LOGITS) for batch in batches(teacher_outputs)]
+    path = teacher_outputs.store.path / RECORDS
     records = np.fromfile(path, np.int16)
     records[records != 0] ^= 0x0100
     records.tofile(path)
     again = opened(teacher, tmp_path)
     for batch, expected in zip(batches(again), good, strict=True):
-        answer = again(batch, LOGITS)
-        assert answer is not None
+        teacher_output = again(batch, LOGITS)
+        assert teacher_output is not None
         assert expected is not None
-        assert torch.equal(answer.logits, expected.logits)
-    assert again.tally is not None
-    assert again.tally.share == 0
+        assert torch.equal(teacher_output.logits, expected.logits)
+    assert again.cache_counts is not None
+    assert again.cache_counts.share == 0
     assert "damaged" in caplog.text
 
 
 # ---- what is refused
 
 
-def huge(teacher: Teacher) -> Teacher:
+def huge(teacher: FrozenTeacher) -> FrozenTeacher:
     model = copy.deepcopy(teacher.model)
     assert model.linear is not None
     model.linear.weight.data *= 1e7
-    return Teacher(model)
+    return FrozenTeacher(model)
 
 
 def test_numbers_too_large_for_float16_are_never_kept(
-    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = huge(teacher)
     with pytest.raises(InputError, match=r"\(logits\) reach .*e\+0\d, more than float16 holds; "):
         kept(large, tmp_path).check()
     assert not list(tmp_path.iterdir())
     opened(large, tmp_path / "bfloat16", precision="bfloat16")
-    answers = opened(teacher, tmp_path / "float32")
-    filled = answers.store.filled()
+    teacher_outputs = opened(teacher, tmp_path / "float32")
+    filled = teacher_outputs.store.filled()
     forward = teacher.forward
     for value, message in ((1e7, "more than float16"), (float("nan"), "are not finite")):
 
@@ -426,21 +434,21 @@ def test_numbers_too_large_for_float16_are_never_kept(
 
         with monkeypatch.context() as patch:
             patch.setattr(teacher, "forward", spoiled)
-            with pytest.raises(NotFinite, match=message):
-                answers(batches(answers)[0], LOGITS)
-        assert answers.store.filled() == filled
+            with pytest.raises(NonFiniteError, match=message):
+                teacher_outputs(batches(teacher_outputs)[0], LOGITS)
+        assert teacher_outputs.store.filled() == filled
 
 
 # ---- runs
 
 SMALL = [
-    "data.share=0.1",
+    "data.fraction=0.1",
     "teacher.name=resnet8",
     "teacher.epochs=3",
     "train.epochs=3",
     "train.batch_size=32",
 ]
-"""The digits on a diet: 130 pictures, 5 steps an epoch, 9 views."""
+"""The digits on a diet: 130 images, 5 steps an epoch, 9 views."""
 
 
 @pytest.fixture(scope="module")
@@ -451,13 +459,13 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "teacher/student.safetensors"
 
 
-KINDS = [("logits", "kd"), ("bank", "kd"), ("bank", "dskd")]
-each_kind = pytest.mark.parametrize(("keep", "method"), KINDS)
+KINDS = [("logits", "kd"), ("features", "kd"), ("features", "dskd")]
+each_kind = pytest.mark.parametrize(("cache", "method"), KINDS)
 
 
 def overrides(taught: Path, folder: Path, keep: str, method: str) -> list[str]:
     own = ["teacher.views=4"] if keep == "bank" else []
-    place = [f"teacher.keep={keep}", f"teacher.store={folder / 'answers'}"]
+    place = [f"teacher.cache={keep}", f"teacher.cache_dir={folder / 'answers'}"]
     return [
         *SMALL,
         f"teacher.checkpoint={taught}",
@@ -488,24 +496,26 @@ def test_cold_and_warm_runs_are_the_same_to_the_byte(
     cold, warm = distill(tmp_path / "cold", changes), distill(tmp_path / "warm", changes)
     for name in ("student.safetensors", "student_best.safetensors"):
         assert (tmp_path / "cold" / name).read_bytes() == (tmp_path / "warm" / name).read_bytes()
-    assert without(tmp_path / "cold", "teacher_hits") == without(tmp_path / "warm", "teacher_hits")
-    hits = [row["teacher_hits"] for row in rows(tmp_path / "cold")]
+    assert without(tmp_path / "cold", "teacher_cache_hit_rate") == without(
+        tmp_path / "warm", "teacher_cache_hit_rate"
+    )
+    hits = [row["teacher_cache_hit_rate"] for row in rows(tmp_path / "cold")]
     assert hits[0] == 0
     assert 0 < hits[1] < hits[2] < 1
-    assert [row["teacher_hits"] for row in rows(tmp_path / "warm")] == [1, 1, 1]
-    assert cold.teacher_hits == pytest.approx(sum(hits) / 3)
-    assert warm.teacher_hits == 1
-    assert json.loads((tmp_path / "warm/result.json").read_text())["teacher_hits"] == 1
+    assert [row["teacher_cache_hit_rate"] for row in rows(tmp_path / "warm")] == [1, 1, 1]
+    assert cold.teacher_cache_hit_rate == pytest.approx(sum(hits) / 3)
+    assert warm.teacher_cache_hit_rate == 1
+    assert json.loads((tmp_path / "warm/result.json").read_text())["teacher_cache_hit_rate"] == 1
 
 
 def test_kept_logits_change_a_run_by_rounding_alone(taught: Path, tmp_path: Path) -> None:
     changes = overrides(taught, tmp_path, "logits", "kd")
     distill(tmp_path / "kept", changes)
-    plain = [c for c in changes if not c.startswith(("teacher.keep", "teacher.store"))]
+    plain = [c for c in changes if not c.startswith(("teacher.cache", "teacher.cache_dir"))]
     result = distill(tmp_path / "live", plain)
-    assert result.teacher_hits is None
+    assert result.teacher_cache_hit_rate is None
     for one, other in zip(rows(tmp_path / "kept"), rows(tmp_path / "live"), strict=True):
-        assert "teacher_hits" not in other
+        assert "teacher_cache_hit_rate" not in other
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2)
     bfloat16 = "train.precision=bfloat16"  # which is kept as it is
     distill(tmp_path / "kept16", [*changes, bfloat16])
@@ -525,7 +535,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     stop_at: int,
     saved: bool,
 ) -> None:
-    """Stopped by a signal, or killed with no snapshot but that of the last epoch's end."""
+    """Stopped by a signal, or killed with no checkpoint but that of the last epoch's end."""
     distill(tmp_path / "whole", overrides(taught, tmp_path / "a", keep, method))
     changes = overrides(taught, tmp_path / "b", keep, method)
     steps = 0
@@ -549,7 +559,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     for name in ("student.safetensors", "student_best.safetensors"):
         whole, parts = tmp_path / "whole" / name, tmp_path / "parts" / name
         assert whole.read_bytes() == parts.read_bytes()
-    hits = () if saved else ("teacher_hits",)
+    hits = () if saved else ("teacher_cache_hit_rate",)
     assert without(tmp_path / "whole", *hits) == without(tmp_path / "parts", *hits)
 
 
@@ -576,16 +586,16 @@ def test_runs_at_once_fill_one_store_and_change_nothing(taught: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("keep", "method", "message"),
+    ("cache", "method", "message"),
     [
         (
             "logits",
             "dskd",
-            r"keep=logits: the method dskd reads more .*\(stage 1, stage 2\); .*keep=bank",
+            r"cache=logits: the method dskd reads more .*\(stage 1, stage 2\); .*cache=features",
         ),
         ("logits", "rkd", r"the method rkd reads more .*\(pooled\)"),
-        ("logits", "sskd", r"keep=logits: the method sskd reads .* turned pictures.*keep=none"),
-        ("bank", "sskd", r"keep=bank: the method sskd reads .* turned pictures.*keep=none"),
+        ("logits", "sskd", r"cache=logits: the method sskd reads .* turned images.*cache=none"),
+        ("features", "sskd", r"cache=features: the method sskd reads .* turned images.*cache=none"),
     ],
 )
 def test_a_method_that_reads_more_is_refused_before_any_work(
@@ -632,14 +642,19 @@ def test_without_a_folder_answers_go_to_the_cache(
 ) -> None:
     monkeypatch.setenv("DSKD_CACHE", str(tmp_path / "cache"))
     changes = overrides(taught, tmp_path, "logits", "kd")
-    distill(tmp_path / "run", [c for c in changes if not c.startswith("teacher.store")])
+    distill(tmp_path / "run", [c for c in changes if not c.startswith("teacher.cache_dir")])
     assert len(list((tmp_path / "cache/answers").iterdir())) == 1
 
 
 def test_a_teacher_that_is_trained_first_has_its_answers_kept(tmp_path: Path) -> None:
-    changes = [*SMALL, "method.name=kd", "teacher.keep=logits", f"teacher.store={tmp_path / 'a'}"]
+    changes = [
+        *SMALL,
+        "method.name=kd",
+        "teacher.cache=logits",
+        f"teacher.cache_dir={tmp_path / 'a'}",
+    ]
     distill(tmp_path / "cold", changes)
-    assert distill(tmp_path / "warm", changes).teacher_hits == 1
+    assert distill(tmp_path / "warm", changes).teacher_cache_hit_rate == 1
 
 
 # ---- comparisons
@@ -663,8 +678,10 @@ def test_students_of_a_comparison_share_a_store_and_are_those_of_runs_of_their_o
             path.parent.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob(LAST)
         }
         assert len(list((tmp_path / "answers").iterdir())) == 1
-        assert "teacher_hits" not in rows(out / "ce/seed0")[0]
-        hits = [[r["teacher_hits"] for r in rows(out / f"{m}/seed1")] for m in ("kd", "dskd")]
+        assert "teacher_cache_hit_rate" not in rows(out / "ce/seed0")[0]
+        hits = [
+            [r["teacher_cache_hit_rate"] for r in rows(out / f"{m}/seed1")] for m in ("kd", "dskd")
+        ]
         assert hits[0] == hits[1]
         assert 0 < hits[0][0] <= 1
     assert students[True] == students[False]
@@ -682,6 +699,6 @@ def test_a_comparison_names_the_method_that_reads_more(taught: Path, tmp_path: P
         tmp_path / "compared",
         seeds=1,
     )
-    with pytest.raises(InputError, match=r"^dskd: teacher\.keep=logits: the method dskd reads"):
+    with pytest.raises(InputError, match=r"^dskd: teacher\.cache=logits: the method dskd reads"):
         run_grid(grid, Silent())
     assert not (tmp_path / "compared").exists()

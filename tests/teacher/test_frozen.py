@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.models.staged_model import StagedModel
-from dskd.teacher.frozen import Teacher
+from dskd.teacher.frozen import FrozenTeacher
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def net() -> nn.Module:
 
 
 @pytest.fixture
-def teacher(net: nn.Module) -> Teacher:
-    return Teacher(StagedModel(net, ["1"], mean=(0.5,) * 3, std=(0.5,) * 3))
+def teacher(net: nn.Module) -> FrozenTeacher:
+    return FrozenTeacher(StagedModel(net, ["1"], mean=(0.5,) * 3, std=(0.5,) * 3))
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def images() -> Tensor:
     return torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
 
 
-def test_it_is_frozen(teacher: Teacher, images: Tensor) -> None:
+def test_it_is_frozen(teacher: FrozenTeacher, images: Tensor) -> None:
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     output = teacher(images)
     assert not output.logits.requires_grad
@@ -42,7 +42,7 @@ def test_it_is_frozen(teacher: Teacher, images: Tensor) -> None:
     assert not output.pooled.requires_grad
 
 
-def test_it_stays_in_eval_mode(teacher: Teacher) -> None:
+def test_it_stays_in_eval_mode(teacher: FrozenTeacher) -> None:
     class Owner(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -53,7 +53,7 @@ def test_it_stays_in_eval_mode(teacher: Teacher) -> None:
         assert not any(part.training for part in teacher.modules())
 
 
-def test_dropout_and_batch_norm_are_inert(teacher: Teacher, images: Tensor) -> None:
+def test_dropout_and_batch_norm_are_inert(teacher: FrozenTeacher, images: Tensor) -> None:
     before = copy.deepcopy(teacher.state_dict())
     teacher.train()
     first = teacher(images).logits
@@ -63,13 +63,13 @@ def test_dropout_and_batch_norm_are_inert(teacher: Teacher, images: Tensor) -> N
 
 
 def test_it_answers_as_the_model_in_eval_mode(
-    teacher: Teacher, net: nn.Module, images: Tensor
+    teacher: FrozenTeacher, net: nn.Module, images: Tensor
 ) -> None:
     assert torch.equal(teacher(images).logits, net.eval()((images / 255 - 0.5) / 0.5))
 
 
 def test_a_student_learns_through_the_answers_without_touching_it(
-    teacher: Teacher, images: Tensor
+    teacher: FrozenTeacher, images: Tensor
 ) -> None:
     student = nn.Linear(3 * 8 * 8, 5)
     loss = (student(images.flatten(1) / 255) - teacher(images).logits).square().mean()

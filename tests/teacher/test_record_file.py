@@ -35,7 +35,7 @@ def made(path: Path, **facts: Any) -> Store:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """A store that holds the even numbers below 100."""
-    store = made(tmp_path / "store")
+    store = made(tmp_path / "cache_dir")
     store.open()
     even = np.arange(0, 100, 2)
     store.add(even, record(even))
@@ -168,7 +168,7 @@ def test_a_store_of_something_else_is_refused(store: Store) -> None:
 def test_a_disk_that_is_too_small_is_told_with_both_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path / "not" / "there" / "store", {}, 2**20, 508)  # 1016 bytes and 8
+    store = Store(tmp_path / "not" / "there" / "cache_dir", {}, 2**20, 508)  # 1016 bytes and 8
     free = 2**30 + RESERVE
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, free - 1))
     with pytest.raises(InputError, match=r"still need 1\.0 GiB of disk and 256\.0 MiB to spare, "):
@@ -181,13 +181,13 @@ def test_a_disk_that_is_too_small_is_told_with_both_sizes(
 def test_what_is_there_already_needs_no_more_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path / "store", {}, 1024, 2048)
+    store = Store(tmp_path / "cache_dir", {}, 1024, 2048)
     store.open()
     numbers = np.arange(1024)
     store.add(numbers, np.ones((1024, 2048), np.int16))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, RESERVE))
     assert store.missing_bytes() == 0
-    again = Store(tmp_path / "store", {}, 1024, 2048)
+    again = Store(tmp_path / "cache_dir", {}, 1024, 2048)
     again.open()
     assert again.read(numbers)[1].all()
 
@@ -206,7 +206,7 @@ def test_a_disk_that_fills_up_is_told_with_the_file(store: Store) -> None:
 def test_a_folder_that_is_not_ours_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"cannot keep .* choose another folder with teacher"):
-        made(tmp_path / "file" / "store").open()
+        made(tmp_path / "file" / "cache_dir").open()
 
 
 def test_what_a_killed_process_was_making_goes_after_a_day(tmp_path: Path) -> None:
@@ -216,14 +216,14 @@ def test_what_a_killed_process_was_making_goes_after_a_day(tmp_path: Path) -> No
         (part / RECORDS).write_bytes(b"half")
         yesterday = time.time() - 25 * 3600 * number
         os.utime(part, (yesterday, yesterday))
-    made(tmp_path / "store").open()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".store.00000000.part", "store"]
+    made(tmp_path / "cache_dir").open()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".store.00000000.part", "cache_dir"]
 
 
 def test_a_faster_process_made_it_and_its_store_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, fast = made(tmp_path / "store"), made(tmp_path / "store")
+    slow, fast = made(tmp_path / "cache_dir"), made(tmp_path / "cache_dir")
     rename = Path.rename
 
     def late(self: Path, target: Path) -> Path:
@@ -235,7 +235,7 @@ def test_a_faster_process_made_it_and_its_store_is_taken(
     monkeypatch.setattr(Path, "rename", late)
     slow.open()
     assert slow.read(np.array([9]))[1].all()
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert [path.name for path in tmp_path.iterdir()] == ["cache_dir"]
 
 
 WRITER = """
@@ -258,7 +258,7 @@ for _ in range(60):
 
 
 def test_several_processes_fill_one_store(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WRITER, str(tmp_path / "store")]
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "cache_dir")]
     writers = [
         subprocess.Popen([*command, str(seed), str(COUNT), str(WORDS)], stderr=subprocess.PIPE)
         for seed in range(2)
@@ -267,7 +267,7 @@ def test_several_processes_fill_one_store(tmp_path: Path) -> None:
         _, errors = writer.communicate(timeout=120)
         assert writer.returncode == 0, errors.decode()
         assert not errors, errors.decode()  # nothing was taken for damaged
-    store = made(tmp_path / "store")
+    store = made(tmp_path / "cache_dir")
     store.open()
     words, there = store.read(np.arange(COUNT))
     assert there.mean() > 0.99
@@ -277,9 +277,9 @@ def test_several_processes_fill_one_store(tmp_path: Path) -> None:
 def test_a_killed_writer_harms_nothing(tmp_path: Path) -> None:
     count, words = 50_000, 256
     endless = WRITER.replace("range(60)", "iter(int, 1)")
-    arguments = [str(tmp_path / "store"), "0", str(count), str(words)]
+    arguments = [str(tmp_path / "cache_dir"), "0", str(count), str(words)]
     writer = subprocess.Popen([sys.executable, "-c", endless, *arguments])
-    store = Store(tmp_path / "store", {"of": "numbers"}, count, words)
+    store = Store(tmp_path / "cache_dir", {"of": "numbers"}, count, words)
     deadline = time.monotonic() + 60
     try:
         while not store.path.is_dir() or store.load() or store.filled() < 0.02:  # type: ignore[func-returns-value]

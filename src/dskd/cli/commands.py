@@ -21,11 +21,11 @@ from dskd.config import recipe
 from dskd.deploy import onnx as export
 from dskd.deploy import student as deployed
 from dskd.engine import run
-from dskd.engine.build import Given
+from dskd.engine.build import UserObjects
 from dskd.engine.training_run import Result
 from dskd.errors import InputError, printable
 from dskd.runtime import distributed
-from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.nonfinite import NonFiniteError
 from dskd.runtime.signals import Stopped
 
 _PATH = click.Path(path_type=Path)
@@ -62,7 +62,7 @@ def train_(
         dskd train digits train.epochs=5
     """
     plan = recipe.load_by_labels(recipe_name, overrides)
-    given = Given(allow_code=allow_code)
+    given = UserObjects(allow_code=allow_code)
     _print_result(run.train(plan, resume=resume, overwrite=overwrite, given=given))
 
 
@@ -82,7 +82,7 @@ def distill_(
         dskd distill digits method.name=kd seed=1
     """
     plan = recipe.load(recipe_name, overrides)
-    given = Given(allow_code=allow_code)
+    given = UserObjects(allow_code=allow_code)
     _print_result(run.distill(plan, resume=resume, overwrite=overwrite, given=given))
 
 
@@ -123,7 +123,7 @@ def compare_(
     share: bool,
     allow_code: bool,
 ) -> None:
-    """Distil by several methods at several seeds, under the same pictures in the same order.
+    """Distil by several methods at several seeds, under the same images in the same order.
 
     What is finished stays; the same command again continues, and more methods or seeds are added.
 
@@ -134,8 +134,8 @@ def compare_(
         recipe_name, overrides, names, out, seeds=seeds, weights=weights, share=share
     )
     with progress.live_table(plan) as watcher:
-        comparison = grid.run_grid(plan, watcher, Given(allow_code=allow_code))
-    summaries = summarize(comparison.entries, comparison.pictures)
+        comparison = grid.run_grid(plan, watcher, UserObjects(allow_code=allow_code))
+    summaries = summarize(comparison.entries, comparison.test_images)
     console.table(*table.summary_table(summaries))
     for line in table.notes(comparison, summaries):
         click.echo(line)
@@ -148,27 +148,28 @@ def compare_(
 @_CODE
 def evaluate_(run_path: Path, best: bool, root: Path | None, allow_code: bool) -> None:
     """Judge a run's student on the test split of its data set."""
-    judgement = deployed.evaluate(
+    evaluation = deployed.evaluate(
         run_path, "best" if best else "last", root=root, allow_code=allow_code
     )
-    rows = [["accuracy", f"{judgement.accuracy:.2f}"], ["top-5", f"{judgement.accuracy_top5:.2f}"]]
+    rows = [
+        ["accuracy", f"{evaluation.accuracy:.2f}"],
+        ["top-5", f"{evaluation.accuracy_top5:.2f}"],
+    ]
     console.table(["", "test split, %"], rows)
 
 
 @cli.command("predict")
 @_RUN
-@click.argument("pictures", metavar="PICTURE...", nargs=-1, required=True, type=_PATH)
+@click.argument("images", metavar="PICTURE...", nargs=-1, required=True, type=_PATH)
 @_BEST
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes shown.")
 @_CODE
 def predict_(
-    run_path: Path, pictures: tuple[Path, ...], best: bool, top: int, allow_code: bool
+    run_path: Path, images: tuple[Path, ...], best: bool, top: int, allow_code: bool
 ) -> None:
-    """Name what a run's student sees in picture files."""
+    """Name what a run's student sees in image files."""
     student = deployed.load_deployed(run_path, "best" if best else "last", allow_code=allow_code)
-    console.table(
-        ["picture", "class", "probability, %"], listing.predictions(student, pictures, top)
-    )
+    console.table(["image", "class", "probability, %"], listing.predictions(student, images, top))
 
 
 @cli.command("export")
@@ -203,7 +204,7 @@ def report_(paths: tuple[Path, ...], output: Path, root: Path | None, allow_code
     """
     from dskd.report.build import make_report  # the charts' library is large, and only used here
 
-    click.echo(make_report(paths, output, root=root, given=Given(allow_code=allow_code)))
+    click.echo(make_report(paths, output, root=root, given=UserObjects(allow_code=allow_code)))
 
 
 @cli.command("list")
@@ -227,7 +228,7 @@ def demo_(out: Path) -> None:
 
 
 def _print_result(result: Result) -> None:
-    if distributed.first():
+    if distributed.is_rank_zero():
         console.table(["", "value"], listing.result_rows(result))
         click.echo(f"run kept in {result.path}")
 
@@ -243,7 +244,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     _open_streams()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("dskd").setLevel(logging.INFO if distributed.first() else logging.ERROR)
+    logging.getLogger("dskd").setLevel(
+        logging.INFO if distributed.is_rank_zero() else logging.ERROR
+    )
     sys.exit(_exit_code(arguments))
 
 
@@ -278,18 +281,20 @@ def _exit_code(arguments: list[str] | None) -> int:
     except torch.OutOfMemoryError:
         text = "the GPU has too little memory for this run; lower train.batch_size"
         return _say(text, 2, own=True)
-    except distributed.Lost as error:
+    except distributed.ProcessLost as error:
         return _say(str(error), 4, own=True)
-    except NotFinite as error:
+    except NonFiniteError as error:
         return _say(str(error), 3)
     return outcome if isinstance(outcome, int) else 0
 
 
 def _say(message: str, code: int, *, own: bool = False) -> int:
     """Says how it ended: once a machine where all processes end so, else each its own end."""
-    if own or distributed.local() == 0:
+    if own or distributed.local_rank() == 0:
         who = (
-            f"dskd, process {distributed.number()}" if own and distributed.started() > 1 else "dskd"
+            f"dskd, process {distributed.launched_rank()}"
+            if own and distributed.launched_world_size() > 1
+            else "dskd"
         )
         print(f"{who}: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -27,7 +27,7 @@ REFRESH_SECONDS = 0.5
 
 
 class EpochBar:
-    """The bar of a run: epochs done, loss, accuracy, pictures a second and time left."""
+    """The bar of a run: epochs done, loss, accuracy, images a second and time left."""
 
     def __init__(self, progress: Progress, task: TaskID, trainer: Trainer) -> None:
         self.progress, self.task, self.trainer = progress, task, trainer
@@ -37,16 +37,16 @@ class EpochBar:
         """Shows the state after a step, now and then."""
         trainer = self.trainer
         waited = time.monotonic() - self._shown >= REFRESH_SECONDS
-        if self.progress.disable or not trainer.meter.pictures or not waited:
+        if self.progress.disable or not trainer.metrics.num_samples or not waited:
             return
         self._shown = time.monotonic()
-        rate = distributed.world() * trainer.meter.pictures / max(trainer.seconds, 1e-9)
+        rate = distributed.world_size() * trainer.metrics.num_samples / max(trainer.seconds, 1e-9)
         self.progress.update(
             self.task,
             completed=trainer.epoch * trainer.steps + trainer.step,
             epoch=f"epoch {trainer.epoch + 1}/{trainer.epochs}",
-            loss=f"loss {trainer.meter.mean('train_loss'):.3f}",
-            rate=f"{rate:,.0f} pictures/s",
+            loss=f"loss {trainer.metrics.mean('train_loss'):.3f}",
+            rate=f"{rate:,.0f} images/s",
         )
 
     def epoch(self, accuracy: float) -> None:
@@ -66,7 +66,7 @@ def epoch_bar(trainer: Trainer, label: str) -> Iterator[EpochBar]:
         TextColumn("{task.fields[loss]}  {task.fields[accuracy]}  {task.fields[rate]}"),
         TimeRemainingColumn(),
     ]
-    hidden = not console.is_terminal or not distributed.first()
+    hidden = not console.is_terminal or not distributed.is_rank_zero()
     bar = Progress(*columns, console=console, disable=hidden, transient=True)
     # Some versions of rich print an empty line for a bar that was never shown.
     with nullcontext() if bar.disable else bar:

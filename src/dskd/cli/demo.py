@@ -17,14 +17,14 @@ from dskd.storage.run_directory import LAST
 log = logging.getLogger("dskd")
 
 NOTE = (
-    "One seed on 500 test pictures: differences of one or two points are noise here. "
+    "One seed on 500 test images: differences of one or two points are noise here. "
     "Best epochs are chosen on the test split."
 )
 _STUDENTS = {"ce": "student alone", "kd": "student, KD", "dskd": "student, DSKD"}
 
 
 def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str], list[list[str]]]:
-    """Trains a teacher, then one student three ways: same seed, same pictures in the same order.
+    """Trains a teacher, then one student three ways: same seed, same images in the same order.
 
     Args:
         out: Where to keep the runs; with ``-2``, ``-3`` and so on behind it where that is taken.
@@ -37,7 +37,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
         InputError: ``out`` has no name of its own, an override does not fit, or torchrun started
             several processes.
     """
-    distributed.refuse_several("the demo")
+    distributed.require_single_process("the demo")
     if out.name in ("", ".."):
         raise InputError(f"the demo makes a folder of its own; name it, as in --out {out / 'demo'}")
     out = _free(out)
@@ -46,7 +46,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
         raise InputError("the demo needs a teacher; set teacher.name")
     log.info("teacher %s", plan.teacher.name)
     teacher = run.train(run.teacher_recipe(plan, out / "teacher"))
-    judged = evaluate(teacher.path)
+    evaluated = evaluate(teacher.path)
     rows = [_row("teacher", plan.teacher.name, teacher, None)]
     checkpoint = [f"teacher.checkpoint={out / 'teacher' / LAST}"]
     for method, label in _STUDENTS.items():
@@ -55,7 +55,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
             "digits", [*overrides, *checkpoint, f"method={{name: {method}}}", f"out={out / method}"]
         )
         student = run.distill(own)
-        agreement = evaluate(student.path).agreement(judged)
+        agreement = evaluate(student.path).agreement(evaluated)
         rows.append(_row(label, own.student.name, student, agreement))
     columns = ["", "model", "parameters", "accuracy, last, %", "best, %", "agreement, %", "seconds"]
     return out, columns, rows
@@ -66,8 +66,8 @@ def _row(label: str, model: str, result: Result, agreement: float | None) -> lis
         label,
         model,
         f"{result.parameters:,}",
-        f"{result.accuracy:.1f}",
-        f"{result.best_accuracy:.1f}",
+        f"{result.test_accuracy:.1f}",
+        f"{result.best_test_accuracy:.1f}",
         "-" if agreement is None else f"{agreement:.1f}",
         f"{result.seconds:.1f}",
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from dskd import methods
 from dskd.config.recipe import load, shipped
 from dskd.data import DATASETS
-from dskd.deploy.student import Deployed, predict
+from dskd.deploy.student import DeployedStudent, predict
 from dskd.engine.training_run import Result
 from dskd.models.zoo import ZOO, facts_of
 
@@ -17,7 +17,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def models() -> Table:
-    """The zoo, with its cost on a 32x32 picture of 100 classes."""
+    """The zoo, with its cost on a 32x32 image of 100 classes."""
     rows = []
     for name in ZOO:
         facts = facts_of(name)
@@ -61,13 +61,13 @@ LISTS: dict[str, Callable[[], Table]] = {
 }
 
 
-def predictions(student: Deployed, pictures: Sequence[Path], top: int) -> list[list[str]]:
-    """A row for each of a picture's ``top`` likeliest classes."""
+def predictions(student: DeployedStudent, images: Sequence[Path], top: int) -> list[list[str]]:
+    """A row for each of an image's ``top`` likeliest classes."""
     rows = []
     shown = min(top, len(student.classes))
-    best = predict(student, pictures).topk(shown, dim=1)
+    best = predict(student, images).topk(shown, dim=1)
     for path, values, labels in zip(
-        pictures, best.values.tolist(), best.indices.tolist(), strict=True
+        images, best.values.tolist(), best.indices.tolist(), strict=True
     ):
         for value, label in zip(values, labels, strict=True):
             rows.append([str(path), student.classes[label], f"{100 * value:.2f}"])
@@ -80,9 +80,9 @@ def result_rows(result: Result) -> list[list[str]]:
     rows = [
         ["method", result.method],
         ["parameters", f"{result.parameters:,}"],
-        ["accuracy, last epoch, %", f"{result.accuracy:.2f}"],
-        ["accuracy top-5, last epoch, %", f"{result.accuracy_top5:.2f}"],
-        [f"accuracy, best epoch, {chosen}, %", f"{result.best_accuracy:.2f}"],
+        ["accuracy, last epoch, %", f"{result.test_accuracy:.2f}"],
+        ["accuracy top-5, last epoch, %", f"{result.test_accuracy_top5:.2f}"],
+        [f"accuracy, best epoch, {chosen}, %", f"{result.best_test_accuracy:.2f}"],
     ]
     if result.teacher_accuracy is not None and result.agreement is not None:
         rows += [

@@ -1,1 +1,1 @@
-"""Methods side by side: the same pictures in the same order, several seeds, one table."""
+"""Methods side by side: the same images in the same order, several seeds, one table."""

@@ -22,25 +22,31 @@ from dskd.compare.reader import (
     read_failure,
     read_result,
 )
-from dskd.compare.variants import Contender, Weights, contenders
+from dskd.compare.variants import MethodVariant, Weights, method_variants
 from dskd.config.recipe import Recipe, load
 from dskd.data import Dataset
-from dskd.data.loader import ResidentData
-from dskd.engine.build import Given, load_data
-from dskd.engine.run import check_fit, check_kept, make_answers, make_session, make_teacher
-from dskd.engine.training_run import Session
+from dskd.data.loader import DataLoaders
+from dskd.engine.build import UserObjects, load_data
+from dskd.engine.run import (
+    check_cache,
+    make_teacher,
+    make_teacher_outputs,
+    make_training_run,
+    rehearse,
+)
+from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError
 from dskd.methods.base import TeacherNeeds
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.compile import check_compiler
-from dskd.runtime.nonfinite import NotFinite
+from dskd.runtime.nonfinite import NonFiniteError
 from dskd.storage.atomic import is_part, probe, refuse_links, remove_parts, replace_file, telling
 from dskd.storage.json_file import LONGEST_LOG
 from dskd.storage.lock import LOCK, OWNER, take
 from dskd.storage.run_directory import FAILED, LAST, RunDirectory, differences
-from dskd.teacher.frozen import Teacher
-from dskd.teacher.outputs import Answers, SharedTeacher
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
 
 log = logging.getLogger("dskd")
 ROWS = "results.jsonl"
@@ -63,30 +69,30 @@ class Grid:
     """
 
     recipe: Recipe
-    contenders: tuple[Contender, ...]
+    method_variants: tuple[MethodVariant, ...]
     seeds: tuple[int, ...]
     weights: Weights
     path: Path
     share: bool = True
 
-    def folder(self, contender: Contender, seed: int) -> Path:
+    def folder(self, variant: MethodVariant, seed: int) -> Path:
         """The folder of one run."""
-        return self.path / contender.folder / f"seed{seed}"
+        return self.path / variant.folder / f"seed{seed}"
 
-    def recipe_of(self, contender: Contender, seed: int) -> Recipe:
+    def recipe_of(self, variant: MethodVariant, seed: int) -> Recipe:
         """The recipe of one run, taught by the comparison's teacher."""
         teacher = self.recipe.teacher
         if teacher is not None and teacher.checkpoint is None and not teacher.name.startswith("<"):
             teacher = teacher.model_copy(update={"checkpoint": self.path / "teacher" / LAST})
         return self.recipe.changed(
-            method=contender.method, teacher=teacher, seed=seed, out=self.folder(contender, seed)
+            method=variant.method, teacher=teacher, seed=seed, out=self.folder(variant, seed)
         )
 
     def with_teacher(self) -> Recipe | None:
         """The recipe under a method that needs the teacher; None where no method does."""
-        for contender in self.contenders:
-            if methods.find(contender.method.name).needs_teacher:
-                return self.recipe.changed(method=contender.method)
+        for variant in self.method_variants:
+            if methods.find(variant.method.name).needs_teacher:
+                return self.recipe.changed(method=variant.method)
         return None
 
 
@@ -103,7 +109,7 @@ def plan(
 
     Args:
         recipe: What they are compared on.
-        names: See `dskd.compare.variants.contenders`.
+        names: See `dskd.compare.variants.method_variants`.
         path: The comparison's folder.
         seeds: How many.
         weights: ``equal`` or ``literature``.
@@ -113,15 +119,13 @@ def plan(
         InputError: A name does not exist, a method needs a teacher and the recipe has none, or
             there is no seed.
     """
-    chosen = contenders(names, recipe, weights)
+    chosen = method_variants(names, recipe, weights)
     if seeds < 1:
         raise InputError(f"seeds: one at least is needed, got {seeds}")
     if recipe.teacher is None:
-        for contender in chosen:
-            if methods.find(contender.method.name).needs_teacher:
-                raise InputError(
-                    f"the method {contender.label!r} needs a teacher; set teacher.name"
-                )
+        for variant in chosen:
+            if methods.find(variant.method.name).needs_teacher:
+                raise InputError(f"the method {variant.label!r} needs a teacher; set teacher.name")
     if recipe.teacher is not None and recipe.teacher.ahead > 1:
         raise InputError(
             "teacher.ahead has no part in a comparison, whose students share each answer as it is "
@@ -158,7 +162,7 @@ def load_plan(
     return plan(load(recipe_name, overrides), names, path, **others)
 
 
-def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Comparison:
+def run_grid(grid: Grid, watcher: Watcher, given: UserObjects | None = None) -> Comparison:
     """Trains what is not there yet; what is finished, or failed before, is left as it is.
 
     Args:
@@ -173,8 +177,8 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
         InputError: A method does not fit the pair, or the folder holds something else.
         Stopped: A signal asked for a stop; the same call goes on.
     """
-    distributed.refuse_several("a comparison")
-    given = given or Given()
+    distributed.require_single_process("a comparison")
+    given = given or UserObjects()
     _merged(grid)
     probe(grid.path, "--out")
     device = devices.pick(grid.recipe.train.device, graph=grid.recipe.train.graph)
@@ -183,7 +187,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
     for note in data.notes:
         log.info(note)
     needs = check_methods(grid, data, given)
-    check_kept(grid.recipe, data, given, needs)
+    check_cache(grid.recipe, data, given, needs)
     if grid.recipe.train.compile:
         check_compiler(device)
     with take(grid.path, "--out"):
@@ -191,26 +195,26 @@ def run_grid(grid: Grid, watcher: Watcher, given: Given | None = None) -> Compar
         facts = _merged(grid, data)
         if not (grid.path / COMPARISON).is_file():
             _write_facts(grid, facts, device)
-        pictures = ResidentData(data, device)
-        teacher = _teacher(grid, pictures, given)
+        images = DataLoaders(data, device)
+        teacher = _teacher(grid, images, given)
         _write_facts(grid, _taught(grid.path, facts, teacher), device)
-        _mend_rows(grid)
-        answers = make_answers(grid.recipe, pictures.train, teacher, needs)
+        _repair_rows(grid)
+        teacher_outputs = make_teacher_outputs(grid.recipe, images.train, teacher, needs)
         for seed in grid.seeds:
-            _run_seed(grid, seed, pictures, given, answers, _Recorder(grid, watcher))
+            _run_seed(grid, seed, images, given, teacher_outputs, _Recorder(grid, watcher))
         return read_comparison(grid.path)
 
 
-def _teacher(grid: Grid, pictures: ResidentData, given: Given) -> Teacher | None:
+def _teacher(grid: Grid, images: DataLoaders, given: UserObjects) -> FrozenTeacher | None:
     """The one teacher of all methods that need one."""
     plan = grid.with_teacher()
     if plan is None:
         return None
     folder = grid.path / "teacher"
-    return make_teacher(plan, pictures, given, folder, resume=RunDirectory(folder).begun)
+    return make_teacher(plan, images, given, folder, resume=RunDirectory(folder).begun)
 
 
-def check_methods(grid: Grid, data: Dataset, given: Given) -> TeacherNeeds:
+def check_methods(grid: Grid, data: Dataset, given: UserObjects) -> TeacherNeeds:
     """Rehearses every method: what does not fit the pair is said before any work.
 
     Returns:
@@ -220,43 +224,43 @@ def check_methods(grid: Grid, data: Dataset, given: Given) -> TeacherNeeds:
         InputError: One does not fit; it is named.
     """
     needs = TeacherNeeds()
-    for contender in grid.contenders:
+    for variant in grid.method_variants:
         try:
-            needs |= check_fit(grid.recipe.changed(method=contender.method), data, given)
+            needs |= rehearse(grid.recipe.changed(method=variant.method), data, given)
         except InputError as error:
-            raise InputError(f"{contender.label}: {error}") from error
+            raise InputError(f"{variant.label}: {error}") from error
     return needs
 
 
 def _run_seed(
     grid: Grid,
     seed: int,
-    pictures: ResidentData,
-    given: Given,
-    source: Answers,
+    images: DataLoaders,
+    given: UserObjects,
+    source: TeacherOutputs,
     watcher: Watcher,
 ) -> None:
     """Trains the students of a seed that are not there yet."""
-    shared = SharedTeacher(source)
-    left = [c for c in grid.contenders if not _ended(grid.folder(c, seed))]
-    groups = [left] if grid.share else [[contender] for contender in left]
+    shared = SharedOutputs(source)
+    left = [c for c in grid.method_variants if not _ended(grid.folder(c, seed))]
+    groups = [left] if grid.share else [[variant] for variant in left]
     for group in groups:
         with ExitStack() as owned:
             students = []
-            for contender in group:
-                needs = methods.find(contender.method.name).needs_teacher
-                own = shared if grid.share else SharedTeacher(source)
-                answers = own.answers() if needs else Answers(None)
-                recipe = grid.recipe_of(contender, seed)
-                directory = RunDirectory(grid.folder(contender, seed))
+            for variant in group:
+                needs = methods.find(variant.method.name).needs_teacher
+                own = shared if grid.share else SharedOutputs(source)
+                teacher_outputs = own.teacher_outputs() if needs else TeacherOutputs(None)
+                recipe = grid.recipe_of(variant, seed)
+                directory = RunDirectory(grid.folder(variant, seed))
                 refuse_links(directory.path.parent, directory.path)
                 owned.enter_context(directory.owned())
                 begun = directory.begun
                 directory.check_same(recipe.plain())
-                directory.start(recipe.plain(), devices.environment(pictures.train.device))
-                session = make_session(recipe, pictures, given, answers, directory)
-                failure = _begin(session, begun)
-                student = Student(contender.label, seed, session)
+                directory.start(recipe.plain(), devices.environment(images.train.device))
+                training_run = make_training_run(recipe, images, given, teacher_outputs, directory)
+                failure = _begin(training_run, begun)
+                student = Student(variant.label, seed, training_run)
                 if failure is None:
                     students.append(student)
                 else:
@@ -269,11 +273,11 @@ def _run_seed(
         )
 
 
-def _begin(session: Session, resume: bool) -> str | None:
+def _begin(training_run: TrainingRun, resume: bool) -> str | None:
     """Has a run begin; why it cannot, where what its method prepares comes to NaN."""
     try:
-        session.begin(resume)
-    except NotFinite as error:
+        training_run.begin(resume)
+    except NonFiniteError as error:
         return str(error)
     return None
 
@@ -294,7 +298,7 @@ class _Recorder:
 
     def ended(self, student: Student, failure: str | None) -> None:
         """Recorded and passed on."""
-        folder = student.session.directory.path
+        folder = student.training_run.directory.path
         if failure is not None:
             replace_file(folder / FAILED, f"{failure}\n".encode())
         path, line = self.grid.path / ROWS, _row(student.label, student.seed, folder).encode()
@@ -313,7 +317,7 @@ def _row(label: str, seed: int, folder: Path) -> str:
     return json.dumps(row) + "\n"
 
 
-def _mend_rows(grid: Grid) -> None:
+def _repair_rows(grid: Grid) -> None:
     """Drops rows that are torn, and adds those of runs that ended before it could be said."""
     path = grid.path / ROWS
     text = ""
@@ -326,10 +330,10 @@ def _mend_rows(grid: Grid) -> None:
             row = json.loads(line)
             rows[row["label"], row["seed"]] = f"{line}\n"
     for seed in grid.seeds:
-        for contender in grid.contenders:
-            folder = grid.folder(contender, seed)
-            if (contender.label, seed) not in rows and _ended(folder):
-                rows[contender.label, seed] = _row(contender.label, seed, folder)
+        for variant in grid.method_variants:
+            folder = grid.folder(variant, seed)
+            if (variant.label, seed) not in rows and _ended(folder):
+                rows[variant.label, seed] = _row(variant.label, seed, folder)
     replace_file(path, "".join(rows.values()).encode())
 
 
@@ -338,10 +342,10 @@ def _merged(grid: Grid, data: Dataset | None = None) -> dict[str, Any]:
 
     Args:
         grid: What is compared.
-        data: Its pictures; None before they are read.
+        data: Its images; None before they are read.
 
     Raises:
-        InputError: The folder holds another comparison, one of other pictures, or something else.
+        InputError: The folder holds another comparison, one of other images, or something else.
     """
     recipe = grid.recipe.plain()
     for key in ("method", "seed", "out"):
@@ -350,11 +354,11 @@ def _merged(grid: Grid, data: Dataset | None = None) -> dict[str, Any]:
         "recipe": recipe,
         "weights": grid.weights,
         "seeds": list(grid.seeds),
-        "entries": [contender.plain() for contender in grid.contenders],
+        "entries": [variant.plain() for variant in grid.method_variants],
         "teacher": None,  # until one was needed
     }
     if data is not None:
-        own |= {"pictures": len(data.test), "data": data.fingerprint()}
+        own |= {"images": len(data.test), "data": data.fingerprint()}
     if not (grid.path / COMPARISON).is_file():
         if grid.path.is_dir() and any(map(_counts, grid.path.iterdir())):
             raise InputError(f"{grid.path} holds other files; choose another folder with --out")
@@ -368,7 +372,7 @@ def _merged(grid: Grid, data: Dataset | None = None) -> dict[str, Any]:
         )
     if data is not None and there["data"] not in (None, own["data"]):
         raise InputError(
-            f"{grid.path} holds a comparison on other pictures; give the same, or choose another "
+            f"{grid.path} holds a comparison on other images; give the same, or choose another "
             "folder with --out"
         )
     return own | {
@@ -378,7 +382,7 @@ def _merged(grid: Grid, data: Dataset | None = None) -> dict[str, Any]:
     }
 
 
-def _taught(path: Path, facts: dict[str, Any], teacher: Teacher | None) -> dict[str, Any]:
+def _taught(path: Path, facts: dict[str, Any], teacher: FrozenTeacher | None) -> dict[str, Any]:
     """What ``comparison.json`` is to say, once its teacher is known.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dskd.engine.training_run import Session
-from dskd.runtime.nonfinite import NotFinite
+from dskd.engine.training_run import TrainingRun
+from dskd.runtime.nonfinite import NonFiniteError
 from dskd.runtime.signals import Stopped, stop_requests
 
 
@@ -39,19 +39,19 @@ class Student:
 
     label: str
     seed: int
-    session: Session
+    training_run: TrainingRun
     row: dict[str, float] | None = None
     _steps: Iterator[dict[str, float] | None] = field(init=False)
     _random: list[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._steps = self.session.steps()
+        self._steps = self.training_run.steps()
         self._random = _random_state()
 
     @property
     def place(self) -> tuple[int, int]:
         """Epoch and step of the run."""
-        return self.session.trainer.epoch, self.session.trainer.step
+        return self.training_run.trainer.epoch, self.training_run.trainer.step
 
     def step(self) -> bool:
         """Takes a step, with random numbers of its own; False where none is left."""
@@ -65,9 +65,9 @@ class Student:
         return True
 
     def save(self) -> None:
-        """Writes a snapshot, with the random numbers of its own."""
+        """Writes a checkpoint, with the random numbers of its own."""
         _set_random_state(self._random)
-        self.session.save()
+        self.training_run.save()
 
 
 def train_together(students: list[Student], watcher: Watcher) -> None:
@@ -92,8 +92,8 @@ def train_together(students: list[Student], watcher: Watcher) -> None:
             try:
                 going = student.step()
                 if not going:
-                    student.session.finish()
-            except NotFinite as error:
+                    student.training_run.finish()
+            except NonFiniteError as error:
                 failure, going = str(error), False
             if going:
                 watcher.stepped(student)
@@ -110,7 +110,7 @@ def _save(student: Student, watcher: Watcher) -> None:
     """Saves a run; a GPU may say only now that it has failed."""
     try:
         student.save()
-    except NotFinite as error:
+    except NonFiniteError as error:
         watcher.ended(student, str(error))
 
 

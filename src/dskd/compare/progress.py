@@ -32,7 +32,9 @@ class _Lines:
     def ended(self, student: Student, failure: str | None) -> None:
         """Says what became of the run."""
         row = student.row or {}
-        outcome = f"{row.get('accuracy', 0.0):.2f} %" if failure is None else f"failed: {failure}"
+        outcome = (
+            f"{row.get('test_accuracy', 0.0):.2f} %" if failure is None else f"failed: {failure}"
+        )
         log.info("%s, seed %d: %s", student.label, student.seed, outcome)
 
 
@@ -62,7 +64,7 @@ class _LiveTable:
             comparison = read_comparison(self.grid.path)
         except InputError:  # nothing is written yet
             return {}
-        return {s.label: s for s in summarize(comparison.entries, comparison.pictures)}
+        return {s.label: s for s in summarize(comparison.entries, comparison.test_images)}
 
     def _draw(self) -> None:
         self.drawn = time.monotonic()
@@ -73,17 +75,17 @@ class _LiveTable:
         names = ("method", "weights", "seeds done", "now", "accuracy, %", "last epoch, %")
         for name in (*names, "against kd", "p (Holm)"):
             drawn.add_column(name, justify="left" if name in names[:2] else "right")
-        for contender in self.grid.contenders:
-            drawn.add_row(contender.label, *self._cells(contender.label))
+        for variant in self.grid.method_variants:
+            drawn.add_row(variant.label, *self._cells(variant.label))
         return drawn
 
     def _cells(self, label: str) -> list[str]:
         summary, student = self.summaries.get(label), self.running.get(label)
         now, accuracy = "", ""
         if student is not None:
-            trainer = student.session.trainer
+            trainer = student.training_run.trainer
             now = f"seed {student.seed}, epoch {trainer.epoch + 1}/{trainer.epochs}"
-            accuracy = f"{student.row['accuracy']:.2f}" if student.row else ""
+            accuracy = f"{student.row['test_accuracy']:.2f}" if student.row else ""
         if summary is None:
             return ["", "", now, accuracy, "", "", ""]
         difference = summary.difference

@@ -42,7 +42,7 @@ def _whole(method: MethodSettings) -> MethodSettings:
 
 
 class _Entry(_Told):
-    """A method, as `dskd.compare.variants.Contender.plain` tells it."""
+    """A method, as `dskd.compare.variants.MethodVariant.plain` tells it."""
 
     label: Annotated[str, AfterValidator(check_label)]
     folder: str
@@ -63,8 +63,8 @@ class _Facts(_Told):
         weights: How the methods' weights were chosen.
         seeds: Of the runs.
         entries: The methods.
-        pictures: Of the test split.
-        data: The fingerprint of the pictures.
+        images: Of the test split.
+        data: The fingerprint of the images.
         teacher: That of the teacher; None as long as no method needed it.
     """
 
@@ -72,7 +72,7 @@ class _Facts(_Told):
     weights: Weights
     seeds: Annotated[list[Seed], Field(min_length=1)]
     entries: Annotated[list[_Entry], Field(min_length=1)]
-    pictures: Count
+    test_images: Count
     data: str | None = None
     teacher: str | None = None
 
@@ -100,9 +100,9 @@ class Comparison:
     entries: tuple[Entry, ...]
 
     @property
-    def pictures(self) -> int:
+    def test_images(self) -> int:
         """Of the test split."""
-        return int(self.facts["pictures"])
+        return int(self.facts["images"])
 
 
 def read_comparison(path: Path) -> Comparison:

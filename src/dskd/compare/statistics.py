@@ -125,14 +125,14 @@ def relative_improvement(method: float, baseline: float, student: float) -> floa
     return 100 * (method - baseline) / gain if gain > 0 else None
 
 
-def sampling_error(accuracy: float, pictures: int) -> float:
+def sampling_error(accuracy: float, test_images: int) -> float:
     """Half the width of the 95 % interval that comes from the test set being a sample.
 
-    Wilson's interval for a share of ``pictures``; the noise of training is not in it.
+    Wilson's interval for a share of ``images``; the noise of training is not in it.
 
     Args:
         accuracy: In percent.
-        pictures: Of the test split.
+        images: Of the test split.
 
     Returns:
         In percentage points.
@@ -141,6 +141,6 @@ def sampling_error(accuracy: float, pictures: int) -> float:
         >>> round(sampling_error(75.0, 10_000), 2)
         0.85
     """
-    hits = round(accuracy / 100 * pictures)
-    share = stats.binomtest(hits, pictures).proportion_ci(CONFIDENCE, method="wilson")
+    hits = round(accuracy / 100 * test_images)
+    share = stats.binomtest(hits, test_images).proportion_ci(CONFIDENCE, method="wilson")
     return float(100 * (share.high - share.low) / 2)

@@ -34,7 +34,7 @@ class Summary:
         failed: Seeds that ended without a result, and why.
         last: Accuracy after the last epoch.
         best: Accuracy after the best epoch.
-        agreement: With the teacher, in percent of the test pictures; None without a teacher.
+        agreement: With the teacher, in percent of the test images; None without a teacher.
         difference: Accuracy after the last epoch against the baseline, at the seeds that both
             have; None for the baseline itself and where there is none.
         improvement: Relative to the baseline's over the plain student, in percent (ARI).
@@ -81,17 +81,19 @@ class Entry:
     failed: Mapping[int, str]
 
 
-def summarize(entries: Sequence[Entry], pictures: int, baseline: str = BASELINE) -> list[Summary]:
+def summarize(
+    entries: Sequence[Entry], test_images: int, baseline: str = BASELINE
+) -> list[Summary]:
     """A summary of every entry, in their order.
 
     Args:
         entries: The methods and their results.
-        pictures: Of the test split.
+        images: Of the test split.
         baseline: The label that differences and relative improvements refer to.
     """
     by_label = {entry.label: entry for entry in entries}
     against, student = by_label.get(baseline), by_label.get(STUDENT)
-    summaries = [_summary(entry, against, student, pictures) for entry in entries]
+    summaries = [_summary(entry, against, student, test_images) for entry in entries]
     adjusted = holm([s.difference.p if s.difference else None for s in summaries])
     return [
         replace(s, difference=replace(s.difference, p_holm=p_holm)) if s.difference else s
@@ -99,22 +101,24 @@ def summarize(entries: Sequence[Entry], pictures: int, baseline: str = BASELINE)
     ]
 
 
-def _summary(entry: Entry, baseline: Entry | None, student: Entry | None, pictures: int) -> Summary:
+def _summary(
+    entry: Entry, baseline: Entry | None, student: Entry | None, test_images: int
+) -> Summary:
     seeds = tuple(sorted(entry.results))
     summary = Summary(entry.label, entry.method, entry.weights, seeds, entry.failed)
     if not seeds:
         return summary
     results = [entry.results[seed] for seed in seeds]
-    last = interval([r["accuracy"] for r in results])
+    last = interval([r["test_accuracy"] for r in results])
     agreed = [r["agreement"] for r in results if r["agreement"] is not None]
     return replace(
         summary,
         last=last,
-        best=interval([r["best_accuracy"] for r in results]),
+        best=interval([r["best_test_accuracy"] for r in results]),
         agreement=interval(agreed) if agreed else None,
         difference=_difference(entry, baseline),
         improvement=_improvement(entry, baseline, student),
-        sampling_error=sampling_error(last.mean, pictures),
+        sampling_error=sampling_error(last.mean, test_images),
         parameters=results[0]["parameters"],
         extra_parameters=results[0]["extra_parameters"],
         seconds=sum(r["seconds"] - r["teacher_seconds"] for r in results) / len(results),
@@ -141,4 +145,4 @@ def _improvement(entry: Entry, baseline: Entry | None, student: Entry | None) ->
 def _accuracies(entries: Sequence[Entry]) -> list[list[float]]:
     """The accuracies of the last epoch, of each entry, at the seeds that all of them have."""
     seeds = sorted(set.intersection(*(set(entry.results) for entry in entries)))
-    return [[entry.results[seed]["accuracy"] for seed in seeds] for entry in entries]
+    return [[entry.results[seed]["test_accuracy"] for seed in seeds] for entry in entries]

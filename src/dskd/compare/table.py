@@ -80,7 +80,7 @@ def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     """What a reader of the table must know."""
     lines = [
         "± is the 95 % interval over seeds: the noise of training (Student's t), not of the "
-        "pictures.",
+        "images.",
         "p: paired t-test against kd at the same seeds, adjusted for all methods (Holm). ARI: gain "
         "over kd relative to kd's gain over ce.",
         "seconds: of training a seed, the teacher's time aside. extra: parameters trained beside "
@@ -90,8 +90,8 @@ def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     if errors:
         lines.insert(
             1,
-            f"Beside it, the {comparison.pictures:,} test pictures are a sample: ± "
-            f"{min(errors):.1f} to {max(errors):.1f} points (95 %, Wilson), the same pictures for "
+            f"Beside it, the {comparison.test_images:,} test images are a sample: ± "
+            f"{min(errors):.1f} to {max(errors):.1f} points (95 %, Wilson), the same images for "
             "all.",
         )
     plain = min((s.parameters for s in summaries if s.parameters), default=None)

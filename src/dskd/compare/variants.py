@@ -19,7 +19,7 @@ LONGEST_LABEL = 100
 
 
 @dataclass(frozen=True)
-class Contender:
+class MethodVariant:
     """A method with its settings, as it takes part in a comparison.
 
     Attributes:
@@ -68,7 +68,7 @@ def check_label(label: str) -> str:
     return label
 
 
-def contenders(texts: Iterable[str], recipe: Recipe, weights: Weights) -> list[Contender]:
+def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> list[MethodVariant]:
     """The methods that are named, with all their settings.
 
     Settings are, from weak to strong: the method's defaults; those of the recipe, for the method
@@ -92,20 +92,20 @@ def contenders(texts: Iterable[str], recipe: Recipe, weights: Weights) -> list[C
     """
     if weights not in get_args(Weights):
         raise unknown("choice of weights", weights, get_args(Weights))
-    found: dict[str, Contender] = {}
+    found: dict[str, MethodVariant] = {}
     for label in map(check_label, _labels(texts)):
         name, *changes = label.split(":")
         own = recipe.method.options if name == recipe.method.name else {}
         settings = own | _weights(name, weights) | dict(map(_setting, changes))
         if settings.pop("preset", None):
             raise InputError(f"{label}: a preset has no place in a comparison; name its settings")
-        found[label] = Contender(
+        found[label] = MethodVariant(
             label, MethodSettings(name=name, **methods.resolve(name, settings))
         )
-    folders = [contender.folder.lower() for contender in found.values()]
-    for contender in found.values():
-        if folders.count(contender.folder.lower()) > 1:
-            raise InputError(f"two methods would share the folder {contender.folder!r}; name one")
+    folders = [variant.folder.lower() for variant in found.values()]
+    for variant in found.values():
+        if folders.count(variant.folder.lower()) > 1:
+            raise InputError(f"two methods would share the folder {variant.folder!r}; name one")
     return list(found.values())
 
 

@@ -51,26 +51,26 @@ ClassChoice = Annotated[int | list[str] | None, BeforeValidator(_class_choice)]
 
 
 class DataSettings(Settings):
-    """Which pictures, and how they are varied."""
+    """Which images, and how they are varied."""
 
     name: str
     """One of ``dskd list datasets``."""
     root: PathSetting | None = None
     """The folder that holds the published files; None downloads them."""
     size: Annotated[Count, Field(le=4096)] | None = None
-    """Side of the pictures in pixels; None for the data set's own."""
+    """Side of the images in pixels; None for the data set's own."""
     classes: ClassChoice = None
     """The first so many classes, or these; None for all."""
-    share: Share = 1.0
-    """Share of the training pictures that is used, the same of every class."""
-    holdout: Fraction = 0.0
-    """Share of the training pictures held out for validation, the same for every seed."""
-    crop: Annotated[Natural, Field(le=256)] = 0
-    """Pixels of zeros around a picture before the random crop."""
+    fraction: Share = 1.0
+    """Share of the training images that is used, the same of every class."""
+    val_fraction: Fraction = 0.0
+    """Share of the training images held out for validation, the same for every seed."""
+    crop_padding: Annotated[Natural, Field(le=256)] = 0
+    """Pixels of zeros around an image before the random crop."""
     flip: bool = False
-    """Mirror half of the pictures."""
-    cache: PathSetting | None = None
-    """Folder of decoded pictures and downloads; None for the user's cache folder."""
+    """Mirror half of the images."""
+    cache_dir: PathSetting | None = None
+    """Folder of decoded images and downloads; None for the user's cache folder."""
 
 
 class ModelSettings(Settings):
@@ -97,18 +97,18 @@ class TeacherSettings(ModelSettings):
     """Epochs of its own training; None for train.epochs."""
     lr: Rate | None = None
     """Learning rate of its own training, at most 1e6; None for train.lr."""
-    fold: bool = True
+    fuse_batchnorm: bool = True
     """Answer with BatchNorm folded into the convolutions: faster, the same but for rounding."""
     ahead: Count = 1
     """Batches that are answered at once, ahead of the student, for a GPU that one does not fill."""
-    keep: Literal["none", "logits", "bank"] = "none"
-    """Answers kept on disk for later epochs and runs: ``logits`` of every view of a picture, or a
-    ``bank`` of all that the method reads, of a few fixed views that the pictures are then shown
+    cache: Literal["none", "logits", "features"] = "none"
+    """Answers kept on disk for later epochs and runs: ``logits`` of every view of an image, or a
+    ``views_of_each`` of all that the method reads, of a few fixed views that the images are then shown
     in."""
     views: Count = 16
-    """Views of a picture in the bank; all of them where there are not so many."""
-    store: PathSetting | None = None
-    """Folder of kept answers; None for ``answers`` in the user's cache folder."""
+    """Views of an image in the bank; all of them where there are not so many."""
+    cache_dir: PathSetting | None = None
+    """Folder of cached outputs; None for ``teacher_outputs`` in the user's cache folder."""
 
 
 class MethodSettings(Settings):
@@ -134,9 +134,9 @@ class TrainSettings(Settings):
     """The schedule."""
 
     epochs: Count = 240
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     batch_size: Annotated[Count, Field(ge=2)] = 64
-    """Pictures a step, of all processes together; two for each at least: BatchNorm cannot learn
+    """Images a step, of all processes together; two for each at least: BatchNorm cannot learn
     from one."""
     lr: Rate = 0.05
     """The base learning rate, at most 1e6."""
@@ -159,7 +159,7 @@ class TrainSettings(Settings):
     precision: Precision = "float32"
     """Of the forward passes: ``float32`` or ``bfloat16``; losses and weights stay in float32."""
     sync_batchnorm: bool = False
-    """BatchNorm sees the pictures of all processes, each on its GPU (torch.nn.SyncBatchNorm)."""
+    """BatchNorm sees the images of all processes, each on its GPU (torch.nn.SyncBatchNorm)."""
     compile: bool = False
     """Have torch compile the steps of zoo models: some minutes at first, then each is shorter."""
     graph: bool = False
@@ -185,9 +185,9 @@ class Recipe(Settings):
         plain: dict[str, Any] = self.model_dump(mode="json")
         places = (
             ("data", "root"),
-            ("data", "cache"),
+            ("data", "cache_dir"),
             ("teacher", "checkpoint"),
-            ("teacher", "store"),
+            ("teacher", "cache_dir"),
         )
         for section, key in places:
             if plain[section] and plain[section][key]:  # it may be read from another folder
@@ -223,7 +223,7 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
         raise InputError("train.nesterov needs train.momentum above 0")
     if recipe.train.compile and recipe.train.graph:
         raise InputError("train.compile and train.graph exclude each other; take one of them")
-    _check_keep(recipe.teacher)
+    _check_cache_settings(recipe.teacher)
     options = methods.resolve(recipe.method.name, recipe.method.options)
     method = MethodSettings(name=recipe.method.name, **options)
     if recipe.teacher is None and methods.find(method.name).needs_teacher:
@@ -232,12 +232,12 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     return recipe.changed(method=method, out=out)
 
 
-def _check_keep(teacher: TeacherSettings | None) -> None:
+def _check_cache_settings(teacher: TeacherSettings | None) -> None:
     """Refuses settings that would do nothing."""
-    for key, kinds in (("views", ("bank",)), ("store", ("bank", "logits"))):
+    for key, kinds in (("views", ("features",)), ("cache_dir", ("features", "logits"))):
         default = TeacherSettings.model_fields[key].default
-        if teacher and teacher.keep not in kinds and getattr(teacher, key) != default:
-            raise InputError(f"teacher.{key} needs teacher.keep={' or '.join(kinds)}")
+        if teacher and teacher.cache not in kinds and getattr(teacher, key) != default:
+            raise InputError(f"teacher.{key} needs teacher.cache={' or '.join(kinds)}")
 
 
 def shipped() -> list[str]:

@@ -1,4 +1,4 @@
-"""Data sets: pictures as bytes in memory, from files that are only ever read."""
+"""Data sets: images as bytes in memory, from files that are only ever read."""
 
 from dskd.data.dataset import Dataset, Split, channel_statistics
 from dskd.data.registry import DATASETS, load_dataset, take_part

@@ -10,7 +10,7 @@ from dskd.errors import InputError
 
 
 def crop_and_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Each picture padded with zeros, cropped to its own size at its offset, and mirrored or not.
+    """Each image padded with zeros, cropped to its own size at its offset, and mirrored or not.
 
     Args:
         images: ``[B, C, H, W]``, any type.
@@ -33,19 +33,19 @@ def crop_and_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding:
     rows = dy[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(len(images), -1)
     columns = dx[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
-    picture = torch.arange(len(images), device=images.device)[:, None, None]
-    pixels = padded.permute(0, 2, 3, 1)[picture, rows[:, :, None], columns[:, None, :]]
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    pixels = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]]
     return pixels.permute(0, 3, 1, 2)
 
 
 def rotations(images: Tensor) -> Tensor:
-    """The pictures as they are, then turned by 90, 180 and 270 degrees.
+    """The images as they are, then turned by 90, 180 and 270 degrees.
 
     Args:
         images: ``[B, C, H, H]``, square.
 
     Returns:
-        ``[4 B, C, H, H]``: first all pictures, then all of them turned once, and so on.
+        ``[4 B, C, H, H]``: first all images, then all of them turned once, and so on.
 
     Raises:
         InputError: They are not square.
@@ -56,6 +56,6 @@ def rotations(images: Tensor) -> Tensor:
     """
     if images.shape[2] != images.shape[3]:
         raise InputError(
-            f"pictures must be square to be turned, got {list(images.shape[1:])}; set data.size"
+            f"images must be square to be turned, got {list(images.shape[1:])}; set data.size"
         )
     return torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])

@@ -1,4 +1,4 @@
-"""Decoded pictures on disk, so that a data set is decoded once.
+"""Decoded images on disk, so that a data set is decoded once.
 
 One safetensors file a data set, named by what it was made from: the place of the source files and
 the size asked for, then the state of the source files (name, size and time of change of each). A
@@ -26,7 +26,7 @@ from dskd.runtime.memory import require_memory
 from dskd.storage.atomic import part_for, sweep
 
 VERSION = 1
-"""Raise when the pictures a loader makes from the same files change."""
+"""Raise when the images a loader makes from the same files change."""
 
 _FACTS = ("name", "classes", "mean", "std", "notes", "ids")
 
@@ -60,7 +60,7 @@ def cached(
     try:
         _write(dataset, path)
     except Exception as error:  # the disk may be full, or the folder not ours to write to
-        problem = f"decoded pictures are not kept: cannot write to {folder} ({error})"
+        problem = f"decoded images are not kept: cannot write to {folder} ({error})"
         return replace(dataset, notes=(*dataset.notes, problem))
     for stale in folder.glob(f"{name}-{place}-*.safetensors"):
         if stale != path:
@@ -75,7 +75,7 @@ def _read(path: Path) -> Dataset | None:
         needed = path.stat().st_size
     except OSError:
         return None
-    require_memory(needed, f"the pictures in {path}")
+    require_memory(needed, f"the images in {path}")
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])

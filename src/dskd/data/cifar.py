@@ -46,7 +46,7 @@ class Published:
         labels: The key of the labels.
         names: The key of the class names.
         md5s: The md5 of each file.
-        mean: Of each channel of the training pictures, on the scale from 0 to 1.
+        mean: Of each channel of the training images, on the scale from 0 to 1.
         std: Likewise.
     """
 
@@ -112,33 +112,35 @@ CIFAR100 = Published(
 )
 
 
-def load(published: Published, root: Path | None, size: int | None, cache: Path | None) -> Dataset:
-    """Load CIFAR-10 or CIFAR-100, or other pictures in files of the same format.
+def load(
+    published: Published, root: Path | None, size: int | None, cache_dir: Path | None
+) -> Dataset:
+    """Load CIFAR-10 or CIFAR-100, or other images in files of the same format.
 
     Args:
         published: `CIFAR10` or `CIFAR100`.
         root: The folder that holds the published folder or archive, or one of these itself; only
             read. None downloads the archive into the cache folder.
         size: Height and width to resize to, see `dskd.data.image_decoding.square`; None leaves 32.
-        cache: The cache folder, see `dskd.data.download.cache_folder`.
+        cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:
-        Pictures ``[N, 3, size, size]``; the number of classes is that of the class names. Files
+        Images ``[N, 3, size, size]``; the number of classes is that of the class names. Files
         that differ from the published ones are named in the notes.
 
     Raises:
         InputError: A file is missing, damaged, hostile or not of this format.
     """
-    files = _find(published, root, cache)
-    return cached(published.name, files, size, cache, lambda: _build(published, files, size))
+    files = _find(published, root, cache_dir)
+    return cached(published.name, files, size, cache_dir, lambda: _build(published, files, size))
 
 
-def _find(published: Published, root: Path | None, cache: Path | None) -> Files:
+def _find(published: Published, root: Path | None, cache_dir: Path | None) -> Files:
     """The published files in a folder or an archive."""
     wanted = published.md5s.keys()
     top = published.folder + "/"
     if root is None:
-        return TarFiles(download(published.url, published.md5, cache), top, wanted)
+        return TarFiles(download(published.url, published.md5, cache_dir), top, wanted)
     path = existing_folder(root)
     if path.is_file():
         return TarFiles(path, top, wanted)
@@ -164,7 +166,7 @@ def _build(published: Published, files: Files, size: int | None) -> Dataset:
 
     classes = _class_names(entries(published.meta), published.names, files.where(published.meta))
     split = [
-        _pictures(entries(file), published.labels, len(classes), files.where(file))
+        _images(entries(file), published.labels, len(classes), files.where(file))
         for file in (*published.train, published.test)
     ]
     note = f"{', '.join(changed)} in {files.root} differ from the published files (md5)"
@@ -192,10 +194,10 @@ def _class_names(entries: Mapping[str, object], key: str, where: str) -> tuple[s
     return distinct(texts, [str(label) for label in range(len(texts))])
 
 
-def _pictures(
+def _images(
     entries: Mapping[str, object], key: str, classes: int, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pictures, uint8 ``[N, 3, 32, 32]``, and labels, ``[N]``, of one file."""
+    """Images, uint8 ``[N, 3, 32, 32]``, and labels, ``[N]``, of one file."""
     data = _entry(entries, "data", where)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
         raise InputError(f"{where}: 'data' must be an array of uint8; fetch the file again")
@@ -206,7 +208,7 @@ def _pictures(
     labels = _labels(_entry(entries, key, where), key, where)
     if len(labels) != len(data):
         raise InputError(
-            f"{where}: {len(data)} pictures but {len(labels)} labels; fetch the file again"
+            f"{where}: {len(data)} images but {len(labels)} labels; fetch the file again"
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise InputError(
@@ -237,7 +239,7 @@ def _entry(entries: Mapping[str, object], key: str, where: str) -> object:
 
 def _join(parts: list[tuple[NDArray[np.uint8], NDArray[np.int64]]], size: int | None) -> Split:
     """The parts as one split, resized, in memory of their own."""
-    require_memory(sum(images.nbytes for images, _ in parts), "the CIFAR pictures")
+    require_memory(sum(images.nbytes for images, _ in parts), "the CIFAR images")
     images = np.concatenate([images for images, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])
     resized = images if size is None else resize(images, size)

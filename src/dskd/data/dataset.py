@@ -1,4 +1,4 @@
-"""What a data set is: pictures as bytes, labels as numbers, held whole in memory."""
+"""What a data set is: images as bytes, labels as numbers, held whole in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dskd.errors import InputError
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures and their labels.
+    """Images and their labels.
 
     Attributes:
         images: uint8, ``[N, channels, height, width]``.
@@ -26,7 +26,7 @@ class Split:
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
             raise InputError(
-                "pictures must be a uint8 tensor [N, channels, height, width], "
+                "images must be a uint8 tensor [N, channels, height, width], "
                 f"got {self.images.dtype} {list(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -39,7 +39,7 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Split:
-        """The pictures at ``indices`` (int64), in that order."""
+        """The images at ``indices`` (int64), in that order."""
         return Split(self.images[indices], self.labels[indices])
 
 
@@ -54,7 +54,7 @@ class Dataset:
         classes: The name of each class, by label.
         mean: Per channel, on the scale from 0 to 1.
         std: Per channel, on the scale from 0 to 1.
-        validation: Split off ``train`` by ``data.holdout``, else None.
+        validation: Split off ``train`` by ``data.val_fraction``, else None.
         notes: What the user should know about the files, one line each.
         ids: A second name of each class, by label, such as a WordNet id; empty where there is none.
     """
@@ -72,7 +72,7 @@ class Dataset:
     def __post_init__(self) -> None:
         for where, split in self.splits().items():
             if len(split) == 0:
-                raise InputError(f"{self.name}: the {where} split is empty; it needs pictures")
+                raise InputError(f"{self.name}: the {where} split is empty; it needs images")
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= len(self.classes):
                 raise InputError(
@@ -81,8 +81,8 @@ class Dataset:
                 )
             if split.images.shape[1:] != self.train.images.shape[1:]:
                 raise InputError(
-                    f"{self.name}: {where} pictures are {list(split.images.shape[1:])}, "
-                    f"training pictures {list(self.train.images.shape[1:])}; "
+                    f"{self.name}: {where} images are {list(split.images.shape[1:])}, "
+                    f"training images {list(self.train.images.shape[1:])}; "
                     "give all one size with data.size"
                 )
 
@@ -95,12 +95,12 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a picture."""
+        """Channels, height and width of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
     def fingerprint(self) -> str:
-        """A hash of every picture and label: equal if and only if the data are."""
+        """A hash of every image and label: equal if and only if the data are."""
         digest = hashlib.sha256()
         for where, split in self.splits().items():
             digest.update(f"{where} {list(split.images.shape)}".encode())

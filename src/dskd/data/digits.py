@@ -14,9 +14,9 @@ _SEED = 0
 
 
 def load(size: int | None) -> Dataset:
-    """Load the digits: 1797 gray pictures of 8x8, ten classes.
+    """Load the digits: 1797 gray images of 8x8, ten classes.
 
-    The split into 1297 training and 500 test pictures keeps the classes' shares and never changes.
+    The split into 1297 training and 500 test images keeps the classes' shares and never changes.
 
     Source: Alpaydin & Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine
     Learning Repository; the copy in scikit-learn is that set's test part.
@@ -25,7 +25,7 @@ def load(size: int | None) -> Dataset:
         size: Height and width to resize to (bilinear); None leaves 8.
 
     Returns:
-        Pictures ``[N, 1, size, size]``.
+        Images ``[N, 1, size, size]``.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split

@@ -17,7 +17,7 @@ _LARGEST = 2**30
 
 
 def cache_folder(cache: Path | None) -> Path:
-    """Where downloads and decoded pictures are kept.
+    """Where downloads and decoded images are kept.
 
     Args:
         cache: The folder to use; None takes the environment variable ``DSKD_CACHE``, else the

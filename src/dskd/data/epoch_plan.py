@@ -13,15 +13,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The order of the pictures, and the view of each, for one epoch.
+    """The order of the images, and the view of each, for one epoch.
 
     Attributes:
-        order: int64 ``[N]``, a permutation of the pictures.
-        dy: int64 ``[N]``, each picture's vertical crop offset, from 0 to 2 * padding.
+        order: int64 ``[N]``, a permutation of the images.
+        dy: int64 ``[N]``, each image's vertical crop offset, from 0 to 2 * padding.
         dx: int64 ``[N]``, the horizontal one.
         flip: bool ``[N]``, mirrored left to right or not.
-        seeds: int64 ``[N]``, a number for each picture, for whatever else a method draws.
-        padding: Zeros around the picture before the crop, in pixels.
+        seeds: int64 ``[N]``, a number for each image, for whatever else a method draws.
+        padding: Zeros around the image before the crop, in pixels.
         epoch: Which epoch, from 0.
     """
 
@@ -35,7 +35,7 @@ class EpochPlan:
 
     @property
     def views(self) -> Tensor:
-        """int64 ``[N]``: names each picture's view, from 0 to 2 (2 padding + 1)^2 - 1."""
+        """int64 ``[N]``: names each image's view, from 0 to 2 (2 padding + 1)^2 - 1."""
         return (self.dy * _side(self.padding) + self.dx) * 2 + self.flip.long()
 
     def to(self, device: torch.device) -> EpochPlan:
@@ -44,10 +44,10 @@ class EpochPlan:
         return replace(self, **parts)
 
     def batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """The pictures of each step, int64 ``[B]``, in order (see `steps`).
+        """The images of each step, int64 ``[B]``, in order (see `steps`).
 
         Args:
-            batch_size: Pictures a step.
+            batch_size: Images a step.
             rank: Which process's share of them is given.
             world: How many processes share them.
         """
@@ -55,7 +55,7 @@ class EpochPlan:
             yield self.order[part]
 
     def slices(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[slice]:
-        """Where the pictures of each step stand in the order; see `batches`."""
+        """Where the images of each step stand in the order; see `batches`."""
         for start, stop in pairwise(_bounds(len(self.order), batch_size, world)):
             yield slice(start + rank, stop, world)
 
@@ -63,28 +63,28 @@ class EpochPlan:
 _DRAWN = ("order", "dy", "dx", "flip", "seeds")
 
 LEAST = 2
-"""Pictures of a step for each process, at least: BatchNorm cannot learn from one."""
+"""Images of a step for each process, at least: BatchNorm cannot learn from one."""
 
 
-def steps(pictures: int, batch_size: int, world: int = 1) -> int:
-    """Steps of an epoch: the last batch may be odd, but never of one picture for a process.
+def steps(num_samples: int, batch_size: int, world: int = 1) -> int:
+    """Steps of an epoch: the last batch may be odd, but never of one image for a process.
 
-    A lone last picture joins the batch before it, and so do others that are too few for all.
+    A lone last image joins the batch before it, and so do others that are too few for all.
 
     Args:
-        pictures: Of the training split.
-        batch_size: Pictures a step.
+        images: Of the training split.
+        batch_size: Images a step.
         world: How many processes share each batch.
 
     Example:
         >>> steps(10, 4), steps(9, 4), steps(11, 4, world=2)
         (3, 2, 2)
     """
-    return len(_bounds(pictures, batch_size, world)) - 1
+    return len(_bounds(num_samples, batch_size, world)) - 1
 
 
 def largest_batch(batch_size: int, world: int = 1) -> int:
-    """Pictures that a process has in a step at most.
+    """Images that a process has in a step at most.
 
     Example:
         >>> largest_batch(64), largest_batch(64, world=2)
@@ -93,15 +93,15 @@ def largest_batch(batch_size: int, world: int = 1) -> int:
     return -(-(batch_size + LEAST * world - 1) // world)
 
 
-def _bounds(pictures: int, batch_size: int, world: int) -> list[int]:
-    bounds = [*range(0, pictures, batch_size), pictures]
-    if len(bounds) > 2 and pictures - bounds[-2] < LEAST * world:
+def _bounds(num_samples: int, batch_size: int, world: int) -> list[int]:
+    bounds = [*range(0, num_samples, batch_size), num_samples]
+    if len(bounds) > 2 and num_samples - bounds[-2] < LEAST * world:
         del bounds[-2]
     return bounds
 
 
 def count_views(padding: int, flip: bool) -> int:
-    """How many views of a picture there are.
+    """How many views of an image there are.
 
     Example:
         >>> count_views(4, flip=True), count_views(4, flip=False)
@@ -110,13 +110,13 @@ def count_views(padding: int, flip: bool) -> int:
     return _side(padding) ** 2 * (2 if flip else 1)
 
 
-def draw_bank(pictures: int, padding: int, flip: bool, views: int) -> Tensor:
-    """Views that each picture is limited to, all different: a pure function of its arguments.
+def draw_views(num_samples: int, padding: int, flip: bool, views: int) -> Tensor:
+    """Views that each image is limited to, all different: a pure function of its arguments.
 
     No seed of a run is in it, so that runs at any seed share one bank.
 
     Args:
-        pictures: N.
+        images: N.
         padding: As for `draw_plan`.
         flip: As for `draw_plan`.
         views: V, at most all that there are (`count_views`).
@@ -125,27 +125,27 @@ def draw_bank(pictures: int, padding: int, flip: bool, views: int) -> Tensor:
         int64 ``[N, V]``, the names of the views (see `EpochPlan.views`).
 
     Example:
-        >>> draw_bank(1, 1, False, 9).sort().values.tolist()
+        >>> draw_views(1, 1, False, 9).sort().values.tolist()
         [[0, 2, 4, 6, 8, 10, 12, 14, 16]]
     """
     total = count_views(padding, flip)
     random = _stream(0, 0, 6)
-    bank = np.empty((pictures, views), np.int64)
-    # Floyd's draw without replacement (Bentley and Floyd, CACM 1987), for all pictures at once.
+    views_of_each = np.empty((num_samples, views), np.int64)
+    # Floyd's draw without replacement (Bentley and Floyd, CACM 1987), for all images at once.
     for place, top in enumerate(range(total - views, total)):
-        drawn = random.integers(0, top, pictures, endpoint=True)
-        taken = (bank[:, :place] == drawn[:, None]).any(1)
-        bank[:, place] = np.where(taken, top, drawn)
-    return torch.from_numpy(bank if flip else 2 * bank)
+        drawn = random.integers(0, top, num_samples, endpoint=True)
+        taken = (views_of_each[:, :place] == drawn[:, None]).any(1)
+        views_of_each[:, place] = np.where(taken, top, drawn)
+    return torch.from_numpy(views_of_each if flip else 2 * views_of_each)
 
 
 def draw_plan(
     seed: int,
     epoch: int,
-    pictures: int,
+    num_samples: int,
     padding: int = 0,
     flip: bool = False,
-    bank: Tensor | None = None,
+    views_of_each: Tensor | None = None,
 ) -> EpochPlan:
     """The plan of an epoch: a pure function of its arguments, on any device and in any process.
 
@@ -155,11 +155,11 @@ def draw_plan(
     Args:
         seed: The run's seed, 0 or more.
         epoch: From 0.
-        pictures: N, the pictures of the training split.
-        padding: Crop ``padding`` pixels of zeros around the picture; 0 for no crop.
-        flip: Mirror half of the pictures.
-        bank: The views that each picture is limited to, of the same padding and flip (see
-            `draw_bank`), each as likely as the others; None for all views. The rest of the plan is
+        images: N, the images of the training split.
+        padding: Crop ``padding`` pixels of zeros around the image; 0 for no crop.
+        flip: Mirror half of the images.
+        bank: The views that each image is limited to, of the same padding and flip (see
+            `draw_views`), each as likely as the others; None for all views. The rest of the plan is
             the same either way.
 
     Example:
@@ -170,19 +170,21 @@ def draw_plan(
     def stream(part: int) -> np.random.Generator:
         return _stream(seed, epoch, part)
 
-    if bank is None:
-        dy, dx = (stream(part).integers(0, 2 * padding, pictures, endpoint=True) for part in (1, 2))
-        flips = stream(3).integers(0, 2, pictures) if flip else np.zeros(pictures, np.int64)
+    if views_of_each is None:
+        dy, dx = (
+            stream(part).integers(0, 2 * padding, num_samples, endpoint=True) for part in (1, 2)
+        )
+        flips = stream(3).integers(0, 2, num_samples) if flip else np.zeros(num_samples, np.int64)
     else:
-        slots = stream(5).integers(0, bank.shape[1], pictures)
-        cells, flips = np.divmod(bank.numpy()[np.arange(pictures), slots], 2)
+        slots = stream(5).integers(0, views_of_each.shape[1], num_samples)
+        cells, flips = np.divmod(views_of_each.numpy()[np.arange(num_samples), slots], 2)
         dy, dx = np.divmod(cells, _side(padding))
     return EpochPlan(
-        order=torch.from_numpy(stream(0).permutation(pictures)),
+        order=torch.from_numpy(stream(0).permutation(num_samples)),
         dy=torch.from_numpy(dy),
         dx=torch.from_numpy(dx),
         flip=torch.from_numpy(flips.astype(bool)),
-        seeds=torch.from_numpy(stream(4).integers(0, 2**63 - 1, pictures)),
+        seeds=torch.from_numpy(stream(4).integers(0, 2**63 - 1, num_samples)),
         padding=padding,
         epoch=epoch,
     )

@@ -1,4 +1,4 @@
-"""Turning picture files of any shape and mode into bytes of one shape."""
+"""Turning image files of any shape and mode into bytes of one shape."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ from dskd.runtime.memory import require_memory
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 ) | frozenset((".pgm", ".pbm", ".pnm"))
-"""The endings, in small letters, by which a picture file is known."""
+"""The endings, in small letters, by which an image file is known."""
 
 # Pillow goes by the content, not by the ending, and some of its formats (EPS) start a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _CHUNK = 64
 _AT_ONCE = 2**27
-"""Pixels that threads decode at a time, all of them together; one picture has fewer."""
+"""Pixels that threads decode at a time, all of them together; one image has fewer."""
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file of that name counts as a picture; hidden ones (``.x.png``) do not."""
+def is_image(name: str) -> bool:
+    """Whether a file of that name counts as an image; hidden ones (``.x.png``) do not."""
     file = name.rsplit("/", 1)[-1]
     return not file.startswith(".") and PurePosixPath(file).suffix.lower() in SUFFIXES
 
 
 def decode(files: Files, names: Sequence[str], size: int | None) -> Tensor:
-    """Decode picture files in threads.
+    """Decode image files in threads.
 
     Args:
         files: Where they lie.
         names: Which, at least one.
-        size: Height and width of the result, see `square`; None keeps the size the pictures have,
+        size: Height and width of the result, see `square`; None keeps the size the images have,
             which must then be one size.
 
     Returns:
         uint8, ``[len(names), 3, height, width]``.
 
     Raises:
-        InputError: A picture does not decode or is too large to be one, two have different sizes
+        InputError: An image does not decode or is too large to be one, two have different sizes
             and ``size`` is None, or the result does not fit into memory.
     """
     with warnings.catch_warnings():
@@ -61,25 +61,25 @@ def decode(files: Files, names: Sequence[str], size: int | None) -> Tensor:
         first = _read(files, names[0], size)
         height, width = first.shape[:2]
         require_memory(
-            len(names) * first.size, f"{len(names)} pictures of {width}x{height} from {files.root}"
+            len(names) * first.size, f"{len(names)} images of {width}x{height} from {files.root}"
         )
         images = np.empty((len(names), 3, height, width), np.uint8)
 
         def fill(index: int) -> None:
-            picture = _read(files, names[index], size)
-            if picture.shape != first.shape:
+            image = _read(files, names[index], size)
+            if image.shape != first.shape:
                 raise InputError(
                     f"{files.where(names[0])} is {width}x{height}, but {files.where(names[index])} "
-                    f"is {picture.shape[1]}x{picture.shape[0]}; give all one size with data.size"
+                    f"is {image.shape[1]}x{image.shape[0]}; give all one size with data.size"
                 )
-            images[index] = picture.transpose(2, 0, 1)
+            images[index] = image.transpose(2, 0, 1)
 
         _in_threads(fill, len(names))
     return torch.from_numpy(images)
 
 
 def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize decoded pictures, see `square`.
+    """Resize decoded images, see `square`.
 
     Args:
         images: uint8, ``[N, 3, height, width]``.
@@ -93,19 +93,19 @@ def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """
     if images.shape[2:] == (size, size):
         return images
-    require_memory(len(images) * 3 * size * size, f"{len(images)} pictures of {size}x{size}")
+    require_memory(len(images) * 3 * size * size, f"{len(images)} images of {size}x{size}")
     resized = np.empty((len(images), 3, size, size), np.uint8)
 
     def fill(index: int) -> None:
-        picture = Image.fromarray(np.ascontiguousarray(images[index].transpose(1, 2, 0)))
-        resized[index] = np.asarray(square(picture, size)).transpose(2, 0, 1)
+        image = Image.fromarray(np.ascontiguousarray(images[index].transpose(1, 2, 0)))
+        resized[index] = np.asarray(square(image, size)).transpose(2, 0, 1)
 
     _in_threads(fill, len(images))
     return resized
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle of a picture, ``size`` pixels wide and high.
+    """The largest square in the middle of an image, ``size`` pixels wide and high.
 
     That is the shorter side resized to ``size``, then a centre crop. Shrinking by a whole number
     averages blocks of pixels (Pillow's BOX filter); any other change of size uses BICUBIC, which
@@ -125,7 +125,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as upright 8-bit RGB.
+    """An image of any mode as upright 8-bit RGB.
 
     The EXIF orientation is applied. What is transparent lies on white. Of 16-bit gray the upper
     eight bits are kept; of an animation the first frame.
@@ -141,7 +141,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         np.clip(levels, 0, 255, out=levels)
         return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("32-bit float pictures have no range to go by; save it with 8 or 16 bits")
+        raise ValueError("32-bit float images have no range to go by; save it with 8 or 16 bits")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -149,18 +149,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _read(files: Files, name: str, size: int | None) -> NDArray[Any]:
-    """One picture, uint8, ``[height, width, 3]``."""
+    """One image, uint8, ``[height, width, 3]``."""
     data = files.read(name)
     try:
         with (
             Image.open(io.BytesIO(data), formats=_FORMATS) as image,
             _DECODED.room(image.width * image.height),
         ):
-            picture = to_rgb(image)
-            return np.asarray(picture if size is None else square(picture, size))
+            sample = to_rgb(image)
+            return np.asarray(sample if size is None else square(sample, size))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{files.where(name)} is too large a picture: {error}; shrink it or remove it"
+            f"{files.where(name)} is too large an image: {error}; shrink it or remove it"
         ) from error
     except Exception as error:  # Pillow's readers raise nearly anything on a mangled file
         raise InputError(
@@ -170,7 +170,7 @@ def _read(files: Files, name: str, size: int | None) -> NDArray[Any]:
 
 
 class _Decoded:
-    """The pixels that threads decode now: large pictures wait for each other, not small ones."""
+    """The pixels that threads decode now: large images wait for each other, not small ones."""
 
     def __init__(self) -> None:
         self.pixels = 0
@@ -178,7 +178,7 @@ class _Decoded:
 
     @contextmanager
     def room(self, pixels: int) -> Iterator[None]:
-        """Waits until so many more are not too many; a picture alone never waits."""
+        """Waits until so many more are not too many; an image alone never waits."""
         with self._changed:
             self._changed.wait_for(lambda: not self.pixels or self.pixels + pixels <= _AT_ONCE)
             self.pixels += pixels

@@ -1,4 +1,4 @@
-"""Pictures of one's own: a folder a class, under ``train`` and ``val``."""
+"""Images of one's own: a folder a class, under ``train`` and ``val``."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ import torch
 from dskd.data.archives import Files, FolderFiles, existing_folder
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, channel_statistics
-from dskd.data.image_decoding import SUFFIXES, decode, is_picture
+from dskd.data.image_decoding import SUFFIXES, decode, is_image
 from dskd.errors import InputError, printable
 
 
-def load(root: Path | None, size: int | None, cache: Path | None) -> Dataset:
-    """Load the pictures in ``root/train/CLASS/`` and ``root/val/CLASS/``.
+def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
+    """Load the images in ``root/train/CLASS/`` and ``root/val/CLASS/``.
 
     The classes are the folders in ``train``, in the order of their names; ``val``, which must have
-    the same, is the test split. Pictures are upright (EXIF) RGB, see `dskd.data.image_decoding.to_rgb`.
-    Hidden files and folders are passed over; other files that are no pictures are counted in the
+    the same, is the test split. Images are upright (EXIF) RGB, see `dskd.data.image_decoding.to_rgb`.
+    Hidden files and folders are passed over; other files that are no images are counted in the
     notes.
 
     Args:
         root: The folder; only read.
-        size: Height and width of the pictures, see `dskd.data.image_decoding.square`; None keeps their
+        size: Height and width of the images, see `dskd.data.image_decoding.square`; None keeps their
             own, which must then be one size.
-        cache: The cache folder, see `dskd.data.download.cache_folder`.
+        cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:
-        Pictures ``[N, 3, height, width]``; mean and standard deviation are those of ``train``.
+        Images ``[N, 3, height, width]``; mean and standard deviation are those of ``train``.
 
     Raises:
-        InputError: A folder is missing or empty, ``val`` has other classes, a picture does not
-            decode, or the pictures have different sizes and ``size`` is None.
+        InputError: A folder is missing or empty, ``val`` has other classes, an image does not
+            decode, or the images have different sizes and ``size`` is None.
     """
     if root is None:
-        raise InputError("data.root is missing: the data set 'folder' needs the pictures' folder")
+        raise InputError("data.root is missing: the data set 'folder' needs the images' folder")
     files = FolderFiles(existing_folder(root), ("train", "val"), depth=2)
-    return cached("folder", files, size, cache, lambda: _build(files, size))
+    return cached("folder", files, size, cache_dir, lambda: _build(files, size))
 
 
 def _build(files: Files, size: int | None) -> Dataset:
     classes = _classes(files, "train")
     _compare(files, classes, _classes(files, "val"))
-    train = _pictures(files, "train", classes)
-    test = _pictures(files, "val", classes)
+    train = _images(files, "train", classes)
+    test = _images(files, "val", classes)
     images = decode(files, [name for name, _ in train + test], size)
     labels = torch.tensor([label for _, label in train + test], dtype=torch.int64)
     cut = len(train)
@@ -89,35 +89,33 @@ def _compare(files: Files, train: Sequence[str], test: Sequence[str]) -> None:
         )
 
 
-def _pictures(files: Files, part: str, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """The pictures in ``train`` or ``val`` and their labels."""
+def _images(files: Files, part: str, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """The images in ``train`` or ``val`` and their labels."""
     labels = {name: label for label, name in enumerate(classes)}
     found = []
     for name in files.names:
         match name.split("/"):
-            case [top, folder, _] if top == part and folder in labels and is_picture(name):
+            case [top, folder, _] if top == part and folder in labels and is_image(name):
                 found.append((name, labels[folder]))
     for label in sorted(set(labels.values()) - {label for _, label in found}):
         raise InputError(
-            f"{files.where(f'{part}/{classes[label]}')} holds no picture "
+            f"{files.where(f'{part}/{classes[label]}')} holds no image "
             f"({', '.join(sorted(SUFFIXES))}); add some, or remove the class from train and val"
         )
     return found
 
 
 def _ignored(files: Files) -> tuple[str, ...]:
-    """A note on what is neither hidden nor a picture of a class."""
+    """A note on what is neither hidden nor an image of a class."""
     ignored = []
     for name in files.names:
         parts = name.rstrip("/").split("/")
-        expected = len(parts) < 3 if name.endswith("/") else len(parts) == 3 and is_picture(name)
+        expected = len(parts) < 3 if name.endswith("/") else len(parts) == 3 and is_image(name)
         if not expected and not any(part.startswith(".") for part in parts):
             ignored.append(name)
     if not ignored:
         return ()
-    return (
-        f"{len(ignored)} ignored, being no pictures of a class, such as {printable(ignored[0])}",
-    )
+    return (f"{len(ignored)} ignored, being no images of a class, such as {printable(ignored[0])}",)
 
 
 def _some(names: Sequence[str]) -> str:

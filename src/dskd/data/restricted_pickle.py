@@ -21,7 +21,7 @@ from dskd.errors import InputError, brief
 _NUMBERS = frozenset(
     ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"),
 )
-_INSTRUCTIONS = 2**23  # 8 a picture are needed; each takes up to 160 bytes of memory
+_INSTRUCTIONS = 2**23  # 8 an image are needed; each takes up to 160 bytes of memory
 _DIMENSIONS = 8
 _LONGEST = 2**62
 

@@ -1,7 +1,7 @@
-"""Taking part of a data set: some classes, a validation part, a share of the training pictures.
+"""Taking part of a data set: some classes, a validation part, a share of the training images.
 
 Every choice is the same whatever the training seed, so that runs differ only in what they mean to.
-Pictures are chosen class by class, so those of a class do not depend on which others are there.
+Images are chosen class by class, so those of a class do not depend on which others are there.
 """
 
 from __future__ import annotations
@@ -57,48 +57,50 @@ def choose_classes(dataset: Dataset, classes: int | Sequence[str]) -> Dataset:
     )
 
 
-def hold_out(dataset: Dataset, holdout: float) -> Dataset:
-    """Split a validation part off the training pictures.
+def split_validation(dataset: Dataset, val_fraction: float) -> Dataset:
+    """Split a validation part off the training images.
 
     Args:
         dataset: Without a validation part.
-        holdout: The part of each class to hold out, from 0 to below 1, rounded to whole pictures;
-            at least one picture of a class stays.
+        val_fraction: The part of each class to hold out, from 0 to below 1, rounded to whole images;
+            at least one image of a class stays.
 
     Raises:
-        InputError: ``holdout`` is out of range, or holds out no picture.
+        InputError: ``val_fraction`` is out of range, or holds out no image.
     """
-    if not 0 <= holdout < 1:
-        raise InputError(f"data.holdout must be at least 0 and below 1, got {holdout}")
-    if holdout == 0:
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"data.val_fraction must be at least 0 and below 1, got {val_fraction}")
+    if val_fraction == 0:
         return dataset
     held, kept = _divide(
-        dataset.train.labels, lambda count: min(_round(count * holdout), count - 1), _HOLDOUT_SEED
+        dataset.train.labels,
+        lambda count: min(_round(count * val_fraction), count - 1),
+        _HOLDOUT_SEED,
     )
     if len(held) == 0:
         raise InputError(
-            f"data.holdout {holdout} holds out no picture of {len(dataset.train)}; give more"
+            f"data.val_fraction {val_fraction} holds out no image of {len(dataset.train)}; give more"
         )
     return replace(dataset, train=dataset.train.take(kept), validation=dataset.train.take(held))
 
 
-def keep_share(dataset: Dataset, share: float) -> Dataset:
-    """Keep a share of the training pictures; a smaller share is part of a larger one.
+def take_fraction(dataset: Dataset, fraction: float) -> Dataset:
+    """Keep a share of the training images; a smaller share is part of a larger one.
 
     Args:
         dataset: The data set.
-        share: The part of each class to keep, above 0, at most 1, rounded to whole pictures, but
+        fraction: The part of each class to keep, above 0, at most 1, rounded to whole images, but
             at least one.
 
     Raises:
-        InputError: ``share`` is out of range.
+        InputError: ``fraction`` is out of range.
     """
-    if not 0 < share <= 1:
-        raise InputError(f"data.share must be above 0 and at most 1, got {share}")
-    if share == 1:
+    if not 0 < fraction <= 1:
+        raise InputError(f"data.fraction must be above 0 and at most 1, got {fraction}")
+    if fraction == 1:
         return dataset
     kept, _ = _divide(
-        dataset.train.labels, lambda count: max(_round(count * share), 1), _SHARE_SEED
+        dataset.train.labels, lambda count: max(_round(count * fraction), 1), _SHARE_SEED
     )
     return replace(dataset, train=dataset.train.take(kept))
 
@@ -125,7 +127,7 @@ def _named(dataset: Dataset, names: Sequence[str]) -> list[int]:
 
 
 def _divide(labels: Tensor, take: Callable[[int], int], seed: int) -> tuple[Tensor, Tensor]:
-    """Divide the pictures of each class.
+    """Divide the images of each class.
 
     Args:
         labels: int64, ``[N]``.

@@ -15,7 +15,7 @@ from dskd.data.archives import Files, FolderFiles, ZipFiles, existing_folder
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split
 from dskd.data.download import download
-from dskd.data.image_decoding import decode, is_picture
+from dskd.data.image_decoding import decode, is_image
 from dskd.data.names import distinct
 from dskd.errors import InputError
 
@@ -31,33 +31,33 @@ _ANNOTATIONS = "val/val_annotations.txt"
 _SIDE = 64
 
 
-def load(root: Path | None, size: int | None, cache: Path | None) -> Dataset:
-    """Load Tiny ImageNet: 200 classes, 500 training and 50 test pictures each, 64x64.
+def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
+    """Load Tiny ImageNet: 200 classes, 500 training and 50 test images each, 64x64.
 
     The classes are those of ``wnids.txt``, which may be fewer, in the order of their WordNet ids.
     A class is called by the first word of its entry in ``words.txt``, with the id where two share
-    it. The published test pictures have no labels, so ``val`` is the test split.
+    it. The published test images have no labels, so ``val`` is the test split.
 
     Args:
         root: The folder that holds the published folder or zip, or one of these itself; only read.
             None downloads the zip into the cache folder.
         size: Height and width to resize to, see `dskd.data.image_decoding.square`; None means 64.
-        cache: The cache folder, see `dskd.data.download.cache_folder`.
+        cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:
-        Pictures ``[N, 3, size, size]``, gray ones as RGB.
+        Images ``[N, 3, size, size]``, gray ones as RGB.
 
     Raises:
         InputError: A file is missing, damaged or not as published.
     """
-    files = _find(root, cache)
+    files = _find(root, cache_dir)
     side = size or _SIDE
-    return cached("tiny_imagenet", files, side, cache, lambda: _build(files, side))
+    return cached("tiny_imagenet", files, side, cache_dir, lambda: _build(files, side))
 
 
-def _find(root: Path | None, cache: Path | None) -> Files:
+def _find(root: Path | None, cache_dir: Path | None) -> Files:
     if root is None:
-        return ZipFiles(download(URL, MD5, cache), _FOLDER + "/")
+        return ZipFiles(download(URL, MD5, cache_dir), _FOLDER + "/")
     path = existing_folder(root)
     if path.is_file():
         return ZipFiles(path, _FOLDER + "/")
@@ -94,23 +94,23 @@ def _build(files: Files, size: int) -> Dataset:
 
 
 def _training_names(files: Files, wnids: Sequence[str]) -> list[tuple[str, int]]:
-    """The training pictures and their labels, class by class."""
+    """The training images and their labels, class by class."""
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     found = []
     for name in files.names:
         match name.split("/"):
-            case ["train", wnid, "images", _] if wnid in labels and is_picture(name):
+            case ["train", wnid, "images", _] if wnid in labels and is_image(name):
                 found.append((name, labels[wnid]))
     for label in sorted(set(labels.values()) - {label for _, label in found}):
         raise InputError(
-            f"{files.where(f'train/{wnids[label]}/images')} holds no picture, "
+            f"{files.where(f'train/{wnids[label]}/images')} holds no image, "
             f"but wnids.txt lists {wnids[label]}; fetch the data set again"
         )
     return found
 
 
 def _test_names(files: Files, wnids: Sequence[str]) -> list[tuple[str, int]]:
-    """The pictures of ``val`` that belong to the classes, and their labels."""
+    """The images of ``val`` that belong to the classes, and their labels."""
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     found = []
     for number, line in enumerate(_lines(files, _ANNOTATIONS), start=1):
@@ -124,7 +124,7 @@ def _test_names(files: Files, wnids: Sequence[str]) -> list[tuple[str, int]]:
             found.append((f"val/images/{columns[0]}", labels[columns[1]]))
     for label in sorted(set(labels.values()) - {label for _, label in found}):
         raise InputError(
-            f"{files.where(_ANNOTATIONS)} lists no picture of {wnids[label]}, "
+            f"{files.where(_ANNOTATIONS)} lists no image of {wnids[label]}, "
             "but wnids.txt does; fetch the data set again"
         )
     return sorted(found)

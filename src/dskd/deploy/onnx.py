@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dskd.deploy.student import Deployed
+from dskd.deploy.student import DeployedStudent
 from dskd.errors import InputError, first_line
 from dskd.storage.atomic import replace_file
 
@@ -22,9 +22,9 @@ _BATCH = 4
 
 
 class _Logits(nn.Module):
-    """Pictures from 0 to 1 to logits, normalisation included."""
+    """Images from 0 to 1 to logits, normalisation included."""
 
-    def __init__(self, deployed: Deployed) -> None:
+    def __init__(self, deployed: DeployedStudent) -> None:
         super().__init__()
         self.module = deployed.model.module
         self.register_buffer("mean", deployed.model.mean)
@@ -32,15 +32,15 @@ class _Logits(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        logits: Tensor = self.module((pictures - self.mean) / self.std)
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.module((images - self.mean) / self.std)
         return logits
 
 
-def export_onnx(deployed: Deployed, path: Path) -> float:
+def export_onnx(deployed: DeployedStudent, path: Path) -> float:
     """Writes the student as ONNX, once its outputs are known to be the student's.
 
-    The graph takes ``pictures``, float32 ``[N, C, H, W]`` from 0 to 1 with any N, normalises them,
+    The graph takes ``images``, float32 ``[N, C, H, W]`` from 0 to 1 with any N, normalises them,
     and gives ``logits``, ``[N, K]``.
 
     Args:
@@ -94,9 +94,9 @@ def _graph(model: nn.Module, example: Tensor, name: str) -> bytes:
             program = torch.onnx.export(
                 model,
                 (example,),
-                input_names=["pictures"],
+                input_names=["images"],
                 output_names=["logits"],
-                dynamic_shapes={"pictures": {0: torch.export.Dim("batch", min=1)}},
+                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
                 dynamo=True,
                 verbose=False,
             )
@@ -113,13 +113,13 @@ def _graph(model: nn.Module, example: Tensor, name: str) -> bytes:
 
 @torch.no_grad()
 def _difference(runtime: Any, graph: bytes, model: nn.Module, example: Tensor) -> float:
-    """Largest over a batch and a lone picture."""
-    session = runtime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    """Largest over a batch and a lone image."""
+    training_run = runtime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     differences = []
-    for pictures in (example, example[:1]):
-        expected = model(pictures)
+    for images in (example, example[:1]):
+        expected = model(images)
         try:
-            (got,) = session.run(["logits"], {"pictures": pictures.numpy()})
+            (got,) = training_run.run(["logits"], {"images": images.numpy()})
         except Exception as error:  # of any kind that onnxruntime has
             raise InputError(
                 f"onnxruntime does not run the exported student: {first_line(error)}"

@@ -1,4 +1,4 @@
-"""A finished run's student, as it ships: judged, asked, exported."""
+"""A finished run's student, as it ships: evaluated, asked, exported."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dskd.config.recipe import DataSettings
 from dskd.data import Dataset
 from dskd.data.archives import FolderFiles
 from dskd.data.image_decoding import decode
-from dskd.data.loader import Resident
+from dskd.data.loader import MemoryLoader
 from dskd.engine.build import copied, load_data
-from dskd.engine.evaluate import Judgement, judge
+from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.errors import InputError, brief, unknown
 from dskd.models.factory import TIMM, load_model
-from dskd.models.size_check import check_claim
+from dskd.models.size_check import check_size
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import pick
 from dskd.settings import Count, Number, Positive, Settings, validate
@@ -36,7 +36,7 @@ _Extent = Annotated[Count, Field(le=4096)]
 
 
 class _Facts(Settings):
-    """What a student's file says of it, see `dskd.engine.training_run.Session`."""
+    """What a student's file says of it, see `dskd.engine.training_run.TrainingRun`."""
 
     model: str
     options: dict[str, Any]
@@ -45,18 +45,18 @@ class _Facts(Settings):
     mean: tuple[Number, ...]
     std: tuple[Positive, ...]
     method: str
-    addition: dict[str, Any]
+    deploy_config: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Deployed:
+class DeployedStudent:
     """A student and what it must be fed.
 
     Attributes:
-        model: In eval mode, on the CPU; pictures go in as they are, it normalises them itself.
+        model: In eval mode, on the CPU; images go in as they are, it normalises them itself.
         name: The model's name.
         classes: The name of each class, by label.
-        shape: Channels, height and width of a picture.
+        shape: Channels, height and width of an image.
     """
 
     model: StagedModel
@@ -71,7 +71,7 @@ def load_deployed(
     *,
     student: nn.Module | None = None,
     allow_code: bool = False,
-) -> Deployed:
+) -> DeployedStudent:
     """The student of a run.
 
     Args:
@@ -91,14 +91,14 @@ def load_deployed(
 
     def build() -> nn.Module:
         module = _build(facts, run, allow_code) if student is None else copied(student)
-        return methods.find(facts.method).assemble(module, facts.addition)
+        return methods.find(facts.method).assemble(module, facts.deploy_config)
 
     if student is None and facts.model.startswith(TIMM):  # the file says how large it is
-        check_claim(build, facts.options, weights, str(path))
+        check_size(build, facts.options, weights, str(path))
     module = build()
     load_weights(module, weights, str(path))
     model = StagedModel(module, mean=facts.mean, std=facts.std).eval()
-    return Deployed(model, facts.model, facts.classes, facts.shape)
+    return DeployedStudent(model, facts.model, facts.classes, facts.shape)
 
 
 def _build(facts: _Facts, run: str | Path, allow_code: bool) -> nn.Module:
@@ -145,14 +145,14 @@ def evaluate(
     data: Dataset | None = None,
     student: nn.Module | None = None,
     allow_code: bool = False,
-) -> Judgement:
+) -> EvaluationResult:
     """Judges a run's student on the test split of the run's own recipe.
 
     Args:
         run: The run's folder.
         which: The weights of the ``last`` epoch, or of the ``best``.
         root: Where the data set lies, if not where the recipe says.
-        data: The pictures of a run whose pictures were given in Python.
+        data: The images of a run whose images were given in Python.
         student: The module of a run whose student was given in Python.
         allow_code: Whether a ``package.module:function`` model may run.
 
@@ -170,22 +170,24 @@ def evaluate(
     ):
         if there != known:
             raise InputError(
-                f"the pictures are not those of the run: their {what} are {brief(there)}, the "
-                f"student knows {brief(known)}; give the run's own pictures with --root"
+                f"the images are not those of the run: their {what} are {brief(there)}, the "
+                f"student knows {brief(known)}; give the run's own images with --root"
             )
     device = pick("auto")
     model = deployed.model.to(device)
-    split = Resident(data.test, device)
-    return judge(model, lambda images: {"student": model(images).logits}, split)["student"]
+    split = MemoryLoader(data.test, device)
+    return evaluate_accuracy(model, lambda images: {"student": model(images).logits}, split)[
+        "student"
+    ]
 
 
 @torch.no_grad()
-def predict(deployed: Deployed, pictures: Sequence[str | Path]) -> Tensor:
-    """The probability of every class, for picture files of any size.
+def predict(deployed: DeployedStudent, samples: Sequence[str | Path]) -> Tensor:
+    """The probability of every class, for image files of any size.
 
     Args:
         deployed: The student.
-        pictures: Files; each is cropped to its middle and resized as the `folder` data set does.
+        images: Files; each is cropped to its middle and resized as the `folder` data set does.
 
     Returns:
         float32, ``[N, K]``.
@@ -193,23 +195,23 @@ def predict(deployed: Deployed, pictures: Sequence[str | Path]) -> Tensor:
     Raises:
         InputError: A file is missing or does not decode.
     """
-    if not pictures:
-        raise InputError("there is no picture to look at; give one or more")
-    images = torch.cat([_picture(Path(path), deployed.shape) for path in pictures])
+    if not samples:
+        raise InputError("there is no image to look at; give one or more")
+    images = torch.cat([_image(Path(path), deployed.shape) for path in samples])
     probabilities: Tensor = deployed.model(images).logits.softmax(1)
     return probabilities
 
 
-def _picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def _image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """A file as the student sees it: uint8 ``[1, C, H, W]``."""
     if not path.is_file():
-        raise InputError(f"there is no picture {path}; check the path")
+        raise InputError(f"there is no image {path}; check the path")
     channels, height, width = shape
     files = FolderFiles(path.parent, [path.name])
     image = decode(files, [path.name], height if height == width else None)
     if image.shape[2:] != (height, width):
         raise InputError(
-            f"{path} is {image.shape[3]}x{image.shape[2]}, the student was trained on pictures of "
+            f"{path} is {image.shape[3]}x{image.shape[2]}, the student was trained on images of "
             f"{width}x{height}; resize it"
         )
     if channels == 1:  # the luma of ITU-R 601, as Pillow's mode L

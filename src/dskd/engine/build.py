@@ -1,4 +1,4 @@
-"""From a recipe's settings to the objects of a run: pictures, models, seen through their stages."""
+"""From a recipe's settings to the objects of a run: images, models, seen through their stages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dskd.models.spec import ModelSpec, describe
 from dskd.models.staged_model import StagedModel
 
 PROBE = 16
-"""Pictures that a model is shown to learn what it gives."""
+"""Images that a model is shown to learn what it gives."""
 
 
 @dataclass(frozen=True)
-class Given:
+class UserObjects:
     """Objects that a Python caller gives in place of names.
 
     Attributes:
@@ -42,22 +42,22 @@ def name_of(given: object) -> str:
 
 
 def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
-    """The pictures that a recipe names, or those given in place of them.
+    """The images that a recipe names, or those given in place of them.
 
     Raises:
-        InputError: They are not to be had, or a setting does not apply to pictures in memory.
+        InputError: They are not to be had, or a setting does not apply to images in memory.
     """
     if given is not None:
         for key in ("root", "size", "cache"):
             if getattr(settings, key) is not None:
-                raise InputError(f"data.{key} does not apply to pictures given in Python; drop it")
-        return take_part(given, settings.classes, settings.share, settings.holdout)
+                raise InputError(f"data.{key} does not apply to images given in Python; drop it")
+        return take_part(given, settings.classes, settings.fraction, settings.val_fraction)
     if settings.name.startswith("<"):
         raise InputError(
-            f"this run's pictures were given in Python as {settings.name}; give them again, as "
+            f"this run's images were given in Python as {settings.name}; give them again, as "
             "in dskd.evaluate(run, data=dataset)"
         )
-    chosen = settings.model_dump(exclude={"name", "crop", "flip"})
+    chosen = settings.model_dump(exclude={"name", "crop_padding", "flip"})
     return load_dataset(settings.name, **chosen)
 
 
@@ -98,7 +98,7 @@ def build_model(
     if len(mean) != channels or len(std) != channels:
         raise InputError(
             f"mean and std of {settings.name} have {len(mean)} and {len(std)} channels, the "
-            f"pictures {channels}; give {channels} of each"
+            f"images {channels}; give {channels} of each"
         )
     return StagedModel(module, settings.stages, mean=mean, std=std)
 
@@ -126,11 +126,11 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def spec_of(model: StagedModel, data: Dataset, what: str) -> ModelSpec:
-    """What a model gives for these pictures; refused where it has other classes.
+    """What a model gives for these images; refused where it has other classes.
 
     Args:
         model: On any device.
-        data: The pictures.
+        data: The images.
         what: ``student`` or ``teacher``, for the error.
     """
     device = model.mean.device

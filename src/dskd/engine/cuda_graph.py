@@ -79,12 +79,12 @@ class Recorded(Generic[R]):
     exception is a batch's ``epoch`` and ``step``: where they are read, and have changed, it is
     recorded anew.
 
-    The first calls, and those of another number of pictures, run as they are. Those are calls like
+    The first calls, and those of another number of images, run as they are. Those are calls like
     all others, so that nothing has to be undone after them.
 
     Args:
         function: Takes tensors, a `Batch`, a `ModelOutput`.
-        size: Pictures in the first tensor of the calls that are replayed.
+        size: Images in the first tensor of the calls that are replayed.
         recorder: How they are recorded.
 
     Example:
@@ -214,11 +214,13 @@ def detached(output: StepOutput) -> StepOutput:
     return StepOutput(losses, output.logits.detach(), output.metrics)
 
 
-def narrowed(answer: ModelOutput | None, needs: TeacherNeeds) -> ModelOutput | None:
+def narrowed(teacher_output: ModelOutput | None, needs: TeacherNeeds) -> ModelOutput | None:
     """Only what is needed of an answer; stages that are not keep their places, empty."""
-    if answer is None:
+    if teacher_output is None:
         return None
-    nothing = answer.logits.new_empty(0)
-    stages = (s if i in needs.stages else nothing for i, s in enumerate(answer.stages))
-    pooled = answer.pooled if needs.pooled else None
-    return ModelOutput(answer.logits, tuple(stages), pooled, answer.last if needs.last else None)
+    nothing = teacher_output.logits.new_empty(0)
+    stages = (s if i in needs.stages else nothing for i, s in enumerate(teacher_output.stages))
+    pooled = teacher_output.pooled if needs.pooled else None
+    return ModelOutput(
+        teacher_output.logits, tuple(stages), pooled, teacher_output.last if needs.last else None
+    )

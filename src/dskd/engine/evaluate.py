@@ -1,4 +1,4 @@
-"""How well a model names the pictures of a split."""
+"""How well a model names the images of a split."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dskd.data.loader import Resident
+from dskd.data.loader import MemoryLoader
 from dskd.runtime import distributed
 
 PIXELS = {"cuda": 500 * 64 * 64, "cpu": 100 * 32 * 32}
-"""Of a batch: memory then does not grow with the size of the pictures. On a CPU a small network is
-judged twice as fast where its maps stay in the cache."""
+"""Of a batch: memory then does not grow with the size of the images. On a CPU a small network is
+evaluated twice as fast where its maps stay in the cache."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class EvaluationResult:
     """What logits say of a split.
 
     Attributes:
         accuracy: Top-1, in percent.
         accuracy_top5: In percent; of all classes where there are five or fewer.
-        predictions: int64 ``[N]``, the class named for each picture.
+        predictions: int64 ``[N]``, the class named for each image.
         finite: Whether every logit was a finite number.
     """
 
@@ -32,8 +32,8 @@ class Judgement:
     predictions: Tensor
     finite: bool
 
-    def agreement(self, other: Judgement) -> float:
-        """Share of the pictures, in percent, that both give the same class."""
+    def agreement(self, other: EvaluationResult) -> float:
+        """Share of the images, in percent, that both give the same class."""
         return percent(self.predictions == other.predictions)
 
 
@@ -43,17 +43,17 @@ def percent(hits: Tensor) -> float:
 
 
 @torch.no_grad()
-def judge(
-    module: nn.Module, heads: Callable[[Tensor], dict[str, Tensor]], split: Resident
-) -> dict[str, Judgement]:
+def evaluate_accuracy(
+    module: nn.Module, heads: Callable[[Tensor], dict[str, Tensor]], split: MemoryLoader
+) -> dict[str, EvaluationResult]:
     """Judges every head on a split, in float32 and eval mode; the mode is put back afterwards.
 
-    Several processes each judge every so many-th batch, and all get the whole.
+    Several processes each evaluate every so many-th batch, and all get the whole.
 
     Args:
         module: Owns all that ``heads`` runs.
-        heads: From pictures, uint8 ``[B, C, H, W]``, to logits ``[B, K]`` by name.
-        split: The pictures and labels.
+        heads: From images, uint8 ``[B, C, H, W]``, to logits ``[B, K]`` by name.
+        split: The images and labels.
 
     Returns:
         A judgement for each head.
@@ -64,17 +64,17 @@ def judge(
     module.eval()
     try:
         batches = (images for images, _ in split.in_order(batch_size))
-        parts = distributed.spread(lambda images: _best(heads(images)), batches)
+        parts = distributed.shard_map(lambda images: _best(heads(images)), batches)
     finally:
         module.train(training)
     return {
-        name: _judge(torch.cat([part[name] for part in parts]), split.labels.cpu())
+        name: _evaluate(torch.cat([part[name] for part in parts]), split.labels.cpu())
         for name in parts[0]
     }
 
 
 def _best(logits: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each head's five best classes for each picture, and whether all its logits are finite.
+    """Each head's five best classes for each image, and whether all its logits are finite.
 
     int64 ``[B, 6]``, on the CPU.
     """
@@ -90,7 +90,9 @@ def _best(logits: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _judge(found: Tensor, labels: Tensor) -> Judgement:
+def _evaluate(found: Tensor, labels: Tensor) -> EvaluationResult:
     best, finite = found[:, :-1], found[:, -1]
     hits = best == labels[:, None]
-    return Judgement(percent(hits[:, 0]), percent(hits.any(1)), best[:, 0], bool(finite.all()))
+    return EvaluationResult(
+        percent(hits[:, 0]), percent(hits.any(1)), best[:, 0], bool(finite.all())
+    )

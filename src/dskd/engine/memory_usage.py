@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 
-class Footprint:
+class SavedTensors:
     """Bytes of tensors, each piece of memory counted once.
 
     Example:
@@ -37,9 +37,9 @@ class Footprint:
 
 
 @contextmanager
-def kept_for_backward() -> Iterator[Footprint]:
+def saved_for_backward() -> Iterator[SavedTensors]:
     """Counts what forward passes within the block keep for their gradients."""
-    footprint = Footprint()
+    footprint = SavedTensors()
     with saved_tensors_hooks(footprint.add, lambda tensor: tensor):
         yield footprint
 
@@ -49,10 +49,10 @@ def held_by_training(module: nn.Module, optimizer: torch.optim.Optimizer) -> int
 
     A gradient is as large as its weight, also where there is none yet.
     """
-    footprint = Footprint()
+    footprint = SavedTensors()
     for tensor in (*module.parameters(), *module.buffers()):
         footprint.add(tensor)
-    state = Footprint()
+    state = SavedTensors()
     for values in optimizer.state.values():
         for value in values.values():
             if isinstance(value, Tensor):

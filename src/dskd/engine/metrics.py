@@ -12,13 +12,13 @@ from dskd.methods.base import StepOutput
 from dskd.runtime import distributed
 
 
-class Meter:
-    """Means over the pictures of an epoch, summed on the device; each process sums its own."""
+class EpochMetrics:
+    """Means over the images of an epoch, summed on the device; each process sums its own."""
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self.sums: Tensor | None = None
-        self.pictures = 0
+        self.num_samples = 0
 
     def add(self, batch: Batch, output: StepOutput) -> None:
         """Counts a step in."""
@@ -33,28 +33,28 @@ class Meter:
         totals = torch.stack([v.detach() for v in values.values()]).double() * len(batch.labels)
         self.sums = totals if self.sums is None else self.sums + totals
         self.names = tuple(values)
-        self.pictures += len(batch.labels)
+        self.num_samples += len(batch.labels)
 
     def means(self) -> dict[str, float]:
-        """The mean of each value so far, over the pictures of all processes."""
+        """The mean of each value so far, over the images of all processes."""
         if self.sums is None:
             return {}
-        pictures = sum(distributed.gathered(self.pictures))
-        totals = distributed.total(self.sums).tolist()
-        return {name: total / pictures for name, total in zip(self.names, totals, strict=True)}
+        num_samples = sum(distributed.all_gather(self.num_samples))
+        totals = distributed.all_reduce_sum(self.sums).tolist()
+        return {name: total / num_samples for name, total in zip(self.names, totals, strict=True)}
 
     def mean(self, name: str) -> float:
-        """The mean of one value so far, over the pictures of this process."""
+        """The mean of one value so far, over the images of this process."""
         assert self.sums is not None, "no step was counted in"
-        return self.sums[self.names.index(name)].item() / self.pictures
+        return self.sums[self.names.index(name)].item() / self.num_samples
 
     def state(self) -> dict[str, Any]:
         """All that it holds, on the CPU."""
         sums = None if self.sums is None else self.sums.cpu()
-        return {"names": self.names, "sums": sums, "pictures": self.pictures}
+        return {"names": self.names, "sums": sums, "images": self.num_samples}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         """Goes back to a saved state."""
         sums = state["sums"]
-        self.names, self.pictures = tuple(state["names"]), state["pictures"]
+        self.names, self.num_samples = tuple(state["names"]), state["images"]
         self.sums = None if sums is None else sums.to(device)

@@ -1,7 +1,7 @@
 """START HERE: from a recipe to a trained student.
 
 `train` teaches by labels, `distill` by a teacher, which is trained first where it has no
-checkpoint. Both build the run's objects and hand them to a `Session`, which trains and records.
+checkpoint. Both build the run's objects and hand them to a `TrainingRun`, which trains and records.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from dskd import methods
 from dskd.config.recipe import MethodSettings, ModelSettings, Recipe, TeacherSettings
 from dskd.data import Dataset
-from dskd.data.epoch_plan import LEAST, draw_bank, largest_batch
-from dskd.data.loader import Resident, ResidentData
-from dskd.engine.build import PROBE, Given, build_model, load_data, spec_of
+from dskd.data.epoch_plan import LEAST, draw_views, largest_batch
+from dskd.data.loader import DataLoaders, MemoryLoader
+from dskd.engine.build import PROBE, UserObjects, build_model, load_data, spec_of
 from dskd.engine.cuda_graph import CudaRecorder
 from dskd.engine.lr_schedule import learning_rate
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.trainer import Trainer
-from dskd.engine.training_run import Result, Session
+from dskd.engine.training_run import Result, TrainingRun
 from dskd.errors import InputError
 from dskd.methods.base import Method, Pair, TeacherNeeds
 from dskd.models.staged_model import StagedModel
@@ -35,16 +35,20 @@ from dskd.runtime.compile import check_compiler, compile_in_place
 from dskd.storage.atomic import refuse_links
 from dskd.storage.run_directory import LAST, RunDirectory
 from dskd.storage.weights import load_weights, read_weights
-from dskd.teacher.cache import KeptAnswers, bank_size, check_needs
-from dskd.teacher.frozen import Teacher
-from dskd.teacher.outputs import Answers
+from dskd.teacher.cache import CachedOutputs, cached_views, check_cacheable
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import TeacherOutputs
 from dskd.teacher.prefetch import Ahead
 
 log = logging.getLogger("dskd")
 
 
 def train(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, given: Given | None = None
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    given: UserObjects | None = None,
 ) -> Result:
     """Trains ``student.name`` by labels alone.
 
@@ -64,7 +68,11 @@ def train(
 
 
 def distill(
-    recipe: Recipe, *, resume: bool = False, overwrite: bool = False, given: Given | None = None
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    given: UserObjects | None = None,
 ) -> Result:
     """Distils ``student.name`` from ``teacher.name`` by ``method.name``.
 
@@ -85,19 +93,19 @@ def distill(
         Lost: Another process of the run died.
     """
     assert recipe.out is not None, "a resolved recipe has its folder"
-    given = given or Given()
+    given = given or UserObjects()
     directory = RunDirectory(recipe.out)
     device = devices.pick(recipe.train.device, graph=recipe.train.graph)
     check_ranks(recipe, device)
-    with distributed.joined(device):
+    with distributed.process_group(device):
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
         devices.set_up(device)
-        data = distributed.machine_by_machine(lambda: load_data(recipe.data, given.data))
+        data = distributed.local_rank_zero_first(lambda: load_data(recipe.data, given.data))
         for note in data.notes:
             log.info(note)
-        with distributed.alone():
-            needs = check_fit(recipe, data, given)
-            check_kept(recipe, data, given, needs)
+        with distributed.independently():
+            needs = rehearse(recipe, data, given)
+            check_cache(recipe, data, given, needs)
             if recipe.train.compile:
                 check_compiler(device)
         return _distill(recipe, data, needs, device, directory, given, resume, overwrite)
@@ -109,28 +117,28 @@ def _distill(
     needs: TeacherNeeds,
     device: torch.device,
     directory: RunDirectory,
-    given: Given,
+    given: UserObjects,
     resume: bool,
     overwrite: bool,
 ) -> Result:
     """The run itself, of what was found to fit."""
     with directory.owned():
-        # Another run may have come and gone while the pictures were read.
+        # Another run may have come and gone while the images were read.
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
         if overwrite:
             directory.clear()
         goes_on = resume and directory.begun
         if not goes_on:
             directory.start(recipe.plain(), devices.environment(device))
-        pictures = ResidentData(data, device)
-        teacher = make_teacher(recipe, pictures, given, directory.path / "teacher", resume)
-        answers = make_answers(recipe, pictures.train, teacher, needs)
-        session = make_session(recipe, pictures, given, answers, directory)
-        session.begin(resume)
+        images = DataLoaders(data, device)
+        teacher = make_teacher(recipe, images, given, directory.path / "teacher", resume)
+        teacher_outputs = make_teacher_outputs(recipe, images.train, teacher, needs)
+        training_run = make_training_run(recipe, images, given, teacher_outputs, directory)
+        training_run.begin(resume)
         if goes_on:  # not before: what was moved may be something else
             directory.start(recipe.plain(), devices.environment(device))
-        session.train()
-        return session.finish()
+        training_run.train()
+        return training_run.finish()
 
 
 def check_ranks(recipe: Recipe, device: torch.device) -> None:
@@ -143,7 +151,7 @@ def check_ranks(recipe: Recipe, device: torch.device) -> None:
     Raises:
         InputError: The method or the batches do not allow it, or BatchNorm cannot be synchronised.
     """
-    world = distributed.started()
+    world = distributed.launched_world_size()
     if recipe.train.sync_batchnorm and (world == 1 or device.type != "cuda"):
         raise InputError(
             "train.sync_batchnorm works between several processes on GPUs, and this run has "
@@ -156,10 +164,10 @@ def check_ranks(recipe: Recipe, device: torch.device) -> None:
             f"the method {recipe.method.name!r} keeps state that processes do not share, and "
             f"torchrun started {world}; start it without torchrun"
         )
-    if recipe.teacher is not None and recipe.teacher.keep != "none":
+    if recipe.teacher is not None and recipe.teacher.cache != "none":
         raise InputError(
-            f"teacher.keep={recipe.teacher.keep} works in one process, and torchrun started "
-            f"{world}; take teacher.keep=none"
+            f"teacher.cache={recipe.teacher.cache} works in one process, and torchrun started "
+            f"{world}; take teacher.cache=none"
         )
     for key in ("graph", "compile"):
         if getattr(recipe.train, key):
@@ -169,16 +177,16 @@ def check_ranks(recipe: Recipe, device: torch.device) -> None:
     if recipe.train.batch_size < LEAST * world:
         raise InputError(
             f"train.batch_size={recipe.train.batch_size} leaves some of {world} processes fewer "
-            f"than {LEAST} pictures a step; set {LEAST * world} or more, or start fewer processes"
+            f"than {LEAST} images a step; set {LEAST * world} or more, or start fewer processes"
         )
 
 
-def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
+def rehearse(recipe: Recipe, data: Dataset, given: UserObjects) -> TeacherNeeds:
     """Builds everything once and takes a step: what does not fit is said before any work.
 
     Args:
         recipe: The whole run.
-        data: Its pictures.
+        data: Its images.
         given: Objects in place of names; copies of them are used.
 
     Returns:
@@ -188,9 +196,12 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
         InputError: Data, student, teacher and method do not fit each other.
         NotFinite: A number of the step is NaN or infinite.
     """
-    if distributed.started() > 1 and len(data.train.labels) < LEAST * distributed.started():
+    if (
+        distributed.launched_world_size() > 1
+        and len(data.train.labels) < LEAST * distributed.launched_world_size()
+    ):
         raise InputError(
-            f"{len(data.train.labels)} training pictures are too few for {distributed.started()} "
+            f"{len(data.train.labels)} training images are too few for {distributed.launched_world_size()} "
             f"processes with {LEAST} each; start fewer processes"
         )
     student = build_model(recipe.student, data, 0, given.student, given.allow_code)
@@ -199,21 +210,21 @@ def check_fit(recipe: Recipe, data: Dataset, given: Given) -> TeacherNeeds:
         model = build_model(recipe.teacher, data, 0, given.teacher, given.allow_code)
         _load_checkpoint(model, recipe.teacher)
         if _trains_teacher(recipe, given):
-            check_fit(teacher_recipe(recipe, Path()), data, Given(allow_code=given.allow_code))
-        teacher = Teacher(model)
+            rehearse(teacher_recipe(recipe, Path()), data, UserObjects(allow_code=given.allow_code))
+        teacher = FrozenTeacher(model)
     method = make_method(recipe, data, student, teacher)
     if recipe.train.compile:
         _check_compiles(recipe.method.name, method, teacher)
-    if recipe.teacher is not None and recipe.teacher.keep != "none":
-        check_needs(recipe.teacher.keep, method.needs, recipe.method.name)
+    if recipe.teacher is not None and recipe.teacher.cache != "none":
+        check_cacheable(recipe.teacher.cache, method.needs, recipe.method.name)
     trainer = make_trainer(
-        recipe, method, Answers(teacher), Resident(data.train, torch.device("cpu"))
+        recipe, method, TeacherOutputs(teacher), MemoryLoader(data.train, torch.device("cpu"))
     )
     trainer.rehearse()
     return method.needs
 
 
-def _check_compiles(name: str, method: Method, teacher: Teacher | None) -> None:
+def _check_compiles(name: str, method: Method, teacher: FrozenTeacher | None) -> None:
     """Refuses to compile what torch cannot.
 
     That is a method that says so, and a model that is watched by hooks: these are others at every
@@ -234,27 +245,27 @@ def _check_compiles(name: str, method: Method, teacher: Teacher | None) -> None:
             )
 
 
-def check_kept(recipe: Recipe, data: Dataset, given: Given, needs: TeacherNeeds) -> None:
-    """Refuses, before any work, kept answers that the disk cannot hold or that are damaged.
+def check_cache(recipe: Recipe, data: Dataset, given: UserObjects, needs: TeacherNeeds) -> None:
+    """Refuses, before any work, cached outputs that the disk cannot hold or that are damaged.
 
     Which answers are there already follows from the teacher's weights. Of a teacher that is still
-    to be trained nothing is known; its answers are looked at when it is (`make_answers`).
+    to be trained nothing is known; its answers are looked at when it is (`make_teacher_outputs`).
 
     Raises:
         InputError: They are not to be had.
     """
-    if recipe.teacher is None or recipe.teacher.keep == "none" or _trains_teacher(recipe, given):
+    if recipe.teacher is None or recipe.teacher.cache == "none" or _trains_teacher(recipe, given):
         return
-    pictures = Resident(data.train, torch.device("cpu"))
+    images = MemoryLoader(data.train, torch.device("cpu"))
     model = build_model(recipe.teacher, data, recipe.seed, given.teacher, given.allow_code)
     _load_checkpoint(model, recipe.teacher)
-    kept = _kept_answers(recipe, pictures, Teacher(model), needs)
+    kept = _cached_outputs(recipe, images, FrozenTeacher(model), needs)
     if kept is not None:
         kept.check()
 
 
 def make_method(
-    recipe: Recipe, data: Dataset, student: StagedModel, teacher: Teacher | None
+    recipe: Recipe, data: Dataset, student: StagedModel, teacher: FrozenTeacher | None
 ) -> Method:
     """The recipe's method for these models, on their device."""
     classifier = teacher.model.linear if teacher is not None else None
@@ -264,19 +275,19 @@ def make_method(
         spec_of(teacher.model, data, "teacher") if teacher is not None else None,
         copy.deepcopy(classifier),
         data.train.labels,
-        largest_batch(recipe.train.batch_size, distributed.world()),
+        largest_batch(recipe.train.batch_size, distributed.world_size()),
     )
     return methods.find(recipe.method.name)(pair, **recipe.method.options)
 
 
 def make_teacher(
-    recipe: Recipe, pictures: ResidentData, given: Given, folder: Path, resume: bool
-) -> Teacher | None:
+    recipe: Recipe, images: DataLoaders, given: UserObjects, folder: Path, resume: bool
+) -> FrozenTeacher | None:
     """The frozen teacher: given, loaded, or trained first; None for a method that needs none.
 
     Args:
         recipe: The run.
-        pictures: On the device where the teacher is to answer.
+        images: On the device where the teacher is to answer.
         given: Objects in place of names.
         folder: Where a teacher that has no checkpoint is trained, unless it was already.
         resume: Whether its interrupted training goes on.
@@ -288,33 +299,33 @@ def make_teacher(
     settings = recipe.teacher
     if settings is None or not methods.find(recipe.method.name).needs_teacher:
         return None
-    model = build_model(settings, pictures.data, recipe.seed, given.teacher, given.allow_code)
+    model = build_model(settings, images.data, recipe.seed, given.teacher, given.allow_code)
     _load_checkpoint(model, settings)
-    device = pictures.train.device
+    device = images.train.device
     if _trains_teacher(recipe, given):
         own = RunDirectory(folder)
         plan = teacher_recipe(recipe, own.path)
-        distributed.by_first(refuse_links)(folder)
+        distributed.on_rank_zero(refuse_links)(folder)
         with own.owned():
             own.check_same(plan.plain())
             if own.finished:
-                own.check_pictures(pictures.data.fingerprint())
+                own.check_data(images.data.fingerprint())
             else:
                 log.info("training the teacher %s first, in %s", settings.name, own.path)
                 own.start(plan.plain(), devices.environment(device))
-                alone = Given(allow_code=given.allow_code)
-                _fit(make_session(plan, pictures, alone, Answers(None), own), resume)
-        weights = distributed.by_first(read_weights)(own.path / LAST)
+                alone = UserObjects(allow_code=given.allow_code)
+                _fit(make_training_run(plan, images, alone, TeacherOutputs(None), own), resume)
+        weights = distributed.on_rank_zero(read_weights)(own.path / LAST)
         load_weights(model.module, weights, f"the teacher in {own.path}")
     model.place(device)
-    fold_on = pictures.train.images[:PROBE] if settings.fold else None
-    return Teacher(model, fold_on, bfloat16=recipe.train.precision == "bfloat16")
+    fold_on = images.train.images[:PROBE] if settings.fuse_batchnorm else None
+    return FrozenTeacher(model, fold_on, bfloat16=recipe.train.precision == "bfloat16")
 
 
-def make_answers(
-    recipe: Recipe, split: Resident, teacher: Teacher | None, needs: TeacherNeeds
-) -> Answers:
-    """Of a teacher that is asked at every step, or only for what is not kept (``teacher.keep``).
+def make_teacher_outputs(
+    recipe: Recipe, split: MemoryLoader, teacher: FrozenTeacher | None, needs: TeacherNeeds
+) -> TeacherOutputs:
+    """Of a teacher that is asked at every step, or only for what is not kept (``teacher.cache``).
 
     With ``teacher.ahead`` several steps' answers are got at once. Answers that are kept come from
     the teacher as it is, also where steps are compiled: they are to depend on the teacher alone.
@@ -326,50 +337,54 @@ def make_answers(
         needs: What is kept of its answers.
 
     Raises:
-        InputError: The store of kept answers is damaged, or the disk cannot hold it.
+        InputError: The store of cached outputs is damaged, or the disk cannot hold it.
     """
-    answers: Answers
-    kept = _kept_answers(recipe, split, teacher, needs)
+    teacher_outputs: TeacherOutputs
+    kept = _cached_outputs(recipe, split, teacher, needs)
     if kept is not None:
         kept.open()
-        answers = kept
+        teacher_outputs = kept
     else:
-        answers = Answers(teacher, compile=recipe.train.compile)
+        teacher_outputs = TeacherOutputs(teacher, compile=recipe.train.compile)
     if teacher is None or recipe.teacher is None or recipe.teacher.ahead == 1:
-        return answers
-    return Ahead(answers, recipe.teacher.ahead, recipe.train.precision)
+        return teacher_outputs
+    return Ahead(teacher_outputs, recipe.teacher.ahead, recipe.train.precision)
 
 
-def _kept_answers(
-    recipe: Recipe, split: Resident, teacher: Teacher | None, needs: TeacherNeeds
-) -> KeptAnswers | None:
+def _cached_outputs(
+    recipe: Recipe, split: MemoryLoader, teacher: FrozenTeacher | None, needs: TeacherNeeds
+) -> CachedOutputs | None:
     settings = recipe.teacher
-    if teacher is None or settings is None or settings.keep == "none" or not needs:
+    if teacher is None or settings is None or settings.cache == "none" or not needs:
         return None
-    return KeptAnswers(
+    return CachedOutputs(
         teacher,
         split,
         needs,
-        keep=settings.keep,
+        keep=settings.cache,
         views=settings.views,
-        padding=recipe.data.crop,
+        padding=recipe.data.crop_padding,
         flip=recipe.data.flip,
         precision=recipe.train.precision,
-        facts={"name": settings.name, "options": settings.options, "folded": settings.fold},
-        folder=settings.store,
+        facts={
+            "name": settings.name,
+            "options": settings.options,
+            "folded": settings.fuse_batchnorm,
+        },
+        folder=settings.cache_dir,
     )
 
 
-def _bank(recipe: Recipe, pictures: int) -> Tensor | None:
-    """The views that each picture is limited to, whichever the method; None for all."""
-    if recipe.teacher is None or recipe.teacher.keep != "bank":
+def _views_of_each(recipe: Recipe, images: int) -> Tensor | None:
+    """The views that each image is limited to, whichever the method; None for all."""
+    if recipe.teacher is None or recipe.teacher.cache != "features":
         return None
-    padding, flip = recipe.data.crop, recipe.data.flip
-    views = bank_size("bank", recipe.teacher.views, padding, flip)
-    return draw_bank(pictures, padding, flip, views)
+    padding, flip = recipe.data.crop_padding, recipe.data.flip
+    views = cached_views("features", recipe.teacher.views, padding, flip)
+    return draw_views(images, padding, flip, views)
 
 
-def _trains_teacher(recipe: Recipe, given: Given) -> bool:
+def _trains_teacher(recipe: Recipe, given: UserObjects) -> bool:
     """Whether the recipe's teacher has to be trained before it can teach."""
     if recipe.teacher is None or not methods.find(recipe.method.name).needs_teacher:
         return False
@@ -401,45 +416,49 @@ def _by_labels() -> MethodSettings:
     return MethodSettings(name="ce", **methods.resolve("ce", {}))
 
 
-def make_session(
-    recipe: Recipe, pictures: ResidentData, given: Given, answers: Answers, directory: RunDirectory
-) -> Session:
+def make_training_run(
+    recipe: Recipe,
+    images: DataLoaders,
+    given: UserObjects,
+    teacher_outputs: TeacherOutputs,
+    directory: RunDirectory,
+) -> TrainingRun:
     """A run that can begin. The student's weights depend on the seed alone.
 
     Args:
         recipe: The run.
-        pictures: On the device that trains.
+        images: On the device that trains.
         given: Objects in place of names.
         answers: Of the teacher, on the same device.
         directory: Where it is recorded.
     """
-    device = pictures.train.device
-    student = build_model(
-        recipe.student, pictures.data, recipe.seed, given.student, given.allow_code
-    )
+    device = images.train.device
+    student = build_model(recipe.student, images.data, recipe.seed, given.student, given.allow_code)
     torch.manual_seed(_stream(recipe.seed, 1))
-    method = make_method(recipe, pictures.data, student, answers.teacher).to(device)
+    method = make_method(recipe, images.data, student, teacher_outputs.teacher).to(device)
     method.student.place(device)
     if recipe.train.sync_batchnorm:
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     if recipe.train.compile:
         compile_in_place(method)
-    trainer = make_trainer(recipe, method, answers, pictures.train)
+    trainer = make_trainer(recipe, method, teacher_outputs, images.train)
     torch.manual_seed(_stream(recipe.seed, 2 + distributed.rank()))
-    return Session(recipe, pictures, trainer, directory)
+    return TrainingRun(recipe, images, trainer, directory)
 
 
-def _fit(session: Session, resume: bool) -> Result:
-    session.begin(resume)
-    session.train()
-    return session.finish()
+def _fit(training_run: TrainingRun, resume: bool) -> Result:
+    training_run.begin(resume)
+    training_run.train()
+    return training_run.finish()
 
 
-def make_trainer(recipe: Recipe, method: Method, answers: Answers, split: Resident) -> Trainer:
+def make_trainer(
+    recipe: Recipe, method: Method, teacher_outputs: TeacherOutputs, split: MemoryLoader
+) -> Trainer:
     """The trainer of a recipe's schedule.
 
     Args:
-        recipe: Its ``train``, ``data``, ``seed`` and ``teacher.keep`` are read.
+        recipe: Its ``train``, ``data``, ``seed`` and ``teacher.cache`` are read.
         method: On its device.
         answers: Of a teacher on the same device.
         split: The training split, on the same device.
@@ -465,17 +484,17 @@ def make_trainer(recipe: Recipe, method: Method, answers: Answers, split: Reside
     on_gpu = split.device.type == "cuda"  # a rehearsal takes its step on the CPU
     return Trainer(
         method,
-        answers,
+        teacher_outputs,
         split,
         optimizer,
         rate,
         seed=recipe.seed,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
-        padding=recipe.data.crop,
+        padding=recipe.data.crop_padding,
         flip=recipe.data.flip,
         precision=settings.precision,
-        bank=_bank(recipe, len(split)),
+        views_of_each=_views_of_each(recipe, len(split)),
         recorder=CudaRecorder(split.device) if settings.graph and on_gpu else None,
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dskd.data.epoch_plan import EpochPlan, draw_plan, steps
-from dskd.data.loader import Batch, Resident
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine.cuda_graph import (
     Recorded,
     Recorder,
@@ -22,8 +22,8 @@ from dskd.engine.cuda_graph import (
     detached,
     narrowed,
 )
-from dskd.engine.memory_usage import held_by_training, kept_for_backward
-from dskd.engine.metrics import Meter
+from dskd.engine.memory_usage import held_by_training, saved_for_backward
+from dskd.engine.metrics import EpochMetrics
 from dskd.engine.optimizer import load_state, set_rate
 from dskd.errors import InputError, first_line
 from dskd.methods.base import Method, StepOutput, TeacherNeeds
@@ -32,23 +32,23 @@ from dskd.runtime import distributed
 from dskd.runtime.device import Precision, autocast
 from dskd.runtime.nonfinite import (
     Finite,
-    FiniteState,
-    NotFinite,
+    FiniteStateCheck,
+    NonFiniteError,
     explained,
     facts_of,
     require_finite,
 )
-from dskd.teacher.outputs import Answers, Tally
+from dskd.teacher.outputs import CacheCounts, TeacherOutputs
 
 REHEARSED = 8
-"""Pictures of the step that shows whether a run can be trained."""
+"""Images of the step that shows whether a run can be trained."""
 CHECKED_EVERY = 100
 """Steps after which a GPU is asked whether its numbers were finite: the asking waits for it."""
 
 
 def train_step(
     method: Method,
-    answers: Callable[[Batch, TeacherNeeds], ModelOutput | None],
+    teacher_outputs: Callable[[Batch, TeacherNeeds], ModelOutput | None],
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
@@ -64,12 +64,12 @@ def train_step(
         NotFinite: Without ``finite``, one of them is NaN or infinite.
     """
     with autocast(batch.images.device, precision):
-        answer = answers(batch, method.needs)
-        output: StepOutput = method(batch, answer)
+        teacher_output = teacher_outputs(batch, method.needs)
+        output: StepOutput = method(batch, teacher_output)
     optimizer.zero_grad(set_to_none=True)
     output.objective.backward()  # type: ignore[no-untyped-call]
     distributed.average_gradients(method.parameters(), len(batch.labels))
-    logits = answer.logits if answer is not None and method.needs.logits else None
+    logits = teacher_output.logits if teacher_output is not None and method.needs.logits else None
     if finite is not None:
         finite.note(logits, output.losses)
     else:
@@ -89,11 +89,11 @@ class Trainer:
         learning_rate: From epochs done (with a fraction) to the rate.
         seed: Of the epoch plans.
         epochs: How many.
-        batch_size: Pictures a step, of all processes together.
+        batch_size: Images a step, of all processes together.
         padding: Of the random crop, in pixels.
-        flip: Mirror half of the pictures.
+        flip: Mirror half of the images.
         precision: Of the forward passes; losses and weights stay in float32.
-        bank: The views that each picture is limited to; None for all (`dskd.data.epoch_plan.draw_bank`).
+        bank: The views that each image is limited to; None for all (`dskd.data.epoch_plan.draw_views`).
         recorder: Has steps recorded once and replayed; None to take each as it is.
 
     Attributes:
@@ -107,8 +107,8 @@ class Trainer:
     def __init__(
         self,
         method: Method,
-        answers: Answers,
-        split: Resident,
+        teacher_outputs: TeacherOutputs,
+        split: MemoryLoader,
         optimizer: torch.optim.Optimizer,
         learning_rate: Callable[[float], float],
         *,
@@ -118,22 +118,22 @@ class Trainer:
         padding: int,
         flip: bool,
         precision: Precision,
-        bank: Tensor | None = None,
+        views_of_each: Tensor | None = None,
         recorder: Recorder | None = None,
     ) -> None:
-        self.method, self.answers, self.split = method, answers, split
+        self.method, self.teacher_outputs, self.split = method, teacher_outputs, split
         self.optimizer, self.learning_rate = optimizer, learning_rate
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
         self.padding, self.flip, self.precision = padding, flip, precision
-        self.bank = bank
-        self.steps = steps(len(split), batch_size, distributed.world())
+        self.views_of_each = views_of_each
+        self.steps = steps(len(split), batch_size, distributed.world_size())
         self.epoch, self.step = 0, 0
-        self.meter, self.seconds = Meter(), 0.0
+        self.metrics, self.seconds = EpochMetrics(), 0.0
         self.memory = 0
         # Several processes agree on every step, which waits for all of them anyway.
-        noted = optimizer.defaults["fused"] and distributed.world() == 1
+        noted = optimizer.defaults["fused"] and distributed.world_size() == 1
         self.finite = Finite(optimizer) if noted else None
-        self._state = FiniteState(method, optimizer)
+        self._state = FiniteStateCheck(method, optimizer)
         self.recorder = recorder
         self._recorded: Recorded[StepOutput] | None = None
 
@@ -152,16 +152,16 @@ class Trainer:
         if self.recorder is not None and self._recorded is None:
             self._recorded = self._record(self.recorder)
         start = time.perf_counter()
-        share = distributed.rank(), distributed.world()
+        share = distributed.rank(), distributed.world_size()
 
         def planned(step: int) -> Iterator[Batch]:
             return self.split.planned(plan, self.batch_size, step, *share)
 
-        for batch in self.answers.following(planned, self.step, self.method.needs):
+        for batch in self.teacher_outputs.following(planned, self.step, self.method.needs):
             set_rate(self.optimizer, self.lr)
             with self._measured():
                 output = self._step(batch)
-            self.meter.add(batch, output)
+            self.metrics.add(batch, output)
             self.step += 1
             if self.step % CHECKED_EVERY == 0 or self.step == self.steps:
                 self.check_finite()
@@ -182,13 +182,13 @@ class Trainer:
         plan = self._plan(self.epoch)
         batch = next(self.split.planned(plan, self.batch_size, start=step))
         # From the same weights the same step fails again, and says why.
-        train_step(self.method, self.answers, batch, self.optimizer, self.precision)
+        train_step(self.method, self.teacher_outputs, batch, self.optimizer, self.precision)
         raise explained(facts_of(batch, self.finite.bad_parts()))
 
     def check_state(self) -> None:
         """Waits for the steps so far, and sees that they left nothing but finite numbers.
 
-        That is asked before anything of the trainer is judged or kept.
+        That is asked before anything of the trainer is evaluated or kept.
 
         Raises:
             NotFinite: A number of a step was not finite, or of what is kept now.
@@ -202,13 +202,13 @@ class Trainer:
         if self.memory:
             yield
             return
-        with kept_for_backward() as kept:
+        with saved_for_backward() as kept:
             yield
         self.memory = kept.bytes + held_by_training(self.method, self.optimizer)
 
     def _plan(self, epoch: int) -> EpochPlan:
-        pictures = len(self.split)
-        return draw_plan(self.seed, epoch, pictures, self.padding, self.flip, self.bank)
+        images = len(self.split)
+        return draw_plan(self.seed, epoch, images, self.padding, self.flip, self.views_of_each)
 
     def prepare(self, check: Callable[[], None] = lambda: None) -> None:
         """Lets the method train what it needs before the student's first step.
@@ -218,7 +218,7 @@ class Trainer:
         """
         start = time.perf_counter()
         self.method.train()
-        self.method.prepare(partial(self._answered, check))
+        self.method.prepare(partial(self._with_outputs, check))
         check()
         self.seconds += time.perf_counter() - start
 
@@ -226,23 +226,28 @@ class Trainer:
         """A step, replayed where the trainer has a recorder."""
         if self._recorded is None:
             return train_step(
-                self.method, self.answers, batch, self.optimizer, self.precision, self.finite
+                self.method,
+                self.teacher_outputs,
+                batch,
+                self.optimizer,
+                self.precision,
+                self.finite,
             )
         with autocast(self.split.device, self.precision):
-            answer = self.answers(batch, self.method.needs)
-        return self._recorded(batch, narrowed(answer, self.method.needs))
+            teacher_output = self.teacher_outputs(batch, self.method.needs)
+        return self._recorded(batch, narrowed(teacher_output, self.method.needs))
 
     def _record(self, recorder: Recorder) -> Recorded[StepOutput]:
-        """Has the teacher's answers recorded, and the student's step behind them."""
+        """Has the teacher's outputs recorded, and the student's step behind them."""
         turns = 4 if self.method.needs.rotated else 1
-        self.answers.record(turns * self.batch_size, recorder)
+        self.teacher_outputs.record(turns * self.batch_size, recorder)
 
-        def step(batch: Batch, answer: ModelOutput | None) -> StepOutput:
+        def step(batch: Batch, teacher_output: ModelOutput | None) -> StepOutput:
             capturable(self.optimizer)
             with buffers_in_place(self.method):
                 output = train_step(
                     self.method,
-                    lambda *_: answer,
+                    lambda *_: teacher_output,
                     batch,
                     self.optimizer,
                     self.precision,
@@ -252,10 +257,10 @@ class Trainer:
 
         return Recorded(step, self.batch_size, recorder)
 
-    def _answered(
+    def _with_outputs(
         self, check: Callable[[], None], epochs: int
     ) -> Iterator[tuple[Batch, ModelOutput | None]]:
-        """Batches of epochs behind the run's own, with the teacher's answers.
+        """Batches of epochs behind the run's own, with the teacher's outputs.
 
         Each process gets the whole of them, so that all prepare the same.
         """
@@ -263,11 +268,11 @@ class Trainer:
             for batch in self.split.planned(self._plan(epoch), self.batch_size):
                 check()
                 with autocast(self.split.device, self.precision):
-                    answer = self.answers(batch, self.method.needs)
-                yield batch, answer
+                    teacher_output = self.teacher_outputs(batch, self.method.needs)
+                yield batch, teacher_output
 
     def rehearse(self) -> None:
-        """Takes a step with a few pictures, in training mode, to see that it can be taken.
+        """Takes a step with a few images, in training mode, to see that it can be taken.
 
         For objects that are thrown away afterwards: their weights are changed.
 
@@ -280,25 +285,25 @@ class Trainer:
         set_rate(self.optimizer, 0.0)
         try:
             batch = next(self.split.planned(plan, min(self.batch_size, REHEARSED)))
-            train_step(self.method, self.answers, batch, self.optimizer, self.precision)
-        except (InputError, NotFinite):
+            train_step(self.method, self.teacher_outputs, batch, self.optimizer, self.precision)
+        except (InputError, NonFiniteError):
             raise
         except Exception as error:  # anybody's module may raise anything
             name = type(self.method.deployed()).__name__
             raise InputError(
-                f"{name} cannot be trained on these pictures: {first_line(error)}"
+                f"{name} cannot be trained on these images: {first_line(error)}"
             ) from error
 
     def end_epoch(self) -> None:
         """Turns to the next epoch."""
         self.epoch, self.step = self.epoch + 1, 0
-        self.meter, self.seconds = Meter(), 0.0
-        self.answers.watch.set(0.0)
+        self.metrics, self.seconds = EpochMetrics(), 0.0
+        self.teacher_outputs.watch.set(0.0)
         self._set_tally((0, 0))
 
     def _set_tally(self, counts: tuple[int, int]) -> None:
-        if self.answers.tally is not None:
-            self.answers.tally = Tally(*counts)
+        if self.teacher_outputs.cache_counts is not None:
+            self.teacher_outputs.cache_counts = CacheCounts(*counts)
 
     @property
     def lr(self) -> float:
@@ -318,16 +323,16 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
-            "teacher_seconds": self.answers.watch.seconds,
-            "teacher_hits": astuple(self.answers.tally or Tally()),
+            "teacher_seconds": self.teacher_outputs.watch.seconds,
+            "teacher_cache_hit_rate": astuple(self.teacher_outputs.cache_counts or CacheCounts()),
             "memory": self.memory,
-            "ranks": distributed.gathered(self._own_state()),
+            "ranks": distributed.all_gather(self._own_state()),
         }
 
     def _own_state(self) -> dict[str, Any]:
         """What differs between the processes of a run."""
         return {
-            "meter": self.meter.state(),
+            "metrics": self.metrics.state(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -338,10 +343,10 @@ class Trainer:
         load_state(self.optimizer, state["optimizer"])
         self.epoch, self.step = int(state["epoch"]), int(state["step"])
         own = state["ranks"][distributed.rank()]
-        self.meter.restore(own["meter"], self.split.device)
+        self.metrics.restore(own["metrics"], self.split.device)
         self.seconds = float(state["seconds"])
-        self.answers.watch.set(float(state["teacher_seconds"]))
-        self._set_tally(state["teacher_hits"])
+        self.teacher_outputs.watch.set(float(state["teacher_seconds"]))
+        self._set_tally(state["teacher_cache_hit_rate"])
         self.memory = int(state["memory"])
         torch.set_rng_state(own["random"].cpu())
         if own["random_cuda"] and torch.cuda.is_available():

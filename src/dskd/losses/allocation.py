@@ -34,7 +34,7 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
     ICASSP 2022, arXiv 2201.00007, equation 4.
 
     Args:
-        losses: ``[N]``, a loss a branch, or ``[N, B]``, one for each picture too; all >= 0.
+        losses: ``[N]``, a loss a branch, or ``[N, B]``, one for each image too; all >= 0.
         allocation: The rule.
         tau: Temperature of the softmax rules, above 0: small is sharp, large is uniform.
 

@@ -1,6 +1,6 @@
 """Losses of the branches on shallow stages where no other network teaches: labels, and the end.
 
-Shapes: ``B`` pictures, ``K`` classes; a list has an entry for each branch.
+Shapes: ``B`` images, ``K`` classes; a list has an entry for each branch.
 """
 
 from __future__ import annotations

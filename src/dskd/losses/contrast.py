@@ -1,6 +1,6 @@
-"""Losses that tell pictures apart: each must be found again among others.
+"""Losses that tell images apart: each must be found again among others.
 
-Shapes: ``B`` pictures, ``D`` features, ``N`` pictures of the training split, ``K`` classes.
+Shapes: ``B`` images, ``D`` features, ``N`` images of the training split, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dskd.losses.logits import kd
 from dskd.losses.precision import check_same_batch, check_temperature, in_full_precision
 
 VIEWS = 4
-"""A picture as it is, and turned by 90, 180 and 270 degrees."""
+"""An image as it is, and turned by 90, 180 and 270 degrees."""
 
 
 class CRDTerms(NamedTuple):
@@ -46,14 +46,14 @@ def crd_terms(
     """The loss of `crd`, which says what each argument is, and the constants that it used."""
     _check_contrast(student, teacher, student_memory, teacher_memory, contrasted)
     check_temperature(temperature)
-    pictures, drawn = len(student_memory), contrasted.shape[1]
+    images, drawn = len(student_memory), contrasted.shape[1]
     # Products with the whole memory are far less to move than the contrasted rows of it.
     products = torch.stack([student @ teacher_memory.T, teacher @ student_memory.T])
     scores = products.gather(2, contrasted.expand(2, -1, -1)) / temperature
     mean = scores.detach().flatten(1).logsumexp(1) - math.log(len(student) * drawn)
-    log_z = torch.where(log_z.isinf(), mean + math.log(pictures), log_z)
+    log_z = torch.where(log_z.isinf(), mean + math.log(images), log_z)
     # h = p / (p + M / N) is the logistic function of these.
-    odds = scores - log_z[:, None, None] - math.log((drawn - 1) / pictures)
+    odds = scores - log_z[:, None, None] - math.log((drawn - 1) / images)
     positive = F.softplus(-odds[:, :, 0]).sum()
     negative = F.softplus(odds[:, :, 1:]).sum()
     return CRDTerms((positive + negative) / len(student), log_z)
@@ -68,14 +68,14 @@ def crd(
     log_z: Tensor | None = None,
     temperature: float = 0.07,
 ) -> Tensor:
-    r"""Contrastive representation distillation: find a picture's own vector among many others.
+    r"""Contrastive representation distillation: find an image's own vector among many others.
 
     For each of the two sides, with the vectors of one and the memory of the other::
 
         p_k = exp(<v, m_k> / T) / Z,    h_k = p_k / (p_k + M / N)
         loss = -mean over the batch of (log h_0 + sum_{k = 1 .. M} log(1 - h_k))
 
-    ``m_0`` is the picture's own row, ``m_1 .. m_M`` are those that it is contrasted with. Computed
+    ``m_0`` is the image's own row, ``m_1 .. m_M`` are those that it is contrasted with. Computed
     from logarithms, so that no temperature overflows.
 
     Source: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020,
@@ -86,9 +86,9 @@ def crd(
     Args:
         student: Unit vectors of the student, ``[B, D]``.
         teacher: Unit vectors of the teacher, ``[B, D]``.
-        student_memory: The student's vectors of all pictures as kept so far, ``[N, D]``.
+        student_memory: The student's vectors of all images as kept so far, ``[N, D]``.
         teacher_memory: The teacher's, ``[N, D]``.
-        contrasted: int64 ``[B, 1 + M]``, rows of the memories: the picture's own, then M others.
+        contrasted: int64 ``[B, 1 + M]``, rows of the memories: the image's own, then M others.
         log_z: Logarithms of Z for the student's vectors and the teacher's, ``[2]``; where
             infinite, and by default, set from this batch.
         temperature: T, above 0.
@@ -127,7 +127,7 @@ def _check_contrast(
         )
     if contrasted.dim() != 2 or len(contrasted) != len(student) or contrasted.shape[1] < 2:
         raise InputError(
-            "contrasted must name each picture's own row and one other at least, "
+            "contrasted must name each image's own row and one other at least, "
             f"[{len(student)}, 1 + M], got {list(contrasted.shape)}"
         )
 
@@ -155,28 +155,28 @@ def remembered(memory: Tensor, indices: Tensor, vectors: Tensor, momentum: float
 
 
 def found_again(vectors: Tensor) -> Tensor:
-    """How much each turned picture is like every picture as it is: cosines ``[3 B, B]``.
+    """How much each turned image is like every image as it is: cosines ``[3 B, B]``.
 
     Args:
         vectors: ``[4 B, D]``, in the order of `dskd.data.augmentation.rotations`.
 
     Raises:
-        InputError: They are not vectors of four views of each picture.
+        InputError: They are not vectors of four views of each image.
     """
     if vectors.dim() != 2 or len(vectors) == 0 or len(vectors) % VIEWS:
         raise InputError(
-            f"vectors [{VIEWS} B, D] of every picture and its rotations are needed, "
+            f"vectors [{VIEWS} B, D] of every image and its rotations are needed, "
             f"got {list(vectors.shape)}"
         )
-    pictures = len(vectors) // VIEWS
+    images = len(vectors) // VIEWS
     units = F.normalize(vectors)
-    return units[pictures:] @ units[:pictures].T
+    return units[images:] @ units[:images].T
 
 
 def _own(similarities: Tensor) -> Tensor:
-    """The column of each turned picture's own picture: int64 ``[3 B]``."""
-    pictures = similarities.shape[1]
-    return torch.arange(pictures, device=similarities.device).repeat(VIEWS - 1)
+    """The column of each turned image's own image: int64 ``[3 B]``."""
+    images = similarities.shape[1]
+    return torch.arange(images, device=similarities.device).repeat(VIEWS - 1)
 
 
 def trusted(scores: Tensor, truth: Tensor, share: float) -> Tensor:
@@ -214,22 +214,22 @@ def _mean_over(values: Tensor, kept: Tensor) -> Tensor:
 
 @in_full_precision
 def sskd(student: Tensor, teacher: Tensor, share: float = 0.75, temperature: float = 0.5) -> Tensor:
-    r"""Self-supervision distilled: how much a turned picture is like each picture of the batch.
+    r"""Self-supervision distilled: how much a turned image is like each image of the batch.
 
     ``T^2 KL(softmax(c_t / T) || softmax(c_s / T))`` with ``c`` the cosines between a turned
-    picture's vector and those of all pictures as they are; the mean over the turned pictures that
-    are trusted: those whose own picture the teacher finds, and ``share`` of the others, the least
+    image's vector and those of all images as they are; the mean over the turned images that
+    are trusted: those whose own image the teacher finds, and ``share`` of the others, the least
     wrong first.
 
     Source: Xu, Liu, Li, Loy, Knowledge Distillation Meets Self-Supervision, ECCV 2020,
-    arXiv 2006.07114, section 3.2 (the loss L_ss); ``T^2`` and the mean over trusted pictures as
+    arXiv 2006.07114, section 3.2 (the loss L_ss); ``T^2`` and the mean over trusted images as
     in its authors' code.
 
     Args:
         student: Vectors ``[4 B, D_s]`` of the student's self-supervision head, in the order of
             `dskd.data.augmentation.rotations`.
         teacher: Of the teacher's head, ``[4 B, D_t]``.
-        share: Of the turned pictures that the teacher mistakes, from 0 to 1.
+        share: Of the turned images that the teacher mistakes, from 0 to 1.
         temperature: T, above 0.
 
     Raises:
@@ -254,19 +254,19 @@ def sskd_predictions(
     share: float = 1.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    r"""Classic distillation of what the teacher predicts for turned pictures.
+    r"""Classic distillation of what the teacher predicts for turned images.
 
-    ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, the mean over the turned pictures that are
+    ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, the mean over the turned images that are
     trusted: those that the teacher classifies as labelled, and ``share`` of the others, the least
     wrong first.
 
     Source: Xu et al., ECCV 2020 (`sskd`), section 3.2 (the loss L_T).
 
     Args:
-        student_logits: Of turned pictures only, ``[R, K]``.
+        student_logits: Of turned images only, ``[R, K]``.
         teacher_logits: ``[R, K]``.
         labels: int64 ``[R]``.
-        share: Of the turned pictures that the teacher mistakes, from 0 to 1.
+        share: Of the turned images that the teacher mistakes, from 0 to 1.
         temperature: T, above 0.
 
     Raises:
@@ -283,7 +283,7 @@ def sskd_predictions(
 
 @in_full_precision
 def sskd_head(vectors: Tensor, temperature: float = 0.5) -> Tensor:
-    r"""What a self-supervision head learns by: find a turned picture's own among the pictures.
+    r"""What a self-supervision head learns by: find a turned image's own among the images.
 
     Cross-entropy of ``softmax(c / T)``, ``c`` the cosines of `sskd`.
 
@@ -298,7 +298,7 @@ def sskd_head(vectors: Tensor, temperature: float = 0.5) -> Tensor:
         InputError: The shape does not fit, or the temperature is not above 0.
 
     Example:
-        >>> sskd_head(torch.rand(4, 3)).item()  # one picture is always found
+        >>> sskd_head(torch.rand(4, 3)).item()  # one image is always found
         0.0
     """
     check_temperature(temperature)

@@ -61,7 +61,7 @@ def feature_loss(
         adapted: The branch's map, ``[B, C_t, H, W]``.
         target: The teacher's map, in the same shape.
         scale: ``relative``, or ``none`` for the plain mean squared error.
-        reduction: ``mean`` over the batch, or ``none`` for a value a picture, ``[B]``.
+        reduction: ``mean`` over the batch, or ``none`` for a value an image, ``[B]``.
 
     Raises:
         InputError: The shapes differ.
@@ -79,13 +79,15 @@ def feature_loss(
     # Not mse_loss, not flattened: the gradient would turn maps that have their channels last.
     squared = _norm(adapted - target).square() / target[0].numel()
     if scale == "relative":
-        size = distributed.mean(_norm(target).square().mean() / target[0].numel(), len(target))
+        size = distributed.weighted_mean(
+            _norm(target).square().mean() / target[0].numel(), len(target)
+        )
         squared = squared / size.clamp_min(torch.finfo(target.dtype).tiny)
     return squared.mean() if reduction == "mean" else squared
 
 
 def _norm(maps: Tensor) -> Tensor:
-    """Of each picture's map, ``[B]``."""
+    """Of each image's map, ``[B]``."""
     norm: Tensor = torch.linalg.vector_norm(maps, dim=(1, 2, 3))
     return norm
 
@@ -125,20 +127,20 @@ def dskd_terms(
     if gamma:
         by_labels = [cross_entropy(z, labels, reduction) for z in branch_logits]
         shallow = shallow + gamma * torch.stack(by_labels)
-    # A picture is on one rank only: per sample there is nothing to average.
-    basis = shallow if weights_per == "sample" else distributed.mean(shallow, len(labels))
+    # An image is on one rank only: per sample there is nothing to average.
+    basis = shallow if weights_per == "sample" else distributed.weighted_mean(shallow, len(labels))
     weights = allocate(basis, allocation, tau)
     return DSKDTerms(
         ce=ce * cross_entropy(student_logits, labels),
         kd=kd * deep_loss(student_logits, teacher_logits, labels, reduction="mean"),
         shallow=(weights * shallow).sum(0).mean(),
-        predictions=_over_pictures(predictions),
-        features=_over_pictures(features),
-        weights=_over_pictures(weights),
+        predictions=_over_images(predictions),
+        features=_over_images(features),
+        weights=_over_images(weights),
     )
 
 
-def _over_pictures(values: Tensor) -> Tensor:
+def _over_images(values: Tensor) -> Tensor:
     """``[N]`` or ``[N, B]`` to ``[N]``, detached."""
     return values.detach().reshape(len(values), -1).mean(1)
 
@@ -205,7 +207,7 @@ def dskd(
 
     Raises:
         InputError: A setting is out of range, shapes do not fit, or ``prediction_loss`` has no
-            value for a picture where weights are per sample.
+            value for an image where weights are per sample.
 
     Example:
         >>> z, y = torch.zeros(2, 3), torch.tensor([0, 1])

@@ -1,6 +1,6 @@
 """Losses between feature maps, one or several stages at a time.
 
-Shapes: ``B`` pictures, ``C`` channels, ``H x W`` positions; a list has a map for each stage.
+Shapes: ``B`` images, ``C`` channels, ``H x W`` positions; a list has a map for each stage.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ def pooled_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps at the smaller height and width of both, each average-pooled where it is larger.
 
     Raises:
-        InputError: They are not maps of the same pictures.
+        InputError: They are not maps of the same images.
     """
     check_same_batch(student, teacher, 4, "feature maps [B, C, H, W]")
     return pool_to(student, *teacher.shape[2:]), pool_to(teacher, *student.shape[2:])
 
 
 def attention(feature_map: Tensor, power: float = 2.0) -> Tensor:
-    """Where a map is strong: the channels' mean of ``|F|^power``, of unit length for each picture.
+    """Where a map is strong: the channels' mean of ``|F|^power``, of unit length for each image.
 
     Args:
         feature_map: ``[B, C, H, W]``.
@@ -104,7 +104,7 @@ def attention(feature_map: Tensor, power: float = 2.0) -> Tensor:
 def at(
     student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], power: float = 2.0
 ) -> Tensor:
-    r"""Attention transfer: ``sum_l mean((Q(F_s,l) - Q(F_t,l))^2)`` over pictures and positions.
+    r"""Attention transfer: ``sum_l mean((Q(F_s,l) - Q(F_t,l))^2)`` over images and positions.
 
     ``Q(F) = q / ||q||`` with ``q`` the channels' mean of ``|F|^power`` at each position.
 
@@ -118,7 +118,7 @@ def at(
         power: Of the absolute values, above 0.
 
     Raises:
-        InputError: Two maps are not of the same pictures.
+        InputError: Two maps are not of the same images.
 
     Example:
         >>> import torch
@@ -133,7 +133,7 @@ def at(
 
 @in_full_precision
 def fitnet(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Hint: ``mean((r(F_s) - F_t)^2)`` over pictures, channels and positions.
+    """Hint: ``mean((r(F_s) - F_t)^2)`` over images, channels and positions.
 
     Source: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550,
     equation 3. The paper has half of the squared norm; the field the mean of the squares, which is
@@ -162,7 +162,7 @@ def nst(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tenso
     Every channel is a sample, its map ``f_c`` of unit length over the positions a point. The two
     sets of points are compared by their squared maximum mean discrepancy under the kernel
     ``k(f, g) = (f . g)^2``: ``mean k(f, f') + mean k(g, g') - 2 mean k(f, g)`` over all pairs of
-    channels, mean over pictures. The numbers of channels may differ.
+    channels, mean over images. The numbers of channels may differ.
 
     Source: Huang, Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer,
     2017, arXiv 1707.01219, section 4, with the polynomial kernel (d = 2, c = 0) of their best
@@ -173,7 +173,7 @@ def nst(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tenso
         teacher_maps: As many; of two sizes, the larger map is average-pooled to the smaller.
 
     Raises:
-        InputError: Two maps are not of the same pictures.
+        InputError: Two maps are not of the same images.
 
     Example:
         >>> import torch
@@ -197,17 +197,17 @@ def _discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _mean_kernel(a: Tensor, b: Tensor) -> Tensor:
-    """The mean of ``(a_c . b_d)^2`` over pictures and pairs of channels c, d.
+    """The mean of ``(a_c . b_d)^2`` over images and pairs of channels c, d.
 
     Summed over all pairs it is also the inner product of ``a^T a`` and ``b^T b``, which hold a
     number for each pair of positions: the smaller of the two ways is taken.
     """
-    (pictures, channels, positions), others = a.shape, b.shape[1]
+    (images, channels, positions), others = a.shape, b.shape[1]
     if positions**2 < channels * others:
         total = ((a.mT @ a) * (b.mT @ b)).sum()
     else:
         total = (a @ b.mT).square().sum()
-    return total / (pictures * channels * others)
+    return total / (images * channels * others)
 
 
 @in_full_precision

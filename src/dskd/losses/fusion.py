@@ -1,6 +1,6 @@
 """Losses between many maps at once, once trained parts have fused or projected the student's.
 
-Shapes: ``B`` pictures, ``C`` channels, ``H x W`` positions, ``S`` and ``T`` stages of student and
+Shapes: ``B`` images, ``C`` channels, ``H x W`` positions, ``S`` and ``T`` stages of student and
 teacher.
 """
 
@@ -41,7 +41,7 @@ def reviewkd(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
             to the smaller.
 
     Raises:
-        InputError: Two maps are not of the same pictures and channels.
+        InputError: Two maps are not of the same images and channels.
 
     Example:
         >>> maps = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, 1, 1)]
@@ -78,7 +78,7 @@ def _comparable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 @in_full_precision
 def similarities(feature_map: Tensor) -> Tensor:
-    """How alike the pictures of a batch are to a stage: their maps' inner products, ``[B, B]``.
+    """How alike the images of a batch are to a stage: their maps' inner products, ``[B, B]``.
 
     Source: Chen et al., AAAI 2021 (see `semckd`): what the attention over layers is told of them.
     The products are of the maps as they are, neither centred nor normalised.
@@ -129,7 +129,7 @@ def semckd(
 ) -> Tensor:
     """Semantic calibration: ``1 / (B S) sum_b,i,j a_b,i,j mean((P_ij(F_i) - G_j)^2)``.
 
-    Every stage of the student learns from every stage of the teacher, picture by picture as much
+    Every stage of the student learns from every stage of the teacher, image by image as much
     as the attention says.
 
     Source: Chen et al., Cross-Layer Distillation with Semantic Calibration, AAAI 2021,
@@ -144,7 +144,7 @@ def semckd(
         attention: ``[B, S, T]``, see `layer_attention`.
 
     Raises:
-        InputError: Two maps are not of the same pictures and channels, or the attention is for
+        InputError: Two maps are not of the same images and channels, or the attention is for
             others.
 
     Example:
@@ -158,6 +158,6 @@ def semckd(
     if attention.dim() != 3 or attention.flatten(1).shape != distances.shape:
         raise InputError(
             f"attention [B, S, T] for {distances.shape[1]} pairs of stages and "
-            f"{len(distances)} pictures is needed, got {list(attention.shape)}"
+            f"{len(distances)} images is needed, got {list(attention.shape)}"
         )
     return (attention.flatten(1) * distances).sum() / attention.shape[:2].numel()

@@ -1,7 +1,7 @@
 """Losses between the logits of student and teacher: interchangeable in the deep layer and branches.
 
 Every function computes in float32 at least, whatever precision the logits come in, and stays
-finite for logits of +-100. Shapes: ``B`` pictures, ``K`` classes.
+finite for logits of +-100. Shapes: ``B`` images, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") ->
     Args:
         student_logits: ``[B, K]``.
         labels: int64, ``[B]``.
-        reduction: ``mean`` over the batch, or ``none`` for a value a picture.
+        reduction: ``mean`` over the batch, or ``none`` for a value an image.
 
     Example:
         >>> round(ce(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)
@@ -67,7 +67,7 @@ def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") ->
 
 
 def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
-    """Each picture's logits minus their mean, over their standard deviation.
+    """Each image's logits minus their mean, over their standard deviation.
 
     Source: Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024,
     arXiv 2403.01427, Algorithm 1. The temperature is applied afterwards.
@@ -100,7 +100,7 @@ def kd(
         teacher_logits: ``[B, K]``.
         temperature: T, above 0.
         standardize: Standardise both sides' logits first (Sun et al., CVPR 2024).
-        reduction: ``mean`` over the batch, or ``none`` for a value a picture.
+        reduction: ``mean`` over the batch, or ``none`` for a value an image.
 
     Raises:
         InputError: The temperature is not above 0, or the shapes differ.
@@ -163,7 +163,7 @@ def dkd(
         alpha: Weight of TCKD.
         beta: Weight of NCKD.
         temperature: T, above 0.
-        reduction: ``mean`` over the batch, or ``none`` for a value a picture.
+        reduction: ``mean`` over the batch, or ``none`` for a value an image.
 
     Raises:
         InputError: The temperature is not above 0, or the shapes differ.
@@ -210,7 +210,7 @@ def dist(
     temperature: float = 4.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """DIST: one minus the correlation of the probabilities, within pictures and within classes.
+    """DIST: one minus the correlation of the probabilities, within images and within classes.
 
     ``T^2 (beta (1 - mean_b r(p_b, q_b)) + gamma (1 - mean_k r(p_:k, q_:k)))`` with p and q the
     softmax of the logits over T, r Pearson's correlation.
@@ -221,10 +221,10 @@ def dist(
     Args:
         student_logits: ``[B, K]``.
         teacher_logits: ``[B, K]``.
-        beta: Weight of the relation within a picture.
+        beta: Weight of the relation within an image.
         gamma: Weight of the relation within a class, across the batch.
         temperature: T, above 0; the paper takes 1 on ImageNet and 4 on CIFAR-100.
-        reduction: ``mean`` only: the relation within a class has no value a picture.
+        reduction: ``mean`` only: the relation within a class has no value an image.
 
     Raises:
         InputError: The temperature is not above 0, or ``reduction`` is ``none``.
@@ -238,14 +238,14 @@ def dist(
     _check_shapes(student_logits, teacher_logits)
     if reduction != "mean":
         raise InputError(
-            "the loss 'dist' has no value for a single picture (it relates a whole batch); "
+            "the loss 'dist' has no value for a single image (it relates a whole batch); "
             "weigh the branches per batch"
         )
     p = F.softmax(student_logits / temperature, dim=1)
     q = F.softmax(teacher_logits / temperature, dim=1)
-    within_pictures = 1 - _correlation(p, q, dim=1).mean()
+    within_images = 1 - _correlation(p, q, dim=1).mean()
     within_classes = 1 - _correlation(p, q, dim=0).mean()
-    return temperature**2 * (beta * within_pictures + gamma * within_classes)
+    return temperature**2 * (beta * within_images + gamma * within_classes)
 
 
 LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -258,7 +258,7 @@ LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
 """The logit losses by the names that ``deep_loss`` and ``prediction_loss`` take."""
 
 PER_SAMPLE = frozenset(LOGIT_LOSSES) - {"dist"}
-"""Those that have a value for each picture, and so can be weighted picture by picture."""
+"""Those that have a value for each image, and so can be weighted image by image."""
 
 
 def bind(name: str, temperature: float, options: dict[str, Any]) -> LogitLoss:

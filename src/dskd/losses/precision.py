@@ -90,7 +90,7 @@ def check_same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
 
 
 def check_same_batch(student: Tensor, teacher: Tensor, dimensions: int, what: str) -> None:
-    """Refuses tensors that are not of as many dimensions, or not of the same number of pictures.
+    """Refuses tensors that are not of as many dimensions, or not of the same number of images.
 
     Args:
         student: Of the student.
@@ -103,6 +103,6 @@ def check_same_batch(student: Tensor, teacher: Tensor, dimensions: int, what: st
     """
     if {student.dim(), teacher.dim()} != {dimensions} or len(student) != len(teacher):
         raise InputError(
-            f"{what} of the same pictures are needed, got {list(student.shape)} of the student, "
+            f"{what} of the same images are needed, got {list(student.shape)} of the student, "
             f"{list(teacher.shape)} of the teacher"
         )

@@ -1,7 +1,7 @@
-"""Losses between how the pictures of a batch lie to each other, for student and teacher.
+"""Losses between how the images of a batch lie to each other, for student and teacher.
 
-Shapes: ``B`` pictures, ``D`` features of a pooled vector, ``C`` channels, ``H x W`` positions.
-Except for the neighbours of `cc`, the two sides may differ in all but the pictures.
+Shapes: ``B`` images, ``D`` features of a pooled vector, ``C`` channels, ``H x W`` positions.
+Except for the neighbours of `cc`, the two sides may differ in all but the images.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def unit(vectors: Tensor) -> Tensor:
 
 @in_full_precision
 def sp(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Similarity preserving: ``||G_s - G_t||_F^2 / B^2``, G the similarities of the pictures.
+    """Similarity preserving: ``||G_s - G_t||_F^2 / B^2``, G the similarities of the images.
 
-    ``G`` is ``Q Q^T`` with rows of unit length, Q the pictures' maps, flattened.
+    ``G`` is ``Q Q^T`` with rows of unit length, Q the images' maps, flattened.
 
     Source: Tung, Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv 1907.09682,
     equations 2 to 4. torchdistill's rows have an absolute sum of 1 in place of a length of 1,
@@ -47,10 +47,10 @@ def sp(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
     Args:
         student_map: ``[B, C, H, W]``.
-        teacher_map: Of the same pictures.
+        teacher_map: Of the same images.
 
     Raises:
-        InputError: The maps are not of the same pictures.
+        InputError: The maps are not of the same images.
 
     Example:
         >>> maps = torch.rand(3, 2, 4, 4)
@@ -62,8 +62,8 @@ def sp(student_map: Tensor, teacher_map: Tensor) -> Tensor:
 
 
 def _similarities(feature_map: Tensor) -> Tensor:
-    pictures = feature_map.flatten(1)
-    return unit(pictures @ pictures.T)
+    images = feature_map.flatten(1)
+    return unit(images @ images.T)
 
 
 @in_full_precision
@@ -76,11 +76,11 @@ def cc(
 ) -> Tensor:
     """Correlation congruence: ``mean_i sum_d |s_i - t_i|_d |s_i+1 - t_i+1|_d``, or the paper's.
 
-    - ``neighbours``: the above, over neighbours i, i + 1 in the batch; 0 for a lone picture. This
+    - ``neighbours``: the above, over neighbours i, i + 1 in the batch; 0 for a lone image. This
       is what the field runs and published weights belong to: CRD's repository has it from the
       paper's author, and it is not the paper's equation.
     - ``gaussian``, ``bilinear``: the paper's, ``||K(s) - K(t)||_F^2 / B^2`` with K the kernel of
-      each two pictures' vectors of unit length: ``exp(-2 gamma) sum_p (2 gamma x . y)^p / p!`` for
+      each two images' vectors of unit length: ``exp(-2 gamma) sum_p (2 gamma x . y)^p / p!`` for
       p from 0 to ``order``, the beginning of the series of the Gaussian's, or ``x . y``.
       torchdistill's value is the norm without its square.
 
@@ -89,7 +89,7 @@ def cc(
 
     Args:
         student: ``[B, D]``.
-        teacher: Of the same pictures; for ``neighbours`` of as many features.
+        teacher: Of the same images; for ``neighbours`` of as many features.
         form: Which of the above.
         gamma: Of the Gaussian.
         order: At which power its series ends.
@@ -135,9 +135,9 @@ def _kernel(vectors: Tensor, factors: list[float]) -> Tensor:
 def rkd(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
     """Relational KD: ``distance * mean h(d_s, d_t) + angle * mean h(a_s, a_t)``, h Huber's loss.
 
-    ``d`` is the distance of each two pictures over the mean distance of different points, ``a`` the
+    ``d`` is the distance of each two images over the mean distance of different points, ``a`` the
     cosine of the angle that each two make at a third. All ``B^2`` pairs and ``B^3`` triplets count,
-    those of a picture with itself as zero, as in the authors' code. The gradient of points that
+    those of an image with itself as zero, as in the authors' code. The gradient of points that
     coincide is 0.
 
     It takes memory for ``B^2 D + B^3`` numbers; the second part only where ``angle`` is above 0.
@@ -147,12 +147,12 @@ def rkd(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float =
 
     Args:
         student: ``[B, D]``.
-        teacher: Of the same pictures.
+        teacher: Of the same images.
         distance: Weight of the distances.
         angle: Weight of the angles.
 
     Raises:
-        InputError: The vectors are not of the same pictures.
+        InputError: The vectors are not of the same images.
 
     Example:
         >>> vectors = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
@@ -168,7 +168,7 @@ def rkd(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float =
 
 
 def _differences(vectors: Tensor) -> Tensor:
-    """``[B, B, D]``: from the first picture to the second."""
+    """``[B, B, D]``: from the first image to the second."""
     return vectors[None] - vectors[:, None]
 
 
@@ -181,7 +181,7 @@ def _distances(differences: Tensor) -> Tensor:
 
 
 def _angles(differences: Tensor) -> Tensor:
-    """Cosines at the first picture between the ways to the second and third: ``[B, B, B]``."""
+    """Cosines at the first image between the ways to the second and third: ``[B, B, B]``."""
     directions = unit(differences)
     return directions @ directions.mT
 
@@ -190,21 +190,21 @@ def _angles(differences: Tensor) -> Tensor:
 def pkt(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     """Probabilistic knowledge transfer: ``mean p_ij log(p_ij / q_ij)`` over all ``B^2`` pairs.
 
-    ``p_ij`` is how likely the teacher's picture i takes j for its neighbour, ``q`` the student's:
+    ``p_ij`` is how likely the teacher's image i takes j for its neighbour, ``q`` the student's:
     ``(1 + cos(x_i, x_j)) / 2``, over its sum for i.
 
     Source: Passalis, Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer,
-    ECCV 2018, arXiv 1803.10837, section 3. The paper sums over pairs of different pictures; its
+    ECCV 2018, arXiv 1803.10837, section 3. The paper sums over pairs of different images; its
     authors' code, and the field after it, takes the mean over all, which is what published weights
     belong to.
 
     Args:
         student: ``[B, D]``.
-        teacher: Of the same pictures.
+        teacher: Of the same images.
         eps: Added to both probabilities within the logarithm.
 
     Raises:
-        InputError: The vectors are not of the same pictures.
+        InputError: The vectors are not of the same images.
 
     Example:
         >>> vectors = torch.rand(4, 3)
@@ -217,7 +217,7 @@ def pkt(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def _neighbourhood(vectors: Tensor) -> Tensor:
-    """Each picture's probabilities over the batch, itself included: ``[B, B]``."""
+    """Each image's probabilities over the batch, itself included: ``[B, B]``."""
     directions = unit(vectors)
     # Rounding may put a cosine below -1.
     likeness = (1 + directions @ directions.T).clamp_min(0) / 2

@@ -1,6 +1,6 @@
 """Losses of the methods that use the teacher's classifier again.
 
-Shapes: ``B`` pictures, ``D`` numbers in the vector that the teacher's classifier sees, ``K``
+Shapes: ``B`` images, ``D`` numbers in the vector that the teacher's classifier sees, ``K``
 classes, ``H x W`` positions.
 """
 
@@ -72,7 +72,7 @@ def simkd(student_map: Tensor, teacher_map: Tensor) -> Tensor:
             smaller.
 
     Raises:
-        InputError: The maps are not of the same pictures and channels.
+        InputError: The maps are not of the same images and channels.
 
     Example:
         >>> import torch

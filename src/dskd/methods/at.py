@@ -53,7 +53,9 @@ class AT(FeatureMethod):
         self.needs = TeacherNeeds(logits=True, stages=tuple(sorted(set(self.targets))))
         self.weight, self.power = weight, power
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The attention maps' loss."""
         targets = [teacher.stages[target] for target in self.targets]
         return {"at": self.weight * at(student.stages, targets, self.power)}

@@ -21,7 +21,7 @@ from dskd.models.staged_model import StagedModel
 
 @dataclass(frozen=True)
 class Pair:
-    """The student to train, and what it and its teacher give for a picture.
+    """The student to train, and what it and its teacher give for an image.
 
     Attributes:
         student: The student.
@@ -29,9 +29,9 @@ class Pair:
         teacher_spec: The teacher's, None without a teacher.
         teacher_classifier: A copy of the teacher's last linear layer, for methods that use it
             again; None where there is no teacher, or it ends in something else.
-        labels: int64 ``[N]``, of the training pictures by their index, for methods that keep
-            something of each picture.
-        largest_batch: Pictures of a step at most, in one process.
+        labels: int64 ``[N]``, of the training images by their index, for methods that keep
+            something of each image.
+        largest_batch: Images of a step at most, in one process.
     """
 
     student: StagedModel
@@ -51,8 +51,8 @@ class TeacherNeeds:
         stages: Which stages, from 0.
         pooled: Whether it reads the pooled vector.
         last: Whether it reads the last map of all (`ModelOutput.last`).
-        rotated: Whether it reads them for four rotations of every picture
-            (`dskd.data.augmentation.rotations`) in place of the picture alone.
+        rotated: Whether it reads them for four rotations of every image
+            (`dskd.data.augmentation.rotations`) in place of the image alone.
     """
 
     logits: bool = False
@@ -95,7 +95,7 @@ class StepOutput:
         return torch.stack(list(self.losses.values())).sum()
 
 
-AnsweredEpochs = Callable[[int], Iterator[tuple[Batch, ModelOutput | None]]]
+TeacherEpochs = Callable[[int], Iterator[tuple[Batch, ModelOutput | None]]]
 """From a number of epochs to their batches, each with the teacher's answer."""
 
 
@@ -125,10 +125,10 @@ class Method(nn.Module):
         self.student = pair.student
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
-        """The losses of a batch, given the teacher's answers to the same pictures."""
+        """The losses of a batch, given the teacher's outputs to the same images."""
         raise TypeError(f"{type(self).__name__} does not say how a batch is learned from")
 
-    def prepare(self, answered_epochs: AnsweredEpochs) -> None:
+    def prepare(self, teacher_epochs: TeacherEpochs) -> None:
         """Trains what must be trained before the student is; most methods have nothing of it.
 
         It runs once, in a run's beginning, from a random state that follows from the run's seed.
@@ -138,8 +138,8 @@ class Method(nn.Module):
                 teacher's answer. They are other views than those of the run's own epochs.
         """
 
-    def heads(self, images: Tensor) -> dict[str, Tensor]:
-        """All that can be judged by labels, for evaluation: logits ``[B, K]`` by name.
+    def classifier_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """All that can be evaluated by labels, for evaluation: logits ``[B, K]`` by name.
 
         The student's own come under ``student``.
         """
@@ -149,16 +149,16 @@ class Method(nn.Module):
         """What ships: the plain student, with its own keys.
 
         A method whose student needs more than itself (simkd) gives a larger module here, which
-        takes the same normalised pictures, and says how to build it by `addition` and `assemble`.
+        takes the same normalised images, and says how to build it by `addition` and `assemble`.
         """
         return self.student.module
 
-    def addition(self) -> dict[str, Any]:
+    def deploy_config(self) -> dict[str, Any]:
         """What `assemble` needs to build the deployed module anew: plain values, for a file."""
         return {}
 
     @classmethod
-    def assemble(cls, student: nn.Module, addition: Mapping[str, Any]) -> nn.Module:
+    def assemble(cls, student: nn.Module, deploy_config: Mapping[str, Any]) -> nn.Module:
         """The deployed module with weights of any kind, from a plain student.
 
         Args:
@@ -170,7 +170,7 @@ class Method(nn.Module):
         """
         return student
 
-    def beside(self) -> dict[str, Tensor]:
+    def auxiliary_state_dict(self) -> dict[str, Tensor]:
         """The state of what is trained beside the student, which is never deployed."""
         return {
             name: value
@@ -179,7 +179,7 @@ class Method(nn.Module):
         }
 
 
-def answered(teacher: ModelOutput | None) -> ModelOutput:
+def require_outputs(teacher: ModelOutput | None) -> ModelOutput:
     """The teacher's output; a method that reads it cannot do without."""
     assert teacher is not None, "this method needs a teacher"
     return teacher
@@ -224,15 +224,17 @@ class FeatureMethod(Method):
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """The labels' loss, the predictions' and the method's own."""
-        teacher = answered(teacher)
+        teacher = require_outputs(teacher)
         student: ModelOutput = self.student(batch.images)
         losses = {
             "ce": self.ce * losses_of_logits.ce(student.logits, batch.labels),
             "kd": self.kd * losses_of_logits.kd(student.logits, teacher.logits, self.temperature),
         }
-        return StepOutput(losses | self.own(batch, student, teacher), student.logits)
+        return StepOutput(losses | self.extra_losses(batch, student, teacher), student.logits)
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The method's own losses: named, already weighted scalars."""
         raise TypeError(f"{type(self).__name__} does not say what it adds to distillation")
 
@@ -267,7 +269,7 @@ class BranchedMethod(Method):
             for stage, branch in zip(self.supervised, self.branches, strict=True)
         ]
 
-    def heads(self, images: Tensor) -> dict[str, Tensor]:
+    def classifier_logits(self, images: Tensor) -> dict[str, Tensor]:
         """The student's logits, and each branch's under ``stage1``, ``stage2`` and so on."""
         student = self.student(images)
         branches = self.branch_outputs(student.stages)

@@ -1,4 +1,4 @@
-"""Correlation congruence: the student's pictures relate to each other as the teacher's do."""
+"""Correlation congruence: the student's images relate to each other as the teacher's do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dskd.settings import Count, Positive, Weight, checked
 class CC(FeatureMethod):
     """Congruent neighbours: ``ce * CE + kd * KD + weight * mean_i sum |e_i| |e_i+1|``.
 
-    ``e_i`` is the difference of student and teacher at picture i of the batch, after a linear
+    ``e_i`` is the difference of student and teacher at image i of the batch, after a linear
     embedding of each one's pooled vector; ``form`` takes the paper's kernels instead, see
     `dskd.losses.cc`. Both embeddings are trained beside the student and never deployed; the teacher
     itself gets no gradient.
@@ -65,7 +65,9 @@ class CC(FeatureMethod):
         self.teacher_embedding = nn.Linear(teacher, dim)
         self.weight, self.form, self.gamma, self.order = weight, form, gamma, order
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The loss of the congruence."""
         embedded = self.student_embedding(student.pooled)
         target = self.teacher_embedding(teacher.pooled)

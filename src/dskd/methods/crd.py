@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: a picture is found again among all others."""
+"""Contrastive representation distillation: an image is found again among all others."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EVENLY = 2**32
 
 
 class CRD(FeatureMethod):
-    """Finds each picture again in the other's memory: ``ce * CE + kd * KD + weight * CRD``.
+    """Finds each image again in the other's memory: ``ce * CE + kd * KD + weight * CRD``.
 
     The pooled vectors of both go through a linear layer each, trained with the student, to unit
-    vectors of one length. A memory keeps such a vector of every training picture for both sides.
-    See `dskd.losses.crd` for the loss: a picture's own row is told apart from ``negatives`` rows
-    of pictures of other classes (of all other pictures where there is one class), drawn evenly
-    and with replacement, never more than there are other pictures. Then the rows move.
+    vectors of one length. A memory keeps such a vector of every training image for both sides.
+    See `dskd.losses.crd` for the loss: an image's own row is told apart from ``negatives`` rows
+    of images of other classes (of all other images where there is one class), drawn evenly
+    and with replacement, never more than there are other images. Then the rows move.
     The memory is state of the run; it stays as it is in eval mode.
 
     Source: Tian, Krishnan, Isola, ICLR 2020, arXiv 1910.10699, section 3.1. Sizes, momentum and
@@ -44,18 +44,18 @@ class CRD(FeatureMethod):
         weight: Weight of the contrast.
         temperature: T of the predictions.
         feat_dim: Length of the vectors that are compared.
-        negatives: Pictures that each is contrasted with.
+        negatives: Images that each is contrasted with.
         contrast_temperature: T of the contrast.
         momentum: Share of the old in a row of the memory after an update.
 
     Raises:
         InputError: A setting is out of range, one of the two has no pooled vector, or there are
-            no two pictures.
+            no two images.
     """
 
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 0.8}}
     needs = TeacherNeeds(logits=True, pooled=True)
-    ranks = False  # each process would remember its own pictures only
+    ranks = False  # each process would remember its own images only
     uncompiled = "torch's code for its draw of negatives (whole numbers that wrap) crashes"
 
     student_memory: Tensor
@@ -81,25 +81,27 @@ class CRD(FeatureMethod):
     ) -> None:
         super().__init__(pair, ce, kd, temperature)
         student, teacher = check_pooled(pair)
-        pictures = len(pair.labels)
-        if pictures < 2:
+        images = len(pair.labels)
+        if images < 2:
             raise InputError(
-                f"crd tells training pictures apart, and there are {pictures}; give two or more"
+                f"crd tells training images apart, and there are {images}; give two or more"
             )
         self.weight, self.momentum = weight, momentum
-        self.negatives = min(negatives, pictures - 1)
+        self.negatives = min(negatives, images - 1)
         self.contrast_temperature = contrast_temperature
         self.student_embedding = Embedding(student, feat_dim)
         self.teacher_embedding = Embedding(teacher, feat_dim)
         bound = math.sqrt(3 / feat_dim)  # rows of about unit length
         for side in ("student", "teacher"):
-            memory = torch.empty(pictures, feat_dim).uniform_(-bound, bound)
+            memory = torch.empty(images, feat_dim).uniform_(-bound, bound)
             self.register_buffer(f"{side}_memory", memory)
         self.register_buffer("log_z", torch.full((2,), math.inf))
         for name, values in zip(("by_class", "start", "size"), _blocks(pair.labels), strict=True):
             self.register_buffer(name, values, persistent=False)
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The contrast."""
         assert student.pooled is not None
         assert teacher.pooled is not None
@@ -108,7 +110,7 @@ class CRD(FeatureMethod):
         return {"crd": self.weight * loss}
 
     def others(self, batch: Batch) -> Tensor:
-        """The pictures that each picture is contrasted with, int64 ``[B, negatives]``."""
+        """The images that each image is contrasted with, int64 ``[B, negatives]``."""
         start, size = self.start[batch.indices, None], self.size[batch.indices, None]
         numbers = draw_below(batch.seeds, self.negatives, EVENLY)
         places = numbers * (len(self.by_class) - size) // EVENLY
@@ -122,7 +124,7 @@ class CRD(FeatureMethod):
         Args:
             student: Pooled vectors, ``[B, D_s]``.
             teacher: Pooled vectors, ``[B, D_t]``.
-            indices: int64 ``[B]``, which pictures these are.
+            indices: int64 ``[B]``, which images these are.
             contrasted: int64 ``[B, 1 + M]``, the same, each followed by M others.
         """
         vectors = self.student_embedding(student), self.teacher_embedding(teacher)
@@ -157,9 +159,9 @@ class Embedding(nn.Module):
 
 
 def _blocks(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All pictures class by class, and where each picture's class starts in that, and its size.
+    """All images class by class, and where each image's class starts in that, and its size.
 
-    Where all are of one class, each picture counts as a class of its own.
+    Where all are of one class, each image counts as a class of its own.
     """
     if (labels == labels[0]).all():
         labels = torch.arange(len(labels))

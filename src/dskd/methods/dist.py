@@ -7,7 +7,7 @@ from typing import ClassVar
 from dskd.data.loader import Batch
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import dist
-from dskd.methods.base import Method, Pair, StepOutput, TeacherNeeds, answered, check_classes
+from dskd.methods.base import Method, Pair, StepOutput, TeacherNeeds, check_classes, require_outputs
 from dskd.models.output import ModelOutput
 from dskd.settings import Positive, Weight, checked
 
@@ -15,7 +15,7 @@ from dskd.settings import Positive, Weight, checked
 class DIST(Method):
     """Relations: ``ce * CE + kd * T^2 (beta (1 - r_b) + gamma (1 - r_k))``.
 
-    ``r_b`` is Pearson's correlation of the two sides' probabilities within each picture, ``r_k``
+    ``r_b`` is Pearson's correlation of the two sides' probabilities within each image, ``r_k``
     within each class across the batch. See `dskd.losses.dist`.
 
     Source: Huang, You, Wang, Qian, Xu, Knowledge Distillation from A Stronger Teacher, NeurIPS
@@ -27,7 +27,7 @@ class DIST(Method):
         temperature: T.
         ce: Weight of the labels.
         kd: Weight of the two relations together.
-        beta: Weight of the relation within pictures.
+        beta: Weight of the relation within images.
         gamma: Weight of the relation within classes.
 
     Raises:
@@ -56,7 +56,9 @@ class DIST(Method):
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """The labels' loss and that of the two relations."""
         logits = self.student(batch.images).logits
-        relations = dist(logits, answered(teacher).logits, self.beta, self.gamma, self.temperature)
+        relations = dist(
+            logits, require_outputs(teacher).logits, self.beta, self.gamma, self.temperature
+        )
         losses = {
             "ce": self.ce * cross_entropy(logits, batch.labels),
             "dist": self.kd * relations,

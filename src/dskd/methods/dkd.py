@@ -13,9 +13,9 @@ from dskd.methods.base import (
     Pair,
     StepOutput,
     TeacherNeeds,
-    answered,
     check_classes,
     ramp,
+    require_outputs,
 )
 from dskd.models.output import ModelOutput
 from dskd.settings import Epochs, Positive, Weight, checked
@@ -74,7 +74,7 @@ class DKD(Method):
         logits = self.student(batch.images).logits
         decoupled = dkd(
             logits,
-            answered(teacher).logits,
+            require_outputs(teacher).logits,
             batch.labels,
             self.alpha,
             self.beta,

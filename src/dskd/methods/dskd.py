@@ -17,9 +17,9 @@ from dskd.methods.base import (
     Pair,
     StepOutput,
     TeacherNeeds,
-    answered,
     at_same_depth,
     check_stages,
+    require_outputs,
 )
 from dskd.methods.branches import Branch, Downsampling
 from dskd.models.output import ModelOutput
@@ -126,7 +126,7 @@ class DSKD(BranchedMethod):
         student, teacher = check_stages(pair)
         if weights_per == "sample" and prediction_loss not in PER_SAMPLE:
             raise InputError(
-                f"weights_per=sample needs a loss for every picture, which {prediction_loss!r} "
+                f"weights_per=sample needs a loss for every image, which {prediction_loss!r} "
                 f"does not have; take weights_per=batch or one of {', '.join(sorted(PER_SAMPLE))}"
             )
         matched = at_same_depth(len(student), len(teacher))
@@ -153,7 +153,7 @@ class DSKD(BranchedMethod):
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """``D + sum_l w_l S_l``, and what each branch did."""
-        teacher = answered(teacher)
+        teacher = require_outputs(teacher)
         student = self.student(batch.images)
         branches = self.branch_outputs(student.stages)
         maps = [

@@ -64,7 +64,9 @@ class FitNet(FeatureMethod):
         self.weight = weight
         self.regressor = Regressor(student[self.stage], teacher[self.target])
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The hint's loss."""
         regressed = self.regressor(student.stages[self.stage])
         target = pool_to(teacher.stages[self.target], *regressed.shape[2:])

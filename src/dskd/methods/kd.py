@@ -7,7 +7,7 @@ from typing import ClassVar
 from dskd.data.loader import Batch
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import kd as distillation
-from dskd.methods.base import Method, Pair, StepOutput, TeacherNeeds, answered, check_classes
+from dskd.methods.base import Method, Pair, StepOutput, TeacherNeeds, check_classes, require_outputs
 from dskd.models.output import ModelOutput
 from dskd.settings import Positive, Weight, checked
 
@@ -51,7 +51,7 @@ class KD(Method):
         """The labels' loss and the teacher's."""
         logits = self.student(batch.images).logits
         by_teacher = distillation(
-            logits, answered(teacher).logits, self.temperature, self.standardize
+            logits, require_outputs(teacher).logits, self.temperature, self.standardize
         )
         losses = {
             "ce": self.ce * cross_entropy(logits, batch.labels),

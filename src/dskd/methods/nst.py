@@ -16,7 +16,7 @@ from dskd.settings import Positive, Weight, checked
 class NST(FeatureMethod):
     """What channels select, at every stage: ``ce * CE + kd * KD + weight * sum_l MMD^2_l``.
 
-    The channels of a stage are a set of points for each picture, and ``MMD^2`` the distance of the
+    The channels of a stage are a set of points for each image, and ``MMD^2`` the distance of the
     student's set to the teacher's, see `dskd.losses.nst`. Each of the student's stages is paired
     with the teacher's at the same relative depth.
 
@@ -53,7 +53,9 @@ class NST(FeatureMethod):
         self.needs = TeacherNeeds(logits=True, stages=tuple(sorted(set(self.targets))))
         self.weight = weight
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The distance between the sets of channels."""
         targets = [teacher.stages[target] for target in self.targets]
         return {"nst": self.weight * nst(student.stages, targets)}

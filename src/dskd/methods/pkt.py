@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: the student's pictures neighbour those the teacher's do."""
+"""Probabilistic knowledge transfer: the student's images neighbour those the teacher's do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dskd.settings import Positive, Weight, checked
 class PKT(FeatureMethod):
     """Who is whose neighbour: ``ce * CE + kd * KD + weight * mean_ij p_ij log(p_ij / q_ij)``.
 
-    ``p_ij`` is the probability that picture j of the batch is picture i's neighbour, by the cosines
+    ``p_ij`` is the probability that image j of the batch is image i's neighbour, by the cosines
     of the teacher's pooled vectors, ``q_ij`` by the student's, see `dskd.losses.pkt`. The vectors
     may differ in length.
 
@@ -52,7 +52,9 @@ class PKT(FeatureMethod):
         self.needs = TeacherNeeds(logits=True, pooled=True)
         self.weight = weight
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The loss of the neighbours."""
         assert student.pooled is not None
         assert teacher.pooled is not None

@@ -93,7 +93,9 @@ class ReviewKD(FeatureMethod):
         self.weight, self.warmup = weight, warmup
         self.uncompiled = RAMPED if warmup else ""
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The fused stages' loss."""
         maps = [*student.stages]
         targets = [teacher.stages[target] for target in self.targets]

@@ -1,4 +1,4 @@
-"""Relational knowledge distillation: distances and angles between pictures are the teacher's."""
+"""Relational knowledge distillation: distances and angles between images are the teacher's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dskd.settings import Positive, Weight, checked
 class RKD(FeatureMethod):
     """Distances and angles: ``ce * CE + kd * KD + weight * (distance * L_D + angle * L_A)``.
 
-    ``L_D`` compares the distances of each two pictures' pooled vectors, ``L_A`` the angles that
+    ``L_D`` compares the distances of each two images' pooled vectors, ``L_A`` the angles that
     each three make, see `dskd.losses.rkd`. The vectors may differ in length.
 
     Source: Park et al., Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068,
@@ -31,7 +31,7 @@ class RKD(FeatureMethod):
         temperature: T of the predictions.
         distance: Weight of the distances among the relations.
         angle: Weight of the angles among the relations; above 0 it takes memory for a number for
-            each three pictures of a batch.
+            each three images of a batch.
 
     Raises:
         InputError: A setting is out of range, or one of the two has no pooled vector.
@@ -58,7 +58,9 @@ class RKD(FeatureMethod):
         self.needs = TeacherNeeds(logits=True, pooled=True)
         self.weight, self.distance, self.angle = weight, distance, angle
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The loss of distances and angles."""
         assert student.pooled is not None
         assert teacher.pooled is not None

@@ -23,9 +23,9 @@ class SemCKD(FeatureMethod):
     """Stages paired by attention: ``ce * CE + kd * KD + weight * sum a_ij |P_ij(F_i) - G_j|^2``.
 
     Every stage of the student is projected (`Projection`) for every stage of the teacher. How much
-    a picture learns from each pair is an attention over the teacher's stages, see
+    an image learns from each pair is an attention over the teacher's stages, see
     `dskd.losses.layer_attention` and `dskd.losses.semckd`: its queries and keys are made
-    (`Embedding`) of how alike the picture is to the others of its batch, by the student's map and
+    (`Embedding`) of how alike the image is to the others of its batch, by the student's map and
     by the teacher's. Numbers of stages, and sizes, may differ: of two sizes, the larger map is
     average-pooled to the smaller.
 
@@ -37,7 +37,7 @@ class SemCKD(FeatureMethod):
 
     Source: Chen et al., Cross-Layer Distillation with Semantic Calibration, AAAI 2021,
     arXiv 2012.03236. Weights are those of its authors' scripts for CIFAR-100, which distil
-    predictions too. 400 is much where pictures are small and epochs few: the digits demo may
+    predictions too. 400 is much where images are small and epochs few: the digits demo may
     diverge with it, and learns well with 20.
 
     Args:
@@ -74,7 +74,9 @@ class SemCKD(FeatureMethod):
         self.projections = nn.ModuleList(Projection(s, t) for s, t in product(student, teacher))
         self.weight, self.softness = weight, softness
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The projected stages' loss."""
         pairs = [*product(student.stages, teacher.stages)]
         projected = [
@@ -98,13 +100,13 @@ class SemCKD(FeatureMethod):
 
 
 class Embedding(nn.Module):
-    """A query or key of each picture: two linear layers on its similarities to its batch.
+    """A query or key of each image: two linear layers on its similarities to its batch.
 
     Source: Chen et al., AAAI 2021 (see `SemCKD`), in the form of its authors' code. The unit
     length of queries and keys is `dskd.losses.layer_attention`'s part.
 
     Args:
-        largest_batch: Pictures of a batch at most.
+        largest_batch: Images of a batch at most.
 
     Example:
         >>> Embedding(16)(torch.zeros(5, 5)).shape
@@ -128,7 +130,7 @@ class Embedding(nn.Module):
         missing = self.largest_batch - len(similarities)
         if missing < 0:
             raise InputError(
-                f"semckd was built for batches of {self.largest_batch} pictures at most, got "
+                f"semckd was built for batches of {self.largest_batch} images at most, got "
                 f"{len(similarities)}; give it a pair of that largest_batch"
             )
         embedded: Tensor = self.layers(F.pad(similarities, (0, missing)))

@@ -19,9 +19,9 @@ from dskd.methods.base import (
     Pair,
     StepOutput,
     TeacherNeeds,
-    answered,
     check_classes,
     check_classifier,
+    require_outputs,
 )
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
@@ -107,7 +107,7 @@ class SimKD(FeatureMethod):
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """The losses of the features and of the reused classifier's logits."""
-        teacher = answered(teacher)
+        teacher = require_outputs(teacher)
         projected, logits = self.reused(self.student(batch.images).last)
         losses = {
             "ce": self.ce * losses_of_logits.ce(logits, batch.labels),
@@ -123,7 +123,7 @@ class SimKD(FeatureMethod):
         assert teacher.pooled is not None, "the constructor made sure of it"
         return teacher.pooled[:, :, None, None]
 
-    def heads(self, images: Tensor) -> dict[str, Tensor]:
+    def classifier_logits(self, images: Tensor) -> dict[str, Tensor]:
         """The reused classifier's logits."""
         return {"student": self.reused(self.student(images).last)[1]}
 
@@ -131,26 +131,26 @@ class SimKD(FeatureMethod):
         """Student, projector and the teacher's classifier."""
         return ReusedStudent(self.student, self.reused)
 
-    def addition(self) -> dict[str, Any]:
+    def deploy_config(self) -> dict[str, Any]:
         """How projector and classifier are built, and which of the student's maps they take."""
         return self.plan.model_dump()
 
     @classmethod
-    def assemble(cls, student: nn.Module, addition: Mapping[str, Any]) -> nn.Module:
+    def assemble(cls, student: nn.Module, deploy_config: Mapping[str, Any]) -> nn.Module:
         """Student, projector and classifier with fresh weights; the student loses its own.
 
         Raises:
             InputError: ``addition`` does not fit the student, or is none.
         """
-        plan = validate(Plan, addition, "addition.")
-        # Its pictures come normalised: what it would normalise them with does not matter.
+        plan = validate(Plan, deploy_config, "addition.")
+        # Its images come normalised: what it would normalise them with does not matter.
         staged = StagedModel(student, plan.stages, mean=(0.0,), std=(1.0,))
         if not staged.native and not plan.stages:
             raise InputError("addition.stages names no map of the student; it must name one")
         give_up_classifier(student)
         return ReusedStudent(staged, ReusedClassifier(plan))
 
-    def beside(self) -> dict[str, Tensor]:
+    def auxiliary_state_dict(self) -> dict[str, Tensor]:
         """Nothing: all that is trained is deployed."""
         return {}
 
@@ -251,7 +251,7 @@ class ReusedStudent(nn.Module):
         student: Seen through its stages; its mean and std play no role.
         reused: Projector and classifier.
 
-    Shapes: normalised pictures ``[B, C, H, W]`` to logits ``[B, K]``.
+    Shapes: normalised images ``[B, C, H, W]`` to logits ``[B, K]``.
     """
 
     def __init__(self, student: StagedModel, reused: ReusedClassifier) -> None:
@@ -259,9 +259,9 @@ class ReusedStudent(nn.Module):
         self.student = student
         self.reused = reused  # behind the student: its linear layer is found as the classifier
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Classifies pictures that are normalised already."""
-        logits: Tensor = self.reused(self.student.observe(pictures).last)[1]
+    def forward(self, images: Tensor) -> Tensor:
+        """Classifies images that are normalised already."""
+        logits: Tensor = self.reused(self.student.observe(images).last)[1]
         return logits
 
 

@@ -14,9 +14,9 @@ from dskd.settings import Positive, Weight, checked
 
 
 class SP(FeatureMethod):
-    """Similar pictures stay similar: ``ce * CE + kd * KD + weight * ||G_s - G_t||_F^2 / B^2``.
+    """Similar images stay similar: ``ce * CE + kd * KD + weight * ||G_s - G_t||_F^2 / B^2``.
 
-    ``G`` holds the similarities of each two pictures of the batch by the last stage's map, see
+    ``G`` holds the similarities of each two images of the batch by the last stage's map, see
     `dskd.losses.sp`. The two maps may differ in everything.
 
     Source: Tung, Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv 1907.09682,
@@ -52,6 +52,8 @@ class SP(FeatureMethod):
         self.needs = TeacherNeeds(logits=True, stages=(len(teacher) - 1,))
         self.weight = weight
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The loss of the similarities."""
         return {"sp": self.weight * sp(student.stages[-1], teacher.stages[-1])}

@@ -1,4 +1,4 @@
-"""Softmax regression representation: the teacher's classifier judges the student's vector."""
+"""Softmax regression representation: the teacher's classifier evaluates the student's vector."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dskd.settings import Positive, Weight, checked
 
 
 class SRRL(FeatureMethod):
-    """Teacher's classifier judges: ``ce * CE + kd * KD + feature * FM + regression * SR``.
+    """Teacher's classifier evaluates: ``ce * CE + kd * KD + feature * FM + regression * SR``.
 
     ``FM = mean (h - g)^2`` with h the student's pooled vector through a connector, trained beside
     it and never deployed, and g the teacher's; ``SR = mean (W h - W g)^2`` with W the teacher's
@@ -73,7 +73,9 @@ class SRRL(FeatureMethod):
         self.classifier = check_classifier(pair)
         self.feature, self.regression = feature, regression
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """The loss of vectors and of the teacher's classifier's logits."""
         assert teacher.pooled is not None, "the constructor made sure of it"
         connected = self.connector(student.pooled)

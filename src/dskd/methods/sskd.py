@@ -1,4 +1,4 @@
-"""Knowledge distillation with self-supervision: what a teacher sees in turned pictures."""
+"""Knowledge distillation with self-supervision: what a teacher sees in turned images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dskd.losses import logits as losses_of_logits
 from dskd.losses.contrast import sskd, sskd_head, sskd_predictions
 from dskd.losses.precision import full_precision
 from dskd.methods.base import (
-    AnsweredEpochs,
     FeatureMethod,
     Pair,
     StepOutput,
+    TeacherEpochs,
     TeacherNeeds,
-    answered,
     check_pooled,
+    require_outputs,
 )
 from dskd.models.output import ModelOutput
 from dskd.runtime.nonfinite import require_finite
@@ -33,13 +33,13 @@ HEAD_MILESTONES = (0.5, 0.75)
 
 
 class SSKD(FeatureMethod):
-    """How turned pictures resemble the others: ``ce * CE + kd * KD + ss * SS + tf * TF``.
+    """How turned images resemble the others: ``ce * CE + kd * KD + ss * SS + tf * TF``.
 
-    Student and teacher see every picture as it is and turned by 90, 180 and 270 degrees. SS
-    compares how much each turned picture is like every picture of the batch, in the eyes of a
-    small head on either's pooled vector (`dskd.losses.sskd`); TF is KD on the turned pictures
-    (`dskd.losses.sskd_predictions`). CE and KD are on the pictures as they are. The teacher's head
-    learns first, alone, to find a turned picture's own picture (`dskd.losses.sskd_head`), by SGD
+    Student and teacher see every image as it is and turned by 90, 180 and 270 degrees. SS
+    compares how much each turned image is like every image of the batch, in the eyes of a
+    small head on either's pooled vector (`dskd.losses.sskd`); TF is KD on the turned images
+    (`dskd.losses.sskd_predictions`). CE and KD are on the images as they are. The teacher's head
+    learns first, alone, to find a turned image's own image (`dskd.losses.sskd_head`), by SGD
     with the authors' rates, and is frozen then; the student's learns with the student.
 
     Source: Xu, Liu, Li, Loy, ECCV 2020, arXiv 2006.07114, sections 3.1 to 3.3. Weights,
@@ -47,20 +47,20 @@ class SSKD(FeatureMethod):
     (``literature``), and fewer by default, which is *our choice* for short runs.
 
     Args:
-        pair: Student and teacher, of the same classes, with pooled vectors, for square pictures.
+        pair: Student and teacher, of the same classes, with pooled vectors, for square images.
         ce: Weight of the labels.
-        kd: Weight of the teacher's predictions for the pictures as they are.
+        kd: Weight of the teacher's predictions for the images as they are.
         ss: Weight of the self-supervision.
-        tf: Weight of the teacher's predictions for the turned pictures.
+        tf: Weight of the teacher's predictions for the turned images.
         temperature: T of the predictions, turned or not.
         ss_temperature: T of the self-supervision, and of the head's own training.
-        share_ss: Of the turned pictures that the teacher's head mistakes, those still used.
-        share_tf: Of the turned pictures that the teacher misclassifies, those still used.
+        share_ss: Of the turned images that the teacher's head mistakes, those still used.
+        share_tf: Of the turned images that the teacher misclassifies, those still used.
         head_epochs: For which the teacher's head is trained before the student.
 
     Raises:
         InputError: A setting is out of range, one of the two has no pooled vector, or the
-            pictures are not square.
+            images are not square.
     """
 
     presets: ClassVar = {
@@ -91,38 +91,38 @@ class SSKD(FeatureMethod):
         self.student_head = _head(student)
         self.teacher_head = _head(teacher).requires_grad_(False)
 
-    def prepare(self, answered_epochs: AnsweredEpochs) -> None:
+    def prepare(self, teacher_epochs: TeacherEpochs) -> None:
         """Trains the teacher's head."""
         self.teacher_head.requires_grad_(True)
         optimizer = torch.optim.SGD(
             self.teacher_head.parameters(), momentum=HEAD_MOMENTUM, weight_decay=HEAD_DECAY
         )
         first: int | None = None
-        for batch, answer in answered_epochs(self.head_epochs):
+        for batch, teacher_output in teacher_epochs(self.head_epochs):
             first = batch.epoch if first is None else first
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(
                     batch.epoch - first, self.head_epochs, HEAD_LR, milestones=HEAD_MILESTONES
                 )
-            vectors = self.teacher_head(full_precision(_pooled(answered(answer))))
+            vectors = self.teacher_head(full_precision(_pooled(require_outputs(teacher_output))))
             loss = sskd_head(vectors, self.ss_temperature)
             loss.backward()  # type: ignore[no-untyped-call]
-            logits = answered(answer).logits
+            logits = require_outputs(teacher_output).logits
             require_finite(self, batch, logits, {"teacher_head": loss}, optimizer)
             optimizer.step()
             optimizer.zero_grad()
         self.teacher_head.requires_grad_(False)
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
-        """The labels' loss, the predictions' on both kinds of pictures, and self-supervision."""
+        """The labels' loss, the predictions' on both kinds of images, and self-supervision."""
         height, width = batch.images.shape[2:]
         if height != width:
             raise _not_square(f"these are {height}x{width}")
-        teacher = answered(teacher)
+        teacher = require_outputs(teacher)
         student: ModelOutput = self.student(rotations(batch.images))
-        pictures = len(batch.labels)
-        logits, turned = student.logits[:pictures], student.logits[pictures:]
-        taught, taught_turned = teacher.logits[:pictures], teacher.logits[pictures:]
+        images = len(batch.labels)
+        logits, turned = student.logits[:images], student.logits[images:]
+        taught, taught_turned = teacher.logits[:images], teacher.logits[images:]
         losses = {
             "ce": self.ce * losses_of_logits.ce(logits, batch.labels),
             "kd": self.kd * losses_of_logits.kd(logits, taught, self.temperature),
@@ -151,7 +151,7 @@ def _pooled(output: ModelOutput) -> Tensor:
 
 
 def _check_square(pair: Pair) -> None:
-    """Refuses pictures that are not square where no map of student and teacher is."""
+    """Refuses images that are not square where no map of student and teacher is."""
     assert pair.teacher_spec is not None
     stages = [*pair.student_spec.stages, *pair.teacher_spec.stages]
     if stages and all(stage.height != stage.width for stage in stages):
@@ -160,5 +160,5 @@ def _check_square(pair: Pair) -> None:
 
 def _not_square(what: str) -> InputError:
     return InputError(
-        f"sskd turns pictures, which must be square, and {what}; give square ones or set data.size"
+        f"sskd turns images, which must be square, and {what}; give square ones or set data.size"
     )

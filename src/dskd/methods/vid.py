@@ -70,7 +70,9 @@ class VID(FeatureMethod):
             for stage, target in zip(student, self.targets, strict=True)
         )
 
-    def own(self, batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+    def extra_losses(
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput
+    ) -> dict[str, Tensor]:
         """How unlikely the teacher's maps are, given the student's."""
         pairs = [
             pooled_alike(stage, teacher.stages[target])
@@ -87,7 +89,7 @@ class ConditionalGaussian(nn.Module):
     """A Gaussian over the teacher's map, given the student's: a mean for each value of it.
 
     The mean is three 1x1 convolutions with ReLU between, as wide as the teacher's map; the
-    variance ``softplus(scale) + 0.00001`` of each channel is learned and the same for all pictures
+    variance ``softplus(scale) + 0.00001`` of each channel is learned and the same for all images
     and positions.
 
     Source: Ahn et al., CVPR 2019, section 2, in the form of the field (CRD's repository, from the

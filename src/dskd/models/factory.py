@@ -35,8 +35,8 @@ def load_model(
             ``package.module:function`` where ``allow_code`` is true, a function that takes
             ``num_classes``, ``in_channels`` and the options and gives a module.
         num_classes: K, two or more.
-        in_channels: Of the pictures.
-        size: Side of the pictures in pixels, for timm models that must know (transformers).
+        in_channels: Of the images.
+        size: Side of the images in pixels, for timm models that must know (transformers).
         options: Further arguments of ``timm.create_model`` or of the function.
         allow_code: Whether a name may run code that is not this package's or timm's.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dskd.errors import InputError
 
 
-class Seen:
+class HookedFeatures:
     """What the hooks caught in one forward pass.
 
     Attributes:
@@ -60,9 +60,11 @@ def _version(output: object) -> int:
 
 
 @contextmanager
-def watching(module: nn.Module, stages: Sequence[str], classifier: str | None) -> Iterator[Seen]:
+def feature_hooks(
+    module: nn.Module, stages: Sequence[str], classifier: str | None
+) -> Iterator[HookedFeatures]:
     """Hooks on the named submodules while the block runs."""
-    seen = Seen()
+    seen = HookedFeatures()
     handles = [
         module.get_submodule(name).register_forward_hook(partial(seen.see_output, name=name))
         for name in stages

@@ -9,16 +9,16 @@ from torch import Tensor
 from dskd.errors import InputError
 
 
-def as_map(output: object, name: str, pictures: Tensor, prefix: int | None) -> Tensor:
-    """The output of stage ``name`` for these pictures as a map ``[B, C, H, W]``."""
-    if isinstance(output, Tensor) and output.shape[:1] == pictures.shape[:1]:
-        height, width = pictures.shape[2:]
+def as_map(output: object, name: str, images: Tensor, prefix: int | None) -> Tensor:
+    """The output of stage ``name`` for these images as a map ``[B, C, H, W]``."""
+    if isinstance(output, Tensor) and output.shape[:1] == images.shape[:1]:
+        height, width = images.shape[2:]
         if output.dim() == 3:
             return tokens_to_grid(output, prefix, (height, width))
         if output.dim() == 4:
             return _channels_first(output, height / width)
     raise InputError(
-        f"stage {name!r} gives {kind_of(output)} for {len(pictures)} pictures, not a map "
+        f"stage {name!r} gives {kind_of(output)} for {len(images)} images, not a map "
         "[B, C, H, W] or tokens [B, N, D]; name a submodule that gives one tensor of these"
     )
 
@@ -52,7 +52,7 @@ def average(feature_map: Tensor) -> Tensor:
 
 
 def tokens_to_grid(
-    tokens: Tensor, prefix: int | None = None, picture: tuple[int, int] = (1, 1)
+    tokens: Tensor, prefix: int | None = None, image: tuple[int, int] = (1, 1)
 ) -> Tensor:
     """A transformer's tokens as a feature map.
 
@@ -60,7 +60,7 @@ def tokens_to_grid(
         tokens: ``[B, P + h * w, D]``: P prefix tokens (class, registers), then the h x w patches.
         prefix: P where the model says it, None where it does not: then h x w is the largest grid
             that fits. A sequence of no prefix tokens (a patch embedding's) is known in any case.
-        picture: Height and width of the pictures, to which those of the grid are proportional.
+        image: Height and width of the images, to which those of the grid are proportional.
 
     Returns:
         ``[B, D, h, w]``.
@@ -74,10 +74,10 @@ def tokens_to_grid(
         torch.Size([2, 8, 4, 4])
         >>> tokens_to_grid(torch.zeros(2, 25, 8), prefix=9).shape
         torch.Size([2, 8, 4, 4])
-        >>> tokens_to_grid(torch.zeros(2, 9, 8), picture=(32, 64)).shape
+        >>> tokens_to_grid(torch.zeros(2, 9, 8), image=(32, 64)).shape
         torch.Size([2, 8, 2, 4])
     """
-    height, width = (side // math.gcd(*picture) for side in picture)
+    height, width = (side // math.gcd(*image) for side in image)
     count = tokens.shape[1]
     for patches in (count,) if prefix is None else (count - prefix, count):
         times = math.isqrt(max(patches, 0) // (height * width))
@@ -85,13 +85,13 @@ def tokens_to_grid(
         if h * w and (prefix is None or h * w == patches):
             return tokens[:, count - h * w :].transpose(1, 2).reshape(tokens.shape[0], -1, h, w)
     raise InputError(
-        f"{count} tokens are no grid of the pictures' proportions, {picture[0]}x{picture[1]}"
+        f"{count} tokens are no grid of the images' proportions, {image[0]}x{image[1]}"
         f"{f', after {prefix} prefix tokens' if prefix else ''}; name another stage"
     )
 
 
 def _channels_first(output: Tensor, proportion: float) -> Tensor:
-    """``[B, C, H, W]``, also from ``[B, H, W, C]``: a map has the proportions of its picture."""
+    """``[B, C, H, W]``, also from ``[B, H, W, C]``: a map has the proportions of its image."""
     _, first, second, third = output.shape
     if _apart(second / third, proportion) > _CLEARLY >= _apart(first / second, proportion):
         return output.permute(0, 3, 1, 2)

@@ -27,7 +27,7 @@ class _Calls:
     outputs: list[Tensor] = field(default_factory=list)
 
 
-def folded(model: StagedModel, images: Tensor) -> StagedModel:
+def fuse_batchnorm(model: StagedModel, images: Tensor) -> StagedModel:
     """A copy of a frozen model in eval mode, in which BatchNorm is part of the convolutions.
 
     ``BN(W x) = (g / s) W x + (b - g m / s)`` with running mean ``m``, deviation ``s``, scale ``g``
@@ -37,7 +37,7 @@ def folded(model: StagedModel, images: Tensor) -> StagedModel:
 
     Args:
         model: In eval mode; it stays as it is.
-        images: A few pictures, uint8 ``[B, C, H, W]``, on its device.
+        images: A few images, uint8 ``[B, C, H, W]``, on its device.
 
     Example:
         >>> from dskd.models.zoo import build
@@ -68,7 +68,7 @@ def in_bfloat16(model: StagedModel, images: Tensor) -> StagedModel:
 
     Args:
         model: Frozen, in eval mode; it stays as it is.
-        images: A few pictures, uint8 ``[B, C, H, W]``, on its device.
+        images: A few images, uint8 ``[B, C, H, W]``, on its device.
 
     Example:
         >>> from dskd.models.zoo import build

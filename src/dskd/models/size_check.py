@@ -23,7 +23,7 @@ class _TooMany(Exception):
     """A model has more parameters than it may have."""
 
 
-def check_claim(
+def check_size(
     build: Callable[[], nn.Module],
     options: Mapping[str, Any],
     weights: Mapping[str, Tensor],

@@ -1,4 +1,4 @@
-"""What a staged model gives, told from a few pictures."""
+"""What a staged model gives, told from a few images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a staged model gives for pictures of one shape.
+    """What a staged model gives for images of one shape.
 
     Attributes:
         classes: K, the length of the logits.
@@ -59,15 +59,15 @@ class ModelSpec:
 
 @torch.no_grad()
 def describe(model: StagedModel, images: Tensor) -> ModelSpec:
-    """What ``model`` gives for pictures like these; the model is left as it was.
+    """What ``model`` gives for images like these; the model is left as it was.
 
     Args:
         model: The staged model.
-        images: A few pictures, uint8 ``[B, C, H, W]``, on the model's device: whether a map can
+        images: A few images, uint8 ``[B, C, H, W]``, on the model's device: whether a map can
             be negative, and whether the last is averaged, is read off them.
 
     Raises:
-        InputError: The model does not run on such pictures, or gives no logits ``[B, K]``.
+        InputError: The model does not run on such images, or gives no logits ``[B, K]``.
     """
     modes = {part: part.training for part in model.modules()}
     model.eval()
@@ -77,7 +77,7 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
         raise
     except Exception as error:  # anybody's module may raise anything
         raise InputError(
-            f"{type(model.module).__name__} does not run on pictures {list(images.shape[1:])}: "
+            f"{type(model.module).__name__} does not run on images {list(images.shape[1:])}: "
             f"{first_line(error)}"
         ) from error
     finally:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.errors import InputError
-from dskd.models.feature_hooks import watching
+from dskd.models.feature_hooks import feature_hooks
 from dskd.models.feature_maps import as_map, as_vector, kind_of
 from dskd.models.output import ModelOutput
 from dskd.models.staged_net import StagedNet
@@ -24,15 +24,15 @@ class StagedModel(nn.Module):
     read its stages are there only while it runs.
 
     Args:
-        module: Any classifier from normalised pictures to logits. A model with a method
+        module: Any classifier from normalised images to logits. A model with a method
             ``forward_stages`` (the zoo) gives its own stages where none are named.
         stages: Names of submodules whose outputs are the stages, shallow to deep, as in
             ``["layer1", "layer2"]``. A map is taken as it is; a token sequence ``[B, N, D]``
             becomes its grid ``[B, D, H, W]`` without the prefix tokens (see `tokens_to_grid`; a
             model that says ``num_prefix_tokens``, as timm's do, is believed); a map with the
             channels last, as Swin's, gets them first.
-        mean: Of each channel, on the scale from 0 to 1, subtracted from the pictures.
-        std: Of each channel, on the scale from 0 to 1, that the pictures are divided by.
+        mean: Of each channel, on the scale from 0 to 1, subtracted from the images.
+        std: Of each channel, on the scale from 0 to 1, that the images are divided by.
         classifier: Name of the submodule whose input is the pooled vector; by default the model's
             own ``get_classifier()`` (timm) or the last linear layer.
 
@@ -75,18 +75,18 @@ class StagedModel(nn.Module):
         self.std: Tensor
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pictures as the module expects them.
+        """Images as the module expects them.
 
         Args:
             images: uint8 ``[B, C, H, W]``, or floating point from 0 to 1.
 
         Raises:
-            InputError: They are not pictures of as many channels as mean and std have.
+            InputError: They are not images of as many channels as mean and std have.
         """
         channels = self.mean.shape[1]
         if images.dim() != 4 or images.shape[1] != channels:  # one channel would be broadcast
             raise InputError(
-                f"pictures [B, {channels}, H, W] are needed, as mean and std have {channels} "
+                f"images [B, {channels}, H, W] are needed, as mean and std have {channels} "
                 f"channels, got {list(images.shape)}"
             )
         if not images.is_floating_point():
@@ -94,16 +94,16 @@ class StagedModel(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> ModelOutput:
-        """Logits, stages and pooled vector of a batch of pictures (see `normalize`)."""
+        """Logits, stages and pooled vector of a batch of images (see `normalize`)."""
         return self.observe(self.normalize(images))
 
-    def observe(self, pictures: Tensor) -> ModelOutput:
-        """As `forward`, of pictures that are normalised already."""
+    def observe(self, images: Tensor) -> ModelOutput:
+        """As `forward`, of images that are normalised already."""
         if self.native:
-            output = cast(StagedNet, self.module).forward_stages(pictures)
+            output = cast(StagedNet, self.module).forward_stages(images)
         else:
             # Batches come with their channels last, which a foreign module may not expect.
-            output = self._watched(pictures.clone(memory_format=torch.contiguous_format))
+            output = self._watched(images.clone(memory_format=torch.contiguous_format))
         if not isinstance(output.logits, Tensor) or output.logits.dim() != 2:
             raise InputError(
                 f"{type(self.module).__name__} gives {kind_of(output.logits)}, not logits [B, K]; "
@@ -130,13 +130,13 @@ class StagedModel(nn.Module):
             self.module.to(memory_format=torch.channels_last)
         return self
 
-    def _watched(self, pictures: Tensor) -> ModelOutput:
+    def _watched(self, images: Tensor) -> ModelOutput:
         """One forward of a model that knows nothing of stages."""
         names = self.stage_names or ()
-        with watching(self.module, names, self.classifier) as seen:
-            logits = self.module(pictures)
+        with feature_hooks(self.module, names, self.classifier) as seen:
+            logits = self.module(images)
         outputs = seen.ordered(names)
-        maps = [as_map(o, n, pictures, self.prefix_tokens) for n, o in outputs.items()]
+        maps = [as_map(o, n, images, self.prefix_tokens) for n, o in outputs.items()]
         last = maps[-1] if maps else None
         return ModelOutput(logits, tuple(maps), as_vector(seen.pooled), last)
 

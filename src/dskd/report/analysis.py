@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from dskd.compare.summary import BASELINE, STUDENT
 from dskd.data import Dataset
-from dskd.engine.build import Given
+from dskd.engine.build import UserObjects
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
 from dskd.report.cka import Similarity, similarity
-from dskd.report.collect import Gathered, MethodRuns
+from dskd.report.collect import CollectedRuns, MethodRuns
 from dskd.report.cost import Cost, measure
 from dskd.report.disagreements import Differences, differences
 from dskd.report.load_models import load_student, load_teacher
@@ -61,12 +61,12 @@ class Examined:
     differences: Differences | Missing
 
 
-def examine(gathered: Gathered, data: Dataset, given: Given) -> Examined:
+def examine(gathered: CollectedRuns, data: Dataset, given: UserObjects) -> Examined:
     """Measures the finished students; what cannot be is left out, with the reason.
 
     Args:
         gathered: The runs.
-        data: Their pictures.
+        data: Their images.
         given: Objects in place of names.
     """
     laboratory = _Laboratory(gathered, data, given)
@@ -88,7 +88,7 @@ def _or_missing(measured: Callable[[], T]) -> T | Missing:
 class _Laboratory:
     """Builds students and teachers of the runs, and measures them."""
 
-    def __init__(self, gathered: Gathered, data: Dataset, given: Given) -> None:
+    def __init__(self, gathered: CollectedRuns, data: Dataset, given: UserObjects) -> None:
         self.gathered, self.data, self.given = gathered, data, given
         self.finished = [runs for runs in gathered.methods if runs.folders]
 

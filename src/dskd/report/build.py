@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dskd.config.recipe import DataSettings
-from dskd.engine.build import Given, load_data
+from dskd.engine.build import UserObjects, load_data
 from dskd.errors import InputError
-from dskd.report.collect import gather
+from dskd.report.collect import collect
 from dskd.report.contents import make_content, record, rows
 from dskd.report.html_page import GENERATOR, render
 from dskd.report.tables import as_csv, as_latex
@@ -26,7 +26,7 @@ def make_report(
     output: Path = Path("report.html"),
     *,
     root: Path | None = None,
-    given: Given | None = None,
+    given: UserObjects | None = None,
 ) -> Path:
     """Writes the report of finished runs; the runs are only read.
 
@@ -40,22 +40,22 @@ def make_report(
         The page.
 
     Raises:
-        InputError: The runs are not there or not of one recipe, their pictures are not to be had,
+        InputError: The runs are not there or not of one recipe, their images are not to be had,
             or a file would be replaced that is not a report's.
     """
-    given = given or Given()
-    gathered = gather(paths)
+    given = given or UserObjects()
+    gathered = collect(paths)
     _check_output(output)
     settings = gathered.recipe.data
     if root is not None:
         settings = validate(DataSettings, {**settings.model_dump(), "root": root}, "data.")
-    log.info("reading the pictures")
+    log.info("reading the images")
     report = make_content(gathered, load_data(settings, given.data), given)
     files = {
         ".html": render(report, output.stem),
         ".csv": as_csv(rows(report)),
         ".json": json.dumps(record(report), indent=1) + "\n",
-        ".tex": as_latex(report.summaries, report.costs, report.pictures),
+        ".tex": as_latex(report.summaries, report.costs, report.images),
     }
     for suffix, text in files.items():
         # Names of folders need be no text.

@@ -13,7 +13,7 @@ from dskd.data import Split
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
 
-PICTURES = 512
+IMAGES = 512
 _BATCH = 64
 _COLUMNS = 1 << 15
 """Features that are taken at once in float64: memory then does not grow with a map's size."""
@@ -26,23 +26,23 @@ class Similarity:
     Attributes:
         label: Of the student's method.
         seed: Of its run.
-        pictures: How many test pictures it was measured on.
+        images: How many test images it was measured on.
         student: The names of the student's layers, shallow to deep.
         teacher: The names of the teacher's.
         values: From 0 to 1, a row for each of the student's layers; None where a layer gives the
-            same for every picture, or what is not finite.
+            same for every image, or what is not finite.
     """
 
     label: str
     seed: int
-    pictures: int
+    images: int
     student: tuple[str, ...]
     teacher: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float | None:
-    """Linear centred kernel alignment of two layers that saw the same pictures.
+    """Linear centred kernel alignment of two layers that saw the same images.
 
     ``<K, L> / (|K| |L|)`` with ``K`` and ``L`` the centred Gram matrices of the two layers. It
     is from 0 to 1, and does not change when a layer is rotated or scaled.
@@ -52,10 +52,10 @@ def linear_cka(one: Tensor, other: Tensor) -> float | None:
 
     Args:
         one: A layer's centred Gram matrix, float64 ``[N, N]``, see `gram`.
-        other: Another's, of the same pictures.
+        other: Another's, of the same images.
 
     Returns:
-        The similarity; None where a layer gives the same for every picture, or what is not finite.
+        The similarity; None where a layer gives the same for every image, or what is not finite.
 
     Example:
         >>> layer = torch.randn(8, 5, dtype=torch.float64)
@@ -72,7 +72,7 @@ def gram(features: Tensor) -> Tensor:
     """The centred Gram matrix of a layer, float64 ``[N, N]``.
 
     Args:
-        features: ``[N, ...]``, what the layer gives for each of N pictures.
+        features: ``[N, ...]``, what the layer gives for each of N images.
     """
     matrix = torch.zeros(len(features), len(features), dtype=torch.float64).to(features.device)
     for part in torch.split(features.flatten(1), _COLUMNS, dim=1):
@@ -92,7 +92,7 @@ def similarity(
         seed: Of its run.
         student: In eval mode, with stages.
         teacher: The same, on the same device.
-        split: Up to 512 of its pictures are shown, spread evenly over it.
+        split: Up to 512 of its images are shown, spread evenly over it.
 
     Raises:
         InputError: One of the two has no stages.
@@ -109,8 +109,8 @@ def similarity(
 
 
 def _spread(count: int) -> Tensor:
-    """Which pictures: a split may be sorted by class, so they are taken from all of it."""
-    return torch.arange(min(count, PICTURES)) * count // min(count, PICTURES)
+    """Which images: a split may be sorted by class, so they are taken from all of it."""
+    return torch.arange(min(count, IMAGES)) * count // min(count, IMAGES)
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ class MethodRuns:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class CollectedRuns:
     """All runs of a report.
 
     Attributes:
@@ -99,7 +99,7 @@ class _Run:
         return settings.pop("name"), settings
 
 
-def gather(paths: Sequence[Path]) -> Gathered:
+def collect(paths: Sequence[Path]) -> CollectedRuns:
     """The runs of some folders.
 
     Args:
@@ -118,7 +118,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
     return _from_comparison(paths[0])
 
 
-def _from_comparison(path: Path) -> Gathered:
+def _from_comparison(path: Path) -> CollectedRuns:
     comparison = read_comparison(path)
     facts = comparison.facts
     plain = facts["recipe"] | {"method": facts["entries"][0]["method"], "seed": facts["seeds"][0]}
@@ -130,7 +130,7 @@ def _from_comparison(path: Path) -> Gathered:
         for entry, one in zip(comparison.entries, facts["entries"], strict=True)
     ]
     environment = _read_environment(path)
-    return Gathered(tuple(found), recipe, (tuple(environment["command"]),), environment)
+    return CollectedRuns(tuple(found), recipe, (tuple(environment["command"]),), environment)
 
 
 def _compared(
@@ -154,12 +154,12 @@ def _is_taught(method: str) -> bool:
     return methods.find(method).needs_teacher
 
 
-def _from_runs(runs: Sequence[_Run]) -> Gathered:
+def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
     # A student that learns by labels alone has no teacher; another run of the same may.
     first = next((run for run in runs if run.recipe["teacher"]), runs[0])
     for run in runs:
         _check_same(first, run)
-    _check_pictures(runs)
+    _check_images(runs)
     grouped: dict[str, list[_Run]] = {}
     for run in runs:
         grouped.setdefault(json.dumps(run.recipe["method"], sort_keys=True), []).append(run)
@@ -168,7 +168,7 @@ def _from_runs(runs: Sequence[_Run]) -> Gathered:
     environments = [_read_environment(run.folder) for run in runs]
     commands = dict.fromkeys(tuple(environment["command"]) for environment in environments)
     recipe = resolve(first.recipe, first.folder)
-    return Gathered(tuple(found), recipe, tuple(commands), environments[0])
+    return CollectedRuns(tuple(found), recipe, tuple(commands), environments[0])
 
 
 def _read_run(folder: Path) -> _Run:
@@ -210,13 +210,13 @@ def _check_same(first: _Run, other: _Run) -> None:
         )
 
 
-def _check_pictures(runs: Sequence[_Run]) -> None:
-    """Nor where they were judged on other pictures, as far as they tell."""
+def _check_images(runs: Sequence[_Run]) -> None:
+    """Nor where they were evaluated on other images, as far as they tell."""
     told = {run.result["given"].get("data"): run for run in runs if run.result is not None}
     folders = [run.folder for fingerprint, run in told.items() if fingerprint is not None]
     if len(folders) > 1:
         raise InputError(
-            f"{folders[0]} and {folders[1]} are not of the same pictures; make a report of each"
+            f"{folders[0]} and {folders[1]} are not of the same images; make a report of each"
         )
 
 

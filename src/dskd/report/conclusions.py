@@ -39,38 +39,38 @@ def headline(summaries: Sequence[Summary]) -> str:
     if not finished:
         return "No run is finished yet."
     compared = [s for s in finished if s.difference is not None]
-    rivals = [s for s in compared if s.label != STUDENT] or compared
-    if not rivals:
+    baselines = [s for s in compared if s.label != STUDENT] or compared
+    if not baselines:
         return _without_baseline(finished)
-    if all(s.difference is None or s.difference.interval.half is None for s in rivals):
+    if all(s.difference is None or s.difference.interval.half is None for s in baselines):
         return f"At a single seed no method can be told apart from {BASELINE}."
-    return _of_one(rivals[0]) if len(rivals) == 1 else _of_many(rivals)
+    return _of_one(baselines[0]) if len(baselines) == 1 else _of_many(baselines)
 
 
-def _of_one(rival: Summary) -> str:
-    word = verdict(rival.difference)
+def _of_one(baseline: Summary) -> str:
+    word = verdict(baseline.difference)
     if word == "open":
-        return f"{rival.label} and {BASELINE} cannot be told apart."
-    return f"{rival.label} is {word} than {BASELINE}."
+        return f"{baseline.label} and {BASELINE} cannot be told apart."
+    return f"{baseline.label} is {word} than {BASELINE}."
 
 
-def _of_many(rivals: Sequence[Summary]) -> str:
-    by_size = sorted(rivals, key=_size, reverse=True)
+def _of_many(baselines: Sequence[Summary]) -> str:
+    by_size = sorted(baselines, key=_size, reverse=True)
     told = {
         word: [s for s in by_size if verdict(s.difference) == word] for word in ("better", "worse")
     }
-    left = len(rivals) - sum(map(len, told.values()))
-    if left == len(rivals):
+    left = len(baselines) - sum(map(len, told.values()))
+    if left == len(baselines):
         return f"None of {left} methods can be told apart from {BASELINE}."
     said = []
     for word, found in told.items():
-        if len(found) == len(rivals):
-            return f"All {len(rivals)} methods are {word} than {BASELINE}."
+        if len(found) == len(baselines):
+            return f"All {len(baselines)} methods are {word} than {BASELINE}."
         if found:
             said.append(f"{_are(found)} {word} than {BASELINE} ({_names(found)})")
     if left:
         said.append(f"the other {left if left > 1 else 'one'} cannot be told apart from it")
-    return f"Of {len(rivals)} methods {', '.join(said)}."
+    return f"Of {len(baselines)} methods {', '.join(said)}."
 
 
 def _size(summary: Summary) -> float:

@@ -11,9 +11,9 @@ import torch
 
 from dskd.compare.summary import Summary, summarize
 from dskd.data import Dataset
-from dskd.engine.build import Given
+from dskd.engine.build import UserObjects
 from dskd.report.analysis import Costs, Examined, Missing, examine
-from dskd.report.collect import Gathered
+from dskd.report.collect import CollectedRuns
 from dskd.report.conclusions import details, headline
 from dskd.report.cost import Cost
 from dskd.report.tables import flat
@@ -30,14 +30,14 @@ class Report:
         gathered: The runs.
         summaries: One a method, the highest mean accuracy first, those without a result last.
         examined: What was measured anew.
-        pictures: Of the test split.
+        images: Of the test split.
         machine: Where it was measured, see `dskd.runtime.device.environment`.
     """
 
-    gathered: Gathered
+    gathered: CollectedRuns
     summaries: tuple[Summary, ...]
     examined: Examined
-    pictures: int
+    images: int
     machine: Mapping[str, Any]
 
     @property
@@ -71,12 +71,12 @@ class Report:
         return [summary for summary in self.summaries if summary.label in labels]
 
 
-def make_content(gathered: Gathered, data: Dataset, given: Given) -> Report:
+def make_content(gathered: CollectedRuns, data: Dataset, given: UserObjects) -> Report:
     """Summarises the runs and measures what they do not tell.
 
     Args:
         gathered: The runs.
-        data: Their pictures.
+        data: Their images.
         given: Objects in place of names.
     """
     summaries = summarize([m.entry for m in gathered.methods], len(data.test))
@@ -92,12 +92,12 @@ def rows(report: Report) -> list[dict[str, Any]]:
 
 
 def record(report: Report) -> dict[str, Any]:
-    """The report as plain values for JSON: all numbers of the page, without its pictures."""
+    """The report as plain values for JSON: all numbers of the page, without its images."""
     gathered, examined = report.gathered, report.examined
     values = {
         "headline": headline(report.summaries),
         "details": details(report.summaries),
-        "test_pictures": report.pictures,
+        "test_pictures": report.images,
         "methods": rows(report),
         "settings": {m.label: dict(m.settings) for m in gathered.methods},
         "epochs": {m.label: m.rows() for m in gathered.methods},

@@ -26,8 +26,8 @@ class Cost:
 
     Attributes:
         parameters: Numbers in its parameters.
-        multiply_adds: Of the convolutions and matrix products for one picture.
-        latency: Milliseconds for one picture, the median of many.
+        multiply_adds: Of the convolutions and matrix products for one image.
+        latency: Milliseconds for one image, the median of many.
         latency_batch: Milliseconds for a batch of 64, the median of many.
     """
 
@@ -42,7 +42,7 @@ def measure(model: StagedModel, shape: tuple[int, int, int]) -> Cost:
 
     Args:
         model: In eval mode, on the CPU.
-        shape: Channels, height and width of a picture.
+        shape: Channels, height and width of an image.
     """
     taken = cost(model.module, shape)
     with _one_thread():

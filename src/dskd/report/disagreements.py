@@ -1,4 +1,4 @@
-"""Where a student differs from its teacher: which classes, who is right, which pictures."""
+"""Where a student differs from its teacher: which classes, who is right, which images."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from PIL import Image
 from torch import Tensor
 
 from dskd.data import Dataset, Split
-from dskd.data.loader import Resident
-from dskd.engine.evaluate import judge
+from dskd.data.loader import MemoryLoader
+from dskd.engine.evaluate import evaluate_accuracy
 from dskd.models.staged_model import StagedModel
 
 PAIRS, EXAMPLES = 10, 4
 _LARGEST = 96
-"""Side of an embedded picture in pixels."""
+"""Side of an embedded image in pixels."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A test picture that the two name differently.
+    """A test image that the two name differently.
 
     Attributes:
         index: In the test split.
         label: The name of its class.
-        source: The picture as a data URI.
+        source: The image as a data URI.
         small: Whether it is so small that its pixels are to be seen.
     """
 
@@ -41,12 +41,12 @@ class Example:
 
 @dataclass(frozen=True)
 class ClassPair:
-    """The pictures that the teacher gives one class and the student another.
+    """The images that the teacher gives one class and the student another.
 
     Attributes:
         teacher: The class that the teacher says.
         student: The class that the student says.
-        count: How many pictures.
+        count: How many images.
         teacher_right: In how many of them the teacher is right.
         student_right: In how many the student is; in the rest neither is.
         examples: A few of them.
@@ -62,12 +62,12 @@ class ClassPair:
 
 @dataclass(frozen=True)
 class Differences:
-    """All test pictures that student and teacher name differently.
+    """All test images that student and teacher name differently.
 
     Attributes:
         label: Of the student's method.
         seed: Of its run.
-        pictures: Of the test split.
+        images: Of the test split.
         count: How many are named differently.
         teacher_right: In how many of them the teacher is right.
         student_right: In how many the student is.
@@ -77,7 +77,7 @@ class Differences:
 
     label: str
     seed: int
-    pictures: int
+    images: int
     count: int
     teacher_right: int
     student_right: int
@@ -95,7 +95,7 @@ def differences(
         seed: Of its run.
         student: In eval mode, on any device.
         teacher: The same.
-        data: The pictures.
+        data: The images.
     """
     test = data.test
     said = [_predictions(model, test) for model in (teacher, student)]
@@ -107,7 +107,7 @@ def differences(
     return Differences(
         label=label,
         seed=seed,
-        pictures=len(test),
+        images=len(test),
         count=len(differ),
         teacher_right=teacher_right,
         student_right=student_right,
@@ -117,8 +117,10 @@ def differences(
 
 
 def _predictions(model: StagedModel, split: Split) -> Tensor:
-    resident = Resident(split, model.mean.device)
-    return judge(model, lambda images: {"one": model(images).logits}, resident)["one"].predictions
+    resident = MemoryLoader(split, model.mean.device)
+    return evaluate_accuracy(model, lambda images: {"one": model(images).logits}, resident)[
+        "one"
+    ].predictions
 
 
 def _class_pair(teacher: int, student: int, said: Sequence[Tensor], data: Dataset) -> ClassPair:
@@ -146,15 +148,15 @@ def _class_pair(teacher: int, student: int, said: Sequence[Tensor], data: Datase
 
 
 def data_uri(image: Tensor) -> str:
-    """A picture as a PNG in a data URI, made smaller where it is large.
+    """An image as a PNG in a data URI, made smaller where it is large.
 
     Args:
         image: uint8 ``[C, H, W]`` with one or three channels; of others the first is shown.
     """
     channels = image if len(image) == 3 else image[:1]
     levels = channels.permute(1, 2, 0).squeeze(2).numpy()
-    picture = Image.fromarray(levels)
-    picture.thumbnail((_LARGEST, _LARGEST))
+    sample = Image.fromarray(levels)
+    sample.thumbnail((_LARGEST, _LARGEST))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    sample.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

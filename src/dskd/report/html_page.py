@@ -132,7 +132,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("methods", str(len(report.summaries))),
         ("seeds", ", ".join(map(str, seeds)) or "none yet"),
         ("epochs", str(recipe.train.epochs)),
-        ("test pictures", f"{report.pictures:,}"),
+        ("test images", f"{report.images:,}"),
     ]
     accuracies = report.teacher_accuracies()
     if accuracies:
@@ -145,12 +145,12 @@ def _of_differences(found: Differences | Missing) -> str:
         return ""
     who = f"{found.label}, seed {found.seed}, and its teacher"
     if not found.count:
-        return f"{who} give each of the {found.pictures:,} test pictures the same class."
+        return f"{who} give each of the {found.images:,} test images the same class."
     neither = found.count - found.teacher_right - found.student_right
-    share = 100 * found.count / found.pictures
+    share = 100 * found.count / found.images
     more = f" The {len(found.pairs)} most frequent of {found.kinds} pairs of classes:"
     return (
-        f"{who} give {found.count:,} of the {found.pictures:,} test pictures ({share:.1f} %) "
+        f"{who} give {found.count:,} of the {found.images:,} test images ({share:.1f} %) "
         f"different classes. The teacher is right in {found.teacher_right:,} of them, the student "
         f"in {found.student_right:,}, neither in {neither:,}."
         + (more if found.kinds > len(found.pairs) else "")

@@ -9,29 +9,31 @@ from dskd.compare.reader import COMPARISON
 from dskd.config.recipe import Recipe, TeacherSettings
 from dskd.data import Dataset
 from dskd.deploy.student import load_deployed
-from dskd.engine.build import Given, build_model
+from dskd.engine.build import UserObjects, build_model
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
 from dskd.storage.run_directory import LAST
 from dskd.storage.weights import load_weights, read_weights
 
 
-def load_student(folder: Path, data: Dataset, given: Given) -> StagedModel:
+def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel:
     """The deployed student of a run, in eval mode, on the CPU.
 
     Raises:
-        InputError: It cannot be built here, or knows other pictures.
+        InputError: It cannot be built here, or knows other images.
     """
     deployed = load_deployed(folder, student=given.student, allow_code=given.allow_code)
     if deployed.classes != data.classes or deployed.shape != data.shape:
         raise InputError(
-            f"the pictures are not those that {folder} was trained on: their classes or size "
+            f"the images are not those that {folder} was trained on: their classes or size "
             "differ; give the run's own with --root"
         )
     return deployed.model
 
 
-def load_teacher(folder: Path, recipe: Recipe, data: Dataset, given: Given) -> StagedModel | None:
+def load_teacher(
+    folder: Path, recipe: Recipe, data: Dataset, given: UserObjects
+) -> StagedModel | None:
     """The teacher of a run, in eval mode, on the CPU; None where the recipe names none.
 
     Raises:

@@ -73,7 +73,7 @@ COLUMNS = (
     ),
     Column("p (Holm)", f"p-value of the difference to {BASELINE}, adjusted"),
     Column("ARI, %", f"gain over {BASELINE} relative to its gain over {STUDENT}"),
-    Column("agreement, %", "test pictures that student and teacher give the same class"),
+    Column("agreement, %", "test images that student and teacher give the same class"),
     Column("parameters", "of the deployed student"),
     Column("extra", "parameters trained beside the student and not deployed"),
     Column("seconds", "of training a seed, without the teacher's"),
@@ -126,8 +126,8 @@ def _interval_cell(
 ) -> Cell:
     if interval is None:
         return Cell(_NONE, None)
-    picture = drawn(interval, scale, sampling) if scale else None
-    return Cell(interval_text(interval, sign), interval.mean, drawn=picture)
+    image = drawn(interval, scale, sampling) if scale else None
+    return Cell(interval_text(interval, sign), interval.mean, drawn=image)
 
 
 def _number_cell(value: float | None, form: str) -> Cell:
@@ -154,7 +154,7 @@ def notes(report: Report) -> list[str]:
 def _of_intervals(report: Report) -> str:
     return (
         "± is the 95 % interval over seeds (Student's t): it covers the noise of training, and "
-        "not that the test pictures are a sample."
+        "not that the test images are a sample."
     )
 
 
@@ -163,9 +163,9 @@ def _of_sampling(report: Report) -> str:
     if not errors:
         return ""
     return (
-        f"The sampling error of the {report.pictures:,} test pictures comes beside it: "
+        f"The sampling error of the {report.images:,} test images comes beside it: "
         f"± {span(errors, '.1f')} points (95 %, Wilson). All methods are tested on the same "
-        "pictures."
+        "images."
     )
 
 

@@ -82,7 +82,9 @@ def shown_first(report: Report) -> list[str]:
 
 def epochs(report: Report, looks: Mapping[str, Look]) -> Section | Missing:
     """Accuracy of every method over epochs."""
-    curves = {runs.label: _curve(runs, "accuracy") for runs in _in_order(report) if runs.folders}
+    curves = {
+        runs.label: _curve(runs, "test_accuracy") for runs in _in_order(report) if runs.folders
+    }
     if not curves:
         return Missing("No run is finished yet.")
     accuracies = report.teacher_accuracies()
@@ -125,9 +127,9 @@ def cost(report: Report, looks: Mapping[str, Look]) -> Section | Missing:
 
 _AXES: tuple[tuple[str, str, str, Callable[[Cost], float]], ...] = (
     ("parameters", "parameters", "parameters", lambda cost: cost.parameters),
-    ("multiply-adds", "multiply-adds", "for one picture", lambda cost: cost.multiply_adds),
-    ("latency", "latency of one picture", "ms", lambda cost: cost.latency),
-    ("latency-batch", f"latency of {BATCH} pictures", "ms", lambda cost: cost.latency_batch),
+    ("multiply-adds", "multiply-adds", "for one image", lambda cost: cost.multiply_adds),
+    ("latency", "latency of one image", "ms", lambda cost: cost.latency),
+    ("latency-batch", f"latency of {BATCH} images", "ms", lambda cost: cost.latency_batch),
 )
 
 
@@ -164,7 +166,7 @@ _STAGE_CHARTS = (
     ("weight", "Weight of the stage", "weight"),
     ("prediction", "Loss of its predictions", "loss"),
     ("feature", "Loss of its feature maps", "loss"),
-    ("accuracy", "Accuracy, branch and student", "accuracy, %"),
+    ("test_accuracy", "Accuracy, branch and student", "accuracy, %"),
 )
 
 
@@ -176,7 +178,7 @@ def _stage_group(number: int, runs: MethodRuns, looks: Mapping[str, Look]) -> Gr
     drawn = []
     for key, caption, unit in _STAGE_CHARTS:
         curves = {name: _curve(runs, f"{stage}/{key}") for name, stage in names.items()}
-        if key == "accuracy":
+        if key == "test_accuracy":
             curves[_STUDENT] = _curve(runs, key)
         curves = {name: curve for name, curve in curves.items() if curve}
         if curves:
@@ -192,7 +194,7 @@ def layers(report: Report) -> Section | Missing:
         return found
     text = (
         f"Linear CKA (Kornblith et al., 2019) of every layer of the student with every layer of "
-        f"its teacher, on {found[0].pictures} test pictures: 1 where the two say the same up to "
+        f"its teacher, on {found[0].images} test images: 1 where the two say the same up to "
         "rotation and scale, 0 where they have nothing in common. One seed each."
     )
     values = [value for one in found for row in one.values for value in row if value is not None]

@@ -169,21 +169,21 @@ def _in_a_cell(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def as_latex(summaries: Sequence[Summary], costs: Mapping[str, Cost], pictures: int) -> str:
+def as_latex(summaries: Sequence[Summary], costs: Mapping[str, Cost], images: int) -> str:
     r"""Three tables for ``\usepackage{booktabs}``: accuracy, cost, weights of the losses.
 
     Args:
         summaries: A row each.
         costs: By label.
-        pictures: Of the test split.
+        images: Of the test split.
     """
     error = max((s.sampling_error for s in summaries if s.sampling_error), default=0.0)
     accuracy = _latex_table(
         ["method", "seeds", "last epoch, %", "best epoch, %", f"against {BASELINE}", "$p$", "ARI"],
         [_accuracy_cells(s) for s in summaries],
         "Top-1 accuracy on the test split. Intervals of 95 % are over seeds: the noise of "
-        f"training. The {pictures:,} test pictures add a sampling error of up to {error:.1f} "
-        f"points, the same pictures for all. p: paired t-test against {BASELINE}, adjusted (Holm).",
+        f"training. The {images:,} test images add a sampling error of up to {error:.1f} "
+        f"points, the same images for all. p: paired t-test against {BASELINE}, adjusted (Holm).",
     )
     cost = _latex_table(
         ["method", "agreement, %", "parameters", "beside", "multiply-adds", "seconds", "MB"],

@@ -26,7 +26,7 @@ def check_compiler(device: torch.device) -> None:
         )
     except Exception as error:  # torch says this in many ways
         raise InputError(
-            f"train.compile=true: torch cannot compile here ({first_line(error)}); mend that, or "
+            f"train.compile=true: torch cannot compile here ({first_line(error)}); fix that, or "
             "drop it"
         ) from error
 

@@ -42,7 +42,7 @@ def pick(name: DeviceName, *, graph: bool = False) -> torch.device:
         if graph:
             raise InputError("train.graph=true needs a GPU, and this run is on a CPU; drop it")
         return torch.device("cpu")
-    if distributed.started() == 1:
+    if distributed.launched_world_size() == 1:
         return torch.device("cuda")
     here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if here > gpus:
@@ -50,7 +50,7 @@ def pick(name: DeviceName, *, graph: bool = False) -> torch.device:
             f"torchrun started {here} processes here, and torch sees {gpus} of the GPUs that they "
             f"need; use --nproc-per-node={gpus} or train.device=cpu"
         )
-    return torch.device("cuda", distributed.local())
+    return torch.device("cuda", distributed.local_rank())
 
 
 class Stopwatch:
@@ -151,7 +151,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=True),
         "threads": torch.get_num_threads(),
-        "processes": distributed.started(),
+        "processes": distributed.launched_world_size(),
         "memory_bytes": psutil.virtual_memory().total,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }

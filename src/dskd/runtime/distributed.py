@@ -3,22 +3,22 @@
 ``torchrun --nproc-per-node=N -m dskd distill RECIPE`` starts the processes, on one machine or on
 several. A rank is the number of one of them. They go together like this:
 
-- **Pictures.** Each process draws the same epoch plan, and rank r of N takes every N-th picture of
+- **Images.** Each process draws the same epoch plan, and rank r of N takes every N-th image of
   each batch, from the r-th on. So ``train.batch_size`` and ``train.lr`` are the whole run's, and no
-  picture is ever sent. A last batch of fewer than two pictures for each process joins the one
+  image is ever sent. A last batch of fewer than two images for each process joins the one
   before it: BatchNorm cannot learn from one.
 - **Gradients** are averaged after the backward pass, each weighted by its process's share of the
   batch, which gives the gradient of the mean over the whole batch. All processes must use the same
   parameters in a step.
 - **Weights** are rank 0's at the start, and stay equal. Each process keeps its own BatchNorm
-  statistics; rank 0's are the run's: they are sent to all before anything is judged, and they are
-  what a snapshot holds. So a run that was stopped goes on to the same bytes.
-- **Relations** between the pictures of a batch (sp, rkd, cc, pkt, dist, semckd, sskd) are those
-  between the pictures of one process's share, as BatchNorm's statistics are unless
+  statistics; rank 0's are the run's: they are sent to all before anything is evaluated, and they are
+  what a checkpoint holds. So a run that was stopped goes on to the same bytes.
+- **Relations** between the images of a batch (sp, rkd, cc, pkt, dist, semckd, sskd) are those
+  between the images of one process's share, as BatchNorm's statistics are unless
   ``train.sync_batchnorm`` is set. DSKD's weights and scales are those of the whole batch.
 - **Files.** Rank 0 alone reads and writes the run's folder and sends the others what it read; no
-  other process needs to see it. Pictures and checkpoints are read by each.
-- **Judging** is shared: each process judges every N-th batch of a split, and all get all results.
+  other process needs to see it. Images and checkpoints are read by each.
+- **Evaluation** is shared: each process evaluates every N-th batch of a split, and all get all results.
 - **Ends.** A signal at any process stops all after the same step; so does a number that is not
   finite, before any weight changes. When a process dies, the others end: at once where its
   connections close, else after `TIMEOUT`, or `PATIENCE` where it worked alone. When torchrun itself
@@ -58,7 +58,7 @@ WATCHED_EVERY = 1.0
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-class Lost(RuntimeError):
+class ProcessLost(RuntimeError):
     """Another process of the run died or does not answer."""
 
 
@@ -81,29 +81,29 @@ _group: _Group | None = None
 _joins = itertools.count()
 
 
-def started() -> int:
+def launched_world_size() -> int:
     """How many processes torchrun started together; 1 without torchrun.
 
     Example:
-        >>> started(), first()
+        >>> launched_world_size(), is_rank_zero()
         (1, True)
     """
     return int(os.environ["WORLD_SIZE"]) if all(key in os.environ for key in _TORCHRUN) else 1
 
 
-def number() -> int:
+def launched_rank() -> int:
     """Which of the started processes this is, from 0."""
-    return int(os.environ["RANK"]) if started() > 1 else 0
+    return int(os.environ["RANK"]) if launched_world_size() > 1 else 0
 
 
-def local() -> int:
+def local_rank() -> int:
     """Which of the processes on its machine this is, from 0."""
-    return int(os.environ["LOCAL_RANK"]) if started() > 1 else 0
+    return int(os.environ["LOCAL_RANK"]) if launched_world_size() > 1 else 0
 
 
-def first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process that writes and speaks for all."""
-    return number() == 0
+    return launched_rank() == 0
 
 
 def rank() -> int:
@@ -111,31 +111,31 @@ def rank() -> int:
     return _group.rank if _group else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes work together at the moment.
 
     Example:
-        >>> rank(), world()
+        >>> rank(), world_size()
         (0, 1)
     """
     return _group.world if _group else 1
 
 
-def refuse_several(what: str) -> None:
+def require_single_process(what: str) -> None:
     """Refuses work that one process does.
 
     Raises:
         InputError: torchrun started several.
     """
-    if started() > 1:
+    if launched_world_size() > 1:
         raise InputError(
-            f"{what} runs in one process, and torchrun started {started()}; start it without "
+            f"{what} runs in one process, and torchrun started {launched_world_size()}; start it without "
             "torchrun"
         )
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """While the block runs, the processes that torchrun started work together.
 
     Args:
@@ -146,7 +146,7 @@ def joined(device: torch.device) -> Iterator[None]:
         Lost: One did not come within `TIMEOUT`, or is lost.
     """
     global _group
-    if started() == 1:
+    if launched_world_size() == 1:
         yield
         return
     if dist.is_initialized():
@@ -161,7 +161,7 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         with _stopped_with_torchrun():
             yield
-            gathered(None)  # nobody leaves while another still needs it
+            all_gather(None)  # nobody leaves while another still needs it
     finally:
         _group = None
         dist.destroy_process_group()
@@ -212,7 +212,7 @@ def _asking() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = first_line(error).partition(". ")[0]
-        raise Lost(
+        raise ProcessLost(
             f"another process of this run died or does not answer ({reason}); see what it said, "
             "and go on with --resume"
         ) from error
@@ -230,7 +230,7 @@ def _apart() -> Iterator[None]:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def independently() -> Iterator[None]:
     """Within the block each process works as if there were no other; then all wait for all.
 
     Raises:
@@ -245,12 +245,12 @@ def alone() -> Iterator[None]:
             yield
     except InputError as error:
         refusal = error
-    for message in gathered(str(refusal) if refusal else None):
+    for message in all_gather(str(refusal) if refusal else None):
         if message is not None:
             raise InputError(message) from refusal
 
 
-def machine_by_machine(work: Callable[[], A]) -> A:
+def local_rank_zero_first(work: Callable[[], A]) -> A:
     """What ``work`` gives on each process, once a first process of each machine has done it.
 
     So what it decodes and downloads into a cache, the others on the machine find there.
@@ -260,19 +260,19 @@ def machine_by_machine(work: Callable[[], A]) -> A:
     """
     results: list[A] = []
     for turn in (True, False):
-        with alone():
-            if turn == (local() == 0):
+        with independently():
+            if turn == (local_rank() == 0):
                 results.append(work())
     return results[0]
 
 
-def by_first(work: Callable[P, A]) -> Callable[P, A]:
+def on_rank_zero(work: Callable[P, A]) -> Callable[P, A]:
     """A function that rank 0 alone carries out; the others get what it returned.
 
     Its InputError is everybody's. Any other error ends rank 0, and with it the others.
 
     Example:
-        >>> by_first(lambda: 1)()
+        >>> on_rank_zero(lambda: 1)()
         1
     """
 
@@ -296,7 +296,7 @@ def by_first(work: Callable[P, A]) -> Callable[P, A]:
     return wrapper
 
 
-def gathered(value: A) -> list[A]:
+def all_gather(value: A) -> list[A]:
     """The value of every process, in the order of their ranks.
 
     Args:
@@ -310,7 +310,7 @@ def gathered(value: A) -> list[A]:
     return values
 
 
-def spread(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
+def shard_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """What ``work`` gives for every item, in order, each item done by one process.
 
     Args:
@@ -318,13 +318,13 @@ def spread(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
         items: The same on all processes.
 
     Example:
-        >>> spread(abs, [-1, 2])
+        >>> shard_map(abs, [-1, 2])
         [1, 2]
     """
-    own = [work(item) for item in itertools.islice(items, rank(), None, world())]
-    parts = gathered(own)
+    own = [work(item) for item in itertools.islice(items, rank(), None, world_size())]
+    parts = all_gather(own)
     count = sum(len(part) for part in parts)
-    return [parts[item % world()][item // world()] for item in range(count)]
+    return [parts[item % world_size()][item // world_size()] for item in range(count)]
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
@@ -346,49 +346,49 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
         tensor.detach().copy_(part.clone().view(tensor.dtype).view(tensor.shape))
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum of the processes' values."""
     return _reduced(values, dist.ReduceOp.SUM)
 
 
-def everywhere(flag: Tensor) -> Tensor:
+def all_true(flag: Tensor) -> Tensor:
     """Whether a flag, bool of any shape, is set on every process."""
     return flag if _group is None else _reduced(flag.int(), dist.ReduceOp.MIN).bool()
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of the processes' numbers."""
     return value if _group is None else int(_reduced(torch.tensor(value), dist.ReduceOp.MAX))
 
 
-def mean(values: Tensor, pictures: int) -> Tensor:
-    """Means over the whole batch, from those over each process's pictures.
+def weighted_mean(values: Tensor, num_samples: int) -> Tensor:
+    """Means over the whole batch, from those over each process's images.
 
-    ``sum_r n_r v_r / sum_r n_r`` with ``n_r`` the pictures of rank r. No gradient passes through
+    ``sum_r n_r v_r / sum_r n_r`` with ``n_r`` the images of rank r. No gradient passes through
     where there are several processes.
 
     Args:
         values: Any shape, the same on every process. Returned as it is where there is one.
-        pictures: How many this process has.
+        images: How many this process has.
     """
     if _group is None:
         return values
     values = values.detach().to(torch.promote_types(values.dtype, torch.float32))
-    sums = total(torch.cat([values.flatten(), values.new_ones(1)]) * pictures)
+    sums = all_reduce_sum(torch.cat([values.flatten(), values.new_ones(1)]) * num_samples)
     return (sums[:-1] / sums[-1]).view(values.shape)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], pictures: int) -> None:
+def average_gradients(parameters: Iterable[nn.Parameter], num_samples: int) -> None:
     """Makes each gradient that of the mean over the whole batch: one message for all of them.
 
     Args:
         parameters: Those without a gradient are left without.
-        pictures: How many this process's gradients are the mean of.
+        images: How many this process's gradients are the mean of.
     """
     if _group is None:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = mean(torch.cat([gradient.flatten() for gradient in gradients]), pictures)
+    flat = weighted_mean(torch.cat([gradient.flatten() for gradient in gradients]), num_samples)
     parts = torch.split(flat, [gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))

@@ -17,7 +17,7 @@ PARTS = ("teacher", "loss", "gradient")
 """What of a step must be finite: the teacher's logits, each loss, each gradient."""
 
 
-class NotFinite(ArithmeticError):
+class NonFiniteError(ArithmeticError):
     """A number became NaN or infinite; nothing of it is kept.
 
     One of a step's changed no weight. One of the weights is found before they are written.
@@ -26,7 +26,7 @@ class NotFinite(ArithmeticError):
         facts: What is known of it, in plain values: ``epoch`` and ``step``, from 1; ``what``,
             some of `PARTS`, or ``state`` or ``logits`` after that step; ``losses`` by name, as
             text; ``gradients`` and ``state``, names of tensors; and ``indices``, the step's
-            pictures, of all processes. Empty where nothing is known.
+            images, of all processes. Empty where nothing is known.
     """
 
     def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
@@ -112,7 +112,7 @@ def require_finite(
 
     Args:
         method: Names the parameters.
-        batch: The pictures of the step.
+        batch: The images of the step.
         logits: The teacher's; None without a teacher.
         losses: Scalars by name.
         optimizer: Of the parameters that have gradients.
@@ -122,11 +122,11 @@ def require_finite(
     """
     marks = torch.zeros(len(PARTS), device=batch.labels.device)
     _mark(marks.unbind(), marks.new_ones(()), logits, losses, optimizer)
-    good = distributed.everywhere(marks == 0).tolist()
+    good = distributed.all_true(marks == 0).tolist()
     if all(good):
         return
     own = {name: loss.item() for name, loss in losses.items()}
-    said = distributed.gathered((own, batch.indices.tolist()))
+    said = distributed.all_gather((own, batch.indices.tolist()))
     # Of the first process whose losses are bad; of the first where none are.
     shown = next(
         (all_ for all_, _ in said if not all(map(math.isfinite, all_.values()))), said[0][0]
@@ -142,7 +142,7 @@ def require_finite(
 
 
 def facts_of(batch: Batch, what: Sequence[str]) -> dict[str, Any]:
-    """What a batch alone tells of a step, see `NotFinite`."""
+    """What a batch alone tells of a step, see `NonFiniteError`."""
     facts = _facts(batch.epoch, batch.step + 1, what)
     return facts | {"indices": batch.indices.tolist()}
 
@@ -160,7 +160,7 @@ def _facts(epoch: int, step: int, what: Sequence[str]) -> dict[str, Any]:
     }
 
 
-class FiniteState:
+class FiniteStateCheck:
     """Sees that what is kept of a run is finite: all that its method saves, and the optimizer's.
 
     A loss and its gradient may be finite, and the update by them overflow; so may a statistic of
@@ -190,10 +190,10 @@ class FiniteState:
         extremes = [one for value in values for one in value.aminmax()]
         fine = torch.stack([one.to(values[0].device) for one in extremes]).isfinite()
         fine = fine.view(-1, 2).all(1)
-        if distributed.everywhere(fine.all()).item():
+        if distributed.all_true(fine.all()).item():
             return
         bad = list(itertools.compress(names, fine.logical_not().tolist()))
-        named = itertools.chain.from_iterable(distributed.gathered(bad))
+        named = itertools.chain.from_iterable(distributed.all_gather(bad))
         raise explained(_facts(epoch, step, ["state"]) | {"state": list(dict.fromkeys(named))})
 
     def _kept(self) -> Iterator[tuple[str, Tensor]]:
@@ -210,7 +210,7 @@ class FiniteState:
                     yield name, value
 
 
-def useless(epoch: int, step: int) -> NotFinite:
+def nonfinite_logits_error(epoch: int, step: int) -> NonFiniteError:
     """The error of a student whose weights are finite, and its logits are not.
 
     Args:
@@ -220,10 +220,10 @@ def useless(epoch: int, step: int) -> NotFinite:
     return explained(_facts(epoch, step, ["logits"]))
 
 
-def explained(facts: Mapping[str, Any]) -> NotFinite:
+def explained(facts: Mapping[str, Any]) -> NonFiniteError:
     """The error that says facts in one line."""
     indices, losses, names = facts["indices"], facts["losses"], facts["gradients"]
-    where = f"on {len(indices)} pictures, the first of them {indices[:5]}"
+    where = f"on {len(indices)} images, the first of them {indices[:5]}"
     terms = ", ".join(f"{name} {value}" for name, value in losses.items())
     terms = terms and f" ({terms})"
     after = f"after step {facts['step']} of epoch {facts['epoch']}"
@@ -241,7 +241,7 @@ def explained(facts: Mapping[str, Any]) -> NotFinite:
     else:
         of = f" of {_first(names)}" if names else ""
         text = f"the gradient{of} is not finite, though the loss is{terms}, {where}; lower train.lr"
-    return NotFinite(text, facts)
+    return NonFiniteError(text, facts)
 
 
 def _first(names: Sequence[str]) -> str:

@@ -55,7 +55,7 @@ class StopRequest:
         Not so under torchrun: a cluster and torchrun both send one, and torchrun kills what is
         too slow.
         """
-        if self.signal is not None and distributed.started() == 1:
+        if self.signal is not None and distributed.launched_world_size() == 1:
             raise Quit(number)
         self.signal = self.signal or number
 
@@ -75,7 +75,7 @@ def stop_requests() -> Iterator[StopRequest]:
     }
     try:
         yield request
-    except distributed.Lost:
+    except distributed.ProcessLost:
         before.clear()  # torchrun now asks all that are left to end: first they say why
         raise
     finally:

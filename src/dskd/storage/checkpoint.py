@@ -1,4 +1,4 @@
-"""Snapshots: files that are whole or not there, and are verified before they are trusted.
+"""Checkpoints: files that are whole or not there, and are verified before they are trusted.
 
 A file is `MAGIC`, then the SHA-256 of all that follows, then a state as `torch.save` writes it.
 """
@@ -18,7 +18,7 @@ import torch
 from dskd.errors import first_line
 from dskd.storage.atomic import make_folder, replacing, telling
 
-MAGIC = b"DSKD snapshot 2\n"
+MAGIC = b"DSKD checkpoint 2\n"
 """Another number wherever a state has other parts."""
 PARTS: dict[str, type] = {
     "epoch": int,
@@ -31,16 +31,16 @@ PARTS: dict[str, type] = {
 }
 """What a state has at least."""
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
-NAMES = "epoch*-step*.snapshot"
+NAMES = "epoch*-step*.checkpoint"
 _CHUNK = 2**20
 
 
-class DamagedSnapshot(ValueError):
-    """A snapshot is not what was written."""
+class DamagedCheckpoint(ValueError):
+    """A checkpoint is not what was written."""
 
 
 def write(folder: Path, state: dict[str, Any], before: Path | None = None) -> Path:
-    """Writes a snapshot of a state that has `PARTS`, named by its epoch and step.
+    """Writes a checkpoint of a state that has `PARTS`, named by its epoch and step.
 
     It gets its name once it was flushed, read back and verified; only then all others go but the
     one before: older ones, and those that a resumed run could not use.
@@ -48,7 +48,7 @@ def write(folder: Path, state: dict[str, Any], before: Path | None = None) -> Pa
     Args:
         folder: Made where it is missing.
         state: Tensors, numbers, strings and plain containers of these.
-        before: The snapshot that the run wrote last, or went on from; it is kept.
+        before: The checkpoint that the run wrote last, or went on from; it is kept.
 
     Returns:
         Where it lies.
@@ -57,7 +57,7 @@ def write(folder: Path, state: dict[str, Any], before: Path | None = None) -> Pa
         OSError: It could not be written; the bytes that it needed are named, and those that are
             there are untouched.
     """
-    path = folder / f"epoch{state['epoch']:05d}-step{state['step']:07d}.snapshot"
+    path = folder / f"epoch{state['epoch']:05d}-step{state['step']:07d}.checkpoint"
     with telling(path, lambda: _size(state)):
         make_folder(folder)
         with replacing(path, _verify_written) as file:
@@ -80,7 +80,7 @@ def _summed(state: dict[str, Any], file: IO[bytes]) -> _Summed:
 
 
 def _size(state: dict[str, Any]) -> int:
-    """Bytes of a snapshot."""
+    """Bytes of a checkpoint."""
     with Path(os.devnull).open("wb") as nowhere:
         return HEADER + _summed(state, nowhere).size
 
@@ -132,7 +132,7 @@ def _verify_written(file: IO[bytes]) -> None:
 
 
 def in_order(folder: Path) -> list[Path]:
-    """The snapshots in a folder, oldest first; none where there is no folder."""
+    """The checkpoints in a folder, oldest first; none where there is no folder."""
     return sorted(folder.glob(NAMES), key=lambda path: _numbers(path.name))
 
 
@@ -141,7 +141,7 @@ def _numbers(name: str) -> list[int]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A verified snapshot's state, with its tensors on the CPU.
+    """A verified checkpoint's state, with its tensors on the CPU.
 
     Raises:
         DamagedSnapshot: The file is not what was written, or cannot be read.
@@ -150,15 +150,15 @@ def read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             header, payload = file.read(HEADER), file.read()
     except OSError as error:
-        raise DamagedSnapshot(f"{path} cannot be read: {error.strerror}") from error
+        raise DamagedCheckpoint(f"{path} cannot be read: {error.strerror}") from error
     if header[: len(MAGIC)] != MAGIC:
-        raise DamagedSnapshot(f"{path} is damaged, or was written by another version of dskd")
+        raise DamagedCheckpoint(f"{path} is damaged, or was written by another version of dskd")
     if header[len(MAGIC) :] != hashlib.sha256(payload).digest():
-        raise DamagedSnapshot(f"{path} is damaged: its checksum does not fit")
+        raise DamagedCheckpoint(f"{path} is damaged: its checksum does not fit")
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zip and pickle each raise their own
-        raise DamagedSnapshot(f"{path} cannot be loaded: {first_line(error)}") from error
+        raise DamagedCheckpoint(f"{path} cannot be loaded: {first_line(error)}") from error
     if not isinstance(state, dict) or any(type(state.get(k)) is not v for k, v in PARTS.items()):
-        raise DamagedSnapshot(f"{path} is damaged: it holds something else than a run's state")
+        raise DamagedCheckpoint(f"{path} is damaged: it holds something else than a run's state")
     return state

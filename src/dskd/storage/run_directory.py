@@ -30,13 +30,13 @@ from dskd.storage.atomic import (
 )
 from dskd.storage.json_file import read_json, read_json_lines
 from dskd.storage.lock import LOCK, OWNER, take
-from dskd.storage.tensorboard import Board
+from dskd.storage.tensorboard import TensorBoardLog
 from dskd.storage.weights import write_weights
 from dskd.storage.yaml_file import read_yaml_file
 
 LAST, BEST = "student.safetensors", "student_best.safetensors"
-NOT_FINITE = "not_finite.json"
-"""What is known of the step whose numbers ended a run; see `dskd.runtime.nonfinite.NotFinite`."""
+NONFINITE = "nonfinite.json"
+"""What is known of the step whose numbers ended a run; see `dskd.runtime.nonfinite.NonFiniteError`."""
 FAILED = "failed.txt"
 """Why a comparison goes on without the run."""
 _RESULT = "result.json"
@@ -45,15 +45,15 @@ _MARKS = {"environment.json": ("python", "packages"), "recipe.yaml": ("data", "s
 _FILES = (
     LAST,
     BEST,
-    "beside.safetensors",
+    "auxiliary.safetensors",
     "metrics.jsonl",
-    NOT_FINITE,
+    NONFINITE,
     FAILED,
     "student.onnx",
     "student_best.onnx",
 )
-_PLACES = ("out", "data.root", "data.cache", "teacher.checkpoint", "teacher.store")
-_FOLDERS = ("snapshots", "tensorboard", "teacher")
+_PLACES = ("out", "data.root", "data.cache_dir", "teacher.checkpoint", "teacher.cache_dir")
+_FOLDERS = ("checkpoints", "tensorboard", "teacher")
 _OWN = (*_MARKS, *_FILES, *_FOLDERS, _RESULT, OWNER)
 """All that a run may leave halfway, as it is killed."""
 
@@ -66,7 +66,7 @@ class Finished(BaseModel):
     """What ``result.json`` tells beside a run's numbers.
 
     Attributes:
-        given: Fingerprints of its pictures and teacher; none in a file of an older version.
+        given: Fingerprints of its images and teacher; none in a file of an older version.
     """
 
     model_config = ConfigDict(extra="allow")  # the numbers, and what a later version may say
@@ -85,23 +85,23 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.snapshots = path / "snapshots"
+        self.checkpoints = path / "checkpoints"
         self._newest: Path | None = None
-        self._board: Board | None = None
+        self._tensorboard: TensorBoardLog | None = None
 
     @property
-    @distributed.by_first
+    @distributed.on_rank_zero
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return (self.path / _RESULT).is_file()
 
     @property
-    @distributed.by_first
+    @distributed.on_rank_zero
     def begun(self) -> bool:
         """Whether a run was started here."""
         return (self.path / "recipe.yaml").is_file()
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def check(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Refuses a folder that a run would harm or cannot write to; leaves everything as it is.
 
@@ -190,10 +190,10 @@ class RunDirectory:
     def _take(self) -> FileLock | None:
         """The lock, on rank 0."""
         taken: list[FileLock] = []
-        distributed.by_first(lambda: taken.append(take(self.path, "out=")))()
+        distributed.on_rank_zero(lambda: taken.append(take(self.path, "out=")))()
         return taken[0] if taken else None
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def check_same(self, recipe: Mapping[str, Any]) -> None:
         """Refuses to go on under another recipe than the one that is there, or through links.
 
@@ -210,12 +210,12 @@ class RunDirectory:
                 "choose another folder"
             )
 
-    @distributed.by_first
-    def check_pictures(self, fingerprint: str) -> None:
-        """Refuses a finished run of other pictures.
+    @distributed.on_rank_zero
+    def check_data(self, fingerprint: str) -> None:
+        """Refuses a finished run of other images.
 
         Args:
-            fingerprint: Of the pictures as they are.
+            fingerprint: Of the images as they are.
 
         Raises:
             InputError: It was trained on others.
@@ -224,10 +224,10 @@ class RunDirectory:
         given = read_json(self.path / "result.json", Finished, fix).given
         if given.get("data", fingerprint) != fingerprint:
             raise InputError(
-                f"{self.path} was trained on other pictures than these; give the same, or {fix}"
+                f"{self.path} was trained on other images than these; give the same, or {fix}"
             )
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def clear(self) -> None:
         """Removes the run that is there, and nothing else.
 
@@ -244,26 +244,26 @@ class RunDirectory:
         """Whether the folder ``teacher`` is of the run that is there, not a run of its own."""
         return self.begun and _trains_teacher(read_yaml_file(self.path / "recipe.yaml", "recipe"))
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Makes the folder, says in it what the run is, and removes what killed writes left."""
         make_folder(self.path)
         remove_parts(self.path, _OWN)
-        remove_parts(self.snapshots, [checkpoint.NAMES])
+        remove_parts(self.checkpoints, [checkpoint.NAMES])
         # Without the folder, so that the file can be given to another run.
         kept = {key: value for key, value in recipe.items() if key != "out"}
         text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
         self.write_json("environment.json", environment)
         replace_file(self.path / "recipe.yaml", text.encode())
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def rewind(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Goes back to the metrics of the epochs so far; the coming ones are written again."""
         replace_file(self.path / "metrics.jsonl", "".join(map(_line, rows)).encode())
-        (self.path / NOT_FINITE).unlink(missing_ok=True)
-        self._board = Board(self.path / "tensorboard", len(rows))
+        (self.path / NONFINITE).unlink(missing_ok=True)
+        self._tensorboard = TensorBoardLog(self.path / "tensorboard", len(rows))
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def rows(self) -> list[dict[str, Any]]:
         """The metrics so far, a row an epoch.
 
@@ -275,76 +275,76 @@ class RunDirectory:
             return []
         return read_json_lines(path, dict[str, _Metric], f"remove {self.path} to start again")
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def append(self, row: dict[str, Any]) -> dict[str, Any]:
         """Adds an epoch's metrics, to the file and to TensorBoard; returns them."""
-        assert self._board is not None, "rewind comes before append"
+        assert self._tensorboard is not None, "rewind comes before append"
         path, line = self.path / "metrics.jsonl", _line(row).encode()
         with telling(path, lambda: len(line)), path.open("ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._board.add(row["epoch"], {k: value for k, value in row.items() if k != "epoch"})
+        self._tensorboard.add(row["epoch"], {k: value for k, value in row.items() if k != "epoch"})
         return row
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def write_student(self, name: str, student: nn.Module, metadata: Mapping[str, Any]) -> None:
         """Writes the deployed student, with its own keys and nothing of the run's time or place."""
         replace_file(self.path / name, write_weights(student, metadata))
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def write_bytes(self, name: str, data: bytes) -> None:
         """Writes a file of the run, whole."""
         replace_file(self.path / name, data)
 
-    @distributed.by_first
+    @distributed.on_rank_zero
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes plain values as JSON."""
         replace_file(self.path / name, (json.dumps(values, indent=2) + "\n").encode())
 
-    @distributed.by_first
-    def write_snapshot(self, state: dict[str, Any]) -> None:
-        """Writes a snapshot and keeps the one before it (see `dskd.storage.checkpoint.write`)."""
-        self._newest = checkpoint.write(self.snapshots, state, self._newest)
+    @distributed.on_rank_zero
+    def write_checkpoint(self, state: dict[str, Any]) -> None:
+        """Writes a checkpoint and keeps the one before it (see `dskd.storage.checkpoint.write`)."""
+        self._newest = checkpoint.write(self.checkpoints, state, self._newest)
 
-    @distributed.by_first
-    def newest_snapshot(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The state of the newest snapshot that verifies, and a line for each that does not.
+    @distributed.on_rank_zero
+    def newest_checkpoint(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The state of the newest checkpoint that verifies, and a line for each that does not.
 
         Raises:
-            InputError: There are snapshots and every one is damaged, or there were some and they
+            InputError: There are checkpoints and every one is damaged, or there were some and they
                 are gone.
         """
-        paths = checkpoint.in_order(self.snapshots)
+        paths = checkpoint.in_order(self.checkpoints)
         damaged: list[str] = []
         for path in reversed(paths):
             try:
                 state, self._newest = checkpoint.read(path), path
                 return state, damaged
-            except checkpoint.DamagedSnapshot as error:
+            except checkpoint.DamagedCheckpoint as error:
                 damaged.append(str(error))
         if paths:
             raise InputError(
-                f"every snapshot in {self.snapshots} is damaged ({'; '.join(damaged)}); remove "
+                f"every checkpoint in {self.checkpoints} is damaged ({'; '.join(damaged)}); remove "
                 f"{self.path} to start again"
             )
         metrics = self.path / "metrics.jsonl"
-        if metrics.is_file() and metrics.stat().st_size:  # the first snapshot comes before them
+        if metrics.is_file() and metrics.stat().st_size:  # the first checkpoint comes before them
             raise InputError(
-                f"the snapshots in {self.snapshots} are gone; remove {self.path} to start again"
+                f"the checkpoints in {self.checkpoints} are gone; remove {self.path} to start again"
             )
         return None, damaged
 
     def close(self) -> None:
         """Closes the log."""
-        if self._board is not None:
-            self._board.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What two recipes, or parts of them, differ in, for a person; empty where in nothing.
 
-    A folder may have been moved, and where pictures and teacher lie changes nothing of them: they
+    A folder may have been moved, and where images and teacher lie changes nothing of them: they
     are told by their fingerprints.
     """
     old, new = _flat(there), _flat(here)

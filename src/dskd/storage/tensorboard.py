@@ -14,7 +14,7 @@ from tensorboardX.summary import scalar
 from dskd.storage.atomic import PROBE, make_folder, telling
 
 
-class Board:
+class TensorBoardLog:
     """A file of metrics, each epoch's written when it is given.
 
     Not through tensorboardX's own writer: that one hands everything to a thread, which a full disk

@@ -1,9 +1,9 @@
-"""The teacher's answers kept on disk: whatever was answered once is read in place of asking again.
+"""The teacher's outputs kept on disk: whatever was answered once is read in place of asking again.
 
-Two kinds: the logits of every view of a picture that the epoch plan can draw, or a bank of all
+Two kinds: the logits of every view of an image that the epoch plan can draw, or a bank of all
 that a method reads, of a few fixed views. Which answers a store holds follows from a SHA-256 over
-all that they depend on, so that another teacher, other pictures or other settings have a store of
-their own. And the teacher's answers to a few pictures are compared with the kept ones whenever a
+all that they depend on, so that another teacher, other images or other settings have a store of
+their own. And the teacher's outputs to a few images are compared with the kept ones whenever a
 store is opened: that also tells a model whose code was changed.
 """
 
@@ -23,27 +23,27 @@ import torch
 from torch import Tensor
 
 from dskd.data.download import cache_folder
-from dskd.data.epoch_plan import count_views, draw_bank
-from dskd.data.loader import Batch, Resident
+from dskd.data.epoch_plan import count_views, draw_views
+from dskd.data.loader import Batch, MemoryLoader
 from dskd.errors import InputError
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime.device import Precision, autocast
 from dskd.runtime.memory import readable
-from dskd.runtime.nonfinite import NotFinite, facts_of
-from dskd.teacher.frozen import Teacher
-from dskd.teacher.outputs import Answering, Answers, Tally
+from dskd.runtime.nonfinite import NonFiniteError, facts_of
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import CacheCounts, TeacherForward, TeacherOutputs
 from dskd.teacher.record_file import Indices, Store, Words
 
 log = logging.getLogger("dskd")
 
-Keep = Literal["logits", "bank"]
+CacheKind = Literal["logits", "features"]
 VERSION = 1
 """Raise when the same facts come to stand for other records."""
 PROBED = 16
-"""Pictures whose answers are compared when a store is opened."""
+"""Images whose answers are compared when a store is opened."""
 FEWEST = 16
-"""Pictures that the teacher is asked for at once, at least: for fewer, float32 may be summed in
+"""Images that the teacher is asked for at once, at least: for fewer, float32 may be summed in
 another order, and an answer would depend on which others are asked for with it."""
 _TOLERANCE = {torch.bfloat16: 0.1}
 _TOLERANCE_ELSE = 0.01
@@ -55,7 +55,7 @@ class Part:
     """One tensor of an answer, as a record holds it.
 
     Attributes:
-        shape: For one picture, as a model gives it: ``[K]``, ``[D]`` or ``[C, H, W]``.
+        shape: For one image, as a model gives it: ``[K]``, ``[D]`` or ``[C, H, W]``.
         given: The type in which the teacher gives it.
         start: Its first word.
     """
@@ -93,7 +93,7 @@ class Layout:
         self.needs = needs | TeacherNeeds()  # in order
 
     def facts(self) -> dict[str, Any]:
-        """What is kept of a picture, for a person."""
+        """What is kept of an image, for a person."""
         return {
             name: {"shape": list(part.shape), "type": str(part.kept).removeprefix("torch.")}
             for name, part in self.parts.items()
@@ -110,7 +110,7 @@ class Layout:
             part = self.parts[name]
             kept = tensor.to(part.kept)
             if not kept.isfinite().all():
-                raise NotFinite(_why_not_kept(name, tensor, part))
+                raise NonFiniteError(_why_not_kept(name, tensor, part))
             flat = (kept.permute(0, 2, 3, 1) if kept.dim() == 4 else kept).flatten(1)
             packed[:, part.start : part.start + part.words] = flat.view(torch.int16).cpu().numpy()
         return packed
@@ -152,14 +152,14 @@ def _chosen(output: ModelOutput, needs: TeacherNeeds) -> dict[str, Tensor]:
 
 def _why_not_kept(name: str, tensor: Tensor, part: Part) -> str:
     if not tensor.isfinite().all():
-        return f"the teacher's answers ({name}) are not finite; give another teacher"
+        return f"the teacher's outputs ({name}) are not finite; give another teacher"
     return (
-        f"the teacher's answers ({name}) reach {tensor.abs().max().item():.3g}, more than float16 "
-        "holds; take train.precision=bfloat16 or teacher.keep=none"
+        f"the teacher's outputs ({name}) reach {tensor.abs().max().item():.3g}, more than float16 "
+        "holds; take train.precision=bfloat16 or teacher.cache=none"
     )
 
 
-def check_needs(keep: Keep, needs: TeacherNeeds, method: str) -> None:
+def check_cacheable(keep: CacheKind, needs: TeacherNeeds, method: str) -> None:
     """Refuses a method that reads what is not kept.
 
     Args:
@@ -172,19 +172,19 @@ def check_needs(keep: Keep, needs: TeacherNeeds, method: str) -> None:
     """
     if needs.rotated:
         raise InputError(
-            f"teacher.keep={keep}: the method {method} reads the teacher's answers to turned "
-            "pictures, which are not kept; take teacher.keep=none"
+            f"teacher.cache={keep}: the method {method} reads the teacher's outputs to turned "
+            "images, which are not kept; take teacher.cache=none"
         )
     beyond = [_stage(index) for index in needs.stages]
     beyond += [name for name in ("pooled", "last") if getattr(needs, name)]
     if keep == "logits" and beyond:
         raise InputError(
-            f"teacher.keep=logits: the method {method} reads more of the teacher's answers "
-            f"({', '.join(beyond)}); take teacher.keep=bank"
+            f"teacher.cache=logits: the method {method} reads more of the teacher's outputs "
+            f"({', '.join(beyond)}); take teacher.cache=features"
         )
 
 
-class KeptAnswers(Answers):
+class CachedOutputs(TeacherOutputs):
     """A teacher that is asked for what is not in a store yet.
 
     An answer is rounded to two bytes a number when it is kept, and what a method gets is always
@@ -195,8 +195,8 @@ class KeptAnswers(Answers):
         teacher: The frozen teacher.
         split: The training split, on the teacher's device.
         needs: What is kept of an answer.
-        keep: ``logits`` of all views, or a ``bank`` of some.
-        views: Of a picture in the bank, at most.
+        keep: ``logits`` of all views, or a ``views_of_each`` of some.
+        views: Of an image in the bank, at most.
         padding: Of the epoch plan.
         flip: Of the epoch plan.
         precision: Of the teacher's forward pass.
@@ -209,11 +209,11 @@ class KeptAnswers(Answers):
 
     def __init__(
         self,
-        teacher: Teacher,
-        split: Resident,
+        teacher: FrozenTeacher,
+        split: MemoryLoader,
         needs: TeacherNeeds,
         *,
-        keep: Keep,
+        keep: CacheKind,
         views: int,
         padding: int,
         flip: bool,
@@ -222,45 +222,47 @@ class KeptAnswers(Answers):
         folder: Path | None,
     ) -> None:
         super().__init__(teacher)
-        self.tally = Tally()
-        self.views = views = bank_size(keep, views, padding, flip)
+        self.cache_counts = CacheCounts()
+        self.views = views = cached_views(keep, views, padding, flip)
         self.all_views = count_views(padding, flip)
         self.every = 1 if flip else 2  # without flips, the names of views are even
-        self.bank = draw_bank(len(split), padding, flip, views) if keep == "bank" else None
-        self.pictures, self.precision = split.images[:PROBED], precision
+        self.views_of_each = (
+            draw_views(len(split), padding, flip, views) if keep == "features" else None
+        )
+        self.images, self.precision = split.images[:PROBED], precision
         self.probe = self._probe(teacher)
         self.layout = Layout(self.probe, needs)
         parts = {
             "version": VERSION,
             "teacher": {**facts, **_facts_of(teacher)},
             "precision": precision,
-            "pictures": _facts_of_pictures(split.images),
+            "images": _facts_of_images(split.images),
             "padding": padding,
             "flip": flip,
-            "keep": keep,
+            "cache": keep,
             "views": views,
             "parts": self.layout.facts(),
         }
         key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
         first = len(split) * views
-        self.probed = first + np.arange(len(self.pictures))
+        self.probed = first + np.arange(len(self.images))
         self.store = Store(
             (folder or cache_folder(None) / "answers") / key[:32],
             {"sha256": key, **parts},
-            first + len(self.pictures),
+            first + len(self.images),
             self.layout.words,
         )
 
-    def _probe(self, teacher: Teacher) -> ModelOutput:
-        with autocast(self.pictures.device, self.precision):
-            return self._asked(teacher, self.pictures)
+    def _probe(self, teacher: FrozenTeacher) -> ModelOutput:
+        with autocast(self.images.device, self.precision):
+            return self._asked(teacher, self.images)
 
     def check(self) -> None:
         """Refuses what cannot be kept or read; writes nothing.
 
         Raises:
             InputError: The store is damaged, not this teacher's, or too large for the disk, or the
-                teacher's answers cannot be kept.
+                teacher's outputs cannot be kept.
         """
         self._packed_probe()
         self.store.require_room()
@@ -277,7 +279,7 @@ class KeptAnswers(Answers):
         self.check()
         self.store.open()
         log.info(
-            "teacher answers kept in %s: %s for %d of %d views a picture, %.1f %% there already",
+            "teacher outputs cached in %s: %s for %d of %d views an image, %.1f %% there already",
             self.store.path,
             readable(self.store.size),
             self.views,
@@ -289,13 +291,13 @@ class KeptAnswers(Answers):
     def _packed_probe(self) -> Words:
         try:
             return self.layout.pack(self.probe, self.store.words)
-        except NotFinite as error:
+        except NonFiniteError as error:
             raise InputError(str(error)) from error
 
     def _compare(self) -> None:
         """Refuses a store whose answers differ from the teacher's by more than rounding."""
         words, there = self.store.read(self.probed)
-        rows = torch.from_numpy(there).to(self.pictures.device)
+        rows = torch.from_numpy(there).to(self.images.device)
         kept = _chosen(self.layout.unpack(words, rows.device), self.layout.needs)
         for name, tensor in _chosen(self.probe, self.layout.needs).items():
             largest = tensor.abs().max() * _TOLERANCE.get(tensor.dtype, _TOLERANCE_ELSE)
@@ -306,7 +308,7 @@ class KeptAnswers(Answers):
                 )
 
     def ask(
-        self, answering: Answering, batch: Batch, needs: TeacherNeeds
+        self, teacher_forward: TeacherForward, batch: Batch, needs: TeacherNeeds
     ) -> tuple[ModelOutput, int]:
         """The answers as they are kept, once those that are not there were asked for."""
         assert needs | self.layout.needs == self.layout.needs, "these answers are not kept"
@@ -318,41 +320,41 @@ class KeptAnswers(Answers):
             if len(missing) < len(numbers):
                 rows = torch.from_numpy(missing).to(images.device)
                 images = images[rows].contiguous(memory_format=torch.channels_last)
-            answer = self._packed(self._asked(answering, images), batch)
-            self.store.add(numbers[missing], answer)
+            teacher_output = self._packed(self._asked(teacher_forward, images), batch)
+            self.store.add(numbers[missing], teacher_output)
             words[missing], written = self.store.read(numbers[missing])
             if not written.all():
                 problem = "what was written is read otherwise"
                 raise OSError(errno.EIO, problem, str(self.store.path))
         return self.layout.unpack(words, batch.images.device), int(there.sum())
 
-    def _packed(self, answer: ModelOutput, batch: Batch) -> Words:
+    def _packed(self, teacher_output: ModelOutput, batch: Batch) -> Words:
         try:
-            return self.layout.pack(answer, self.store.words)
-        except NotFinite as error:
-            raise NotFinite(str(error), facts_of(batch, ["teacher"])) from error
+            return self.layout.pack(teacher_output, self.store.words)
+        except NonFiniteError as error:
+            raise NonFiniteError(str(error), facts_of(batch, ["teacher"])) from error
 
     def _numbers(self, batch: Batch) -> Indices:
-        """The record of each picture of a batch."""
+        """The record of each image of a batch."""
         rows, views = batch.named.unbind(1)
-        if self.bank is None:
+        if self.views_of_each is None:
             slots = views // self.every
         else:
-            same = self.bank[rows] == views[:, None]
+            same = self.views_of_each[rows] == views[:, None]
             assert same.any(1).all(), "the plan draws from another bank"
             slots = same.long().argmax(1)
         numbers: Indices = (rows * self.views + slots).numpy()
         return numbers
 
     @staticmethod
-    def _asked(answering: Answering, images: Tensor) -> ModelOutput:
-        """The teacher's answers to a few pictures, asked for with copies of them where too few."""
+    def _asked(teacher_forward: TeacherForward, images: Tensor) -> ModelOutput:
+        """The teacher's outputs to a few images, asked for with copies of them where too few."""
         count = len(images)
         if count >= FEWEST:
-            return answering(images)
+            return teacher_forward(images)
         rows = torch.arange(FEWEST, device=images.device) % count
-        answer = answering(images[rows].contiguous(memory_format=torch.channels_last))
-        logits, stages, pooled, last = answer
+        teacher_output = teacher_forward(images[rows].contiguous(memory_format=torch.channels_last))
+        logits, stages, pooled, last = teacher_output
         return ModelOutput(
             logits[:count],
             tuple(stage[:count] for stage in stages),
@@ -361,14 +363,14 @@ class KeptAnswers(Answers):
         )
 
 
-def bank_size(keep: Keep, views: int, padding: int, flip: bool) -> int:
-    """Views that are kept of a picture: all of them, or at most so many in a bank."""
+def cached_views(keep: CacheKind, views: int, padding: int, flip: bool) -> int:
+    """Views that are kept of an image: all of them, or at most so many in a bank."""
     total = count_views(padding, flip)
-    return min(views, total) if keep == "bank" else total
+    return min(views, total) if keep == "features" else total
 
 
-def _facts_of(teacher: Teacher) -> dict[str, Any]:
-    """What a teacher's answers depend on."""
+def _facts_of(teacher: FrozenTeacher) -> dict[str, Any]:
+    """What a teacher's outputs depend on."""
     model = teacher.model
     structure = hashlib.sha256(repr(model.module).encode()).hexdigest()
     return {
@@ -380,6 +382,6 @@ def _facts_of(teacher: Teacher) -> dict[str, Any]:
     }
 
 
-def _facts_of_pictures(images: Tensor) -> dict[str, Any]:
+def _facts_of_images(images: Tensor) -> dict[str, Any]:
     content = images.cpu().contiguous().numpy()
     return {"shape": list(images.shape), "sha256": hashlib.sha256(content.data).hexdigest()}

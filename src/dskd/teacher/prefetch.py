@@ -16,7 +16,7 @@ from dskd.engine.cuda_graph import Recorder, each_tensor, narrowed
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime.device import Precision, autocast
-from dskd.teacher.outputs import Answers, PassedOn, Planned
+from dskd.teacher.outputs import ForwardedOutputs, Planned, TeacherOutputs
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class _Part:
     """A batch's share of a group's answer.
 
     Attributes:
-        answer: The group's, of ``turns`` turns of all pictures, one turn after the other.
-        turns: 1, or 4 where pictures are rotated.
-        start: The batch's first picture in the group.
+        answer: The group's, of ``turns`` turns of all images, one turn after the other.
+        turns: 1, or 4 where images are rotated.
+        start: The batch's first image in the group.
         stop: Behind its last.
         done: When a GPU has computed it.
     """
 
-    answer: ModelOutput
+    teacher_output: ModelOutput
     turns: int
     start: int
     stop: int
@@ -40,8 +40,8 @@ class _Part:
     def taken(self) -> ModelOutput:
         """The batch's own answer."""
         if self.done is not None:
-            torch.cuda.current_stream(self.answer.logits.device).wait_event(self.done)
-        own: ModelOutput = each_tensor(self.answer, self._rows)
+            torch.cuda.current_stream(self.teacher_output.logits.device).wait_event(self.done)
+        own: ModelOutput = each_tensor(self.teacher_output, self._rows)
         return own
 
     def _rows(self, tensor: Tensor) -> Tensor:
@@ -51,15 +51,15 @@ class _Part:
         return torch.cat(tuple(turned)) if self.turns > 1 else turned[0]
 
 
-class Ahead(PassedOn):
+class Ahead(ForwardedOutputs):
     """Answers to a group of batches, got at once.
 
-    A GPU is filled better by more pictures, and answers a group while the student still learns from
+    A GPU is filled better by more images, and answers a group while the student still learns from
     the one before, on a stream of its own. The answers are those to single batches but for
-    rounding: a GPU and a CPU may sum in another order for another number of pictures. Groups begin
+    rounding: a GPU and a CPU may sum in another order for another number of images. Groups begin
     at whole multiples of their size in every epoch, also after a stop, so that a run that goes on
     gets the same answers to the byte. What was answered ahead of a stop is then asked for again,
-    and counts again in `watch` and `tally`.
+    and counts again in `watch` and `cache_counts`.
 
     Args:
         source: Who is asked.
@@ -67,14 +67,14 @@ class Ahead(PassedOn):
         precision: Of the teacher's forward pass.
     """
 
-    def __init__(self, source: Answers, together: int, precision: Precision) -> None:
+    def __init__(self, source: TeacherOutputs, together: int, precision: Precision) -> None:
         super().__init__(source)
         self.together, self.precision = together, precision
         self._parts: dict[tuple[int, int], _Part] = {}
         self._stream: torch.cuda.Stream | None = None
 
     def record(self, size: int, recorder: Recorder) -> None:
-        """See `Answers.record`; ``size`` is that of a single batch."""
+        """See `TeacherOutputs.record`; ``size`` is that of a single batch."""
         super().record(self.together * size, recorder)
 
     def following(self, planned: Planned, step: int, needs: TeacherNeeds) -> Iterator[Batch]:
@@ -105,16 +105,16 @@ class Ahead(PassedOn):
         device = group[0].images.device
         with self._beside(device):
             with autocast(device, self.precision):
-                answer = narrowed(super().__call__(_joined(group), needs), needs)
+                teacher_output = narrowed(super().__call__(_joined(group), needs), needs)
             # Copied: a recorded answer is overwritten by the next.
-            answer = each_tensor(answer, Tensor.clone)
+            teacher_output = each_tensor(teacher_output, Tensor.clone)
             done = None
             if device.type == "cuda":
                 done = torch.cuda.current_stream(device).record_event()
         turns, start = 4 if needs.rotated else 1, 0
         for batch in group:
             stop = start + len(batch.labels)
-            self._parts[batch.epoch, batch.step] = _Part(answer, turns, start, stop, done)
+            self._parts[batch.epoch, batch.step] = _Part(teacher_output, turns, start, stop, done)
             start = stop
         return group
 
@@ -122,7 +122,7 @@ class Ahead(PassedOn):
     def _beside(self, device: torch.device) -> Iterator[None]:
         """On a GPU, work beside the student's, behind all that was given to the GPU so far.
 
-        So it finds its pictures whole, and memory that it takes again is no longer read.
+        So it finds its images whole, and memory that it takes again is no longer read.
         """
         if device.type != "cuda":
             yield
@@ -135,7 +135,7 @@ class Ahead(PassedOn):
 
 
 def _joined(group: list[Batch]) -> Batch:
-    """The pictures of all as those of one batch, that of the first one's step."""
+    """The images of all as those of one batch, that of the first one's step."""
     tensors = [name for name, value in vars(group[0]).items() if isinstance(value, Tensor)]
     joined: dict[str, Any] = {
         name: torch.cat([getattr(batch, name) for batch in group]) for name in tensors

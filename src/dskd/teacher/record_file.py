@@ -98,10 +98,10 @@ class Store:
         needed, free = self.missing_bytes(), shutil.disk_usage(there).free
         if needed + RESERVE > free:
             raise InputError(
-                f"the teacher's answers in {self.path} still need {readable(needed)} of disk and "
+                f"the teacher's outputs in {self.path} still need {readable(needed)} of disk and "
                 f"{readable(RESERVE)} to spare, {readable(free)} are free; free some, choose a "
-                "folder on another disk with teacher.store, or keep fewer: a smaller "
-                "teacher.views, or teacher.keep=none"
+                "folder on another disk with teacher.cache_dir, or keep fewer: a smaller "
+                "teacher.views, or teacher.cache=none"
             )
 
     def open(self) -> None:
@@ -118,8 +118,8 @@ class Store:
             self.load()
         except OSError as error:
             raise InputError(
-                f"cannot keep the teacher's answers in {self.path}: {error.strerror or error}; "
-                "choose another folder with teacher.store"
+                f"cannot keep the teacher's outputs in {self.path}: {error.strerror or error}; "
+                "choose another folder with teacher.cache_dir"
             ) from error
 
     def load(self) -> None:

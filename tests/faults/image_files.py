@@ -1,6 +1,6 @@
-"""Pictures of every mode and size, damaged ones, and files that are none.
+"""Images of every mode and size, damaged ones, and files that are none.
 
-A picture is read as upright RGB of its own size, or refused in one line that names its file.
+An image is read as upright RGB of its own size, or refused in one line that names its file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dskd.data.archives import FolderFiles
 from dskd.data.image_decoding import decode
 from tests.faults.outcomes import refusal, tree
 
-FAMILY = "odd pictures"
+FAMILY = "odd images"
 SAMPLE, WHOLE = 12, 300
-"""Changes at random of a picture of each format, in the suite and in the torture run."""
+"""Changes at random of an image of each format, in the suite and in the torture run."""
 
 MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
@@ -41,7 +41,7 @@ MODES = {
 SIZES = ((1, 1), (1, 9), (9, 1), (8, 8), (33, 17))
 
 
-class Picture(NamedTuple):
+class ImageCase(NamedTuple):
     """A file, the size that is asked for, the size that it has, and its outcome."""
 
     data: bytes
@@ -50,34 +50,34 @@ class Picture(NamedTuple):
     expected: str
 
 
-def cases(whole: bool = True) -> Iterator[tuple[str, Picture]]:
-    """Every mode, every orientation, damage at random, and files that are no picture."""
+def cases(whole: bool = True) -> Iterator[tuple[str, ImageCase]]:
+    """Every mode, every orientation, damage at random, and files that are no image."""
     for form, modes in MODES.items():
         for mode in modes:
             for width, height in SIZES:
                 data = _saved(_drawn(mode, width, height), form)
                 name = f"{form} {mode} of {width}x{height}"
-                yield name, Picture(data, None, (height, width), "read")
-                yield f"{name}, resized", Picture(data, 6, (6, 6), "read")
+                yield name, ImageCase(data, None, (height, width), "read")
+                yield f"{name}, resized", ImageCase(data, 6, (6, 6), "read")
     yield from _turned()
     for form, mode in (("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I"), ("PNG", "RGB")):
         data = _saved(_drawn(mode, 600, 400), form)
-        yield f"{form} {mode}, its memory", Picture(data, None, (400, 600), "read")
+        yield f"{form} {mode}, its memory", ImageCase(data, None, (400, 600), "read")
     for name, data in STRANGE.items():
-        yield name, Picture(data, None, None, "refused")
+        yield name, ImageCase(data, None, None, "refused")
     for form in MODES:
         whole_file = _saved(_drawn("RGB", 33, 17), form)
         for share in (0.02, 0.1, 0.3, 0.5, 0.7):
             cut = whole_file[: int(len(whole_file) * share)]
-            yield f"{form} cut at {share}", Picture(cut, None, None, "refused")
+            yield f"{form} cut at {share}", ImageCase(cut, None, None, "refused")
         for number in range(WHOLE if whole else SAMPLE):
             data = _damaged(whole_file, random.Random(number))
-            yield f"{form} changed {number}", Picture(data, 6, (6, 6), "either")
+            yield f"{form} changed {number}", ImageCase(data, 6, (6, 6), "either")
 
 
-def check(case: Picture, folder: Path) -> str:
-    """Decodes a picture as the data set of one's own folder does."""
-    path = folder / "picture.png"  # what it is called says nothing
+def check(case: ImageCase, folder: Path) -> str:
+    """Decodes an image as the data set of one's own folder does."""
+    path = folder / "image.png"  # what it is called says nothing
     path.write_bytes(case.data)
     found: list[torch.Tensor] = []
     files = FolderFiles(folder, [path.name])
@@ -94,7 +94,7 @@ def check(case: Picture, folder: Path) -> str:
         assert case.shape is None or found[0].shape == (1, 3, *case.shape), found[0].shape
         assert found[0].dtype == torch.uint8
     else:
-        assert "picture.png" in line, f"it is not said which: {line}"
+        assert "image.png" in line, f"it is not said which: {line}"
     outcome = "read" if line is None else "refused"
     assert case.expected in (outcome, "either"), f"it was {outcome}: {line}"
     return outcome
@@ -117,7 +117,7 @@ def _saved(image: Image.Image, form: str, **options: Any) -> bytes:
     return out.getvalue()
 
 
-def _turned() -> Iterator[tuple[str, Picture]]:
+def _turned() -> Iterator[tuple[str, ImageCase]]:
     """Every EXIF orientation, those that there are not too, and EXIF data that are none."""
     image = _drawn("RGB", 9, 5)
     for number in (*range(10), 2**16 - 1):
@@ -126,14 +126,14 @@ def _turned() -> Iterator[tuple[str, Picture]]:
         shape = (9, 5) if number in (5, 6, 7, 8) else (5, 9)
         for form in ("PNG", "JPEG", "WEBP", "TIFF"):
             data = _saved(image, form, exif=exif)
-            yield f"{form} turned {number}", Picture(data, None, shape, "read")
+            yield f"{form} turned {number}", ImageCase(data, None, shape, "read")
     for name, raw in {
         "rubbish": b"Exif\0\0" + b"\xff" * 64,
         "a loop": b"Exif\0\0II*\0\x08\0\0\0" + b"\x01\0\x69\x87\x04\0\x01\0\0\0\x08\0\0\0" * 2,
         "a huge count": b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\xff\xff\xff\xff" * 9,
     }.items():
         data = _saved(image, "JPEG", exif=raw)
-        yield f"JPEG with EXIF that is {name}", Picture(data, None, None, "either")
+        yield f"JPEG with EXIF that is {name}", ImageCase(data, None, None, "either")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -155,7 +155,7 @@ _MIB_OF_ZEROS = zlib.compress(bytes(2**20))
 STRANGE: dict[str, bytes] = {
     "nothing": b"",
     "a null byte": b"\0",
-    "text": b"hello, this is no picture\n" * 9,
+    "text": b"hello, this is no image\n" * 9,
     "HTML": b"<html><body>404 Not Found</body></html>",
     "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
     "EPS, which starts a program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
@@ -190,7 +190,7 @@ STRANGE: dict[str, bytes] = {
     "JPEG of 65,535 x 65,535": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x11\0"
     b"\x02\x11\x01\x03\x11\x01\xff\xd9",
 }  # fmt: skip
-"""Files that are no picture, or one that is too large."""
+"""Files that are no image, or one that is too large."""
 
 
 def _damaged(data: bytes, draw: random.Random) -> bytes:
