@@ -17,9 +17,8 @@ from dskd import methods
 from dskd.data import Dataset
 from dskd.data.epoch_plan import draw_plan
 from dskd.engine.trainer import Trainer
+from dskd.errors import NonFiniteError, Stopped
 from dskd.models.zoo import build
-from dskd.runtime.nonfinite import NonFiniteError
-from dskd.runtime.signals import Stopped
 
 
 def every_method(bench: Bench) -> Found:

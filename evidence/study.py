@@ -22,9 +22,7 @@ from dskd.compare.progress import live_table
 from dskd.compare.reader import Comparison
 from dskd.config.recipe import load
 from dskd.engine import run
-from dskd.errors import InputError
-from dskd.runtime.nonfinite import NonFiniteError
-from dskd.runtime.signals import Stopped
+from dskd.errors import InputError, NonFiniteError, Stopped
 from evidence import figure
 from evidence.design import Study, find, stints, varied
 from evidence.expect import seconds_of

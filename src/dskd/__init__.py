@@ -10,10 +10,8 @@ from dskd.api import compare_methods, distill, train
 from dskd.data import Dataset, Split, load_dataset
 from dskd.deploy.student import evaluate, load_deployed, predict
 from dskd.engine.training_run import Result
-from dskd.errors import InputError
+from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.models.factory import load_model
-from dskd.runtime.nonfinite import NonFiniteError
-from dskd.runtime.signals import Stopped
 
 __version__ = "0.1.0"
 __all__ = [

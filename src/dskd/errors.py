@@ -1,11 +1,16 @@
-"""Errors that are meant for people: one line that says what is wrong, where, and the fix."""
+"""Errors of the package, and the words that error messages are made of.
+
+No module here imports torch, so the command line can catch every error without it.
+"""
 
 from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Mapping
 from datetime import date
+from typing import Any
 
 _SHORT_LIST = 12
 _LONG_LIST = 24
@@ -13,7 +18,7 @@ _LONG_VALUE = 80
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """The user gave something that cannot be used.
 
     ``str(error)`` is one line: what is wrong, where, and how to fix it. The command line prints
     it on stderr and exits with code 2.
@@ -23,10 +28,62 @@ class InputError(ValueError):
         super().__init__(printable(" ".join(message.split())))
 
 
-def printable(text: str) -> str:
-    r"""Text that does nothing to a terminal: what is no letter, sign or space is escaped.
+class NonFiniteError(ArithmeticError):
+    """A number became NaN or infinite, and the run ended without saving it.
 
-    Names of files and classes may be anybody's.
+    If the number belongs to a training step, that step changed no weight. If it is a weight, it
+    was found before the weights were written. The command line exits with code 3.
+
+    Attributes:
+        facts: What is known about the step, as plain values: ``epoch`` and ``step``, counted
+            from 1; ``what``, which lists ``teacher``, ``loss`` or ``gradient``, or is ``state`` or
+            ``logits`` for numbers found after the step; ``losses``, as text, by name;
+            ``gradients`` and ``state``, names of tensors; ``indices``, the step's images on all
+            processes. Empty if nothing is known.
+    """
+
+    def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.facts = dict(facts or {})
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run died or does not respond. The command line exits with code 4."""
+
+
+class Stopped(BaseException):
+    """A signal stopped the run, and its state is saved.
+
+    It is no `Exception`, so a loop over seeds that continues after errors stops at Ctrl-C.
+
+    Attributes:
+        signal: Number of the signal. The command line exits with 128 plus this number.
+        message: What the command line prints.
+    """
+
+    message = "stopped; the state is saved, go on with --resume"
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class Quit(Stopped):
+    """A second signal stopped the run at once. Only the checkpoints written before are saved."""
+
+    message = "stopped at once; what was saved before is intact"
+
+
+class Unsaved(Stopped):
+    """A signal stopped the run before its first step, when there was no state to save."""
+
+    message = "stopped before the first step; with --resume the run starts anew"
+
+
+def printable(text: str) -> str:
+    r"""Escapes every character that a terminal does not print, such as control codes.
+
+    File and class names come from other people, and may hold any character.
 
     Example:
         >>> printable("caf\u00e9 \x1b[2J")
@@ -36,7 +93,7 @@ def printable(text: str) -> str:
 
 
 def brief(value: object) -> str:
-    """A value that a user gave, short enough for a line; the words of YAML as YAML has them.
+    """Shortens a user's value to fit into a line, and writes constants as YAML does.
 
     Example:
         >>> brief("resnet8"), brief([None, True]), brief(list(range(100)))
@@ -60,12 +117,12 @@ class _Brief(reprlib.Repr):
         return value.isoformat()
 
     def repr_int(self, value: int, level: int) -> str:
-        # Python refuses to write a number of thousands of digits.
+        # Python refuses to convert an integer of thousands of digits to text.
         return "a very long number" if value.bit_length() > 1000 else super().repr_int(value, level)
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's error says, in one line; its type where it says nothing.
+    """The first line of an error's message, or the error's type if the message is empty.
 
     Example:
         >>> first_line(RuntimeError("shapes differ")), first_line(KeyError())
@@ -75,7 +132,7 @@ def first_line(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
-    """The error for a name that does not exist, with the nearest one that does.
+    """The error for a name that does not exist. It suggests the most similar known name.
 
     Args:
         kind: What the name stands for, as in ``"method"`` or ``"recipe key"``.
@@ -89,7 +146,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     names = sorted(known)
     close = _nearest(str(name), names)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
-    # A long list hides the hint that is in front of it.
+    # A long list would hide the suggestion in front of it.
     if not close or len(names) <= _SHORT_LIST:
         more = len(names) - _LONG_LIST
         shown = ", ".join(names[:_LONG_LIST]) + (f" and {more} more" if more > 0 else "")
@@ -98,10 +155,10 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
 
 
 def _nearest(name: str, names: list[str]) -> list[str]:
-    """The name that was probably meant; two where the second is about as near."""
+    """The most similar name, and the second if it is almost as similar."""
 
-    def likeness(other: str) -> float:
+    def similarity(other: str) -> float:
         return difflib.SequenceMatcher(None, other, name).ratio()
 
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
-    return [other for other in close if likeness(close[0]) - likeness(other) < 0.12]
+    return [other for other in close if similarity(close[0]) - similarity(other) < 0.12]

@@ -24,9 +24,8 @@ from dskd.compare.variants import method_variants, weights_of
 from dskd.config import recipe
 from dskd.engine import run
 from dskd.engine.build import UserObjects
-from dskd.errors import InputError
+from dskd.errors import InputError, Stopped
 from dskd.methods.kd import KD
-from dskd.runtime.signals import Stopped
 from dskd.storage.run_directory import LAST
 from tests.conftest import make_dataset
 

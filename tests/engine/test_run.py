@@ -28,10 +28,8 @@ from dskd.config import recipe
 from dskd.engine import run, training_run
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.trainer import Trainer
-from dskd.errors import InputError
+from dskd.errors import InputError, NonFiniteError, Quit, Stopped
 from dskd.runtime.device import environment
-from dskd.runtime.nonfinite import NonFiniteError
-from dskd.runtime.signals import Quit, Stopped
 from dskd.storage import checkpoint
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.weights import read_metadata

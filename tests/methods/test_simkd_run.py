@@ -20,8 +20,7 @@ from dskd.config import recipe
 from dskd.deploy.onnx import export_onnx
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
-from dskd.errors import InputError
-from dskd.runtime.signals import Stopped
+from dskd.errors import InputError, Stopped
 from dskd.storage.weights import read_metadata
 from tests.conftest import make_dataset
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 import dskd
 from dskd.data import Dataset
 from dskd.engine.training_run import Result
-from dskd.errors import InputError
+from dskd.errors import InputError, NonFiniteError
 from dskd.models.staged_model import StagedModel
-from dskd.runtime.nonfinite import NonFiniteError
 from tests.conftest import make_dataset
 
 CLASSES = 3

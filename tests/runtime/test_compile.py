@@ -23,9 +23,8 @@ from dskd.compare.progress import _Lines
 from dskd.config import recipe
 from dskd.engine import run
 from dskd.engine.build import UserObjects
-from dskd.errors import InputError
+from dskd.errors import InputError, Stopped
 from dskd.runtime import compile as compiling
-from dskd.runtime.signals import Stopped
 from tests.conftest import stop_at
 from tests.trainers import assert_same_state, trainer
 

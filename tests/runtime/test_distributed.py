@@ -32,11 +32,10 @@ from dskd.engine.build import UserObjects
 from dskd.engine.evaluate import evaluate_accuracy
 from dskd.engine.metrics import EpochMetrics
 from dskd.engine.trainer import Trainer, train_step
-from dskd.errors import InputError
+from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.methods.base import Method
 from dskd.runtime import device, distributed
-from dskd.runtime.nonfinite import NonFiniteError
-from dskd.runtime.signals import Stopped, StopRequest
+from dskd.runtime.signals import StopRequest
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged
 

@@ -14,7 +14,8 @@ from typing import IO, Any, cast
 import pytest
 import torch
 
-from dskd.runtime.signals import Quit, stop_requests
+from dskd.errors import Quit
+from dskd.runtime.signals import stop_requests
 from dskd.storage import atomic, checkpoint
 from dskd.storage.checkpoint import DamagedCheckpoint
 

@@ -29,12 +29,10 @@ from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
-from dskd.errors import InputError
+from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.methods.base import TeacherNeeds
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import autocast
-from dskd.runtime.nonfinite import NonFiniteError
-from dskd.runtime.signals import Stopped
 from dskd.storage.run_directory import LAST
 from dskd.teacher.cache import CachedOutputs
 from dskd.teacher.frozen import FrozenTeacher

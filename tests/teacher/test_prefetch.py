@@ -15,10 +15,9 @@ from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
-from dskd.errors import InputError
+from dskd.errors import InputError, Stopped
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
-from dskd.runtime.signals import Stopped
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import Planned, TeacherForward, TeacherOutputs
 from dskd.teacher.prefetch import Ahead

@@ -23,10 +23,8 @@ from dskd.deploy import student as deployed
 from dskd.engine import run
 from dskd.engine.build import UserObjects
 from dskd.engine.training_run import Result
-from dskd.errors import InputError, printable
+from dskd.errors import InputError, NonFiniteError, ProcessLost, Stopped, printable
 from dskd.runtime import distributed
-from dskd.runtime.nonfinite import NonFiniteError
-from dskd.runtime.signals import Stopped
 
 _PATH = click.Path(path_type=Path)
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -262,7 +260,7 @@ def _exit_code(arguments: list[str] | None) -> int:
         outcome: Any = cli.main(arguments, prog_name="dskd", standalone_mode=False)
         sys.stdout.flush()
     except Stopped as stopped:
-        return _say(stopped.said, 128 + stopped.signal)
+        return _say(stopped.message, 128 + stopped.signal)
     except (click.Abort, KeyboardInterrupt):
         return _say("stopped", 128 + signal.SIGINT)
     except click.UsageError as error:
@@ -281,7 +279,7 @@ def _exit_code(arguments: list[str] | None) -> int:
     except torch.OutOfMemoryError:
         text = "the GPU has too little memory for this run; lower train.batch_size"
         return _say(text, 2, own=True)
-    except distributed.ProcessLost as error:
+    except ProcessLost as error:
         return _say(str(error), 4, own=True)
     except NonFiniteError as error:
         return _say(str(error), 3)

@@ -35,12 +35,11 @@ from dskd.engine.run import (
     rehearse,
 )
 from dskd.engine.training_run import TrainingRun
-from dskd.errors import InputError
+from dskd.errors import InputError, NonFiniteError
 from dskd.methods.base import TeacherNeeds
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.compile import check_compiler
-from dskd.runtime.nonfinite import NonFiniteError
 from dskd.storage.atomic import is_part, probe, refuse_links, remove_parts, replace_file, telling
 from dskd.storage.json_file import LONGEST_LOG
 from dskd.storage.lock import LOCK, OWNER, take

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dskd.engine.training_run import TrainingRun
-from dskd.runtime.nonfinite import NonFiniteError
-from dskd.runtime.signals import Stopped, stop_requests
+from dskd.errors import NonFiniteError, Stopped
+from dskd.runtime.signals import stop_requests
 
 
 class Watcher(Protocol):

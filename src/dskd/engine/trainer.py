@@ -25,7 +25,7 @@ from dskd.engine.cuda_graph import (
 from dskd.engine.memory_usage import held_by_training, saved_for_backward
 from dskd.engine.metrics import EpochMetrics
 from dskd.engine.optimizer import load_state, set_rate
-from dskd.errors import InputError, first_line
+from dskd.errors import InputError, NonFiniteError, first_line
 from dskd.methods.base import Method, StepOutput, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime import distributed
@@ -33,7 +33,6 @@ from dskd.runtime.device import Precision, autocast
 from dskd.runtime.nonfinite import (
     Finite,
     FiniteStateCheck,
-    NonFiniteError,
     explained,
     facts_of,
     require_finite,

@@ -19,11 +19,11 @@ from dskd.config.recipe import Recipe
 from dskd.data.loader import DataLoaders
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.engine.trainer import Trainer
-from dskd.errors import InputError, brief, first_line
+from dskd.errors import InputError, NonFiniteError, Stopped, Unsaved, brief, first_line
 from dskd.methods.base import Method
 from dskd.runtime import distributed
-from dskd.runtime.nonfinite import NonFiniteError, nonfinite_logits_error
-from dskd.runtime.signals import Stopped, Unsaved, stop_requests
+from dskd.runtime.nonfinite import nonfinite_logits_error
+from dskd.runtime.signals import stop_requests
 from dskd.settings import Number, Percent, Size
 from dskd.storage.run_directory import BEST, LAST, NONFINITE, RunDirectory, differences
 

@@ -42,7 +42,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dskd.errors import InputError, first_line
+from dskd.errors import InputError, ProcessLost, first_line
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -56,10 +56,6 @@ WATCHED_EVERY = 1.0
 """Seconds after which a process sees whether the torchrun that started it is still there."""
 
 _TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-class ProcessLost(RuntimeError):
-    """Another process of the run died or does not answer."""
 
 
 @dataclass(frozen=True)

@@ -11,27 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dskd.data.loader import Batch
+from dskd.errors import NonFiniteError
 from dskd.runtime import distributed
 
 PARTS = ("teacher", "loss", "gradient")
 """What of a step must be finite: the teacher's logits, each loss, each gradient."""
-
-
-class NonFiniteError(ArithmeticError):
-    """A number became NaN or infinite; nothing of it is kept.
-
-    One of a step's changed no weight. One of the weights is found before they are written.
-
-    Attributes:
-        facts: What is known of it, in plain values: ``epoch`` and ``step``, from 1; ``what``,
-            some of `PARTS`, or ``state`` or ``logits`` after that step; ``losses`` by name, as
-            text; ``gradients`` and ``state``, names of tensors; and ``indices``, the step's
-            images, of all processes. Empty where nothing is known.
-    """
-
-    def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.facts = dict(facts or {})
 
 
 class Finite:

@@ -8,36 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from dskd.errors import ProcessLost, Quit
 from dskd.runtime import distributed
-
-
-class Stopped(BaseException):
-    """A run was asked to stop, and did, with its state saved.
-
-    No `Exception`: a loop over seeds that goes on after errors does not go on after Ctrl-C.
-
-    Attributes:
-        signal: The number of the signal.
-        said: How a command ends then, for a person.
-    """
-
-    said = "stopped; the state is saved, go on with --resume"
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.signal = number
-
-
-class Quit(Stopped):
-    """A run was asked to stop a second time, and did so at once: nothing more was saved."""
-
-    said = "stopped at once; what was saved before is intact"
-
-
-class Unsaved(Stopped):
-    """A run was asked to stop before its first step, and did: there is no state to save yet."""
-
-    said = "stopped before the first step; with --resume the run starts anew"
 
 
 class StopRequest:
@@ -75,7 +47,7 @@ def stop_requests() -> Iterator[StopRequest]:
     }
     try:
         yield request
-    except distributed.ProcessLost:
+    except ProcessLost:
         before.clear()  # torchrun now asks all that are left to end: first they say why
         raise
     finally:

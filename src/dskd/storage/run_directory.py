@@ -36,7 +36,7 @@ from dskd.storage.yaml_file import read_yaml_file
 
 LAST, BEST = "student.safetensors", "student_best.safetensors"
 NONFINITE = "nonfinite.json"
-"""What is known of the step whose numbers ended a run; see `dskd.runtime.nonfinite.NonFiniteError`."""
+"""What is known of the step whose numbers ended a run; see `dskd.errors.NonFiniteError`."""
 FAILED = "failed.txt"
 """Why a comparison goes on without the run."""
 _RESULT = "result.json"

@@ -25,12 +25,12 @@ from torch import Tensor
 from dskd.data.download import cache_folder
 from dskd.data.epoch_plan import count_views, draw_views
 from dskd.data.loader import Batch, MemoryLoader
-from dskd.errors import InputError
+from dskd.errors import InputError, NonFiniteError
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime.device import Precision, autocast
 from dskd.runtime.memory import readable
-from dskd.runtime.nonfinite import NonFiniteError, facts_of
+from dskd.runtime.nonfinite import facts_of
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import CacheCounts, TeacherForward, TeacherOutputs
 from dskd.teacher.record_file import Indices, Store, Words
