@@ -15,7 +15,7 @@ from turns import CountedSteps, Training
 from dskd.config.recipe import Recipe, load
 from dskd.data import Dataset
 from dskd.models.zoo import build
-from dskd.runtime.device import Precision
+from dskd.settings import Precision
 
 METHODS = ("ce", "kd", "dskd", "at", "crd", "reviewkd")
 """The student alone, KD, DSKD and three methods that read features: by maps, by contrast against

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dskd.engine.optimizer import OptimizerName, on_device
+from dskd.engine.optimizer import on_device
+from dskd.settings import OptimizerName
 
 R = TypeVar("R")
 

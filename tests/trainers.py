@@ -9,8 +9,8 @@ import torch
 
 from dskd import methods
 from dskd.data.loader import MemoryLoader
-from dskd.engine.optimizer import OptimizerName
 from dskd.engine.trainer import Trainer
+from dskd.settings import OptimizerName
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -69,6 +69,16 @@ Seed = Annotated[int, _number, Field(ge=0, lt=2**63)]
 """A whole number of 0 or more that random generators take."""
 PathSetting = Annotated[Path, BeforeValidator(_path)]
 """A file or folder; ``~`` is the home folder."""
+
+# Named choices. They stand here so that a recipe can be read without importing torch.
+DeviceName = Literal["auto", "cpu", "cuda"]
+"""A device; ``auto`` is a GPU if there is one, else the CPU."""
+Precision = Literal["float32", "bfloat16"]
+"""Number format of the forward passes."""
+OptimizerName = Literal["sgd", "adamw"]
+"""An optimizer."""
+Schedule = Literal["step", "cosine"]
+"""A learning-rate schedule."""
 
 
 class Settings(BaseModel):

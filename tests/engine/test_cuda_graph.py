@@ -16,12 +16,12 @@ from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.cuda_graph import WARM_UP, Recorded, buffers_in_place
-from dskd.engine.optimizer import OptimizerName
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, Stopped
 from dskd.methods.base import Method
 from dskd.models.output import ModelOutput
 from dskd.runtime.device import pick
+from dskd.settings import OptimizerName
 from dskd.teacher.outputs import SharedOutputs
 from tests.conftest import stop_at
 from tests.recorders import Direct, Holding, Replaying, fused

@@ -19,11 +19,12 @@ from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.metrics import EpochMetrics
-from dskd.engine.optimizer import OptimizerName, load_state, make_optimizer, set_rate
+from dskd.engine.optimizer import load_state, make_optimizer, set_rate
 from dskd.engine.trainer import Trainer, train_step
 from dskd.errors import NonFiniteError, Stopped
 from dskd.methods.base import Method, StepOutput
 from dskd.runtime.nonfinite import Finite
+from dskd.settings import OptimizerName
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged, stop_at
 from tests.recorders import fused

@@ -24,11 +24,11 @@ from dskd.cli.commands import main
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch
 from dskd.engine import run
-from dskd.engine.optimizer import OptimizerName
 from dskd.engine.trainer import Trainer
 from dskd.methods.base import StepOutput
 from dskd.methods.kd import KD
 from dskd.models.output import ModelOutput
+from dskd.settings import OptimizerName
 from dskd.storage import checkpoint
 from dskd.storage.run_directory import LAST, NONFINITE
 from dskd.teacher.outputs import TeacherOutputs

@@ -12,18 +12,19 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from dskd import methods
 from dskd.data import DATASETS
-from dskd.engine.lr_schedule import Schedule
-from dskd.engine.optimizer import OptimizerName
 from dskd.errors import InputError, brief, unknown
-from dskd.runtime.device import DeviceName, Precision
 from dskd.settings import (
     Count,
+    DeviceName,
     Fraction,
     Natural,
     Number,
+    OptimizerName,
     PathSetting,
     Positive,
+    Precision,
     Rate,
+    Schedule,
     Seed,
     Settings,
     Share,

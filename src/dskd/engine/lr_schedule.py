@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-Schedule = Literal["step", "cosine"]
+from dskd.settings import Schedule
 
 
 def learning_rate(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dskd.errors import InputError
 from dskd.methods.base import Method
+from dskd.settings import OptimizerName
 
-OptimizerName = Literal["sgd", "adamw"]
 _OWN = ("lr", "fused", "capturable")
 
 

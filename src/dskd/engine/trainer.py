@@ -29,7 +29,7 @@ from dskd.errors import InputError, NonFiniteError, first_line
 from dskd.methods.base import Method, StepOutput, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime import distributed
-from dskd.runtime.device import Precision, autocast
+from dskd.runtime.device import autocast
 from dskd.runtime.nonfinite import (
     Finite,
     FiniteStateCheck,
@@ -37,6 +37,7 @@ from dskd.runtime.nonfinite import (
     facts_of,
     require_finite,
 )
+from dskd.settings import Precision
 from dskd.teacher.outputs import CacheCounts, TeacherOutputs
 
 REHEARSED = 8

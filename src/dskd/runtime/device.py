@@ -11,16 +11,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
 
 from dskd.errors import InputError, printable
 from dskd.runtime import distributed
-
-Precision = Literal["float32", "bfloat16"]
-DeviceName = Literal["auto", "cpu", "cuda"]
+from dskd.settings import DeviceName, Precision
 
 
 def pick(name: DeviceName, *, graph: bool = False) -> torch.device:

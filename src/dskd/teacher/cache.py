@@ -28,9 +28,10 @@ from dskd.data.loader import Batch, MemoryLoader
 from dskd.errors import InputError, NonFiniteError
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
-from dskd.runtime.device import Precision, autocast
+from dskd.runtime.device import autocast
 from dskd.runtime.memory import readable
 from dskd.runtime.nonfinite import facts_of
+from dskd.settings import Precision
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import CacheCounts, TeacherForward, TeacherOutputs
 from dskd.teacher.record_file import Indices, Store, Words

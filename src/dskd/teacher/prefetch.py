@@ -15,7 +15,8 @@ from dskd.data.loader import Batch
 from dskd.engine.cuda_graph import Recorder, each_tensor, narrowed
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
-from dskd.runtime.device import Precision, autocast
+from dskd.runtime.device import autocast
+from dskd.settings import Precision
 from dskd.teacher.outputs import ForwardedOutputs, Planned, TeacherOutputs
 
 
