@@ -14,10 +14,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dskd.cli.console import epoch_bar
 from dskd.config.recipe import Recipe
 from dskd.data.loader import DataLoaders
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
+from dskd.engine.progress import epoch_bar
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped, Unsaved, brief, first_line
 from dskd.methods.base import Method

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dskd.cli import console
 from dskd.config import recipe
-from dskd.engine import run
+from dskd.engine import progress, run
 
 
 def test_a_run_shows_its_progress_through_to_its_end(
@@ -21,8 +20,8 @@ def test_a_run_shows_its_progress_through_to_its_end(
     def terminal(**_: object) -> Console:
         return Console(file=shown, force_terminal=True, width=200)
 
-    monkeypatch.setattr(console, "Console", terminal)
-    monkeypatch.setattr(console, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "Console", terminal)
+    monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.0)
     changes = ["data.fraction=0.1", "train.epochs=2", "train.batch_size=64", "method={name: ce}"]
     run.distill(recipe.load("digits", [*changes, "teacher=null", f"out={tmp_path / 'run'}"]))
     assert "epoch 2/2" in shown.getvalue()
