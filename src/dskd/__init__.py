@@ -1,19 +1,26 @@
 """Knowledge distillation with deep supervision.
 
+Names are imported on first use, so ``import dskd`` alone does not import torch.
+
 >>> import dskd
 >>> dskd.load_model("resnet8", num_classes=10).stage_names
 ('layer1', 'layer2', 'layer3')
 """
 
-from dskd import losses
-from dskd.api import compare_methods, distill, train
-from dskd.data import Dataset, Split, load_dataset
-from dskd.deploy.student import evaluate, load_deployed, predict
-from dskd.engine.training_run import Result
-from dskd.errors import InputError, NonFiniteError, Stopped
-from dskd.models.factory import load_model
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from dskd.errors import InputError, NonFiniteError, Stopped
+from dskd.version import __version__
+
+if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does the same
+    from dskd import losses
+    from dskd.api import compare_methods, distill, train
+    from dskd.data import Dataset, Split, load_dataset
+    from dskd.deploy.student import evaluate, load_deployed, predict
+    from dskd.engine.training_run import Result
+    from dskd.models.factory import load_model
+
 __all__ = [
     "Dataset",
     "InputError",
@@ -21,6 +28,7 @@ __all__ = [
     "Result",
     "Split",
     "Stopped",
+    "__version__",
     "compare_methods",
     "distill",
     "evaluate",
@@ -31,3 +39,34 @@ __all__ = [
     "predict",
     "train",
 ]
+
+_MODULES = {
+    "Dataset": "dskd.data",
+    "Result": "dskd.engine.training_run",
+    "Split": "dskd.data",
+    "compare_methods": "dskd.api",
+    "distill": "dskd.api",
+    "evaluate": "dskd.deploy.student",
+    "load_dataset": "dskd.data",
+    "load_deployed": "dskd.deploy.student",
+    "load_model": "dskd.models.factory",
+    "predict": "dskd.deploy.student",
+    "train": "dskd.api",
+}
+"""The module of each name that is imported on first use."""
+
+if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Imports a public name on first use."""
+        if name == "losses":
+            return importlib.import_module("dskd.losses")
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """Lists the public names, imported or not."""
+        return [*__all__]

@@ -1,4 +1,4 @@
-"""``python -m dskd`` is ``dskd``."""
+"""Runs the command line: ``python -m dskd`` does the same as ``dskd``."""
 
 from dskd.cli.commands import main
 

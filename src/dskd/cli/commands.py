@@ -12,7 +12,6 @@ from typing import Any, get_args
 import click
 import torch
 
-from dskd import __version__
 from dskd.cli import console, demo, listing
 from dskd.compare import grid, progress, table
 from dskd.compare.summary import summarize
@@ -25,6 +24,7 @@ from dskd.engine.build import UserObjects
 from dskd.engine.training_run import Result
 from dskd.errors import InputError, NonFiniteError, ProcessLost, Stopped, printable
 from dskd.runtime import distributed
+from dskd.version import __version__
 
 _PATH = click.Path(path_type=Path)
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")

@@ -14,7 +14,6 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from dskd import __version__
 from dskd.errors import printable
 from dskd.report import method_table, sections
 from dskd.report.analysis import Missing
@@ -23,6 +22,7 @@ from dskd.report.contents import SHARED, Report
 from dskd.report.disagreements import Differences
 from dskd.report.sections import Section
 from dskd.report.styles import DASHES, TEACHER, looks
+from dskd.version import __version__
 
 GENERATOR = "dskd report"
 _MINUS = re.compile(r"(?<![\w.)=])-(?=\d)")
