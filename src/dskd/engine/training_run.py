@@ -306,7 +306,7 @@ class TrainingRun:
             "classes": list(self.data.classes),
             "shape": list(self.data.shape),
             "method": self.recipe.method.name,
-            "addition": self.trainer.method.deploy_config(),
+            "deploy_config": self.trainer.method.deploy_config(),
             "mean": student.mean.flatten().tolist(),
             "std": student.std.flatten().tolist(),
         }

@@ -66,7 +66,9 @@ class Report:
         labels = {
             m.label
             for m in self.gathered.methods
-            if any(read_metadata(folder / LAST).get("addition") for folder in m.folders.values())
+            if any(
+                read_metadata(folder / LAST).get("deploy_config") for folder in m.folders.values()
+            )
         }
         return [summary for summary in self.summaries if summary.label in labels]
 
