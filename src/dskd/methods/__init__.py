@@ -1,33 +1,67 @@
-"""The methods: one file each, and the file's name is the method's."""
+"""Distillation methods, one per file. The file's name is the method's name.
+
+Only `find` and `resolve` import torch: names and summaries are read off the files.
+"""
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
-import pkgutil
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dskd.errors import unknown
-from dskd.methods.base import Method
 from dskd.settings import signature_settings, validate
+
+if TYPE_CHECKING:
+    from dskd.methods.base import Method
 
 
 def names() -> list[str]:
-    """Every method's name.
+    """Lists all methods.
 
     Example:
         >>> "dskd" in names()
         True
     """
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    return list(_summaries())
+
+
+def summary(name: str) -> str:
+    """The first line of a method's docstring.
+
+    Example:
+        >>> summary("ce")
+        'Cross-entropy with the labels: ``ce * CE(z_s, y)``.'
+    """
+    return _summaries()[name]
+
+
+@functools.cache
+def _summaries() -> dict[str, str]:
+    """The summary of each method, by name.
+
+    A file is a method's if it defines a class of the file's name, in any case and without
+    underscores. The other files hold what methods share.
+    """
+    found = {}
+    for path in sorted(Path(__path__[0]).glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name.lower() == path.stem.replace("_", ""):
+                found[path.stem] = (ast.get_docstring(node) or "").partition("\n")[0]
+    return found
 
 
 def find(name: str) -> type[Method]:
-    """The method called ``name``.
+    """Imports a method.
 
     Raises:
-        InputError: There is none of this name; the nearest is named.
+        InputError: No method has this name.
     """
+    from dskd.methods.base import Method
+
     if name not in names():
         raise unknown("method", name, names())
     module = importlib.import_module(f"{__name__}.{name}")
@@ -42,11 +76,13 @@ def find(name: str) -> type[Method]:
 
 
 def resolve(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a method: its defaults, a preset where one is named, and what was given.
+    """Fills in all settings of a method.
+
+    A value comes from ``settings``, else from the preset, else from the method's defaults.
 
     Args:
         name: The method.
-        settings: What the user set; ``preset`` among them names a set of the method's own.
+        settings: What the user set. ``preset`` names one of the method's presets.
 
     Raises:
         InputError: A setting or preset does not exist, or a value is out of range.
@@ -65,4 +101,4 @@ def resolve(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return validate(known, values, "method.").model_dump()
 
 
-__all__ = ["Method", "find", "names", "resolve"]
+__all__ = ["find", "names", "resolve", "summary"]
