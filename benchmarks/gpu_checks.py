@@ -179,7 +179,7 @@ def ahead(bench: Bench) -> Found:
         worst = 0.0
         needs = alone.method.needs
         plan = draw_plan(0, 0, len(alone.split), alone.padding, alone.flip)
-        planned = partial(alone.split.planned, plan, 16)
+        planned = partial(alone.split.batches, plan, 16)
         for batch in group.teacher_outputs.following(planned, 0, needs):
             expected, found = (
                 alone.teacher_outputs(batch, needs),

@@ -68,7 +68,7 @@ def _images(count: int) -> Result:
     start = time.perf_counter()
     plan = draw_plan(0, 0, count, padding=4, flip=True)
     planned = time.perf_counter()
-    batches = sum(1 for _ in split.planned(plan, BATCH))
+    batches = sum(1 for _ in split.batches(plan, BATCH))
     end = time.perf_counter()
     return {
         "images": count,

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import dskd
 
 ROOT = Path(dskd.__file__).parent
@@ -66,9 +68,23 @@ def test_imports_go_downward_only() -> None:
 
 def test_models_and_data_use_nothing_but_their_own() -> None:
     for path in ROOT.glob("models/*.py"):
-        assert imported(path) <= {"models", "errors"}, path
-    for path in ROOT.glob("data/*.py"):  # which writes its cache
-        assert imported(path) <= {"data", "errors", "disk"}, path
+        assert imported(path) <= {"models", "errors", "storage"}, path
+    for path in ROOT.glob("data/*.py"):
+        assert imported(path) <= {"data", "errors", "storage", "runtime"}, path
+
+
+@pytest.mark.parametrize("module", ["dskd.data.catalog"])
+def test_a_catalog_imports_without_torch(module: str) -> None:
+    """The package itself is left out, which may import anything."""
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('dskd')\n"
+        f"package.__path__ = [{str(ROOT)!r}]\n"
+        "sys.modules['dskd'] = package\n"
+        f"import {module}\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:

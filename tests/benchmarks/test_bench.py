@@ -160,7 +160,7 @@ def test_the_reference_step_computes_what_our_step_does(trainer: Trainer) -> Non
     )
     augment = transforms(data.mean, data.std, 8)
     samples = Images(data.train, type(augment)(augment.transforms[2:]))
-    for batch in trainer.split.planned(draw_plan(0, 0, 40), 10):
+    for batch in trainer.split.batches(draw_plan(0, 0, 40), 10):
         ours = train_step(
             trainer.method, trainer.teacher_outputs, batch, trainer.optimizer, trainer.precision
         )

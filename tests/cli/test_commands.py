@@ -25,7 +25,7 @@ from dskd.cli import commands as cli
 from dskd.cli import console, demo
 from dskd.cli.listing import LISTS, Table
 from dskd.config.recipe import shipped
-from dskd.data import DATASETS
+from dskd.data.catalog import DATASETS
 from dskd.engine import run
 from dskd.models.zoo import ZOO, build
 from tests.data.file_writers import write_cifar100, write_folder

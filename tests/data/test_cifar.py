@@ -148,11 +148,11 @@ def test_refuses_an_empty_split(tmp_path: Path, load: Callable[..., Dataset]) ->
         load(tmp_path)
 
 
-@pytest.mark.parametrize("cache", [0, 1, 10, 1000, -1])
-def test_refuses_truncated_files(keep: int, tmp_path: Path, load: Callable[..., Dataset]) -> None:
+@pytest.mark.parametrize("size", [0, 1, 10, 1000, -1])
+def test_refuses_truncated_files(size: int, tmp_path: Path, load: Callable[..., Dataset]) -> None:
     folder = write_cifar100(tmp_path)
     path = folder / "train"
-    path.write_bytes(path.read_bytes()[:keep])
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(InputError, match="train is not a readable pickle"):
         load(tmp_path)
 

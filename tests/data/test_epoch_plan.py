@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dskd.data.augmentation import crop_and_flip
 from dskd.data.epoch_plan import count_views, draw_plan, draw_views, steps
+from dskd.data.transforms import crop_and_flip
 
 
 @given(st.integers(0, 2**32), st.integers(0, 500), st.integers(1, 60), st.integers(0, 4))

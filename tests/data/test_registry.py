@@ -10,14 +10,15 @@ import torch
 from sklearn.datasets import load_digits
 
 from dskd.data import DATASETS, channel_statistics, load_dataset
-from dskd.data.names import distinct
+from dskd.data.dataset import distinct_names
 from dskd.errors import InputError
 from dskd.runtime.memory import readable, require_memory
 
 
 def test_the_names() -> None:
     assert list(DATASETS) == ["digits", "cifar10", "cifar100", "tiny_imagenet", "folder"]
-    assert all(text and "\n" not in text for text in DATASETS.values())
+    assert all(e.description and "\n" not in e.description for e in DATASETS.values())
+    assert all(callable(entry.load_function()) for entry in DATASETS.values())
     with pytest.raises(InputError, match="unknown data set 'cifar1000'; did you mean 'cifar100'"):
         load_dataset("cifar1000")
 
@@ -89,5 +90,5 @@ def test_sizes_for_people() -> None:
 
 
 def test_distinct_names() -> None:
-    assert distinct(["a", "b"], ["1", "2"]) == ("a", "b")
-    assert distinct(["a", "a"], ["1", "2"]) == ("a (1)", "a (2)")
+    assert distinct_names(["a", "b"], ["1", "2"]) == ("a", "b")
+    assert distinct_names(["a", "a"], ["1", "2"]) == ("a (1)", "a (2)")

@@ -136,13 +136,13 @@ def test_refuses_classes(classes: int | list[str] | str, message: str) -> None:
 
 @pytest.mark.parametrize("number", [-0.1, 1.0, 2.0, float("nan"), float("inf")])
 def test_refuses_a_holdout_out_of_range(number: float) -> None:
-    with pytest.raises(InputError, match=r"data\.holdout must be"):
+    with pytest.raises(InputError, match=r"data\.val_fraction must be"):
         split_validation(_dataset([3, 4]), number)
 
 
 @pytest.mark.parametrize("number", [0.0, -0.1, 1.1, float("nan")])
 def test_refuses_a_share_out_of_range(number: float) -> None:
-    with pytest.raises(InputError, match=r"data\.share must be"):
+    with pytest.raises(InputError, match=r"data\.fraction must be"):
         take_fraction(_dataset([3, 4]), number)
 
 

@@ -130,12 +130,12 @@ def test_refuses_an_empty_list_of_classes(tmp_path: Path, load: Callable[..., Da
         load(tmp_path)
 
 
-@pytest.mark.parametrize("cache", [0, 20, 300])
+@pytest.mark.parametrize("size", [0, 20, 300])
 def test_refuses_a_image_that_does_not_decode(
-    keep: int, tmp_path: Path, load: Callable[..., Dataset]
+    size: int, tmp_path: Path, load: Callable[..., Dataset]
 ) -> None:
     path = write_tiny_imagenet(tmp_path) / "train" / "n00000002" / "images" / "n00000002_1.JPEG"
-    path.write_bytes(path.read_bytes()[:keep])
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(InputError, match=r"cannot decode .*n00000002_1\.JPEG"):
         load(tmp_path)
 

@@ -105,7 +105,7 @@ def test_a_value_that_python_computes_anew_each_time_is_not_seen() -> None:
 
 def batch(epoch: int, step: int) -> Batch:
     plan = draw_plan(0, epoch, 28, 2, True)
-    return next(MemoryLoader(DATA.train, CPU).planned(plan, 4, start=step))
+    return next(MemoryLoader(DATA.train, CPU).batches(plan, 4, start=step))
 
 
 @pytest.mark.parametrize("names", [(), ("epoch",), ("step",), ("epoch", "step")])

@@ -51,7 +51,7 @@ def plain_optimizer(method: Method) -> torch.optim.Optimizer:
 
 def batches(count: int, device: torch.device = CPU) -> list[Batch]:
     plan = draw_plan(0, 0, len(DATA.train), 2, True)
-    return list(MemoryLoader(DATA.train, device).planned(plan, len(DATA.train) // count))
+    return list(MemoryLoader(DATA.train, device).batches(plan, len(DATA.train) // count))
 
 
 class Copies(TorchDispatchMode):
@@ -95,7 +95,7 @@ def test_an_epoch_s_plan_is_brought_to_the_device_once(images: int) -> None:
     split = MemoryLoader(DATA.train, META)
     plan = draw_plan(0, 0, len(split), 2, True)
     with Copies() as copies:
-        found = list(split.planned(plan, images))
+        found = list(split.batches(plan, images))
     assert len(found) == len(split) // images
     assert copies.count == 5
 
@@ -107,10 +107,10 @@ def test_images_augmented_together_are_those_augmented_alone(
 ) -> None:
     split = MemoryLoader(DATA.train, CPU)
     plan = draw_plan(0, 3, len(split), 2, True)
-    alone = list(split.planned(plan, batch_size, start))
+    alone = list(split.batches(plan, batch_size, start))
     for together in (2, 3, 100):
-        monkeypatch.setattr(MemoryLoader, "_together", lambda *_, count=together: count)
-        found = list(split.planned(plan, batch_size, start))
+        monkeypatch.setattr(MemoryLoader, "_steps_per_call", lambda *_, count=together: count)
+        found = list(split.batches(plan, batch_size, start))
         assert len(found) == len(alone)
         for one, other in zip(found, alone, strict=True):
             for key, value in vars(one).items():

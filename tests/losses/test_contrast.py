@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dskd.data.augmentation import rotations
+from dskd.data.transforms import rotations
 from dskd.errors import InputError
 from dskd.losses.contrast import (
     crd,

@@ -21,7 +21,7 @@ DATA = make_dataset()
 
 def batch_of(size: int = 8) -> Batch:
     plan = draw_plan(0, 0, len(DATA.train), 2, True)
-    return next(MemoryLoader(DATA.train, torch.device("cpu")).planned(plan, size))
+    return next(MemoryLoader(DATA.train, torch.device("cpu")).batches(plan, size))
 
 
 def made(name: str = "resnet14", **settings: Any) -> BYOT:

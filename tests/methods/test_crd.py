@@ -24,7 +24,7 @@ LABELS = DATA.train.labels
 
 def batch_of(size: int = 8, epoch: int = 0) -> Batch:
     plan = draw_plan(0, epoch, len(DATA.train), 2, True)
-    return next(MemoryLoader(DATA.train, torch.device("cpu")).planned(plan, size))
+    return next(MemoryLoader(DATA.train, torch.device("cpu")).batches(plan, size))
 
 
 def made(**settings: Any) -> tuple[CRD, FrozenTeacher]:

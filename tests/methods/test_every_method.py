@@ -45,7 +45,7 @@ GENTLE: dict[str, float] = {
 
 def batches(data: Any = DATA, size: int = 8, seed: int = 0) -> list[Batch]:
     plan = draw_plan(seed, 0, len(data.train), 2, True)
-    return list(MemoryLoader(data.train, torch.device("cpu")).planned(plan, size))
+    return list(MemoryLoader(data.train, torch.device("cpu")).batches(plan, size))
 
 
 def made(name: str, data: Any = DATA, **settings: Any) -> tuple[Method, TeacherOutputs]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from dskd.data.augmentation import rotations
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
+from dskd.data.transforms import rotations
 from dskd.errors import InputError
 from dskd.losses.contrast import sskd, sskd_head, sskd_predictions
 from dskd.losses.logits import ce, kd
@@ -28,7 +28,7 @@ DATA = make_dataset()
 def batches(epochs: int, size: int = 8) -> Iterator[Batch]:
     split = MemoryLoader(DATA.train, torch.device("cpu"))
     for epoch in range(7, 7 + epochs):  # behind the run's own
-        yield from split.planned(draw_plan(0, epoch, len(split), 2, True), size)
+        yield from split.batches(draw_plan(0, epoch, len(split), 2, True), size)
 
 
 def made(**settings: Any) -> tuple[SSKD, FrozenTeacher]:

@@ -487,17 +487,17 @@ def test_an_error_of_ours_is_passed_on_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("output", "message"),
     [
         (lambda x: {"logits": x}, "Body gives dict, not logits"),
         (lambda x: x, r"Body gives \[2, 3, 16, 16\], not logits"),
     ],
 )
 def test_a_model_that_gives_no_logits_is_refused(
-    teacher_output: Callable[[Tensor], Any], said: str
+    output: Callable[[Tensor], Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=said):
-        describe(staged(Body(teacher_output)), random_images())
+    with pytest.raises(InputError, match=message):
+        describe(staged(Body(output)), random_images())
 
 
 def test_nonnegative_maps_are_those_without_a_value_below_zero() -> None:

@@ -103,7 +103,7 @@ def gradients(name: str) -> dict[str, torch.Tensor]:
     method, teacher_outputs = made_method(name)
     shared = draw_plan(0, 0, len(DATA.train.labels), 2, True)
     batch = next(
-        MemoryLoader(DATA.train, CPU).planned(
+        MemoryLoader(DATA.train, CPU).batches(
             shared, 10, 0, distributed.rank(), distributed.world_size()
         )
     )
@@ -134,7 +134,7 @@ def _poisoned_step() -> tuple[str, bool]:
     before = [p.clone() for p in method.parameters()]
     shared = draw_plan(0, 0, len(DATA.train.labels))
     batch = next(
-        MemoryLoader(DATA.train, CPU).planned(
+        MemoryLoader(DATA.train, CPU).batches(
             shared, 10, 0, distributed.rank(), distributed.world_size()
         )
     )

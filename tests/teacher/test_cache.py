@@ -82,7 +82,7 @@ def batches(
     teacher_outputs: CachedOutputs, epoch: int = 0, size: int = 32, seed: int = 0, flip: bool = True
 ) -> list[Batch]:
     plan = draw_plan(seed, epoch, len(DATA.train), 1, flip, teacher_outputs.views_of_each)
-    return list(MemoryLoader(DATA.train, CPU).planned(plan, size))
+    return list(MemoryLoader(DATA.train, CPU).batches(plan, size))
 
 
 def silent(_images: Tensor) -> Any:
@@ -155,7 +155,7 @@ def test_what_is_there_is_got_without_a_look_at_the_device(
     here = [teacher_outputs(batch, needs) for batch in batches(teacher_outputs)]
     there = MemoryLoader(DATA.train, torch.device("meta"))
     plan = draw_plan(0, 0, len(DATA.train), 1, True, teacher_outputs.views_of_each)
-    for batch, expected in zip(there.planned(plan, 32), here, strict=True):
+    for batch, expected in zip(there.batches(plan, 32), here, strict=True):
         found = teacher_outputs(batch, needs)
         assert found is not None
         assert expected is not None

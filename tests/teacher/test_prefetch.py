@@ -37,7 +37,7 @@ def frozen() -> FrozenTeacher:
 def planned(size: int, epoch: int = 0, rank: int = 0, world: int = 1) -> Planned:
     plan = draw_plan(0, epoch, len(DATA.train), 2, True)
     split = MemoryLoader(DATA.train, torch.device("cpu"))
-    return lambda step: split.planned(plan, size, step, rank, world)
+    return lambda step: split.batches(plan, size, step, rank, world)
 
 
 def ahead_of(teacher: FrozenTeacher, together: int) -> Ahead:

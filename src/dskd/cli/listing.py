@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dskd import methods
 from dskd.config.recipe import load, shipped
-from dskd.data import DATASETS
+from dskd.data.catalog import DATASETS
 from dskd.deploy.student import DeployedStudent, predict
 from dskd.engine.training_run import Result
 from dskd.models.zoo import ZOO, facts_of
@@ -50,7 +50,9 @@ def recipes() -> Table:
 
 def datasets() -> Table:
     """The data sets."""
-    return ["data set", "what it is"], [[name, text] for name, text in DATASETS.items()]
+    return ["data set", "what it is"], [
+        [name, entry.description] for name, entry in DATASETS.items()
+    ]
 
 
 LISTS: dict[str, Callable[[], Table]] = {

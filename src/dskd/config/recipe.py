@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from dskd import methods
-from dskd.data import DATASETS
+from dskd.data.catalog import DATASETS
 from dskd.errors import InputError, brief, unknown
 from dskd.settings import (
     Count,

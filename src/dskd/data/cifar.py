@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, read from the published Python files.
+"""CIFAR-10 and CIFAR-100, read from the published files for Python.
 
 Source: Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images, technical report,
 University of Toronto; https://www.cs.toronto.edu/~kriz/cifar.html
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from dskd.data.archives import Files, FolderFiles, TarFiles, existing_folder
 from dskd.data.cache import cached
-from dskd.data.dataset import Dataset, Split
+from dskd.data.dataset import Dataset, Split, distinct_names
 from dskd.data.download import download
 from dskd.data.image_decoding import resize
-from dskd.data.names import distinct
 from dskd.data.restricted_pickle import read_pickle
 from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
@@ -33,21 +32,21 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Published:
-    """How one of the two data sets is published.
+    """How a CIFAR data set is published.
 
     Attributes:
-        name: The data set's name here.
-        url: The archive's address.
-        md5: The archive's md5.
-        folder: The folder in the archive.
-        train: The training files.
-        test: The test file.
-        meta: The file with the class names.
-        labels: The key of the labels.
-        names: The key of the class names.
-        md5s: The md5 of each file.
-        mean: Of each channel of the training images, on the scale from 0 to 1.
-        std: Likewise.
+        name: Name in the catalog.
+        url: Address of the archive.
+        md5: md5 of the archive.
+        folder: Folder within the archive.
+        train: Names of the training files.
+        test: Name of the test file.
+        meta: Name of the file with the class names.
+        labels: Key of the labels.
+        names: Key of the class names.
+        md5s: md5 of each file.
+        mean: Mean of each channel of the training images, on the scale from 0 to 1.
+        std: Standard deviation of each channel, on the scale from 0 to 1.
     """
 
     name: str
@@ -65,7 +64,7 @@ class Published:
 
     @property
     def archive(self) -> str:
-        """The archive's file name."""
+        """File name of the archive."""
         return self.url.rsplit("/", 1)[1]
 
 
@@ -112,24 +111,34 @@ CIFAR100 = Published(
 )
 
 
+def load_cifar10(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
+    """Load CIFAR-10; see `load`."""
+    return load(CIFAR10, root, size, cache_dir)
+
+
+def load_cifar100(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
+    """Load CIFAR-100; see `load`."""
+    return load(CIFAR100, root, size, cache_dir)
+
+
 def load(
     published: Published, root: Path | None, size: int | None, cache_dir: Path | None
 ) -> Dataset:
-    """Load CIFAR-10 or CIFAR-100, or other images in files of the same format.
+    """Load CIFAR-10, CIFAR-100, or other images in files of the same format.
 
     Args:
         published: `CIFAR10` or `CIFAR100`.
-        root: The folder that holds the published folder or archive, or one of these itself; only
-            read. None downloads the archive into the cache folder.
-        size: Height and width to resize to, see `dskd.data.image_decoding.square`; None leaves 32.
+        root: The published folder or archive, or the folder that contains it; it is only read.
+            None downloads the archive into the cache folder.
+        size: Height and width to resize to, see `dskd.data.image_decoding.square`; None keeps 32.
         cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:
-        Images ``[N, 3, size, size]``; the number of classes is that of the class names. Files
-        that differ from the published ones are named in the notes.
+        Images ``[N, 3, size, size]``. The class names determine the number of classes. The notes
+        name files that differ from the published ones.
 
     Raises:
-        InputError: A file is missing, damaged, hostile or not of this format.
+        InputError: A file is missing, damaged, malicious or has another format.
     """
     files = _find(published, root, cache_dir)
     return cached(published.name, files, size, cache_dir, lambda: _build(published, files, size))
@@ -191,13 +200,13 @@ def _class_names(entries: Mapping[str, object], key: str, where: str) -> tuple[s
             "fetch the file again"
         )
     texts = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]
-    return distinct(texts, [str(label) for label in range(len(texts))])
+    return distinct_names(texts, [str(label) for label in range(len(texts))])
 
 
 def _images(
     entries: Mapping[str, object], key: str, classes: int, where: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images, uint8 ``[N, 3, 32, 32]``, and labels, ``[N]``, of one file."""
+    """The images, uint8 ``[N, 3, 32, 32]``, and labels, ``[N]``, of one file."""
     data = _entry(entries, "data", where)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
         raise InputError(f"{where}: 'data' must be an array of uint8; fetch the file again")
@@ -238,7 +247,7 @@ def _entry(entries: Mapping[str, object], key: str, where: str) -> object:
 
 
 def _join(parts: list[tuple[NDArray[np.uint8], NDArray[np.int64]]], size: int | None) -> Split:
-    """The parts as one split, resized, in memory of their own."""
+    """Concatenate and resize the images of several files."""
     require_memory(sum(images.nbytes for images, _ in parts), "the CIFAR images")
     images = np.concatenate([images for images, _ in parts])
     labels = np.concatenate([labels for _, labels in parts])

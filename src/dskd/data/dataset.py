@@ -1,8 +1,10 @@
-"""What a data set is: images as bytes, labels as numbers, held whole in memory."""
+"""A data set in memory: uint8 images, integer labels, class names."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,7 @@ class Split:
 
     Attributes:
         images: uint8, ``[N, channels, height, width]``.
-        labels: int64, ``[N]``, each from 0 to K - 1.
+        labels: int64, ``[N]``, from 0 to K - 1.
     """
 
     images: Tensor
@@ -39,24 +41,25 @@ class Split:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> Split:
-        """The images at ``indices`` (int64), in that order."""
+        """Select the images at ``indices`` (int64), in that order."""
         return Split(self.images[indices], self.labels[indices])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training split, a test split, and, where one was held out, a validation split.
+    """The splits of a data set, its class names and its channel statistics.
 
     Attributes:
-        name: The name in the recipe, such as ``"cifar100"``.
-        train: What the student learns from.
-        test: What the reported accuracy is measured on.
-        classes: The name of each class, by label.
-        mean: Per channel, on the scale from 0 to 1.
-        std: Per channel, on the scale from 0 to 1.
-        validation: Split off ``train`` by ``data.val_fraction``, else None.
-        notes: What the user should know about the files, one line each.
-        ids: A second name of each class, by label, such as a WordNet id; empty where there is none.
+        name: Name in the recipe, such as ``"cifar100"``.
+        train: Training split.
+        test: Test split, on which the accuracy is reported.
+        classes: Name of each class, by label.
+        mean: Mean of each channel, on the scale from 0 to 1.
+        std: Standard deviation of each channel, on the scale from 0 to 1.
+        validation: Validation split, taken off the training images by ``data.val_fraction``; None
+            without one.
+        notes: Lines that tell the user about oddities of the files.
+        ids: A second name of each class, by label, such as its WordNet id; may be empty.
     """
 
     name: str
@@ -87,7 +90,7 @@ class Dataset:
                 )
 
     def splits(self) -> dict[str, Split]:
-        """The splits that are there, by name."""
+        """The splits that exist, by name."""
         splits = {"training": self.train, "test": self.test}
         if self.validation is not None:
             splits["validation"] = self.validation
@@ -100,7 +103,7 @@ class Dataset:
         return channels, height, width
 
     def fingerprint(self) -> str:
-        """A hash of every image and label: equal if and only if the data are."""
+        """A hash of all images and labels: equal for equal data only."""
         digest = hashlib.sha256()
         for where, split in self.splits().items():
             digest.update(f"{where} {list(split.images.shape)}".encode())
@@ -116,7 +119,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         images: uint8, ``[N, channels, height, width]``.
 
     Returns:
-        Two tuples with a number a channel.
+        The means and the standard deviations, one number for each channel.
     """
     means, stds = [], []
     for channel in range(images.shape[1]):
@@ -127,3 +130,21 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         means.append(mean)
         stds.append(max(variance, 1e-6) ** 0.5)
     return tuple(means), tuple(stds)
+
+
+def distinct_names(names: Sequence[str], tags: Sequence[str]) -> tuple[str, ...]:
+    """Make class names distinct: append the tag to every name that occurs more than once.
+
+    Args:
+        names: The name of each class.
+        tags: A tag for each class, all different.
+
+    Example:
+        >>> distinct_names(["crane", "ox", "crane"], ["n01", "n02", "n03"])
+        ('crane (n01)', 'ox', 'crane (n03)')
+    """
+    counts = Counter(names)
+    return tuple(
+        f"{name} ({tag})" if counts[name] > 1 else name
+        for name, tag in zip(names, tags, strict=True)
+    )

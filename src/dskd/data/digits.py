@@ -1,32 +1,42 @@
-"""The handwritten digits that come with scikit-learn: small, and there without a download."""
+"""The handwritten digits that come with scikit-learn; they need no download."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
 from dskd.data.dataset import Dataset, Split, channel_statistics
+from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
 
 _TEST = 500
 _SEED = 0
 
 
-def load(size: int | None) -> Dataset:
+def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
     """Load the digits: 1797 gray images of 8x8, ten classes.
 
-    The split into 1297 training and 500 test images keeps the classes' shares and never changes.
+    The split into 1297 training and 500 test images is fixed and stratified by class.
 
     Source: Alpaydin & Kaynak (1998), Optical Recognition of Handwritten Digits, UCI Machine
     Learning Repository; the copy in scikit-learn is that set's test part.
 
     Args:
-        size: Height and width to resize to (bilinear); None leaves 8.
+        root: Must be None: the files come with scikit-learn.
+        size: Height and width to resize to (bilinear); None keeps 8.
+        cache_dir: Not used.
 
     Returns:
         Images ``[N, 1, size, size]``.
+
+    Raises:
+        InputError: A root is given, or the images do not fit into memory.
     """
+    if root is not None:
+        raise InputError("data.root is not used by 'digits', which come with scikit-learn; drop it")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

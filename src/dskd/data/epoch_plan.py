@@ -1,4 +1,4 @@
-"""The epoch plan: all that is random about an epoch, drawn up front."""
+"""The epoch plan: every random choice of an epoch, drawn before it starts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The order of the images, and the view of each, for one epoch.
+    """The order of the samples and the augmented view of each, for one epoch.
+
+    A view is one way to crop and flip an image. Its number is ``(dy * side + dx) * 2 + flip`` with
+    ``side = 2 * padding + 1``.
 
     Attributes:
-        order: int64 ``[N]``, a permutation of the images.
-        dy: int64 ``[N]``, each image's vertical crop offset, from 0 to 2 * padding.
-        dx: int64 ``[N]``, the horizontal one.
-        flip: bool ``[N]``, mirrored left to right or not.
-        seeds: int64 ``[N]``, a number for each image, for whatever else a method draws.
-        padding: Zeros around the image before the crop, in pixels.
-        epoch: Which epoch, from 0.
+        order: int64 ``[N]``, a permutation of the samples.
+        dy: int64 ``[N]``, vertical crop offset of each sample, from 0 to 2 * padding.
+        dx: int64 ``[N]``, horizontal crop offset of each sample, from 0 to 2 * padding.
+        flip: bool ``[N]``, whether a sample is mirrored left to right.
+        seeds: int64 ``[N]``, a random number for each sample; methods draw from it.
+        padding: Width of the border of zeros around the image before the crop, in pixels.
+        epoch: Number of the epoch, from 0.
     """
 
     order: Tensor
@@ -35,73 +38,85 @@ class EpochPlan:
 
     @property
     def views(self) -> Tensor:
-        """int64 ``[N]``: names each image's view, from 0 to 2 (2 padding + 1)^2 - 1."""
+        """int64 ``[N]``: the number of each sample's view, below 2 (2 padding + 1)^2."""
         return (self.dy * _side(self.padding) + self.dx) * 2 + self.flip.long()
 
     def to(self, device: torch.device) -> EpochPlan:
-        """The same plan on a device, brought there at once."""
+        """Copy the plan to a device."""
         parts = {name: value.to(device) for name, value in vars(self).items() if name in _DRAWN}
         return replace(self, **parts)
 
-    def batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-        """The images of each step, int64 ``[B]``, in order (see `steps`).
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Tensor]:
+        """The sample indices of each step, int64 ``[B]`` (see `steps`).
 
         Args:
-            batch_size: Images a step.
-            rank: Which process's share of them is given.
-            world: How many processes share them.
+            batch_size: Samples of a step, over all processes.
+            rank: The process whose share is returned.
+            world_size: Number of processes that share a batch.
         """
-        for part in self.slices(batch_size, rank, world):
-            yield self.order[part]
+        for share, _ in self.shares(batch_size, rank, world_size):
+            yield self.order[share]
 
-    def slices(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[slice]:
-        """Where the images of each step stand in the order; see `batches`."""
-        for start, stop in pairwise(_bounds(len(self.order), batch_size, world)):
-            yield slice(start + rank, stop, world)
+    def shares(
+        self, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[slice, int]]:
+        """Where a process finds its samples of each step, and the size of the whole batch.
+
+        Args:
+            batch_size: Samples of a step, over all processes.
+            rank: The process whose share is returned.
+            world_size: Number of processes that share a batch.
+
+        Returns:
+            For each step, a slice of `order` and the number of samples over all processes.
+        """
+        for start, stop in pairwise(_bounds(len(self.order), batch_size, world_size)):
+            yield slice(start + rank, stop, world_size), stop - start
 
 
 _DRAWN = ("order", "dy", "dx", "flip", "seeds")
 
-LEAST = 2
-"""Images of a step for each process, at least: BatchNorm cannot learn from one."""
+MIN_SAMPLES = 2
+"""Fewest samples of a step in each process: BatchNorm cannot train on one."""
 
 
-def steps(num_samples: int, batch_size: int, world: int = 1) -> int:
-    """Steps of an epoch: the last batch may be odd, but never of one image for a process.
+def steps(num_samples: int, batch_size: int, world_size: int = 1) -> int:
+    """Number of steps of an epoch.
 
-    A lone last image joins the batch before it, and so do others that are too few for all.
+    The last batch may be smaller. If it has fewer than `MIN_SAMPLES` samples for each process, it
+    joins the batch before it.
 
     Args:
-        images: Of the training split.
-        batch_size: Images a step.
-        world: How many processes share each batch.
+        num_samples: Size of the training split.
+        batch_size: Samples of a step, over all processes.
+        world_size: Number of processes that share a batch.
 
     Example:
-        >>> steps(10, 4), steps(9, 4), steps(11, 4, world=2)
+        >>> steps(10, 4), steps(9, 4), steps(11, 4, world_size=2)
         (3, 2, 2)
     """
-    return len(_bounds(num_samples, batch_size, world)) - 1
+    return len(_bounds(num_samples, batch_size, world_size)) - 1
 
 
-def largest_batch(batch_size: int, world: int = 1) -> int:
-    """Images that a process has in a step at most.
+def largest_batch(batch_size: int, world_size: int = 1) -> int:
+    """Most samples that one process can have in a step.
 
     Example:
-        >>> largest_batch(64), largest_batch(64, world=2)
+        >>> largest_batch(64), largest_batch(64, world_size=2)
         (65, 34)
     """
-    return -(-(batch_size + LEAST * world - 1) // world)
+    return -(-(batch_size + MIN_SAMPLES * world_size - 1) // world_size)
 
 
-def _bounds(num_samples: int, batch_size: int, world: int) -> list[int]:
+def _bounds(num_samples: int, batch_size: int, world_size: int) -> list[int]:
     bounds = [*range(0, num_samples, batch_size), num_samples]
-    if len(bounds) > 2 and num_samples - bounds[-2] < LEAST * world:
+    if len(bounds) > 2 and num_samples - bounds[-2] < MIN_SAMPLES * world_size:
         del bounds[-2]
     return bounds
 
 
 def count_views(padding: int, flip: bool) -> int:
-    """How many views of an image there are.
+    """Number of different views of an image.
 
     Example:
         >>> count_views(4, flip=True), count_views(4, flip=False)
@@ -111,18 +126,19 @@ def count_views(padding: int, flip: bool) -> int:
 
 
 def draw_views(num_samples: int, padding: int, flip: bool, views: int) -> Tensor:
-    """Views that each image is limited to, all different: a pure function of its arguments.
+    """Draw the few views that each sample is limited to, all different.
 
-    No seed of a run is in it, so that runs at any seed share one bank.
+    The result does not depend on the seed of a run, so that runs of all seeds share one cache of
+    teacher outputs.
 
     Args:
-        images: N.
+        num_samples: N, the size of the training split.
         padding: As for `draw_plan`.
         flip: As for `draw_plan`.
-        views: V, at most all that there are (`count_views`).
+        views: V, the number of views of each sample, at most `count_views`.
 
     Returns:
-        int64 ``[N, V]``, the names of the views (see `EpochPlan.views`).
+        int64 ``[N, V]``, numbers of views (see `EpochPlan.views`).
 
     Example:
         >>> draw_views(1, 1, False, 9).sort().values.tolist()
@@ -131,7 +147,7 @@ def draw_views(num_samples: int, padding: int, flip: bool, views: int) -> Tensor
     total = count_views(padding, flip)
     random = _stream(0, 0, 6)
     views_of_each = np.empty((num_samples, views), np.int64)
-    # Floyd's draw without replacement (Bentley and Floyd, CACM 1987), for all images at once.
+    # Floyd's draw without replacement (Bentley and Floyd, CACM 1987), for all samples at once.
     for place, top in enumerate(range(total - views, total)):
         drawn = random.integers(0, top, num_samples, endpoint=True)
         taken = (views_of_each[:, :place] == drawn[:, None]).any(1)
@@ -147,20 +163,20 @@ def draw_plan(
     flip: bool = False,
     views_of_each: Tensor | None = None,
 ) -> EpochPlan:
-    """The plan of an epoch: a pure function of its arguments, on any device and in any process.
+    """Draw the plan of an epoch.
 
-    Each part has a random stream of its own, so that one setting (``flip``, say) changes nothing
-    else.
+    The plan is a pure function of the arguments, on every device and in every process. Each part
+    has its own random stream, so that one setting (such as ``flip``) does not change the others.
 
     Args:
-        seed: The run's seed, 0 or more.
-        epoch: From 0.
-        images: N, the images of the training split.
-        padding: Crop ``padding`` pixels of zeros around the image; 0 for no crop.
-        flip: Mirror half of the images.
-        bank: The views that each image is limited to, of the same padding and flip (see
-            `draw_views`), each as likely as the others; None for all views. The rest of the plan is
-            the same either way.
+        seed: Seed of the run, 0 or more.
+        epoch: Number of the epoch, from 0.
+        num_samples: N, the size of the training split.
+        padding: Width of the border of zeros before the random crop, in pixels; 0 for no crop.
+        flip: Whether to mirror half of the samples.
+        views_of_each: int64 ``[N, V]``, the views that each sample is limited to, drawn by
+            `draw_views` with the same padding and flip; each is equally likely. None for all views.
+            The rest of the plan is the same either way.
 
     Example:
         >>> draw_plan(0, 0, 4).order.sort().values
@@ -191,7 +207,7 @@ def draw_plan(
 
 
 def _side(padding: int) -> int:
-    """Offsets of a crop in one direction."""
+    """Number of crop offsets in one direction."""
     return 2 * padding + 1
 
 
@@ -200,28 +216,31 @@ def _stream(seed: int, epoch: int, part: int) -> np.random.Generator:
 
 
 def draw_below(seeds: Tensor, count: int, below: int) -> Tensor:
-    """Numbers drawn from seeds alone: the same on any device, in any process, at any time.
+    """Draw random integers from seeds alone, the same on every device and in every process.
+
+    Source: SplitMix64, Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators",
+    OOPSLA 2014.
 
     Args:
-        seeds: int64 ``[B]``, as `EpochPlan.seeds`.
-        count: Numbers for each seed.
-        below: From 0 to ``below - 1``, at most 2^32; even but for less than ``below / 2^63``.
+        seeds: int64 ``[B]``, such as `EpochPlan.seeds`.
+        count: How many numbers to draw from each seed.
+        below: Upper bound (exclusive), at most 2^32. The bias is below ``below / 2^63``.
 
     Returns:
-        int64 ``[B, count]``.
+        int64 ``[B, count]``, from 0 to ``below - 1``.
 
     Example:
         >>> draw_below(torch.tensor([1, 1]), 3, 10).tolist()
         [[2, 9, 5], [2, 9, 5]]
     """
-    # SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), in the wrapping arithmetic of int64.
-    steps = torch.arange(1, count + 1, device=seeds.device)
-    mixed = seeds[:, None] + steps * -0x61C8864680B583EB
+    # int64 arithmetic wraps around, as the algorithm's unsigned arithmetic does.
+    counter = torch.arange(1, count + 1, device=seeds.device)
+    mixed = seeds[:, None] + counter * -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        mixed = (mixed ^ _shifted(mixed, shift)) * factor
-    return _shifted(mixed ^ _shifted(mixed, 31), 1) % below
+        mixed = (mixed ^ _shift_right(mixed, shift)) * factor
+    return _shift_right(mixed ^ _shift_right(mixed, 31), 1) % below
 
 
-def _shifted(values: Tensor, places: int) -> Tensor:
-    """A shift to the right that brings in zeros, as that of unsigned numbers does."""
+def _shift_right(values: Tensor, places: int) -> Tensor:
+    """A right shift that brings in zeros, as a shift of unsigned integers does."""
     return (values >> places) & ((1 << (64 - places)) - 1)

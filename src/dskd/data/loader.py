@@ -1,36 +1,45 @@
-"""A split kept whole on the training device, and the batches that the epoch plan takes from it."""
+"""Loaders: the samples of a split as batches on the training device.
+
+`Loader` is all that training, evaluation and the cache of teacher outputs know of the data.
+`MemoryLoader` is the loader of data sets that fit into memory.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dskd.data.augmentation import crop_and_flip
 from dskd.data.dataset import Dataset, Split
 from dskd.data.epoch_plan import EpochPlan
+from dskd.data.transforms import crop_and_flip
 
-TOGETHER = 16 << 20
-"""Bytes of images that a GPU augments at once."""
+AUGMENT_BYTES = 16 << 20
+"""Bytes of images that a GPU augments in one call."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The images of one step.
+    """This process's samples of one training step.
 
     Attributes:
-        images: uint8 ``[B, C, H, W]``, augmented; each model normalises them its own way.
+        images: uint8 ``[B, C, H, W]``, augmented; each model applies its own normalisation.
         labels: int64 ``[B]``.
-        indices: int64 ``[B]``, which images of the split.
-        views: int64 ``[B]``, which view of each image (see `EpochPlan.views`).
-        seeds: int64 ``[B]``, for whatever else a method draws (see `dskd.data.epoch_plan.draw_below`).
-        epoch: Of the plan, from 0.
-        step: Of the epoch, from 0.
-        named: int64 ``[B, 2]``, ``indices`` and ``views`` once more, in main memory: who looks
-            images up there need not wait for a GPU to tell.
+        indices: int64 ``[B]``, index of each sample in the split.
+        views: int64 ``[B]``, number of each sample's view (see `EpochPlan.views`).
+        seeds: int64 ``[B]``, random numbers that methods draw from (see
+            `dskd.data.epoch_plan.draw_below`).
+        epoch: Epoch of the plan, from 0.
+        step: Step of the epoch, from 0.
+        cpu_keys: int64 ``[B, 2]`` on the CPU: ``indices`` and ``views`` once more, to look samples
+            up without waiting for a GPU.
+        global_size: Number of samples of the step over all processes; 0 stands for B.
     """
 
     images: Tensor
@@ -40,74 +49,159 @@ class Batch:
     seeds: Tensor
     epoch: int
     step: int
-    named: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
+    cpu_keys: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
+    global_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.global_size:
+            object.__setattr__(self, "global_size", len(self.labels))
 
 
-class MemoryLoader:
-    """A split on a device.
+class Loader(ABC):
+    """The samples and labels of one split.
+
+    Attributes:
+        device: The device on which batches arrive.
+        labels: int64 ``[N]``, on `device`, in the order of the split.
+        sample_shape: Shape of one sample.
+    """
+
+    device: torch.device
+    labels: Tensor
+    sample_shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """N, the number of samples."""
+        return len(self.labels)
+
+    @abstractmethod
+    def batches(
+        self,
+        plan: EpochPlan,
+        batch_size: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[Batch]:
+        """The augmented batches of an epoch, from step ``start`` on.
+
+        The same arguments give the same bytes, in every process and after every restart.
+
+        Args:
+            plan: The epoch's random choices, on the CPU.
+            batch_size: Samples of a step, over all processes (see `dskd.data.epoch_plan.steps`).
+            start: First step to return.
+            rank: The process whose share of each step is returned.
+            world_size: Number of processes that share a batch.
+        """
+
+    @abstractmethod
+    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples ``[B, ...]`` and labels ``[B]`` without augmentation, in the split's order."""
+
+    @abstractmethod
+    def probe(self, count: int) -> Tensor:
+        """The first ``count`` samples without augmentation (all, if there are fewer)."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Plain values that differ if the samples differ; labels do not count."""
+
+
+class MemoryLoader(Loader):
+    """A split that is held in the memory of the training device.
 
     Args:
-        split: The images and labels.
-        device: Where to keep them.
+        split: Images and labels.
+        device: The device that holds them.
+
+    Attributes:
+        images: uint8 ``[N, C, H, W]``.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self.images = split.images.to(device)
         self.labels = split.labels.to(device)
         self.device = device
+        self.sample_shape = tuple(self.images.shape[1:])
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def planned(
-        self, plan: EpochPlan, batch_size: int, start: int = 0, rank: int = 0, world: int = 1
+    def batches(
+        self,
+        plan: EpochPlan,
+        batch_size: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
-        """The augmented batches of an epoch, from step ``start`` on (see `EpochPlan.batches`)."""
-        named = torch.stack([plan.order, plan.views[plan.order]], dim=1)
+        """See `Loader.batches`."""
+        keys = torch.stack([plan.order, plan.views[plan.order]], dim=1)
         plan = plan.to(self.device)
         views = plan.views
-        parts = islice(enumerate(plan.slices(batch_size, rank, world)), start, None)
-        while some := list(islice(parts, self._together(batch_size))):
-            rows = [plan.order[part] for _, part in some]
-            together = torch.cat(rows)
-            offsets = plan.dy[together], plan.dx[together], plan.flip[together]
-            samples = crop_and_flip(self.images[together], *offsets, plan.padding)
-            split = torch.split(samples, [len(own) for own in rows])
-            for images, own, (step, part) in zip(split, rows, some, strict=True):
-                drawn = self.labels[own], own, views[own], plan.seeds[own]
-                yield Batch(images, *drawn, plan.epoch, step, named[part])
+        shares = islice(enumerate(plan.shares(batch_size, rank, world_size)), start, None)
+        while group := list(islice(shares, self._steps_per_call(batch_size))):
+            rows = [plan.order[share] for _, (share, _) in group]
+            joined = torch.cat(rows)
+            offsets = plan.dy[joined], plan.dx[joined], plan.flip[joined]
+            augmented = crop_and_flip(self.images[joined], *offsets, plan.padding)
+            parts = torch.split(augmented, [len(own) for own in rows])
+            for images, own, (step, (share, global_size)) in zip(parts, rows, group, strict=True):
+                yield Batch(
+                    images,
+                    labels=self.labels[own],
+                    indices=own,
+                    views=views[own],
+                    seeds=plan.seeds[own],
+                    epoch=plan.epoch,
+                    step=step,
+                    cpu_keys=keys[share],
+                    global_size=global_size,
+                )
 
-    def _together(self, batch_size: int) -> int:
-        """How many steps' images are augmented at once.
+    def _steps_per_call(self, batch_size: int) -> int:
+        """How many steps are augmented in one call.
 
-        One on a CPU, whose cache holds it. On a GPU as many as fill it with work, which costs the
-        host no more than one.
+        One on a CPU, where a batch then stays in the processor's cache. Several on a GPU, which a
+        single batch would not fill; the call takes the CPU no longer.
         """
         if self.device.type == "cpu":
             return 1
-        return max(1, TOGETHER // (batch_size * self.images[0].nbytes))
+        return max(1, AUGMENT_BYTES // (batch_size * self.images[0].nbytes))
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels as they are, in the split's order."""
+        """See `Loader.in_order`."""
         yield from zip(
             torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True
         )
 
+    def probe(self, count: int) -> Tensor:
+        """See `Loader.probe`."""
+        return self.images[:count]
+
+    def identity(self) -> dict[str, Any]:
+        """See `Loader.identity`."""
+        content = self.images.cpu().contiguous().numpy()
+        digest = hashlib.sha256(content.data).hexdigest()
+        return {"shape": list(self.images.shape), "sha256": digest}
+
 
 class DataLoaders:
-    """All splits of a data set on a device.
+    """The loaders of all splits of a data set.
 
     Args:
         data: The data set.
-        device: Where to keep its images.
+        device: The device on which batches arrive.
 
     Attributes:
-        train: To learn from.
-        test: To evaluate on.
-        validation: Held out of the training split; None where nothing is.
+        data: The data set.
+        train: Loader of the training split.
+        test: Loader of the test split.
+        validation: Loader of the validation split; None without one.
     """
 
     def __init__(self, data: Dataset, device: torch.device) -> None:
         self.data = data
-        self.train, self.test = MemoryLoader(data.train, device), MemoryLoader(data.test, device)
-        self.validation = MemoryLoader(data.validation, device) if data.validation else None
+        self.train: Loader = MemoryLoader(data.train, device)
+        self.test: Loader = MemoryLoader(data.test, device)
+        self.validation: Loader | None = None
+        if data.validation is not None:
+            self.validation = MemoryLoader(data.validation, device)

@@ -13,10 +13,9 @@ import torch
 
 from dskd.data.archives import Files, FolderFiles, ZipFiles, existing_folder
 from dskd.data.cache import cached
-from dskd.data.dataset import Dataset, Split
+from dskd.data.dataset import Dataset, Split, distinct_names
 from dskd.data.download import download
 from dskd.data.image_decoding import decode, is_image
-from dskd.data.names import distinct
 from dskd.errors import InputError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -132,7 +131,7 @@ def _test_names(files: Files, wnids: Sequence[str]) -> list[tuple[str, int]]:
 
 def _class_names(files: Files, wnids: Sequence[str]) -> tuple[str, ...]:
     words = dict(line.split("\t", 1) for line in _lines(files, "words.txt") if "\t" in line)
-    return distinct([words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids], wnids)
+    return distinct_names([words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids], wnids)
 
 
 def _lines(files: Files, name: str) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dskd.data.loader import MemoryLoader
+from dskd.data.loader import Loader
 from dskd.runtime import distributed
 
 PIXELS = {"cuda": 500 * 64 * 64, "cpu": 100 * 32 * 32}
@@ -44,7 +44,7 @@ def percent(hits: Tensor) -> float:
 
 @torch.no_grad()
 def evaluate_accuracy(
-    module: nn.Module, heads: Callable[[Tensor], dict[str, Tensor]], split: MemoryLoader
+    module: nn.Module, heads: Callable[[Tensor], dict[str, Tensor]], split: Loader
 ) -> dict[str, EvaluationResult]:
     """Judges every head on a split, in float32 and eval mode; the mode is put back afterwards.
 
@@ -58,7 +58,7 @@ def evaluate_accuracy(
     Returns:
         A judgement for each head.
     """
-    height, width = split.images.shape[2:]
+    height, width = split.sample_shape[1:]
     batch_size = max(1, min(500, PIXELS[split.device.type] // (height * width)))
     training = module.training
     module.eval()

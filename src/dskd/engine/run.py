@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from dskd import methods
 from dskd.config.recipe import MethodSettings, ModelSettings, Recipe, TeacherSettings
 from dskd.data import Dataset
-from dskd.data.epoch_plan import LEAST, draw_views, largest_batch
-from dskd.data.loader import DataLoaders, MemoryLoader
+from dskd.data.epoch_plan import MIN_SAMPLES, draw_views, largest_batch
+from dskd.data.loader import DataLoaders, Loader, MemoryLoader
 from dskd.engine.build import PROBE, UserObjects, build_model, load_data, spec_of
 from dskd.engine.cuda_graph import CudaRecorder
 from dskd.engine.lr_schedule import learning_rate
@@ -174,10 +174,11 @@ def check_ranks(recipe: Recipe, device: torch.device) -> None:
             raise InputError(
                 f"train.{key}=true works in one process, and torchrun started {world}; drop it"
             )
-    if recipe.train.batch_size < LEAST * world:
+    if recipe.train.batch_size < MIN_SAMPLES * world:
         raise InputError(
             f"train.batch_size={recipe.train.batch_size} leaves some of {world} processes fewer "
-            f"than {LEAST} images a step; set {LEAST * world} or more, or start fewer processes"
+            f"than {MIN_SAMPLES} images a step; set {MIN_SAMPLES * world} or more, or start fewer "
+            "processes"
         )
 
 
@@ -198,11 +199,11 @@ def rehearse(recipe: Recipe, data: Dataset, given: UserObjects) -> TeacherNeeds:
     """
     if (
         distributed.launched_world_size() > 1
-        and len(data.train.labels) < LEAST * distributed.launched_world_size()
+        and len(data.train.labels) < MIN_SAMPLES * distributed.launched_world_size()
     ):
         raise InputError(
             f"{len(data.train.labels)} training images are too few for {distributed.launched_world_size()} "
-            f"processes with {LEAST} each; start fewer processes"
+            f"processes with {MIN_SAMPLES} each; start fewer processes"
         )
     student = build_model(recipe.student, data, 0, given.student, given.allow_code)
     teacher = None
@@ -318,12 +319,12 @@ def make_teacher(
         weights = distributed.on_rank_zero(read_weights)(own.path / LAST)
         load_weights(model.module, weights, f"the teacher in {own.path}")
     model.place(device)
-    fold_on = images.train.images[:PROBE] if settings.fuse_batchnorm else None
+    fold_on = images.train.probe(PROBE) if settings.fuse_batchnorm else None
     return FrozenTeacher(model, fold_on, bfloat16=recipe.train.precision == "bfloat16")
 
 
 def make_teacher_outputs(
-    recipe: Recipe, split: MemoryLoader, teacher: FrozenTeacher | None, needs: TeacherNeeds
+    recipe: Recipe, split: Loader, teacher: FrozenTeacher | None, needs: TeacherNeeds
 ) -> TeacherOutputs:
     """Of a teacher that is asked at every step, or only for what is not kept (``teacher.cache``).
 
@@ -352,7 +353,7 @@ def make_teacher_outputs(
 
 
 def _cached_outputs(
-    recipe: Recipe, split: MemoryLoader, teacher: FrozenTeacher | None, needs: TeacherNeeds
+    recipe: Recipe, split: Loader, teacher: FrozenTeacher | None, needs: TeacherNeeds
 ) -> CachedOutputs | None:
     settings = recipe.teacher
     if teacher is None or settings is None or settings.cache == "none" or not needs:
@@ -453,7 +454,7 @@ def _fit(training_run: TrainingRun, resume: bool) -> Result:
 
 
 def make_trainer(
-    recipe: Recipe, method: Method, teacher_outputs: TeacherOutputs, split: MemoryLoader
+    recipe: Recipe, method: Method, teacher_outputs: TeacherOutputs, split: Loader
 ) -> Trainer:
     """The trainer of a recipe's schedule.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dskd.data.epoch_plan import EpochPlan, draw_plan, steps
-from dskd.data.loader import Batch, MemoryLoader
+from dskd.data.loader import Batch, Loader
 from dskd.engine.cuda_graph import (
     Recorded,
     Recorder,
@@ -108,7 +108,7 @@ class Trainer:
         self,
         method: Method,
         teacher_outputs: TeacherOutputs,
-        split: MemoryLoader,
+        split: Loader,
         optimizer: torch.optim.Optimizer,
         learning_rate: Callable[[float], float],
         *,
@@ -155,7 +155,7 @@ class Trainer:
         share = distributed.rank(), distributed.world_size()
 
         def planned(step: int) -> Iterator[Batch]:
-            return self.split.planned(plan, self.batch_size, step, *share)
+            return self.split.batches(plan, self.batch_size, step, *share)
 
         for batch in self.teacher_outputs.following(planned, self.step, self.method.needs):
             set_rate(self.optimizer, self.lr)
@@ -180,7 +180,7 @@ class Trainer:
         if self.finite is None or (step := self.finite.steps_before_bad()) is None:
             return
         plan = self._plan(self.epoch)
-        batch = next(self.split.planned(plan, self.batch_size, start=step))
+        batch = next(self.split.batches(plan, self.batch_size, start=step))
         # From the same weights the same step fails again, and says why.
         train_step(self.method, self.teacher_outputs, batch, self.optimizer, self.precision)
         raise explained(facts_of(batch, self.finite.bad_parts()))
@@ -265,7 +265,7 @@ class Trainer:
         Each process gets the whole of them, so that all prepare the same.
         """
         for epoch in range(self.epochs, self.epochs + epochs):
-            for batch in self.split.planned(self._plan(epoch), self.batch_size):
+            for batch in self.split.batches(self._plan(epoch), self.batch_size):
                 check()
                 with autocast(self.split.device, self.precision):
                     teacher_output = self.teacher_outputs(batch, self.method.needs)
@@ -284,7 +284,7 @@ class Trainer:
         self.method.train()
         set_rate(self.optimizer, 0.0)
         try:
-            batch = next(self.split.planned(plan, min(self.batch_size, REHEARSED)))
+            batch = next(self.split.batches(plan, min(self.batch_size, REHEARSED)))
             train_step(self.method, self.teacher_outputs, batch, self.optimizer, self.precision)
         except (InputError, NonFiniteError):
             raise

@@ -158,7 +158,7 @@ def found_again(vectors: Tensor) -> Tensor:
     """How much each turned image is like every image as it is: cosines ``[3 B, B]``.
 
     Args:
-        vectors: ``[4 B, D]``, in the order of `dskd.data.augmentation.rotations`.
+        vectors: ``[4 B, D]``, in the order of `dskd.data.transforms.rotations`.
 
     Raises:
         InputError: They are not vectors of four views of each image.
@@ -227,7 +227,7 @@ def sskd(student: Tensor, teacher: Tensor, share: float = 0.75, temperature: flo
 
     Args:
         student: Vectors ``[4 B, D_s]`` of the student's self-supervision head, in the order of
-            `dskd.data.augmentation.rotations`.
+            `dskd.data.transforms.rotations`.
         teacher: Of the teacher's head, ``[4 B, D_t]``.
         share: Of the turned images that the teacher mistakes, from 0 to 1.
         temperature: T, above 0.
@@ -291,7 +291,7 @@ def sskd_head(vectors: Tensor, temperature: float = 0.5) -> Tensor:
     is the paper's; its authors' code trains the teacher's head at 1.
 
     Args:
-        vectors: ``[4 B, D]``, in the order of `dskd.data.augmentation.rotations`.
+        vectors: ``[4 B, D]``, in the order of `dskd.data.transforms.rotations`.
         temperature: T, above 0.
 
     Raises:

@@ -52,7 +52,7 @@ class TeacherNeeds:
         pooled: Whether it reads the pooled vector.
         last: Whether it reads the last map of all (`ModelOutput.last`).
         rotated: Whether it reads them for four rotations of every image
-            (`dskd.data.augmentation.rotations`) in place of the image alone.
+            (`dskd.data.transforms.rotations`) in place of the image alone.
     """
 
     logits: bool = False

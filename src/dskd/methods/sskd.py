@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dskd.data.augmentation import rotations
 from dskd.data.loader import Batch
+from dskd.data.transforms import rotations
 from dskd.engine.lr_schedule import learning_rate
 from dskd.errors import InputError
 from dskd.losses import logits as losses_of_logits

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dskd.data.download import cache_folder
 from dskd.data.epoch_plan import count_views, draw_views
-from dskd.data.loader import Batch, MemoryLoader
+from dskd.data.loader import Batch, Loader
 from dskd.errors import InputError, NonFiniteError
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput
@@ -211,7 +211,7 @@ class CachedOutputs(TeacherOutputs):
     def __init__(
         self,
         teacher: FrozenTeacher,
-        split: MemoryLoader,
+        split: Loader,
         needs: TeacherNeeds,
         *,
         keep: CacheKind,
@@ -230,14 +230,14 @@ class CachedOutputs(TeacherOutputs):
         self.views_of_each = (
             draw_views(len(split), padding, flip, views) if keep == "features" else None
         )
-        self.images, self.precision = split.images[:PROBED], precision
+        self.images, self.precision = split.probe(PROBED), precision
         self.probe = self._probe(teacher)
         self.layout = Layout(self.probe, needs)
         parts = {
             "version": VERSION,
             "teacher": {**facts, **_facts_of(teacher)},
             "precision": precision,
-            "images": _facts_of_images(split.images),
+            "images": split.identity(),
             "padding": padding,
             "flip": flip,
             "cache": keep,
@@ -337,7 +337,7 @@ class CachedOutputs(TeacherOutputs):
 
     def _numbers(self, batch: Batch) -> Indices:
         """The record of each image of a batch."""
-        rows, views = batch.named.unbind(1)
+        rows, views = batch.cpu_keys.unbind(1)
         if self.views_of_each is None:
             slots = views // self.every
         else:
@@ -381,8 +381,3 @@ def _facts_of(teacher: FrozenTeacher) -> dict[str, Any]:
         "weights": teacher.fingerprint(),
         "structure": structure,
     }
-
-
-def _facts_of_images(images: Tensor) -> dict[str, Any]:
-    content = images.cpu().contiguous().numpy()
-    return {"shape": list(images.shape), "sha256": hashlib.sha256(content.data).hexdigest()}

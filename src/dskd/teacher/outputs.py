@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dskd.data.augmentation import rotations
 from dskd.data.loader import Batch
+from dskd.data.transforms import rotations
 from dskd.engine.cuda_graph import Recorded, Recorder
 from dskd.methods.base import TeacherNeeds
 from dskd.models.output import ModelOutput

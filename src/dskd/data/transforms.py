@@ -1,4 +1,4 @@
-"""Crops and flips of a whole batch, on the device that holds it."""
+"""Image transforms of whole batches, on the device that holds them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dskd.errors import InputError
 
 
 def crop_and_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding: int) -> Tensor:
-    """Each image padded with zeros, cropped to its own size at its offset, and mirrored or not.
+    """Pad each image with zeros, crop it to its own size, and mirror it where ``flip`` is true.
 
     Args:
         images: ``[B, C, H, W]``, any type.
         dy: int64 ``[B]``, first row of the crop, from 0 to 2 * padding.
         dx: int64 ``[B]``, first column of the crop, from 0 to 2 * padding.
-        flip: bool ``[B]``.
-        padding: Pixels of zeros on every side.
+        flip: bool ``[B]``, whether to mirror left to right.
+        padding: Width of the border of zeros, in pixels.
 
     Returns:
-        ``[B, C, H, W]``, with the channels last in memory.
+        ``[B, C, H, W]`` in the channels-last memory format.
 
     Example:
         >>> image = torch.arange(4).view(1, 1, 2, 2)
@@ -39,16 +39,16 @@ def crop_and_flip(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, padding:
 
 
 def rotations(images: Tensor) -> Tensor:
-    """The images as they are, then turned by 90, 180 and 270 degrees.
+    """Each image rotated by 0, 90, 180 and 270 degrees.
 
     Args:
         images: ``[B, C, H, H]``, square.
 
     Returns:
-        ``[4 B, C, H, H]``: first all images, then all of them turned once, and so on.
+        ``[4 B, C, H, H]``: all images unrotated, then all images rotated by 90 degrees, and so on.
 
     Raises:
-        InputError: They are not square.
+        InputError: The images are not square.
 
     Example:
         >>> rotations(torch.arange(4).view(1, 1, 2, 2))[1].tolist()
@@ -56,6 +56,6 @@ def rotations(images: Tensor) -> Tensor:
     """
     if images.shape[2] != images.shape[3]:
         raise InputError(
-            f"images must be square to be turned, got {list(images.shape[1:])}; set data.size"
+            f"only square images can be rotated, got {list(images.shape[1:])}; set data.size"
         )
     return torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])

@@ -1,0 +1,55 @@
+"""The data sets by name: what each is, and the function that loads it.
+
+This module imports neither torch nor a loader, so that a list of the data sets comes at once. A new
+data set is one module with a `LoadFunction` and one entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dskd.data.dataset import Dataset
+
+LoadFunction = Callable[[Path | None, int | None, Path | None], "Dataset"]
+"""Takes ``root``, ``size`` and ``cache_dir`` (see `dskd.data.registry.load_dataset`)."""
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A data set of the catalog.
+
+    Attributes:
+        description: One line for a list.
+        module: Name of the module that loads it, within `dskd.data`.
+        function: Name of its `LoadFunction` in that module.
+    """
+
+    description: str
+    module: str
+    function: str = "load"
+
+    def load_function(self) -> LoadFunction:
+        """Import the function that loads the data set."""
+        module = import_module(f"dskd.data.{self.module}")
+        function: LoadFunction = getattr(module, self.function)
+        return function
+
+
+DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
+    {
+        "digits": DatasetEntry("handwritten digits, 8x8 gray, 10 classes, no download", "digits"),
+        "cifar10": DatasetEntry("CIFAR-10, 32x32, 10 classes", "cifar", "load_cifar10"),
+        "cifar100": DatasetEntry("CIFAR-100, 32x32, 100 classes", "cifar", "load_cifar100"),
+        "tiny_imagenet": DatasetEntry("Tiny ImageNet, 64x64, 200 classes", "tiny_imagenet"),
+        "folder": DatasetEntry(
+            "your images, in ROOT/train/CLASS and ROOT/val/CLASS", "image_folder"
+        ),
+    }
+)
+"""Every data set, by the name that ``data.name`` takes."""
