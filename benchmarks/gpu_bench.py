@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 from method_cost import noise
 
-from dskd.config.recipe import Recipe, load
+from dskd.config.recipe import load
+from dskd.config.schema import Recipe
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import UserObjects, build_model
 from dskd.engine.cuda_graph import CudaRecorder, Recorder

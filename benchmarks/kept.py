@@ -12,7 +12,7 @@ from results import Result
 from rows import Row, recipe_of
 from turns import Training
 
-from dskd.config.recipe import Recipe
+from dskd.config.schema import Recipe
 from dskd.engine.trainer import Trainer
 from dskd.teacher.cache import CachedOutputs
 from dskd.teacher.outputs import CacheCounts

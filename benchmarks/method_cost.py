@@ -17,7 +17,8 @@ import torch
 from turns import Step, Training, take_turns
 
 from dskd import methods
-from dskd.config.recipe import Recipe, load
+from dskd.config.recipe import load
+from dskd.config.schema import Recipe
 from dskd.data import Dataset, Split
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import UserObjects, build_model

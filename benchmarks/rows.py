@@ -12,7 +12,8 @@ from method_cost import noise, trainer_of
 from reference import Images, ReferenceStep, ReferenceTraining, transforms
 from turns import CountedSteps, Training
 
-from dskd.config.recipe import Recipe, load
+from dskd.config.recipe import load
+from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.models.zoo import build
 from dskd.settings import Precision

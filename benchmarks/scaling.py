@@ -28,7 +28,7 @@ from speed_tables import hardware_line, scaling_tables
 from turns import Steps, Times, Training, take_turns
 
 from dskd.compare.lockstep import Student
-from dskd.config.recipe import Recipe
+from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.archives import FolderFiles
 from dskd.data.cache import cached

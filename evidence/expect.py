@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dskd.compare.variants import method_variants
-from dskd.config.recipe import Recipe
+from dskd.config.schema import Recipe
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import UserObjects, build_model, load_data
 from dskd.engine.run import (

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from dskd.compare.reader import Comparison, read_comparison
 from dskd.compare.variants import folder_of
-from dskd.config.recipe import Recipe, resolve
+from dskd.config.recipe import resolve
+from dskd.config.schema import Recipe
 from dskd.data import Dataset, Split
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import UserObjects, load_data

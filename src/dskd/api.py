@@ -12,7 +12,8 @@ from dskd.compare.grid import plan, run_grid
 from dskd.compare.progress import live_table
 from dskd.compare.summary import Summary, summarize
 from dskd.compare.variants import Weights
-from dskd.config.recipe import Recipe, resolve
+from dskd.config.recipe import resolve
+from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.engine import run
 from dskd.engine.build import UserObjects, name_of
@@ -51,7 +52,7 @@ def distill(
             None for a method that needs none.
         data: As in ``"digits"`` or ``{"name": "folder", "root": "images", "size": 64}``.
         method: As in ``"kd"`` or ``{"name": "dskd", "beta": 2.0}``.
-        train: As in ``{"epochs": 10, "lr": 0.05}``; see `dskd.config.recipe.TrainSettings`.
+        train: As in ``{"epochs": 10, "lr": 0.05}``; see `dskd.config.schema.TrainSettings`.
         seed: Of the student's weights, the order of the images and all else.
         out: The run's folder; by default ``runs/<student>-<teacher>-<data>/<method>-seed<seed>``.
         resume: Continue an interrupted run.

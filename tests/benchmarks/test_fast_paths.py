@@ -6,7 +6,7 @@ import pytest
 import torch
 from fast_paths import PATHS, compared, page
 
-from dskd.config.recipe import TeacherSettings, TrainSettings
+from dskd.config.schema import TeacherSettings, TrainSettings
 from dskd.runtime.device import environment
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import dskd
 from dskd import methods
 from dskd.config import recipe
-from dskd.config.recipe import Recipe, load, load_by_labels, resolve, shipped
+from dskd.config.recipe import load, load_by_labels, resolve, shipped
+from dskd.config.schema import Recipe
 from dskd.engine import run
 from dskd.engine.build import UserObjects
 from dskd.engine.lr_schedule import learning_rate

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dskd import methods
 from dskd.config import recipe
+from dskd.config.schema import Recipe
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
@@ -169,7 +170,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "make_optimizer", lambda method, name, **_: fused(method, name))
 
 
-def plan(out: Path, *changes: str) -> recipe.Recipe:
+def plan(out: Path, *changes: str) -> Recipe:
     return recipe.load("digits", [*SMALL_RUN, "teacher=null", f"out={out}", *changes])
 
 

@@ -25,6 +25,7 @@ from filelock import FileLock
 import dskd
 from dskd.cli.commands import main
 from dskd.config import recipe
+from dskd.config.schema import Recipe
 from dskd.engine import run, training_run
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.trainer import Trainer
@@ -46,7 +47,7 @@ SMALL = [
 TIMES = ("epoch", "seconds", "teacher_seconds", "checkpoint_seconds")
 
 
-def plan(out: Path, *overrides: str) -> recipe.Recipe:
+def plan(out: Path, *overrides: str) -> Recipe:
     return recipe.load("digits", [*SMALL, f"out={out}", *overrides])
 
 

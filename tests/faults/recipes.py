@@ -14,7 +14,8 @@ from unittest import mock
 import yaml
 
 from dskd.cli import commands as cli
-from dskd.config.recipe import Recipe, load
+from dskd.config.recipe import load
+from dskd.config.schema import Recipe
 from dskd.engine import run
 from dskd.errors import InputError
 from dskd.settings import known_keys

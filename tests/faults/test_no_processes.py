@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from dskd.config import recipe
+from dskd.config.schema import Recipe
 from dskd.data import image_decoding
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def plan(folder: Path) -> recipe.Recipe:
+def plan(folder: Path) -> Recipe:
     return recipe.load(
         "digits",
         [

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import dskd
 from dskd.config import recipe
+from dskd.config.schema import Recipe
 from dskd.deploy.onnx import export_onnx
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
@@ -34,7 +35,7 @@ SMALL = [
 ]
 
 
-def plan(out: Path, *overrides: str) -> recipe.Recipe:
+def plan(out: Path, *overrides: str) -> Recipe:
     return recipe.load("digits", [*SMALL, f"out={out}", *overrides])
 
 

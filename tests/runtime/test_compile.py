@@ -21,6 +21,7 @@ from dskd.compare.grid import plan as comparison
 from dskd.compare.grid import run_grid
 from dskd.compare.progress import _Lines
 from dskd.config import recipe
+from dskd.config.schema import Recipe
 from dskd.engine import run
 from dskd.engine.build import UserObjects
 from dskd.errors import InputError, Stopped
@@ -29,7 +30,7 @@ from tests.conftest import stop_at
 from tests.trainers import assert_same_state, trainer
 
 
-def plan(out: Path, *changes: str) -> recipe.Recipe:
+def plan(out: Path, *changes: str) -> Recipe:
     """Seven steps an epoch, the last of them of ten images."""
     short = ("data.fraction=0.1", "teacher.name=resnet8", "train.epochs=2", "train.batch_size=20")
     return recipe.load("digits", [*short, "train.compile=true", f"out={out}", *changes])

@@ -25,6 +25,7 @@ from dskd.compare.grid import plan as comparison
 from dskd.compare.grid import run_grid
 from dskd.compare.progress import _Lines
 from dskd.config import recipe
+from dskd.config.schema import Recipe
 from dskd.data.epoch_plan import draw_plan, largest_batch, steps
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
@@ -323,7 +324,7 @@ def test_processes_share_the_images_that_one_would_see(world: int, images: int) 
             assert torch.equal(whole.sort().values, batch.sort().values)
 
 
-def _plan(out: Path, *overrides: str) -> recipe.Recipe:
+def _plan(out: Path, *overrides: str) -> Recipe:
     return recipe.load("digits", [*SMALL, f"out={out}", *overrides])
 
 

@@ -11,6 +11,7 @@ import torch
 
 from dskd.compare.grid import plan as comparison
 from dskd.config import recipe
+from dskd.config.schema import Recipe
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
@@ -169,7 +170,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"teacher.checkpoint={out / 'student.safetensors'}"
 
 
-def plan(out: Path, teacher: str, *changes: str) -> recipe.Recipe:
+def plan(out: Path, teacher: str, *changes: str) -> Recipe:
     """Seven steps an epoch."""
     short = ("data.fraction=0.1", "teacher.name=resnet8", "train.epochs=2", "train.batch_size=20")
     return recipe.load("digits", [*short, teacher, "teacher.ahead=3", f"out={out}", *changes])

@@ -23,7 +23,8 @@ from dskd.compare.reader import (
     read_result,
 )
 from dskd.compare.variants import MethodVariant, Weights, method_variants
-from dskd.config.recipe import Recipe, load
+from dskd.config.recipe import load
+from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import UserObjects, load_data

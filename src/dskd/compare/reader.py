@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 from dskd import methods
 from dskd.compare.summary import Entry
 from dskd.compare.variants import Weights, check_label, folder_of, weights_of
-from dskd.config.recipe import MethodSettings
+from dskd.config.schema import MethodSettings
 from dskd.engine.training_run import Result
 from dskd.errors import printable
 from dskd.settings import Count, Seed

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from dskd import methods
-from dskd.config.recipe import MethodSettings, Recipe
+from dskd.config.schema import MethodSettings, Recipe
 from dskd.errors import InputError, brief, unknown
 from dskd.settings import Weight, signature_settings
 from dskd.storage.yaml_file import read_yaml

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dskd import methods
-from dskd.config.recipe import DataSettings
+from dskd.config.schema import DataSettings
 from dskd.data import Dataset
 from dskd.data.archives import FolderFiles
 from dskd.data.image_decoding import decode

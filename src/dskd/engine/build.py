@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dskd.config.recipe import DataSettings, ModelSettings
+from dskd.config.schema import DataSettings, ModelSettings
 from dskd.data import Dataset, load_dataset, take_part
 from dskd.errors import InputError
 from dskd.models.factory import load_model, own_statistics

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd import methods
-from dskd.config.recipe import MethodSettings, ModelSettings, Recipe, TeacherSettings
+from dskd.config.schema import MethodSettings, ModelSettings, Recipe, TeacherSettings
 from dskd.data import Dataset
 from dskd.data.epoch_plan import MIN_SAMPLES, draw_views, largest_batch
 from dskd.data.loader import DataLoaders, Loader, MemoryLoader

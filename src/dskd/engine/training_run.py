@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dskd.config.recipe import Recipe
+from dskd.config.schema import Recipe
 from dskd.data.loader import DataLoaders
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.engine.progress import epoch_bar

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from dskd.config.recipe import DataSettings
+from dskd.config.schema import DataSettings
 from dskd.engine.build import UserObjects, load_data
 from dskd.errors import InputError
 from dskd.report.collect import collect

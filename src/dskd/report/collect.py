@@ -14,7 +14,8 @@ from dskd import methods
 from dskd.compare.reader import COMPARISON, read_comparison, read_failure, read_result
 from dskd.compare.summary import Entry
 from dskd.compare.variants import weights_of
-from dskd.config.recipe import Recipe, resolve
+from dskd.config.recipe import resolve
+from dskd.config.schema import Recipe
 from dskd.errors import InputError, printable
 from dskd.storage.json_file import read_json
 from dskd.storage.run_directory import FAILED, RunDirectory, differences

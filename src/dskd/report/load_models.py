@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dskd.compare.reader import COMPARISON
-from dskd.config.recipe import Recipe, TeacherSettings
+from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data import Dataset
 from dskd.deploy.student import load_deployed
 from dskd.engine.build import UserObjects, build_model

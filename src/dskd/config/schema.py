@@ -1,0 +1,209 @@
+"""The settings of a run: names, types, defaults and help texts.
+
+A settings class lists one section of a recipe. The docstring under each field is its help text, and
+docs/settings.md is generated from it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from dskd.settings import (
+    Count,
+    DeviceName,
+    Fraction,
+    Natural,
+    Number,
+    OptimizerName,
+    PathSetting,
+    Positive,
+    Precision,
+    Rate,
+    Schedule,
+    Seed,
+    Settings,
+    Share,
+    Weight,
+)
+
+
+def _class_choice(value: Any) -> Any:
+    """Checks ``data.classes``. Class names may be numbers, as those of the digits are."""
+    if isinstance(value, list | tuple):
+        value = [str(name) if type(name) is int else name for name in value]
+        if value and all(isinstance(name, str) for name in value):
+            return value
+    elif value is None or (type(value) is int and value >= 2):
+        return value
+    raise ValueError("how many classes, 2 or more, or a list of their names is needed")
+
+
+ClassChoice = Annotated[int | list[str] | None, BeforeValidator(_class_choice)]
+
+
+class DataSettings(Settings):
+    """The images, and how they are augmented."""
+
+    name: str
+    """A data set of ``dskd list datasets``."""
+    root: PathSetting | None = None
+    """Folder that holds the data set's files. None downloads a published data set."""
+    size: Annotated[Count, Field(le=4096)] | None = None
+    """Height and width of the images in pixels. None uses the data set's own size."""
+    classes: ClassChoice = None
+    """Classes to use: a number N for the first N, or a list of names. None uses all."""
+    fraction: Share = 1.0
+    """Fraction of the training images to use. It is the same in every class."""
+    val_fraction: Fraction = 0.0
+    """Fraction of the training images held out for validation. The split does not depend on the
+    seed."""
+    crop_padding: Annotated[Natural, Field(le=256)] = 0
+    """Pixels of zero padding around an image before the random crop. 0 turns the crop off."""
+    flip: bool = False
+    """Mirror an image with probability 0.5."""
+    cache_dir: PathSetting | None = None
+    """Folder for downloads and decoded images. None uses the user's cache folder."""
+
+
+class ModelSettings(Settings):
+    """The model to train."""
+
+    name: str
+    """A model of ``dskd list models``, ``timm/<name>``, or ``package.module:function``."""
+    stages: Annotated[list[str], Field(min_length=1)] | None = None
+    """Submodules whose outputs are the stages, shallow to deep. None uses those of a zoo model."""
+    mean: Annotated[list[Number], Field(min_length=1)] | None = None
+    """Mean of each channel for the normalisation, where pixels lie between 0 and 1. None uses the
+    model's own values, or else the data set's."""
+    std: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """Standard deviation of each channel. None uses the model's own values, or else the data
+    set's."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """More arguments for the constructor of a timm model or of your own function."""
+
+
+class TeacherSettings(ModelSettings):
+    """The model to learn from."""
+
+    checkpoint: PathSetting | None = None
+    """File with the teacher's weights. None trains the teacher first, into ``teacher`` in the run's
+    folder."""
+    epochs: Count | None = None
+    """Epochs of the teacher's own training. None uses train.epochs."""
+    lr: Rate | None = None
+    """Learning rate of the teacher's own training, at most 1e6. None uses train.lr."""
+    fuse_batchnorm: bool = True
+    """Fuse the teacher's BatchNorm layers into its convolutions. This is faster and changes teacher
+    outputs by rounding only."""
+    ahead: Count = 1
+    """Batches per teacher forward pass. Raise it if one batch does not fill the GPU."""
+    cache: Literal["none", "logits", "features"] = "none"
+    """Where teacher outputs come from. ``none``: every step computes them. ``logits``: the logits
+    of each augmented view are computed once and cached on disk. ``features``: all outputs that the
+    method reads are cached on disk, for a few fixed views of each image, and the student is trained
+    on these views."""
+    views: Count = 16
+    """Fixed views of each image with ``cache: features``. If fewer views exist, all are used."""
+    cache_dir: PathSetting | None = None
+    """Folder of the cached outputs. None uses ``teacher_outputs`` in the user's cache folder."""
+
+
+class MethodSettings(Settings):
+    """The distillation method and its own settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "dskd"
+    """A method of ``dskd list methods``."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own settings."""
+        return dict(self.model_extra or {})
+
+
+def _increasing(milestones: tuple[float, ...]) -> tuple[float, ...]:
+    if sorted(set(milestones)) != list(milestones):
+        raise ValueError("milestones must increase")
+    return milestones
+
+
+class TrainSettings(Settings):
+    """The training: schedule, optimizer and hardware."""
+
+    epochs: Count = 240
+    """Passes over the training images."""
+    batch_size: Annotated[Count, Field(ge=2)] = 64
+    """Images per step, over all processes. Each process needs two or more, because BatchNorm cannot
+    learn from one image."""
+    lr: Rate = 0.05
+    """Base learning rate, at most 1e6."""
+    schedule: Schedule = "step"
+    """Learning-rate schedule. ``step`` multiplies the rate by gamma at every milestone. ``cosine``
+    lowers it to 0."""
+    milestones: Annotated[tuple[Fraction, ...], AfterValidator(_increasing)] = (0.625, 0.75, 0.875)
+    """Milestones of ``step``, as fractions of the epochs."""
+    gamma: Share = 0.1
+    """Factor of ``step`` at a milestone."""
+    warmup: Weight = 0.0
+    """Epochs at the start in which the learning rate rises linearly from 0."""
+    optimizer: OptimizerName = "sgd"
+    """``sgd`` or ``adamw``."""
+    momentum: Fraction = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = False
+    """Use Nesterov momentum with sgd."""
+    weight_decay: Weight = 5e-4
+    """Weight decay of every parameter."""
+    precision: Precision = "float32"
+    """Number format of the forward passes: ``float32`` or ``bfloat16``. Losses and weights stay in
+    float32."""
+    sync_batchnorm: bool = False
+    """Compute BatchNorm statistics over the images of all processes (torch.nn.SyncBatchNorm). Each
+    process needs a GPU."""
+    compile: bool = False
+    """Compile the training steps of zoo models with torch.compile. The first steps take minutes;
+    all others are faster."""
+    graph: bool = False
+    """On a GPU, record a step once and replay it."""
+    device: DeviceName = "auto"
+    """``cpu``, ``cuda``, or ``auto`` for a GPU if there is one."""
+
+
+class Recipe(Settings):
+    """All settings of a run."""
+
+    data: DataSettings
+    student: ModelSettings
+    teacher: TeacherSettings | None = None
+    method: MethodSettings = MethodSettings()
+    train: TrainSettings = TrainSettings()
+    seed: Seed = 0
+    """Seed of everything random: the student's first weights, the order of the images, crops and
+    flips."""
+    out: PathSetting | None = None
+    """The run's folder. None uses ``runs/<recipe>/<method>-seed<seed>``."""
+
+    def plain(self) -> dict[str, Any]:
+        """Converts the recipe to plain values for YAML, with every default filled in.
+
+        Paths become absolute, because another folder may be the current one when they are read.
+        """
+        plain: dict[str, Any] = self.model_dump(mode="json")
+        places = (
+            ("data", "root"),
+            ("data", "cache_dir"),
+            ("teacher", "checkpoint"),
+            ("teacher", "cache_dir"),
+        )
+        for section, key in places:
+            if plain[section] and plain[section][key]:
+                plain[section][key] = os.path.abspath(plain[section][key])  # noqa: PTH100 (no "..")
+        return plain
+
+    def changed(self, **sections: Any) -> Recipe:
+        """Copies the recipe with some sections replaced."""
+        return self.model_copy(update=sections)
