@@ -26,7 +26,7 @@ from dskd.engine import run
 from dskd.engine.build import UserObjects
 from dskd.errors import InputError, Stopped
 from dskd.methods.kd import KD
-from dskd.storage.run_directory import LAST
+from dskd.storage.run_files import LAST
 from tests.conftest import make_dataset
 
 SMALL = [

@@ -17,10 +17,9 @@ from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.cuda_graph import WARM_UP, Recorded, buffers_in_place
 from dskd.engine.trainer import Trainer
-from dskd.errors import InputError, Stopped
+from dskd.errors import Stopped
 from dskd.methods.base import Method
 from dskd.models.output import ModelOutput
-from dskd.runtime.device import pick
 from dskd.settings import OptimizerName
 from dskd.teacher.outputs import SharedOutputs
 from tests.conftest import stop_at
@@ -145,17 +144,6 @@ def test_buffers_stay_where_they_are() -> None:
         remembers.memory = remembers.memory + 1
     assert remembers.memory is place
     assert place.tolist() == [1, 1, 1]
-
-
-def test_a_cpu_refuses_to_record(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    with pytest.raises(InputError, match=r"train\.graph=true needs a GPU"):
-        pick("auto", graph=True)
-    changes = ["train.graph=true", "train.epochs=1", f"out={tmp_path / 'run'}"]
-    with pytest.raises(InputError, match=r"train\.graph=true needs a GPU"):
-        run.distill(recipe.load("digits", changes))
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["ce", "kd", "dskd"])

@@ -30,7 +30,7 @@ from dskd.methods.kd import KD
 from dskd.models.output import ModelOutput
 from dskd.settings import OptimizerName
 from dskd.storage import checkpoint
-from dskd.storage.run_directory import LAST, NONFINITE
+from dskd.storage.run_files import LAST, NONFINITE
 from dskd.teacher.outputs import TeacherOutputs
 from tests.recorders import Replaying, fused
 

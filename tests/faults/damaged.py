@@ -22,7 +22,7 @@ import torch
 
 from dskd.errors import InputError
 from dskd.storage import checkpoint
-from dskd.storage.checkpoint import HEADER, MAGIC, PARTS, DamagedCheckpoint
+from dskd.storage.checkpoint import HEADER_BYTES, MAGIC, PARTS, DamagedCheckpoint
 from dskd.storage.run_directory import RunDirectory
 from tests.faults import runs
 
@@ -59,9 +59,11 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
 def _all() -> Iterator[tuple[str, Case]]:
     size, parts = _layout()
     draw = random.Random(0)
-    for at in range(HEADER):
+    for at in range(HEADER_BYTES):
         yield f"header byte {at}", Case("flip", at, draw.randrange(1, 256))
-    boundaries = sorted({0, 1, HEADER - 1, HEADER, size - 1, *(end for _, _, end in parts)})
+    boundaries = sorted(
+        {0, 1, HEADER_BYTES - 1, HEADER_BYTES, size - 1, *(end for _, _, end in parts)}
+    )
     cuts = [at for at in boundaries if at < size]
     # Some of each kind first: the suite takes no more than the first 200.
     few = cuts[:: max(1, len(cuts) // 60)]
@@ -100,7 +102,7 @@ def _layout() -> tuple[int, list[tuple[str, int, int]]]:
     """The file's size, and its parts behind the header: fields, their heads, and the index."""
     newer = _made()[1]
     with tempfile.NamedTemporaryFile() as file:
-        file.write(newer[HEADER:])
+        file.write(newer[HEADER_BYTES:])
         file.flush()
         with zipfile.ZipFile(file.name) as archive:
             infos, index = archive.infolist(), archive.start_dir
@@ -109,10 +111,12 @@ def _layout() -> tuple[int, list[tuple[str, int, int]]]:
         assert one is not None
         end = following.header_offset if following is not None else index
         middle = end - one.compress_size
-        parts.append((f"the head of {one.filename}", HEADER + one.header_offset, HEADER + middle))
+        parts.append(
+            (f"the head of {one.filename}", HEADER_BYTES + one.header_offset, HEADER_BYTES + middle)
+        )
         if one.compress_size:
-            parts.append((one.filename, HEADER + middle, HEADER + end))
-    parts.append(("the index", HEADER + index, len(newer)))
+            parts.append((one.filename, HEADER_BYTES + middle, HEADER_BYTES + end))
+    parts.append(("the index", HEADER_BYTES + index, len(newer)))
     return len(newer), parts
 
 
@@ -121,7 +125,7 @@ def _other(data: bytes, number: int) -> bytes:
     if number < len(OTHERS):
         state = OTHERS[number]
     else:
-        state = torch.load(io.BytesIO(data[HEADER:]), weights_only=True)
+        state = torch.load(io.BytesIO(data[HEADER_BYTES:]), weights_only=True)
         part, wrong = divmod(number - len(OTHERS), 2)
         name = list(PARTS)[part]
         del state[name]

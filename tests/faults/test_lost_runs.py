@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from dskd import methods
-from dskd.storage.checkpoint import HEADER
+from dskd.storage.checkpoint import HEADER_BYTES
 from tests.faults import clocks, damaged, kills, saves
 
 
@@ -27,7 +27,7 @@ def test_every_byte_of_the_header_and_every_field_is_among_the_damaged() -> None
     changed = dict(damaged.cases())
     assert len(changed) == damaged.COUNT
     flips = [case.at for case in changed.values() if case.kind == "flip"]
-    assert set(range(HEADER)) <= set(flips)
+    assert set(range(HEADER_BYTES)) <= set(flips)
     for name, begin, end in damaged._layout()[1]:
         assert any(begin <= at < end for at in flips), name
 

@@ -127,7 +127,7 @@ def test_a_result_of_an_older_version_is_refused(runs: Path, tmp_path: Path) -> 
     result = json.loads((old / "result.json").read_text())
     del result["memory"]
     (old / "result.json").write_text(json.dumps(result))
-    with pytest.raises(InputError, match="says nothing of memory: an older version wrote it"):
+    with pytest.raises(InputError, match="lacks memory: an older version wrote it"):
         collect([old])
     (old / "result.json").write_text("{")
     with pytest.raises(InputError, match=r"result.json is damaged: Invalid JSON"):

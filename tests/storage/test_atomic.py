@@ -1,4 +1,4 @@
-"""Files are whole or not there, and a write that fails says what it needed."""
+"""Writes are atomic, and a failed write reports the bytes that it needed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from dskd.errors import InputError
 from dskd.storage.atomic import (
+    check_writable,
     is_part,
     make_folder,
-    probe,
     remove_folder,
     remove_parts,
     replace_file,
@@ -35,7 +35,7 @@ def failing(number: int) -> Any:
     ("place", "name"),
     [(os, "fsync"), (Path, "replace"), (Path, "chmod"), ("tempfile", "mkstemp")],
 )
-def test_a_failed_write_leaves_the_old_file_and_says_what_it_needed(
+def test_a_failed_write_leaves_the_old_file_and_reports_the_bytes_it_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, number: int
 ) -> None:
     path = tmp_path / "file"
@@ -53,7 +53,7 @@ def test_a_failed_write_leaves_the_old_file_and_says_what_it_needed(
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_is_read_back_is_what_decides(tmp_path: Path) -> None:
+def test_a_file_that_fails_verification_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "file"
     replace_file(path, b"old")
     seen = []
@@ -69,7 +69,7 @@ def test_what_is_read_back_is_what_decides(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_ctrl_c_within_a_write_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_during_a_write_leaves_no_file(tmp_path: Path) -> None:
     def stop(_: IO[bytes]) -> None:
         raise KeyboardInterrupt
 
@@ -78,57 +78,57 @@ def test_ctrl_c_within_a_write_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
-    probe(tmp_path / "not/yet/there", "out=")
+def test_checking_a_writable_folder_leaves_no_file(tmp_path: Path) -> None:
+    check_writable(tmp_path / "not/yet/there", "out=")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_a_folder_that_cannot_be_written_is_refused_with_the_bytes_that_it_took(
+def test_a_folder_that_cannot_be_written_is_refused_with_the_bytes_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(number))
     reason = os.strerror(number)
     with pytest.raises(InputError, match=rf"{reason}, 4,096 bytes were needed; .*--out"):
-        probe(tmp_path / "run", "--out")
+        check_writable(tmp_path / "run", "--out")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match="file is a file"):
-        probe(tmp_path / "file/run", "out=")
+        check_writable(tmp_path / "file/run", "out=")
 
 
-def test_a_removal_that_was_killed_is_finished_by_the_next(tmp_path: Path) -> None:
+def test_a_killed_removal_is_completed_by_the_next_one(tmp_path: Path) -> None:
     make_folder(tmp_path / "a/b")
     (tmp_path / ".a.part").mkdir()
     (tmp_path / ".a.part/half").write_text("gone")
     remove_folder(tmp_path / "a")
     assert not list(tmp_path.iterdir())
-    remove_folder(tmp_path / "a")  # of what is not there
+    remove_folder(tmp_path / "a")  # nothing is there
 
 
-def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+def test_removing_a_link_keeps_its_target(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")
     remove_folder(tmp_path / "link")
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
-def test_only_parts_of_what_is_named_are_swept_away(tmp_path: Path) -> None:
+def test_only_temporary_files_of_the_given_names_are_removed(tmp_path: Path) -> None:
     others = (".film.part", ".film.x0_abcde.part", ".x.torrent.part", "x.x0_abcde.part", ".x")
-    for name in (".x.x0_abcde.part", ".3.shot.x0_abcde.part", ".probe.x0_abcde.part", *others):
+    for name in (".x.x0_abcde.part", ".3.log.x0_abcde.part", ".probe.x0_abcde.part", *others):
         (tmp_path / name).write_text("")
     (tmp_path / ".folder.part").mkdir()
     (tmp_path / ".y.part").symlink_to(tmp_path.parent)
-    remove_parts(tmp_path, ["x", "y", "*.shot", "folder"])
+    remove_parts(tmp_path, ["x", "y", "*.log", "folder"])
     assert {p.name for p in tmp_path.iterdir()} == set(others)
     remove_parts(tmp_path / "missing", ["x"])
     assert tmp_path.parent.is_dir()
 
 
-def test_the_parts_of_a_write_and_of_a_removal_are_known_as_such(
+def test_temporary_files_of_writes_and_removals_are_recognised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with replacing(tmp_path / "file"):
@@ -140,7 +140,7 @@ def test_the_parts_of_a_write_and_of_a_removal_are_known_as_such(
     assert [is_part(name, ["folder"]) for name in left] == [True]
 
 
-def test_only_old_parts_are_swept_where_others_may_be_writing(tmp_path: Path) -> None:
+def test_sweep_removes_only_old_temporary_files(tmp_path: Path) -> None:
     new, old = tmp_path / ".x.00000000.part", tmp_path / ".x.11111111.part"
     new.write_text("")
     old.mkdir()

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, the last two kept."""
+"""Checkpoints are written atomically and verified; the last two stay."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from dskd.storage.checkpoint import DamagedCheckpoint
 
 
 def state(epoch: int, step: int = 0) -> dict[str, Any]:
-    """Of a run that has weights, and nothing in its other parts."""
+    """The state of a run that has weights; its other parts are empty."""
     parts = {name: kind() for name, kind in checkpoint.PARTS.items()}
     trainer = {"weights": torch.full((3,), float(epoch)), "name": "x"}
     return parts | {"epoch": epoch, "step": step, "trainer": trainer}
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = checkpoint.write(tmp_path / "new", state(1))
     back = checkpoint.read(path)
     assert back["epoch"] == 1
@@ -35,7 +35,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(back["trainer"]["weights"], torch.ones(3))
 
 
-def test_the_last_two_are_kept_in_order(tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_stay(tmp_path: Path) -> None:
     before = None
     for epoch, step in ((0, 3), (0, 20), (1, 0), (12, 0)):
         before = checkpoint.write(tmp_path, state(epoch, step), before)
@@ -43,7 +43,7 @@ def test_the_last_two_are_kept_in_order(tmp_path: Path) -> None:
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".checkpoint", ".checkpoint"]
 
 
-def test_the_order_is_that_of_the_numbers_also_where_they_are_long(tmp_path: Path) -> None:
+def test_checkpoints_are_ordered_by_number_of_any_length(tmp_path: Path) -> None:
     for name in ("epoch100000-step0000000", "epoch99999-step0000001", "epoch99999-step10000000"):
         (tmp_path / f"{name}.checkpoint").write_bytes(b"")
     assert [p.stem[5:] for p in checkpoint.in_order(tmp_path)] == [
@@ -53,7 +53,7 @@ def test_the_order_is_that_of_the_numbers_also_where_they_are_long(tmp_path: Pat
     ]
 
 
-def test_a_damaged_one_of_later_steps_goes_and_the_one_that_was_used_stays(tmp_path: Path) -> None:
+def test_a_damaged_later_checkpoint_is_removed_and_the_previous_one_stays(tmp_path: Path) -> None:
     used = checkpoint.write(tmp_path, state(1))
     damaged = checkpoint.write(tmp_path, state(9), used)
     damaged.write_bytes(b"")
@@ -63,7 +63,7 @@ def test_a_damaged_one_of_later_steps_goes_and_the_one_that_was_used_stays(tmp_p
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("name", ["fsync", "unlink", "replace"])
-def test_a_failed_write_says_the_checkpoint_s_size_and_leaves_the_older_ones(
+def test_a_failed_write_reports_the_size_and_keeps_the_older_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     first = checkpoint.write(tmp_path, state(1))
@@ -85,7 +85,7 @@ def test_a_failed_write_says_the_checkpoint_s_size_and_leaves_the_older_ones(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_within_a_save_is_not_taken_for_an_error_of_torch_s(
+def test_a_second_signal_during_a_save_is_not_reported_as_an_error_of_torch(
     number: signal.Signals,
 ) -> None:
     class Signalled:
@@ -93,11 +93,11 @@ def test_a_second_signal_within_a_save_is_not_taken_for_an_error_of_torch_s(
             signal.raise_signal(number)
 
     with stop_requests(), pytest.raises(Quit) as quit_:
-        checkpoint._summed(state(2), cast(IO[bytes], Signalled())).check()
+        checkpoint._write_state(state(2), cast(IO[bytes], Signalled())).raise_failure()
     assert quit_.value.signal == number
 
 
-def test_a_disk_that_is_full_from_the_start_is_told_the_size_too(
+def test_a_failure_before_the_first_byte_reports_the_size_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = checkpoint.write(tmp_path, state(1)).stat().st_size
@@ -110,7 +110,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_the_size_too(
         checkpoint.write(tmp_path, state(2))
 
 
-def test_a_disk_that_keeps_other_bytes_than_it_was_given_is_found_out_before_the_old_one_goes(
+def test_a_disk_that_stores_wrong_bytes_is_detected_before_the_old_checkpoint_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = checkpoint.write(tmp_path, state(1))
@@ -123,14 +123,14 @@ def test_a_disk_that_keeps_other_bytes_than_it_was_given_is_found_out_before_the
         file.write(bytes([byte[0] ^ 1]))
         file.flush()
 
-    monkeypatch.setattr(atomic, "_forget_cached", rot)
-    with pytest.raises(OSError, match="read back otherwise"):
+    monkeypatch.setattr(atomic, "_drop_page_cache", rot)
+    with pytest.raises(OSError, match="the bytes read back differ"):
         checkpoint.write(tmp_path, state(3), second)
     assert sorted(tmp_path.iterdir()) == [first, second]
 
 
-@pytest.mark.parametrize("at", [*range(checkpoint.HEADER), 60, -1])
-def test_every_changed_byte_is_noticed(tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize("at", [*range(checkpoint.HEADER_BYTES), 60, -1])
+def test_a_changed_byte_is_detected(tmp_path: Path, at: int) -> None:
     path = checkpoint.write(tmp_path, state(1))
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -140,7 +140,7 @@ def test_every_changed_byte_is_noticed(tmp_path: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 10, 16, 48, 100])
-def test_truncation_is_noticed(tmp_path: Path, length: int) -> None:
+def test_truncation_is_detected(tmp_path: Path, length: int) -> None:
     path = checkpoint.write(tmp_path, state(1))
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(DamagedCheckpoint):
@@ -150,16 +150,16 @@ def test_truncation_is_noticed(tmp_path: Path, length: int) -> None:
 @pytest.mark.parametrize(
     "other", [5, None, [1], {}, "text", state(1) | {"epoch": "1"}, state(1) | {"rows": {}}]
 )
-def test_what_verifies_and_is_no_state_is_damaged(tmp_path: Path, other: Any) -> None:
+def test_a_verified_file_without_a_state_is_damaged(tmp_path: Path, other: Any) -> None:
     file, path = io.BytesIO(), tmp_path / "epoch00001-step0000000.checkpoint"
     torch.save(other, file)
     payload = file.getvalue()
     path.write_bytes(checkpoint.MAGIC + hashlib.sha256(payload).digest() + payload)
-    with pytest.raises(DamagedCheckpoint, match="holds something else than a run's state"):
+    with pytest.raises(DamagedCheckpoint, match="does not hold the state of a run"):
         checkpoint.read(path)
 
 
-def test_what_verifies_and_cannot_be_loaded_is_damaged(tmp_path: Path) -> None:
+def test_a_verified_file_that_cannot_be_loaded_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "x.checkpoint"
     payload = b"no archive"
     path.write_bytes(checkpoint.MAGIC + hashlib.sha256(payload).digest() + payload)

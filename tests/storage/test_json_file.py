@@ -1,4 +1,4 @@
-"""JSON of anybody's: plain, short enough and typed, or one line."""
+"""JSON files are limited in size and typed; anything else is refused in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dskd.errors import InputError
-from dskd.storage.json_file import LONGEST, LONGEST_LOG, read_json, read_json_lines
+from dskd.storage.json_file import MAX_BYTES, MAX_LOG_BYTES, read_json, read_json_lines
 
 
 def endless(path: Path) -> None:
@@ -17,7 +17,7 @@ def endless(path: Path) -> None:
 
 
 def blanks(count: int) -> Callable[[Path], None]:
-    """A file of so many bytes that takes no room on the disk."""
+    """A sparse file of that many bytes."""
 
     def write(path: Path) -> None:
         path.touch()
@@ -48,7 +48,7 @@ NO_JSON: tuple[tuple[Callable[[Path], None], str], ...] = (
 
 
 @pytest.mark.parametrize(("write", "message"), NO_JSON)
-def test_what_is_no_json_is_refused_in_a_line(
+def test_a_file_that_is_not_valid_json_is_refused_in_one_line(
     tmp_path: Path, write: Callable[[Path], None], message: str
 ) -> None:
     path = tmp_path / "a.json"
@@ -57,18 +57,18 @@ def test_what_is_no_json_is_refused_in_a_line(
         read_json(path, dict[str, int], "write it again")
 
 
-def test_what_is_as_long_as_it_may_be_is_read(tmp_path: Path) -> None:
+def test_a_file_of_the_maximum_size_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    path.write_text('{"a": 1}' + " " * (LONGEST - 8))
+    path.write_text('{"a": 1}' + " " * (MAX_BYTES - 8))
     assert read_json(path, dict[str, int], "write it again") == {"a": 1}
 
 
-def test_a_log_may_be_longer_and_cut_short(tmp_path: Path) -> None:
+def test_a_log_may_be_longer_and_end_in_half_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     row = '{"a": 1}' + " " * 100
-    rows = LONGEST // len(row) + 1
+    rows = MAX_BYTES // len(row) + 1
     path.write_text('{"a": 1}\n' * rows + '{"a": 2')
     assert read_json_lines(path, dict[str, int], "write it again") == [{"a": 1}] * rows
-    os.truncate(path, LONGEST_LOG + 1)
+    os.truncate(path, MAX_LOG_BYTES + 1)
     with pytest.raises(InputError, match="is longer than"):
         read_json_lines(path, dict[str, int], "write it again")

@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard: there when they are given, or told."""
+"""Metrics for TensorBoard are on the disk when they are added, or the failure is reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dskd.storage.tensorboard import TensorBoardLog
 
 
 def events(path: Path) -> list[Event]:
-    """What a file holds: records of a length, its checksum, the bytes, and theirs."""
+    """Reads the records of a file: length, its checksum, the bytes, their checksum."""
     data, found = path.read_bytes(), []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
@@ -24,8 +24,8 @@ def events(path: Path) -> list[Event]:
     return found
 
 
-def test_every_value_is_on_the_disk_when_it_was_given(tmp_path: Path) -> None:
-    tensorboard = TensorBoardLog(tmp_path / "board", 3)
+def test_every_value_is_on_the_disk_once_it_was_added(tmp_path: Path) -> None:
+    tensorboard = TensorBoardLog(tmp_path / "tensorboard", 3)
     tensorboard.add(4, {"test_accuracy": 50.0, "lr": 0.5})
     start, purge, *rest = events(tensorboard.path)
     assert start.file_version == "brain.Event:2"
@@ -35,7 +35,7 @@ def test_every_value_is_on_the_disk_when_it_was_given(tmp_path: Path) -> None:
     tensorboard.close()
 
 
-def test_a_clock_that_jumps_by_ten_years_harms_nothing(
+def test_a_clock_that_jumps_by_ten_years_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tensorboard, now = TensorBoardLog(tmp_path, 0), time.time()
@@ -46,16 +46,16 @@ def test_a_clock_that_jumps_by_ten_years_harms_nothing(
     tensorboard.close()
 
 
-def test_a_link_in_the_file_s_place_is_not_written_through(tmp_path: Path) -> None:
+def test_the_file_is_not_written_through_a_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    (tmp_path / "board").mkdir()
-    (tmp_path / "board/events.out.tfevents.00001").symlink_to(victim)
-    TensorBoardLog(tmp_path / "board", 1).close()
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard/events.out.tfevents.00001").symlink_to(victim)
+    TensorBoardLog(tmp_path / "tensorboard", 1).close()
     assert victim.read_text() == "mine"
 
 
-def test_a_full_disk_is_told_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_at_once(tmp_path: Path) -> None:
     tensorboard = TensorBoardLog(tmp_path, 0)
     full = os.open("/dev/full", os.O_WRONLY) if Path("/dev/full").exists() else None
     if full is None:

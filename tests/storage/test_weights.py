@@ -1,4 +1,4 @@
-"""Weights in the forms in which the field shares them; and nothing in a file is ever run."""
+"""Checkpoints in all common forms are read, and nothing in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ FORMS: dict[str, Callable[[State], Any]] = {
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_forms_of_the_field(tmp_path: Path, state: State, form: str, zipped: bool) -> None:
+def test_common_forms_of_checkpoints_are_read(
+    tmp_path: Path, state: State, form: str, zipped: bool
+) -> None:
     path = tmp_path / "teacher.pth"
     torch.save(FORMS[form](state), path, _use_new_zipfile_serialization=zipped)
     with warnings.catch_warnings():
@@ -77,7 +79,7 @@ def test_the_forms_of_the_field(tmp_path: Path, state: State, form: str, zipped:
 
 
 class OldNames:
-    """A pickle module that calls NumPy's parts as NumPy 1 did."""
+    """A pickle module that writes the module names of NumPy 1."""
 
     class Pickler(pickle._Pickler):
         def save_global(self, obj: Any, name: str | None = None) -> None:
@@ -99,7 +101,7 @@ class OldNames:
 
 @pytest.mark.parametrize("number", [np.float64(79.42), np.float32(0.5), np.int64(3)])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_numbers_that_numpy_1_wrote(
+def test_numbers_written_by_numpy_1_are_read(
     tmp_path: Path, state: State, number: np.generic, zipped: bool
 ) -> None:
     path = tmp_path / "teacher.pth"
@@ -111,7 +113,7 @@ def test_numbers_that_numpy_1_wrote(
     assert same(read_weights(path), state)
 
 
-def test_safetensors(tmp_path: Path, state: State) -> None:
+def test_safetensors_files_are_read(tmp_path: Path, state: State) -> None:
     path = tmp_path / "teacher.safetensors"
     safetensors.torch.save_file(state, path)
     assert same(read_weights(path), state)
@@ -121,7 +123,7 @@ def test_safetensors(tmp_path: Path, state: State) -> None:
     assert same(other.state_dict(), state)
 
 
-def test_a_model_s_own_part_called_module_keeps_its_name(tmp_path: Path) -> None:
+def test_a_submodule_called_module_keeps_its_name(tmp_path: Path) -> None:
     path, model = tmp_path / "own.pth", nn.Sequential()
     model.add_module("module", nn.Linear(3, 2))
     torch.save(model.state_dict(), path)
@@ -131,21 +133,23 @@ def test_a_model_s_own_part_called_module_keeps_its_name(tmp_path: Path) -> None
     assert same(other.state_dict(), model.state_dict())
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_weights_and_metadata_are_read_back(tmp_path: Path) -> None:
     path, model = tmp_path / "student.safetensors", net().to(memory_format=torch.channels_last)
     path.write_bytes(write_weights(model, {"mean": [0.5], "name": "resnet8"}))
     assert same(read_weights(path), model.state_dict())
     assert read_metadata(path) == {"mean": [0.5], "name": "resnet8"}
 
 
-def test_a_prefix_that_only_some_keys_have_is_part_of_them(tmp_path: Path) -> None:
+def test_a_prefix_of_only_some_keys_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "own.pth"
     state = {"module.weight": torch.ones(2), "scale": torch.ones(1)}
     torch.save(state, path)
     assert same(read_weights(path), state)
 
 
-def test_weights_from_before_batch_norm_counted(tmp_path: Path, state: State) -> None:
+def test_weights_from_before_batchnorm_counted_batches_are_loaded(
+    tmp_path: Path, state: State
+) -> None:
     old = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
     path = tmp_path / "old.pth"
     torch.save({"model": old}, path)
@@ -154,11 +158,11 @@ def test_weights_from_before_batch_norm_counted(tmp_path: Path, state: State) ->
     assert same(other.state_dict(), state)
 
 
-# Files that are no weights
+# Files that hold something else
 
 
 class Runs:
-    """Runs a command where it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -178,7 +182,9 @@ HOSTILE: dict[str, Callable[[Path], Runs]] = {
 
 @pytest.mark.parametrize("where", ["alone", "beside", "among", "inside", "plain pickle"])
 @pytest.mark.parametrize("attack", HOSTILE)
-def test_nothing_in_a_file_is_run(tmp_path: Path, state: State, attack: str, where: str) -> None:
+def test_nothing_in_a_file_is_executed(
+    tmp_path: Path, state: State, attack: str, where: str
+) -> None:
     path, mark = tmp_path / "hostile.pth", tmp_path / "ran"
     runs = HOSTILE[attack](mark)
     contents = {
@@ -192,33 +198,35 @@ def test_nothing_in_a_file_is_run(tmp_path: Path, state: State, attack: str, whe
             path.write_bytes(pickle.dumps({"model": runs}, protocol=2))
         else:
             torch.save(contents[where], path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(InputError, match="is no file of plain weights and is not opened"):
+        with pytest.raises(InputError, match="is not a file of plain weights and is not opened"):
             read_weights(path)
         assert not mark.exists()
 
 
-def test_the_object_that_is_refused_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_refused_object(tmp_path: Path) -> None:
     path = tmp_path / "whole.pth"
     torch.save({"model": net()}, path)
     with pytest.raises(InputError, match=r"GLOBAL dskd\.models\.resnet\.ResNet .*state_dict\(\)"):
         read_weights(path)
 
 
-def test_only_weights_only_is_ever_asked_for(
+def test_torch_load_is_called_with_weights_only(
     tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, asked, load = tmp_path / "teacher.pth", [], torch.load
+    path, values, load = tmp_path / "teacher.pth", [], torch.load
     torch.save(state, path)
 
     def watched(*arguments: Any, **settings: Any) -> Any:
-        asked.append(settings.get("weights_only"))
+        values.append(settings.get("weights_only"))
         return load(*arguments, **settings)
 
     monkeypatch.setattr(torch, "load", watched)
     admitted = set(torch.serialization.get_safe_globals())
     read_weights(path)
-    assert asked == [True]
-    assert set(torch.serialization.get_safe_globals()) == admitted  # ours only while we read
+    assert values == [True]
+    assert (
+        set(torch.serialization.get_safe_globals()) == admitted
+    )  # ours are allowed only while we read
 
 
 def torch_bytes(tmp_path: Path, zipped: bool) -> bytes:
@@ -229,17 +237,17 @@ def torch_bytes(tmp_path: Path, zipped: bool) -> bytes:
 
 @pytest.mark.parametrize("fraction", [0.001, 0.1, 0.5, 0.999])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_truncated_file(tmp_path: Path, zipped: bool, share: float) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, zipped: bool, fraction: float) -> None:
     whole, path = torch_bytes(tmp_path, zipped), tmp_path / "part.pth"
-    path.write_bytes(whole[: int(len(whole) * share)])
+    path.write_bytes(whole[: int(len(whole) * fraction)])
     with pytest.raises(InputError, match=r"part\.pth"):
         read_weights(path)
 
 
 @pytest.mark.parametrize("fraction", [0, 0.001, 0.1, 0.999])
-def test_a_truncated_safetensors_file(tmp_path: Path, share: float) -> None:
+def test_a_truncated_safetensors_file_is_refused(tmp_path: Path, fraction: float) -> None:
     whole, path = write_weights(net(), {}), tmp_path / "part.safetensors"
-    path.write_bytes(whole[: int(len(whole) * share)])
+    path.write_bytes(whole[: int(len(whole) * fraction)])
     with pytest.raises(InputError, match=r"cannot read the checkpoint .*part\.safetensors"):
         read_weights(path)
     with pytest.raises(
@@ -252,7 +260,7 @@ def test_a_truncated_safetensors_file(tmp_path: Path, share: float) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"hello, these are no weights\n" * 9, b"\x80\x02}q\x00.", b"PK"]
 )
-def test_a_file_of_something_else(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_without_weights_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -262,7 +270,7 @@ def test_a_file_of_something_else(tmp_path: Path, name: str, content: bytes) -> 
 
 
 @pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "."])
-def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="there is no checkpoint file"):
         read_weights(tmp_path / name)
 
@@ -278,14 +286,16 @@ def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
         (torch.ones(2), "holds no state_dict, but Tensor"),
     ],
 )
-def test_content_that_is_no_state_dict(tmp_path: Path, content: Any, said: str) -> None:
+def test_content_other_than_a_state_dict_is_refused(
+    tmp_path: Path, content: Any, said: str
+) -> None:
     path = tmp_path / "other.pth"
     torch.save(content, path)
     with pytest.raises(InputError, match=said):
         read_weights(path)
 
 
-def test_metadata_of_a_file_of_somebody_else(tmp_path: Path, state: State) -> None:
+def test_missing_metadata_is_refused(tmp_path: Path, state: State) -> None:
     path = tmp_path / "theirs.safetensors"
     safetensors.torch.save_file(state, path)
     with pytest.raises(InputError, match="was not written by dskd"):
@@ -298,14 +308,14 @@ def test_metadata_of_a_file_of_somebody_else(tmp_path: Path, state: State) -> No
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vgg8", "MobileNetV2"])
-def test_other_classes_are_said_with_both_numbers(name: str) -> None:
+def test_the_error_gives_both_numbers_of_classes(name: str) -> None:
     with pytest.raises(InputError) as caught:
         load_weights(net(4, name), net(7, name).state_dict(), "the checkpoint t.pth")
     assert str(caught.value).startswith("the checkpoint t.pth does not fit ")
     assert str(caught.value).endswith("(7 classes there, 4 here)")
 
 
-def test_another_depth_or_family_is_said_with_its_keys() -> None:
+def test_the_error_names_missing_and_extra_keys() -> None:
     with pytest.raises(InputError, match=r"\d+ keys missing, such as 'layer1\.1\.bn1\.bias'$"):
         load_weights(net(name="resnet14"), net().state_dict(), "it")
     with pytest.raises(InputError, match=r"^it does not fit ResNet: \d+ keys left over, such as"):
@@ -314,19 +324,19 @@ def test_another_depth_or_family_is_said_with_its_keys() -> None:
         load_weights(net(), net(name="vgg8").state_dict(), "it")
 
 
-def test_another_width_is_said_with_its_shapes() -> None:
+def test_the_error_gives_both_shapes() -> None:
     with pytest.raises(InputError) as caught:
         load_weights(net(name="MobileNetV2"), MobileNetV2(1.0, num_classes=4).state_dict(), "it")
     shapes = "conv1.0.weight is [32, 3, 3, 3] in the file, [16, 3, 3, 3] in the model"
     assert str(caught.value) == f"it does not fit MobileNetV2: {shapes}"
 
 
-def test_a_shape_that_differs_in_a_model_without_a_matrix() -> None:
+def test_a_wrong_shape_in_a_model_without_a_matrix() -> None:
     with pytest.raises(InputError, match=r"weight is \[4, 3, 3, 3\] in the file, \[5, 3, 3, 3\]"):
         load_weights(nn.Conv2d(3, 5, 3), nn.Conv2d(3, 4, 3).state_dict(), "it")
 
 
-def test_a_model_that_weights_do_not_fit_is_left_as_it_was() -> None:
+def test_weights_that_do_not_fit_leave_the_model_unchanged() -> None:
     model = net()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(InputError):

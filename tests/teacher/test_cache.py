@@ -33,7 +33,7 @@ from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.methods.base import TeacherNeeds
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import autocast
-from dskd.storage.run_directory import LAST
+from dskd.storage.run_files import LAST
 from dskd.teacher.cache import CachedOutputs
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs

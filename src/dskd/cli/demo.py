@@ -12,7 +12,7 @@ from dskd.engine import run
 from dskd.engine.training_run import Result
 from dskd.errors import InputError
 from dskd.runtime import distributed
-from dskd.storage.run_directory import LAST
+from dskd.storage.run_files import LAST
 
 log = logging.getLogger("dskd")
 

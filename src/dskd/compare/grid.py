@@ -41,16 +41,25 @@ from dskd.methods.base import TeacherNeeds
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.compile import check_compiler
-from dskd.storage.atomic import is_part, probe, refuse_links, remove_parts, replace_file, telling
-from dskd.storage.json_file import LONGEST_LOG
-from dskd.storage.lock import LOCK, OWNER, take
-from dskd.storage.run_directory import FAILED, LAST, RunDirectory, differences
+from dskd.storage.atomic import (
+    check_writable,
+    explain_disk_errors,
+    is_part,
+    refuse_links,
+    remove_parts,
+    replace_file,
+)
+from dskd.storage.diff import differences
+from dskd.storage.json_file import MAX_LOG_BYTES
+from dskd.storage.lock import LOCK, LOCK_PID, lock_folder
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import FAILED, LAST
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
 
 log = logging.getLogger("dskd")
 ROWS = "results.jsonl"
-_OWN = (COMPARISON, ROWS, "environment.json", OWNER)
+_OWN = (COMPARISON, ROWS, "environment.json", LOCK_PID)
 """The comparison's own files, which it may leave halfway as it is killed."""
 
 
@@ -180,8 +189,8 @@ def run_grid(grid: Grid, watcher: Watcher, given: UserObjects | None = None) -> 
     distributed.require_single_process("a comparison")
     given = given or UserObjects()
     _merged(grid)
-    probe(grid.path, "--out")
-    device = devices.pick(grid.recipe.train.device, graph=grid.recipe.train.graph)
+    check_writable(grid.path, "--out")
+    device = devices.pick(grid.recipe.train.device)
     devices.set_up(device)
     data = load_data(grid.recipe.data, given.data)
     for note in data.notes:
@@ -190,7 +199,7 @@ def run_grid(grid: Grid, watcher: Watcher, given: UserObjects | None = None) -> 
     check_cache(grid.recipe, data, given, needs)
     if grid.recipe.train.compile:
         check_compiler(device)
-    with take(grid.path, "--out"):
+    with lock_folder(grid.path, "--out"):
         remove_parts(grid.path, _OWN)
         facts = _merged(grid, data)
         if not (grid.path / COMPARISON).is_file():
@@ -254,7 +263,7 @@ def _run_seed(
                 recipe = grid.recipe_of(variant, seed)
                 directory = RunDirectory(grid.folder(variant, seed))
                 refuse_links(directory.path.parent, directory.path)
-                owned.enter_context(directory.owned())
+                owned.enter_context(directory.locked())
                 begun = directory.begun
                 directory.check_same(recipe.plain())
                 directory.start(recipe.plain(), devices.environment(images.train.device))
@@ -302,7 +311,7 @@ class _Recorder:
         if failure is not None:
             replace_file(folder / FAILED, f"{failure}\n".encode())
         path, line = self.grid.path / ROWS, _row(student.label, student.seed, folder).encode()
-        with telling(path, lambda: len(line)), path.open("ab", buffering=0) as file:
+        with explain_disk_errors(path, lambda: len(line)), path.open("ab", buffering=0) as file:
             file.write(line)
         self.watcher.ended(student, failure)
 
@@ -323,7 +332,7 @@ def _repair_rows(grid: Grid) -> None:
     text = ""
     if path.is_file():
         with path.open("rb") as file:  # what is beyond comes from the runs again
-            text = file.read(LONGEST_LOG).decode(errors="replace")
+            text = file.read(MAX_LOG_BYTES).decode(errors="replace")
     rows: dict[tuple[str, int], str] = {}
     for line in text.splitlines():
         with suppress(ValueError, TypeError, KeyError, RecursionError):
@@ -415,7 +424,7 @@ def _merged_entries(
 
 def _counts(path: Path) -> bool:
     """Whether a file says that the folder is in use."""
-    return path.name not in (LOCK, OWNER) and not is_part(path.name, _OWN)
+    return path.name not in (LOCK, LOCK_PID) and not is_part(path.name, _OWN)
 
 
 def _write_facts(grid: Grid, facts: dict[str, Any], device: torch.device) -> None:

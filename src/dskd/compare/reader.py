@@ -17,7 +17,7 @@ from dskd.engine.training_run import Result
 from dskd.errors import printable
 from dskd.settings import Count, Seed
 from dskd.storage.json_file import read_json, read_text
-from dskd.storage.run_directory import FAILED, Finished
+from dskd.storage.run_files import FAILED, ResultFile
 
 COMPARISON = "comparison.json"
 
@@ -33,7 +33,7 @@ _KINDS: dict[str, Any] = {
     for key, kind in get_type_hints(Result, include_extras=True).items()
     if key not in ("path", "student")
 }
-_Numbers = create_model("_Numbers", __base__=Finished, **_KINDS)
+_Numbers = create_model("_Numbers", __base__=ResultFile, **_KINDS)
 
 
 def _whole(method: MethodSettings) -> MethodSettings:

@@ -25,7 +25,7 @@ from dskd.models.size_check import check_size
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import pick
 from dskd.settings import Count, Number, Positive, Settings, validate
-from dskd.storage.run_directory import BEST, LAST
+from dskd.storage.run_files import BEST, LAST
 from dskd.storage.weights import load_weights, read_metadata, read_weights
 from dskd.storage.yaml_file import read_yaml_file
 

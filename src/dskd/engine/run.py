@@ -33,7 +33,8 @@ from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.compile import check_compiler, compile_in_place
 from dskd.storage.atomic import refuse_links
-from dskd.storage.run_directory import LAST, RunDirectory
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import LAST
 from dskd.storage.weights import load_weights, read_weights
 from dskd.teacher.cache import CachedOutputs, cached_views, check_cacheable
 from dskd.teacher.frozen import FrozenTeacher
@@ -94,8 +95,8 @@ def distill(
     """
     assert recipe.out is not None, "a resolved recipe has its folder"
     given = given or UserObjects()
-    directory = RunDirectory(recipe.out)
-    device = devices.pick(recipe.train.device, graph=recipe.train.graph)
+    directory = RunDirectory(recipe.out, trains_teacher=_trains_teacher(recipe, given))
+    device = devices.pick(recipe.train.device)
     check_ranks(recipe, device)
     with distributed.process_group(device):
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
@@ -122,7 +123,7 @@ def _distill(
     overwrite: bool,
 ) -> Result:
     """The run itself, of what was found to fit."""
-    with directory.owned():
+    with directory.locked():
         # Another run may have come and gone while the images were read.
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
         if overwrite:
@@ -307,7 +308,7 @@ def make_teacher(
         own = RunDirectory(folder)
         plan = teacher_recipe(recipe, own.path)
         distributed.on_rank_zero(refuse_links)(folder)
-        with own.owned():
+        with own.locked():
             own.check_same(plan.plain())
             if own.finished:
                 own.check_data(images.data.fingerprint())

@@ -25,7 +25,9 @@ from dskd.runtime import distributed
 from dskd.runtime.nonfinite import nonfinite_logits_error
 from dskd.runtime.signals import stop_requests
 from dskd.settings import Number, Percent, Size
-from dskd.storage.run_directory import BEST, LAST, NONFINITE, RunDirectory, differences
+from dskd.storage.diff import differences
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import BEST, LAST, NONFINITE
 
 log = logging.getLogger("dskd")
 

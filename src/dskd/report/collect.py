@@ -17,8 +17,10 @@ from dskd.compare.variants import weights_of
 from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
 from dskd.errors import InputError, printable
+from dskd.storage.diff import differences
 from dskd.storage.json_file import read_json
-from dskd.storage.run_directory import FAILED, RunDirectory, differences
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import FAILED
 from dskd.storage.yaml_file import read_yaml_file
 
 _Line = Annotated[str, AfterValidator(printable)]

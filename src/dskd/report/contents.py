@@ -18,7 +18,7 @@ from dskd.report.conclusions import details, headline
 from dskd.report.cost import Cost
 from dskd.report.tables import flat
 from dskd.runtime import device as devices
-from dskd.storage.run_directory import LAST
+from dskd.storage.run_files import LAST
 from dskd.storage.weights import read_metadata
 
 

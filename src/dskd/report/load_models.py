@@ -12,7 +12,7 @@ from dskd.deploy.student import load_deployed
 from dskd.engine.build import UserObjects, build_model
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
-from dskd.storage.run_directory import LAST
+from dskd.storage.run_files import LAST
 from dskd.storage.weights import load_weights, read_weights
 
 

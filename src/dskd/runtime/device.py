@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""Choose the device and the precision of a run, and prepare the process for it."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ from dskd.runtime import distributed
 from dskd.settings import DeviceName, Precision
 
 
-def pick(name: DeviceName, *, graph: bool = False) -> torch.device:
-    """The device called ``name``; ``auto`` is the GPU where there is one.
+def pick(name: DeviceName) -> torch.device:
+    """The device of this process.
 
-    Of several processes on a machine each takes a GPU of its own.
+    If torchrun started several processes on a machine, each of them gets its own GPU.
 
     Args:
-        name: Of the device.
-        graph: Whether steps are to be recorded there, which a GPU alone does.
+        name: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
 
     Raises:
-        InputError: ``cuda`` or ``graph`` was asked for and there is no GPU, or there are too few
-            for all.
+        InputError: ``name`` is ``cuda`` and there is no GPU, or there are fewer GPUs than
+            processes.
+
+    Example:
+        >>> pick("cpu")
+        device(type='cpu')
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("train.device=cuda: torch sees no GPU here; use train.device=cpu")
     if name == "cpu" or not torch.cuda.is_available():
-        if graph:
-            raise InputError("train.graph=true needs a GPU, and this run is on a CPU; drop it")
         return torch.device("cpu")
     if distributed.launched_world_size() == 1:
         return torch.device("cuda")
-    here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if here > gpus:
+    processes, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if processes > gpus:
         raise InputError(
-            f"torchrun started {here} processes here, and torch sees {gpus} of the GPUs that they "
-            f"need; use --nproc-per-node={gpus} or train.device=cpu"
+            f"torchrun started {processes} processes here, and torch sees {gpus} GPUs; "
+            f"use --nproc-per-node={gpus} or train.device=cpu"
         )
     return torch.device("cuda", distributed.local_rank())
 
 
 class Stopwatch:
-    """Adds up the time that pieces of work take, without waiting for a GPU that does them.
+    """Adds up the time of several blocks of work. Measuring never waits for a GPU.
 
     Example:
         >>> watch = Stopwatch()
@@ -68,7 +69,7 @@ class Stopwatch:
 
     @contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
-        """Counts the time of the block, or of the work that it gives to a GPU."""
+        """Measures the time of the block; on a GPU, of the work that the block launches."""
         if device.type == "cuda":
             begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -83,7 +84,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """All so far; on a GPU this waits until the work is done."""
+        """The total time so far. On a GPU, this waits until the work is done."""
         for begin, end in self._events:
             end.synchronize()
             self._seconds += begin.elapsed_time(end) / 1000
@@ -91,46 +92,54 @@ class Stopwatch:
         return self._seconds
 
     def set(self, seconds: float) -> None:
-        """Goes on from so many seconds."""
+        """Sets the total time, to continue from that of an earlier process."""
         self._seconds = seconds
         self._events.clear()
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """bfloat16 where it is safe, float32 elsewhere; nothing for ``float32``."""
+    """Autocast for a training step; does nothing for ``float32``.
+
+    Args:
+        device: The device of the step.
+        precision: With ``bfloat16``, torch uses bfloat16 for the operations for which it is safe.
+    """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-"""Of glibc's ``mallopt``, as ``malloc.h`` numbers them."""
+"""Parameters of glibc's ``mallopt``, as numbered in ``malloc.h``."""
 
 
 def set_up(device: torch.device) -> None:
-    """Makes the process fit for training: see `_repeatable` and `_keep_freed_memory`."""
+    """Prepares the process for training on a device.
+
+    On a GPU, torch uses deterministic algorithms and full float32 precision. On a CPU, the memory
+    allocator keeps freed memory.
+    """
     if device.type == "cuda":
-        _repeatable()
+        _make_deterministic()
     else:
         _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Memory that a step frees stays with the process, for the next step.
+    """Makes glibc's allocator keep the memory that a step frees, for the next step.
 
-    As it comes, glibc's allocator gives large blocks back to the system, which clears them page by
-    page when they are asked for again: up to a tenth of a step goes there. Other allocators are
-    left as they are.
+    By default it returns large blocks to the system, which clears every page when the memory is
+    allocated again. That takes up to a tenth of a step. Other allocators are not changed.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most it takes
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the maximum
         library.mallopt(_TRIM_THRESHOLD, -1)  # never
 
 
-def _repeatable() -> None:
-    """The same numbers from the same settings, at some cost; float32 is float32."""
+def _make_deterministic() -> None:
+    """Makes runs repeatable on a GPU, which costs some speed, and disables TF32."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Else new memory is filled before it is written: a kernel more for each tensor.
+    # By default, deterministic mode fills new memory: one more kernel for each tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
@@ -138,7 +147,14 @@ def _repeatable() -> None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a result depends on beside its recipe: versions, hardware, the command."""
+    """Describes what a result depends on apart from the recipe.
+
+    Args:
+        device: The device of the run.
+
+    Returns:
+        The command, the versions of Python and of the packages, and the hardware; plain values.
+    """
     packages = ("dskd", "torch", "numpy", "timm", "torchvision")
     installed = {d.metadata["Name"] for d in metadata.distributions()}
     return {

@@ -1,4 +1,4 @@
-"""Refusing, before the work starts, what does not fit into memory."""
+"""Refuse, before the work starts, data that does not fit into memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def require_memory(needed: int, what: str) -> None:
-    """Compare ``needed`` with the memory that is free now.
+    """Refuses to allocate more memory than is available.
 
     Args:
-        needed: Bytes that are about to be held.
-        what: What they are, the subject of the error.
+        needed: Number of bytes that are about to be allocated.
+        what: What needs them: the subject of the error, in the plural.
 
     Raises:
-        InputError: There is less memory than that; both sizes are named.
+        InputError: Less memory is available; the message gives both sizes.
     """
     available = int(psutil.virtual_memory().available)
     if needed > available:
@@ -28,7 +28,7 @@ def require_memory(needed: int, what: str) -> None:
 
 
 def readable(count: int) -> str:
-    """A number of bytes for people.
+    """Formats a number of bytes.
 
     Example:
         >>> readable(1536)

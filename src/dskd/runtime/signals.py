@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps, not within one."""
+"""Stop a run after Ctrl-C or SIGTERM at the end of the current step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from dskd.runtime import distributed
 
 
 class StopRequest:
-    """Whether a signal has asked for a stop."""
+    """Records whether a signal has asked the run to stop. It is true once one has.
+
+    Attributes:
+        signal: The number of the first signal; None before it.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -22,10 +26,10 @@ class StopRequest:
         return self.signal is not None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Notes the first signal; a second one stops at once.
+        """Records the first signal; a second one stops the run at once.
 
-        Not so under torchrun: a cluster and torchrun both send one, and torchrun kills what is
-        too slow.
+        Under torchrun, later signals are ignored: the cluster and torchrun each send one, and
+        torchrun kills processes that are too slow.
         """
         if self.signal is not None and distributed.launched_world_size() == 1:
             raise Quit(number)
@@ -34,9 +38,15 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """While the block runs, signals ask for a stop instead of making one.
+    """Turns SIGINT and SIGTERM into a request to stop, while the block runs.
 
-    Only the main thread can handle signals: in another the request is never set.
+    Only the main thread can handle signals. In any other thread, the request is never set.
+
+    Yields:
+        The request. The block reads it at places where the run can stop.
+
+    Raises:
+        Quit: A second signal arrived.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -48,7 +58,7 @@ def stop_requests() -> Iterator[StopRequest]:
     try:
         yield request
     except ProcessLost:
-        before.clear()  # torchrun now asks all that are left to end: first they say why
+        before.clear()  # torchrun now sends SIGTERM to the rest: let them report the loss first
         raise
     finally:
         for number, handler in before.items():

@@ -1,1 +1,1 @@
-"""Files: atomic writes, locks, checkpoints, weights and run directories."""
+"""Atomic writes, folder locks, checkpoints, weight files and run folders."""

@@ -1,4 +1,4 @@
-"""Writing to disk: a file is whole or not there, and a write that fails says what it needed."""
+"""Write files atomically, and report the bytes that a failed write needed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,29 @@ from typing import IO
 from dskd.errors import InputError
 
 PART = ".part"
-"""How the names of files end that are not whole yet; they begin with a dot."""
-PROBE = 4096
-_PROBED = "probe"
-_BUFFER = 2**20
-_DAY = 86400.0
+"""Suffix of temporary files. Their names also begin with a dot."""
+PROBE_BYTES = 4096
+"""Bytes that `check_writable` writes; also the estimate for writes of a few bytes."""
+_PROBE = "probe"
+_BUFFER_BYTES = 2**20
+_DAY_SECONDS = 86400.0
 
 
 @contextmanager
 def part_for(path: Path) -> Iterator[Path]:
-    """Gives the name of an empty file beside ``path``, which takes its place as the block ends.
+    """Creates an empty temporary file that replaces ``path`` when the block ends.
 
-    Where the block raises, the file goes, and ``path`` is what it was before. What is to outlive a
-    power cut is flushed in the block.
+    If the block raises, the temporary file is removed and ``path`` is unchanged. The block must
+    flush the file itself if it has to survive a power cut.
+
+    Args:
+        path: The file to replace.
+
+    Yields:
+        The path of the temporary file, in the same folder.
 
     Raises:
-        OSError: The file could not be made or renamed.
+        OSError: The file could not be created or renamed.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     os.close(handle)
@@ -46,32 +53,35 @@ def part_for(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path, verify: Callable[[IO[bytes]], None] | None = None) -> Iterator[IO[bytes]]:
-    """Gives a file to write, which takes the place of ``path`` once it is whole.
+    """Opens a file for writing that replaces ``path`` when the block ends.
 
-    A file in the same folder is flushed to disk, verified and renamed (see `part_for`); then the
-    folder is flushed. Until then ``path`` is what it was before.
+    The file is flushed to disk, verified and renamed (see `part_for`), then the folder is flushed.
+    Until the file is renamed, ``path`` is unchanged.
 
     Args:
-        path: The file to be written.
-        verify: Reads the file back, from its start, and raises where it is not as it should be.
+        path: The file to replace.
+        verify: Reads the file from its start and raises if the content is wrong.
+
+    Yields:
+        The open temporary file.
 
     Raises:
-        OSError: It could not be written.
+        OSError: The file could not be written.
     """
     with part_for(path) as part:
-        with part.open("r+b", buffering=_BUFFER) as file:
+        with part.open("r+b", buffering=_BUFFER_BYTES) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
             if verify is not None:
-                _forget_cached(file)
+                _drop_page_cache(file)
                 file.seek(0)
                 verify(file)
         part.chmod(0o644)
 
 
-def _forget_cached(file: IO[bytes]) -> None:
-    """Has the next read come from the disk, where the system can be asked for that."""
+def _drop_page_cache(file: IO[bytes]) -> None:
+    """Makes the next read come from the disk, on systems that support this."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -85,20 +95,27 @@ def _flush_folder(folder: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes ``data`` so that ``path`` holds either all of it or what it held before.
+    """Writes ``data`` to ``path``: either all of it is written, or the old content stays.
+
+    Args:
+        path: The file to create or replace.
+        data: The new content.
 
     Raises:
-        OSError: It could not; see `telling`.
+        OSError: The write failed; see `explain_disk_errors`.
     """
-    with telling(path, lambda: len(data)), replacing(path) as file:
+    with explain_disk_errors(path, lambda: len(data)), replacing(path) as file:
         file.write(data)
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder that is still there after a power cut; nothing where it is there already.
+    """Creates a folder, and flushes its parent so that the folder survives a power cut.
+
+    Args:
+        folder: The folder; nothing happens if it exists.
 
     Raises:
-        OSError: It could not be made.
+        OSError: The folder could not be created.
     """
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,42 +123,46 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder with all that is in it: to others it is there whole or not at all."""
+    """Removes a folder and its content. Other processes see all of it or nothing.
+
+    Args:
+        folder: The folder. Of a link, only the link is removed.
+    """
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
         doomed = folder.with_name(f".{folder.name}{PART}")
-        remove_folder(doomed)  # a killed removal may have left it
+        remove_folder(doomed)  # left behind if an earlier removal was killed
         folder.rename(doomed)
         shutil.rmtree(doomed)
 
 
 def is_part(name: str, of: Iterable[str]) -> bool:
-    """Whether a name is one that a killed write or removal leaves, of one of these files.
+    """Whether a name is that of a temporary file which a killed write or removal left behind.
 
     Args:
-        name: Of a file or folder.
-        of: Names of files and folders, which may hold wildcards.
+        name: The name of a file or folder.
+        of: The names of the final files and folders; they may hold wildcards.
 
     Example:
         >>> is_part(".recipe.yaml.x0_abcde.part", ["recipe.yaml"]), is_part(".thesis.part", ["x"])
         (True, False)
     """
-    ends = (f".????????{PART}", PART)  # of a write and of a removal
-    return any(fnmatchcase(name, f".{one}{end}") for one in (*of, _PROBED) for end in ends)
+    suffixes = (f".????????{PART}", PART)  # after a write, after a removal
+    return any(fnmatchcase(name, f".{one}{end}") for one in (*of, _PROBE) for end in suffixes)
 
 
-def remove_parts(folder: Path, of: Iterable[str], age: float = 0.0) -> None:
-    """Removes what killed writes and removals of these files left in a folder.
+def remove_parts(folder: Path, of: Iterable[str], min_age: float = 0.0) -> None:
+    """Removes the temporary files that killed writes and removals left in a folder.
 
     Args:
-        folder: It need not be there.
-        of: See `is_part`; whatever else is there stays.
-        age: What has changed in the last so many seconds stays too.
+        folder: The folder; it need not exist.
+        of: See `is_part`. Everything else in the folder stays.
+        min_age: Files that were changed in the last ``min_age`` seconds stay.
     """
     names = [*of]
     for path in [path for path in folder.glob(f".*{PART}") if is_part(path.name, names)]:
-        if age and path.lstat().st_mtime > time.time() - age:
+        if min_age and path.lstat().st_mtime > time.time() - min_age:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -150,19 +171,26 @@ def remove_parts(folder: Path, of: Iterable[str], age: float = 0.0) -> None:
 
 
 def sweep(folder: Path, *of: str) -> None:
-    """Removes such parts older than a day, where other processes may be writing theirs.
+    """Removes temporary files that are older than a day.
 
-    What cannot be removed stays.
+    For folders into which other processes may be writing. Files that cannot be removed stay.
+
+    Args:
+        folder: The folder; it need not exist.
+        *of: See `is_part`.
     """
     with suppress(OSError):
-        remove_parts(folder, of, _DAY)
+        remove_parts(folder, of, _DAY_SECONDS)
 
 
 def refuse_links(*paths: Path) -> None:
-    """Refuses links where folders of a run should be: whatever they lead to may be anybody's.
+    """Refuses symbolic links in place of a run's folders, because a link may lead anywhere.
+
+    Args:
+        *paths: The folders; they need not exist.
 
     Raises:
-        InputError: One of them is a link.
+        InputError: One of the paths is a link.
     """
     for path in paths:
         if path.is_symlink():
@@ -172,21 +200,27 @@ def refuse_links(*paths: Path) -> None:
 
 
 @contextmanager
-def telling(path: Path, needed: Callable[[], int]) -> Iterator[None]:
-    """Has an error of the disk say which file it was about, and how many bytes that needed.
+def explain_disk_errors(path: Path, needed: Callable[[], int]) -> Iterator[None]:
+    """Adds the file and the number of bytes that were needed to an error of the disk.
 
     Args:
         path: The file that the block writes.
-        needed: Its bytes; asked for when the write has failed.
+        needed: Returns the size of the file in bytes. Called only after a failure.
 
     Raises:
         OSError: The block raised one.
+
+    Example:
+        >>> with explain_disk_errors(Path("model.pth"), lambda: 2048):
+        ...     raise OSError(28, "No space left on device")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device; 2,048 bytes were needed, ...
     """
     try:
         yield
     except OSError as error:
-        there = next(folder for folder in path.absolute().parents if folder.exists())
-        free = shutil.disk_usage(there).free
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
+        free = shutil.disk_usage(existing).free
         raise OSError(
             error.errno,
             f"{error.strerror}; {needed():,} bytes were needed, {free:,} are free; what was "
@@ -195,26 +229,26 @@ def telling(path: Path, needed: Callable[[], int]) -> Iterator[None]:
         ) from error
 
 
-def probe(folder: Path, option: str) -> None:
-    """Refuses a folder that cannot be written to, by writing to it; leaves nothing there.
+def check_writable(folder: Path, option: str) -> None:
+    """Refuses a folder that cannot be written to, by writing to it. Leaves no file behind.
 
     Args:
-        folder: Or the nearest one above it that is there.
-        option: What chooses another one, for the message.
+        folder: The folder. If it does not exist, the nearest existing parent is tested.
+        option: The option that chooses another folder, for the error message.
 
     Raises:
-        InputError: It is a file, or a write fails; why, and how many bytes it needed.
+        InputError: The path is a file, or a write fails; the message gives the reason.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise InputError(f"{there} is a file; choose another folder with {option}")
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing} is a file; choose another folder with {option}")
     try:
-        with tempfile.TemporaryFile(dir=there, prefix=f".{_PROBED}.", suffix=PART) as file:
-            file.write(bytes(PROBE))
+        with tempfile.TemporaryFile(dir=existing, prefix=f".{_PROBE}.", suffix=PART) as file:
+            file.write(bytes(PROBE_BYTES))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise InputError(
-            f"cannot write to {there}: {error.strerror}, {PROBE:,} bytes were needed; choose "
-            f"another folder with {option}"
+            f"cannot write to {existing}: {error.strerror}, {PROBE_BYTES:,} bytes were needed; "
+            f"choose another folder with {option}"
         ) from error

@@ -1,4 +1,4 @@
-"""Reading JSON: bounded, typed, and one-line errors. A run or a comparison may be anybody's."""
+"""Read JSON files with a size limit and type checks. The files may come from anybody."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from dskd.errors import InputError
 
 T = TypeVar("T")
 
-LONGEST = 2**20
-"""Bytes of a file, at most."""
-LONGEST_LOG = 2**24
-"""Bytes of a file that grows by a line an epoch or a run."""
-_LONGEST_PLACE = 60
+MAX_BYTES = 2**20
+"""Maximum size of a file."""
+MAX_LOG_BYTES = 2**24
+"""Maximum size of a file that grows by one line per epoch or run."""
+_MAX_KEY_LENGTH = 60
 
 
-def read_text(path: Path, fix: str, longest: int = LONGEST) -> str:
-    """The text of a file that is not longer than it can need to be.
+def read_text(path: Path, fix: str, max_bytes: int = MAX_BYTES) -> str:
+    """Reads a text file of limited size.
 
     Args:
         path: The file.
-        fix: What to do where it is no good, for the message.
-        longest: Bytes that are read, at most.
+        fix: What the user can do about a bad file, for the error message.
+        max_bytes: Maximum size of the file.
 
     Raises:
-        InputError: It is not there, no plain file, longer, or not UTF-8.
+        InputError: The file is missing, not a regular file, too long, or not UTF-8.
     """
     try:
         if not path.is_file():  # a device or a pipe may never end
             raise InputError(f"{path} is missing or is no plain file; {fix}")
         with path.open("rb") as file:
-            data = file.read(longest + 1)
-        if len(data) > longest:
-            raise InputError(f"{path} is longer than {longest:,} bytes; {fix}")
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise InputError(f"{path} is longer than {max_bytes:,} bytes; {fix}")
         return data.decode()
     except UnicodeDecodeError:
         raise InputError(f"{path} is damaged: it is not text in UTF-8; {fix}") from None
@@ -44,15 +44,15 @@ def read_text(path: Path, fix: str, longest: int = LONGEST) -> str:
 
 
 def read_json(path: Path, kind: type[T], fix: str) -> T:
-    """What a JSON file holds, checked and typed.
+    """Reads a JSON file and validates it against a type.
 
     Args:
         path: The file.
-        kind: Anything that pydantic validates.
-        fix: What to do where it is no good, for the message.
+        kind: The type of the content: anything that pydantic can validate.
+        fix: What the user can do about a bad file, for the error message.
 
     Raises:
-        InputError: As `read_text`, or it is no JSON or not of that kind.
+        InputError: As for `read_text`, or the content is not JSON or not of that type.
 
     Example:
         >>> import tempfile
@@ -69,17 +69,18 @@ def read_json(path: Path, kind: type[T], fix: str) -> T:
 
 
 def read_json_lines(path: Path, kind: type[T], fix: str) -> list[T]:
-    """What a log of JSON holds, a line a value; of a line that a kill cut short nothing is read.
+    """Reads a log that holds one JSON value per line. A line that is cut short is skipped.
 
     Args:
         path: The file.
-        kind: Of a line: anything that pydantic validates, and JSON ends with a brace.
-        fix: What to do where it is no good, for the message.
+        kind: The type of a line: anything that pydantic can validate and whose JSON ends with a
+            brace.
+        fix: What the user can do about a bad file, for the error message.
 
     Raises:
-        InputError: As `read_json`.
+        InputError: As for `read_json`.
     """
-    lines = read_text(path, fix, LONGEST_LOG).split("\n")
+    lines = read_text(path, fix, MAX_LOG_BYTES).split("\n")
     adapter = TypeAdapter(kind)
     try:
         return [adapter.validate_json(line) for line in lines if line.endswith("}")]
@@ -88,10 +89,10 @@ def read_json_lines(path: Path, kind: type[T], fix: str) -> list[T]:
 
 
 def _reason(error: ValidationError) -> str:
-    """What is wrong in the first place that is."""
+    """Describes the first error of a validation."""
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part)[:_LONGEST_PLACE] for part in first["loc"])
+    place = ".".join(str(part)[:_MAX_KEY_LENGTH] for part in first["loc"])
     if first["type"] == "missing":
-        return f"says nothing of {place}: an older version wrote it, or it is damaged"
+        return f"lacks {place}: an older version wrote it, or it is damaged"
     message = first["msg"].removeprefix("Value error, ")
     return f"is damaged: {place}: {message}" if place else f"is damaged: {message}"

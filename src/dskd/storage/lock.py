@@ -1,4 +1,4 @@
-"""One owner of a folder at a time, by a lock of the system that dies with its process."""
+"""Lock a folder for one process, with a system lock that is released when the process ends."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dskd.errors import InputError
-from dskd.storage.atomic import PROBE, make_folder, replace_file, telling
+from dskd.storage.atomic import PROBE_BYTES, explain_disk_errors, make_folder, replace_file
 
-LOCK, OWNER = ".lock", ".owner"
+LOCK, LOCK_PID = ".lock", ".lock.pid"
+"""The lock file, and the file with the number of the process that holds the lock."""
 
 
-def take(folder: Path, option: str) -> FileLock:
-    """Makes the folder, and keeps other processes from it until the lock is released.
+def lock_folder(folder: Path, option: str) -> FileLock:
+    """Creates a folder and keeps other processes out of it until the lock is released.
 
     Args:
-        folder: What is to be owned.
-        option: What chooses another one, for the message.
+        folder: The folder to lock.
+        option: The option that chooses another folder, for the error message.
 
     Raises:
-        InputError: Another process owns it; its number is told.
-        OSError: It cannot be written to.
+        InputError: Another process holds the lock; the message gives its number.
+        OSError: The folder cannot be written to.
 
     Example:
         >>> import tempfile
-        >>> lock = take(Path(tempfile.mkdtemp()), "out=")
+        >>> lock = lock_folder(Path(tempfile.mkdtemp()), "out=")
         >>> lock.is_locked
         True
         >>> lock.release()
     """
     path = folder / LOCK
     lock = FileLock(path, blocking=False)
-    with telling(path, lambda: PROBE):
+    with explain_disk_errors(path, lambda: PROBE_BYTES):
         make_folder(folder)
-        if path.is_symlink():  # some versions of filelock empty what it leads to
+        if path.is_symlink():  # some versions of filelock truncate the file behind a link
             path.unlink()
         try:
             lock.acquire()
@@ -44,14 +45,15 @@ def take(folder: Path, option: str) -> FileLock:
                 f"{_holder(folder)} is at work in {folder}; wait for it or choose another folder "
                 f"with {option}"
             ) from None
-    # Not in the lock's own file: some versions of filelock empty it when they try to get it.
-    replace_file(folder / OWNER, f"{os.getpid()}\n".encode())
+    # A file of its own: some versions of filelock truncate the lock file when they try to lock it.
+    replace_file(folder / LOCK_PID, f"{os.getpid()}\n".encode())
     return lock
 
 
 def _holder(folder: Path) -> str:
+    """The process that holds the lock, for a message."""
     try:
-        number = (folder / OWNER).read_text().strip()
-    except OSError:  # it has just got the lock, or stands on a machine that is not ours to read
+        number = (folder / LOCK_PID).read_text().strip()
+    except OSError:  # it has not written its number yet, or the file is not readable
         number = ""
     return f"process {number}" if number.isdigit() else "another process"

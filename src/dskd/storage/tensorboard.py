@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard."""
+"""Write metrics for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from dskd.storage.atomic import PROBE, make_folder, telling
+from dskd.storage.atomic import PROBE_BYTES, explain_disk_errors, make_folder
 
 
 class TensorBoardLog:
-    """A file of metrics, each epoch's written when it is given.
+    """An event file; each epoch's metrics are on the disk when `add` returns.
 
-    Not through tensorboardX's own writer: that one hands everything to a thread, which a full disk
-    or a clock that is set back ends, and then waits for it for ever.
+    The writer of tensorboardX is not used. It passes events to a thread; a full disk, or a clock
+    that is set back, ends that thread, and the writer then waits for it forever.
 
     Args:
-        folder: For TensorBoard; made where it is missing.
-        epochs: Before the first that will be written; later ones of another file are void.
+        folder: The log folder of TensorBoard; created if it is missing.
+        epochs: Number of epochs that are done. TensorBoard drops later ones of earlier files.
     """
 
     def __init__(self, folder: Path, epochs: int) -> None:
         self.path = folder / f"events.out.tfevents.{epochs:05d}"
-        with telling(self.path, lambda: PROBE):
+        with explain_disk_errors(self.path, lambda: PROBE_BYTES):
             make_folder(folder)
             self.path.unlink(missing_ok=True)  # it may be a link
             self._file = RecordWriter(str(self.path))
@@ -37,7 +37,7 @@ class TensorBoardLog:
         )
 
     def add(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Writes an epoch's values."""
+        """Writes the metrics of an epoch."""
         self._write(*(Event(step=epoch, summary=scalar(*value)) for value in values.items()))
 
     def _write(self, *events: Event) -> None:
@@ -45,12 +45,12 @@ class TensorBoardLog:
         for event in events:
             event.wall_time = time.time()
             records.append(event.SerializeToString())
-        with telling(self.path, lambda: sum(map(len, records))):
+        with explain_disk_errors(self.path, lambda: sum(map(len, records))):
             for record in records:
                 self._file.write(record)
             self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        with suppress(OSError):  # whatever was given has been written, or its failure told
+        with suppress(OSError):  # every event was flushed already, or its failure was reported
             self._file.close()

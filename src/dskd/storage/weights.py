@@ -1,4 +1,4 @@
-"""Weights from files of strangers: read without running anything that is in them."""
+"""Read and write files of weights. Nothing in a file that is read is ever executed."""
 
 from __future__ import annotations
 
@@ -22,32 +22,35 @@ _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _COUNTERS = ".num_batches_tracked"
 
 
-def _admitted() -> list[Any]:
-    """What training scripts of the field store beside tensors, harmless to rebuild."""
+def _safe_types() -> list[Any]:
+    """Types that training scripts store along with tensors and that are harmless to rebuild."""
     scalar = np.float64().__reduce__()[0]  # where it lives depends on NumPy's version
-    kinds = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
+    types = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
     return [
         argparse.Namespace,
         np.dtype,
         (scalar, "numpy.core.multiarray.scalar"),  # written by NumPy 1
         (scalar, "numpy._core.multiarray.scalar"),  # written by NumPy 2
-        *{type(np.dtype(kind)) for kind in kinds},
+        *{type(np.dtype(name)) for name in types},
     ]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, by the model's own keys.
+    """Reads the state_dict of a checkpoint.
 
-    A ``.safetensors`` file, or one written by ``torch.save``: a bare state_dict, or one under the
-    key ``model``, ``state_dict`` or ``student``, with or without the ``module.`` of DataParallel
-    or the ``_orig_mod.`` of torch.compile before all keys.
-    Beside tensors and plain containers, only argparse.Namespace and NumPy scalars are admitted.
+    The file is a ``.safetensors`` file or was written by ``torch.save``. The state_dict may lie
+    under the key ``model``, ``state_dict`` or ``student``. Apart from tensors and plain
+    containers, only argparse.Namespace and NumPy scalars are allowed. Prefixes of DataParallel
+    and torch.compile are left in the keys; `load_weights` removes them.
 
     Args:
         path: The file.
 
+    Returns:
+        The tensors by the keys of the file.
+
     Raises:
-        InputError: The file is missing, damaged, holds other objects, or no state_dict.
+        InputError: The file is missing, damaged, holds other objects, or holds no state_dict.
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint file {path}; check the path")
@@ -78,43 +81,51 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_admitted()):
+        with torch.serialization.safe_globals(_safe_types()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        telling = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
+        named = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
         raise InputError(
-            f"{path} is no file of plain weights and is not opened "
-            f"({telling[0] if telling else 'damaged, or unsafe'}); save the state_dict() alone"
+            f"{path} is not a file of plain weights and is not opened "
+            f"({named[0] if named else 'damaged, or unsafe'}); save the state_dict() alone"
         ) from None
-    except Exception as error:  # a mangled file makes the reader raise nearly anything
+    except Exception as error:  # a damaged file can make the reader raise almost anything
         raise InputError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
-    """Loads weights strictly.
+    """Loads weights into a model. Keys and shapes must match.
 
     Args:
-        model: Whose keys and shapes the weights must have.
-        weights: As `read_weights` gives them.
+        model: The model. If the weights do not fit, it is unchanged.
+        weights: As `read_weights` returns them.
         what: Names the weights in an error, as in ``"teacher checkpoint t.pth"``.
 
     Raises:
-        InputError: A key is missing or left over, or a shape differs: both are named.
+        InputError: A key is missing or left over, or a shape differs.
     """
     model.load_state_dict(dict(fitting(model, weights, what)))
 
 
 def fitting(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> Mapping[str, Tensor]:
-    """The weights by the model's keys, as `load_weights` loads them; the model is only looked at.
+    """Matches weights with a model's keys, as `load_weights` does, without loading them.
+
+    Args:
+        model: The model; it is not changed.
+        weights: As `read_weights` returns them.
+        what: Names the weights in an error.
+
+    Returns:
+        The weights by the keys of the model.
 
     Raises:
         InputError: As `load_weights`.
     """
     own = model.state_dict()
     weights = _without_prefixes(weights, own)
-    # Before PyTorch 0.4.1 BatchNorm did not count its batches; load_state_dict then starts at 0.
-    needed = {key for key in own if not key.endswith(_COUNTERS)}
-    missing, left = sorted(needed - weights.keys()), sorted(weights.keys() - own.keys())
+    # Before PyTorch 0.4.1, BatchNorm did not count batches; load_state_dict then starts at 0.
+    required = {key for key in own if not key.endswith(_COUNTERS)}
+    missing, left = sorted(required - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or left:
         raise InputError(
             f"{what} does not fit {type(model).__name__}: "
@@ -125,14 +136,14 @@ def fitting(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> Mappi
             )
         )
     for key, tensor in weights.items():
-        theirs, ours = list(tensor.shape), list(own[key].shape)
-        if theirs != ours:
+        found, expected = list(tensor.shape), list(own[key].shape)
+        if found != expected:
             classes = ""
-            if key == _last_matrix(own) and theirs[1:] == ours[1:]:
-                classes = f" ({theirs[0]} classes there, {ours[0]} here)"
+            if key == _last_matrix(own) and found[1:] == expected[1:]:
+                classes = f" ({found[0]} classes there, {expected[0]} here)"
             raise InputError(
-                f"{what} does not fit {type(model).__name__}: {key} is {theirs} "
-                f"in the file, {ours} in the model{classes}"
+                f"{what} does not fit {type(model).__name__}: {key} is {found} "
+                f"in the file, {expected} in the model{classes}"
             )
     return weights
 
@@ -140,7 +151,7 @@ def fitting(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> Mappi
 def _without_prefixes(
     weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
-    """The weights without what DataParallel and torch.compile put before every key."""
+    """Removes the prefixes that DataParallel and torch.compile add to every key."""
     while not weights.keys() & own.keys():
         prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in weights)), None)
         if prefix is None:
@@ -150,16 +161,19 @@ def _without_prefixes(
 
 
 def _last_matrix(state: Mapping[str, Tensor]) -> str | None:
-    """The key of the classifier's weight, as far as shapes can tell."""
+    """The key of the last matrix, which is usually the classifier's weight."""
     return next((key for key in reversed(list(state)) if state[key].dim() == 2), None)
 
 
 def write_weights(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
-    """A safetensors file of the model's own keys, and what is needed to build and feed it.
+    """Builds a safetensors file with a model's weights and metadata.
 
     Args:
         model: The deployed model.
-        metadata: Plain values, kept as JSON under the file's key ``dskd``.
+        metadata: Plain values, stored as JSON under the key ``dskd`` of the file's metadata.
+
+    Returns:
+        The content of the file.
     """
     tensors = {
         key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
@@ -168,7 +182,10 @@ def write_weights(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `write_weights` kept beside the weights.
+    """Reads the metadata that `write_weights` stored in a file.
+
+    Args:
+        path: The file.
 
     Raises:
         InputError: The file is missing, damaged, or not written by this package.

@@ -1,4 +1,4 @@
-"""Reading YAML: plain values only, and one-line errors."""
+"""Read YAML with plain values and a size limit. The files may come from anybody."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ import yaml
 
 from dskd.errors import InputError, brief
 
-_LONGEST = 2**20
-_LONGEST_VALUE = 2**12
-_MOST_VALUES = 10**5
+_MAX_LENGTH = 2**20
+_MAX_VALUE_LENGTH = 2**12
+_MAX_VALUES = 10**5
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and not more of them than a recipe can need.
+    """Loads plain values, and refuses more of them than a recipe can need.
 
-    A few lines of YAML may stand for any number of values, since a part can be repeated by its
-    name, and a long number for hours of arithmetic.
+    Aliases let a few lines of YAML stand for any number of values, and a very long number takes
+    hours to parse.
     """
 
     def compose_document(self) -> yaml.Node | None:
         node = super().compose_document()
-        if _size(node, {}) > _MOST_VALUES:
-            raise yaml.YAMLError(f"it holds more than {_MOST_VALUES} values")
+        if _count_values(node, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"it holds more than {_MAX_VALUES} values")
         return node
 
 
-def _size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
-    """How many values a part stands for, those that it repeats counted each time."""
+def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
+    """Counts the values of a node. An aliased node counts each time it is used."""
     if isinstance(node, yaml.ScalarNode):
-        if len(node.value) > _LONGEST_VALUE:
-            raise yaml.YAMLError(f"it holds a value of more than {_LONGEST_VALUE} letters")
+        if len(node.value) > _MAX_VALUE_LENGTH:
+            raise yaml.YAMLError(f"it holds a value of more than {_MAX_VALUE_LENGTH} letters")
         return 1
-    if id(node) not in sizes:
-        sizes[id(node)] = _MOST_VALUES + 1  # while it is counted: a part may hold itself
+    if id(node) not in counts:
+        counts[id(node)] = _MAX_VALUES + 1  # until it is counted: a node may contain itself
         inner = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = itertools.chain(*inner) if isinstance(node, yaml.MappingNode) else inner
-        sizes[id(node)] = 1 + sum(_size(part, sizes) for part in parts)
-    return sizes[id(node)]
+        counts[id(node)] = 1 + sum(_count_values(part, counts) for part in parts)
+    return counts[id(node)]
 
 
 def read_yaml(text: str, what: str) -> Any:
-    """The plain values in YAML.
+    """Parses YAML that holds plain values.
 
     Args:
         text: The YAML.
-        what: Names it in an error, as in ``"the recipe mine.yaml"``.
+        what: Names the source in an error, as in ``"the recipe mine.yaml"``.
 
     Raises:
-        InputError: It is not YAML, or holds more than any recipe does.
+        InputError: The text is not YAML, or holds more than any recipe does.
 
     Example:
         >>> read_yaml("[layer1, layer2]", "student.stages")
         ['layer1', 'layer2']
     """
-    if len(text) > _LONGEST:
-        raise InputError(f"{what} is longer than {_LONGEST} letters; no recipe is")
+    if len(text) > _MAX_LENGTH:
+        raise InputError(f"{what} is longer than {_MAX_LENGTH} letters; no recipe is")
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
@@ -71,24 +71,24 @@ def read_yaml(text: str, what: str) -> Any:
         reason = str(error)
     except RecursionError:
         reason = "it is nested too deeply"
-    except (AttributeError, LookupError):  # how PyYAML ends where a text does not fit its tag
-        reason = "a value is not of the kind that its tag (!!) names"
+    except (AttributeError, LookupError):  # raised by PyYAML if a text does not fit its tag
+        reason = "a value does not have the type of its tag (!!)"
     raise InputError(f"{what} is not YAML: {reason}")
 
 
 def read_yaml_file(path: Path, what: str) -> dict[str, Any]:
-    """The settings in a YAML file.
+    """Reads the settings in a YAML file.
 
     Args:
         path: The file.
-        what: Names it in an error, as in ``"recipe"``.
+        what: Names the file in an error, as in ``"recipe"``.
 
     Raises:
-        InputError: The file cannot be read, or is no YAML mapping.
+        InputError: The file cannot be read, or does not hold a YAML mapping.
     """
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(_LONGEST + 1)
+            text = file.read(_MAX_LENGTH + 1)
     except OSError as error:
         raise InputError(
             f"cannot read the {what} {path}: {error.strerror or error}; check the path"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dskd.errors import InputError
 from dskd.runtime.memory import readable
-from dskd.storage.atomic import PART, replace_file, sweep, telling
+from dskd.storage.atomic import PART, explain_disk_errors, replace_file, sweep
 from dskd.storage.json_file import read_json
 
 log = logging.getLogger("dskd")
@@ -213,7 +213,7 @@ class Store:
     def _write(self, name: str, indices: Indices, rows: NDArray[Any]) -> None:
         # Not through the memory map: on a full disk that would end the process without a word.
         path = self.path / name
-        with telling(path, lambda: rows.nbytes), path.open("r+b") as file:
+        with explain_disk_errors(path, lambda: rows.nbytes), path.open("r+b") as file:
             for index, row in zip(indices.tolist(), rows, strict=True):
                 file.seek(index * row.nbytes)
                 file.write(row.data)

@@ -1,0 +1,44 @@
+"""List the settings in which two recipes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_PATHS = ("out", "data.root", "data.cache_dir", "teacher.checkpoint", "teacher.cache_dir")
+"""Settings that say where files lie. Images and teachers are compared by fingerprint instead."""
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Lists the settings in which two recipes, or parts of recipes, differ.
+
+    Settings that hold a path are ignored: a folder may have been moved.
+
+    Args:
+        there: The recipe that was stored.
+        here: The recipe that is compared with it.
+
+    Returns:
+        One line; empty if nothing differs.
+
+    Example:
+        >>> differences({"seed": 1, "train": {"lr": 0.1}}, {"seed": 0, "train": {"lr": 0.1}})
+        'seed is 1 there, 0 here'
+    """
+    old, new = _flatten(there), _flatten(here)
+    return "; ".join(
+        f"{key} is {old.get(key)} there, {new.get(key)} here"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key.removeprefix("recipe.") not in _PATHS
+    )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,45 @@
+"""The files and folders that a run writes into its folder."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dskd.storage.lock import LOCK_PID
+
+RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
+LAST, BEST = "student.safetensors", "student_best.safetensors"
+"""The student after the last epoch and after the best one."""
+METRICS, RESULT = "metrics.jsonl", "result.json"
+NONFINITE = "nonfinite.json"
+"""Describes the step in which NaN or Inf ended the run; see `dskd.errors.NonFiniteError`."""
+FAILED = "failed.txt"
+"""Written by a comparison: why this run has no result."""
+CHECKPOINTS, TENSORBOARD, TEACHER = "checkpoints", "tensorboard", "teacher"
+"""Folders. ``teacher`` is the run of a teacher that this run trains first."""
+
+FILES = (
+    LAST,
+    BEST,
+    "auxiliary.safetensors",
+    METRICS,
+    NONFINITE,
+    FAILED,
+    "student.onnx",
+    "student_best.onnx",
+)
+"""The files that come and go with a run, apart from those that identify or finish it."""
+FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER)
+WRITTEN = (ENVIRONMENT, RECIPE, *FILES, *FOLDERS, RESULT, LOCK_PID)
+"""Everything of which a killed run may leave a temporary file."""
+
+
+class ResultFile(BaseModel):
+    """The part of ``result.json`` that says what a finished run was trained on.
+
+    Attributes:
+        given: Fingerprints of the images (``data``) and of the teacher (``teacher``).
+    """
+
+    model_config = ConfigDict(extra="allow")  # metrics, and what later versions add
+
+    given: dict[str, str | None] = Field(default_factory=dict)

@@ -1,0 +1,173 @@
+"""Protect a run's folder: refuse unsafe use, and remove only what belongs to the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dskd.errors import InputError
+from dskd.storage.atomic import check_writable, is_part, refuse_links, remove_folder
+from dskd.storage.diff import differences
+from dskd.storage.json_file import read_json
+from dskd.storage.lock import LOCK, LOCK_PID
+from dskd.storage.run_files import (
+    ENVIRONMENT,
+    FILES,
+    FOLDERS,
+    RECIPE,
+    RESULT,
+    TEACHER,
+    WRITTEN,
+    ResultFile,
+)
+from dskd.storage.yaml_file import read_yaml_file
+
+TRAINS_TEACHER = "trains_teacher"
+"""Key in ``environment.json``: whether the folder ``teacher`` belongs to the run."""
+_IDENTIFYING = {ENVIRONMENT: ("python", "packages"), RECIPE: ("data", "student")}
+"""The files by which a run's folder is recognised, and keys that each of them must have."""
+
+
+def check_folder(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    trains_teacher: bool,
+) -> None:
+    """Refuses a folder that a run would damage or cannot write to. Changes nothing.
+
+    Args:
+        folder: The run's folder; it need not exist.
+        recipe: The recipe of the run that is about to start or resume.
+        resume: Whether the run continues the one in the folder.
+        overwrite: Whether the run replaces the one in the folder.
+        trains_teacher: Whether the run trains a teacher in the subfolder ``teacher``.
+
+    Raises:
+        InputError: The folder cannot be written to. Or it holds other files, a run that may not
+            be replaced, a run of another recipe, a finished run, or links.
+    """
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other; give one")
+    check_writable(folder, "out=")
+    if not folder.is_dir() or not any(map(_is_in_use, folder.iterdir())):
+        return
+    if not _holds_run(folder):
+        raise InputError(f"{folder} holds other files; choose another folder with out=")
+    if not resume and not overwrite:
+        raise InputError(
+            f"{folder} already holds a run; continue it (--resume), replace it "
+            "(--overwrite) or choose another folder (out=)"
+        )
+    if overwrite:
+        _check_nothing_needed(folder, recipe, trains_teacher)
+    if resume:
+        check_same_recipe(folder, recipe)
+        if (folder / RESULT).is_file():
+            raise InputError(
+                f"{folder} holds a finished run; look at it with "
+                f"`dskd evaluate {folder}` or replace it with --overwrite"
+            )
+
+
+def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Refuses to continue a run with another recipe, or through links.
+
+    Raises:
+        InputError: A setting differs, or a subfolder of the run is a link.
+    """
+    refuse_links(*(folder / name for name in FOLDERS))
+    path = folder / RECIPE
+    if not path.is_file():
+        return
+    if listed := differences(read_yaml_file(path, "recipe"), recipe):
+        raise InputError(
+            f"{folder} was started with another recipe: {listed}; resume with that recipe or "
+            "choose another folder"
+        )
+
+
+def check_same_data(folder: Path, fingerprint: str) -> None:
+    """Refuses a finished run that was trained on other images.
+
+    Args:
+        folder: The folder of the finished run.
+        fingerprint: The fingerprint of the images that are in use now.
+
+    Raises:
+        InputError: The fingerprints differ, or ``result.json`` is damaged.
+    """
+    fix = f"remove {folder} to have it trained again"
+    given = read_json(folder / RESULT, ResultFile, fix).given
+    if given.get("data", fingerprint) != fingerprint:
+        raise InputError(
+            f"{folder} was trained on other images than these; give the same, or {fix}"
+        )
+
+
+def remove_run(folder: Path) -> None:
+    """Removes the run in a folder and nothing else.
+
+    The result goes first and the identifying files last, so that a removal that is killed leaves
+    neither a run that could be resumed nor files that ``--overwrite`` would refuse.
+    """
+    (folder / RESULT).unlink(missing_ok=True)
+    for name in FOLDERS:
+        if name != TEACHER or _trained_teacher(folder):
+            remove_folder(folder / name)
+    for name in (*FILES, *_IDENTIFYING):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _holds_run(folder: Path) -> bool:
+    left = {path.name for path in folder.iterdir() if _is_in_use(path)}
+    found = left & _IDENTIFYING.keys()
+    if not all(_identifies_run(folder / name) for name in found):
+        return False
+    # Both files are required, because a user may keep a recipe in a folder of their own. A run
+    # that was killed while it began or while it was removed may have left only one of them.
+    return found == _IDENTIFYING.keys() or (left == found and (folder / LOCK).is_file())
+
+
+def _identifies_run(path: Path) -> bool:
+    """Whether a file has the content that a run gives to a file of its name."""
+    is_json = path.suffix == ".json"
+    found = _read_environment(path) if is_json else read_yaml_file(path, path.name)
+    return all(isinstance(found.get(key), (dict, str)) for key in _IDENTIFYING[path.name])
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    fix = "remove it if it belongs to a run, or choose another folder with out="
+    return read_json(path, dict[str, Any], fix)
+
+
+def _trained_teacher(folder: Path) -> bool:
+    """Whether the subfolder ``teacher`` belongs to the run in ``folder``."""
+    path = folder / ENVIRONMENT
+    return path.is_file() and _read_environment(path).get(TRAINS_TEACHER) is True
+
+
+def _check_nothing_needed(folder: Path, recipe: Mapping[str, Any], trains_teacher: bool) -> None:
+    """Refuses to overwrite files that the new run reads, or a teacher of another run."""
+    teacher = folder / TEACHER
+    in_the_way = teacher.exists() or teacher.is_symlink()
+    if trains_teacher and in_the_way and not _trained_teacher(folder):
+        raise InputError(
+            f"{teacher} is no part of the run in {folder}, and the new run would train its "
+            "teacher there; move it out first, or choose another folder with out="
+        )
+    files = ((recipe["teacher"] or {}).get("checkpoint"), recipe["data"]["root"])
+    for needed in filter(None, files):
+        if Path(needed).resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{needed} lies in {folder}, which --overwrite would empty; move it out "
+                "first, or choose another folder with out="
+            )
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether a file means that its folder is in use; locks and temporary files do not."""
+    return path.name not in (LOCK, LOCK_PID) and not is_part(path.name, WRITTEN)
