@@ -128,7 +128,7 @@ def test_train_teaches_by_labels(
     assert code == 0
     kept = yaml.safe_load(Path("runs/digits/ce-seed3/recipe.yaml").read_text())
     assert (kept["method"]["name"], kept["teacher"], kept["seed"]) == ("ce", None, 3)
-    assert out.splitlines()[-1] == "run kept in runs/digits/ce-seed3"
+    assert out.splitlines()[-1] == "run saved in runs/digits/ce-seed3"
     assert "agreement" not in out
 
 
@@ -163,7 +163,7 @@ def test_evaluate_gives_the_accuracy_of_the_run(
     accuracy = result["best_test_accuracy" if flags else "test_accuracy"]
     code, out, err = command("evaluate", finished, *flags)
     assert (code, err) == (0, "")
-    assert re.search(rf"^accuracy +{accuracy:.2f}$", out, re.MULTILINE)
+    assert re.search(rf"^test accuracy, % +{accuracy:.2f}$", out, re.MULTILINE)
 
 
 def test_evaluate_finds_images_that_have_moved(
@@ -318,7 +318,7 @@ def test_demo_compares_three_students_of_one_teacher(
     for line, label in zip(lines[1:5], ("teacher", "alone", "KD", "DSKD"), strict=True):
         assert label in line
         assert "77,754" in line
-    assert lines[-1] == f"runs kept in {tmp_path / 'demo'}"
+    assert lines[-1] == f"runs saved in {tmp_path / 'demo'}"
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"teacher", "ce", "kd", "dskd"}
     teachers = {
         yaml.safe_load((tmp_path / "demo" / name / "recipe.yaml").read_text())["teacher"][
@@ -367,8 +367,8 @@ def test_a_process_distils_and_is_quiet_where_there_is_no_terminal(tmp_path: Pat
     done = shell("distill", "digits", *TINY, "out=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "training the teacher resnet8 first, in run/teacher\n"
-    assert done.stdout.splitlines()[-1] == "run kept in run"
-    assert "accuracy, best epoch, 1, chosen on the test split, %" in done.stdout
+    assert done.stdout.splitlines()[-1] == "run saved in run"
+    assert "test accuracy, best epoch (1, chosen on the test split), %" in done.stdout
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_streams_that_are_closed_are_no_error(tmp_path: Path, closed: str) -> No
         (["train", "digits", "--resum"], ["'--resum'", "'--resume'"]),
         (["list", "model"], ["'model'", "'models'"]),
         (["export", "x", "--format", "onx"], ["'onx'", "'onnx'"]),
-        (["predict", "x"], ["PICTURE"]),
+        (["predict", "x"], ["IMAGE"]),
         (["predict", "x", "y", "--top", "0"], ["--top", "0"]),
         (["train", "digtis"], ["'digtis'", "did you mean 'digits'?"]),
         (["distill", "digits.yml"], ["digits.yml", "No such file"]),

@@ -467,7 +467,7 @@ def test_the_command_goes_on_after_a_signal_and_after_a_death(of_two: Path, tmp_
 
     with command(arguments, ended) as process:
         assert process.wait(120) == 0, ended.read_text()
-    assert ended.read_text().count("run kept in") == 1
+    assert ended.read_text().count("run saved in") == 1
     for name in FILES:
         assert (out / name).read_bytes() == (of_two / "0/whole" / name).read_bytes()
     assert _timeless(out) == _timeless(of_two / "0/whole")

@@ -1,4 +1,4 @@
-"""The demo: what distillation gains on real handwritten digits, in under a minute."""
+"""The demo: a teacher and three students on real handwritten digits, in under a minute."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _STUDENTS = {"ce": "student alone", "kd": "student, KD", "dskd": "student, DSKD"
 
 
 def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str], list[list[str]]]:
-    """Trains a teacher, then one student three ways: same seed, same images in the same order.
+    """Trains a teacher, then one student by each of three methods with the same batches.
 
     Args:
-        out: Where to keep the runs; with ``-2``, ``-3`` and so on behind it where that is taken.
+        out: Folder of the runs. If it exists, ``-2``, ``-3`` and so on is appended.
         overrides: Changes to the recipe ``digits``.
 
     Returns:
@@ -51,13 +51,20 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
     checkpoint = [f"teacher.checkpoint={out / 'teacher' / LAST}"]
     for method, label in _STUDENTS.items():
         log.info("%s", label)
-        own = recipe.load(
-            "digits", [*overrides, *checkpoint, f"method={{name: {method}}}", f"out={out / method}"]
-        )
-        student = run.distill(own)
+        changes = [f"method={{name: {method}}}", f"out={out / method}"]
+        student_plan = recipe.load("digits", [*overrides, *checkpoint, *changes])
+        student = run.distill(student_plan)
         agreement = evaluate(student.path).agreement(evaluated)
-        rows.append(_row(label, own.student.name, student, agreement))
-    columns = ["", "model", "parameters", "accuracy, last, %", "best, %", "agreement, %", "seconds"]
+        rows.append(_row(label, student_plan.student.name, student, agreement))
+    columns = [
+        "",
+        "model",
+        "parameters",
+        "test accuracy, %",
+        "best epoch, %",
+        "agreement, %",
+        "seconds",
+    ]
     return out, columns, rows
 
 
@@ -74,7 +81,7 @@ def _row(label: str, model: str, result: Result, agreement: float | None) -> lis
 
 
 def _free(out: Path) -> Path:
-    """``out``, or the first of ``out-2``, ``out-3``, ... that is not there yet."""
+    """The first of ``out``, ``out-2``, ``out-3``, ... that does not exist."""
     candidate, number = out, 1
     while candidate.exists():
         number += 1

@@ -74,6 +74,17 @@ def shipped() -> list[str]:
     return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
 
 
+def preview(name: str) -> Recipe:
+    """Reads a shipped recipe without checking its method, and so without importing torch.
+
+    Example:
+        >>> preview("digits").student.name
+        'resnet8'
+    """
+    values, _ = _read(name)
+    return validate(Recipe, values)
+
+
 def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     """Checks a whole recipe before any work starts, and fills in the defaults.
 

@@ -16,7 +16,6 @@ from dskd.deploy.student import DeployedStudent
 from dskd.errors import InputError, first_line
 from dskd.storage.atomic import replace_file
 
-FORMATS = ("onnx",)
 TOLERANCE = 1e-4
 _BATCH = 4
 

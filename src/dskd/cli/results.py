@@ -1,0 +1,55 @@
+"""Tables of what a command computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dskd.deploy.student import DeployedStudent, predict
+from dskd.engine.evaluate import EvaluationResult
+from dskd.engine.training_run import Result
+
+
+def prediction_rows(student: DeployedStudent, images: Sequence[Path], top: int) -> list[list[str]]:
+    """The most likely classes of each image, one row per class.
+
+    Args:
+        student: The model that predicts.
+        images: Image files.
+        top: Classes per image.
+    """
+    rows = []
+    shown = min(top, len(student.classes))
+    best = predict(student, images).topk(shown, dim=1)
+    for path, values, labels in zip(
+        images, best.values.tolist(), best.indices.tolist(), strict=True
+    ):
+        for value, label in zip(values, labels, strict=True):
+            rows.append([str(path), student.classes[label], f"{100 * value:.2f}"])
+    return rows
+
+
+def evaluation_rows(evaluation: EvaluationResult) -> list[list[str]]:
+    """Accuracy on the test split."""
+    return [
+        ["test accuracy, %", f"{evaluation.accuracy:.2f}"],
+        ["test top-5 accuracy, %", f"{evaluation.accuracy_top5:.2f}"],
+    ]
+
+
+def result_rows(result: Result) -> list[list[str]]:
+    """The numbers of a finished run, one per row."""
+    best = f"best epoch ({result.best_epoch}, chosen on the {result.best_chosen_on} split)"
+    rows = [
+        ["method", result.method],
+        ["parameters", f"{result.parameters:,}"],
+        ["test accuracy, last epoch, %", f"{result.test_accuracy:.2f}"],
+        ["test top-5 accuracy, last epoch, %", f"{result.test_accuracy_top5:.2f}"],
+        [f"test accuracy, {best}, %", f"{result.best_test_accuracy:.2f}"],
+    ]
+    if result.teacher_accuracy is not None and result.agreement is not None:
+        rows += [
+            ["teacher's test accuracy, %", f"{result.teacher_accuracy:.2f}"],
+            ["agreement with the teacher, %", f"{result.agreement:.2f}"],
+        ]
+    return [*rows, ["training time, s", f"{result.seconds:.1f}"]]
