@@ -34,10 +34,10 @@ torture: $(READY)
 # tiny-imagenet-200/ (for reproduce-cifar100, cifar-100-python/), OUT takes all that is computed.
 # make reproduce runs most of them, one after the other; each goes on where it was stopped.
 OUT ?= runs/evidence
-STUDIES := ablation exploration controls table weights trials composition defaults pair why
+STUDIES := ablation exploration controls table weights configurations composition defaults pair why
 
 reproduce-%: $(READY)
-	$(if $(DATA),,$(error set DATA, as in make $@ DATA=pictures))
+	$(if $(DATA),,$(error set DATA, as in make $@ DATA=images))
 	$(BIN)/python -m evidence.study $* "$(DATA)" "$(OUT)" $(ARGS)
 
 # What the students of the table became.

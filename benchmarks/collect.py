@@ -1,6 +1,6 @@
 """Gathers finished runs into docs/results: ``python benchmarks/collect.py NAME FOLDER``.
 
-FOLDER holds ``teacher`` and ``<method>-seed<seed>`` as ``real_pictures.sh`` leaves them. Writes
+FOLDER holds ``teacher`` and ``<method>-seed<seed>`` as ``real_images.sh`` leaves them. Writes
 ``docs/results/NAME.json`` and prints the table of it for a page.
 """
 

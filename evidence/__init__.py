@@ -1,1 +1,1 @@
-"""The evidence: what is computed for docs/results, by docs/results/protocol.md."""
+"""Computes the evidence in docs/results, by the rules of docs/results/protocol.md."""

@@ -1,4 +1,4 @@
-"""What a study takes from those before it: the baselines, their trials, the best of the trials."""
+"""Chooses from finished studies: the baselines, their configurations, and the best of these."""
 
 from __future__ import annotations
 
@@ -12,49 +12,57 @@ from dskd.compare.variants import weights_of
 from dskd.errors import InputError
 
 FIXED = ("ce", "kd", "dskd")
-"""Beside the baselines in every table."""
-RIVALS = 2
-"""So many methods of the table."""
+"""Methods of every table. They are never chosen as baselines."""
+BASELINES = 2
+"""Number of baselines."""
 SEEDS = range(3)
-"""By which it is chosen."""
+"""Seeds that choices are made by."""
 LEADING = 3
-"""So many trials of a method get all `SEEDS`; all have the first."""
+"""Configurations of each method that run with all `SEEDS`. All others run with the first one."""
 
 
 def baselines(table: Path) -> list[str]:
-    """The two methods with the highest mean in the table, beside those of `FIXED`.
+    """The methods with the highest mean in the table, without those of `FIXED`.
+
+    Args:
+        table: The folder of the study ``table``.
 
     Raises:
         InputError: The table is not finished.
     """
     means = _means(table, methods.names(), "table")
     others = [label for label in means if label not in FIXED]
-    return sorted(others, key=lambda label: means[label], reverse=True)[:RIVALS]
+    return sorted(others, key=lambda label: means[label], reverse=True)[:BASELINES]
 
 
 def leading(folder: Path, labels: Sequence[str]) -> list[str]:
-    """Of each method that was tried, the three trials with the highest accuracy at the first seed.
+    """The three configurations of each method with the highest accuracy at the first seed.
 
     Args:
-        folder: The comparison.
-        labels: The trials in it.
+        folder: The folder of the comparison.
+        labels: Its configurations.
 
     Raises:
-        InputError: One of them is not finished.
+        InputError: A configuration is not finished.
     """
-    return _highest(_means(folder, labels, "trials", SEEDS[:1]), LEADING)
+    return _highest(_means(folder, labels, "configurations", SEEDS[:1]), LEADING)
 
 
 def best(folder: Path, labels: Sequence[str]) -> list[str]:
-    """Of each method that was tried, that of the `leading` trials with the highest mean.
+    """The configuration of each method with the highest mean, among the `leading` ones.
 
-    Takes and raises the same as `leading`.
+    Args:
+        folder: The folder of the comparison.
+        labels: Its configurations.
+
+    Raises:
+        InputError: A configuration is not finished.
     """
-    return _highest(_means(folder, leading(folder, labels), "trials"), 1)
+    return _highest(_means(folder, leading(folder, labels), "configurations"), 1)
 
 
 def _highest(means: Mapping[str, float], count: int) -> list[str]:
-    """So many labels of each method, the highest first."""
+    """The best labels of each method, at most ``count``, the highest mean first."""
     of_method: dict[str, list[str]] = {}
     for label in means:
         of_method.setdefault(label.partition(":")[0], []).append(label)
@@ -65,11 +73,14 @@ def _highest(means: Mapping[str, float], count: int) -> list[str]:
     ]
 
 
-def trials_of(name: str) -> list[str]:
-    """The eight trials of KD or a baseline, see the protocol.
+def configurations_of(name: str) -> list[str]:
+    """The eight configurations of KD or of a baseline, as the protocol lists them.
+
+    Args:
+        name: The method.
 
     Example:
-        >>> trials_of("sp")[0], trials_of("sp")[-1]
+        >>> configurations_of("sp")[0], configurations_of("sp")[-1]
         ('sp:kd=1:weight=750', 'sp:kd=0:weight=6000')
     """
     if name == "kd":
@@ -87,27 +98,29 @@ def trials_of(name: str) -> list[str]:
 
 
 def _scaled(name: str, label: str, factor: float) -> str:
-    """The label, with a method's own terms weighed so many times as much as by default."""
+    """The label, with the method's own loss weights multiplied by a factor."""
     weights = weights_of(name, methods.resolve(name, {}))
     own = ["weight"] if "weight" in weights else [key for key in weights if key not in ("ce", "kd")]
     return ":".join([label, *(f"{key}={factor * weights[key]:g}" for key in own)])
 
 
 def _means(
-    folder: Path, wanted: Sequence[str], study: str, seeds: Sequence[int] = SEEDS
+    folder: Path, labels: Sequence[str], study: str, seeds: Sequence[int] = SEEDS
 ) -> dict[str, float]:
-    """Mean accuracy after the last epoch, in the order wanted; a method that failed has none.
+    """Mean test accuracy after the last epoch, in the order of the labels.
+
+    A label with a failed run has no mean and is left out.
 
     Raises:
         InputError: A run is missing.
     """
-    begun = folder.is_dir()
-    there = {entry.label: entry for entry in read_comparison(folder).entries} if begun else {}
-    found = {}
-    for label in wanted:
-        entry = there.get(label)
+    started = folder.is_dir()
+    found = {entry.label: entry for entry in read_comparison(folder).entries} if started else {}
+    means = {}
+    for label in labels:
+        entry = found.get(label)
         if entry is None or not {*seeds} <= {*entry.results, *entry.failed}:
             raise InputError(f"{label} is not finished in {folder}; run the study {study}")
         if not {*seeds} & {*entry.failed}:
-            found[label] = mean(entry.results[seed]["test_accuracy"] for seed in seeds)
-    return found
+            means[label] = mean(entry.results[seed]["test_accuracy"] for seed in seeds)
+    return means

@@ -1,4 +1,4 @@
-"""What a study compares: read from studies.yaml, with what it takes from the studies before it."""
+"""What a study compares: studies.yaml, completed by the results of earlier studies."""
 
 from __future__ import annotations
 
@@ -14,94 +14,100 @@ from dskd.config.recipe import load
 from dskd.errors import InputError, unknown
 from dskd.settings import Count, Settings, validate
 from dskd.storage.yaml_file import read_yaml_file
-from evidence.choose import LEADING, RIVALS, baselines, best, leading, trials_of
+from evidence.choose import BASELINES, LEADING, baselines, best, configurations_of, leading
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "resnet8.yaml")
-_OWN = ("teacher.name", "teacher.epochs", "teacher.checkpoint", "data.root")
+_FIXED_SETTINGS = ("teacher.name", "teacher.epochs", "teacher.checkpoint", "data.root")
 
 
 class TrainedTeacher(Settings):
-    """A teacher, trained by labels."""
+    """A teacher that is trained by labels."""
 
     name: str | None = None
-    """None for the recipe's."""
+    """The model; None for the teacher of the recipe."""
     epochs: Count
-    """Of its training."""
+    """Epochs of its training."""
 
 
-class Further(Settings):
-    """More seeds for some of a study's methods, once all have theirs."""
+class ExtraSeeds(Settings):
+    """More seeds for some labels, once every label has the seeds of the study."""
 
     seeds: Count
+    """Number of seeds in total."""
     labels: list[str]
+    """The labels that get them."""
 
 
 class Study(Settings):
-    """What is compared."""
+    """What a study compares, and how its page describes it."""
 
     name: str
-    """Of the study, and of its page."""
+    """The name of the study and of its page."""
     title: str
-    """Of its page."""
+    """The title of its page."""
     teacher: TrainedTeacher
-    """The same for all."""
+    """The teacher of all students."""
     baseline: str
     """The label that all others are compared with."""
     seeds: Count
-    """0, 1, ..."""
+    """Number of seeds: 0, 1, ..."""
     groups: dict[str, list[str]]
-    """Labels by what they vary."""
-    set: str | None = None
-    """The set of the protocol; None for DATA as it is."""
+    """Labels, by the heading that they have on the page."""
+    split: str | None = None
+    """The split of the protocol; None for all classes in DATA."""
     recipe: str = RECIPE
-    """What is the same for all."""
-    further: Further | None = None
-    """Who gets more seeds."""
-    into: str | None = None
-    """The study among whose runs its own lie, so that what both have is computed once."""
-    beside: str | None = None
-    """What it does otherwise than the protocol; None where that is nothing."""
-    asks_first: bool = False
-    """Whether its page says if DSKD is better than the best of the others."""
+    """The recipe that all students share."""
+    extra_seeds: ExtraSeeds | None = None
+    """Which labels get more seeds."""
+    shares_runs_of: str | None = None
+    """A study in whose folder the runs are written, so that common runs are computed once."""
+    deviation: str | None = None
+    """How the study departs from the protocol; None if it does not."""
+    tests_first: bool = False
+    """Whether the page tests DSKD against the best other method."""
     changes: list[str] = Field(default_factory=list)
-    """Of the recipe."""
-    called: str | None = None
-    """By this name, with another recipe; None for its own."""
-    same: dict[str, str] = Field(default_factory=dict)
-    """Labels that are left out, each with the one whose settings it has."""
+    """Overrides of the recipe, as ``key=value``."""
+    command: str | None = None
+    """The study's name on the command line, if a ``--recipe`` gave it another name."""
+    duplicates: dict[str, str] = Field(default_factory=dict)
+    """Labels that are left out, each with the label that has the same settings."""
 
     @property
     def teacher_name(self) -> str:
-        """As given, or the recipe's."""
+        """The name of the teacher: given, or the recipe's."""
         teacher = load(self.recipe).teacher
         assert teacher is not None, "a study's recipe has a teacher"
         return self.teacher.name or teacher.name
 
     @property
     def labels(self) -> list[str]:
-        """All of them, each once."""
+        """All labels, each once."""
         return list(dict.fromkeys(label for labels in self.groups.values() for label in labels))
 
     @property
-    def most(self) -> int:
-        """Seeds that a label may have."""
-        return self.further.seeds if self.further else self.seeds
+    def max_seeds(self) -> int:
+        """The largest number of seeds that a label gets."""
+        return self.extra_seeds.seeds if self.extra_seeds else self.seeds
 
     def folder(self, out: Path) -> Path:
-        """Of its runs."""
-        return out / (self.into or self.name)
+        """The folder of the study's runs.
+
+        Args:
+            out: The folder of all studies.
+        """
+        return out / (self.shares_runs_of or self.name)
 
 
 def find(name: str, out: Path) -> Study:
-    """A study by its name.
+    """Reads a study.
 
     Args:
-        name: One of studies.yaml.
-        out: Where the studies lie that it takes labels from.
+        name: A name in studies.yaml.
+        out: The folder of all studies. Earlier studies are read from it.
 
     Raises:
-        InputError: There is none of this name, or one that it builds on is not finished.
+        InputError: No study has this name, or an earlier study is not finished.
 
     Example:
         >>> find("table", Path()).baseline
@@ -111,55 +117,70 @@ def find(name: str, out: Path) -> Study:
     if name not in known:
         raise unknown("study", name, known)
     study = validate(Study, {"name": name, **known[name]}, f"{name}.")
-    groups = {group: expanded(labels, out) for group, labels in study.groups.items()}
-    same = doubles([label for labels in groups.values() for label in labels], study.recipe)
+    groups = {group: expand(labels, out) for group, labels in study.groups.items()}
+    same = duplicates([label for labels in groups.values() for label in labels], study.recipe)
     groups = {group: [one for one in labels if one not in same] for group, labels in groups.items()}
-    return study.model_copy(update={"groups": groups, "same": same})
+    return study.model_copy(update={"groups": groups, "duplicates": same})
 
 
-def doubles(labels: Sequence[str], recipe: str) -> dict[str, str]:
-    """Labels that have all the settings of one before them, and which that is.
+def duplicates(labels: Sequence[str], recipe: str) -> dict[str, str]:
+    """Finds labels that have the same settings as an earlier label.
+
+    Args:
+        labels: Labels, as `dskd compare` takes them.
+        recipe: The recipe that the labels change.
+
+    Returns:
+        Each duplicate with the earlier label.
 
     Example:
-        >>> doubles(["kd", "kd:temperature=4", "kd:temperature=2"], RECIPE)
+        >>> duplicates(["kd", "kd:temperature=4", "kd:temperature=2"], RECIPE)
         {'kd:temperature=4': 'kd'}
     """
     first: dict[str, str] = {}
-    same = {}
-    given = load(recipe, ["data.root=."])
-    for variant in method_variants(dict.fromkeys(labels), given, "equal"):
+    found = {}
+    loaded = load(recipe, ["data.root=."])
+    for variant in method_variants(dict.fromkeys(labels), loaded, "equal"):
         known = first.setdefault(variant.method.model_dump_json(), variant.label)
         if known != variant.label:
-            same[variant.label] = known
-    return same
+            found[variant.label] = known
+    return found
 
 
 def varied(study: Study, recipe: str | None, changes: Sequence[str]) -> Study:
-    """A study with another recipe, or with changes of its own.
+    """A study with another recipe or with overrides.
 
     Args:
-        study: As `find` gives it.
-        recipe: Of another pair, which gets a page of its own; None for the study's.
-        changes: ``key=value``.
+        study: A study that `find` returned.
+        recipe: A recipe of another pair, which gets a page of its own; None for the study's.
+        changes: Overrides, as ``key=value``.
 
     Raises:
-        InputError: One of them is not to be changed.
+        InputError: The study does not allow one of these changes.
     """
     for change in changes:
         key = change.partition("=")[0]
-        if key in _OWN:
-            raise InputError(f"{key} is the study's own; give another recipe with --recipe")
+        if key in _FIXED_SETTINGS:
+            raise InputError(f"{key} is fixed by the study; give another recipe with --recipe")
     update: dict[str, Any] = {"changes": list(changes)}
     if recipe is not None:
-        if study.set is not None:
+        if study.split is not None:
             raise InputError(f"the recipe of {study.name} is the protocol's; drop --recipe")
         name = f"{study.name}-{Path(recipe).stem}"
-        update |= {"recipe": recipe, "name": name, "called": study.name}
+        update |= {"recipe": recipe, "name": name, "command": study.name}
     return study.model_copy(update=update)
 
 
-def expanded(labels: Sequence[str], out: Path) -> list[str]:
-    """Labels, with what ``all`` and those in <> stand for."""
+def expand(labels: Sequence[str], out: Path) -> list[str]:
+    """Replaces ``all`` and the placeholders in <> by labels.
+
+    Args:
+        labels: Labels and placeholders.
+        out: The folder of all studies.
+
+    Raises:
+        InputError: A study that a placeholder needs is not finished.
+    """
     return [one for label in labels for one in _expanded(label, out)]
 
 
@@ -168,33 +189,41 @@ def _expanded(label: str, out: Path) -> list[str]:
         return methods.names()
     if label == "<baselines>":
         return baselines(out / "table")
-    if label == "<trials of kd>":
-        return trials_of("kd")
-    if label == "<trials of baselines>":
-        return [trial for name in baselines(out / "table") for trial in trials_of(name)]
-    if label in ("<leading trials>", "<best>"):
-        trials = find("trials", out)
+    if label == "<configurations of kd>":
+        return configurations_of("kd")
+    if label == "<configurations of baselines>":
+        return [one for name in baselines(out / "table") for one in configurations_of(name)]
+    if label in ("<leading configurations>", "<best>"):
+        study = find("configurations", out)
         chosen = best if label == "<best>" else leading
-        return chosen(trials.folder(out), trials.labels)
+        return chosen(study.folder(out), study.labels)
     return [label]
 
 
-def stints(study: Study, out: Path) -> Iterator[tuple[list[str], int]]:
-    """Which labels are to have how many seeds, one seed more at a time."""
+def steps(study: Study, out: Path) -> Iterator[tuple[list[str], int]]:
+    """The order of computation: each step adds one seed.
+
+    Args:
+        study: A study that `find` returned.
+        out: The folder of all studies.
+
+    Yields:
+        Labels, and the number of seeds that they have after the step.
+    """
     for seeds in range(1, study.seeds + 1):
         yield study.labels, seeds
-    if study.further is not None:
-        labels = expanded(study.further.labels, out)
-        for seeds in range(study.seeds + 1, study.further.seeds + 1):
+    if study.extra_seeds is not None:
+        labels = expand(study.extra_seeds.labels, out)
+        for seeds in range(study.seeds + 1, study.extra_seeds.seeds + 1):
             yield labels, seeds
 
 
-def wanted(study: Study) -> int:
-    """How many runs it has when it is finished."""
-    further = study.further
-    if further is None:
+def run_count(study: Study) -> int:
+    """The number of runs of the finished study."""
+    extra = study.extra_seeds
+    if extra is None:
         return study.seeds * len(study.labels)
-    tried = 2 + RIVALS  # kd and dskd are, too
-    several = {"<baselines>": RIVALS, "<leading trials>": tried * LEADING}
-    more = sum(several.get(label, 1) for label in further.labels)
-    return study.seeds * len(study.labels) + (further.seeds - study.seeds) * more
+    tuned = 2 + BASELINES  # kd and dskd have configurations too
+    several = {"<baselines>": BASELINES, "<leading configurations>": tuned * LEADING}
+    more = sum(several.get(label, 1) for label in extra.labels)
+    return study.seeds * len(study.labels) + (extra.seeds - study.seeds) * more

@@ -1,4 +1,4 @@
-"""What is kept of a study: the numbers that its page is drawn from."""
+"""The results of a study as plain numbers. Its page is drawn from these alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from dskd.compare.reader import Comparison
 from dskd.compare.statistics import holm
 from dskd.compare.summary import Entry, Summary, summarize
 from dskd.runtime import device
-from evidence.design import Study, wanted
+from evidence.design import Study, run_count
 from evidence.page import OURS
 
 MACHINE = ("python", "packages", "processor", "cores", "threads", "device")
+PATHS = (
+    ("data", "root"),
+    ("data", "cache_dir"),
+    ("teacher", "checkpoint"),
+    ("teacher", "cache_dir"),
+)
+"""Settings of a recipe that are paths of one machine."""
 
 
 def facts_of(
@@ -29,20 +36,25 @@ def facts_of(
     teacher: Mapping[str, Any],
     commit: str,
 ) -> dict[str, Any]:
-    """Everything that the page of a study is drawn from.
+    """Collects everything that the page of a study shows.
 
     Args:
-        study: What is compared.
-        seeds: Of each label, how many it has had to have so far; where other studies share the
-            folder of its runs, there may be more.
+        study: The study.
+        seeds: For each label, the number of seeds that the study has computed so far. The folder
+            may hold more seeds, if other studies share it.
         comparison: The runs.
-        teacher: What it came to.
-        commit: Of the code.
+        teacher: The content of the teacher's ``result.json``.
+        commit: The commit of the code.
+
+    Returns:
+        Plain values, ready for JSON.
     """
-    entries = [_of(entry, study.most) for entry in comparison.entries if entry.label in seeds]
+    entries = [
+        _first_seeds(entry, study.max_seeds) for entry in comparison.entries if entry.label in seeds
+    ]
     summaries = summarize(entries, comparison.test_images, baseline=study.baseline)
     rows = {s.label: _row(s, f"{comparison.path.parent}/") for s in summaries}
-    question = first(entries, comparison.test_images) if study.asks_first else None
+    question = first(entries, comparison.test_images) if study.tests_first else None
     adjust(rows, question, study.baseline)
     return {
         "study": study.name,
@@ -51,74 +63,91 @@ def facts_of(
         "commit": commit,
         "date": date.today().isoformat(),
         "environment": machine(device.pick("auto")),
-        "set": study.set,
-        "beside": study.beside,
+        "split": study.split,
+        "deviation": study.deviation,
         "changes": study.changes,
         "images": comparison.test_images,
         "teacher": {"name": study.teacher_name, "epochs": study.teacher.epochs}
-        | {key: teacher[key] for key in ("accuracy", "parameters")},
+        | {key: teacher[key] for key in ("test_accuracy", "parameters")},
         "baseline": study.baseline,
-        "runs": wanted(study),
+        "runs": run_count(study),
         "done": sum(
             min(len(entry.results) + len(entry.failed), seeds[entry.label]) for entry in entries
         ),
         "hours": round(sum(map(_seconds, entries)) / 3600, 1),
-        "recipe": _without_places(comparison.facts["recipe"]),
+        "recipe": _without_paths(comparison.facts["recipe"]),
         "groups": study.groups,
-        "same": study.same,
+        "duplicates": study.duplicates,
         "rows": rows,
         "first": question,
     }
 
 
-def _of(entry: Entry, seeds: int) -> Entry:
-    """An entry with its first seeds alone."""
+def _first_seeds(entry: Entry, seeds: int) -> Entry:
+    """The entry without the seeds from ``seeds`` on."""
     results = {seed: result for seed, result in entry.results.items() if seed < seeds}
     failed = {seed: why for seed, why in entry.failed.items() if seed < seeds}
     return replace(entry, results=results, failed=failed)
 
 
 def _seconds(entry: Entry) -> float:
-    """Of training, all seeds."""
+    """Seconds of training, over all seeds."""
     return sum(float(result["seconds"]) for result in entry.results.values())
 
 
 def adjust(
     rows: Mapping[str, dict[str, Any]], question: dict[str, Any] | None, baseline: str
 ) -> None:
-    """Adds ``p_holm`` to all comparisons of a page: their p-values, adjusted for their number."""
-    asked = [] if question is None or question["second"] == baseline else [question]
-    compared = [*rows.values(), *asked]
+    """Adds ``p_holm``, the p-value after Holm's correction, to every comparison of a page.
+
+    Args:
+        rows: The rows of the page. Each is compared with the baseline.
+        question: The comparison of DSKD with the best other method, if the page has one.
+        baseline: The label that the rows are compared with.
+    """
+    separate = [] if question is None or question["second"] == baseline else [question]
+    compared = [*rows.values(), *separate]
     for facts, p_holm in zip(compared, holm([facts["p"] for facts in compared]), strict=True):
         facts["p_holm"] = p_holm
-    if question is not None and not asked:  # a row has this comparison
+    if question is not None and not separate:  # a row holds the same comparison
         question["p_holm"] = rows[question["label"]]["p_holm"]
 
 
 def machine(where: torch.device) -> dict[str, Any]:
-    """What numbers depend on beside the recipe; no place of the machine."""
-    told = device.environment(where)
-    return {key: told[key] for key in MACHINE}
+    """The parts of the environment that results depend on, without any path.
+
+    Args:
+        where: The device of the computation.
+    """
+    environment = device.environment(where)
+    return {key: environment[key] for key in MACHINE}
 
 
 def command_of(study: Study) -> str:
-    """What computes it.
+    """The command that computes a study.
 
     Example:
         >>> from evidence.design import find
         >>> command_of(find("table", Path()))
         'python -m evidence.study table DATA OUT'
     """
-    recipe = ["--recipe", study.recipe] if study.called else []
-    words = ["python -m evidence.study", study.called or study.name, "DATA OUT"]
+    recipe = ["--recipe", study.recipe] if study.command else []
+    words = ["python -m evidence.study", study.command or study.name, "DATA OUT"]
     return " ".join([*words, *recipe, *study.changes])
 
 
 def first(entries: Sequence[Entry], images: int) -> dict[str, Any] | None:
-    """DSKD's best row against the best of the others, among those with the most seeds.
+    """Compares the best row of DSKD with the best row of the other methods.
+
+    Only the rows with the most seeds take part.
+
+    Args:
+        entries: All rows.
+        images: Number of test images.
 
     Returns:
-        Also its difference to every one of the others; None where one of the two is not there.
+        The two rows and their difference, and the differences to all other rows. None if DSKD or
+        the others have no finished run.
     """
     most = max(len(entry.results) for entry in entries)
     entries = [entry for entry in entries if len(entry.results) == most]
@@ -150,7 +179,7 @@ def first(entries: Sequence[Entry], images: int) -> dict[str, Any] | None:
 
 
 def _row(summary: Summary, out: str) -> dict[str, Any]:
-    """A label's numbers, plain; where a failed run lies is told from OUT."""
+    """The numbers of a label. Paths in messages of failed runs start with OUT."""
     gap = summary.difference
     return {
         "weights": dict(summary.weights),
@@ -170,15 +199,15 @@ def _row(summary: Summary, out: str) -> dict[str, Any]:
     }
 
 
-def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    kept = json.loads(json.dumps(recipe))
-    for part, key in (("data", "root"), ("data", "cache"), ("teacher", "checkpoint")):
-        kept[part].pop(key, None)
-    return dict(kept)
+def _without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = json.loads(json.dumps(recipe))
+    for section, key in PATHS:
+        copied[section].pop(key, None)
+    return copied
 
 
 def commit_of_code() -> str:
-    """Marked where files differ from it."""
+    """The commit of the code, marked ``-dirty`` if files differ from it."""
     here = str(Path(__file__).parent)
     command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=7"]
     try:

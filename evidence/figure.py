@@ -1,4 +1,4 @@
-"""The figures of the pages, drawn from their JSON: the same numbers give the same bytes."""
+"""Draws the figures of the pages from their JSON. The same numbers give the same bytes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ _OTHER = "#444444"
 
 
 def means(facts: Mapping[str, Any]) -> bytes:
-    """A study as SVG: every seed's accuracy, and the means with their 95 % intervals.
+    """Draws a study: the accuracy of every seed, and the means with 95 % intervals.
 
     Args:
-        facts: As ``evidence.study`` writes them.
+        facts: The results that ``evidence.study`` writes.
+
+    Returns:
+        An SVG file.
     """
     rows = {label: row for label, row in facts["rows"].items() if row["accuracies"]}
     labels = sorted(rows, key=lambda label: float(rows[label]["mean"]))
@@ -43,10 +46,13 @@ def means(facts: Mapping[str, Any]) -> bytes:
 
 
 def stages(facts: Mapping[str, Any]) -> bytes:
-    """What the stages of students know and are like, each student less kd's, as SVG.
+    """Draws the measurements of the stages, as differences to kd.
 
     Args:
-        facts: As ``evidence.why`` writes them.
+        facts: The results that ``evidence.why`` writes.
+
+    Returns:
+        An SVG file.
     """
     found = measured(facts)
     panels = {
@@ -71,7 +77,10 @@ def stages(facts: Mapping[str, Any]) -> bytes:
 
 
 def color_of(label: str) -> str:
-    """A method's color, whatever its settings.
+    """The color of a method. Its settings do not change it.
+
+    Args:
+        label: A label of `dskd compare`.
 
     Example:
         >>> color_of("dskd:beta=0") == color_of("dskd")
@@ -80,10 +89,10 @@ def color_of(label: str) -> str:
     return _COLORS.get(label.partition(":")[0], _OTHER)
 
 
-def _points(axes: Axes, label: str, found: Sequence[Interval], aside: float) -> None:
-    """A method's mean over seeds at every stage, with 95 % intervals."""
+def _points(axes: Axes, label: str, found: Sequence[Interval], shift: float) -> None:
+    """Draws the mean over seeds at every stage, with 95 % intervals."""
     axes.errorbar(
-        [stage + aside for stage in range(len(found))],
+        [stage + shift for stage in range(len(found))],
         [one.mean for one in found],
         yerr=[one.half or 0.0 for one in found],
         color=color_of(label),

@@ -1,4 +1,4 @@
-"""The page of a study, drawn from its JSON."""
+"""Draws the page of a study from its JSON."""
 
 from __future__ import annotations
 
@@ -6,80 +6,104 @@ from collections.abc import Mapping
 from typing import Any
 
 LEVEL = 0.05
-"""A difference whose adjusted p-value lies below is called one."""
+"""A difference is significant if its corrected p-value is below this."""
 SEEDS_OF_FIRST = 5
-"""That the protocol asks for."""
+"""Seeds that the protocol requires before it calls a method first."""
 OURS = "dskd"
 
 
 def page(facts: Mapping[str, Any]) -> str:
-    """Markdown: how it was computed, then a table for each group, the highest mean first.
+    """Draws the page: how the study was computed, then a table for each group.
+
+    The rows of a table are sorted by mean, the highest first.
 
     Args:
-        facts: As ``evidence.study`` writes them.
+        facts: The results that ``evidence.study`` writes.
+
+    Returns:
+        Markdown.
     """
     lines = [f"# {facts['title']}", "", *_how(facts), ""]
     lines += [f"![{facts['title']}]({facts['study']}.svg)", ""]
     for name, labels in facts["groups"].items():
         lines += [f"## {name}", "", *_table(facts, labels), ""]
     if facts["first"] is not None:
-        added = facts["beside"] is not None
-        title = "Is DSKD better than the best of the others?" if added else "Is DSKD first?"
+        added = facts["deviation"] is not None
+        title = "Is DSKD better than the best other method?" if added else "Is DSKD first?"
         lines += [f"## {title}", "", first(facts["first"], added), "", over(facts["first"]), ""]
     return "\n".join([*lines, *_notes(facts)])
 
 
 def first(facts: Mapping[str, Any], added: bool = False) -> str:
-    """Whether DSKD is what the protocol calls first, as a sentence.
+    """Says whether DSKD is first, in the protocol's sense of the word.
 
     Args:
         facts: The means of DSKD and of the best other method, and their difference.
-        added: Whether the page is not the protocol's, which alone says what is first.
+        added: Whether the study departs from the protocol. Then the word "first" is not used.
     """
-    known = facts["p_holm"] is not None
-    p = f", p {p_text(facts['p'])} alone, {p_text(facts['p_holm'])} by Holm" if known else ""
-    said = (
-        f"`{facts['label']}` has {facts['mean']:.2f} %, the best other method, "
-        f"`{facts['second']}`, {facts['second_mean']:.2f} %; the difference at the same "
-        f"{facts['seeds']} seeds is {number(facts['gap'], facts['gap_half'], '+.2f')} "
-        f"points{p}. "
+    text = (
+        f"The best row of DSKD, `{facts['label']}`, has {facts['mean']:.2f} %. The best other "
+        f"method, `{facts['second']}`, has {facts['second_mean']:.2f} %. The difference at the "
+        f"same {facts['seeds']} seeds is {number(facts['gap'], facts['gap_half'], '+.2f')} points"
     )
+    if facts["p_holm"] is not None:
+        corrected = p_text(facts["p_holm"])
+        text += f" (p: {p_text(facts['p'])}; after Holm's correction: {corrected})"
     if facts["seeds"] < SEEDS_OF_FIRST:
-        return said + f"The protocol asks this of {SEEDS_OF_FIRST} seeds."
+        return f"{text}. The protocol requires {SEEDS_OF_FIRST} seeds for this test."
+    found = verdict(facts)
     if added:
-        found = {"better": "It is better", "worse": "It is worse", "": "No difference is shown"}
-        return said + f"**{found[verdict(facts)]}**, on a page that the protocol does not have."
-    return said + ("**DSKD is first.**" if verdict(facts) == "better" else "**It is not first.**")
+        words = {"better": "DSKD is better", "worse": "DSKD is worse", "": "No difference is shown"}
+        return f"{text}. **{words[found]}**, in a study that is not part of the protocol."
+    return f"{text}. **DSKD is {'' if found == 'better' else 'not '}first.**"
 
 
 def over(facts: Mapping[str, Any]) -> str:
-    """What DSKD's best row has over each of the others, as a sentence."""
+    """Lists the differences of DSKD's best row to the other rows.
+
+    Args:
+        facts: The comparison of DSKD with the best other method.
+    """
     gaps = sorted(facts["over"].items(), key=lambda gap: float(gap[1]["gap"]), reverse=True)
-    said = [f"`{label}` {number(gap['gap'], gap['gap_half'], '+.2f')}" for label, gap in gaps]
-    return f"What it has over each of the others, adjusted for nothing: {', '.join(said)}."
+    texts = [f"`{label}` {number(gap['gap'], gap['gap_half'], '+.2f')}" for label, gap in gaps]
+    return f"Differences of this row to the others, in points, uncorrected: {', '.join(texts)}."
 
 
 def _how(facts: Mapping[str, Any]) -> list[str]:
     teacher, train = facts["teacher"], facts["recipe"]["train"]
     done, runs = facts["done"], facts["runs"]
     state = (
-        f"All {runs} runs are there."
+        f"All {runs} runs are finished."
         if done == runs
-        else f"**Not finished**: {done} of {runs} runs are there."
+        else f"**Not finished**: {done} of {runs} runs are finished."
     )
     return [
-        f"{_rules(facts)}: student "
-        f"{facts['recipe']['student']['name']}, teacher {teacher['name']} "
-        f"({teacher['accuracy']:.1f} % after {teacher['epochs']} epochs), {train['epochs']} "
-        f"epochs, accuracy on {facts['images']:,} test images after the last one."
-        f"{_ours(facts)} {state} Training these students took {facts['hours']:.1f} hours.",
+        f"{_rules(facts)} The student is {facts['recipe']['student']['name']}, trained for "
+        f"{train['epochs']} epochs. The teacher is {teacher['name']}, trained for "
+        f"{teacher['epochs']} epochs, with a test accuracy of {teacher['test_accuracy']:.1f} %. "
+        f"Accuracy is measured after the last epoch, on {facts['images']:,} test images."
+        f"{_preset(facts)} {state} Training the students took {facts['hours']:.1f} hours.",
         "",
-        f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}",
+        f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}{_names(facts)}",
     ]
 
 
+def _names(facts: Mapping[str, Any]) -> str:
+    """Says that the settings in the JSON have names that were changed since, if so."""
+    if "crop" not in facts["recipe"]["data"]:
+        return ""
+    return (
+        " The recipe in the JSON has the names of settings of that commit; since then [some were "
+        "renamed](README.md#renamed-settings)."
+    )
+
+
 def machine_line(facts: Mapping[str, Any]) -> str:
-    """By which command, where and when something was computed."""
+    """The command, commit, date and machine of a computation.
+
+    Args:
+        facts: The results of a study.
+    """
     machine = facts["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     where = machine["processor"] if machine["device"] == "cpu" else machine["device"]
@@ -91,27 +115,30 @@ def machine_line(facts: Mapping[str, Any]) -> str:
 
 
 def _rules(facts: Mapping[str, Any]) -> str:
-    """By which rules it was run."""
-    if facts["set"] is None:
+    """Says whether the study follows the protocol, and on which images."""
+    split = facts["split"]
+    if split is None:
         changes = f" ({', '.join(facts['changes'])})" if facts["changes"] else ""
-        return f"Data set {facts['recipe']['data']['name']}{changes}"
-    otherwise = [*([facts["beside"]] if facts["beside"] else []), *facts["changes"]]
-    if otherwise:
-        return f"**Beside the protocol** ({', '.join(otherwise)}), set `{facts['set']}`"
-    return f"By the [protocol](protocol.md), set `{facts['set']}`"
+        return f"Data set: {facts['recipe']['data']['name']}{changes}."
+    deviations = [*([facts["deviation"]] if facts["deviation"] else []), *facts["changes"]]
+    if deviations:
+        return (
+            f"**This study is not part of the [protocol](protocol.md)** ({', '.join(deviations)}). "
+            f"It uses the split `{split}`."
+        )
+    return f"This study follows the [protocol](protocol.md), on the split `{split}`."
 
 
-def _ours(facts: Mapping[str, Any]) -> str:
-    """What the name of the method alone stands for, where studies of the protocol use it."""
-    told = facts["set"] is not None and OURS in facts["rows"]
-    return f" `{OURS}` alone is its preset `paper`." if told else ""
+def _preset(facts: Mapping[str, Any]) -> str:
+    """Says that the plain name stands for a preset, if the page has it."""
+    used = facts["split"] is not None and OURS in facts["rows"]
+    return f" `{OURS}` alone is the preset `paper`, not the default." if used else ""
 
 
 def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:
-    against = facts["baseline"]
     lines = [
-        f"| | accuracy, % (each seed) | mean | against {against} | p (Holm) | agreement, % "
-        "| trained beside | |",
+        f"| | accuracy of each seed, % | mean, % | difference to {facts['baseline']} | p (Holm) "
+        "| agreement, % | extra parameters | |",
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     means = {label: facts["rows"][label]["mean"] or 0.0 for label in labels}
@@ -120,22 +147,26 @@ def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:
         each = ", ".join(
             [f"{value:.1f}" for value in row["accuracies"]] + ["failed"] * len(row["failed"])
         )
-        agreed = "" if row["agreement"] is None else f"{row['agreement']:.1f}"
+        agreement = "" if row["agreement"] is None else f"{row['agreement']:.1f}"
+        p_holm = p_text(row["p_holm"])
         lines.append(
             f"| `{label}` | {each} | {number(row['mean'], row['half'])} "
-            f"| {number(row['gap'], row['gap_half'], '+.2f')} | {p_text(row['p_holm'])} | {agreed} "
-            f"| {_beside(row)} | {verdict(row)} |"
+            f"| {number(row['gap'], row['gap_half'], '+.2f')} | {p_holm} | {agreement} "
+            f"| {_extra(row)} | {verdict(row)} |"
         )
     return lines
 
 
-def _beside(row: Mapping[str, Any]) -> str:
-    """Parameters that are trained beside the student and not deployed."""
+def _extra(row: Mapping[str, Any]) -> str:
+    """The number of parameters that are trained and not deployed."""
     return "" if row["extra_parameters"] is None else f"{row['extra_parameters']:,}"
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """What the protocol lets be said of a row: better, worse, or nothing.
+    """The verdict that the protocol allows: better, worse, or none.
+
+    Args:
+        row: A row, compared with the baseline of its page.
 
     Example:
         >>> verdict({"gap": 1.0, "gap_half": 0.5, "p_holm": 0.01})
@@ -148,7 +179,12 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 
 def number(mean: float | None, half: float | None, form: str = ".2f") -> str:
-    """A mean and half its interval: ``+1.25 ± 0.40``.
+    """A mean and half the width of its interval: ``+1.25 ± 0.40``.
+
+    Args:
+        mean: The mean; None gives an empty text.
+        half: Half the width; None leaves it out.
+        form: The format of the mean.
 
     Example:
         >>> number(1.25, 0.4, "+.1f"), number(1.25, None), number(None, None)
@@ -160,20 +196,28 @@ def number(mean: float | None, half: float | None, form: str = ".2f") -> str:
 
 
 def p_text(value: float | None) -> str:
-    """An adjusted p-value."""
+    """A p-value as text.
+
+    Args:
+        value: The p-value; None gives an empty text.
+
+    Example:
+        >>> p_text(0.0123), p_text(0.0001)
+        ('0.012', '< 0.001')
+    """
     if value is None:
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _deployed(facts: Mapping[str, Any]) -> str:
-    """How many are deployed, and by which methods more."""
+    """Says how many parameters are deployed, and which methods deploy more."""
     deployed = {k: row["parameters"] for k, row in facts["rows"].items() if row["parameters"]}
     if not deployed:
         return ""
     usual = min(deployed.values())
-    others = [f", {count:,} by `{label}`" for label, count in deployed.items() if count != usual]
-    return f" ({usual:,} are{''.join(others)})"
+    others = [f", {count:,} with `{label}`" for label, count in deployed.items() if count != usual]
+    return f" The deployed student has {usual:,} parameters{''.join(others)}."
 
 
 def _notes(facts: Mapping[str, Any]) -> list[str]:
@@ -183,14 +227,17 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         for label, row in facts["rows"].items()
         for seed, why in row["failed"].items()
     ]
-    same = [f"- `{label}` is `{one}`, with other words" for label, one in facts["same"].items()]
+    same = [
+        f"- `{label}` has no row: its settings are those of `{one}`."
+        for label, one in facts["duplicates"].items()
+    ]
     return [
-        "± is the 95 % interval over seeds (Student's t): the noise of training. Differences are "
-        "paired by seed; *better* and *worse* as the protocol says them, and of these images and "
-        "this teacher: that the test images are a sample is in no interval here, and would move "
-        f"an accuracy by another ± {max(errors, default=0):.1f} points (Wilson). *Agreement* is "
-        "with the teacher's outputs; *trained beside* are parameters that are not deployed"
-        f"{_deployed(facts)}.",
+        "± is the 95 % interval over seeds (Student's t). It covers the noise of training only. "
+        "The test images are a sample, which no interval here covers; that adds about "
+        f"± {max(errors, default=0):.1f} points (Wilson) to each accuracy. Differences are paired "
+        "by seed. *Better* and *worse* are defined in the protocol, and hold for these images and "
+        "this teacher. *Agreement* is the share of test images that student and teacher give the "
+        f"same class. *Extra parameters* are trained and then discarded.{_deployed(facts)}",
         *(["", *failed] if failed else []),
         *(["", *same] if same else []),
         "",

@@ -1,7 +1,7 @@
-"""The two sets of the protocol, as image folders: ``python -m evidence.prepare DATA OUT``.
+"""Writes the two splits of the protocol as image folders: ``python -m evidence.prepare DATA OUT``.
 
-DATA holds ``tiny-imagenet-200/`` in its published form, with all 200 classes or fewer. Each set is
-written to ``OUT/<set>/train/<class>`` and ``OUT/<set>/val/<class>``.
+DATA holds ``tiny-imagenet-200/`` in its published form, with all 200 classes or fewer. Each split
+is written to ``OUT/<split>/train/<class>`` and ``OUT/<split>/val/<class>``.
 """
 
 from __future__ import annotations
@@ -17,37 +17,40 @@ from pathlib import Path
 from dskd.errors import InputError, brief
 from dskd.storage.yaml_file import read_yaml_file
 
-SETS = Path(__file__).with_name("sets.yaml")
+SPLITS = Path(__file__).with_name("splits.yaml")
 VALIDATION = "val/val_annotations.txt"
 HELD_OUT = 5
-"""A training image whose number this divides is never trained on."""
+"""A published training image is a test image here if this divides its number."""
 
 
 def classes_of(name: str) -> list[str]:
-    """The WordNet ids of a set's classes.
+    """The WordNet ids of the classes of a split.
+
+    Args:
+        name: The split.
 
     Example:
         >>> len(classes_of("tuning")), len(set(classes_of("tuning")) & set(classes_of("final")))
         (20, 0)
     """
-    classes: list[str] = read_yaml_file(SETS, "sets")[name]
+    classes: list[str] = read_yaml_file(SPLITS, "splits")[name]
     return classes
 
 
 def prepare(data: Path, name: str, out: Path, classes: list[str] | None = None) -> Path:
-    """Writes a set as an image folder, once.
+    """Writes a split as an image folder, unless the folder exists.
 
     Args:
         data: The folder that holds ``tiny-imagenet-200/``.
-        name: Of the set.
-        out: Its folder is made here.
-        classes: Of the set; None for those of the protocol.
+        name: The split.
+        out: The folder of the split is created here.
+        classes: The classes of the split; None for those of the protocol.
 
     Returns:
         The folder, for ``data.root`` of the data set ``folder``.
 
     Raises:
-        InputError: A class or the list of validation images is not there.
+        InputError: A class or the list of validation images is missing.
     """
     folder = out / name
     if folder.is_dir():
@@ -62,21 +65,21 @@ def prepare(data: Path, name: str, out: Path, classes: list[str] | None = None) 
     missing = [wnid for wnid in classes if not (source / "train" / wnid / "images").is_dir()]
     if missing:
         raise InputError(
-            f"{source} lacks {len(missing)} classes of the set {name}, such as {missing[0]}; give "
-            "the folder that holds tiny-imagenet-200/ with them"
+            f"{source} lacks {len(missing)} classes of the split {name}, such as {missing[0]}; "
+            "give the folder that holds tiny-imagenet-200/ with them"
         )
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as made:  # whole or not at all
-        for image, place in _places(source, set(classes)):
-            target = Path(made) / name / place / image.name
+    with tempfile.TemporaryDirectory(dir=out) as made:  # complete, or not there at all
+        for image, target_folder in _copies(source, set(classes)):
+            target = Path(made) / name / target_folder / image.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(image, target)
         (Path(made) / name).rename(folder)
     return folder
 
 
-def _places(source: Path, classes: set[str]) -> Iterator[tuple[Path, str]]:
-    """Every image of the classes, and where it goes."""
+def _copies(source: Path, classes: set[str]) -> Iterator[tuple[Path, str]]:
+    """Every image of the classes, and the folder that it is copied to."""
     for wnid in sorted(classes):
         for image in sorted((source / "train" / wnid / "images").glob("*.JPEG")):
             yield image, f"{'val' if _held_out(image) else 'train'}/{wnid}"
@@ -94,16 +97,16 @@ def _held_out(image: Path) -> bool:
 
 
 def main() -> None:
-    """Writes the sets that can be made of DATA."""
+    """Writes the splits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--sets", nargs="+", choices=("tuning", "final"), default=["tuning", "final"]
+        "--splits", nargs="+", choices=("tuning", "final"), default=["tuning", "final"]
     )
     chosen = parser.parse_args()
     try:
-        for name in chosen.sets:
+        for name in chosen.splits:
             print(prepare(chosen.data, name, chosen.out))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""A study: ``python -m evidence.study NAME DATA OUT [KEY=VALUE...]``.
+"""Computes a study: ``python -m evidence.study NAME DATA OUT [KEY=VALUE...]``.
 
-NAME is one of studies.yaml, DATA holds ``tiny-imagenet-200/``, OUT the images, the teachers and
-the runs. What is finished in OUT stays, so that the same call goes on. The results are written to
-``docs/results/NAME.json`` and drawn as ``docs/results/NAME.md`` after every seed. With KEY=VALUE
-for the recipe it is no longer the protocol's study, and its page says so.
+NAME is a study of studies.yaml. DATA holds ``tiny-imagenet-200/``. OUT takes the splits, the
+teachers and the runs. The same command continues a study that was stopped. After every seed the
+results are written to ``docs/results/NAME.json`` and drawn as ``docs/results/NAME.md``. If
+KEY=VALUE changes the recipe, the study departs from the protocol, and its page says so.
 """
 
 from __future__ import annotations
@@ -24,32 +24,49 @@ from dskd.config.recipe import load
 from dskd.engine import run
 from dskd.errors import InputError, NonFiniteError, Stopped
 from evidence import figure
-from evidence.design import Study, find, stints, varied
-from evidence.expect import seconds_of
+from evidence.design import Study, find, steps, varied
 from evidence.facts import commit_of_code, facts_of
 from evidence.page import page
 from evidence.prepare import prepare
+from evidence.time_estimate import training_seconds
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
-"""Where pages are written, unless elsewhere."""
+"""The default folder of the pages."""
 
 
 def teacher_of(study: Study, root: Path, out: Path) -> Path:
-    """The weights of the study's teacher, trained unless they are there."""
+    """The weights of the study's teacher. Trains it if it is not finished.
+
+    Args:
+        study: The study.
+        root: The folder of the images.
+        out: The folder of all studies.
+    """
     name, epochs = study.teacher_name, study.teacher.epochs
     trained = "-".join([name, str(epochs), *study.changes])
-    place = out / "teachers" / (study.set or study.name) / trained
-    if not (place / "result.json").is_file():
+    folder = out / "teachers" / (study.split or study.name) / trained
+    if not (folder / "result.json").is_file():
         own = [f"student.name={name}", f"train.epochs={epochs}", f"data.root={root}"]
-        run.train(load(study.recipe, [*study.changes, *own, f"out={place}"]), resume=True)
-    return place / "student.safetensors"
+        run.train(load(study.recipe, [*study.changes, *own, f"out={folder}"]), resume=True)
+    return folder / "student.safetensors"
 
 
 def compare(
     study: Study, labels: Sequence[str], seeds: int, data: Path, out: Path
 ) -> tuple[Comparison, dict[str, Any]]:
-    """Trains what is not there, of so many seeds; also what the teacher came to."""
-    root = prepare(data, study.set, out / "sets") if study.set else data.resolve()
+    """Trains the missing runs.
+
+    Args:
+        study: The study.
+        labels: The labels to train.
+        seeds: Number of seeds of each label.
+        data: The folder that holds ``tiny-imagenet-200/``, or the folder that the recipe reads.
+        out: The folder of all studies.
+
+    Returns:
+        The comparison, and the content of the teacher's ``result.json``.
+    """
+    root = prepare(data, study.split, out / "splits") if study.split else data.resolve()
     checkpoint = teacher_of(study, root, out)
     changes = [f"teacher.name={study.teacher_name}", f"teacher.checkpoint={checkpoint}"]
     plan = grid.load_plan(
@@ -65,7 +82,12 @@ def compare(
 
 
 def write(facts: Mapping[str, Any], results: Path = RESULTS) -> None:
-    """Writes the numbers, their figure, and the page of both."""
+    """Writes the JSON, the figure and the page of a study.
+
+    Args:
+        facts: The results.
+        results: The folder to write to.
+    """
     name = facts["study"]
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -74,57 +96,67 @@ def write(facts: Mapping[str, Any], results: Path = RESULTS) -> None:
 
 
 def compute(study: Study, data: Path, out: Path, results: Path = RESULTS) -> None:
-    """Computes what is left of a study, and writes after every seed.
+    """Computes the missing runs of a study, and writes its page after every seed.
 
     Args:
-        study: As `find` gives it.
-        data: The folder that holds ``tiny-imagenet-200/``, or what the study's recipe reads.
-        out: For everything that is computed.
-        results: For the numbers and the page.
+        study: A study that `find` returned.
+        data: The folder that holds ``tiny-imagenet-200/``, or the folder that the recipe reads.
+        out: The folder of all studies.
+        results: The folder of the pages.
 
     Raises:
-        InputError: Images or studies that it needs are not there.
-        Stopped: A signal asked for a stop; the same call goes on.
+        InputError: Images or earlier studies are missing.
+        Stopped: A signal stopped the run. The same call continues it.
     """
-    commit = commit_of_code()  # before the pages change the files
-    wanted: dict[str, int] = {}
-    for labels, seeds in stints(study, out):
-        wanted |= dict.fromkeys(labels, seeds)
+    commit = commit_of_code()  # first: writing the pages changes files of the checkout
+    computed: dict[str, int] = {}
+    for labels, seeds in steps(study, out):
+        computed |= dict.fromkeys(labels, seeds)
         comparison, teacher = compare(study, labels, seeds, data, out)
-        write(facts_of(study, wanted, comparison, teacher, commit), results)
+        write(facts_of(study, computed, comparison, teacher, commit), results)
 
 
 def check_gpu(study: Study, data: Path) -> None:
-    """Refuses a long study where there is no GPU.
+    """Refuses a long study on a machine without a GPU.
+
+    Args:
+        study: The study.
+        data: The folder of the images.
 
     Raises:
-        InputError: There is none; it says how long this CPU would take.
+        InputError: There is no GPU. The message says how long this CPU would take.
     """
     if torch.cuda.is_available():
         return
     own = [f"teacher.name={study.teacher_name}", f"teacher.epochs={study.teacher.epochs}"]
     recipe = load(study.recipe, [*study.changes, *own, f"data.root={data.resolve()}"])
-    hours = seconds_of(recipe, study.labels, study.seeds) / 3600
+    hours = training_seconds(recipe, study.labels, study.seeds) / 3600
     raise InputError(
-        f"torch sees no GPU here, and the study {study.name} would train for about "
-        f"{hours / 24:.1f} days on this CPU; run it where there is one, or add --anyway"
+        f"torch finds no GPU here, and the study {study.name} would train for about "
+        f"{hours / 24:.1f} days on this CPU; use a machine with a GPU, or add --anyway"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Computes what is left of a study."""
+    """Computes the missing runs of a study.
+
+    Args:
+        arguments: The command line; None for that of the process.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--recipe", help="another pair for a study that is not the protocol's")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the page is written")
-    parser.add_argument("--anyway", action="store_true", help="without a GPU, however long")
+    parser.add_argument("--recipe", help="another pair, for a study without a split")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the pages")
+    parser.add_argument(
+        "--anyway", action="store_true", help="train without a GPU, however long it takes"
+    )
     chosen = parser.parse_intermixed_args(arguments)
     try:
         study = varied(find(chosen.name, chosen.out), chosen.recipe, chosen.changes)
-        if study.set is None and not chosen.anyway:
+        if study.split is None and not chosen.anyway:
             check_gpu(study, chosen.data)
         compute(study, chosen.data, chosen.out, chosen.results)
     except InputError as error:
@@ -134,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
     except Stopped as stopped:
-        print(f"{stopped}; the same command goes on", file=sys.stderr)
+        print(f"{stopped}; the same command continues", file=sys.stderr)
         sys.exit(128 + stopped.signal)
 
 

@@ -1,8 +1,8 @@
-"""What deep supervision does to the shallow stages: ``python -m evidence.why OUT``.
+"""Measures the effect of deep supervision on shallow stages: ``python -m evidence.why OUT``.
 
-OUT is where the studies `table` and `defaults` were computed. Measures their students of ce, kd,
-and dskd by both settings, at every seed that all of these have, and writes
-``docs/results/why.json`` and its page.
+OUT is the folder of the studies ``table`` and ``defaults``. The students of ce, kd, and dskd
+(preset and defaults) are measured at every seed that all of them have. The results are written to
+``docs/results/why.json`` and drawn as ``docs/results/why.md``.
 """
 
 from __future__ import annotations
@@ -46,30 +46,33 @@ from evidence.why_page import page
 LABELS = ("ce", "kd", "dskd", "dskd:feature_target=matched:beta=10")
 OURS = LABELS[2:]
 FIRST_EPOCHS = 3
-"""In which gradients are measured: each is trained anew from its first step."""
+"""Epochs with measured gradients. They are trained again from the first step."""
 _BATCH = 100
 
 
 def measure(table: Path) -> dict[str, Any]:
-    """All that the page shows.
+    """Measures everything that the page shows.
 
     Args:
-        table: The folder of the study `table`.
+        table: The folder of the study ``table``.
+
+    Returns:
+        Plain values, ready for JSON.
 
     Raises:
-        InputError: No seed of all `LABELS` is finished there.
+        InputError: No seed is finished for all `LABELS`.
     """
     if not table.is_dir():
         raise InputError(f"{table} is missing; run the studies table and defaults")
     comparison = read_comparison(table)
-    there = [{*entry.results} for entry in comparison.entries if entry.label in LABELS]
-    seeds = sorted(set.intersection(*there)) if len(there) == len(LABELS) else []
+    finished = [{*entry.results} for entry in comparison.entries if entry.label in LABELS]
+    seeds = sorted(set.intersection(*finished)) if len(finished) == len(LABELS) else []
     if not seeds:
         raise InputError(
             f"{table}: no seed of {', '.join(LABELS)} is finished; run the studies table "
             "and defaults"
         )
-    laboratory = Laboratory(comparison, seeds[0])
+    students = MeasuredStudents(comparison, seeds[0])
     runs = [(label, seed) for label in LABELS for seed in seeds]
     return {
         "study": "why",
@@ -77,31 +80,31 @@ def measure(table: Path) -> dict[str, Any]:
         "commit": commit_of_code(),
         "date": date.today().isoformat(),
         "environment": machine(torch.device("cpu")),
-        "teacher": laboratory.teacher_name,
-        "student": laboratory.recipe.student.name,
+        "teacher": students.teacher_name,
+        "student": students.recipe.student.name,
         "seeds": seeds,
-        "stages": list(laboratory.stages),
-        "probe": _by_label(runs, laboratory.probe),
-        "similarity": _by_label(runs, laboratory.similarity),
-        "gradient": _by_label(runs, laboratory.gradients),
-        "epochs": _by_label([run for run in runs if run[0] in OURS], laboratory.epochs),
+        "stages": list(students.stages),
+        "probe": _by_label(runs, students.probe),
+        "similarity": _by_label(runs, students.similarity),
+        "gradient": _by_label(runs, students.gradients),
+        "epochs": _by_label([run for run in runs if run[0] in OURS], students.epochs),
     }
 
 
 def _by_label(runs: Sequence[tuple[str, int]], measured: Any) -> dict[str, dict[str, Any]]:
-    """What is measured of every run, by label and seed."""
+    """The measurements of every run, by label and seed."""
     found: dict[str, dict[str, Any]] = {}
     for label, seed in runs:
         found.setdefault(label, {})[str(seed)] = measured(label, seed)
     return found
 
 
-class Laboratory:
-    """The students of a table, their teacher and their images.
+class MeasuredStudents:
+    """The students of the study ``table``, their teacher and their images.
 
     Args:
-        comparison: The table's.
-        seed: One that is finished.
+        comparison: The comparison of the study.
+        seed: A finished seed.
     """
 
     def __init__(self, comparison: Comparison, seed: int) -> None:
@@ -119,7 +122,7 @@ class Laboratory:
         assert teacher is not None, "the recipe names one"
         self.teacher: StagedModel = teacher
         net = self._student(LABELS[0], seed).module
-        assert isinstance(net, StagedNet), "the student is of the zoo"
+        assert isinstance(net, StagedNet), "the student is a model of the zoo"
         self.stages = net.stage_names
 
     def _folder(self, label: str, seed: int) -> Path:
@@ -129,7 +132,12 @@ class Laboratory:
         return load_student(self._folder(label, seed), self.data, UserObjects())
 
     def probe(self, label: str, seed: int) -> list[float]:
-        """Test accuracy of a linear classifier on each stage's average-pooled map, in percent."""
+        """Test accuracy, in percent, of a linear classifier on the pooled map of each stage.
+
+        Args:
+            label: The student's label.
+            seed: The student's seed.
+        """
         student = self._student(label, seed)
         train, test = (pooled_stages(student, part) for part in (self.data.train, self.data.test))
         labels = self.data.train.labels.numpy(), self.data.test.labels.numpy()
@@ -141,7 +149,12 @@ class Laboratory:
         return scores
 
     def similarity(self, label: str, seed: int) -> dict[str, list[float | None]]:
-        """Linear CKA of each stage with the teacher's last, and with the one at its depth."""
+        """Linear CKA of each stage with the teacher's last stage and with that of the same depth.
+
+        Args:
+            label: The student's label.
+            seed: The student's seed.
+        """
         student = self._student(label, seed)
         found = similarity(label, seed, student, self.teacher, self.data.test)
         stages = [name for name in found.teacher if name not in ("pooled", "logits")]
@@ -153,7 +166,12 @@ class Laboratory:
         }
 
     def gradients(self, label: str, seed: int) -> list[list[float]]:
-        """Of each of the first epochs, the mean norm of every stage's gradient."""
+        """The mean gradient norm of every stage, for each of the first epochs.
+
+        Args:
+            label: The student's label.
+            seed: The student's seed.
+        """
         recipe = self.recipes[label].changed(seed=seed)
         images = DataLoaders(self.data, torch.device("cpu"))
         teacher = make_teacher(recipe, images, UserObjects(), self.table, resume=False)
@@ -171,7 +189,12 @@ class Laboratory:
         return epochs
 
     def epochs(self, label: str, seed: int) -> list[dict[str, float]]:
-        """What DSKD's branches did in each epoch."""
+        """The metrics of the branches of DSKD, for each epoch.
+
+        Args:
+            label: The student's label.
+            seed: The student's seed.
+        """
         lines = (self._folder(label, seed) / "metrics.jsonl").read_text().splitlines()
         return [
             {key: value for key, value in json.loads(line).items() if key.startswith("stage")}
@@ -181,7 +204,15 @@ class Laboratory:
 
 @torch.no_grad()
 def pooled_stages(model: StagedModel, split: Split) -> list[Tensor]:
-    """Each stage's average-pooled map of every image, ``[N, C]``."""
+    """The average-pooled maps of all images.
+
+    Args:
+        model: The student.
+        split: The images.
+
+    Returns:
+        One tensor ``[N, C]`` for each stage.
+    """
     outputs = [
         [stage.mean((2, 3)) for stage in model(images).stages]
         for images in torch.split(split.images, _BATCH)
@@ -190,21 +221,30 @@ def pooled_stages(model: StagedModel, split: Split) -> list[Tensor]:
 
 
 def norms(module: nn.Module, stages: Sequence[str]) -> list[float]:
-    """Of the gradient that a step left in each stage's parameters."""
+    """The norm of the gradient of each stage, after a step.
+
+    Args:
+        module: The student.
+        stages: The names of its stages.
+    """
     return [float(torch.stack([*_squares(module.get_submodule(s))]).sum().sqrt()) for s in stages]
 
 
 def _squares(stage: nn.Module) -> Iterator[Tensor]:
     for parameter in stage.parameters():
-        assert parameter.grad is not None, "a stage is trained whole"
+        assert parameter.grad is not None, "every parameter of a stage is trained"
         yield parameter.grad.square().sum()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures and writes."""
+    """Measures the students and writes the page.
+
+    Args:
+        arguments: The command line; None for that of the process.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="of the study table")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the page is written")
+    parser.add_argument("out", type=Path, help="the folder of the studies")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
     chosen = parser.parse_args(arguments)
     try:
         facts = measure(chosen.out / "table")

@@ -1,4 +1,4 @@
-"""The page of what deep supervision does, drawn from its JSON."""
+"""Draws the page on the effect of deep supervision from its JSON."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from evidence.page import machine_line, number, p_text
 
 BASELINE = "kd"
 _SHOWN = (1, 2, 5, 10, 15, 20)
-"""Epochs of the table over time."""
-
+"""Epochs in the table over time."""
 
 Value = Callable[[str, str, int], float]
-"""Of a label, a seed and a stage."""
+"""A measurement, by label, seed and stage."""
 Values = dict[str, list[list[float]]]
-"""Of every label, of every stage, one a seed."""
+"""For each label and stage, one value for each seed."""
 
 
 class Measured(NamedTuple):
-    """What the page and its figure show."""
+    """The measurements that the page and its figure show."""
 
     probe: Values
     """Test accuracy of a linear classifier, in percent."""
     last: Values
     """CKA with the teacher's last stage."""
     same: Values
-    """CKA with the teacher's stage at the same depth, of the shallow stages."""
+    """CKA of the shallow stages with the teacher's stage at the same depth."""
     gradient: Values
-    """Norm of the gradient, the mean over the first epochs."""
+    """Norm of the gradient, averaged over the first epochs."""
     ratio: Values
-    """The same over the last stage's, of the shallow stages."""
+    """Gradient norm of the shallow stages, divided by that of the last stage."""
 
 
 def measured(facts: Mapping[str, Any]) -> Measured:
-    """From what ``evidence.why`` writes."""
+    """Arranges the results of ``evidence.why`` by label and stage.
+
+    Args:
+        facts: The results.
+    """
     same = _values(facts, _cka(facts, "same depth"))
     gradient = _values(facts, _gradient(facts))
     return Measured(
@@ -52,10 +55,13 @@ def measured(facts: Mapping[str, Any]) -> Measured:
 
 
 def page(facts: Mapping[str, Any]) -> str:
-    """Markdown.
+    """Draws the page.
 
     Args:
-        facts: As ``evidence.why`` writes them.
+        facts: The results that ``evidence.why`` writes.
+
+    Returns:
+        Markdown.
     """
     seeds = facts["seeds"]
     found = measured(facts)
@@ -63,52 +69,54 @@ def page(facts: Mapping[str, Any]) -> str:
     lines = [
         "# Why: what deep supervision does to the shallow stages",
         "",
-        f"By the [protocol](protocol.md), on students of the set `final`, those of the "
-        f"[table](table.md) and of [our defaults](defaults.md): {facts['student']}, taught by "
-        f"{facts['teacher']}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} each. `dskd` "
-        "alone is its preset `paper`.",
+        "This study follows the [protocol](protocol.md). It measures students of the split "
+        "`final`, from the studies [table](table.md) and [defaults](defaults.md). The student is "
+        f"{facts['student']} and the teacher {facts['teacher']}, with {len(seeds)} "
+        f"seed{'s' if len(seeds) > 1 else ''} for each method. `dskd` alone is the preset `paper`, "
+        "not the default.",
         "",
         f"[why.json](why.json): {machine_line(facts)}",
         "",
-        "![What each stage knows, how alike it is to the teacher, its gradient](why.svg)",
+        "![Linear probe, similarity to the teacher and gradient of each stage](why.svg)",
         "",
-        "## How much each stage knows",
+        "## Linear probe of each stage",
         "",
-        "Test accuracy, in percent, of a linear classifier (logistic regression) on each stage's "
-        "average-pooled map, trained on the training images after the student was.",
+        "A linear classifier (logistic regression) is trained on the average-pooled map of each "
+        "stage, after the student was trained. The table shows its test accuracy in percent.",
         "",
         *_stage_table(facts, found.probe, ".2f", compared[0]),
         "",
-        "## How alike each stage is to the teacher",
+        "## Similarity of each stage to the teacher",
         "",
-        "Linear CKA on 512 test images, from 0 to 1, with the teacher's last stage.",
+        "Linear CKA with the teacher's last stage, on 512 test images, from 0 to 1.",
         "",
         *_stage_table(facts, found.last, ".3f", compared[1]),
         "",
-        "And of the shallow stages with the teacher's at the same relative depth, which is what "
-        "matched maps are trained for.",
+        "Linear CKA of the shallow stages with the teacher's stage at the same relative depth. "
+        "`feature_target=matched` trains for this similarity.",
         "",
         *_stage_table(facts, found.same, ".3f", compared[2]),
         "",
-        "## How strong the gradient is",
+        "## Gradient of each stage",
         "",
-        "Norm of the whole objective's gradient in a stage's parameters, the mean over all steps "
-        f"of the first {_first_epochs(facts)} epochs.",
+        "The norm of the gradient of the whole objective with respect to the parameters of a "
+        f"stage, averaged over all steps of the first {_first_epochs(facts)} epochs.",
         "",
         *_stage_table(facts, found.gradient, ".3f"),
         "",
-        "A larger loss has larger gradients everywhere; so here it is divided by the last stage's.",
+        "A larger loss gives larger gradients in all stages. So this table divides by the gradient "
+        "norm of the last stage.",
         "",
         *_stage_table(facts, found.ratio, ".3f", compared[3]),
         "",
-        "## DSKD's branches over time",
+        "## The branches of DSKD during training",
         "",
-        "Means over seeds: the weight of each shallow stage, its two losses, and the test accuracy "
-        "of its branch.",
+        "The table shows means over seeds: the weight of each shallow stage, its two losses, and "
+        "the test accuracy of its branch.",
         "",
         *_time_tables(facts),
-        "± is the 95 % interval over seeds (Student's t); differences are paired by seed, and p is "
-        "adjusted for all differences of the page (Holm).",
+        "± is the 95 % interval over seeds (Student's t). Differences are paired by seed. The "
+        "p-values are corrected for all differences on this page (Holm).",
         "",
     ]
     return "\n".join(lines)
@@ -131,7 +139,7 @@ def _first_epochs(facts: Mapping[str, Any]) -> int:
 
 
 def _values(facts: Mapping[str, Any], value: Value) -> Values:
-    """Of every label, of every stage, one a seed."""
+    """For each label and stage, one value for each seed."""
     stages, seeds = range(len(facts["stages"])), [str(seed) for seed in facts["seeds"]]
     return {
         label: [[value(label, seed, stage) for seed in seeds] for stage in stages]
@@ -146,7 +154,7 @@ def _ratios(values: Sequence[float], last: Sequence[float]) -> list[float]:
 def _compared(
     facts: Mapping[str, Any], tables: Sequence[Values]
 ) -> list[dict[str, list[Difference]]]:
-    """Each table's differences of DSKD to KD, a stage each; p is adjusted for all of them."""
+    """For each table, the differences of DSKD to KD by stage, with corrected p-values."""
     found = [
         {
             label: [paired(*pair) for pair in zip(table[label], table[BASELINE], strict=True)]
@@ -171,7 +179,7 @@ def _stage_table(
     form: str,
     compared: Mapping[str, Sequence[Difference]] | None = None,
 ) -> list[str]:
-    """A row a method, a column a stage, and the differences of DSKD to KD."""
+    """A table with a row for each method, a column for each stage, and the differences to KD."""
     stages = facts["stages"][: len(values[BASELINE])]
     lines = [f"| | {' | '.join(stages)} |", f"|---|{'---:|' * len(stages)}"]
     for label, by_stage in values.items():
@@ -196,7 +204,7 @@ def _time_tables(facts: Mapping[str, Any]) -> list[str]:
 def _time_table(runs: Sequence[Sequence[Mapping[str, float]]]) -> list[str]:
     keys = [key for key in runs[0][0] if key.startswith("stage")]
     stages = sorted({key.partition("/")[0] for key in keys})
-    names = ("weight", "prediction", "feature", "accuracy")
+    names = ("weight", "prediction", "feature", "test_accuracy")
     shown = [epoch for epoch in _SHOWN if epoch <= len(runs[0])]
     lines = [
         f"| | {' | '.join(f'epoch {epoch}' for epoch in shown)} |",
@@ -206,6 +214,7 @@ def _time_table(runs: Sequence[Sequence[Mapping[str, float]]]) -> list[str]:
         for name in names:
             key = f"{stage}/{name}"
             means = (sum(run[epoch - 1][key] for run in runs) / len(runs) for epoch in shown)
-            form = ".1f" if name == "accuracy" else ".3f"
-            lines.append(f"| {stage}, {name} | {' | '.join(f'{mean:{form}}' for mean in means)} |")
+            form = ".1f" if name == "test_accuracy" else ".3f"
+            cells = " | ".join(f"{mean:{form}}" for mean in means)
+            lines.append(f"| {stage}, {name.replace('_', ' ')} | {cells} |")
     return lines

@@ -1,4 +1,4 @@
-"""The evidence: the protocol's sets, studies whose labels exist, and pages of unfinished work."""
+"""The evidence: the splits of the protocol, the labels of the studies, and their pages."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ def published(folder: Path, classes: list[str], samples: int = 10) -> Path:
     return folder
 
 
-def test_a_fifth_is_held_out_and_judged_beside_the_validation_images(tmp_path: Path) -> None:
+def test_a_fifth_of_the_training_images_is_tested_with_the_validation_images(
+    tmp_path: Path,
+) -> None:
     classes = ["n01", "n02", "n03"]
-    folder = prepare(published(tmp_path / "data", classes), "final", tmp_path / "sets", classes)
+    folder = prepare(published(tmp_path / "data", classes), "final", tmp_path / "splits", classes)
     for wnid in classes:
         train = {path.name for path in (folder / "train" / wnid).iterdir()}
         test = {path.name for path in (folder / "val" / wnid).iterdir()}
@@ -62,17 +64,17 @@ def test_a_fifth_is_held_out_and_judged_beside_the_validation_images(tmp_path: P
         assert test == held | {f"val_{classes.index(wnid)}.JPEG"}
 
 
-def test_a_set_whose_classes_are_not_there_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_split_without_its_classes_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     data = published(tmp_path / "data", ["n01"])
-    with pytest.raises(InputError, match="lacks 20 classes of the set final"):
-        prepare(data, "final", tmp_path / "sets")
-    assert not (tmp_path / "sets").exists()
+    with pytest.raises(InputError, match="lacks 20 classes of the split final"):
+        prepare(data, "final", tmp_path / "splits")
+    assert not (tmp_path / "splits").exists()
 
 
 def test_a_folder_that_is_not_the_published_one_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["prepare", str(tmp_path), str(tmp_path / "sets")])
+    monkeypatch.setattr("sys.argv", ["prepare", str(tmp_path), str(tmp_path / "splits")])
     with pytest.raises(SystemExit) as ended:
         prepare_main()
     assert ended.value.code == 2
@@ -80,7 +82,7 @@ def test_a_folder_that_is_not_the_published_one_is_refused_in_one_line(
     assert re.fullmatch(r"error: .*val_annotations.txt is missing; give .* as published\n", said)
 
 
-def test_the_sets_share_no_class() -> None:
+def test_the_splits_share_no_class() -> None:
     assert len(classes_of("tuning")) == len(classes_of("final")) == 20
     assert not set(classes_of("tuning")) & set(classes_of("final"))
 
@@ -124,7 +126,7 @@ def small(**changes: Any) -> Study:
         **{
             "name": "small",
             "title": "A study",
-            "set": "final",
+            "split": "final",
             "teacher": design.TrainedTeacher(name="resnet8", epochs=1),
             "baseline": "kd",
             "seeds": 2,
@@ -154,15 +156,15 @@ def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
     facts = facts_of(study, seeds, *compare(study, study.labels, 1, data, out), "abc")
     write(facts, tmp_path)
     text = (tmp_path / "small.md").read_text()
-    assert "**Not finished**: 2 of 4 runs are there." in text
-    assert "**Beside the protocol** (train.epochs=1, train.batch_size=8)" in text
+    assert "**Not finished**: 2 of 4 runs are finished." in text
+    assert "not part of the [protocol](protocol.md)** (train.epochs=1, train.batch_size=8)" in text
     assert rows_of(text) == {"ce": 1, "kd": 1}
-    kept = json.loads((tmp_path / "small.json").read_text())
-    assert str(tmp_path) not in json.dumps(kept), "no path of this machine"
-    assert page(kept) == page(facts)
-    assert (tmp_path / "small.svg").read_bytes() == figure.means(kept)
+    written = json.loads((tmp_path / "small.json").read_text())
+    assert str(tmp_path) not in json.dumps(written), "no path of this machine"
+    assert page(written) == page(facts)
+    assert (tmp_path / "small.svg").read_bytes() == figure.means(written)
     compute(study, data, out, tmp_path)
-    assert "All 4 runs are there." in (tmp_path / "small.md").read_text()
+    assert "All 4 runs are finished." in (tmp_path / "small.md").read_text()
 
 
 def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Path) -> None:
@@ -176,8 +178,8 @@ def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Pa
 
 
 def test_what_is_no_study_of_the_protocol_says_so() -> None:
-    assert design.find("mini", Path()).beside
-    assert design.find("table", Path()).beside is None
+    assert design.find("mini", Path()).deviation
+    assert design.find("table", Path()).deviation is None
 
 
 def test_committed_pages_are_what_their_numbers_draw() -> None:
@@ -190,20 +192,20 @@ def test_committed_pages_are_what_their_numbers_draw() -> None:
 
 
 def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
-    more = design.Further(seeds=2, labels=["kd", "dskd"])
-    study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, further=more, asks_first=True)
+    more = design.ExtraSeeds(seeds=2, labels=["kd", "dskd"])
+    study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, extra_seeds=more, tests_first=True)
     compute(study, data, tmp_path / "out", tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert rows_of(text) == {"ce": 1, "kd": 2, "dskd": 2}
-    assert "All 5 runs are there." in text
-    assert "The protocol asks this of 5 seeds." in text
-    assert re.search(r"over each of the others, adjusted for nothing: `kd` [+-]\d", text)
+    assert "All 5 runs are finished." in text
+    assert "The protocol requires 5 seeds for this test." in text
+    assert re.search(r"to the others, in points, uncorrected: `kd` [+-]\d", text)
 
 
 def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     compute(small(seeds=1), data, out, tmp_path)
-    twin = small(name="twin", into="small", seeds=1, groups={"Its own": ["kd"]})
+    twin = small(name="twin", shares_runs_of="small", seeds=1, groups={"Its own": ["kd"]})
     compute(twin, data, out, tmp_path)
     assert rows_of((tmp_path / "twin.md").read_text()) == {"kd": 1}
     assert not (out / "twin").exists()
@@ -212,22 +214,22 @@ def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(data: Path, tmp_p
 def test_a_study_shows_its_own_seeds_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     compute(small(), data, out, tmp_path)
-    compute(small(name="twin", into="small", seeds=1), data, out, tmp_path)
+    compute(small(name="twin", shares_runs_of="small", seeds=1), data, out, tmp_path)
     text = (tmp_path / "twin.md").read_text()
     assert rows_of(text) == {"ce": 1, "kd": 1}
-    assert "All 2 runs are there." in text
+    assert "All 2 runs are finished." in text
 
 
 def test_labels_that_say_the_same_are_one_row(tmp_path: Path) -> None:
     best = table(crd=50, at=49)
     finished(tmp_path / "table", best)
-    usual = choose.trials_of("crd")[2]
-    trials = design.find("trials", tmp_path).labels
+    usual = choose.configurations_of("crd")[2]
+    tuned = design.find("configurations", tmp_path).labels
     finished(
-        tmp_path / "ablation", {label: [43.0 if label == usual else 42.0] * 3 for label in trials}
+        tmp_path / "ablation", {label: [43.0 if label == usual else 42.0] * 3 for label in tuned}
     )
     study = design.find("defaults", tmp_path)
-    assert study.same == {usual: "crd"}
+    assert study.duplicates == {usual: "crd"}
     assert usual not in study.labels
     assert usual in design.find("composition", tmp_path).labels
 
@@ -248,13 +250,15 @@ def test_a_comparison_that_a_row_has_counts_once() -> None:
 
 
 def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_path: Path) -> None:
-    study = small(set=None, seeds=1, recipe="tiny_imagenet/resnet56-resnet20-32")
+    study = small(split=None, seeds=1, recipe="tiny_imagenet/resnet56-resnet20-32")
     words = data / "tiny-imagenet-200"
     (words / "wnids.txt").write_text("n01\nn02\n")
     (words / "words.txt").write_text("n01\tone\nn02\ttwo\n")
     compute(study, data, tmp_path / "out", tmp_path)
-    told = "Data set tiny_imagenet (train.epochs=1, train.batch_size=8): student resnet20"
-    assert told in (tmp_path / "small.md").read_text()
+    expected = (
+        "Data set: tiny_imagenet (train.epochs=1, train.batch_size=8). The student is resnet20"
+    )
+    assert expected in (tmp_path / "small.md").read_text()
 
 
 def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
@@ -320,7 +324,7 @@ def test_a_long_study_wants_a_gpu_and_says_how_long_it_would_take(
 
 def test_what_a_study_is_made_of_is_not_changed_by_the_way() -> None:
     study = design.find("ablation", Path())
-    with pytest.raises(InputError, match=r"teacher.name is the study's own"):
+    with pytest.raises(InputError, match=r"teacher.name is fixed by the study"):
         design.varied(study, None, ["teacher.name=resnet20"])
     with pytest.raises(InputError, match="the recipe of ablation is the protocol's"):
         design.varied(study, "digits", [])
@@ -335,7 +339,7 @@ def finished(folder: Path, accuracies: Mapping[str, Sequence[float]]) -> None:
     facts = {
         "recipe": {},
         "weights": "equal",
-        "images": 100,
+        "test_images": 100,
         "seeds": list(range(max(map(len, accuracies.values())))),
         "entries": [variant.plain() for variant in found],
     }
@@ -354,7 +358,7 @@ def table(**better: float) -> dict[str, list[float]]:
     return {name: [better.get(name, 40.0)] * 3 for name in methods.names()}
 
 
-def test_the_baselines_are_the_best_two_of_the_table_beside_those_that_are_always_there(
+def test_the_baselines_are_the_best_two_of_the_table_without_the_fixed_methods(
     tmp_path: Path,
 ) -> None:
     finished(tmp_path / "table", table(ce=50, kd=49, dskd=48, crd=47, at=46, sp=45))
@@ -367,25 +371,29 @@ def test_the_baselines_are_the_best_two_of_the_table_beside_those_that_are_alway
         "at",
         why.LABELS[-1],
     ]
-    trials = design.find("trials", tmp_path).labels
-    assert len(trials) == 4 * 8
-    finished(tmp_path / "ablation", {label: [42.0 + len(label) / 100] for label in trials})
-    leading = design.expanded(["<leading trials>"], tmp_path)
-    assert 2 * len(leading) == design.wanted(design.find("trials", tmp_path)) - len(trials)
-    with pytest.raises(InputError, match=r"is not finished in .*ablation; run the study trials"):
+    tuned = design.find("configurations", tmp_path).labels
+    assert len(tuned) == 4 * 8
+    finished(tmp_path / "ablation", {label: [42.0 + len(label) / 100] for label in tuned})
+    leading = design.expand(["<leading configurations>"], tmp_path)
+    assert 2 * len(leading) == design.run_count(design.find("configurations", tmp_path)) - len(
+        tuned
+    )
+    with pytest.raises(
+        InputError, match=r"is not finished in .*ablation; run the study configurations"
+    ):
         design.find("composition", tmp_path)
     rmtree(tmp_path / "ablation")
-    seeds = {label: 3 if label in leading else 1 for label in trials}
+    seeds = {label: 3 if label in leading else 1 for label in tuned}
     finished(
         tmp_path / "ablation",
-        {label: [42.0 + len(label) / 100] * seeds[label] for label in trials},
+        {label: [42.0 + len(label) / 100] * seeds[label] for label in tuned},
     )
     best = design.find("composition", tmp_path).labels
     assert [label.partition(":")[0] for label in best] == ["kd", "kd", "dskd", "crd", "at"]
     defaults = design.find("defaults", tmp_path)
     others = {"crd", "at", "fitnet:weight=10"}
-    assert {*best, *why.LABELS, *others} == {*defaults.labels, *defaults.same}
-    assert max((t for t in trials if t.startswith("dskd")), key=len) in best
+    assert {*best, *why.LABELS, *others} == {*defaults.labels, *defaults.duplicates}
+    assert max((t for t in tuned if t.startswith("dskd")), key=len) in best
 
 
 def test_baselines_wait_for_the_table(tmp_path: Path) -> None:
@@ -397,10 +405,10 @@ def test_baselines_wait_for_the_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["kd", *(n for n in methods.names() if n not in choose.FIXED)])
-def test_every_rival_would_have_eight_trials_that_exist(name: str) -> None:
-    trials = choose.trials_of(name)
-    assert len(set(trials)) == 8
-    assert len(method_variants(trials, load("digits"), "equal")) == 8
+def test_every_baseline_has_eight_configurations_that_exist(name: str) -> None:
+    tuned = choose.configurations_of(name)
+    assert len(set(tuned)) == 8
+    assert len(method_variants(tuned, load("digits"), "equal")) == 8
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -435,6 +443,6 @@ def test_differences_can_refer_to_any_label() -> None:
 def test_first_is_said_of_five_seeds_and_a_difference() -> None:
     facts = {"label": "dskd", "mean": 43.0, "second": "kd", "second_mean": 42.0, "seeds": 5}
     assert "**DSKD is first.**" in first(facts | row())
-    assert "**It is not first.**" in first(facts | row(gap_half=1.5))
-    assert "The protocol asks this of 5 seeds." in first(facts | row() | {"seeds": 3})
-    assert "**It is better**, on a page that" in first(facts | row(), added=True)
+    assert "**DSKD is not first.**" in first(facts | row(gap_half=1.5))
+    assert "The protocol requires 5 seeds for this test." in first(facts | row() | {"seeds": 3})
+    assert "**DSKD is better**, in a study that is not" in first(facts | row(), added=True)

@@ -1,4 +1,4 @@
-"""How long a study takes on this CPU, told from a few steps of it."""
+"""Estimates how long a study takes on this CPU, from a few steps."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from dskd.engine.trainer import Trainer
 from dskd.teacher.frozen import FrozenTeacher
 
 STEPS = 3
-"""That are timed, after one that is not."""
+"""Timed steps. One step before them is not timed."""
 
 
-def seconds_of(recipe: Recipe, labels: list[str], seeds: int) -> float:
-    """Of all training steps: the teacher's own, and of every student at every seed.
+def training_seconds(recipe: Recipe, labels: list[str], seeds: int) -> float:
+    """Estimates the seconds of all training steps, of the teacher and of every student.
 
-    Evaluation comes on top. Students of a seed share their teacher's outputs.
+    Evaluation is not included. The students of a seed share the outputs of their teacher.
 
     Args:
-        recipe: With the teacher's name and epochs.
+        recipe: A recipe with the name and the epochs of the teacher.
         labels: The students.
-        seeds: Of each.
+        seeds: Number of seeds of each student.
     """
     data = load_data(recipe.data)
     images = DataLoaders(data, torch.device("cpu"))
@@ -45,13 +45,13 @@ def seconds_of(recipe: Recipe, labels: list[str], seeds: int) -> float:
     own = teacher_recipe(recipe, Path())
     first = _trainer(own, images, None)
     total = _step(first)[0] * first.steps * own.train.epochs
-    students, teacher_output = 0.0, 0.0
+    students, teacher_seconds = 0.0, 0.0
     for variant in method_variants(labels, recipe, "equal"):
         trainer = _trainer(recipe.changed(method=variant.method), images, teacher)
-        step, asking = _step(trainer)
-        students += step - asking
-        teacher_output = max(teacher_output, asking)
-    return total + (students + teacher_output) * first.steps * recipe.train.epochs * seeds
+        step, forward = _step(trainer)
+        students += step - forward
+        teacher_seconds = max(teacher_seconds, forward)
+    return total + (students + teacher_seconds) * first.steps * recipe.train.epochs * seeds
 
 
 def _trainer(recipe: Recipe, images: DataLoaders, teacher: FrozenTeacher | None) -> Trainer:
@@ -63,11 +63,11 @@ def _trainer(recipe: Recipe, images: DataLoaders, teacher: FrozenTeacher | None)
 
 
 def _step(trainer: Trainer) -> tuple[float, float]:
-    """Seconds of a step, and the teacher's part of them."""
+    """Median seconds of a step, and the seconds of the teacher's forward pass in it."""
     steps = trainer.train_epoch()
     next(steps)
-    asked = trainer.teacher_outputs.watch.seconds
+    start = trainer.teacher_outputs.watch.seconds
     ends = [time.perf_counter(), *(time.perf_counter() for _ in islice(steps, STEPS))]
     times = [end - start for start, end in pairwise(ends)]
-    asked = trainer.teacher_outputs.watch.seconds - asked
-    return (statistics.median(times), asked / len(times)) if times else (trainer.seconds, asked)
+    teacher = trainer.teacher_outputs.watch.seconds - start
+    return (statistics.median(times), teacher / len(times)) if times else (trainer.seconds, teacher)

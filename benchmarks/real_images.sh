@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Real pictures through both published formats, with the shipped recipes.
+# Real images through both published formats, with the shipped recipes.
 #
-#   benchmarks/real_pictures.sh tiny DATA OUT    DATA holds tiny-imagenet-200/ (20 of its classes are used)
-#   benchmarks/real_pictures.sh cifar DATA OUT   DATA holds cifar-100-python/
+#   benchmarks/real_images.sh tiny DATA OUT    DATA holds tiny-imagenet-200/ (20 of its classes are used)
+#   benchmarks/real_images.sh cifar DATA OUT   DATA holds cifar-100-python/
 #
 # A run that is already there is kept, so the script can be started again after a stop.
 set -euo pipefail
