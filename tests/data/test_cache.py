@@ -69,7 +69,7 @@ def test_every_loader_uses_it(name: str, tmp_path: Path) -> None:
     assert _file(tmp_path).stat().st_mtime_ns == written
 
 
-def test_sizes_and_places_are_kept_apart(tmp_path: Path, decoded: list[int]) -> None:
+def test_each_size_and_place_has_its_own_file(tmp_path: Path, decoded: list[int]) -> None:
     write_folder(tmp_path / "root")
     write_folder(tmp_path / "other")
     for _ in range(2):
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written_is_noted(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     dataset = _load(tmp_path)
     assert len(dataset.train) == 12
-    assert "decoded images are not kept: cannot write to" in dataset.notes[-1]
+    assert "decoded images are not cached: cannot write to" in dataset.notes[-1]
     assert (tmp_path / "cache").read_text() == "a file where the folder should be"
 
 

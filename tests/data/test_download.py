@@ -99,7 +99,7 @@ def test_trouble_is_told_and_leaves_nothing(
     elif trouble == "cut":
         server.cut = 100
     elif trouble == "large":
-        monkeypatch.setattr("dskd.data.download._LARGEST", 1000)
+        monkeypatch.setattr("dskd.data.download._MAX_BYTES", 1000)
     elif trouble == "missing":
         (tmp_path / "served" / "cifar-10-python.tar.gz").unlink()
     elif trouble == "no server":

@@ -81,7 +81,7 @@ def test_augmentation_is_the_naive_loop(seed: int, padding: int, channels: int) 
 
 @given(st.integers(1, 40), st.integers(0, 3), st.booleans(), st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_bank_holds_different_views_of_each_image(
+def test_the_views_of_a_sample_are_different(
     num_samples: int, padding: int, flip: bool, data: st.DataObject
 ) -> None:
     total = count_views(padding, flip)
@@ -94,7 +94,7 @@ def test_a_bank_holds_different_views_of_each_image(
     assert torch.equal(views_of_each, draw_views(num_samples, padding, flip, views))
 
 
-def test_every_view_is_as_likely_to_be_in_a_bank_and_to_be_drawn_from_it() -> None:
+def test_every_view_is_equally_likely_to_be_cached_and_to_be_drawn() -> None:
     num_samples, views = 30_000, 4
     views_of_each = draw_views(num_samples, 1, True, views)
     for drawn in (
@@ -114,15 +114,15 @@ def test_every_view_is_as_likely_to_be_in_a_bank_and_to_be_drawn_from_it() -> No
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_a_plan_draws_from_a_bank_and_changes_nothing_else(flip: bool) -> None:
+def test_a_plan_draws_from_the_cached_views_and_changes_nothing_else(flip: bool) -> None:
     views_of_each = draw_views(50, 2, flip, 3)
-    plain, banked = draw_plan(1, 2, 50, 2, flip), draw_plan(1, 2, 50, 2, flip, views_of_each)
-    assert torch.equal(plain.order, banked.order)
-    assert torch.equal(plain.seeds, banked.seeds)
-    assert (banked.views[:, None] == views_of_each).any(1).all()
-    assert not torch.equal(banked.views, draw_plan(1, 3, 50, 2, flip, views_of_each).views)
-    assert not torch.equal(banked.views, draw_plan(0, 2, 50, 2, flip, views_of_each).views)
-    assert torch.equal(banked.views, draw_plan(1, 2, 50, 2, flip, views_of_each).views)
+    plain, limited = draw_plan(1, 2, 50, 2, flip), draw_plan(1, 2, 50, 2, flip, views_of_each)
+    assert torch.equal(plain.order, limited.order)
+    assert torch.equal(plain.seeds, limited.seeds)
+    assert (limited.views[:, None] == views_of_each).any(1).all()
+    assert not torch.equal(limited.views, draw_plan(1, 3, 50, 2, flip, views_of_each).views)
+    assert not torch.equal(limited.views, draw_plan(0, 2, 50, 2, flip, views_of_each).views)
+    assert torch.equal(limited.views, draw_plan(1, 2, 50, 2, flip, views_of_each).views)
 
 
 def test_without_crop_and_flip_images_stay_as_they_are() -> None:

@@ -164,12 +164,12 @@ def test_threads_share_the_pixels_that_are_decoded_at_a_time(
     seen: list[int] = []
 
     def noted(image: Image.Image) -> Image.Image:
-        seen.append(image_decoding._DECODED.pixels)
+        seen.append(image_decoding._BUDGET.pixels)
         time.sleep(0.001)
         return to_rgb(image)
 
     monkeypatch.setattr(image_decoding, "to_rgb", noted)
-    monkeypatch.setattr(image_decoding, "_AT_ONCE", at_once)
+    monkeypatch.setattr(image_decoding, "_MAX_PIXELS", at_once)
     monkeypatch.setattr(image_decoding, "_CHUNK", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     names = [f"{number}.png" for number in range(9)]
@@ -177,4 +177,4 @@ def test_threads_share_the_pixels_that_are_decoded_at_a_time(
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     assert decode(FolderFiles(tmp_path, names), names, None).shape == (9, 3, 8, 8)
     assert max(seen) <= most
-    assert image_decoding._DECODED.pixels == 0
+    assert image_decoding._BUDGET.pixels == 0

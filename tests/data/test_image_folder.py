@@ -65,7 +65,8 @@ def test_other_files_are_passed_over_with_a_note(
     (root / "elsewhere").mkdir()
     dataset = load()
     assert len(dataset.train) == 13
-    assert dataset.notes == ("4 ignored, being no images of a class, such as train/cat/notes.txt",)
+    note = "4 files ignored that are no images of a class, such as train/cat/notes.txt"
+    assert dataset.notes == (note,)
     assert load().notes == dataset.notes
 
 

@@ -42,22 +42,22 @@ _counts = st.lists(st.integers(1, 40), min_size=2, max_size=6)
 
 @given(_counts, st.floats(0, 0.99), st.floats(0.01, 1))
 def test_the_parts_are_stratified_disjoint_and_the_same_every_time(
-    counts: list[int], holdout: float, share: float
+    counts: list[int], val_fraction: float, fraction: float
 ) -> None:
     dataset = _dataset(counts)
-    held = [min(int(n * holdout + 0.5), n - 1) for n in counts]
-    if holdout > 0 and sum(held) == 0:
+    held = [min(int(n * val_fraction + 0.5), n - 1) for n in counts]
+    if val_fraction > 0 and sum(held) == 0:
         with pytest.raises(InputError, match="holds out no image"):
-            split_validation(dataset, holdout)
+            split_validation(dataset, val_fraction)
         return
-    parts = [take_fraction(split_validation(dataset, holdout), share) for _ in range(2)]
+    parts = [take_fraction(split_validation(dataset, val_fraction), fraction) for _ in range(2)]
     assert parts[0].fingerprint() == parts[1].fingerprint()
     part = parts[0]
     kept = _numbers(part.train)
     assert kept == sorted(set(kept))
     assert [dataset.train.labels[n] for n in kept] == part.train.labels.tolist()
     left = [n - h for n, h in zip(counts, held, strict=True)]
-    expected = [max(int(n * share + 0.5), 1) if share < 1 else n for n in left]
+    expected = [max(int(n * fraction + 0.5), 1) if fraction < 1 else n for n in left]
     assert torch.bincount(part.train.labels).tolist() == expected
     if part.validation is None:
         assert sum(held) == 0
@@ -71,7 +71,7 @@ def test_the_parts_are_stratified_disjoint_and_the_same_every_time(
 @given(_counts, st.floats(0.01, 1), st.floats(0.01, 1))
 def test_a_smaller_share_is_part_of_a_larger(counts: list[int], a: float, b: float) -> None:
     dataset = _dataset(counts)
-    small, large = (take_fraction(dataset, share) for share in sorted((a, b)))
+    small, large = (take_fraction(dataset, fraction) for fraction in sorted((a, b)))
     assert set(_numbers(small.train)) <= set(_numbers(large.train))
 
 
@@ -118,12 +118,12 @@ def test_all_classes_in_order_is_the_same_data_set() -> None:
     ("classes", "message"),
     [
         (4, "asks for 4 classes, but made has 3"),
-        (1, "keep at least 2"),
-        (0, "keep at least 2"),
-        (-2, "keep at least 2"),
-        ([], "keep at least 2"),
-        (["class 1"], "keep at least 2"),
-        ("class 1", "keep at least 2"),
+        (1, "select at least 2"),
+        (0, "select at least 2"),
+        (-2, "select at least 2"),
+        ([], "select at least 2"),
+        (["class 1"], "select at least 2"),
+        ("class 1", "select at least 2"),
         (["class 1", "clas 2"], "unknown class 'clas 2'; did you mean 'class 2'"),
         (["class 1", "class 0", "class 1"], "names 'class 1' twice"),
         (["class 1", "id1"], "names 'id1' twice"),
@@ -135,13 +135,13 @@ def test_refuses_classes(classes: int | list[str] | str, message: str) -> None:
 
 
 @pytest.mark.parametrize("number", [-0.1, 1.0, 2.0, float("nan"), float("inf")])
-def test_refuses_a_holdout_out_of_range(number: float) -> None:
+def test_refuses_a_val_fraction_out_of_range(number: float) -> None:
     with pytest.raises(InputError, match=r"data\.val_fraction must be"):
         split_validation(_dataset([3, 4]), number)
 
 
 @pytest.mark.parametrize("number", [0.0, -0.1, 1.1, float("nan")])
-def test_refuses_a_share_out_of_range(number: float) -> None:
+def test_refuses_a_fraction_out_of_range(number: float) -> None:
     with pytest.raises(InputError, match=r"data\.fraction must be"):
         take_fraction(_dataset([3, 4]), number)
 

@@ -331,7 +331,7 @@ def check(case: Case, folder: Path) -> str:
     tracemalloc.start()
     os.chdir(work)
     try:
-        with mock.patch.object(archives, "_UNPACKED", _LIMIT):
+        with mock.patch.object(archives, "_MAX_UNPACKED", _LIMIT):
             if outcome == "refused":
                 with pytest.raises(InputError) as refused:
                     load_dataset(dataset, root=Path(file), cache_dir=folder / "cache")

@@ -1,4 +1,4 @@
-"""Where source files come from: a folder, a zip or a tar archive, all only ever read."""
+"""Source files of data sets, in a folder, a zip archive or a tar archive; all are only read."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pathlib import Path
 from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
 
-_LARGE = 64 * 2**20
-# What an archive may hold. A few bytes may unpack to any number; the published ones have 186 MB.
-_UNPACKED = 2**30
-_TAR_MEMBERS = 2**10
-_ZIP_MEMBERS = 2**20
+_MEMORY_CHECKED = 64 * 2**20
+"""Files of more bytes are only read if the memory for them is free."""
+# Limits on untrusted archives: a few bytes can unpack to any number. Published ones have 186 MB.
+_MAX_UNPACKED = 2**30
+_MAX_TAR_MEMBERS = 2**10
+_MAX_ZIP_MEMBERS = 2**20
 
 
 class Files(ABC):
-    """A tree of files to read.
+    """A read-only tree of files.
 
     Attributes:
         root: The folder or the archive.
-        names: Names relative to ``root``, sorted, with ``/`` between the parts; folders end in
-            ``/``.
-        stamp: A hash that changes when a file is added, removed, resized or written.
+        names: Sorted names relative to ``root``, separated by ``/``; names of folders end in ``/``.
+        stamp: A hash of names, sizes and modification times.
     """
 
     root: Path
@@ -38,24 +38,24 @@ class Files(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The bytes of the file ``name``; InputError when it is missing or unreadable."""
+        """Read the file ``name``; InputError if it is missing or unreadable."""
 
     def where(self, name: str) -> str:
-        """The place of ``name`` as people know it, for errors and notes."""
+        """The full path of ``name``, for messages."""
         return str(self.root / name)
 
     def missing(self, name: str) -> InputError:
-        """The error for a file that is not there."""
+        """The error for a missing file."""
         return InputError(f"{self.where(name)} is missing; data.root must hold the published files")
 
 
 class FolderFiles(Files):
-    """The files under some parts of a folder.
+    """The files in some parts of a folder.
 
     Args:
         root: The folder.
-        parts: The files and folders in it that count; what else lies there is not looked at.
-        depth: How many levels of folders to enter below ``root``.
+        parts: The files and folders in it to include; all others are ignored.
+        depth: Levels of folders to enter below ``root``.
 
     Raises:
         InputError: A folder cannot be listed.
@@ -75,7 +75,7 @@ class FolderFiles(Files):
         """See `Files.read`."""
         if name not in self._sizes:
             raise self.missing(name)
-        if self._sizes[name] > _LARGE:
+        if self._sizes[name] > _MEMORY_CHECKED:
             require_memory(self._sizes[name], f"the bytes of {self.where(name)}")
         try:
             return (self.root / name).read_bytes()
@@ -84,11 +84,11 @@ class FolderFiles(Files):
 
 
 class ZipFiles(Files):
-    """The files under one folder of a zip archive, read in place; threads may share it.
+    """The files in one folder of a zip archive, read without unpacking to disk; thread-safe.
 
     Args:
         path: The archive.
-        top: The folder in it that the names are relative to, ending in ``/``.
+        top: The folder in the archive, ending in ``/``; names are relative to it.
 
     Raises:
         InputError: The archive is missing or damaged.
@@ -100,9 +100,9 @@ class ZipFiles(Files):
         try:
             self._zip = zipfile.ZipFile(path)
             self.stamp = _archive_stamp(path)
-            if len(self._zip.namelist()) > _ZIP_MEMBERS:
-                raise ValueError(f"it has more than {_ZIP_MEMBERS} members")
-        except Exception as error:  # zipfile and struct each raise their own
+            if len(self._zip.namelist()) > _MAX_ZIP_MEMBERS:
+                raise ValueError(f"it has more than {_MAX_ZIP_MEMBERS} members")
+        except Exception as error:  # zipfile and struct raise many types
             raise _damaged(path, error) from error
         everything = (name for name in self._zip.namelist() if name.startswith(top))
         self.names = sorted({name[len(top) :] for name in everything} - {""})
@@ -113,16 +113,16 @@ class ZipFiles(Files):
             member = self._zip.getinfo(self._top + name)
         except KeyError:
             raise self.missing(name) from None
-        if member.file_size > _LARGE:
+        if member.file_size > _MEMORY_CHECKED:
             require_memory(member.file_size, f"the bytes of {self.where(name)}")
         try:
-            if member.file_size > _UNPACKED:
-                raise ValueError(f"{name} has more than {_UNPACKED} bytes")
+            if member.file_size > _MAX_UNPACKED:
+                raise ValueError(f"{name} has more than {_MAX_UNPACKED} bytes")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{name} is packed in a way that cannot be read in parts")
-            with self._zip.open(member) as file:  # no more than its size: it may unpack to more
+                raise ValueError(f"{name} has a compression that cannot be read in parts")
+            with self._zip.open(member) as file:  # a damaged member may unpack to more
                 return file.read(member.file_size)
-        except Exception as error:  # zipfile, zlib, lzma and bz2 each raise their own
+        except Exception as error:  # zipfile, zlib, lzma and bz2 raise many types
             raise _damaged(self.root, error) from error
 
     def where(self, name: str) -> str:
@@ -131,14 +131,14 @@ class ZipFiles(Files):
 
 
 class TarFiles(Files):
-    """A few named files of a tar archive, plain or in gzip, read in one pass.
+    """A few named files of a tar archive (plain or gzip), read in one pass.
 
-    Links, devices and whatever else is no file of its own count as missing.
+    Links, devices and other special members count as missing.
 
     Args:
         path: The archive.
-        top: The folder in it that the names are relative to, ending in ``/``.
-        wanted: The names of the files to find.
+        top: The folder in the archive, ending in ``/``; names are relative to it.
+        wanted: Names of the files to find.
 
     Raises:
         InputError: The archive is missing.
@@ -155,13 +155,13 @@ class TarFiles(Files):
             raise _damaged(path, error) from error
 
     def read(self, name: str) -> bytes:
-        """See `Files.read`. The first call reads all that is wanted, each is handed out once."""
+        """See `Files.read`. The first call reads all wanted files; each can be taken once."""
         if self._bytes is None:
             try:
                 self._bytes = self._unpack()
             except InputError:
                 raise
-            except Exception as error:  # tarfile, zlib, gzip and struct each raise their own
+            except Exception as error:  # tarfile, zlib, gzip and struct raise many types
                 raise _damaged(self.root, error) from error
         if name not in self._bytes:
             raise self.missing(name)
@@ -173,49 +173,49 @@ class TarFiles(Files):
 
     def _unpack(self) -> dict[str, bytes]:
         found = {}
-        with _opened(self.root) as file:
-            bounded = _Bounded(file)
+        with _open(self.root) as file:
+            bounded = _BoundedReader(file)
             with tarfile.open(fileobj=bounded, mode="r|") as tar:
                 for count, member in enumerate(tar):
-                    if count == _TAR_MEMBERS:
-                        raise ValueError(f"it has more than {_TAR_MEMBERS} members")
-                    if member.size > _UNPACKED:  # tarfile would look for its end for hours
-                        raise ValueError(f"{member.name} has more than {_UNPACKED} bytes")
+                    if count == _MAX_TAR_MEMBERS:
+                        raise ValueError(f"it has more than {_MAX_TAR_MEMBERS} members")
+                    if member.size > _MAX_UNPACKED:  # tarfile would search its end for hours
+                        raise ValueError(f"{member.name} has more than {_MAX_UNPACKED} bytes")
                     name = member.name.removeprefix("./").removeprefix(self._top)
                     if name in self.names and member.isfile() and not member.issparse():
                         require_memory(member.size, f"the bytes of {self.where(name)}")
                         stream = tar.extractfile(member)
                         found[name] = stream.read() if stream else b""
-            while bounded.read(2**20):  # gzip checks its sum at the end
+            while bounded.read(2**20):  # gzip verifies its checksum at the end
                 pass
         return found
 
 
-class _Bounded(io.BufferedIOBase):
-    """A file of which no more than `_UNPACKED` bytes can be read."""
+class _BoundedReader(io.BufferedIOBase):
+    """A file that fails once more than `_MAX_UNPACKED` bytes were read."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self._file = file
-        self._left = _UNPACKED
+        self._left = _MAX_UNPACKED
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As of any file; ValueError where there is more."""
+        """Read as from any file; ValueError beyond the limit."""
         data = self._file.read(size)
         self._left -= len(data)
         if self._left < 0:
-            raise ValueError(f"it unpacks to more than {_UNPACKED} bytes")
+            raise ValueError(f"it unpacks to more than {_MAX_UNPACKED} bytes")
         return data
 
 
-def _opened(path: Path) -> io.BufferedIOBase:
-    """A file, unpacked as it is read if it is in gzip."""
+def _open(path: Path) -> io.BufferedIOBase:
+    """Open a file; a gzip file is decompressed while it is read."""
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")
+        compressed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if compressed else path.open("rb")
 
 
-def existing_folder(root: Path) -> Path:
-    """``root`` with ``~`` expanded, absolute; InputError when nothing is there."""
+def existing_path(root: Path) -> Path:
+    """The absolute path of ``root`` with ``~`` expanded; InputError if it does not exist."""
     path = root.expanduser().absolute()
     if not path.exists():
         raise InputError(f"data.root {path} does not exist; give the folder that holds the files")
@@ -225,7 +225,7 @@ def existing_folder(root: Path) -> Path:
 def _walk(
     root: Path, prefix: str, depth: int, only: frozenset[str] | None = None
 ) -> Iterator[tuple[str, int, int]]:
-    """Name, size and time of change of what lies in a folder and ``depth`` levels below it."""
+    """Name, size and modification time of all files down to ``depth`` levels below a folder."""
     with os.scandir(root / prefix) as entries:
         for entry in entries:
             if only is not None and entry.name not in only:

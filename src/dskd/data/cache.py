@@ -1,8 +1,8 @@
-"""Decoded images on disk, so that a data set is decoded once.
+"""A cache of decoded data sets on disk.
 
-One safetensors file a data set, named by what it was made from: the place of the source files and
-the size asked for, then the state of the source files (name, size and time of change of each). A
-file that was made from another state is replaced.
+A data set is one safetensors file. Its name holds a hash of the path and the requested size, then a
+hash of the state of the source files (name, size and modification time of each). If that state
+changes, a new file replaces the old one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dskd.runtime.memory import require_memory
 from dskd.storage.atomic import part_for, sweep
 
 VERSION = 1
-"""Raise when the images a loader makes from the same files change."""
+"""Increase when the same files are decoded to other images."""
 
 _FACTS = ("name", "classes", "mean", "std", "notes", "ids")
 
@@ -34,24 +34,24 @@ _FACTS = ("name", "classes", "mean", "std", "notes", "ids")
 def cached(
     name: str, files: Files, size: int | None, cache: Path | None, build: Callable[[], Dataset]
 ) -> Dataset:
-    """A data set from the cache, or built and put there.
+    """Read a data set from the cache, or build it and write it to the cache.
 
     Args:
-        name: The data set's name.
-        files: What it is made from.
-        size: The size asked for.
+        name: Name of the data set.
+        files: Its source files.
+        size: Requested height and width of the images.
         cache: The cache folder, see `dskd.data.download.cache_folder`.
-        build: Makes the data set from the files.
+        build: Builds the data set from the source files.
 
     Returns:
-        The data set. When it could not be written to the cache, its notes say so.
+        The data set. Its notes say so if it could not be written to the cache.
 
     Raises:
-        InputError: What ``build`` raises, or it does not fit into memory.
+        InputError: ``build`` fails, or the data set does not fit into memory.
     """
     folder = cache_folder(cache)
-    place = _short(f"{VERSION}\0{size}\0".encode() + os.fsencode(files.root))
-    path = folder / f"{name}-{place}-{_short(files.stamp.encode())}.safetensors"
+    place = _short_hash(f"{VERSION}\0{size}\0".encode() + os.fsencode(files.root))
+    path = folder / f"{name}-{place}-{_short_hash(files.stamp.encode())}.safetensors"
     sweep(folder, f"{name}-*.safetensors")
     found = _read(path)
     if found is not None:
@@ -59,8 +59,8 @@ def cached(
     dataset = build()
     try:
         _write(dataset, path)
-    except Exception as error:  # the disk may be full, or the folder not ours to write to
-        problem = f"decoded images are not kept: cannot write to {folder} ({error})"
+    except Exception as error:  # the disk may be full or the folder read-only
+        problem = f"decoded images are not cached: cannot write to {folder} ({error})"
         return replace(dataset, notes=(*dataset.notes, problem))
     for stale in folder.glob(f"{name}-{place}-*.safetensors"):
         if stale != path:
@@ -70,7 +70,7 @@ def cached(
 
 
 def _read(path: Path) -> Dataset | None:
-    """The data set in a cache file; None when there is none or it is damaged."""
+    """Read a cache file; None if it is missing or damaged."""
     try:
         needed = path.stat().st_size
     except OSError:
@@ -83,16 +83,16 @@ def _read(path: Path) -> Dataset | None:
                 name: Split(file.get_tensor(f"{name}_images"), file.get_tensor(f"{name}_labels"))
                 for name in ("train", "test")
             }
-            values: dict[str, Any] = {key: _tuples(facts[key]) for key in _FACTS}
+            values: dict[str, Any] = {key: _to_tuple(facts[key]) for key in _FACTS}
             dataset = Dataset(train=splits["train"], test=splits["test"], **values)
-            intact = file.metadata()["check"] == _check(dataset)
-    except Exception:  # whatever is wrong with the file, it can be made again
+            intact = file.metadata()["check"] == _checksum(dataset)
+    except Exception:  # a file that cannot be read is built again
         return None
     return dataset if intact else None
 
 
 def _write(dataset: Dataset, path: Path) -> None:
-    """Write a cache file so that it is whole or not there."""
+    """Write a cache file; it appears under its name only if it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         "train_images": dataset.train.images,
@@ -101,7 +101,7 @@ def _write(dataset: Dataset, path: Path) -> None:
         "test_labels": dataset.test.labels,
     }
     with part_for(path) as part:
-        save_file(tensors, part, {"facts": _facts(dataset), "check": _check(dataset)})
+        save_file(tensors, part, {"facts": _facts(dataset), "check": _checksum(dataset)})
         with part.open("rb+") as file:
             os.fsync(file.fileno())
 
@@ -110,14 +110,14 @@ def _facts(dataset: Dataset) -> str:
     return json.dumps({key: getattr(dataset, key) for key in _FACTS})
 
 
-def _tuples(value: Any) -> Any:
+def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check(dataset: Dataset) -> str:
-    """A hash of all that is stored."""
-    return _short(f"{dataset.fingerprint()} {_facts(dataset)}".encode())
+def _checksum(dataset: Dataset) -> str:
+    """A hash of everything in the file."""
+    return _short_hash(f"{dataset.fingerprint()} {_facts(dataset)}".encode())
 
 
-def _short(data: bytes) -> str:
+def _short_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]

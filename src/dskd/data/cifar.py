@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dskd.data.archives import Files, FolderFiles, TarFiles, existing_folder
+from dskd.data.archives import Files, FolderFiles, TarFiles, existing_path
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, distinct_names
 from dskd.data.download import download
@@ -150,7 +150,7 @@ def _find(published: Published, root: Path | None, cache_dir: Path | None) -> Fi
     top = published.folder + "/"
     if root is None:
         return TarFiles(download(published.url, published.md5, cache_dir), top, wanted)
-    path = existing_folder(root)
+    path = existing_path(root)
     if path.is_file():
         return TarFiles(path, top, wanted)
     for folder in (path / published.folder, path):

@@ -1,4 +1,4 @@
-"""Fetching a published archive, once."""
+"""Download published archives into the cache folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingCol
 from dskd.errors import InputError
 from dskd.storage.atomic import part_for, sweep
 
-_LARGEST = 2**30
+_MAX_BYTES = 2**30
 
 
 def cache_folder(cache: Path | None) -> Path:
-    """Where downloads and decoded images are kept.
+    """The folder of downloads and decoded images.
 
     Args:
         cache: The folder to use; None takes the environment variable ``DSKD_CACHE``, else the
             user's cache folder (``~/.cache/dskd`` on Linux).
 
     Raises:
-        InputError: It begins with ``~`` and the name of nobody who has a home folder.
+        InputError: The path begins with ``~`` and names a user without a home folder.
     """
     chosen = cache or os.environ.get("DSKD_CACHE") or pooch.os_cache("dskd")
     try:
@@ -36,21 +36,20 @@ def cache_folder(cache: Path | None) -> Path:
 
 
 def download(url: str, md5: str, cache: Path | None) -> Path:
-    """Fetch an archive into the cache folder unless it is there already.
+    """Download an archive into the cache folder, unless it exists with the right md5.
 
-    The bytes go to a file that ends in ``.part``, which gets its name only once its md5 is right.
-    One that is there is used only if its md5 is right.
+    The bytes go to a file that ends in ``.part``. It is renamed once its md5 is verified.
 
     Args:
-        url: The published address.
-        md5: The published md5 of the archive, in hexadecimal.
+        url: Published address of the archive.
+        md5: Published md5 of the archive, in hexadecimal.
         cache: See `cache_folder`.
 
     Returns:
-        The archive's path.
+        The path of the archive.
 
     Raises:
-        InputError: The network, the server, the md5 or the folder is not as it should be.
+        InputError: The download fails, its md5 is wrong, or the folder cannot be written to.
     """
     folder = cache_folder(cache)
     name = url.rsplit("/", 1)[1]
@@ -59,17 +58,17 @@ def download(url: str, md5: str, cache: Path | None) -> Path:
         if not _is_published(folder / name, md5):
             folder.mkdir(parents=True, exist_ok=True)
             _fetch(url, md5, folder / name)
-    except Exception as error:  # requests, urllib3, pooch and the file system each raise their own
+    except Exception as error:  # requests, urllib3, pooch and the file system raise many types
         raise InputError(
-            f"cannot download {url} to {folder}: {_root(error)}; fetch "
+            f"cannot download {url} to {folder}: {_root_cause(error)}; fetch "
             f"{name} by other means and set data.root to its folder"
         ) from error
     return folder / name
 
 
 def _fetch(url: str, md5: str, path: Path) -> None:
-    """Fetches a file that is then whole and as published, or not there."""
-    bar = _Bar(path.name)
+    """Download a file; it appears under its name only if it is complete."""
+    bar = _ProgressBar(path.name)
     with closing(bar), part_for(path) as part:
         pooch.HTTPDownloader(progressbar=bar)(url, str(part), None)
         if not _is_published(part, md5):
@@ -80,41 +79,41 @@ def _is_published(path: Path, md5: str) -> bool:
     return path.is_file() and pooch.file_hash(str(path), "md5") == md5
 
 
-def _root(error: BaseException) -> str:
-    """What went wrong in the first place: the layers above it only repeat it."""
-    while below := error.__cause__ or error.__context__:
-        error = below
+def _root_cause(error: BaseException) -> str:
+    """The innermost error; the outer ones only repeat it."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
     return f"{type(error).__name__}: {error}"
 
 
-class _Bar:
-    """A download's progress on stderr, as pooch drives it; nothing where that is no terminal."""
+class _ProgressBar:
+    """A progress bar on stderr with the interface that pooch expects; silent without a terminal."""
 
     def __init__(self, name: str) -> None:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), DownloadColumn(), TimeRemainingColumn())
-        self.total = self._came = 0
+        self.total = self._received = 0
         self._name = name
         self._progress = Progress(
             *columns, console=console, disable=not console.is_terminal, transient=True
         )
 
     def update(self, count: int) -> None:
-        """``count`` more bytes came, or about as many."""
-        self._came += count
-        if self._came > _LARGEST:
-            raise ValueError(f"more than {_LARGEST} bytes came, which no published archive has")
+        """Count about ``count`` more received bytes."""
+        self._received += count
+        if self._received > _MAX_BYTES:
+            raise ValueError(f"received more than {_MAX_BYTES} bytes, which no archive has")
         if not self._progress.task_ids:
             self._progress.start()
             self._progress.add_task(f"downloading {self._name}", total=self.total)
         self._progress.update(self._progress.task_ids[0], advance=count)
 
     def reset(self) -> None:
-        """Called at the end, before the last `update`, which counts all bytes again."""
-        self._came = 0
+        """Start again at zero: pooch's last `update` counts all bytes once more."""
+        self._received = 0
         if self._progress.task_ids:
             self._progress.reset(self._progress.task_ids[0])
 
     def close(self) -> None:
-        """The download is over."""
+        """Remove the progress bar."""
         self._progress.stop()

@@ -1,4 +1,4 @@
-"""Turning image files of any shape and mode into bytes of one shape."""
+"""Decode image files of any size and mode to uint8 images of one size."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from dskd.runtime.memory import require_memory
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 ) | frozenset((".pgm", ".pbm", ".pnm"))
-"""The endings, in small letters, by which an image file is known."""
+"""Lower-case suffixes of image files."""
 
-# Pillow goes by the content, not by the ending, and some of its formats (EPS) start a program.
+# Pillow detects the format by the content, and some formats (EPS) would start a program.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _CHUNK = 64
-_AT_ONCE = 2**27
-"""Pixels that threads decode at a time, all of them together; one image has fewer."""
+"""Files of one task of a thread."""
+_MAX_PIXELS = 2**27
+"""Most pixels that all threads together decode at a time; Pillow allows fewer in one image."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of that name counts as an image; hidden ones (``.x.png``) do not."""
+    """Whether a file name has an image suffix; hidden files (``.x.png``) do not count."""
     file = name.rsplit("/", 1)[-1]
     return not file.startswith(".") and PurePosixPath(file).suffix.lower() in SUFFIXES
 
@@ -44,17 +45,17 @@ def decode(files: Files, names: Sequence[str], size: int | None) -> Tensor:
     """Decode image files in threads.
 
     Args:
-        files: Where they lie.
-        names: Which, at least one.
-        size: Height and width of the result, see `square`; None keeps the size the images have,
-            which must then be one size.
+        files: The tree of files.
+        names: Names of the image files, at least one.
+        size: Height and width of the result, see `square`; None keeps the size of the images,
+            which must then all have the same size.
 
     Returns:
         uint8, ``[len(names), 3, height, width]``.
 
     Raises:
-        InputError: An image does not decode or is too large to be one, two have different sizes
-            and ``size`` is None, or the result does not fit into memory.
+        InputError: An image does not decode or has too many pixels, the images have different
+            sizes and ``size`` is None, or the result does not fit into memory.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -105,11 +106,10 @@ def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle of an image, ``size`` pixels wide and high.
+    """Crop the largest centred square and resize it to ``size`` pixels.
 
-    That is the shorter side resized to ``size``, then a centre crop. Shrinking by a whole number
-    averages blocks of pixels (Pillow's BOX filter); any other change of size uses BICUBIC, which
-    in Pillow widens its support when it shrinks and so does not alias.
+    Shrinking by a whole factor averages blocks of pixels (Pillow's BOX filter). All other factors
+    use BICUBIC, which in Pillow is antialiased.
     """
     if image.size == (size, size):
         return image
@@ -125,23 +125,23 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as upright 8-bit RGB.
+    """Convert an image of any mode to upright 8-bit RGB.
 
-    The EXIF orientation is applied. What is transparent lies on white. Of 16-bit gray the upper
-    eight bits are kept; of an animation the first frame.
+    The EXIF orientation is applied. Transparent pixels are blended with white. 16-bit gray keeps
+    its upper eight bits; an animation keeps its first frame.
 
     Raises:
-        ValueError: A mode that has no such reading, such as 32-bit float.
+        ValueError: The mode has no fixed range (32-bit float).
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        levels = np.asarray(image) >> 8  # of 16 bits, or of 32 with a sign: in no larger type
+        levels = np.asarray(image) >> 8  # 16 bits, or 32 bits with a sign
         np.clip(levels, 0, 255, out=levels)
         return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("32-bit float images have no range to go by; save it with 8 or 16 bits")
+        raise ValueError("32-bit float images have no fixed range; save it with 8 or 16 bits")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -149,12 +149,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _read(files: Files, name: str, size: int | None) -> NDArray[Any]:
-    """One image, uint8, ``[height, width, 3]``."""
+    """Decode one image to uint8, ``[height, width, 3]``."""
     data = files.read(name)
     try:
         with (
             Image.open(io.BytesIO(data), formats=_FORMATS) as image,
-            _DECODED.room(image.width * image.height),
+            _BUDGET.reserve(image.width * image.height),
         ):
             sample = to_rgb(image)
             return np.asarray(sample if size is None else square(sample, size))
@@ -162,25 +162,29 @@ def _read(files: Files, name: str, size: int | None) -> NDArray[Any]:
         raise InputError(
             f"{files.where(name)} is too large an image: {error}; shrink it or remove it"
         ) from error
-    except Exception as error:  # Pillow's readers raise nearly anything on a mangled file
+    except Exception as error:  # Pillow raises many types on a damaged file
         raise InputError(
             f"cannot decode {files.where(name)}: {type(error).__name__}: {error}; "
             "replace it or remove it"
         ) from error
 
 
-class _Decoded:
-    """The pixels that threads decode now: large images wait for each other, not small ones."""
+class _PixelBudget:
+    """Limits the pixels that all threads decode at a time, so that large images take turns.
+
+    Attributes:
+        pixels: Pixels that are decoded now.
+    """
 
     def __init__(self) -> None:
         self.pixels = 0
         self._changed = threading.Condition()
 
     @contextmanager
-    def room(self, pixels: int) -> Iterator[None]:
-        """Waits until so many more are not too many; an image alone never waits."""
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Wait until ``pixels`` more fit into the budget; a single image never waits."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.pixels or self.pixels + pixels <= _AT_ONCE)
+            self._changed.wait_for(lambda: not self.pixels or self.pixels + pixels <= _MAX_PIXELS)
             self.pixels += pixels
         try:
             yield
@@ -190,11 +194,11 @@ class _Decoded:
                 self._changed.notify_all()
 
 
-_DECODED = _Decoded()
+_BUDGET = _PixelBudget()
 
 
 def _in_threads(work: Callable[[int], None], count: int) -> None:
-    """Call ``work`` with each number below ``count``; the error of the lowest number is raised."""
+    """Call ``work`` with each number below ``count``; raise the error of the lowest number."""
 
     def chunk(start: int) -> None:
         for index in range(start, min(start + _CHUNK, count)):

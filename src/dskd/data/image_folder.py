@@ -1,4 +1,4 @@
-"""Images of one's own: a folder a class, under ``train`` and ``val``."""
+"""The user's own images, in one folder for each class under ``train`` and ``val``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dskd.data.archives import Files, FolderFiles, existing_folder
+from dskd.data.archives import Files, FolderFiles, existing_path
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, channel_statistics
 from dskd.data.image_decoding import SUFFIXES, decode, is_image
@@ -17,15 +17,14 @@ from dskd.errors import InputError, printable
 def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
     """Load the images in ``root/train/CLASS/`` and ``root/val/CLASS/``.
 
-    The classes are the folders in ``train``, in the order of their names; ``val``, which must have
-    the same, is the test split. Images are upright (EXIF) RGB, see `dskd.data.image_decoding.to_rgb`.
-    Hidden files and folders are passed over; other files that are no images are counted in the
-    notes.
+    The classes are the folders in ``train``, sorted by name. ``val`` is the test split and must
+    have the same classes. Images become upright RGB, see `dskd.data.image_decoding.to_rgb`. Hidden
+    files and folders are ignored; the notes count all other files that are not images.
 
     Args:
-        root: The folder; only read.
-        size: Height and width of the images, see `dskd.data.image_decoding.square`; None keeps their
-            own, which must then be one size.
+        root: The folder; it is only read.
+        size: Height and width of the images, see `dskd.data.image_decoding.square`; None keeps
+            the size of the images, which must then all have the same size.
         cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:
@@ -37,7 +36,7 @@ def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset
     """
     if root is None:
         raise InputError("data.root is missing: the data set 'folder' needs the images' folder")
-    files = FolderFiles(existing_folder(root), ("train", "val"), depth=2)
+    files = FolderFiles(existing_path(root), ("train", "val"), depth=2)
     return cached("folder", files, size, cache_dir, lambda: _build(files, size))
 
 
@@ -73,7 +72,7 @@ def _classes(files: Files, part: str) -> list[str]:
             case [top, folder, ""] if top == part and not folder.startswith("."):
                 found.append(folder)
     if not found:
-        raise InputError(f"{files.where(part)} holds no class folder; make one a class")
+        raise InputError(f"{files.where(part)} holds no class folder; make one for each class")
     return sorted(found)
 
 
@@ -90,7 +89,7 @@ def _compare(files: Files, train: Sequence[str], test: Sequence[str]) -> None:
 
 
 def _images(files: Files, part: str, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """The images in ``train`` or ``val`` and their labels."""
+    """Names and labels of the images in ``train`` or ``val``."""
     labels = {name: label for label, name in enumerate(classes)}
     found = []
     for name in files.names:
@@ -106,7 +105,7 @@ def _images(files: Files, part: str, classes: Sequence[str]) -> list[tuple[str, 
 
 
 def _ignored(files: Files) -> tuple[str, ...]:
-    """A note on what is neither hidden nor an image of a class."""
+    """A note on files that are neither hidden nor images of a class."""
     ignored = []
     for name in files.names:
         parts = name.rstrip("/").split("/")
@@ -115,7 +114,8 @@ def _ignored(files: Files) -> tuple[str, ...]:
             ignored.append(name)
     if not ignored:
         return ()
-    return (f"{len(ignored)} ignored, being no images of a class, such as {printable(ignored[0])}",)
+    example = printable(ignored[0])
+    return (f"{len(ignored)} files ignored that are no images of a class, such as {example}",)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Tiny ImageNet, read from the published folder or straight from the published zip.
+"""Tiny ImageNet, read from the published folder or from the published zip archive.
 
 Source: Le & Yang (2015), Tiny ImageNet Visual Recognition Challenge, CS 231N, Stanford University;
 http://cs231n.stanford.edu/tiny-imagenet-200.zip
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dskd.data.archives import Files, FolderFiles, ZipFiles, existing_folder
+from dskd.data.archives import Files, FolderFiles, ZipFiles, existing_path
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, distinct_names
 from dskd.data.download import download
@@ -31,23 +31,23 @@ _SIDE = 64
 
 
 def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
-    """Load Tiny ImageNet: 200 classes, 500 training and 50 test images each, 64x64.
+    """Load Tiny ImageNet: 200 classes with 500 training and 50 test images each, 64x64.
 
-    The classes are those of ``wnids.txt``, which may be fewer, in the order of their WordNet ids.
-    A class is called by the first word of its entry in ``words.txt``, with the id where two share
-    it. The published test images have no labels, so ``val`` is the test split.
+    The classes are those of ``wnids.txt`` (which may list fewer), sorted by WordNet id. The name
+    of a class is the first word of its entry in ``words.txt``; the id follows where two classes
+    share a name. The published test images have no labels, so ``val`` is the test split.
 
     Args:
-        root: The folder that holds the published folder or zip, or one of these itself; only read.
-            None downloads the zip into the cache folder.
+        root: The published folder or zip archive, or the folder that contains it; it is only read.
+            None downloads the archive into the cache folder.
         size: Height and width to resize to, see `dskd.data.image_decoding.square`; None means 64.
         cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:
-        Images ``[N, 3, size, size]``, gray ones as RGB.
+        Images ``[N, 3, size, size]``; gray images become RGB.
 
     Raises:
-        InputError: A file is missing, damaged or not as published.
+        InputError: A file is missing, damaged or differs in format from the published one.
     """
     files = _find(root, cache_dir)
     side = size or _SIDE
@@ -57,7 +57,7 @@ def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset
 def _find(root: Path | None, cache_dir: Path | None) -> Files:
     if root is None:
         return ZipFiles(download(URL, MD5, cache_dir), _FOLDER + "/")
-    path = existing_folder(root)
+    path = existing_path(root)
     if path.is_file():
         return ZipFiles(path, _FOLDER + "/")
     for folder in (path / _FOLDER, path):
@@ -93,7 +93,7 @@ def _build(files: Files, size: int) -> Dataset:
 
 
 def _training_names(files: Files, wnids: Sequence[str]) -> list[tuple[str, int]]:
-    """The training images and their labels, class by class."""
+    """Names and labels of the training images, class by class."""
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     found = []
     for name in files.names:
@@ -109,7 +109,7 @@ def _training_names(files: Files, wnids: Sequence[str]) -> list[tuple[str, int]]
 
 
 def _test_names(files: Files, wnids: Sequence[str]) -> list[tuple[str, int]]:
-    """The images of ``val`` that belong to the classes, and their labels."""
+    """Names and labels of the images in ``val`` that belong to the classes."""
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     found = []
     for number, line in enumerate(_lines(files, _ANNOTATIONS), start=1):
@@ -135,6 +135,6 @@ def _class_names(files: Files, wnids: Sequence[str]) -> tuple[str, ...]:
 
 
 def _lines(files: Files, name: str) -> list[str]:
-    """The lines of a text file that are not blank."""
+    """The non-blank lines of a text file."""
     text = files.read(name).decode("utf-8", "replace")
     return [line for line in text.splitlines() if line.strip()]

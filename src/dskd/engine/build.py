@@ -48,7 +48,7 @@ def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
         InputError: They are not to be had, or a setting does not apply to images in memory.
     """
     if given is not None:
-        for key in ("root", "size", "cache"):
+        for key in ("root", "size", "cache_dir"):
             if getattr(settings, key) is not None:
                 raise InputError(f"data.{key} does not apply to images given in Python; drop it")
         return take_part(given, settings.classes, settings.fraction, settings.val_fraction)
