@@ -73,7 +73,7 @@ def test_models_and_data_use_nothing_but_their_own() -> None:
         assert imported(path) <= {"data", "errors", "storage", "runtime"}, path
 
 
-@pytest.mark.parametrize("module", ["dskd.data.catalog"])
+@pytest.mark.parametrize("module", ["dskd.data.catalog", "dskd.models.catalog"])
 def test_a_catalog_imports_without_torch(module: str) -> None:
     code = f"import sys, {module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -27,7 +27,8 @@ from dskd.cli.listing import LISTS, Table
 from dskd.config.recipe import shipped
 from dskd.data.catalog import DATASETS
 from dskd.engine import run
-from dskd.models.zoo import ZOO, build
+from dskd.models.catalog import ZOO
+from dskd.models.zoo import build
 from tests.data.file_writers import write_cifar100, write_folder
 
 VERBS = ["train", "distill", "compare", "report", "evaluate", "predict", "export", "list", "demo"]

@@ -19,10 +19,10 @@ from dskd.errors import InputError
 from dskd.losses.feature_maps import pool_to
 from dskd.methods.base import Pair, StepOutput
 from dskd.methods.simkd import LARGEST, ReusedStudent, SimKD
+from dskd.models.catalog import ZOO
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec, describe
 from dskd.models.staged_model import StagedModel
-from dskd.models.zoo import ZOO
 from dskd.teacher.frozen import FrozenTeacher
 from tests.conftest import make_dataset, make_pair, staged
 from tests.published import CASES, check, given, parameters

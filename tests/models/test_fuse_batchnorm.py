@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dskd.models.catalog import ZOO
 from dskd.models.fuse_batchnorm import fuse_batchnorm, in_bfloat16
 from dskd.models.output import ModelOutput
 from dskd.models.staged_model import StagedModel
-from dskd.models.zoo import ZOO, build
+from dskd.models.zoo import build
 from dskd.teacher.frozen import FrozenTeacher
 
 Norm = nn.modules.batchnorm._BatchNorm

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dskd.errors import InputError
+from dskd.models.catalog import ZOO
 from dskd.models.feature_maps import tokens_to_grid
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec, describe
 from dskd.models.staged_model import StagedModel
-from dskd.models.zoo import ZOO, build
+from dskd.models.zoo import build
 
 HALF = (0.5, 0.5, 0.5)
 

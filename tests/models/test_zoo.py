@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dskd.errors import InputError
+from dskd.models.catalog import ZOO
+from dskd.models.cost import ModelCost, model_cost
 from dskd.models.mobilenet import MobileNetV2
 from dskd.models.resnet import ResNet
 from dskd.models.staged_net import StagedNet
 from dskd.models.vgg import VGG
 from dskd.models.wrn import WideResNet
-from dskd.models.zoo import ZOO, ModelCost, build, cost, facts_of
+from dskd.models.zoo import build
 
 FACTS: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "facts" / "zoo.json").read_text()
@@ -189,8 +191,6 @@ def test_some_classifiers_start_small(name: str) -> None:
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown model 'Resnet20'; did you mean 'resnet20'"):
         build("Resnet20", num_classes=10)
-    with pytest.raises(InputError, match="unknown model"):
-        facts_of("lenet")
 
 
 def test_numbers_that_are_too_small_are_refused_in_one_line() -> None:
@@ -214,42 +214,9 @@ def test_families_default_to_colour() -> None:
             assert net(torch.empty(2, 3, 32, 32)).shape == (2, 2)
 
 
-def test_describe_agrees_with_the_facts() -> None:
-    for name, facts in FACTS.items():
-        described = facts_of(name)
-        assert described.cost.parameters == facts["parameters"]
-        assert [list(shape) for shape in described.stage_shapes] == [
-            shape[1:] for shape in stage_facts(name)
-        ]
-
-
-def test_multiply_adds_of_resnet20_are_those_of_its_layers() -> None:
-    # Stem; three stages of six 3x3 convolutions (the first of two of them narrower); shortcuts;
-    # the classifier.
-    stem = 3 * 16 * 9 * 32**2
-    stages = 6 * 16 * 16 * 9 * 32**2
-    for inner, outer, side in ((16, 32, 16), (32, 64, 8)):
-        stages += (inner * outer + 5 * outer * outer) * 9 * side**2 + inner * outer * side**2
-    assert facts_of("resnet20").cost.multiply_adds == stem + stages + 64 * 100
-
-
-def test_cost_leaves_the_module_as_it_was() -> None:
-    net = build("resnet8", num_classes=2).bfloat16()
-    net.get_submodule("layer2").eval()
-    modes = [module.training for module in net.modules()]
-    state = {key: value.clone() for key, value in net.state_dict().items()}
-    assert cost(net, (3, 16, 16)) == facts_of("resnet8", num_classes=2, size=16).cost
-    assert [module.training for module in net.modules()] == modes
-    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
-    assert all(parameter.grad is None for parameter in net.parameters())
-
-
-def test_cost_restores_the_mode_after_a_failure() -> None:
-    net = build("resnet8", num_classes=2)
-    with pytest.raises(RuntimeError):
-        cost(net, (5, 16, 16))
-    assert all(module.training for module in net.modules())
-
-
-def test_cost_of_a_module_without_parameters() -> None:
-    assert cost(nn.AvgPool2d(2), (3, 8, 8)) == ModelCost(0, 0)
+@every_network
+def test_the_catalog_agrees_with_the_network(name: str) -> None:
+    entry, net = ZOO[name], on_meta(name)
+    assert model_cost(net, (3, 32, 32)) == ModelCost(entry.parameters, entry.multiply_adds)
+    assert entry.parameters == FACTS[name]["parameters"]
+    assert entry.stages == net.stage_names

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dskd.data import Dataset, Split
+from dskd.models.catalog import ZOO
 from dskd.models.staged_model import StagedModel
-from dskd.models.zoo import facts_of
 from dskd.report import cost
 from dskd.report.cost import measure
 from dskd.report.disagreements import data_uri, differences
@@ -26,7 +26,10 @@ def test_cost_is_the_zoo_s_and_latency_grows_with_the_batch(
     monkeypatch.setattr(cost, "SECONDS", 0.05)
     threads = torch.get_num_threads()
     found = measure(staged("resnet8", classes=100).eval(), (3, 32, 32))
-    assert (found.parameters, found.multiply_adds) == facts_of("resnet8").cost
+    assert (found.parameters, found.multiply_adds) == (
+        ZOO["resnet8"].parameters,
+        ZOO["resnet8"].multiply_adds,
+    )
     assert 0 < found.latency < found.latency_batch
     assert torch.get_num_threads() == threads
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dskd import methods
 from dskd.config.recipe import preview, shipped
 from dskd.data.catalog import DATASETS
+from dskd.models.catalog import ZOO
 
 Table = tuple[list[str], list[list[str]]]
 """The header and the rows."""
@@ -14,15 +15,10 @@ Table = tuple[list[str], list[list[str]]]
 
 def model_table() -> Table:
     """The zoo, with each model's cost for a 32x32 image and 100 classes."""
-    from dskd.models.zoo import ZOO, facts_of
-
-    rows = []
-    for name in ZOO:
-        facts = facts_of(name)
-        cost = facts.cost
-        rows.append(
-            [name, f"{cost.parameters:,}", f"{cost.multiply_adds:,}", " ".join(facts.stage_names)]
-        )
+    rows = [
+        [name, f"{entry.parameters:,}", f"{entry.multiply_adds:,}", " ".join(entry.stages)]
+        for name, entry in ZOO.items()
+    ]
     rows.append(["timm/<name>", "-", "-", "name them with student.stages=[...]"])
     return ["model", "parameters", "multiply-adds", "stages"], rows
 

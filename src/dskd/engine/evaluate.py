@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.data.loader import Loader
+from dskd.models.eval_mode import eval_mode
 from dskd.runtime import distributed
 
 PIXELS = {"cuda": 500 * 64 * 64, "cpu": 100 * 32 * 32}
@@ -60,13 +61,9 @@ def evaluate_accuracy(
     """
     height, width = split.sample_shape[1:]
     batch_size = max(1, min(500, PIXELS[split.device.type] // (height * width)))
-    training = module.training
-    module.eval()
-    try:
+    with eval_mode(module):
         batches = (images for images, _ in split.in_order(batch_size))
         parts = distributed.shard_map(lambda images: _best(heads(images)), batches)
-    finally:
-        module.train(training)
     return {
         name: _evaluate(torch.cat([part[name] for part in parts]), split.labels.cpu())
         for name in parts[0]

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from dskd.errors import InputError, first_line, unknown
-from dskd.models.zoo import ZOO, build
+from dskd.models.catalog import ZOO
+from dskd.models.zoo import build
 
 TIMM = "timm/"
 _REFUSED = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})

@@ -43,7 +43,7 @@ def fuse_batchnorm(model: StagedModel, images: Tensor) -> StagedModel:
         >>> from dskd.models.zoo import build
         >>> net = build("resnet8", num_classes=10).eval()
         >>> model = StagedModel(net, mean=(0.5,) * 3, std=(0.5,) * 3).eval()
-        >>> fast = folded(model, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+        >>> fast = fuse_batchnorm(model, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
         >>> sum(isinstance(part, nn.BatchNorm2d) for part in fast.modules())
         0
     """

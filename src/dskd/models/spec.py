@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.errors import InputError, first_line
+from dskd.models.eval_mode import eval_mode
 from dskd.models.output import ModelOutput
 from dskd.models.staged_model import StagedModel
 
@@ -69,10 +70,9 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
     Raises:
         InputError: The model does not run on such images, or gives no logits ``[B, K]``.
     """
-    modes = {part: part.training for part in model.modules()}
-    model.eval()
     try:
-        output = model(images)
+        with eval_mode(model):
+            output = model(images)
     except InputError:
         raise
     except Exception as error:  # anybody's module may raise anything
@@ -80,9 +80,6 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
             f"{type(model.module).__name__} does not run on images {list(images.shape[1:])}: "
             f"{first_line(error)}"
         ) from error
-    finally:
-        for part, training in modes.items():
-            part.training = training
     return ModelSpec(
         classes=output.logits.shape[1],
         stages=tuple(map(_stage_spec, output.stages)),

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dskd.models.cost import model_cost
 from dskd.models.staged_model import StagedModel
-from dskd.models.zoo import cost
 
 BATCH = 64
 SECONDS = 1.0
@@ -44,7 +44,7 @@ def measure(model: StagedModel, shape: tuple[int, int, int]) -> Cost:
         model: In eval mode, on the CPU.
         shape: Channels, height and width of an image.
     """
-    taken = cost(model.module, shape)
+    taken = model_cost(model.module, shape)
     with _one_thread():
         latencies = [_latency(model.module, torch.zeros(n, *shape)) for n in (1, BATCH)]
     return Cost(taken.parameters, taken.multiply_adds, *latencies)
