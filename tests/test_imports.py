@@ -1,4 +1,4 @@
-"""Imports go one way: what a module may use is below it."""
+"""The layout: few parts, small modules, and imports that go one way."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ LAYERS = [
 ]
 """From the ground up: a part imports from its own package and from layers below."""
 
+SUPPORT = {"__init__", "__main__", "version", "errors", "settings"}
+"""Modules beside the parts, which a newcomer need not open."""
+
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 
@@ -54,6 +57,31 @@ def imported(path: Path) -> set[str]:
 
 def test_every_part_has_its_layer() -> None:
     assert {part_of(path) for path in ROOT.rglob("*.py")} == set(LEVEL)
+
+
+def test_a_newcomer_sees_fourteen_parts() -> None:
+    entries = {path.name for path in ROOT.iterdir() if path.name != "__pycache__"}
+    assert len(entries - {f"{name}.py" for name in SUPPORT} - {"py.typed"}) <= 14
+
+
+def lines(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+def test_modules_classes_and_functions_are_small() -> None:
+    large = []
+    for path in sorted(ROOT.rglob("*.py")):
+        text, name = path.read_text(), path.relative_to(ROOT)
+        count = len(text.splitlines())
+        if count > 350:
+            large.append(f"{name}: {count} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and lines(node) > 200:
+                large.append(f"{name}: class {node.name}, {lines(node)} lines")
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines(node) > 60:
+                large.append(f"{name}: function {node.name}, {lines(node)} lines")
+    assert not large
 
 
 def test_imports_go_downward_only() -> None:

@@ -109,7 +109,7 @@ def check(case: Case, folder: Path) -> str:
         mock.patch.object(run, "distill", side_effect=resolved),
         contextlib.redirect_stderr(said),
     ):
-        code = cli._exit_code(["distill", str(path), *case.overrides])
+        code = cli.run_command(["distill", str(path), *case.overrides])
     line = said.getvalue()
     assert code == 2
     assert line.endswith("\n")

@@ -7,18 +7,17 @@ only when they run, so that ``dskd --help`` answers at once.
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from dskd.cli import console, listing
+from dskd.cli.exit_codes import exit_code, open_streams, say
 from dskd.compare.variants import Weights
 from dskd.config import recipe
-from dskd.errors import InputError, NonFiniteError, ProcessLost, Stopped, printable
+from dskd.errors import Stopped
 from dskd.runtime import launch
 from dskd.version import __version__
 
@@ -253,7 +252,7 @@ def demo_(out: Path) -> None:
     try:
         path, columns, rows = demo.run_demo(out)
     except Stopped as stopped:
-        sys.exit(_say("stopped; a demo starts anew", 128 + stopped.signal))
+        sys.exit(say("stopped; a demo starts anew", 128 + stopped.signal))
     console.table(columns, rows)
     click.echo(demo.NOTE)
     click.echo(f"runs saved in {path}")
@@ -268,88 +267,17 @@ def _print_result(result: Result) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and exits.
-
-    The exit code is 0 for success, 2 for bad input, 3 for NaN, 4 if another process of the run is
-    lost, and 130 or 143 after a signal.
+    """Runs a command and exits with the code of `dskd.cli.exit_codes`.
 
     Args:
         arguments: Of the command line. None takes those of the program.
     """
-    _open_streams()
+    open_streams()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dskd").setLevel(logging.INFO if launch.is_rank_zero() else logging.ERROR)
-    sys.exit(_exit_code(arguments))
+    sys.exit(run_command(arguments))
 
 
-def _open_streams() -> None:
-    """Connects closed streams to the null device.
-
-    A file that is opened next would get the number of a closed stream, and receive its text.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (for good)
-
-
-def _exit_code(arguments: list[str] | None) -> int:
-    try:
-        outcome: Any = cli.main(arguments, prog_name="dskd", standalone_mode=False)
-        sys.stdout.flush()
-    except Stopped as stopped:
-        return _say(stopped.message, 128 + stopped.signal)
-    except (click.Abort, KeyboardInterrupt):
-        return _say("stopped", 128 + signal.SIGINT)
-    except click.UsageError as error:
-        return _say(_usage(error), 2)
-    except (click.ClickException, InputError) as error:
-        return _say(str(error), 2)
-    except BrokenPipeError:  # the reader of a list has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # such as a full disk, or a folder without write permission
-        where = f"cannot read or write {error.filename}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}", 2, own=True)
-    except ProcessLost as error:
-        return _say(str(error), 4, own=True)
-    except NonFiniteError as error:
-        return _say(str(error), 3)
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            raise
-        text = "the GPU has too little memory for this run; lower train.batch_size"
-        return _say(text, 2, own=True)
-    return outcome if isinstance(outcome, int) else 0
-
-
-def _usage(error: click.UsageError) -> str:
-    """Click's message in one line, with the help to read."""
-    command = error.ctx.command_path if error.ctx else "dskd"
-    message = error.format_message().rstrip(".")
-    join = " " if message.endswith(("?", ")")) else "; "
-    return f"{message}{join}see `{command} --help`"
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU ran out of memory. Without torch, none did."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
-
-
-def _say(message: str, code: int, *, own: bool = False) -> int:
-    """Prints why the command ends, and returns the exit code.
-
-    Args:
-        message: The reason.
-        code: The exit code.
-        own: Whether it concerns this process alone. Otherwise all processes end for the same
-            reason, and one process per machine prints it.
-    """
-    if own or launch.local_rank() == 0:
-        who = (
-            f"dskd, process {launch.launched_rank()}"
-            if own and launch.launched_world_size() > 1
-            else "dskd"
-        )
-        print(f"{who}: {printable(' '.join(message.split()))}", file=sys.stderr)
-    return code
+def run_command(arguments: list[str] | None) -> int:
+    """Runs a command and returns its exit code."""
+    return exit_code(lambda: cli.main(arguments, prog_name="dskd", standalone_mode=False))
