@@ -27,7 +27,7 @@ from rows import recipe_of
 from speed_tables import hardware_line, scaling_tables
 from turns import Steps, Times, Training, take_turns
 
-from dskd.compare.lockstep import Student
+from dskd.compare.lockstep import LockstepRun
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.archives import FolderFiles
@@ -189,7 +189,7 @@ class Cohort:
             training_run = make_training_run(
                 recipe, images, UserObjects(), self.shared.teacher_outputs(), directory
             )
-            self.students.append(Student("kd", recipe.seed, training_run))
+            self.students.append(LockstepRun("kd", recipe.seed, training_run))
 
     def step(self) -> float:
         """A step of each; the seconds of the teacher's one answer."""

@@ -115,7 +115,7 @@ def _means(
         InputError: A run is missing.
     """
     started = folder.is_dir()
-    found = {entry.label: entry for entry in read_comparison(folder).entries} if started else {}
+    found = {entry.label: entry for entry in read_comparison(folder).variants} if started else {}
     means = {}
     for label in labels:
         entry = found.get(label)

@@ -14,7 +14,7 @@ import torch
 
 from dskd.compare.reader import Comparison
 from dskd.compare.statistics import holm
-from dskd.compare.summary import Entry, Summary, summarize
+from dskd.compare.summary import Summary, VariantResults, summarize
 from dskd.runtime import device
 from evidence.design import Study, run_count
 from evidence.page import OURS
@@ -50,7 +50,9 @@ def facts_of(
         Plain values, ready for JSON.
     """
     entries = [
-        _first_seeds(entry, study.max_seeds) for entry in comparison.entries if entry.label in seeds
+        _first_seeds(entry, study.max_seeds)
+        for entry in comparison.variants
+        if entry.label in seeds
     ]
     summaries = summarize(entries, comparison.test_images, baseline=study.baseline)
     rows = {s.label: _row(s, f"{comparison.path.parent}/") for s in summaries}
@@ -83,14 +85,14 @@ def facts_of(
     }
 
 
-def _first_seeds(entry: Entry, seeds: int) -> Entry:
+def _first_seeds(entry: VariantResults, seeds: int) -> VariantResults:
     """The entry without the seeds from ``seeds`` on."""
     results = {seed: result for seed, result in entry.results.items() if seed < seeds}
     failed = {seed: why for seed, why in entry.failed.items() if seed < seeds}
     return replace(entry, results=results, failed=failed)
 
 
-def _seconds(entry: Entry) -> float:
+def _seconds(entry: VariantResults) -> float:
     """Seconds of training, over all seeds."""
     return sum(float(result["seconds"]) for result in entry.results.values())
 
@@ -136,7 +138,7 @@ def command_of(study: Study) -> str:
     return " ".join([*words, *recipe, *study.changes])
 
 
-def first(entries: Sequence[Entry], images: int) -> dict[str, Any] | None:
+def first(entries: Sequence[VariantResults], images: int) -> dict[str, Any] | None:
     """Compares the best row of DSKD with the best row of the other methods.
 
     Only the rows with the most seeds take part.
@@ -151,7 +153,7 @@ def first(entries: Sequence[Entry], images: int) -> dict[str, Any] | None:
     """
     most = max(len(entry.results) for entry in entries)
     entries = [entry for entry in entries if len(entry.results) == most]
-    means = {s.label: s.last.mean for s in summarize(entries, images) if s.last}
+    means = {s.label: s.test_accuracy.mean for s in summarize(entries, images) if s.test_accuracy}
     own = [label for label in means if label.partition(":")[0] == OURS]
     others = [label for label in means if label not in own]
     if not own or not others:
@@ -185,10 +187,10 @@ def _row(summary: Summary, out: str) -> dict[str, Any]:
         "weights": dict(summary.weights),
         "seeds": list(summary.seeds),
         "failed": {seed: why.replace(out, "OUT/") for seed, why in summary.failed.items()},
-        "accuracies": list(summary.last.values) if summary.last else [],
-        "mean": summary.last.mean if summary.last else None,
-        "half": summary.last.half if summary.last else None,
-        "best": summary.best.mean if summary.best else None,
+        "accuracies": list(summary.test_accuracy.values) if summary.test_accuracy else [],
+        "mean": summary.test_accuracy.mean if summary.test_accuracy else None,
+        "half": summary.test_accuracy.half if summary.test_accuracy else None,
+        "best": summary.best_test_accuracy.mean if summary.best_test_accuracy else None,
         "agreement": summary.agreement.mean if summary.agreement else None,
         "sampling_error": summary.sampling_error,
         "gap": gap.interval.mean if gap else None,

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dskd.compare import grid
+from dskd.compare import grid, runner
 from dskd.compare.progress import live_table
 from dskd.compare.reader import Comparison
 from dskd.config.recipe import load
@@ -76,8 +76,8 @@ def compare(
         study.folder(out),
         seeds=seeds,
     )
-    with live_table(plan) as watcher:
-        comparison = grid.run_grid(plan, watcher)
+    with live_table(plan) as callback:
+        comparison = runner.run_grid(plan, callback)
     return comparison, json.loads((checkpoint.parent / "result.json").read_text())
 
 

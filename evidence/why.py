@@ -34,7 +34,7 @@ from dskd.errors import InputError
 from dskd.methods.base import at_same_depth
 from dskd.models.staged_model import StagedModel
 from dskd.models.staged_net import StagedNet
-from dskd.report.cka import similarity
+from dskd.report.cka import layer_similarity
 from dskd.report.load_models import load_student, load_teacher
 from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.outputs import TeacherOutputs
@@ -65,7 +65,7 @@ def measure(table: Path) -> dict[str, Any]:
     if not table.is_dir():
         raise InputError(f"{table} is missing; run the studies table and defaults")
     comparison = read_comparison(table)
-    finished = [{*entry.results} for entry in comparison.entries if entry.label in LABELS]
+    finished = [{*entry.results} for entry in comparison.variants if entry.label in LABELS]
     seeds = sorted(set.intersection(*finished)) if len(finished) == len(LABELS) else []
     if not seeds:
         raise InputError(
@@ -109,7 +109,7 @@ class MeasuredStudents:
 
     def __init__(self, comparison: Comparison, seed: int) -> None:
         self.table = comparison.path
-        methods = {entry["label"]: entry["method"] for entry in comparison.facts["entries"]}
+        methods = {entry["label"]: entry["method"] for entry in comparison.facts["variants"]}
         self.recipes: dict[str, Recipe] = {
             label: resolve({**comparison.facts["recipe"], "method": methods[label]}, self.table)
             for label in LABELS
@@ -156,7 +156,7 @@ class MeasuredStudents:
             seed: The student's seed.
         """
         student = self._student(label, seed)
-        found = similarity(label, seed, student, self.teacher, self.data.test)
+        found = layer_similarity(label, seed, student, self.teacher, self.data.test)
         stages = [name for name in found.teacher if name not in ("pooled", "logits")]
         depth = at_same_depth(len(self.stages), len(stages))
         rows = found.values[: len(self.stages)]

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from dskd.compare.grid import plan, run_grid
+from dskd.compare.grid import plan
 from dskd.compare.progress import live_table
+from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
 from dskd.compare.variants import Weights
 from dskd.config.recipe import resolve
@@ -122,7 +123,7 @@ def compare_methods(
     train: Keys | None = None,
     seed: int = 0,
     out: str | Path | None = None,
-    share: bool = True,
+    share_teacher: bool = True,
     allow_code: bool = False,
 ) -> list[Summary]:
     """Distils by several methods at several seeds, under the same images in the same order.
@@ -141,7 +142,8 @@ def compare_methods(
         train: As for `distill`.
         seed: The first seed, and the teacher's.
         out: The comparison's folder; by default ``runs/compare/<student>-<teacher>-<data>``.
-        share: Ask the teacher once a step for all students of a seed; changes no result.
+        share_teacher: Whether the students of a seed share one forward pass of the teacher per
+            step. The results are the same.
         allow_code: Whether ``package.module:function`` names may run.
 
     Returns:
@@ -162,10 +164,10 @@ def compare_methods(
     recipe, given = _resolved(student, teacher, data, {"name": "ce"}, train, seed, None, allow_code)
     assert recipe.out is not None, "a resolved recipe has its folder"
     path = Path(out) if out is not None else Path("runs/compare") / recipe.out.parent.name
-    grid = plan(recipe, methods, path, seeds=seeds, weights=weights, share=share)
-    with live_table(grid) as watcher:
-        comparison = run_grid(grid, watcher, given)
-    return summarize(comparison.entries, comparison.test_images)
+    grid = plan(recipe, methods, path, seeds=seeds, weights=weights, share_teacher=share_teacher)
+    with live_table(grid) as callback:
+        comparison = run_grid(grid, callback, given)
+    return summarize(comparison.variants, comparison.test_images)
 
 
 def train(

@@ -1,4 +1,4 @@
-"""The grid of methods and seeds: exact, recorded, continued."""
+"""Comparisons: the same students as single runs, recorded, and continued after a stop."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from dskd.cli.commands import main
 from dskd.compare import progress
-from dskd.compare.grid import Grid, load_plan, run_grid
-from dskd.compare.lockstep import Student
+from dskd.compare.grid import Grid, load_plan
+from dskd.compare.lockstep import LockstepRun
 from dskd.compare.reader import read_comparison
+from dskd.compare.runner import run_grid
 from dskd.compare.summary import summarize
 from dskd.compare.variants import method_variants, weights_of
 from dskd.config import recipe
@@ -36,23 +37,23 @@ SMALL = [
     "train.epochs=2",
     "train.batch_size=32",
 ]
-"""The digits on a diet: 130 images, 5 steps an epoch."""
+"""A tenth of the digits: 130 images, 5 steps per epoch."""
 NAMES = "ce,kd,dskd"
 
 
 class Silent:
-    def stepped(self, student: Student) -> None: ...
+    def on_step(self, run: LockstepRun) -> None: ...
 
-    def ended(self, student: Student, failure: str | None) -> None: ...
+    def on_end(self, run: LockstepRun, failure: str | None) -> None: ...
 
 
 class StopsAfter(Silent):
-    """A signal comes after so many steps."""
+    """Raises a signal after so many steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def stepped(self, student: Student) -> None:
+    def on_step(self, run: LockstepRun) -> None:
         self.steps -= 1
         if self.steps == 0:
             signal.raise_signal(signal.SIGTERM)
@@ -95,7 +96,7 @@ def test_a_student_of_a_comparison_is_that_of_a_run_of_its_own(
 
 
 def test_sharing_the_teacher_changes_nothing(finished: Path, tmp_path: Path) -> None:
-    run_grid(small(tmp_path / "alone", share=False), Silent())
+    run_grid(small(tmp_path / "alone", share_teacher=False), Silent())
     assert students(tmp_path / "alone") == students(finished)
 
 
@@ -146,7 +147,7 @@ def test_what_is_finished_stays_and_more_can_be_added(finished: Path, tmp_path: 
     written = (out / "kd/seed0/result.json").stat().st_mtime_ns
     comparison = run_grid(small(out), Silent())
     assert (out / "kd/seed0/result.json").stat().st_mtime_ns == written
-    assert [(e.label, sorted(e.results)) for e in comparison.entries] == [
+    assert [(v.label, sorted(v.results)) for v in comparison.variants] == [
         ("kd", [0, 1]),
         ("ce", [0, 1]),
         ("dskd", [0, 1]),
@@ -159,9 +160,9 @@ def test_each_row_is_written_as_its_run_ends(finished: Path) -> None:
     assert [(row["label"], row["seed"]) for row in rows] == [
         (name, seed) for seed in (0, 1) for name in NAMES.split(",")
     ]
-    entries = {entry.label: entry for entry in read_comparison(finished).entries}
+    variants = {one.label: one for one in read_comparison(finished).variants}
     for row in rows:
-        result = dict(entries[row["label"]].results[row["seed"]])
+        result = dict(variants[row["label"]].results[row["seed"]])
         assert {"label": row["label"], "seed": row["seed"]} | result == row
 
 
@@ -190,20 +191,20 @@ def test_a_method_that_diverges_is_told_of_and_the_others_go_on(
     monkeypatch.setattr(KD, "forward", diverging)
     out = tmp_path / "diverges"
     comparison = run_grid(small(out, "kd,dskd", seeds=1), Silent())
-    kd, dskd = comparison.entries
+    kd, dskd = comparison.variants
     assert "the loss is not finite" in kd.failed[0]
     assert sorted(dskd.results) == [0]
     calls.clear()
     again = run_grid(small(out, "kd,dskd", seeds=1), Silent())  # it would fail again
-    assert again.entries[0].failed == kd.failed
-    assert summarize(again.entries, again.test_images)[0].last is None
+    assert again.variants[0].failed == kd.failed
+    assert summarize(again.variants, again.test_images)[0].test_accuracy is None
 
 
 def test_a_method_whose_student_is_useless_at_its_end_is_told_of_too(tmp_path: Path) -> None:
     changes = ["train.epochs=1", "train.batch_size=130"]  # it ends before another step
     names = ["kd:ce=0:kd=1.0e+25", "ce"]
     plan = load_plan("digits", [*SMALL, *changes], names, tmp_path / "out", seeds=1)
-    kd, ce = run_grid(plan, Silent()).entries
+    kd, ce = run_grid(plan, Silent()).variants
     assert "the logits are not finite after step 1 of epoch 1" in kd.failed[0]
     assert sorted(ce.results) == [0]
 
@@ -221,7 +222,7 @@ def test_another_recipe_is_refused_and_told(finished: Path) -> None:
     with pytest.raises(InputError, match=r"recipe\.train\.lr is 0\.05 there, 0\.1 here"):
         run_grid(other, Silent())
     other = load_plan("digits", [*SMALL, "data.val_fraction=0.1"], [NAMES], finished, seeds=2)
-    with pytest.raises(InputError, match=r"recipe\.data\.holdout is 0\.0 there, 0\.1 here"):
+    with pytest.raises(InputError, match=r"recipe\.data\.val_fraction is 0\.0 there, 0\.1 here"):
         run_grid(other, Silent())
 
 
@@ -308,9 +309,9 @@ def test_a_damaged_result_is_named_and_not_the_comparison(finished: Path, tmp_pa
         ("dskd:betta=1", "unknown setting 'method.betta'; did you mean 'method.beta'"),
         ("dskd:beta", "'beta' is not key=value"),
         ("dskd:beta=-1", "method.beta: input should be greater than or equal to 0"),
-        ("dskd:preset=paper", "a preset has no place in a comparison"),
+        ("dskd:preset=paper", "presets are not allowed in a comparison"),
         (" , ", "no method is named"),
-        ("kd:temperature=\t4", "cannot name a method: 100 letters at most, all of them printable"),
+        ("kd:temperature=\t4", "cannot name a method: use at most 100 printable characters"),
     ],
 )
 def test_names_that_cannot_be_compared(names: str, message: str) -> None:
@@ -346,14 +347,14 @@ def test_the_command_prints_the_table_and_its_notes(
     assert [line.split()[0] for line in printed.splitlines()[:4]] == ["method", "ce", "kd", "dskd"]
     assert "ce=1 kd=1 alpha=1 beta=10 gamma=0" in printed
     assert "the noise of training" in printed
-    assert "the 500 test images are a sample" in printed
+    assert "The sampling error of the 500 test images is" in printed
 
 
 def test_the_live_table_shows_every_method(finished: Path) -> None:
     console = Console(width=160, record=True)
     with Live(console=console, auto_refresh=False) as shown:
-        table = progress._LiveTable(small(finished), shown)
-        table._draw()
+        table = progress.LiveTable(small(finished), shown)
+        table.draw()
     text = console.export_text()
     assert all(name in text for name in NAMES.split(","))
     assert "2/2" in text

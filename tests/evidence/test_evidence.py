@@ -22,7 +22,7 @@ from PIL import Image
 
 from dskd import methods
 from dskd.compare.grid import load_plan
-from dskd.compare.summary import Entry, summarize
+from dskd.compare.summary import VariantResults, summarize
 from dskd.compare.variants import method_variants
 from dskd.config.recipe import load
 from dskd.engine.training_run import Result
@@ -94,7 +94,7 @@ def test_every_label_of_a_study_is_a_method_with_settings_that_it_has(
     study = design.find(name, tmp_path)
     changes = [f"teacher.name={study.teacher_name}", f"data.root={tmp_path}", *study.changes]
     plan = load_plan(study.recipe, changes, study.labels, tmp_path / "out", seeds=study.seeds)
-    labels = [variant.label for variant in plan.method_variants]
+    labels = [variant.label for variant in plan.variants]
     assert study.baseline in labels
     assert (
         len(labels)
@@ -341,7 +341,7 @@ def finished(folder: Path, accuracies: Mapping[str, Sequence[float]]) -> None:
         "weights": "equal",
         "test_images": 100,
         "seeds": list(range(max(map(len, accuracies.values())))),
-        "entries": [variant.plain() for variant in found],
+        "variants": [variant.plain() for variant in found],
     }
     folder.mkdir(parents=True)
     (folder / "comparison.json").write_text(json.dumps(facts))
@@ -424,7 +424,7 @@ def test_better_needs_an_interval_without_zero_and_a_small_adjusted_p() -> None:
 
 
 def test_differences_can_refer_to_any_label() -> None:
-    def entry(label: str, value: float) -> Entry:
+    def entry(label: str, value: float) -> VariantResults:
         result = {
             "test_accuracy": value,
             "best_test_accuracy": value,
@@ -432,7 +432,7 @@ def test_differences_can_refer_to_any_label() -> None:
         } | dict.fromkeys(
             ("parameters", "extra_parameters", "seconds", "teacher_seconds", "memory"), 1
         )
-        return Entry(label, label, {}, {0: result, 1: result}, {})
+        return VariantResults(label, label, {}, {0: result, 1: result}, {})
 
     ce, dskd = summarize([entry("ce", 40.0), entry("dskd", 42.0)], 100, baseline="dskd")
     assert dskd.difference is None

@@ -21,9 +21,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from dskd.compare.grid import load_plan, run_grid
+from dskd.compare.grid import load_plan
 from dskd.compare.progress import live_table
 from dskd.compare.reader import read_comparison
+from dskd.compare.runner import run_grid
 from dskd.compare.summary import summarize
 from dskd.compare.table import notes, summary_table
 from dskd.config import recipe
@@ -43,7 +44,10 @@ SMALL = ("data.fraction=0.02", "train.epochs=1", "student.name=resnet8")
 READ = (STUDENT, "recipe.yaml", "result.json", "environment.json", "metrics.jsonl")
 """The files of a run that are read again."""
 COMPARISON = "comparison.json"
-INNER = ("entries.0.label", "entries.0.folder", "entries.0.method", "entries.0.method.temperature")
+INNER = (
+    *("variants.0.label", "variants.0.folder", "variants.0.method"),
+    "variants.0.method.temperature",
+)
 
 TEXTS = {
     "nothing": "",
@@ -142,7 +146,7 @@ def _ask(folder: Path) -> torch.Tensor:
 
 def _draw(folder: Path) -> None:
     """The table of a run or a comparison, and its page."""
-    summaries = summarize([runs.entry for runs in collect([folder]).methods], 500)
+    summaries = summarize([runs.variant for runs in collect([folder]).methods], 500)
     columns, rows = summary_table(summaries)
     said = [*(cell for row in rows for cell in row), *columns]
     if (folder / COMPARISON).is_file():
@@ -182,7 +186,7 @@ def _comparison() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "compared"
         changes = [*SMALL, "teacher.name=resnet8", "teacher.epochs=1"]
-        with live_table(grid := load_plan("digits", changes, ["kd,ce"], out, seeds=1)) as watcher:
-            run_grid(grid, watcher)
+        with live_table(grid := load_plan("digits", changes, ["kd,ce"], out, seeds=1)) as callback:
+            run_grid(grid, callback)
         kept = (path for name in (COMPARISON, *READ) for path in out.rglob(name))
         return {path.relative_to(out).as_posix(): path.read_bytes() for path in kept}

@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from dskd.compare import grid
-from dskd.compare.lockstep import Student
+from dskd.compare import grid, runner
+from dskd.compare.lockstep import LockstepRun
 from dskd.config import recipe
 from dskd.deploy.onnx import export_onnx
 from dskd.deploy.student import load_deployed
@@ -84,20 +84,20 @@ def _go_on(way: Way, out: Path) -> object:
         own = Path(out.name)
         if way == "compare":
             plan = grid.load_plan("digits", SMALL, ["kd"], own, seeds=1)
-            return grid.run_grid(plan, _Nobody())
+            return runner.run_grid(plan, _Silent())
         if way == "export":
             return export_onnx(load_deployed(own), own / "student.onnx")
         plain = recipe.load("digits", [*SMALL, "method={name: kd}", f"out={own}"])
         return run.distill(plain, resume=way == "resume", overwrite=way == "overwrite")
 
 
-class _Nobody:
-    """Watches nothing."""
+class _Silent:
+    """Does nothing."""
 
-    def stepped(self, student: Student) -> None:
+    def on_step(self, run: LockstepRun) -> None:
         """Nothing."""
 
-    def ended(self, student: Student, failure: str | None) -> None:
+    def on_end(self, run: LockstepRun, failure: str | None) -> None:
         """Nothing."""
 
 

@@ -27,7 +27,7 @@ SERVER.set_forkserver_preload(
     [
         "dskd.cli.commands",
         "dskd.engine.run",
-        "dskd.compare.grid",
+        "dskd.compare.runner",
         "torch._dynamo",
         "torch._inductor.config",
     ]

@@ -1,4 +1,4 @@
-"""Runs to make reports of: the digits on a diet, and a few seconds for all."""
+"""Runs to make reports of: a tenth of the digits, a few seconds of training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = [
     "train.epochs=2",
     "train.batch_size=32",
 ]
-"""130 images, 5 steps an epoch."""
+"""130 images, 5 steps per epoch."""
 
 
 def distilled(out: Path, *overrides: str) -> Path:
@@ -34,7 +34,7 @@ def compared(out: Path, *methods: str, seeds: int) -> Path:
     dskd.compare_methods(
         student="resnet8",
         teacher={"name": "resnet8", "epochs": 3},
-        data={"name": "digits", "share": 0.1},
+        data={"name": "digits", "fraction": 0.1},
         methods=methods,
         seeds=seeds,
         train={"epochs": 2, "batch_size": 32},
@@ -44,7 +44,7 @@ def compared(out: Path, *methods: str, seeds: int) -> Path:
 
 
 def reported(paths: list[Path], output: Path, given: UserObjects | None = None) -> Path:
-    """A report whose latencies are measured in no time."""
+    """A report without the time that measuring latency takes."""
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(cost, "SECONDS", 0.0)

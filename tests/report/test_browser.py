@@ -117,7 +117,7 @@ def test_nothing_is_asked_of_a_network(page: Chrome) -> None:
 
 
 def test_the_table_is_sorted_by_mouse_and_by_keyboard(page: Chrome) -> None:
-    number, button = head(page, "last epoch")
+    number, button = head(page, "test accuracy")
     values = [float(value) for value in column(page, number)]
     assert values == sorted(values, reverse=True)
     button.click()

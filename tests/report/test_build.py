@@ -93,7 +93,7 @@ def test_a_row_a_method_with_its_weights(page: Page) -> None:
     assert len(page.find("th", scope="row")) == 5  # the teacher's too
     for words in (
         "ce=1 kd=1 alpha=1 beta=10 gamma=0",
-        "resnet8 taught by resnet8, on digits",
+        "resnet8 distilled from resnet8, on digits",
         "1 of 2",
     ):
         assert words in page.text
@@ -101,13 +101,13 @@ def test_a_row_a_method_with_its_weights(page: Page) -> None:
 
 def test_notes_say_what_the_numbers_cover(page: Page) -> None:
     for words in (
-        "it covers the noise of training",
-        "The sampling error of the 500 test images comes beside it",
-        "The best epoch is chosen on the test split; it flatters every method.",
-        "† simkd deploys more than the plain student: 91,322 parameters, 77,754 without.",
+        "It covers the noise of training",
+        "The sampling error of the 500 test images is ±",
+        "The best epoch is chosen on the test split, which makes its accuracy too optimistic.",
+        "† simkd deploys more than the plain student: 91,322 parameters instead of 77,754.",
         "dskd , seed 1: the loss is not finite",
-        "Latency was measured for this report on one machine",
-        "bands: from the lowest seed to the highest",
+        "Latency was measured for this report on one CPU",
+        "bands span the lowest to the highest seed",
     ):
         assert words in page.text
 
@@ -149,17 +149,17 @@ def test_the_same_numbers_are_beside_it(folder: Path) -> None:
     record = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
     assert {row["method"] for row in rows} == {"ce", "kd", "dskd", "simkd"}
     for row, told in zip(rows, record["methods"], strict=True):
-        assert float(row["accuracy_last"]) == told["accuracy_last"]
+        assert float(row["test_accuracy"]) == told["test_accuracy"]
         assert int(row["parameters"]) == told["parameters"]
         assert f"{told['parameters']:,}" in (folder / "report.tex").read_text()
         result = folder / "runs" / row["method"] / "seed0/result.json"
-        assert told["accuracy_last_seeds"][0] == json.loads(result.read_text())["test_accuracy"]
+        assert told["test_accuracy_seeds"][0] == json.loads(result.read_text())["test_accuracy"]
     assert record["headline"].endswith(".")
-    assert record["similarity"][0]["label"] == "dskd"
-    assert record["similarity"][1]["label"] == "kd"
+    assert record["layer_similarity"][0]["label"] == "dskd"
+    assert record["layer_similarity"][1]["label"] == "kd"
     assert len(record["epochs"]["kd"]["1"]) == 2
     assert record["settings"]["kd"]["temperature"] == 4.0
-    different = record["differences"]
+    different = record["disagreements"]
     assert different["count"] >= different["teacher_right"] + different["student_right"]
     agreement = json.loads((folder / "runs/dskd/seed0/result.json").read_text())["agreement"]
     assert 100 * (1 - different["count"] / 500) == pytest.approx(agreement)
@@ -169,9 +169,9 @@ def test_sections_without_data_say_so_in_a_sentence(tmp_path: Path) -> None:
     alone = distilled(tmp_path / "ce", "method={name: ce}", "teacher=null")
     page = Page(reported([alone], tmp_path / "alone.html").read_text())
     for words in (
-        "No run taught shallow stages, as the method dskd does.",
+        "No run supervised shallow stages, as the method dskd does.",
         "No run has a teacher.",
-        "There is no finished run of kd: no differences to it, no p, no ARI.",
+        "No run of kd is finished, so there are no differences to it, no p and no ARI.",
         "ce reaches",
     ):
         assert words in page.text
@@ -211,7 +211,12 @@ def test_names_of_classes_are_only_ever_text(hostile: tuple[Page, Dataset]) -> N
     assert len(page.find("script")) == 3  # the library, the figures, the page's own
     assert all("onerror" not in attributes for _, attributes in page.tags)
     assert any(name in page.text for name in HOSTILE)
-    assert "49" not in page.text.partition("Where the student differs")[2].partition("Settings")[0]
+    assert (
+        "49"
+        not in page.text.partition("Disagreements of student and teacher")[2].partition("Settings")[
+            0
+        ]
+    )
 
 
 def test_names_that_are_no_text_are_escaped_and_a_root_that_is_none_is_told(tmp_path: Path) -> None:
@@ -237,7 +242,9 @@ def test_images_are_in_the_page_with_words_for_them(hostile: tuple[Page, Dataset
     assert images
     for image in images:
         assert (image["src"] or "").startswith("data:image/png;base64,")
-        found = re.match(r"Test image (\d+), labelled (.*); the teacher says", image["alt"] or "")
+        found = re.match(
+            r"Test image (\d+), labelled (.*); the teacher predicts", image["alt"] or ""
+        )
         assert found
         assert data.classes[int(data.test.labels[int(found[1])])] == found[2]
         assert image["class"] == "pixels"
@@ -260,15 +267,15 @@ def test_images_that_are_not_to_be_had_are_asked_for(
 def test_only_reports_are_replaced(folder: Path, tmp_path: Path) -> None:
     run = folder / "runs/ce/seed0"
     for output, words in (
-        (tmp_path / "report.pdf", r"is to end in \.html"),
+        (tmp_path / "report.pdf", r"must end in \.html"),
         (tmp_path / "gone/report.html", "there is no folder"),
-        (run / "result.html", r"result\.json is there and no report wrote it"),
+        (run / "result.html", r"result\.json exists and is not part of a report"),
     ):
         with pytest.raises(InputError, match=words):
             make_report([run], output)
     mine = tmp_path / "mine.html"
     mine.write_text("<p>my own page</p>")
-    with pytest.raises(InputError, match=r"mine\.html is there and no report wrote it"):
+    with pytest.raises(InputError, match=r"mine\.html exists and is not part of a report"):
         make_report([run], mine)
     assert mine.read_text() == "<p>my own page</p>"
     output = tmp_path / "report.html"
@@ -301,5 +308,8 @@ def test_the_command_says_where_the_page_is(
 
 
 def test_importing_the_package_does_not_import_the_charts() -> None:
-    code = "import sys, dskd, dskd.cli.commands; assert not {'plotly', 'dskd.report'} & sys.modules.keys()"
+    code = (
+        "import sys, dskd, dskd.cli.commands; "
+        "assert not {'plotly', 'dskd.report'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

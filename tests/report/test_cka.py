@@ -10,7 +10,7 @@ from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
 from dskd.report import cka as module
 from dskd.report.charts import similarity_map
-from dskd.report.cka import Similarity, gram, linear_cka, similarity
+from dskd.report.cka import LayerSimilarity, gram, layer_similarity, linear_cka
 from tests.conftest import make_dataset, staged
 
 
@@ -56,26 +56,26 @@ def test_rounding_leads_neither_above_one_nor_out_of_the_colours() -> None:
     assert max(found) == 1
     below = 0.3 - 1e-17  # what a lowest value of 0.3 may be rounded from
     for value in (max(found), below, 0.0):
-        alike = Similarity("kd", 0, 10, ("a",), ("a",), ((value,),))
+        alike = LayerSimilarity("kd", 0, 10, ("a",), ("a",), ((value,),))
         assert similarity_map(alike, 0.3).layout.annotations[0].text == f"{value:.2f}"
 
 
 def test_every_layer_is_held_against_every_other() -> None:
     data = make_dataset()
     student, teacher = staged("resnet8").eval(), staged("resnet14").eval()
-    found = similarity("kd", 3, student, teacher, data.test)
+    found = layer_similarity("kd", 3, student, teacher, data.test)
     assert found.student == found.teacher == ("layer1", "layer2", "layer3", "pooled", "logits")
     assert (found.label, found.seed, found.images) == ("kd", 3, 20)
     images = data.test.images
     with torch.no_grad():
         expected = naive_cka(student(images).stages[1], teacher(images).logits)
     assert found.values[1][4] == pytest.approx(expected, rel=1e-5)
-    itself = similarity("kd", 3, student, student, data.test)
+    itself = layer_similarity("kd", 3, student, student, data.test)
     assert [itself.values[layer][layer] for layer in range(5)] == pytest.approx([1] * 5)
 
 
 def test_images_come_from_all_of_a_sorted_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PICTURES", 4)
+    monkeypatch.setattr(module, "IMAGES", 4)
     assert module._spread(20).tolist() == [0, 5, 10, 15]
     assert module._spread(3).tolist() == [0, 1, 2]
 
@@ -86,7 +86,7 @@ def test_stages_of_any_module_and_their_absence() -> None:
         StagedModel(net, stages, mean=(0.5,) * 3, std=(0.25,) * 3).eval()
         for stages in (["0"], None)
     )
-    found = similarity("kd", 0, seen, staged().eval(), make_dataset().test)
+    found = layer_similarity("kd", 0, seen, staged().eval(), make_dataset().test)
     assert found.student == ("0", "pooled", "logits")
-    with pytest.raises(InputError, match=r"the student shows no layers .* student.stages="):
-        similarity("kd", 0, unseen, staged(), make_dataset().test)
+    with pytest.raises(InputError, match=r"the student has no layers .* student.stages="):
+        layer_similarity("kd", 0, unseen, staged(), make_dataset().test)

@@ -50,9 +50,9 @@ def seeds(gathered: CollectedRuns) -> dict[str, list[int]]:
 def test_runs_are_grouped_by_method_and_settings(runs: Path) -> None:
     found = collect([runs / name for name in ("kd0", "ce0", "kd1", "cold0")])
     assert seeds(found) == {"kd": [0, 1], "ce": [0], "kd:temperature=1.0": [0]}
-    assert found.methods[0].entry.weights == {"ce": 1.0, "kd": 1.0}
+    assert found.methods[0].variant.weights == {"ce": 1.0, "kd": 1.0}
     assert found.methods[0].settings["temperature"] == 4.0
-    assert len(found.methods[0].rows()[1]) == 2
+    assert len(found.methods[0].metrics()[1]) == 2
     assert found.recipe.student.name == "resnet8"
 
 
@@ -71,10 +71,10 @@ def test_a_lone_method_needs_no_settings_in_its_name(runs: Path) -> None:
 def test_a_comparison_tells_what_became_of_every_seed(comparison: Path) -> None:
     found = collect([comparison])
     assert seeds(found) == {"kd": [0], "ce": [0, 1]}
-    failed = {runs.label: dict(runs.entry.failed) for runs in found.methods}
+    failed = {runs.label: dict(runs.variant.failed) for runs in found.methods}
     assert failed == {
         "kd": {1: "the loss is not finite", 2: "not finished, 1 of 2 epochs are done"},
-        "ce": {2: "not begun"},
+        "ce": {2: "not started"},
     }
     assert found.recipe.train.epochs == 2
     assert found.environment["packages"]["torch"]
@@ -88,7 +88,7 @@ def test_a_reason_is_a_line_that_does_nothing_to_a_terminal(
     path = copy / "kd/seed1/failed.txt"
     path.write_text("\x1b[2J\nnot finite\n")
     for paths in ([copy], [path.parent]):
-        assert collect(paths).methods[0].entry.failed[1] == r"\x1b[2J not finite"
+        assert collect(paths).methods[0].variant.failed[1] == r"\x1b[2J not finite"
     os.truncate(path, 6 * 10**8)
     for paths in ([copy], [path.parent]):
         with pytest.raises(InputError, match=r"failed\.txt is longer than"):
@@ -98,7 +98,7 @@ def test_a_reason_is_a_line_that_does_nothing_to_a_terminal(
 def test_a_single_run_may_be_unfinished_too(comparison: Path) -> None:
     found = collect([comparison / "kd" / f"seed{seed}" for seed in range(3)])
     assert seeds(found) == {"kd": [0]}
-    assert sorted(found.methods[0].entry.failed) == [1, 2]
+    assert sorted(found.methods[0].variant.failed) == [1, 2]
 
 
 def test_what_does_not_belong_together_is_refused(
@@ -115,7 +115,7 @@ def test_what_does_not_belong_together_is_refused(
         ([runs / "kd0", other], "train.epochs is 2 there, 1 here"),
         ([runs / "ce0", runs / "kd0", foreign], "teacher.name is resnet8 there, resnet14 here"),
         ([runs / "kd0", twin], "are the same run, kd at seed 0"),
-        ([comparison, runs / "kd0"], "is a comparison and is reported on alone"),
+        ([comparison, runs / "kd0"], "is a comparison and cannot be combined"),
     ):
         with pytest.raises(InputError, match=words):
             collect(paths)
@@ -140,7 +140,7 @@ def test_runs_on_other_images_do_not_stand_side_by_side(runs: Path, tmp_path: Pa
     result = json.loads((other / "result.json").read_text())
     result["given"]["data"] = "other"
     (other / "result.json").write_text(json.dumps(result))
-    with pytest.raises(InputError, match="are not of the same images; make a report of each"):
+    with pytest.raises(InputError, match="used different images; make a report of each"):
         collect([runs / "kd0", other])
     del result["given"]  # as an older version wrote it
     (other / "result.json").write_text(json.dumps(result))
@@ -153,11 +153,11 @@ def test_a_file_without_end_is_not_read(runs: Path, tmp_path: Path, file: str) -
     shutil.copytree(runs / "ce0", run)
     os.truncate(run / file, 6 * 10**8)
     with pytest.raises(InputError, match="is longer than"):
-        collect([run]).methods[0].rows()
+        collect([run]).methods[0].metrics()
     (run / file).unlink()
     (run / file).symlink_to("/dev/zero")
     if file != "environment.json":  # then a run that is not finished
-        assert not collect([run]).methods[0].rows().get(0)
+        assert not collect([run]).methods[0].metrics().get(0)
     else:
         with pytest.raises(InputError, match="is no plain file"):
             collect([run])

@@ -1,4 +1,4 @@
-"""The words of a report say what the numbers bear, and nothing more."""
+"""The sentences of a report state what the numbers support, and nothing more."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dskd.compare.statistics import Difference, Interval
-from dskd.compare.summary import Entry, Summary, summarize
+from dskd.compare.summary import Summary, VariantResults, summarize
 from dskd.report.conclusions import details, headline, verdict
 
 
 def summaries(**accuracies: Sequence[float]) -> list[Summary]:
-    """What a comparison with these accuracies, one a seed, comes to."""
-    entries = [
-        Entry(label, label, {}, {seed: result(value) for seed, value in enumerate(values)}, {})
+    """The summaries of a comparison with these accuracies, one per seed."""
+    variants = [
+        VariantResults(
+            label, label, {}, {seed: result(value) for seed, value in enumerate(values)}, {}
+        )
         for label, values in accuracies.items()
     ]
-    return summarize(entries, 1000)
+    return summarize(variants, 1000)
 
 
 def result(accuracy: float) -> dict[str, Any]:
@@ -45,25 +47,25 @@ OPEN = [70.1, 69.9, 70.2, 69.8]
 @pytest.mark.parametrize(
     ("accuracies", "words"),
     [
-        ({"kd": KD, "dskd": BETTER}, "dskd is better than kd."),
-        ({"kd": KD, "dskd": WORSE}, "dskd is worse than kd."),
-        ({"kd": KD, "dskd": OPEN}, "dskd and kd cannot be told apart."),
-        ({"kd": KD, "ce": WORSE}, "ce is worse than kd."),
-        ({"kd": KD, "a": OPEN, "b": OPEN}, "None of 2 methods can be told apart from kd."),
-        ({"kd": KD, "a": BETTER, "b": BETTER}, "All 2 methods are better than kd."),
+        ({"kd": KD, "dskd": BETTER}, "dskd is significantly better than kd."),
+        ({"kd": KD, "dskd": WORSE}, "dskd is significantly worse than kd."),
+        ({"kd": KD, "dskd": OPEN}, "dskd does not differ significantly from kd."),
+        ({"kd": KD, "ce": WORSE}, "ce is significantly worse than kd."),
+        ({"kd": KD, "a": OPEN, "b": OPEN}, "None of 2 methods differs significantly from kd."),
+        ({"kd": KD, "a": BETTER, "b": BETTER}, "All 2 methods are significantly better than kd."),
         (
             {"ce": WORSE, "kd": KD, "a": BETTER, "b": OPEN, "c": WORSE},
-            "Of 3 methods 1 is better than kd (a), 1 is worse than kd (c), the other one cannot "
-            "be told apart from it.",
+            "Of 3 methods, 1 is significantly better than kd (a), 1 is significantly worse than kd "
+            "(c), the other one does not differ significantly from it.",
         ),
-        ({"kd": [70.0], "dskd": [79.0]}, "At a single seed no method can be told apart from kd."),
+        ({"kd": [70.0], "dskd": [79.0]}, "With a single seed, no difference to kd can be tested."),
         ({"dskd": [79.0, 80.0]}, "dskd reaches 79.50 ± 6.35 % over 2 seeds."),
         ({"kd": [70.0]}, "kd reaches 70.00 % at one seed."),
         ({"kd": [], "dskd": []}, "No run is finished yet."),
         (
             {"ce": OPEN, "dskd": BETTER},
-            "The highest mean of 2 methods is that of dskd; without a finished run of kd no "
-            "difference is tested.",
+            "dskd has the highest mean of 2 methods; no difference is tested, since no run of kd "
+            "is finished.",
         ),
     ],
 )
@@ -74,17 +76,18 @@ def test_the_headline_says_what_was_found(accuracies: dict[str, list[float]], wo
 def test_of_many_methods_the_first_few_are_named() -> None:
     many = {f"m{number}": [value + number for value in BETTER] for number in range(6)}
     said = headline(summaries(kd=KD, worst=WORSE, **many))
-    assert "6 are better than kd (m5, m4, m3, ...), 1 is worse than kd (worst)" in said
+    assert "6 are significantly better than kd (m5, m4, m3, ...)" in said
+    assert "1 is significantly worse than kd (worst)" in said
 
 
 def test_details_answer_for_ce_and_dskd() -> None:
     said = details(summaries(ce=WORSE, kd=KD, dskd=OPEN))
     assert said == [
-        "ce (labels alone) minus kd: -9.99 ± 0.10 points over 4 seeds; ce is worse.",
-        "dskd minus kd: -0.05 ± 0.48 points over 4 seeds; they cannot be told apart.",
+        "ce (labels only) minus kd: -9.99 ± 0.10 points over 4 seeds (significantly worse).",
+        "dskd minus kd: -0.05 ± 0.48 points over 4 seeds (not significant).",
     ]
     assert details(summaries(kd=[70.0], dskd=[71.0])) == [
-        "dskd minus kd: +1.00 points at one seed, which says little of the methods."
+        "dskd minus kd: +1.00 points at one seed, too few for a test."
     ]
     assert details(summaries(ce=WORSE, dskd=OPEN)) == []
 
@@ -100,7 +103,7 @@ def test_nothing_is_claimed_where_the_interval_holds_zero(
     difference = Difference(Interval(mean, half, (mean,)), p, p)
     holds_zero = half is None or mean - half <= 0 <= mean + half
     if holds_zero or p is None or p >= 0.05:
-        assert verdict(difference) == "open"
+        assert verdict(difference) == "not significant"
     else:
         assert verdict(difference) == ("better" if mean > 0 else "worse")
 
@@ -116,7 +119,7 @@ def test_there_are_words_for_whatever_is_there(accuracies: dict[str, list[float]
     found = summaries(**accuracies)
     said = [headline(found), *details(found)]
     assert all(sentence.endswith(".") for sentence in said)
-    told = [s for s in found if verdict(s.difference) != "open"]
+    told = [s for s in found if verdict(s.difference) != "not significant"]
     if not told:
         assert not any(
             f"{word} than" in sentence for sentence in said for word in ("better", "worse")

@@ -16,7 +16,7 @@ from dskd.models.catalog import ZOO
 from dskd.models.staged_model import StagedModel
 from dskd.report import cost
 from dskd.report.cost import measure
-from dskd.report.disagreements import data_uri, differences
+from dskd.report.disagreements import data_uri, find_disagreements
 from tests.conftest import staged
 
 
@@ -60,9 +60,9 @@ def levelled(labels: list[int]) -> Dataset:
 def test_differences_are_counted_pair_by_pair() -> None:
     data = levelled([0, 0, 0, 1, 2, 1])
     teacher, student = says(0, 0, 1, 1, 0, 1), says(1, 1, 0, 1, 1, 2)
-    found = differences("kd", 7, student, teacher, data)
-    assert (found.label, found.seed, found.images, found.count) == ("kd", 7, 6, 5)
-    assert (found.teacher_right, found.student_right, found.kinds) == (3, 1, 3)
+    found = find_disagreements("kd", 7, student, teacher, data)
+    assert (found.label, found.seed, found.test_images, found.count) == ("kd", 7, 6, 5)
+    assert (found.teacher_right, found.student_right, found.num_pairs) == (3, 1, 3)
     first, *others = found.pairs
     assert (first.teacher, first.student, first.count) == ("cat", "dog", 3)
     assert (first.teacher_right, first.student_right) == (2, 0)
@@ -78,8 +78,8 @@ def test_differences_are_counted_pair_by_pair() -> None:
 
 
 def test_who_agrees_on_all_differs_in_nothing() -> None:
-    found = differences("kd", 0, says(0, 1), says(0, 1), levelled([0, 2]))
-    assert (found.count, found.pairs, found.kinds) == (0, (), 0)
+    found = find_disagreements("kd", 0, says(0, 1), says(0, 1), levelled([0, 2]))
+    assert (found.count, found.pairs, found.num_pairs) == (0, (), 0)
 
 
 @pytest.mark.parametrize(

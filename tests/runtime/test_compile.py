@@ -18,8 +18,8 @@ from torch._dynamo.utils import counters
 
 from dskd import methods
 from dskd.compare.grid import plan as comparison
-from dskd.compare.grid import run_grid
-from dskd.compare.progress import _Lines
+from dskd.compare.progress import LogLines
+from dskd.compare.runner import run_grid
 from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.engine import run
@@ -114,7 +114,7 @@ def test_a_student_of_a_comparison_is_that_of_a_run_of_its_own(
     tmp_path: Path, teacher: str
 ) -> None:
     grid = comparison(plan(tmp_path, teacher), ["ce,kd"], tmp_path / "grid", seeds=1)
-    run_grid(grid, _Lines())
+    run_grid(grid, LogLines())
     torch._dynamo.reset()
     run.distill(plan(tmp_path / "alone", teacher, "method={name: kd}"))
     name = "student.safetensors"

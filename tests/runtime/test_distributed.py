@@ -22,8 +22,8 @@ from torch.multiprocessing.spawn import spawn
 from dskd import methods
 from dskd.cli import demo
 from dskd.compare.grid import plan as comparison
-from dskd.compare.grid import run_grid
-from dskd.compare.progress import _Lines
+from dskd.compare.progress import LogLines
+from dskd.compare.runner import run_grid
 from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.data.epoch_plan import draw_plan, largest_batch, steps
@@ -536,7 +536,7 @@ def test_too_few_images_for_all_are_refused() -> None:
 def test_comparisons_and_the_demo_run_in_one_process(tmp_path: Path) -> None:
     grid = comparison(_plan(tmp_path), ["ce"], tmp_path / "grid", seeds=1)
     with pytest.raises(InputError, match=r"a comparison runs in one process, and torchrun .* 4"):
-        run_grid(grid, _Lines())
+        run_grid(grid, LogLines())
     with pytest.raises(InputError, match="the demo runs in one process"):
         demo.run_demo(tmp_path / "demo")
 

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from dskd import methods
-from dskd.compare.grid import load_plan, run_grid
-from dskd.compare.lockstep import Student
+from dskd.compare.grid import load_plan
+from dskd.compare.lockstep import LockstepRun
+from dskd.compare.runner import run_grid
 from dskd.config import recipe
 from dskd.data import Dataset
 from dskd.data.epoch_plan import draw_plan
@@ -659,9 +660,9 @@ def test_a_teacher_that_is_trained_first_has_its_answers_kept(tmp_path: Path) ->
 
 
 class Silent:
-    def stepped(self, student: Student) -> None: ...
+    def on_step(self, run: LockstepRun) -> None: ...
 
-    def ended(self, student: Student, failure: str | None) -> None: ...
+    def on_end(self, run: LockstepRun, failure: str | None) -> None: ...
 
 
 def test_students_of_a_comparison_share_a_store_and_are_those_of_runs_of_their_own(
@@ -671,7 +672,8 @@ def test_students_of_a_comparison_share_a_store_and_are_those_of_runs_of_their_o
     students = {}
     for share in (True, False):
         out = tmp_path / f"share-{share}"
-        run_grid(load_plan("digits", changes, ["ce,kd,dskd"], out, seeds=2, share=share), Silent())
+        grid = load_plan("digits", changes, ["ce,kd,dskd"], out, seeds=2, share_teacher=share)
+        run_grid(grid, Silent())
         students[share] = {
             path.parent.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob(LAST)
         }

@@ -114,7 +114,7 @@ def distill_(
 )
 @click.option("--out", type=_PATH, help="Folder of the comparison.  [default: runs/compare/RECIPE]")
 @click.option(
-    "--share/--no-share",
+    "--share-teacher/--no-share-teacher",
     default=True,
     show_default=True,
     help="Compute teacher outputs once a step for all students of a seed.",
@@ -127,7 +127,7 @@ def compare_(
     seeds: int,
     weights: Weights,
     out: Path | None,
-    share: bool,
+    share_teacher: bool,
     allow_code: bool,
 ) -> None:
     """Compare methods over several seeds.
@@ -137,16 +137,15 @@ def compare_(
 
         dskd compare digits --methods ce,kd,dskd --seeds 5
     """
-    from dskd.compare import grid, progress, table
+    from dskd.compare import grid, progress, runner, table
     from dskd.compare.summary import summarize
     from dskd.engine.build import UserObjects
 
-    plan = grid.load_plan(
-        recipe_name, overrides, names, out, seeds=seeds, weights=weights, share=share
-    )
-    with progress.live_table(plan) as watcher:
-        comparison = grid.run_grid(plan, watcher, UserObjects(allow_code=allow_code))
-    summaries = summarize(comparison.entries, comparison.test_images)
+    options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
+    plan = grid.load_plan(recipe_name, overrides, names, out, **options)
+    with progress.live_table(plan) as callback:
+        comparison = runner.run_grid(plan, callback, UserObjects(allow_code=allow_code))
+    summaries = summarize(comparison.variants, comparison.test_images)
     console.table(*table.summary_table(summaries))
     for line in table.notes(comparison, summaries):
         click.echo(line)

@@ -1,4 +1,4 @@
-"""Students that learn side by side: step by step, from one answer of their teacher's."""
+"""Training runs in lockstep, so that one forward pass of the teacher serves all their students."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from dskd.errors import NonFiniteError, Stopped
 from dskd.runtime.signals import stop_requests
 
 
-class Watcher(Protocol):
-    """Who is told how the students of a cohort do."""
+class Callback(Protocol):
+    """Called while the runs of a comparison train."""
 
-    def stepped(self, student: Student) -> None:
-        """A student took a step."""
+    def on_step(self, run: LockstepRun) -> None:
+        """A run has taken a training step."""
         ...
 
-    def ended(self, student: Student, failure: str | None) -> None:
-        """A student is finished, or failed."""
+    def on_end(self, run: LockstepRun, failure: str | None) -> None:
+        """A run is finished; or has failed, for the reason given."""
         ...
 
 
 @dataclass
-class Student:
-    """A run among others.
+class LockstepRun:
+    """A training run that takes turns with others.
+
+    It has a random state of its own, so that its result does not depend on the other runs.
 
     Attributes:
-        label: Of its method.
-        seed: Of the run.
-        session: The run.
-        row: The metrics of its last whole epoch.
+        label: Label of its method.
+        seed: Its seed.
+        training_run: The run, which has begun.
+        metrics: The metrics of its last whole epoch; None before that.
     """
 
     label: str
     seed: int
     training_run: TrainingRun
-    row: dict[str, float] | None = None
+    metrics: dict[str, float] | None = None
     _steps: Iterator[dict[str, float] | None] = field(init=False)
     _random: list[Tensor] = field(init=False)
 
@@ -49,69 +51,68 @@ class Student:
         self._random = _random_state()
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Epoch and step of the run."""
+    def position(self) -> tuple[int, int]:
+        """Epoch and step, from 0."""
         return self.training_run.trainer.epoch, self.training_run.trainer.step
 
     def step(self) -> bool:
-        """Takes a step, with random numbers of its own; False where none is left."""
+        """Takes a training step with its own random state; False if no step is left."""
         _set_random_state(self._random)
         try:
-            row = next(self._steps)
+            metrics = next(self._steps)
         except StopIteration:
             return False
         self._random = _random_state()
-        self.row = row or self.row
+        self.metrics = metrics or self.metrics
         return True
 
     def save(self) -> None:
-        """Writes a checkpoint, with the random numbers of its own."""
+        """Writes a checkpoint with its own random state."""
         _set_random_state(self._random)
         self.training_run.save()
 
 
-def train_together(students: list[Student], watcher: Watcher) -> None:
-    """Trains students to their ends: whoever is behind takes the next step.
+def train_in_lockstep(runs: list[LockstepRun], callback: Callback) -> None:
+    """Trains runs to their ends. The run with the fewest steps goes next.
 
-    So students of one seed stand at the same step, where one answer of the teacher serves all, also
-    after they were stopped at different steps. What a student becomes does not depend on the
-    others: each has random numbers of its own.
+    So runs of one seed reach each step together, also if they were stopped at different steps, and
+    can share the teacher's outputs for its batch.
 
     Args:
-        students: Each with a session that has begun.
-        watcher: Told of every step and every end.
+        runs: The runs, which have begun.
+        callback: Called after every step and at the end of every run.
 
     Raises:
-        Stopped: A signal asked for a stop; the state of each run is saved.
+        Stopped: A signal asked for a stop. A checkpoint of each run was written.
     """
-    running = list(students)
+    running = list(runs)
     with stop_requests() as stop:
         while running:
-            student = min(running, key=lambda one: one.place)
+            run = min(running, key=lambda one: one.position)
             failure, going = None, True
             try:
-                going = student.step()
+                going = run.step()
                 if not going:
-                    student.training_run.finish()
+                    run.training_run.finish()
             except NonFiniteError as error:
                 failure, going = str(error), False
             if going:
-                watcher.stepped(student)
+                callback.on_step(run)
             else:
-                running.remove(student)
-                watcher.ended(student, failure)
+                running.remove(run)
+                callback.on_end(run, failure)
             if stop.signal is not None:
                 for one in running:
-                    _save(one, watcher)
+                    _save(one, callback)
                 raise Stopped(stop.signal)
 
 
-def _save(student: Student, watcher: Watcher) -> None:
-    """Saves a run; a GPU may say only now that it has failed."""
+def _save(run: LockstepRun, callback: Callback) -> None:
+    """Saves a run. A GPU may report only now that a number is not finite."""
     try:
-        student.save()
+        run.save()
     except NonFiniteError as error:
-        watcher.ended(student, str(error))
+        callback.on_end(run, str(error))
 
 
 def _random_state() -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a person sees while a comparison runs: one table, drawn again as it fills."""
+"""The progress of a running comparison: a live table, or log lines if there is no terminal."""
 
 from __future__ import annotations
 
@@ -12,101 +12,113 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from dskd.compare import columns
 from dskd.compare.grid import Grid
-from dskd.compare.lockstep import Student, Watcher
+from dskd.compare.lockstep import Callback, LockstepRun
 from dskd.compare.reader import read_comparison
 from dskd.compare.summary import Summary, summarize
-from dskd.compare.table import interval_text, p_text, weights_text
 from dskd.errors import InputError
 
 log = logging.getLogger("dskd")
 REDRAW_SECONDS = 0.5
+_RESULTS = (columns.TEST_ACCURACY, columns.DIFFERENCE, columns.P_VALUE)
 
 
-class _Lines:
-    """A line for each run that ends, where no terminal can show a table."""
+class LogLines:
+    """Logs a line for each run that ends."""
 
-    def stepped(self, student: Student) -> None:
-        """Nothing is said of a step."""
+    def on_step(self, run: LockstepRun) -> None:
+        """Logs nothing."""
 
-    def ended(self, student: Student, failure: str | None) -> None:
-        """Says what became of the run."""
-        row = student.row or {}
+    def on_end(self, run: LockstepRun, failure: str | None) -> None:
+        """Logs the test accuracy, or why the run failed."""
+        metrics = run.metrics or {}
         outcome = (
-            f"{row.get('test_accuracy', 0.0):.2f} %" if failure is None else f"failed: {failure}"
+            f"{metrics.get('test_accuracy', 0.0):.2f} %"
+            if failure is None
+            else f"failed: {failure}"
         )
-        log.info("%s, seed %d: %s", student.label, student.seed, outcome)
+        log.info("%s, seed %d: %s", run.label, run.seed, outcome)
 
 
-class _LiveTable:
-    """The comparison so far, and how far each running student is."""
+class LiveTable:
+    """Draws the results so far and the position of each running student.
+
+    Args:
+        grid: The comparison.
+        live: Where it is drawn.
+    """
 
     def __init__(self, grid: Grid, live: Live) -> None:
         self.grid, self.live = grid, live
-        self.running: dict[str, Student] = {}
+        self.running: dict[str, LockstepRun] = {}
         self.summaries = self._summaries()
         self.drawn = 0.0
 
-    def stepped(self, student: Student) -> None:
-        """Notes the student, and draws now and then."""
-        self.running[student.label] = student
+    def on_step(self, run: LockstepRun) -> None:
+        """Redraws the table if the last time is long enough ago."""
+        self.running[run.label] = run
         if time.monotonic() - self.drawn > REDRAW_SECONDS:
-            self._draw()
+            self.draw()
 
-    def ended(self, student: Student, failure: str | None) -> None:
-        """Reads the results again."""
-        self.running.pop(student.label, None)
+    def on_end(self, run: LockstepRun, failure: str | None) -> None:
+        """Reads the results again, and redraws the table."""
+        self.running.pop(run.label, None)
         self.summaries = self._summaries()
-        self._draw()
+        self.draw()
 
     def _summaries(self) -> dict[str, Summary]:
         try:
             comparison = read_comparison(self.grid.path)
         except InputError:  # nothing is written yet
             return {}
-        return {s.label: s for s in summarize(comparison.entries, comparison.test_images)}
+        return {s.label: s for s in summarize(comparison.variants, comparison.test_images)}
 
-    def _draw(self) -> None:
+    def draw(self) -> None:
+        """Draws the table."""
         self.drawn = time.monotonic()
         self.live.update(self._table(), refresh=True)
 
     def _table(self) -> Table:
-        drawn = Table(box=box.SIMPLE_HEAD)
-        names = ("method", "weights", "seeds done", "now", "accuracy, %", "last epoch, %")
-        for name in (*names, "against kd", "p (Holm)"):
-            drawn.add_column(name, justify="left" if name in names[:2] else "right")
-        for variant in self.grid.method_variants:
-            drawn.add_row(variant.label, *self._cells(variant.label))
-        return drawn
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in ("method", "weights"):
+            table.add_column(name)
+        for name in ("seeds done", "now", "accuracy now, %", *(c.name for c in _RESULTS)):
+            table.add_column(name, justify="right")
+        for variant in self.grid.variants:
+            table.add_row(variant.label, *self._cells(variant.label))
+        return table
 
     def _cells(self, label: str) -> list[str]:
-        summary, student = self.summaries.get(label), self.running.get(label)
-        now, accuracy = "", ""
-        if student is not None:
-            trainer = student.training_run.trainer
-            now = f"seed {student.seed}, epoch {trainer.epoch + 1}/{trainer.epochs}"
-            accuracy = f"{student.row['test_accuracy']:.2f}" if student.row else ""
+        """The cells after the method's label."""
+        summary, run = self.summaries.get(label), self.running.get(label)
+        position, accuracy = "", ""
+        if run is not None:
+            trainer = run.training_run.trainer
+            position = f"seed {run.seed}, epoch {trainer.epoch + 1}/{trainer.epochs}"
+            accuracy = f"{run.metrics['test_accuracy']:.2f}" if run.metrics else ""
         if summary is None:
-            return ["", "", now, accuracy, "", "", ""]
-        difference = summary.difference
+            return ["", "", position, accuracy, *("" for _ in _RESULTS)]
         done = f"{len(summary.seeds)}/{len(self.grid.seeds)}"
-        return [
-            weights_text(summary.weights),
-            done + (f" ({len(summary.failed)} failed)" if summary.failed else ""),
-            now,
-            accuracy,
-            interval_text(summary.last),
-            interval_text(difference.interval, sign="+") if difference else "-",
-            p_text(difference),
-        ]
+        if summary.failed:
+            done += f" ({len(summary.failed)} failed)"
+        results = [column.text(summary) for column in _RESULTS]
+        return [columns.WEIGHTS.text(summary), done, position, accuracy, *results]
 
 
 @contextmanager
-def live_table(grid: Grid) -> Iterator[Watcher]:
-    """The table of a running comparison on stderr; lines where stderr is no terminal."""
+def live_table(grid: Grid) -> Iterator[Callback]:
+    """Shows the progress of a comparison on stderr.
+
+    Args:
+        grid: The comparison.
+
+    Yields:
+        The callback to run it with.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines()
+        yield LogLines()
         return
     with Live(console=console, transient=True, auto_refresh=False) as live:
-        yield _LiveTable(grid, live)
+        yield LiveTable(grid, live)

@@ -1,4 +1,4 @@
-"""What a comparison's folder tells: all of it is bounded and typed before it is used."""
+"""Reads the folder of a comparison. Files may be anybody's: sizes and types are checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from dskd import methods
-from dskd.compare.summary import Entry
+from dskd.compare.summary import VariantResults
 from dskd.compare.variants import Weights, check_label, folder_of, weights_of
 from dskd.config.schema import MethodSettings
 from dskd.engine.training_run import Result
@@ -22,131 +22,138 @@ from dskd.storage.run_files import FAILED, ResultFile
 COMPARISON = "comparison.json"
 
 
-class _Told(BaseModel):
-    """Facts of a file; a later version may say more."""
+class _Facts(BaseModel):
+    """Facts in a file. Unknown keys are allowed, since a later version may add some."""
 
     model_config = ConfigDict(extra="allow")
 
 
-_KINDS: dict[str, Any] = {
+_FIELDS: dict[str, Any] = {
     key: (kind, ...)
     for key, kind in get_type_hints(Result, include_extras=True).items()
     if key not in ("path", "student")
 }
-_Numbers = create_model("_Numbers", __base__=ResultFile, **_KINDS)
+_ResultFacts = create_model("_ResultFacts", __base__=ResultFile, **_FIELDS)
+"""``result.json``."""
 
 
-def _whole(method: MethodSettings) -> MethodSettings:
-    """With all settings that the method has."""
+def _resolved(method: MethodSettings) -> MethodSettings:
+    """The settings of a method, completed by its defaults."""
     return MethodSettings(name=method.name, **methods.resolve(method.name, method.options))
 
 
-class _Entry(_Told):
-    """A method, as `dskd.compare.variants.MethodVariant.plain` tells it."""
+class VariantFacts(_Facts):
+    """A method in ``comparison.json``, as `dskd.compare.variants.MethodVariant.plain` gives it.
+
+    Attributes:
+        label: The method's name, with the settings that distinguish it: ``dskd:beta=0.1``.
+        folder: The subfolder with its runs, ``seed0`` and so on.
+        method: Its name and all its settings.
+    """
 
     label: Annotated[str, AfterValidator(check_label)]
     folder: str
-    method: Annotated[MethodSettings, AfterValidator(_whole)]
+    method: Annotated[MethodSettings, AfterValidator(_resolved)]
 
     @model_validator(mode="after")
-    def _named_alike(self) -> _Entry:
+    def _names_agree(self) -> VariantFacts:
         if self.label.partition(":")[0] != self.method.name or self.folder != folder_of(self.label):
-            raise ValueError("label, folder and method are not of one name")
+            raise ValueError("label, folder and method name different methods")
         return self
 
 
-class _Facts(_Told):
-    """``comparison.json``.
+class ComparisonFacts(_Facts):
+    """``comparison.json``: what a comparison is. Its results are in the folders of the runs.
 
     Attributes:
-        recipe: What all runs share; without method, seed and folder.
-        weights: How the methods' weights were chosen.
-        seeds: Of the runs.
-        entries: The methods.
-        images: Of the test split.
-        data: The fingerprint of the images.
-        teacher: That of the teacher; None as long as no method needed it.
+        recipe: What all runs share: the recipe without method, seed and folder.
+        weights: How the loss weights were chosen.
+        seeds: Every method is trained at every seed.
+        variants: The methods.
+        test_images: Size of the test split.
+        data: Fingerprint of the images.
+        teacher: Fingerprint of the teacher; None until a method needs one.
     """
 
     recipe: dict[str, Any]
     weights: Weights
     seeds: Annotated[list[Seed], Field(min_length=1)]
-    entries: Annotated[list[_Entry], Field(min_length=1)]
+    variants: Annotated[list[VariantFacts], Field(min_length=1)]
     test_images: Count
     data: str | None = None
     teacher: str | None = None
 
     @model_validator(mode="after")
-    def _named_once(self) -> _Facts:
-        if len({entry.label for entry in self.entries}) < len(self.entries):
-            raise ValueError("a method is named twice")
+    def _no_duplicates(self) -> ComparisonFacts:
+        if len({variant.label for variant in self.variants}) < len(self.variants):
+            raise ValueError("a method is listed twice")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed is named twice")
+            raise ValueError("a seed is listed twice")
         return self
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison as it lies on the disk.
+    """A comparison as it is on disk.
 
     Attributes:
         path: Its folder.
-        facts: ``comparison.json``.
-        entries: Each method with the results that are there.
+        facts: The content of ``comparison.json``, see `ComparisonFacts`.
+        variants: The methods with their results so far.
     """
 
     path: Path
     facts: Mapping[str, Any]
-    entries: tuple[Entry, ...]
+    variants: tuple[VariantResults, ...]
 
     @property
     def test_images(self) -> int:
-        """Of the test split."""
-        return int(self.facts["images"])
+        """Size of the test split."""
+        return int(self.facts["test_images"])
 
 
 def read_comparison(path: Path) -> Comparison:
-    """A comparison, finished or not.
+    """Reads a comparison, finished or not.
 
     Raises:
-        InputError: There is none, or a file of it is damaged.
+        InputError: There is none, or one of its files is damaged.
     """
     facts = read_facts(path)
-    entries = tuple(_entry(path, one, facts["seeds"]) for one in facts["entries"])
-    return Comparison(path, facts, entries)
+    variants = tuple(_variant_results(path, one, facts["seeds"]) for one in facts["variants"])
+    return Comparison(path, facts, variants)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What ``comparison.json`` says.
+    """Reads ``comparison.json``, see `ComparisonFacts`.
 
     Raises:
         InputError: It is missing or damaged.
     """
     fix = "check the path, or compare anew in another folder"
-    return read_json(path / COMPARISON, _Facts, fix).model_dump(mode="json")
+    return read_json(path / COMPARISON, ComparisonFacts, fix).model_dump(mode="json")
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """The numbers of a finished run.
+    """Reads ``result.json`` of a finished run.
 
     Raises:
-        InputError: They are missing or damaged, or an older version wrote them.
+        InputError: It is missing or damaged, or an older version wrote it.
     """
     fix = f"remove {folder} and make the run again"
-    return read_json(folder / "result.json", _Numbers, fix).model_dump()
+    return read_json(folder / "result.json", _ResultFacts, fix).model_dump()
 
 
 def read_failure(folder: Path) -> str:
-    """Why a run of a comparison has no result, in a line.
+    """Reads why a run of a comparison failed, as one line.
 
     Raises:
-        InputError: It does not say so.
+        InputError: The file is missing, too long or not text.
     """
     text = read_text(folder / FAILED, f"remove {folder} and make the run again")
     return printable(" ".join(text.split()))
 
 
-def _entry(path: Path, facts: Mapping[str, Any], seeds: list[int]) -> Entry:
+def _variant_results(path: Path, facts: Mapping[str, Any], seeds: list[int]) -> VariantResults:
     results, failed = {}, {}
     for seed in seeds:
         folder = path / facts["folder"] / f"seed{seed}"
@@ -156,4 +163,4 @@ def _entry(path: Path, facts: Mapping[str, Any], seeds: list[int]) -> Entry:
             failed[seed] = read_failure(folder)
     method = dict(facts["method"])
     name = method.pop("name")
-    return Entry(facts["label"], name, weights_of(name, method), results, failed)
+    return VariantResults(facts["label"], name, weights_of(name, method), results, failed)

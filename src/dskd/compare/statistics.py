@@ -1,4 +1,4 @@
-"""What a few seeds can say: intervals, paired differences, and how surprising they are."""
+"""Statistics over a few seeds: intervals, paired differences, adjusted p-values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its interval, which covers the noise of training from seed to seed.
+    """A mean over seeds and its confidence interval, which covers the noise of training.
 
     Attributes:
-        mean: Over the seeds.
+        mean: The mean.
         half: Half the width of the 95 % interval (Student's t); None for a single seed.
-        values: One a seed.
+        values: One value per seed.
     """
 
     mean: float
@@ -29,12 +29,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method against another at the same seeds.
+    """The difference between two methods at the same seeds.
 
     Attributes:
-        interval: Of the differences, seed by seed.
-        p: Two-sided p-value of the paired t-test; None where there are too few seeds to say.
-        p_holm: The same, adjusted for all the methods that are compared (Holm).
+        interval: Mean and interval of the differences, seed by seed.
+        p: Two-sided p-value of the paired t-test; None if it cannot be computed.
+        p_holm: The p-value adjusted for the number of methods that are compared (Holm).
     """
 
     interval: Interval
@@ -43,12 +43,12 @@ class Difference:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of one value a seed.
+    """Mean and 95 % confidence interval.
 
-    ``mean +- t(0.975, n - 1) * s / sqrt(n)`` with ``s`` the sample's standard deviation.
+    ``mean +- t(0.975, n - 1) * s / sqrt(n)`` with ``s`` the sample standard deviation.
 
     Args:
-        values: One a seed, at least one.
+        values: One value per seed, at least one.
 
     Example:
         >>> round(interval([1.0, 2.0, 3.0]).half, 3)
@@ -63,15 +63,15 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """A method's values minus the baseline's, seed by seed.
+    """Values of a method minus those of the baseline, with a paired t-test.
 
     Args:
-        values: One a seed.
-        baseline: At the same seeds, in the same order.
+        values: One value per seed of the method.
+        baseline: Those of the baseline at the same seeds, in the same order.
 
     Returns:
-        The difference; without a p-value for a single seed. Where all differences are equal the
-        t-test has no spread to measure by: p is 1 for no difference, else None.
+        The difference. For a single seed it has no p-value. If all differences are equal, the
+        t-test is undefined: p is 1 if they are zero, else None.
 
     Example:
         >>> round(paired([2.0, 3.0, 5.0], [1.0, 1.0, 2.0]).p, 4)
@@ -88,12 +88,15 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P-values adjusted for their number: the chance of any false finding stays below the level.
+    """P-values adjusted for their number, which controls the family-wise error rate.
 
     Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979.
 
     Args:
-        p_values: None for what was not tested, which does not count and stays None.
+        p_values: The p-values. None means not tested: it does not count, and stays None.
+
+    Returns:
+        The adjusted p-values, in the same order.
 
     Example:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
@@ -109,13 +112,21 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def relative_improvement(method: float, baseline: float, student: float) -> float | None:
-    """How much further a method goes than the baseline does beyond the plain student, in percent.
+    """Gain of a method over the baseline, relative to that of the baseline over the student.
 
-    ``100 (method - baseline) / (baseline - student)``: the average relative improvement (ARI) of
-    Chen et al., SemCKD, AAAI 2021, arXiv 2012.03236, for one pair, of mean accuracies.
+    ``100 (method - baseline) / (baseline - student)``: the average relative improvement (ARI) for
+    a single pair of teacher and student.
+
+    Source: Chen et al., SemCKD, AAAI 2021, arXiv 2012.03236.
+
+    Args:
+        method: Mean accuracy of the method.
+        baseline: Mean accuracy of the baseline.
+        student: Mean accuracy of the student trained on labels only.
 
     Returns:
-        None where the baseline is not better than the student: then it says nothing.
+        The improvement in percent; None if the baseline is not better than the student, since the
+        ratio is then meaningless.
 
     Example:
         >>> relative_improvement(74.0, 73.0, 71.0)
@@ -126,16 +137,16 @@ def relative_improvement(method: float, baseline: float, student: float) -> floa
 
 
 def sampling_error(accuracy: float, test_images: int) -> float:
-    """Half the width of the 95 % interval that comes from the test set being a sample.
+    """Half the width of the 95 % interval of an accuracy on a finite test split.
 
-    Wilson's interval for a share of ``images``; the noise of training is not in it.
+    This is Wilson's interval for a proportion. It does not include the noise of training.
 
     Args:
-        accuracy: In percent.
-        images: Of the test split.
+        accuracy: The accuracy in percent.
+        test_images: Size of the test split.
 
     Returns:
-        In percentage points.
+        The half-width in percentage points.
 
     Example:
         >>> round(sampling_error(75.0, 10_000), 2)

@@ -1,4 +1,4 @@
-"""What a comparison came to: one summary a method, from the results of its runs."""
+"""One summary per method: its results over all seeds, and its difference to the baseline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dskd.compare.statistics import (
 )
 
 BASELINE, STUDENT = "kd", "ce"
-"""The labels of the methods that differences and relative improvements refer to by default."""
+"""Labels of the methods that differences and relative improvements refer to by default."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,23 @@ class Summary:
     Accuracies are top-1 on the test split, in percent.
 
     Attributes:
-        label: The method's name, with the settings that set it apart from others of this name.
+        label: The method's name, with the settings that distinguish it from others of this name.
         method: The method's name.
-        weights: Of its losses: ``ce``, ``kd`` and its own.
-        seeds: Those that are finished.
-        failed: Seeds that ended without a result, and why.
-        last: Accuracy after the last epoch.
-        best: Accuracy after the best epoch.
-        agreement: With the teacher, in percent of the test images; None without a teacher.
-        difference: Accuracy after the last epoch against the baseline, at the seeds that both
-            have; None for the baseline itself and where there is none.
-        improvement: Relative to the baseline's over the plain student, in percent (ARI).
-        sampling_error: Half the 95 % interval of an accuracy from the size of the test split.
-        parameters: Of the deployed student.
-        extra_parameters: Trained beside the student and not deployed.
-        seconds: Of training a seed, the teacher's time not counted; the mean.
-        memory: Bytes that a training step holds, the teacher's not counted.
+        weights: The weights of its losses: ``ce``, ``kd`` and its own.
+        seeds: The seeds that are finished.
+        failed: The seeds without a result, with the reason.
+        test_accuracy: After the last epoch.
+        best_test_accuracy: After the best epoch.
+        agreement: Test images that student and teacher classify alike, in percent; None without a
+            teacher.
+        difference: Test accuracy minus that of the baseline, at the seeds that both have; None
+            for the baseline itself and if there is none.
+        improvement: Average relative improvement (ARI) over the baseline, in percent.
+        sampling_error: Half the 95 % interval of an accuracy due to the size of the test split.
+        parameters: Parameters of the deployed student.
+        extra_parameters: Parameters that were trained with the student and are not deployed.
+        seconds: Mean training time of a seed, without that of the teacher.
+        memory: Bytes that a training step holds, without those of the teacher.
     """
 
     label: str
@@ -50,8 +51,8 @@ class Summary:
     weights: Mapping[str, float]
     seeds: tuple[int, ...]
     failed: Mapping[int, str]
-    last: Interval | None = None
-    best: Interval | None = None
+    test_accuracy: Interval | None = None
+    best_test_accuracy: Interval | None = None
     agreement: Interval | None = None
     difference: Difference | None = None
     improvement: float | None = None
@@ -63,15 +64,15 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A method's runs, as far as they are.
+class VariantResults:
+    """The results of a method so far.
 
     Attributes:
         label: As in `Summary`.
         method: The method's name.
-        weights: Of its losses.
-        results: ``result.json`` of each finished seed.
-        failed: Why a seed ended without a result.
+        weights: The weights of its losses.
+        results: Content of ``result.json`` by finished seed.
+        failed: The reason by seed without a result.
     """
 
     label: str
@@ -82,18 +83,18 @@ class Entry:
 
 
 def summarize(
-    entries: Sequence[Entry], test_images: int, baseline: str = BASELINE
+    variants: Sequence[VariantResults], test_images: int, baseline: str = BASELINE
 ) -> list[Summary]:
-    """A summary of every entry, in their order.
+    """Summarizes methods, in their order.
 
     Args:
-        entries: The methods and their results.
-        images: Of the test split.
-        baseline: The label that differences and relative improvements refer to.
+        variants: The methods and their results.
+        test_images: Size of the test split.
+        baseline: Label of the method that differences and relative improvements refer to.
     """
-    by_label = {entry.label: entry for entry in entries}
-    against, student = by_label.get(baseline), by_label.get(STUDENT)
-    summaries = [_summary(entry, against, student, test_images) for entry in entries]
+    by_label = {variant.label: variant for variant in variants}
+    kd, student = by_label.get(baseline), by_label.get(STUDENT)
+    summaries = [_summary(variant, kd, student, test_images) for variant in variants]
     adjusted = holm([s.difference.p if s.difference else None for s in summaries])
     return [
         replace(s, difference=replace(s.difference, p_holm=p_holm)) if s.difference else s
@@ -102,23 +103,26 @@ def summarize(
 
 
 def _summary(
-    entry: Entry, baseline: Entry | None, student: Entry | None, test_images: int
+    variant: VariantResults,
+    baseline: VariantResults | None,
+    student: VariantResults | None,
+    test_images: int,
 ) -> Summary:
-    seeds = tuple(sorted(entry.results))
-    summary = Summary(entry.label, entry.method, entry.weights, seeds, entry.failed)
+    seeds = tuple(sorted(variant.results))
+    summary = Summary(variant.label, variant.method, variant.weights, seeds, variant.failed)
     if not seeds:
         return summary
-    results = [entry.results[seed] for seed in seeds]
-    last = interval([r["test_accuracy"] for r in results])
-    agreed = [r["agreement"] for r in results if r["agreement"] is not None]
+    results = [variant.results[seed] for seed in seeds]
+    test_accuracy = interval([r["test_accuracy"] for r in results])
+    agreements = [r["agreement"] for r in results if r["agreement"] is not None]
     return replace(
         summary,
-        last=last,
-        best=interval([r["best_test_accuracy"] for r in results]),
-        agreement=interval(agreed) if agreed else None,
-        difference=_difference(entry, baseline),
-        improvement=_improvement(entry, baseline, student),
-        sampling_error=sampling_error(last.mean, test_images),
+        test_accuracy=test_accuracy,
+        best_test_accuracy=interval([r["best_test_accuracy"] for r in results]),
+        agreement=interval(agreements) if agreements else None,
+        difference=_difference(variant, baseline),
+        improvement=_improvement(variant, baseline, student),
+        sampling_error=sampling_error(test_accuracy.mean, test_images),
         parameters=results[0]["parameters"],
         extra_parameters=results[0]["extra_parameters"],
         seconds=sum(r["seconds"] - r["teacher_seconds"] for r in results) / len(results),
@@ -126,23 +130,25 @@ def _summary(
     )
 
 
-def _difference(entry: Entry, baseline: Entry | None) -> Difference | None:
-    if baseline is None or entry.label == baseline.label:
+def _difference(variant: VariantResults, baseline: VariantResults | None) -> Difference | None:
+    if baseline is None or variant.label == baseline.label:
         return None
-    values = _accuracies([entry, baseline])
+    values = _accuracies([variant, baseline])
     return paired(*values) if values[0] else None
 
 
-def _improvement(entry: Entry, baseline: Entry | None, student: Entry | None) -> float | None:
-    """At the seeds that all three have."""
-    if baseline is None or student is None or entry.label in (baseline.label, student.label):
+def _improvement(
+    variant: VariantResults, baseline: VariantResults | None, student: VariantResults | None
+) -> float | None:
+    """The ARI at the seeds that all three have."""
+    if baseline is None or student is None or variant.label in (baseline.label, student.label):
         return None
-    values = _accuracies([entry, baseline, student])
+    values = _accuracies([variant, baseline, student])
     means = [sum(v) / len(v) for v in values if v]
     return relative_improvement(*means) if len(means) == 3 else None
 
 
-def _accuracies(entries: Sequence[Entry]) -> list[list[float]]:
-    """The accuracies of the last epoch, of each entry, at the seeds that all of them have."""
-    seeds = sorted(set.intersection(*(set(entry.results) for entry in entries)))
-    return [[entry.results[seed]["test_accuracy"] for seed in seeds] for entry in entries]
+def _accuracies(variants: Sequence[VariantResults]) -> list[list[float]]:
+    """The test accuracies of each variant at the seeds that all of them have."""
+    seeds = sorted(set.intersection(*(set(variant.results) for variant in variants)))
+    return [[variant.results[seed]["test_accuracy"] for seed in seeds] for variant in variants]

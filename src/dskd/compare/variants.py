@@ -1,4 +1,4 @@
-"""What is compared: methods with their settings, by the names that a person gives them."""
+"""The methods of a comparison: each a method with settings, named as in ``dskd:beta=0.1``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dskd.storage.yaml_file import read_yaml
 
 Weights = Literal["equal", "literature"]
 LONGEST_LABEL = 100
-"""Letters; a label names a folder."""
+"""Characters of a label, which also names a folder."""
 
 
 @dataclass(frozen=True)
 class MethodVariant:
-    """A method with its settings, as it takes part in a comparison.
+    """A method with its settings.
 
     Attributes:
-        label: Its name, with the settings that set it apart: ``dskd:beta=0.1``.
-        method: All its settings.
+        label: The method's name, with the settings that distinguish it: ``dskd:beta=0.1``.
+        method: Its name and all its settings.
     """
 
     label: str
@@ -32,11 +32,11 @@ class MethodVariant:
 
     @property
     def folder(self) -> str:
-        """The name of the folder that holds its seeds."""
+        """The name of the folder with its runs."""
         return folder_of(self.label)
 
     def plain(self) -> dict[str, Any]:
-        """As ``comparison.json`` holds it."""
+        """Plain values for ``comparison.json``, see `dskd.compare.reader.VariantFacts`."""
         return {
             "label": self.label,
             "folder": self.folder,
@@ -45,7 +45,7 @@ class MethodVariant:
 
 
 def folder_of(label: str) -> str:
-    """The name of the folder that holds the seeds of a label.
+    """The name of the folder with the runs of a method.
 
     Example:
         >>> folder_of("dskd:beta=0.1")
@@ -55,38 +55,37 @@ def folder_of(label: str) -> str:
 
 
 def check_label(label: str) -> str:
-    """The label, if it can name a method, a folder and a row of a table.
+    """Returns the label if it can name a folder and a row of a table.
 
     Raises:
-        InputError: It is too long, or holds what cannot be printed.
+        InputError: It is too long, or has characters that cannot be printed.
     """
     if len(label) > LONGEST_LABEL or not label.isprintable():
         raise InputError(
-            f"{brief(label)} cannot name a method: {LONGEST_LABEL} letters at most, all of them "
-            "printable"
+            f"{brief(label)} cannot name a method: use at most {LONGEST_LABEL} printable characters"
         )
     return label
 
 
 def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> list[MethodVariant]:
-    """The methods that are named, with all their settings.
+    """The named methods, with all their settings.
 
-    Settings are, from weak to strong: the method's defaults; those of the recipe, for the method
-    that the recipe names; the weights that are asked for; those of the name itself.
+    Settings come from these places, each overriding the ones before it: the defaults of the
+    method; the recipe, if it names the method; ``weights``; the settings in the name.
 
     Args:
-        texts: Names such as ``kd``, ``all``, or with settings ``dskd:beta=0.1:gamma=1``; several
-            in one text are parted by commas.
-        recipe: Whose pair is distilled.
-        weights: ``equal`` sets ``ce = kd = 1`` wherever a method has them; ``literature`` takes
-            what each method was published with.
+        texts: Names such as ``kd`` or ``all``, or with settings ``dskd:beta=0.1:gamma=1``. A text
+            may hold several names, separated by commas.
+        recipe: The recipe of the comparison.
+        weights: ``equal`` sets ``ce = kd = 1`` for every method that has them; ``literature``
+            takes the weights that each method was published with.
 
     Raises:
-        InputError: A name or setting does not exist, or one is named twice.
+        InputError: A name or a setting does not exist, or a method is named twice.
 
     Example:
         >>> from dskd.config.recipe import load
-        >>> [one] = contenders(["dskd:beta=0.1"], load("digits"), "equal")
+        >>> [one] = method_variants(["dskd:beta=0.1"], load("digits"), "equal")
         >>> one.folder, one.method.options["beta"]
         ('dskd+beta=0.1', 0.1)
     """
@@ -98,14 +97,18 @@ def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> l
         own = recipe.method.options if name == recipe.method.name else {}
         settings = own | _weights(name, weights) | dict(map(_setting, changes))
         if settings.pop("preset", None):
-            raise InputError(f"{label}: a preset has no place in a comparison; name its settings")
+            raise InputError(
+                f"{label}: presets are not allowed in a comparison; give the settings instead"
+            )
         found[label] = MethodVariant(
             label, MethodSettings(name=name, **methods.resolve(name, settings))
         )
     folders = [variant.folder.lower() for variant in found.values()]
     for variant in found.values():
         if folders.count(variant.folder.lower()) > 1:
-            raise InputError(f"two methods would share the folder {variant.folder!r}; name one")
+            raise InputError(
+                f"two methods would share the folder {variant.folder!r}; drop one of them"
+            )
     return list(found.values())
 
 
@@ -140,7 +143,7 @@ def _weights(name: str, weights: Weights) -> dict[str, Any]:
 
 
 def weights_of(name: str, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Those of a method's settings that weigh its losses.
+    """The settings of a method that are weights of its losses.
 
     Example:
         >>> weights_of("kd", {"temperature": 4.0, "ce": 1.0, "kd": 0.5})

@@ -1,4 +1,4 @@
-"""What a report measures anew on finished students: their cost, their layers, their answers."""
+"""Stage 2 of a report: measures finished students, their layers and their predictions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dskd.data import Dataset
 from dskd.engine.build import UserObjects
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
-from dskd.report.cka import Similarity, similarity
+from dskd.report.cka import LayerSimilarity, layer_similarity
 from dskd.report.collect import CollectedRuns, MethodRuns
 from dskd.report.cost import Cost, measure
-from dskd.report.disagreements import Differences, differences
+from dskd.report.disagreements import Disagreements, find_disagreements
 from dskd.report.load_models import load_student, load_teacher
 from dskd.runtime.device import pick
 
@@ -27,19 +27,19 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Missing:
-    """Why a part of the report is left out, as one sentence."""
+class Unavailable:
+    """A part of the report that is left out, with the reason as a sentence."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What the deployed models take.
+class ModelCosts:
+    """The inference cost of the deployed models.
 
     Attributes:
-        students: By label.
-        teacher: None where there is no teacher.
+        students: The cost of each student by label.
+        teacher: The cost of the teacher; None without one.
     """
 
     students: Mapping[str, Cost]
@@ -47,110 +47,114 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Examined:
-    """All that is measured anew.
+class Analysis:
+    """The measurements of a report.
 
     Attributes:
-        costs: Of students and teacher.
-        similarities: Of a student taught at its stages, and of one that was not.
-        differences: Of a student and its teacher.
+        costs: Of all students and of the teacher.
+        similarities: Of the layers of two students with those of the teacher.
+        disagreements: Of one student with its teacher.
     """
 
-    costs: Costs | Missing
-    similarities: tuple[Similarity, ...] | Missing
-    differences: Differences | Missing
+    costs: ModelCosts | Unavailable
+    similarities: tuple[LayerSimilarity, ...] | Unavailable
+    disagreements: Disagreements | Unavailable
 
 
-def examine(gathered: CollectedRuns, data: Dataset, given: UserObjects) -> Examined:
-    """Measures the finished students; what cannot be is left out, with the reason.
+def analyze(collected: CollectedRuns, data: Dataset, given: UserObjects) -> Analysis:
+    """Measures the finished students. A measurement that is impossible is left out.
 
     Args:
-        gathered: The runs.
+        collected: The runs.
         data: Their images.
         given: Objects in place of names.
     """
-    laboratory = _Laboratory(gathered, data, given)
-    return Examined(
-        _or_missing(laboratory.costs),
-        _or_missing(laboratory.similarities),
-        _or_missing(laboratory.differences),
+    analyzer = _Analyzer(collected, data, given)
+    return Analysis(
+        _or_unavailable(analyzer.costs),
+        _or_unavailable(analyzer.similarities),
+        _or_unavailable(analyzer.disagreements),
     )
 
 
-def _or_missing(measured: Callable[[], T]) -> T | Missing:
+def _or_unavailable(measurement: Callable[[], T]) -> T | Unavailable:
     try:
-        return measured()
+        return measurement()
     except InputError as error:
         reason = str(error)
-        return Missing(f"{reason[:1].upper()}{reason[1:]}.")
+        return Unavailable(f"{reason[:1].upper()}{reason[1:]}.")
 
 
-class _Laboratory:
-    """Builds students and teachers of the runs, and measures them."""
+class _Analyzer:
+    """Loads the students and teachers of the runs, and measures them."""
 
-    def __init__(self, gathered: CollectedRuns, data: Dataset, given: UserObjects) -> None:
-        self.gathered, self.data, self.given = gathered, data, given
-        self.finished = [runs for runs in gathered.methods if runs.folders]
+    def __init__(self, collected: CollectedRuns, data: Dataset, given: UserObjects) -> None:
+        self.collected, self.data, self.given = collected, data, given
+        self.finished = [runs for runs in collected.methods if runs.folders]
 
-    def costs(self) -> Costs:
-        """Models of the same build are measured once."""
+    def costs(self) -> ModelCosts:
+        """The costs of all models. Students of the same architecture are measured once."""
         if not self.finished:
             raise InputError("no run is finished yet")
         log.info("measuring the latency of student and teacher on this CPU")
-        measured: dict[str, Cost] = {}
+        by_architecture: dict[str, Cost] = {}
         students = {}
         for runs in self.finished:
             student = load_student(next(iter(runs.folders.values())), self.data, self.given)
-            build = repr(student.module)
-            if build not in measured:
-                measured[build] = measure(student, self.data.shape)
-            students[runs.label] = measured[build]
+            architecture = repr(student.module)
+            if architecture not in by_architecture:
+                by_architecture[architecture] = measure(student, self.data.shape)
+            students[runs.label] = by_architecture[architecture]
         try:
             teacher = self._teacher(self.finished[0])
-        except InputError:  # the students are worth a chart without it
-            return Costs(students, None)
-        return Costs(students, measure(teacher, self.data.shape))
+        except InputError:  # the costs of the students are worth a chart without it
+            return ModelCosts(students, None)
+        return ModelCosts(students, measure(teacher, self.data.shape))
 
-    def similarities(self) -> tuple[Similarity, ...]:
-        """Of the student that `_subject` chooses, and of one that was taught otherwise."""
-        subject = self._subject()
-        others = (self.gathered.find(name) for name in (BASELINE, STUDENT))
-        other = next((runs for runs in others if runs not in (None, subject)), None)
-        return tuple(self._similarity(runs) for runs in (subject, other) if runs is not None)
+    def similarities(self) -> tuple[LayerSimilarity, ...]:
+        """The layers of the main student, and of one trained by the baseline or without a teacher.
 
-    def _similarity(self, runs: MethodRuns) -> Similarity:
-        log.info("comparing the layers of %s with the teacher's", runs.label)
+        See `_main_method`.
+        """
+        main = self._main_method()
+        others = (self.collected.find(name) for name in (BASELINE, STUDENT))
+        other = next((runs for runs in others if runs not in (None, main)), None)
+        return tuple(self._similarity(runs) for runs in (main, other) if runs is not None)
+
+    def _similarity(self, runs: MethodRuns) -> LayerSimilarity:
+        log.info("comparing the layers of %s with those of the teacher", runs.label)
         seed, student = self._student(runs)
-        stages = self.gathered.recipe.student.stages
+        stages = self.collected.recipe.student.stages
         mean, std = student.mean.flatten().tolist(), student.std.flatten().tolist()
         staged = StagedModel(student.module, stages, mean=mean, std=std).to(pick("auto")).eval()
         teacher = self._teacher(runs).to(pick("auto"))
-        return similarity(runs.label, seed, staged, teacher, self.data.test)
+        return layer_similarity(runs.label, seed, staged, teacher, self.data.test)
 
-    def differences(self) -> Differences:
-        """Of the student that `_subject` chooses."""
-        runs = self._subject()
-        log.info("comparing the answers of %s with the teacher's", runs.label)
+    def disagreements(self) -> Disagreements:
+        """The predictions of the main student and its teacher, see `_main_method`."""
+        runs = self._main_method()
+        log.info("comparing the predictions of %s with those of the teacher", runs.label)
         seed, student = self._student(runs)
         device = pick("auto")
         teacher = self._teacher(runs).to(device)
-        return differences(runs.label, seed, student.to(device), teacher, self.data)
+        return find_disagreements(runs.label, seed, student.to(device), teacher, self.data)
 
-    def _subject(self) -> MethodRuns:
-        """The student of most interest: taught at its stages, else by the baseline, else any."""
+    def _main_method(self) -> MethodRuns:
+        """The method to show in detail: one with shallow stages, else the baseline, else any."""
         if not self.finished:
             raise InputError("no run is finished yet")
         staged = (runs for runs in self.finished if shallow_stages(runs))
-        return next(staged, None) or self.gathered.find(BASELINE) or self.finished[-1]
+        return next(staged, None) or self.collected.find(BASELINE) or self.finished[-1]
 
     def _student(self, runs: MethodRuns) -> tuple[int, StagedModel]:
+        """The student of the first seed."""
         seed = min(runs.folders)
         return seed, load_student(runs.folders[seed], self.data, self.given)
 
     def _teacher(self, runs: MethodRuns) -> StagedModel:
-        """The teacher of a method's first seed; a student alone is held against that of others."""
-        recipe, error = self.gathered.recipe, InputError("no run has a teacher")
-        for folder in self._folders(min(runs.folders), runs):
+        """The teacher of the first seed; for a student without one, the teacher of other runs."""
+        recipe, error = self.collected.recipe, InputError("no run has a teacher")
+        for folder in self._teacher_folders(min(runs.folders), runs):
             try:
                 teacher = load_teacher(folder, recipe, self.data, self.given)
             except InputError as reason:
@@ -160,19 +164,19 @@ class _Laboratory:
                 return teacher
         raise error
 
-    def _folders(self, seed: int, runs: MethodRuns) -> Iterator[Path]:
-        """Where the teacher may lie: the run itself first, then those of its seed."""
+    def _teacher_folders(self, seed: int, runs: MethodRuns) -> Iterator[Path]:
+        """Runs that may have the teacher: the run itself, those of its seed, then all others."""
         yield runs.folders[seed]
         yield from (other.folders[seed] for other in self.finished if seed in other.folders)
         yield from (folder for other in self.finished for folder in other.folders.values())
 
 
 def shallow_stages(runs: MethodRuns) -> list[str]:
-    """The shallow stages whose losses and weights a method's metrics tell.
+    """The shallow stages of a method that its metrics name.
 
     Returns:
-        As in ``["stage1", "stage2"]``; empty for a method that teaches the last layer alone.
+        Names such as ``["stage1", "stage2"]``; empty for a method without shallow stages.
     """
-    rows = next(iter(runs.rows().values()), [])
-    told = (_STAGE_WEIGHT.fullmatch(key) for key in (rows[-1] if rows else ()))
-    return [f"stage{number}" for number in sorted(int(match[1]) for match in told if match)]
+    rows = next(iter(runs.metrics().values()), [])
+    matches = (_STAGE_WEIGHT.fullmatch(key) for key in (rows[-1] if rows else ()))
+    return [f"stage{number}" for number in sorted(int(match[1]) for match in matches if match)]

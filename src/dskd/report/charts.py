@@ -1,4 +1,4 @@
-"""The charts of a report, made by plotly; the page draws them and gives them its colours."""
+"""The charts of a report as plotly figures. The page draws them in its own colours."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from dskd.report.cka import Similarity
-from dskd.report.styles import TEACHER, Look
+from dskd.report.cka import LayerSimilarity
+from dskd.report.styles import TEACHER, Style
 
 Curve = Mapping[int, Sequence[float]]
-"""A value for every epoch, by seed."""
+"""The values of a metric by seed: one per epoch."""
 
 _MARKED = 30
-"""Epochs up to which each has a marker."""
-# None of a method's colours: a stage is no method.
-_STAGES = (
-    Look("--brown", "dash", "circle", "●"),
-    Look("--teal", "dot", "square-open", "□"),
-    Look("--indigo", "dashdot", "triangle-up", "▲"),
-    Look("--brown", "longdash", "triangle-down-open", "▽"),
-    Look("--teal", "longdashdot", "circle-open", "○"),
+"""A line with more epochs than this has no markers."""
+# No colour of a method, since a stage is not a method.
+_STAGE_STYLES = (
+    Style("--brown", "dash", "circle", "●"),
+    Style("--teal", "dot", "square-open", "□"),
+    Style("--indigo", "dashdot", "triangle-up", "▲"),
+    Style("--brown", "longdash", "triangle-down-open", "▽"),
+    Style("--teal", "longdashdot", "circle-open", "○"),
 )
 _SIMILARITY = [[0, "#f2f5f7"], [0.5, "#7fa3b8"], [1, "#0b3a57"]]
 
 
 def colour(name: str, opacity: float = 1.0) -> str:
-    """A colour of the page's style sheet, which the page fills in as light or dark.
+    """A reference to a colour of the style sheet, which the page resolves to light or dark.
 
     Example:
         >>> colour("--blue"), colour("--blue", 0.2)
@@ -39,30 +39,30 @@ def colour(name: str, opacity: float = 1.0) -> str:
     return f"var({name})" if opacity == 1 else f"var({name}, {opacity:g})"
 
 
-def stage_look(number: int) -> Look:
-    """How a shallow stage is drawn, from 0."""
-    return _STAGES[number % len(_STAGES)]
+def stage_style(number: int) -> Style:
+    """The style of a shallow stage, numbered from 0."""
+    return _STAGE_STYLES[number % len(_STAGE_STYLES)]
 
 
 def over_epochs(
     curves: Mapping[str, Curve],
-    looks: Mapping[str, Look],
+    styles: Mapping[str, Style],
     unit: str,
     level: tuple[str, float] | None = None,
 ) -> go.Figure:
-    """A line a name: the mean over seeds, in a band from the least to the largest.
+    """A line chart over epochs: the mean over seeds, in a band from the lowest to the highest seed.
 
     Args:
-        curves: By name.
-        looks: How each is drawn.
-        unit: Of the values, for the axis.
-        level: A name and a value to draw across, such as the teacher's accuracy.
+        curves: The curves by name.
+        styles: The style of each curve.
+        unit: The unit of the values, for the axis.
+        level: Name and value of a horizontal line, such as the accuracy of the teacher.
     """
     figure = go.Figure()
     for name, curve in curves.items():
         if len(curve) > 1:
-            figure.add_trace(_band(name, curve, looks[name]))
-        figure.add_trace(_line(name, curve, looks[name]))
+            figure.add_trace(_band(name, curve, styles[name]))
+        figure.add_trace(_line(name, curve, styles[name]))
     epochs = max((len(values) for curve in curves.values() for values in curve.values()), default=1)
     _lay_out(figure, "epoch", unit)
     figure.update_xaxes(
@@ -84,7 +84,7 @@ def _draw_level(figure: go.Figure, name: str, value: float) -> None:
     )
 
 
-def _line(name: str, curve: Curve, look: Look) -> go.Scatter:
+def _line(name: str, curve: Curve, style: Style) -> go.Scatter:
     columns = _columns(curve)
     mean = [sum(values) / len(values) for values in columns]
     marked = len(columns) <= _MARKED
@@ -94,13 +94,13 @@ def _line(name: str, curve: Curve, look: Look) -> go.Scatter:
         name=html.escape(name),
         meta=name,
         mode="lines+markers" if marked else "lines",
-        line={"color": colour(look.colour), "dash": look.dash, "width": 2},
-        marker={"symbol": look.symbol, "size": 7, "color": colour(look.colour)},
+        line={"color": colour(style.colour), "dash": style.dash, "width": 2},
+        marker={"symbol": style.symbol, "size": 7, "color": colour(style.colour)},
         hovertemplate=f"{html.escape(name)}<br>epoch %{{x}}: %{{y:.4~g}}<extra></extra>",
     )
 
 
-def _band(name: str, curve: Curve, look: Look) -> go.Scatter:
+def _band(name: str, curve: Curve, style: Style) -> go.Scatter:
     columns = _columns(curve)
     epochs = list(range(1, len(columns) + 1))
     return go.Scatter(
@@ -108,7 +108,7 @@ def _band(name: str, curve: Curve, look: Look) -> go.Scatter:
         y=[max(values) for values in columns] + [min(values) for values in columns[::-1]],
         meta=name,
         fill="toself",
-        fillcolor=colour(look.colour, 0.12),
+        fillcolor=colour(style.colour, 0.12),
         line={"width": 0},
         mode="lines",
         hoverinfo="skip",
@@ -116,26 +116,26 @@ def _band(name: str, curve: Curve, look: Look) -> go.Scatter:
 
 
 def _columns(curve: Curve) -> list[tuple[float, ...]]:
-    """The values of all seeds, epoch by epoch."""
+    """The values of all seeds by epoch."""
     return list(zip(*curve.values(), strict=False))
 
 
 def against_cost(
-    points: Mapping[str, tuple[float, Sequence[float]]], looks: Mapping[str, Look], title: str
+    points: Mapping[str, tuple[float, Sequence[float]]], styles: Mapping[str, Style], title: str
 ) -> go.Figure:
-    """A point a model: its accuracy, from the least to the largest seed, against what it takes.
+    """A scatter plot of accuracy against cost, with bars from the lowest to the highest seed.
 
     Args:
-        points: By name: what it takes, and its accuracies, one a seed.
-        looks: How each is drawn.
-        title: Of the horizontal axis, which is logarithmic.
+        points: Cost and accuracies, one per seed, by name of the model.
+        styles: The style of each model.
+        title: Title of the horizontal axis, which is logarithmic.
     """
     figure = go.Figure()
-    for name, (taken, values) in points.items():
-        mean, look = sum(values) / len(values), looks[name]
+    for name, (cost, values) in points.items():
+        mean, style = sum(values) / len(values), styles[name]
         figure.add_trace(
             go.Scatter(
-                x=[taken],
+                x=[cost],
                 y=[mean],
                 error_y={
                     "type": "data",
@@ -144,38 +144,38 @@ def against_cost(
                     "arrayminus": [mean - min(values)],
                     "thickness": 1.5,
                     "width": 0,
-                    "color": colour(look.colour, 0.5),
+                    "color": colour(style.colour, 0.5),
                 },
                 name=html.escape(name),
                 meta=name,
                 mode="markers",
-                marker={"symbol": look.symbol, "size": 11, "color": colour(look.colour)},
+                marker={"symbol": style.symbol, "size": 11, "color": colour(style.colour)},
                 hovertemplate=f"{html.escape(name)}<br>%{{x:.4~s}}, %{{y:.2f}} %<extra></extra>",
             )
         )
-    _lay_out(figure, title, "accuracy, %")
-    figure.update_xaxes(type="log", **_decades([taken for taken, _ in points.values()]))
+    _lay_out(figure, title, "test accuracy, %")
+    figure.update_xaxes(type="log", **_decades([cost for cost, _ in points.values()]))
     return figure
 
 
 def _decades(values: Sequence[float]) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 times powers of ten, and some room beside the points."""
+    """An axis with ticks at 1, 2 and 5 times powers of ten, and a margin around the points."""
     low, high = min(values) / 1.6, max(values) * 1.6
     ticks = [digit * 10.0**power for power in range(-4, 13) for digit in (1, 2, 5)]
     shown = [tick for tick in ticks if low <= tick <= high]
     return {
         "tickvals": shown,
-        "ticktext": [short(tick) for tick in shown],
+        "ticktext": [short_number(tick) for tick in shown],
         "range": [math.log10(low), math.log10(high)],
     }
 
 
-def short(number: float) -> str:
-    """A number in a few letters.
+def short_number(number: float) -> str:
+    """A number with a unit prefix.
 
     Example:
-        >>> short(0.05), short(20), short(200_000), short(5e6), short(2e9)
-        ('0.05', '20', '200 k', '5 M', '2 G')
+        >>> [short_number(n) for n in (0.05, 20, 200_000, 5e6, 2e9)]
+        ['0.05', '20', '200 k', '5 M', '2 G']
     """
     for power, letter in ((9, "G"), (6, "M"), (3, "k")):
         if number >= 10**power:
@@ -183,12 +183,12 @@ def short(number: float) -> str:
     return f"{number:g}"
 
 
-def similarity_map(found: Similarity, lowest: float) -> go.Figure:
-    """A heat map: the student's layers upward, the teacher's to the right.
+def similarity_map(found: LayerSimilarity, lowest: float) -> go.Figure:
+    """A heat map of layer similarities: the teacher on the x axis, the student on the y axis.
 
     Args:
         found: The similarities.
-        lowest: Where the colours begin, below 1; they end at 1.
+        lowest: The value of the first colour, below 1. The last colour is that of 1.
     """
     teacher, student = ([html.escape(n) for n in names] for names in (found.teacher, found.student))
     figure = go.Figure(
@@ -199,7 +199,7 @@ def similarity_map(found: Similarity, lowest: float) -> go.Figure:
             zmin=lowest,
             zmax=1,
             colorscale=_SIMILARITY,
-            hovertemplate="student's %{y}, teacher's %{x}: %{z:.3f}<extra></extra>",
+            hovertemplate="student %{y}, teacher %{x}: %{z:.3f}<extra></extra>",
             colorbar={"thickness": 10, "outlinewidth": 0, "nticks": 5},
             xgap=2,
             ygap=2,
@@ -217,7 +217,7 @@ def similarity_map(found: Similarity, lowest: float) -> go.Figure:
 
 
 def _write_in_cell(figure: go.Figure, x: str, y: str, value: float, shade: float) -> None:
-    """The number in its cell: white on dark, black on light."""
+    """Writes the number in its cell: white on dark, black on light."""
     [(red, green, blue)] = sample_colorscale(_SIMILARITY, [shade], colortype="tuple")
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
     font = {"size": 12, "color": "#ffffff" if dark else "#000000"}
@@ -225,7 +225,7 @@ def _write_in_cell(figure: go.Figure, x: str, y: str, value: float, shade: float
 
 
 def _lay_out(figure: go.Figure, x: str, y: str) -> None:
-    """What all charts share: no frame, faint grid, the page's letters and colours."""
+    """Applies the layout of all charts: no frame, a faint grid, font and colours of the page."""
     figure.update_layout(
         template="none",
         font={"family": "system-ui, sans-serif", "size": 13, "color": colour("--ink")},

@@ -1,4 +1,4 @@
-"""How alike the layers of student and teacher are: linear CKA."""
+"""Similarity of the layers of student and teacher: linear CKA."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from dskd.models.staged_model import StagedModel
 IMAGES = 512
 _BATCH = 64
 _COLUMNS = 1 << 15
-"""Features that are taken at once in float64: memory then does not grow with a map's size."""
+"""Features that are converted to float64 at once. It bounds the memory for large feature maps."""
 
 
 @dataclass(frozen=True)
-class Similarity:
-    """Linear CKA between all layers of a student and all of its teacher.
+class LayerSimilarity:
+    """Linear CKA between all layers of a student and all layers of its teacher.
 
     Attributes:
-        label: Of the student's method.
-        seed: Of its run.
-        images: How many test images it was measured on.
-        student: The names of the student's layers, shallow to deep.
-        teacher: The names of the teacher's.
-        values: From 0 to 1, a row for each of the student's layers; None where a layer gives the
-            same for every image, or what is not finite.
+        label: Label of the student's method.
+        seed: Seed of its run.
+        images: Number of test images.
+        student: Names of the student's layers, from shallow to deep.
+        teacher: Names of the teacher's layers, from shallow to deep.
+        values: From 0 to 1, one row per layer of the student; None if a layer is constant over the
+            images, or not finite.
     """
 
     label: str
@@ -42,20 +42,20 @@ class Similarity:
 
 
 def linear_cka(one: Tensor, other: Tensor) -> float | None:
-    """Linear centred kernel alignment of two layers that saw the same images.
+    """Linear centred kernel alignment of two layers on the same images.
 
     ``<K, L> / (|K| |L|)`` with ``K`` and ``L`` the centred Gram matrices of the two layers. It
-    is from 0 to 1, and does not change when a layer is rotated or scaled.
+    lies between 0 and 1, and is invariant to rotation and scaling of a layer.
 
     Source: Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019,
     arXiv 1905.00414, equations 3 to 5.
 
     Args:
-        one: A layer's centred Gram matrix, float64 ``[N, N]``, see `gram`.
-        other: Another's, of the same images.
+        one: The centred Gram matrix of a layer, float64 ``[N, N]``, see `gram`.
+        other: That of the other layer, on the same images.
 
     Returns:
-        The similarity; None where a layer gives the same for every image, or what is not finite.
+        The similarity; None if a layer is constant over the images, or not finite.
 
     Example:
         >>> layer = torch.randn(8, 5, dtype=torch.float64)
@@ -65,57 +65,57 @@ def linear_cka(one: Tensor, other: Tensor) -> float | None:
     norms = float(one.norm() * other.norm())
     if not 0 < norms < math.inf:
         return None
-    return min(1.0, max(0.0, float((one * other).sum()) / norms))  # rounding may lead beyond
+    return min(1.0, max(0.0, float((one * other).sum()) / norms))  # rounding may exceed 1
 
 
 def gram(features: Tensor) -> Tensor:
     """The centred Gram matrix of a layer, float64 ``[N, N]``.
 
     Args:
-        features: ``[N, ...]``, what the layer gives for each of N images.
+        features: ``[N, ...]``, the output of the layer for N images.
     """
     matrix = torch.zeros(len(features), len(features), dtype=torch.float64).to(features.device)
     for part in torch.split(features.flatten(1), _COLUMNS, dim=1):
-        # Centring the features centres their Gram matrix, and keeps small differences exact.
+        # Centring the features centres the Gram matrix, with less rounding than centring it itself.
         centred = part.double() - part.double().mean(0)
         matrix += centred @ centred.T
     return matrix
 
 
-def similarity(
+def layer_similarity(
     label: str, seed: int, student: StagedModel, teacher: StagedModel, split: Split
-) -> Similarity:
-    """Linear CKA of every stage, the pooled vector and the logits of both.
+) -> LayerSimilarity:
+    """Linear CKA of all stages, the pooled vector and the logits of both models.
 
     Args:
-        label: Of the student's method.
-        seed: Of its run.
+        label: Label of the student's method.
+        seed: Seed of its run.
         student: In eval mode, with stages.
-        teacher: The same, on the same device.
-        split: Up to 512 of its images are shown, spread evenly over it.
+        teacher: In eval mode, with stages, on the same device.
+        split: Up to 512 of its images are used, evenly spaced.
 
     Raises:
-        InputError: One of the two has no stages.
+        InputError: A model has no stages.
     """
-    for what, model in (("student", student), ("teacher", teacher)):
+    for role, model in (("student", student), ("teacher", teacher)):
         if not (model.native or model.stage_names):
             raise InputError(
-                f"the {what} shows no layers to compare; name some with {what}.stages=[a,b]"
+                f"the {role} has no layers to compare; name some with {role}.stages=[a,b]"
             )
     images = split.images[_spread(len(split))].to(student.mean.device)
     own, theirs = _grams(student, images), _grams(teacher, images)
     values = tuple(tuple(linear_cka(a, b) for b in theirs.values()) for a in own.values())
-    return Similarity(label, seed, len(images), tuple(own), tuple(theirs), values)
+    return LayerSimilarity(label, seed, len(images), tuple(own), tuple(theirs), values)
 
 
 def _spread(count: int) -> Tensor:
-    """Which images: a split may be sorted by class, so they are taken from all of it."""
+    """Indices of evenly spaced images. The first ones may be of one class, if a split is sorted."""
     return torch.arange(min(count, IMAGES)) * count // min(count, IMAGES)
 
 
 @torch.no_grad()
 def _grams(model: StagedModel, images: Tensor) -> dict[str, Tensor]:
-    """The centred Gram matrix of each layer, by its name."""
+    """The centred Gram matrix of each layer by name."""
     outputs = [model(batch) for batch in torch.split(images, _BATCH)]
     stages = [torch.cat(parts) for parts in zip(*(o.stages for o in outputs), strict=True)]
     layers = dict(zip(_names(model, len(stages)), stages, strict=True))

@@ -1,4 +1,4 @@
-"""What a report is made of: run folders, put together by method, and the recipe they share."""
+"""Stage 1 of a report: collects run folders by method, and the recipe that they share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dskd import methods
 from dskd.compare.reader import COMPARISON, read_comparison, read_failure, read_result
-from dskd.compare.summary import Entry
+from dskd.compare.summary import VariantResults
 from dskd.compare.variants import weights_of
 from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
@@ -27,9 +27,9 @@ _Line = Annotated[str, AfterValidator(printable)]
 
 
 class _Environment(BaseModel):
-    """What is read of ``environment.json``."""
+    """The part of ``environment.json`` that a report needs."""
 
-    model_config = ConfigDict(extra="allow")  # a later version may say more
+    model_config = ConfigDict(extra="allow")  # a later version may add facts
 
     command: list[_Line]
     packages: dict[_Line, _Line]
@@ -46,22 +46,22 @@ class MethodRuns:
     """A method with its settings, and its runs.
 
     Attributes:
-        entry: Its results, and why seeds have none.
+        variant: Its results, and the reasons why seeds have none.
         settings: All settings of the method.
-        folders: Of the finished runs, by seed.
+        folders: The folders of the finished runs by seed.
     """
 
-    entry: Entry
+    variant: VariantResults
     settings: Mapping[str, Any]
     folders: Mapping[int, Path]
 
     @property
     def label(self) -> str:
-        """The method's name, with the settings that set it apart."""
-        return self.entry.label
+        """The method's name, with the settings that distinguish it."""
+        return self.variant.label
 
-    def rows(self) -> dict[int, list[dict[str, Any]]]:
-        """The metrics of the finished runs, a row an epoch, by seed."""
+    def metrics(self) -> dict[int, list[dict[str, Any]]]:
+        """The metrics of the finished runs by seed: one row per epoch."""
         return {seed: RunDirectory(folder).rows() for seed, folder in self.folders.items()}
 
 
@@ -70,11 +70,11 @@ class CollectedRuns:
     """All runs of a report.
 
     Attributes:
-        methods: In the order in which they were given.
-        recipe: What all runs share; its method and seed are one run's. It has a teacher where a
-            method needs one.
-        commands: That made the runs.
-        environment: Of the first run, or of the comparison.
+        methods: The methods, in the order in which they were given.
+        recipe: What all runs share; its method and seed are those of one run. It has a teacher if
+            a method needs one.
+        commands: The commands that made the runs.
+        environment: The environment of the first run or of the comparison.
     """
 
     methods: tuple[MethodRuns, ...]
@@ -83,13 +83,13 @@ class CollectedRuns:
     environment: Mapping[str, Any]
 
     def find(self, method: str) -> MethodRuns | None:
-        """The first finished entry of a method."""
-        return next((m for m in self.methods if m.entry.method == method and m.folders), None)
+        """The first variant of a method that has a finished run."""
+        return next((m for m in self.methods if m.variant.method == method and m.folders), None)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run's folder as it was read."""
+    """The folder of one run, read."""
 
     folder: Path
     recipe: dict[str, Any]
@@ -98,67 +98,74 @@ class _Run:
 
     @property
     def method(self) -> tuple[str, dict[str, Any]]:
+        """The method's name and its settings."""
         settings = dict(self.recipe["method"])
         return settings.pop("name"), settings
 
 
 def collect(paths: Sequence[Path]) -> CollectedRuns:
-    """The runs of some folders.
+    """Collects the runs in some folders.
 
     Args:
         paths: The folders of runs, or the folder of one comparison.
 
     Raises:
-        InputError: A folder holds neither, or the runs are not of one recipe.
+        InputError: A folder holds neither, or the runs do not share one recipe.
     """
     if not paths:
         raise InputError("no run is given; give the folder of a comparison, or of one or more runs")
-    compared = [path for path in paths if (path / COMPARISON).is_file()]
-    if not compared:
+    comparisons = [path for path in paths if (path / COMPARISON).is_file()]
+    if not comparisons:
         return _from_runs([_read_run(path) for path in paths])
     if len(paths) > 1:
-        raise InputError(f"{compared[0]} is a comparison and is reported on alone; give it alone")
+        raise InputError(
+            f"{comparisons[0]} is a comparison and cannot be combined with others; give it alone"
+        )
     return _from_comparison(paths[0])
 
 
 def _from_comparison(path: Path) -> CollectedRuns:
     comparison = read_comparison(path)
     facts = comparison.facts
-    plain = facts["recipe"] | {"method": facts["entries"][0]["method"], "seed": facts["seeds"][0]}
-    if not any(_is_taught(entry.method) for entry in comparison.entries):
+    plain = facts["recipe"] | {"method": facts["variants"][0]["method"], "seed": facts["seeds"][0]}
+    if not any(_needs_teacher(variant.method) for variant in comparison.variants):
         plain["teacher"] = None
     recipe = resolve(plain, path)
     found = [
-        _compared(entry, path / one["folder"], one["method"], facts["seeds"], recipe)
-        for entry, one in zip(comparison.entries, facts["entries"], strict=True)
+        _compared(variant, path / one["folder"], one["method"], facts["seeds"], recipe)
+        for variant, one in zip(comparison.variants, facts["variants"], strict=True)
     ]
     environment = _read_environment(path)
     return CollectedRuns(tuple(found), recipe, (tuple(environment["command"]),), environment)
 
 
 def _compared(
-    entry: Entry, folder: Path, method: Mapping[str, Any], seeds: Sequence[int], recipe: Recipe
+    variant: VariantResults,
+    folder: Path,
+    method: Mapping[str, Any],
+    seeds: Sequence[int],
+    recipe: Recipe,
 ) -> MethodRuns:
-    """A method of a comparison; seeds that have not ended are said to be so."""
+    """A method of a comparison. Seeds that have not ended count as failed, with their progress."""
     folders = {seed: folder / f"seed{seed}" for seed in seeds}
-    left = {
-        seed: _how_far(folders[seed], recipe.train.epochs)
+    unfinished = {
+        seed: _progress(folders[seed], recipe.train.epochs)
         for seed in folders
-        if seed not in entry.results and seed not in entry.failed
+        if seed not in variant.results and seed not in variant.failed
     }
     return MethodRuns(
-        replace(entry, failed={**entry.failed, **left}),
+        replace(variant, failed={**variant.failed, **unfinished}),
         {key: value for key, value in method.items() if key != "name"},
-        {seed: folders[seed] for seed in entry.results},
+        {seed: folders[seed] for seed in variant.results},
     )
 
 
-def _is_taught(method: str) -> bool:
+def _needs_teacher(method: str) -> bool:
     return methods.find(method).needs_teacher
 
 
 def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
-    # A student that learns by labels alone has no teacher; another run of the same may.
+    # A run without a teacher says nothing about the teacher of the others.
     first = next((run for run in runs if run.recipe["teacher"]), runs[0])
     for run in runs:
         _check_same(first, run)
@@ -180,16 +187,15 @@ def _read_run(folder: Path) -> _Run:
             f"{folder} holds neither a run nor a comparison; give folders that `dskd train`, "
             "`distill` or `compare` wrote"
         )
-    recipe = read_yaml_file(folder / "recipe.yaml", "recipe")
-    # Whole and typed, so that nothing below has to ask what is there.
-    recipe = resolve(recipe, folder).plain()
-    if not _is_taught(recipe["method"]["name"]):
+    # Complete and typed, so that all keys can be relied on below.
+    recipe = resolve(read_yaml_file(folder / "recipe.yaml", "recipe"), folder).plain()
+    if not _needs_teacher(recipe["method"]["name"]):
         recipe["teacher"] = None
     if (folder / "result.json").is_file():
         return _Run(folder, recipe, read_result(folder), None)
     if (folder / FAILED).is_file():
         return _Run(folder, recipe, None, read_failure(folder))
-    return _Run(folder, recipe, None, _how_far(folder, recipe["train"]["epochs"]))
+    return _Run(folder, recipe, None, _progress(folder, recipe["train"]["epochs"]))
 
 
 def _read_environment(folder: Path) -> dict[str, Any]:
@@ -197,34 +203,41 @@ def _read_environment(folder: Path) -> dict[str, Any]:
     return read_json(folder / "environment.json", _Environment, fix).model_dump()
 
 
-def _how_far(folder: Path, epochs: int) -> str:
-    """What is said of a run that has not ended."""
+def _progress(folder: Path, epochs: int) -> str:
+    """How far a run has come that has not ended."""
     done = len(RunDirectory(folder).rows())
-    return f"not finished, {done} of {epochs} epochs are done" if done else "not begun"
+    return f"not finished, {done} of {epochs} epochs are done" if done else "not started"
 
 
 def _check_same(first: _Run, other: _Run) -> None:
-    """Runs stand side by side only where all but method and seed is the same."""
-    listed = differences(_shared(first.recipe, other), _shared(other.recipe, first))
-    if listed:
+    """Checks that two runs have the same recipe except for method and seed.
+
+    Raises:
+        InputError: Other settings differ.
+    """
+    if listed := differences(_shared(first.recipe, other), _shared(other.recipe, first)):
         raise InputError(
-            f"{first.folder} and {other.folder} are not of one recipe: {listed}; make a report of "
+            f"{first.folder} and {other.folder} have different recipes: {listed}; make a report of "
             "each"
         )
 
 
 def _check_images(runs: Sequence[_Run]) -> None:
-    """Nor where they were evaluated on other images, as far as they tell."""
-    told = {run.result["given"].get("data"): run for run in runs if run.result is not None}
-    folders = [run.folder for fingerprint, run in told.items() if fingerprint is not None]
+    """Checks that runs had the same images, as far as their results tell.
+
+    Raises:
+        InputError: Two runs had different images.
+    """
+    by_data = {run.result["given"].get("data"): run for run in runs if run.result is not None}
+    folders = [run.folder for fingerprint, run in by_data.items() if fingerprint is not None]
     if len(folders) > 1:
         raise InputError(
-            f"{folders[0]} and {folders[1]} are not of the same images; make a report of each"
+            f"{folders[0]} and {folders[1]} used different images; make a report of each"
         )
 
 
 def _shared(recipe: Mapping[str, Any], other: _Run) -> dict[str, Any]:
-    """What runs have in common that differ in method and seed, or in where they were made."""
+    """The part of a recipe that must be the same as in another run."""
     train = {key: value for key, value in recipe["train"].items() if key != "device"}
     shared = {"data": recipe["data"], "student": recipe["student"], "train": train}
     if recipe["teacher"] and other.recipe["teacher"]:
@@ -233,7 +246,7 @@ def _shared(recipe: Mapping[str, Any], other: _Run) -> dict[str, Any]:
 
 
 def _label(run: _Run, firsts: Sequence[_Run]) -> str:
-    """The method's name; with what is not its default where the name alone would not do."""
+    """The method's name; if another group has the same, also the settings that are not defaults."""
     name, settings = run.method
     if sum(other.method[0] == name for other in firsts) == 1:
         return name
@@ -255,5 +268,5 @@ def _method_runs(label: str, runs: Sequence[_Run]) -> MethodRuns:
         by_seed[seed] = run
     results = {seed: run.result for seed, run in by_seed.items() if run.result is not None}
     failed = {seed: run.failed for seed, run in by_seed.items() if run.failed is not None}
-    entry = Entry(label, name, weights_of(name, settings), results, failed)
-    return MethodRuns(entry, settings, {seed: by_seed[seed].folder for seed in results})
+    variant = VariantResults(label, name, weights_of(name, settings), results, failed)
+    return MethodRuns(variant, settings, {seed: by_seed[seed].folder for seed in results})

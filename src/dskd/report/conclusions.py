@@ -1,89 +1,96 @@
-"""What was found, in words: told from the numbers, and never more than they bear."""
+"""The conclusions of a report in sentences. They state no more than the tests support."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
 
+from dskd.compare.columns import interval_text
 from dskd.compare.statistics import CONFIDENCE, Difference
 from dskd.compare.summary import BASELINE, STUDENT, Summary
-from dskd.compare.table import interval_text
 
 _LEVEL = 1 - CONFIDENCE
-_NAMED = 3
-Verdict = Literal["better", "worse", "open"]
+_MOST_NAMED = 3
+Verdict = Literal["better", "worse", "not significant"]
 
 
 def verdict(difference: Difference | None) -> Verdict:
-    """What a difference to the baseline allows to say.
+    """The conclusion from a difference to the baseline.
 
-    A method is better or worse only where the interval leaves out zero and the p-value, adjusted
-    for the number of methods, is below 0.05; a single seed never tells.
+    A method is better or worse only if the interval excludes zero and the p-value, adjusted for
+    the number of methods, is below 0.05. With a single seed no difference is significant.
+
+    Args:
+        difference: The difference; None without a baseline.
 
     Example:
         >>> from dskd.compare.statistics import paired
         >>> verdict(paired([2.0], [1.0]))
-        'open'
+        'not significant'
     """
     if difference is None or difference.interval.half is None or difference.p_holm is None:
-        return "open"
+        return "not significant"
     mean, half = difference.interval.mean, difference.interval.half
     if abs(mean) <= half or difference.p_holm >= _LEVEL:
-        return "open"
+        return "not significant"
     return "better" if mean > 0 else "worse"
 
 
 def headline(summaries: Sequence[Summary]) -> str:
-    """One sentence for the top of the page."""
-    finished = [s for s in summaries if s.last is not None]
+    """The main conclusion in one sentence, for the top of the page."""
+    finished = [s for s in summaries if s.test_accuracy is not None]
     if not finished:
         return "No run is finished yet."
     compared = [s for s in finished if s.difference is not None]
-    baselines = [s for s in compared if s.label != STUDENT] or compared
-    if not baselines:
+    distilled = [s for s in compared if s.label != STUDENT] or compared
+    if not distilled:
         return _without_baseline(finished)
-    if all(s.difference is None or s.difference.interval.half is None for s in baselines):
-        return f"At a single seed no method can be told apart from {BASELINE}."
-    return _of_one(baselines[0]) if len(baselines) == 1 else _of_many(baselines)
+    if all(s.difference is None or s.difference.interval.half is None for s in distilled):
+        return f"With a single seed, no difference to {BASELINE} can be tested."
+    return _of_one(distilled[0]) if len(distilled) == 1 else _of_many(distilled)
 
 
-def _of_one(baseline: Summary) -> str:
-    word = verdict(baseline.difference)
-    if word == "open":
-        return f"{baseline.label} and {BASELINE} cannot be told apart."
-    return f"{baseline.label} is {word} than {BASELINE}."
+def _of_one(method: Summary) -> str:
+    word = verdict(method.difference)
+    if word == "not significant":
+        return f"{method.label} does not differ significantly from {BASELINE}."
+    return f"{method.label} is significantly {word} than {BASELINE}."
 
 
-def _of_many(baselines: Sequence[Summary]) -> str:
-    by_size = sorted(baselines, key=_size, reverse=True)
-    told = {
+def _of_many(distilled: Sequence[Summary]) -> str:
+    by_size = sorted(distilled, key=_size, reverse=True)
+    significant = {
         word: [s for s in by_size if verdict(s.difference) == word] for word in ("better", "worse")
     }
-    left = len(baselines) - sum(map(len, told.values()))
-    if left == len(baselines):
-        return f"None of {left} methods can be told apart from {BASELINE}."
-    said = []
-    for word, found in told.items():
-        if len(found) == len(baselines):
-            return f"All {len(baselines)} methods are {word} than {BASELINE}."
+    others = len(distilled) - sum(map(len, significant.values()))
+    if others == len(distilled):
+        return f"None of {others} methods differs significantly from {BASELINE}."
+    parts = []
+    for word, found in significant.items():
+        if len(found) == len(distilled):
+            return f"All {len(distilled)} methods are significantly {word} than {BASELINE}."
         if found:
-            said.append(f"{_are(found)} {word} than {BASELINE} ({_names(found)})")
-    if left:
-        said.append(f"the other {left if left > 1 else 'one'} cannot be told apart from it")
-    return f"Of {len(baselines)} methods {', '.join(said)}."
+            parts.append(f"{_are(found)} significantly {word} than {BASELINE} ({_names(found)})")
+    if others:
+        parts.append(
+            f"the other {others} do not differ significantly from it"
+            if others > 1
+            else "the other one does not differ significantly from it"
+        )
+    return f"Of {len(distilled)} methods, {', '.join(parts)}."
 
 
 def _size(summary: Summary) -> float:
-    """Of the difference to the baseline, whatever its sign."""
+    """The absolute difference to the baseline."""
     return abs(summary.difference.interval.mean) if summary.difference else 0.0
 
 
 def details(summaries: Sequence[Summary]) -> list[str]:
-    """A sentence each on what the reader will ask first: distillation at all, and dskd."""
-    by_label = {s.label: s for s in summaries if s.last is not None}
+    """A sentence each on the gain of distillation and on that of dskd."""
+    by_label = {s.label: s for s in summaries if s.test_accuracy is not None}
     sentences = []
     if BASELINE in by_label and STUDENT in by_label:
-        sentences.append(_sentence(by_label[STUDENT], f"{STUDENT} (labels alone)"))
+        sentences.append(_sentence(by_label[STUDENT], f"{STUDENT} (labels only)"))
     if BASELINE in by_label and "dskd" in by_label:
         sentences.append(_sentence(by_label["dskd"], "dskd"))
     return [sentence for sentence in sentences if sentence]
@@ -95,21 +102,22 @@ def _sentence(summary: Summary, name: str) -> str:
         return ""
     gain = f"{name} minus {BASELINE}: {interval_text(difference.interval, sign='+')} points"
     if difference.interval.half is None:
-        return f"{gain} at one seed, which says little of the methods."
+        return f"{gain} at one seed, too few for a test."
     word = verdict(difference)
-    told = "they cannot be told apart" if word == "open" else f"{summary.label} is {word}"
-    return f"{gain} over {len(difference.interval.values)} seeds; {told}."
+    significantly = "" if word == "not significant" else "significantly "
+    seeds = len(difference.interval.values)
+    return f"{gain} over {seeds} seeds ({significantly}{word})."
 
 
 def _without_baseline(finished: Sequence[Summary]) -> str:
     if len(finished) == 1:
         (only,) = finished
         seeds = f"over {len(only.seeds)} seeds" if len(only.seeds) > 1 else "at one seed"
-        return f"{only.label} reaches {interval_text(only.last)} % {seeds}."
-    best = max(finished, key=lambda s: s.last.mean if s.last else 0.0)
+        return f"{only.label} reaches {interval_text(only.test_accuracy)} % {seeds}."
+    best = max(finished, key=lambda s: s.test_accuracy.mean if s.test_accuracy else 0.0)
     return (
-        f"The highest mean of {len(finished)} methods is that of {best.label}; without a finished "
-        f"run of {BASELINE} no difference is tested."
+        f"{best.label} has the highest mean of {len(finished)} methods; no difference is tested, "
+        f"since no run of {BASELINE} is finished."
     )
 
 
@@ -118,6 +126,6 @@ def _are(summaries: Sequence[Summary]) -> str:
 
 
 def _names(summaries: Sequence[Summary]) -> str:
-    """The labels; of many the first few."""
+    """The labels, or the first few of many."""
     labels = [s.label for s in summaries]
-    return ", ".join(labels if len(labels) <= _NAMED else [*labels[:_NAMED], "..."])
+    return ", ".join(labels if len(labels) <= _MOST_NAMED else [*labels[:_MOST_NAMED], "..."])

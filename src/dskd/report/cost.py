@@ -1,4 +1,4 @@
-"""What a model takes to keep and to run: parameters, multiply-adds, and time on this CPU."""
+"""The inference cost of a model: parameters, multiply-adds, and latency on this CPU."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _FEWEST, _MOST = 5, 100
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model takes.
+    """The inference cost of a model.
 
     Attributes:
-        parameters: Numbers in its parameters.
-        multiply_adds: Of the convolutions and matrix products for one image.
-        latency: Milliseconds for one image, the median of many.
-        latency_batch: Milliseconds for a batch of 64, the median of many.
+        parameters: Number of parameters.
+        multiply_adds: Multiply-adds of the convolutions and matrix products for one image.
+        latency: Median milliseconds for one image.
+        latency_batch: Median milliseconds for a batch of 64.
     """
 
     parameters: int
@@ -38,23 +38,23 @@ class Cost:
 
 
 def measure(model: StagedModel, shape: tuple[int, int, int]) -> Cost:
-    """What a model takes, its latency measured here and now on one thread.
+    """Measures the inference cost of a model. Latency is measured on one thread.
 
     Args:
         model: In eval mode, on the CPU.
-        shape: Channels, height and width of an image.
+        shape: ``(C, H, W)`` of an image.
     """
-    taken = model_cost(model.module, shape)
+    size = model_cost(model.module, shape)
     with _one_thread():
         latencies = [_latency(model.module, torch.zeros(n, *shape)) for n in (1, BATCH)]
-    return Cost(taken.parameters, taken.multiply_adds, *latencies)
+    return Cost(size.parameters, size.multiply_adds, *latencies)
 
 
 @torch.inference_mode()
 def _latency(module: nn.Module, images: Tensor) -> float:
     """The median time of a forward pass in milliseconds, after a warm-up.
 
-    Passes are repeated for a second, five times at least and a hundred times at most.
+    Passes are repeated for a second, at least 5 times and at most 100 times.
     """
     for _ in range(_WARM_UP):
         module(images)
@@ -69,7 +69,7 @@ def _latency(module: nn.Module, images: Tensor) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine would tell more of it than of a model."""
+    """Limits torch to one thread. Several threads wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Where a student differs from its teacher: which classes, who is right, which images."""
+"""Test images that a student and its teacher classify differently."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _LARGEST = 96
 
 
 @dataclass(frozen=True)
-class Example:
-    """A test image that the two name differently.
+class ExampleImage:
+    """A test image that the two models classify differently.
 
     Attributes:
-        index: In the test split.
+        index: Its index in the test split.
         label: The name of its class.
         source: The image as a data URI.
-        small: Whether it is so small that its pixels are to be seen.
+        small: Whether it is so small that the page enlarges it without smoothing.
     """
 
     index: int
@@ -41,15 +41,15 @@ class Example:
 
 @dataclass(frozen=True)
 class ClassPair:
-    """The images that the teacher gives one class and the student another.
+    """The test images for which the teacher predicts one class and the student another.
 
     Attributes:
-        teacher: The class that the teacher says.
-        student: The class that the student says.
-        count: How many images.
-        teacher_right: In how many of them the teacher is right.
-        student_right: In how many the student is; in the rest neither is.
-        examples: A few of them.
+        teacher: The class that the teacher predicts.
+        student: The class that the student predicts.
+        count: Number of images.
+        teacher_right: Number of images on which the teacher is right.
+        student_right: Number of images on which the student is right.
+        examples: A few of the images.
     """
 
     teacher: str
@@ -57,77 +57,80 @@ class ClassPair:
     count: int
     teacher_right: int
     student_right: int
-    examples: tuple[Example, ...]
+    examples: tuple[ExampleImage, ...]
 
 
 @dataclass(frozen=True)
-class Differences:
-    """All test images that student and teacher name differently.
+class Disagreements:
+    """All test images that student and teacher classify differently.
 
     Attributes:
-        label: Of the student's method.
-        seed: Of its run.
-        images: Of the test split.
-        count: How many are named differently.
-        teacher_right: In how many of them the teacher is right.
-        student_right: In how many the student is.
-        pairs: The most frequent pairs of classes, most frequent first.
-        kinds: How many pairs of classes there are.
+        label: Label of the student's method.
+        seed: Seed of its run.
+        test_images: Size of the test split.
+        count: Number of images that are classified differently.
+        teacher_right: Number of those on which the teacher is right.
+        student_right: Number of those on which the student is right.
+        pairs: The most frequent pairs of predicted classes, most frequent first.
+        num_pairs: Number of different pairs.
     """
 
     label: str
     seed: int
-    images: int
+    test_images: int
     count: int
     teacher_right: int
     student_right: int
     pairs: tuple[ClassPair, ...]
-    kinds: int
+    num_pairs: int
 
 
-def differences(
+def find_disagreements(
     label: str, seed: int, student: StagedModel, teacher: StagedModel, data: Dataset
-) -> Differences:
-    """Where the two differ on the test split.
+) -> Disagreements:
+    """Compares the predictions of two models on the test split.
 
     Args:
-        label: Of the student's method.
-        seed: Of its run.
+        label: Label of the student's method.
+        seed: Seed of its run.
         student: In eval mode, on any device.
-        teacher: The same.
+        teacher: In eval mode, on any device.
         data: The images.
     """
     test = data.test
-    said = [_predictions(model, test) for model in (teacher, student)]
-    differ = torch.nonzero(said[0] != said[1]).flatten()
+    predicted = [_predictions(model, test) for model in (teacher, student)]
+    differ = torch.nonzero(predicted[0] != predicted[1]).flatten()
     pairs = Counter(
-        zip(said[0][differ].tolist(), said[1][differ].tolist(), strict=True)
+        zip(predicted[0][differ].tolist(), predicted[1][differ].tolist(), strict=True)
     ).most_common()
-    teacher_right, student_right = (int((one[differ] == test.labels[differ]).sum()) for one in said)
-    return Differences(
+    teacher_right, student_right = (
+        int((one[differ] == test.labels[differ]).sum()) for one in predicted
+    )
+    return Disagreements(
         label=label,
         seed=seed,
-        images=len(test),
+        test_images=len(test),
         count=len(differ),
         teacher_right=teacher_right,
         student_right=student_right,
-        pairs=tuple(_class_pair(a, b, said, data) for (a, b), _ in pairs[:PAIRS]),
-        kinds=len(pairs),
+        pairs=tuple(_class_pair(a, b, predicted, data) for (a, b), _ in pairs[:PAIRS]),
+        num_pairs=len(pairs),
     )
 
 
 def _predictions(model: StagedModel, split: Split) -> Tensor:
-    resident = MemoryLoader(split, model.mean.device)
-    return evaluate_accuracy(model, lambda images: {"one": model(images).logits}, resident)[
-        "one"
-    ].predictions
+    loader = MemoryLoader(split, model.mean.device)
+    evaluated = evaluate_accuracy(model, lambda images: {"model": model(images).logits}, loader)
+    return evaluated["model"].predictions
 
 
-def _class_pair(teacher: int, student: int, said: Sequence[Tensor], data: Dataset) -> ClassPair:
-    indices = torch.nonzero((said[0] == teacher) & (said[1] == student)).flatten()
+def _class_pair(
+    teacher: int, student: int, predicted: Sequence[Tensor], data: Dataset
+) -> ClassPair:
+    indices = torch.nonzero((predicted[0] == teacher) & (predicted[1] == student)).flatten()
     labels = data.test.labels[indices]
     examples = [
-        Example(
+        ExampleImage(
             index,
             data.classes[label],
             data_uri(data.test.images[index]),
@@ -148,15 +151,15 @@ def _class_pair(teacher: int, student: int, said: Sequence[Tensor], data: Datase
 
 
 def data_uri(image: Tensor) -> str:
-    """An image as a PNG in a data URI, made smaller where it is large.
+    """An image as a PNG in a data URI, reduced in size if it is large.
 
     Args:
-        image: uint8 ``[C, H, W]`` with one or three channels; of others the first is shown.
+        image: uint8 ``[C, H, W]``. Unless it has three channels, the first one is shown.
     """
     channels = image if len(image) == 3 else image[:1]
     levels = channels.permute(1, 2, 0).squeeze(2).numpy()
-    sample = Image.fromarray(levels)
-    sample.thumbnail((_LARGEST, _LARGEST))
+    thumbnail = Image.fromarray(levels)
+    thumbnail.thumbnail((_LARGEST, _LARGEST))
     buffer = io.BytesIO()
-    sample.save(buffer, "PNG", optimize=True)
+    thumbnail.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

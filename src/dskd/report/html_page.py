@@ -1,4 +1,4 @@
-"""The page: the content of a report in words, tables and charts, as one HTML file."""
+"""Stage 3 of a report: the page, one HTML file with texts, tables and charts."""
 
 from __future__ import annotations
 
@@ -14,42 +14,43 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from dskd.compare.notes import span
 from dskd.errors import printable
 from dskd.report import method_table, sections
-from dskd.report.analysis import Missing
+from dskd.report.analysis import Unavailable
 from dskd.report.conclusions import details, headline
-from dskd.report.contents import SHARED, Report
-from dskd.report.disagreements import Differences
+from dskd.report.contents import SHARED, ReportContents
+from dskd.report.disagreements import Disagreements
 from dskd.report.sections import Section
-from dskd.report.styles import DASHES, TEACHER, looks
+from dskd.report.styles import DASHES, TEACHER, styles_of
 from dskd.version import __version__
 
 GENERATOR = "dskd report"
 _MINUS = re.compile(r"(?<![\w.)=])-(?=\d)")
 
 
-def render(report: Report, name: str) -> str:
-    """The page, with everything it needs within itself.
+def render(report: ReportContents, name: str) -> str:
+    """Renders the page. It is self-contained: it loads no other files.
 
     Args:
-        report: What it says.
-        name: Of the file, without its ending: the numbers are beside it under the same name.
+        report: The contents.
+        name: The name of the file without its ending, which those of the tables share.
     """
     return _environment().from_string(_text("page.html")).render(_context(report, name))
 
 
 def _environment() -> Environment:
-    # Names of classes, methods and folders come from anywhere: everything is escaped.
+    # Everything is escaped, since names of classes, methods and folders may be anybody's.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["typographic"] = typographic
-    environment.tests["missing"] = lambda part: isinstance(part, Missing)
+    environment.tests["unavailable"] = lambda part: isinstance(part, Unavailable)
     return environment
 
 
 def typographic(text: str) -> str:
-    r"""Numbers with a minus in place of a hyphen, and kept on one line with their intervals.
+    r"""Sets minus signs, and keeps means and intervals on one line.
 
     Example:
         >>> typographic("-1.2 ± 0.4, dskd:tau=-1, 3-4")
@@ -62,18 +63,18 @@ def _text(name: str) -> str:
     return (resources.files("dskd.report") / name).read_text("utf-8")
 
 
-def _context(report: Report, name: str) -> dict[str, Any]:
-    """All that the template reads."""
+def _context(report: ReportContents, name: str) -> dict[str, Any]:
+    """The variables of the template."""
     shown = sections.shown_first(report)
-    # Those that are drawn at first choose their colours first: few of them share one.
-    known = looks(dict.fromkeys([*shown, *(s.label for s in report.summaries)]))
-    parts: dict[str, Section | Missing] = {
-        "epochs": sections.epochs(report, known),
-        "cost": sections.cost(report, known),
-        "stages": sections.stages(report, known),
+    # The methods that are shown at first come first, so that few of them share a colour.
+    styles = styles_of(dict.fromkeys([*shown, *(s.label for s in report.summaries)]))
+    parts: dict[str, Section | Unavailable] = {
+        "epochs": sections.epochs(report, styles),
+        "cost": sections.cost(report, styles),
+        "stages": sections.stages(report, styles),
         "layers": sections.layers(report),
     }
-    finished = [summary.label for summary in report.summaries if summary.last]
+    finished = [summary.label for summary in report.summaries if summary.test_accuracy]
     return {
         **parts,
         "generator": GENERATOR,
@@ -82,25 +83,25 @@ def _context(report: Report, name: str) -> dict[str, Any]:
         "details": details(report.summaries),
         "facts": _facts(report),
         "columns": method_table.COLUMNS,
-        "sorted": method_table.SORTED,
+        "sorted_by": method_table.SORTED_BY,
         "rows": method_table.table_rows(report),
         "teacher": method_table.teacher_cells(report),
         "notes": method_table.notes(report),
         "failures": [(s.label, *item) for s in report.summaries for item in s.failed.items()],
-        "looks": known,
-        "finished": {label: known[label] for label in finished},
+        "styles": styles,
+        "finished": {label: styles[label] for label in finished},
         "shown": shown,
         "dashes": DASHES,
-        "teacher_look": TEACHER,
-        "taught": report.gathered.recipe.teacher is not None,
-        "differences": report.examined.differences,
-        "differences_text": _of_differences(report.examined.differences),
-        "commands": [shlex.join(command) for command in report.gathered.commands],
-        "environment": _machine(report),
+        "teacher_style": TEACHER,
+        "has_teacher": report.collected.recipe.teacher is not None,
+        "disagreements": report.analysis.disagreements,
+        "disagreements_text": _disagreements_text(report.analysis.disagreements),
+        "commands": [shlex.join(command) for command in report.collected.commands],
+        "environment": _environment_facts(report),
         "recipe": _recipe(report),
-        "method_settings": [(m.label, _yaml(m.settings)) for m in report.gathered.methods],
-        "footer": f"Made by dskd {__version__} on {date.today().isoformat()}. The same numbers: "
-        f"{name}.csv, {name}.json and {name}.tex.",
+        "method_settings": [(m.label, _yaml(m.settings)) for m in report.collected.methods],
+        "footer": f"Made by dskd {__version__} on {date.today().isoformat()}. The same numbers are "
+        f"in {name}.csv, {name}.json and {name}.tex.",
         "css": _text("page.css"),
         "js": _text("page.js"),
         "plotly": get_plotlyjs(),
@@ -109,7 +110,7 @@ def _context(report: Report, name: str) -> dict[str, Any]:
 
 
 def _figures(parts: Any) -> dict[str, Any]:
-    """Every chart as plain values, by the id of its element."""
+    """Every chart as plain values by the id of its HTML element."""
     return {
         chart.id: json.loads(chart.figure.to_json())
         for part in parts
@@ -119,53 +120,53 @@ def _figures(parts: Any) -> dict[str, Any]:
     }
 
 
-def _title(report: Report) -> str:
-    recipe = report.gathered.recipe
-    taught = f" taught by {recipe.teacher.name}" if recipe.teacher else ""
-    return printable(f"{recipe.student.name}{taught}, on {recipe.data.name}")
+def _title(report: ReportContents) -> str:
+    recipe = report.collected.recipe
+    teacher = f" distilled from {recipe.teacher.name}" if recipe.teacher else ""
+    return printable(f"{recipe.student.name}{teacher}, on {recipe.data.name}")
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
-    recipe = report.gathered.recipe
+def _facts(report: ReportContents) -> list[tuple[str, str]]:
+    recipe = report.collected.recipe
     seeds = sorted({seed for summary in report.summaries for seed in summary.seeds})
     facts = [
         ("methods", str(len(report.summaries))),
         ("seeds", ", ".join(map(str, seeds)) or "none yet"),
         ("epochs", str(recipe.train.epochs)),
-        ("test images", f"{report.images:,}"),
+        ("test images", f"{report.test_images:,}"),
     ]
     accuracies = report.teacher_accuracies()
     if accuracies:
-        facts.append(("teacher's accuracy", f"{method_table.span(accuracies, '.2f')} %"))
+        facts.append(("teacher accuracy", f"{span(accuracies, '.2f')} %"))
     return facts
 
 
-def _of_differences(found: Differences | Missing) -> str:
-    if isinstance(found, Missing):
+def _disagreements_text(found: Disagreements | Unavailable) -> str:
+    if isinstance(found, Unavailable):
         return ""
-    who = f"{found.label}, seed {found.seed}, and its teacher"
+    models = f"{found.label}, seed {found.seed}, and its teacher"
     if not found.count:
-        return f"{who} give each of the {found.images:,} test images the same class."
+        return f"{models} predict the same class for each of the {found.test_images:,} test images."
     neither = found.count - found.teacher_right - found.student_right
-    share = 100 * found.count / found.images
-    more = f" The {len(found.pairs)} most frequent of {found.kinds} pairs of classes:"
+    share = 100 * found.count / found.test_images
+    shown = f" The {len(found.pairs)} most frequent of {found.num_pairs} pairs of classes:"
     return (
-        f"{who} give {found.count:,} of the {found.images:,} test images ({share:.1f} %) "
-        f"different classes. The teacher is right in {found.teacher_right:,} of them, the student "
-        f"in {found.student_right:,}, neither in {neither:,}."
-        + (more if found.kinds > len(found.pairs) else "")
+        f"{models} predict different classes for {found.count:,} of the {found.test_images:,} test "
+        f"images ({share:.1f} %). The teacher is right on {found.teacher_right:,} of them, the "
+        f"student on {found.student_right:,}, neither on {neither:,}."
+        + (shown if found.num_pairs > len(found.pairs) else "")
     )
 
 
-def _machine(report: Report) -> list[tuple[str, str]]:
-    environment = report.gathered.environment
+def _environment_facts(report: ReportContents) -> list[tuple[str, str]]:
+    environment = report.collected.environment
     plain = ("device", "processor", "cores", "threads", "python", "platform")
     found = [(key, str(environment[key])) for key in plain if environment[key]]
     return [*found, *((name, version) for name, version in environment["packages"].items())]
 
 
-def _recipe(report: Report) -> str:
-    plain = report.gathered.recipe.plain()
+def _recipe(report: ReportContents) -> str:
+    plain = report.collected.recipe.plain()
     return _yaml({key: plain[key] for key in SHARED})
 
 

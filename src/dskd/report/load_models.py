@@ -1,4 +1,4 @@
-"""The student and the teacher of a finished run, ready to be asked."""
+"""Loads the student and the teacher of a finished run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel
     """The deployed student of a run, in eval mode, on the CPU.
 
     Raises:
-        InputError: It cannot be built here, or knows other images.
+        InputError: It cannot be built, or was trained on images of other classes or size.
     """
     deployed = load_deployed(folder, student=given.student, allow_code=given.allow_code)
     if deployed.classes != data.classes or deployed.shape != data.shape:
         raise InputError(
             f"the images are not those that {folder} was trained on: their classes or size "
-            "differ; give the run's own with --root"
+            "differ; give the images of the run with --root"
         )
     return deployed.model
 
@@ -34,21 +34,21 @@ def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel
 def load_teacher(
     folder: Path, recipe: Recipe, data: Dataset, given: UserObjects
 ) -> StagedModel | None:
-    """The teacher of a run, in eval mode, on the CPU; None where the recipe names none.
+    """The teacher of a run, in eval mode, on the CPU; None if the recipe has none.
 
     Raises:
-        InputError: Its weights are not to be had, or it cannot be built here.
+        InputError: Its weights are missing, or it cannot be built.
     """
     settings = recipe.teacher
     if settings is None:
         return None
-    weights = next((path for path in _weights(folder, settings) if path.is_file()), None)
+    weights = next((path for path in _weight_files(folder, settings) if path.is_file()), None)
     if weights is None and given.teacher is None:
         raise InputError(
-            f"there are no weights of the teacher {settings.name} of {folder}; it was given in "
-            "Python, or its file was moved"
+            f"there are no weights of the teacher {settings.name} of {folder}: it was given in "
+            "Python, or its file was moved; move the file back"
         )
-    # Its weights are in the file: nothing is downloaded again.
+    # The weights are in the file, so nothing is downloaded again.
     options = {key: value for key, value in settings.options.items() if key != "pretrained"}
     plain = settings.model_copy(update={"options": options})
     model = build_model(plain, data, 0, given.teacher, given.allow_code)
@@ -57,8 +57,8 @@ def load_teacher(
     return model.eval()
 
 
-def _weights(folder: Path, settings: TeacherSettings) -> Iterator[Path]:
-    """Where a run's teacher may lie: in the run, where its recipe says, in its comparison."""
+def _weight_files(folder: Path, settings: TeacherSettings) -> Iterator[Path]:
+    """Files that may hold the teacher: in the run, named in its recipe, or in its comparison."""
     yield folder / "teacher" / LAST
     if settings.checkpoint is not None:
         yield settings.checkpoint

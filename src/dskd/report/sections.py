@@ -1,4 +1,4 @@
-"""The parts of the page that hold charts: each a text, its charts and their captions."""
+"""The sections of the page with charts: each has a text, charts and captions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import plotly.graph_objects as go
 
 from dskd.compare.summary import BASELINE, STUDENT
 from dskd.report import charts
-from dskd.report.analysis import Costs, Missing, shallow_stages
-from dskd.report.cka import Similarity
+from dskd.report.analysis import ModelCosts, Unavailable, shallow_stages
+from dskd.report.cka import LayerSimilarity
 from dskd.report.collect import MethodRuns
-from dskd.report.contents import Report
+from dskd.report.contents import ReportContents
 from dskd.report.cost import BATCH, Cost
-from dskd.report.styles import TEACHER, Look
-from dskd.report.tables import lowest_usual
+from dskd.report.intervals import lowest_inlier
+from dskd.report.styles import TEACHER, Style
 
 ALL_SHOWN, BEST_SHOWN = 8, 3
-"""Methods up to which all are drawn at first; how many of the best otherwise."""
+"""Up to `ALL_SHOWN` methods are all shown at first; of more, the `BEST_SHOWN` best among others."""
 _TEACHER, _STUDENT = "teacher", "student"
+_LINES = "Lines are means over seeds; bands span the lowest to the highest seed."
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and what is read below it.
+    """A chart with its caption.
 
     Attributes:
-        id: Of its element.
+        id: The id of its HTML element.
         caption: What it shows.
-        figure: As plotly has it.
+        figure: The plotly figure.
     """
 
     id: str
@@ -43,84 +44,81 @@ class Group:
     """Charts that belong together.
 
     Attributes:
-        charts: In their order.
-        label: What sets the group apart, where there are several.
-        looks: The legend, by name; empty where the page's own list of methods is it.
+        charts: The charts, in order.
+        label: The heading of the group; empty for none.
+        styles: The legend by name; empty if the charts use the page's list of methods.
     """
 
     charts: tuple[Chart, ...]
     label: str = ""
-    looks: Mapping[str, Look] = field(default_factory=dict)
+    styles: Mapping[str, Style] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A section of the page.
 
     Attributes:
-        text: What is said first.
-        groups: Of charts.
+        text: The text before the charts.
+        groups: The groups of charts.
     """
 
     text: str
     groups: tuple[Group, ...]
 
 
-def shown_first(report: Report) -> list[str]:
-    """The methods that are drawn before the reader chooses.
+def shown_first(report: ReportContents) -> list[str]:
+    """The methods that are shown before the reader selects others.
 
-    All, or of many those of most interest; one that went wrong would squeeze the others.
+    If there are many, these are the most interesting ones. Outliers are left out, since the axes
+    would have to span them.
     """
-    means = {s.label: s.last.mean for s in report.summaries if s.last}
-    usual = [label for label, mean in means.items() if mean >= lowest_usual([*means.values()])]
-    if len(usual) <= ALL_SHOWN:
-        return usual
-    staged = [m.label for m in report.gathered.methods if shallow_stages(m)][:1]
-    wanted = {STUDENT, BASELINE, *staged, *usual[:BEST_SHOWN]}
-    return [label for label in usual if label in wanted]
+    means = {s.label: s.test_accuracy.mean for s in report.summaries if s.test_accuracy}
+    inliers = [label for label, mean in means.items() if mean >= lowest_inlier([*means.values()])]
+    if len(inliers) <= ALL_SHOWN:
+        return inliers
+    staged = [m.label for m in report.collected.methods if shallow_stages(m)][:1]
+    wanted = {STUDENT, BASELINE, *staged, *inliers[:BEST_SHOWN]}
+    return [label for label in inliers if label in wanted]
 
 
-def epochs(report: Report, looks: Mapping[str, Look]) -> Section | Missing:
-    """Accuracy of every method over epochs."""
+def epochs(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unavailable:
+    """Test accuracy of every method over epochs."""
     curves = {
         runs.label: _curve(runs, "test_accuracy") for runs in _in_order(report) if runs.folders
     }
     if not curves:
-        return Missing("No run is finished yet.")
+        return Unavailable("No run is finished yet.")
     accuracies = report.teacher_accuracies()
     level = (_TEACHER, sum(accuracies) / len(accuracies)) if accuracies else None
-    text = (
-        "Top-1 accuracy on the test split after every epoch. Lines: the mean over seeds; bands: "
-        "from the lowest seed to the highest."
-    )
+    text = f"Top-1 accuracy on the test split after every epoch. {_LINES}"
     first = shown_first(report)
     if len(first) < len(curves):
-        text += f" {len(first)} of {len(curves)} methods are drawn at first; tick the others."
-    figure = charts.over_epochs(curves, looks, "accuracy, %", level)
-    return Section(text, (Group((Chart("chart-epochs", "Test accuracy of each epoch", figure),)),))
+        text += f" At first {len(first)} of {len(curves)} methods are shown; select more below."
+    figure = charts.over_epochs(curves, styles, "test accuracy, %", level)
+    return Section(text, (Group((Chart("chart-epochs", "Test accuracy over epochs", figure),)),))
 
 
-def cost(report: Report, looks: Mapping[str, Look]) -> Section | Missing:
-    """Accuracy against parameters, multiply-adds and latency."""
-    costs = report.examined.costs
-    if isinstance(costs, Missing):
+def cost(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unavailable:
+    """Test accuracy against parameters, multiply-adds and latency."""
+    costs = report.analysis.costs
+    if isinstance(costs, Unavailable):
         return costs
-    teacher = "; the star is the teacher" if costs.teacher else ""
+    teacher = " The star is the teacher." if costs.teacher else ""
     text = (
-        f"Points are deployed students, bars go from the lowest seed to the highest{teacher}. "
-        "Latency was measured for this report on one machine, with its CPU: "
-        f"{report.machine['processor']}, one thread, float32, the median of repeated passes after "
-        "a warm-up. Another machine gives other times. Students of the same build are measured "
-        "once."
+        f"Points are deployed students; bars span the lowest to the highest seed.{teacher} Latency "
+        f"was measured for this report on one CPU ({report.machine['processor']}) with one thread "
+        "in float32: the median of repeated forward passes after a warm-up. It differs on other "
+        "machines. Students of the same architecture were measured once."
     )
-    known = {**looks, _TEACHER: TEACHER}
+    all_styles = {**styles, _TEACHER: TEACHER}
     drawn = tuple(
         Chart(
             f"chart-{name}",
-            f"Accuracy against {title}",
-            charts.against_cost(_points(report, costs, taken), known, unit),
+            f"Test accuracy against {title}",
+            charts.against_cost(_points(report, costs, cost_of), all_styles, unit),
         )
-        for name, title, unit, taken in _AXES
+        for name, title, unit, cost_of in _AXES
     )
     return Section(text, (Group(drawn),))
 
@@ -134,47 +132,47 @@ _AXES: tuple[tuple[str, str, str, Callable[[Cost], float]], ...] = (
 
 
 def _points(
-    report: Report, costs: Costs, taken: Callable[[Cost], float]
+    report: ReportContents, costs: ModelCosts, cost_of: Callable[[Cost], float]
 ) -> dict[str, tuple[float, list[float]]]:
-    """What each model takes, and its accuracies."""
+    """The cost and the test accuracies of each model."""
     points = {
-        s.label: (taken(costs.students[s.label]), list(s.last.values))
+        s.label: (cost_of(costs.students[s.label]), list(s.test_accuracy.values))
         for s in report.summaries
-        if s.last and s.label in costs.students
+        if s.test_accuracy and s.label in costs.students
     }
     accuracies = report.teacher_accuracies()
     if costs.teacher and accuracies:
-        points[_TEACHER] = (taken(costs.teacher), accuracies)
+        points[_TEACHER] = (cost_of(costs.teacher), accuracies)
     return points
 
 
-def stages(report: Report, looks: Mapping[str, Look]) -> Section | Missing:
-    """Weight, losses and accuracy of every shallow stage over epochs."""
-    staged = [runs for runs in report.gathered.methods if shallow_stages(runs)]
+def stages(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unavailable:
+    """Weight, losses and test accuracy of every shallow stage over epochs."""
+    staged = [runs for runs in report.collected.methods if shallow_stages(runs)]
     if not staged:
-        return Missing("No run taught shallow stages, as the method dskd does.")
+        return Unavailable("No run supervised shallow stages, as the method dskd does.")
     text = (
-        "The shallow stages of the student while it learns: the weight that each is given, its "
-        "losses before that weight, and the test accuracy of its branch, which is not deployed. "
-        "Lines: the mean over seeds; bands: from the lowest seed to the highest."
+        "Deep supervision during training: the loss weight of each shallow stage, its losses "
+        "before weighting, and the test accuracy of its auxiliary branch, which is not deployed. "
+        f"{_LINES}"
     )
-    groups = tuple(_stage_group(number, runs, looks) for number, runs in enumerate(staged))
+    groups = tuple(_stage_group(number, runs, styles) for number, runs in enumerate(staged))
     return Section(text, groups)
 
 
 _STAGE_CHARTS = (
     ("weight", "Weight of the stage", "weight"),
-    ("prediction", "Loss of its predictions", "loss"),
-    ("feature", "Loss of its feature maps", "loss"),
-    ("test_accuracy", "Accuracy, branch and student", "accuracy, %"),
+    ("prediction", "Loss on the predictions of the branch", "loss"),
+    ("feature", "Loss on the feature maps of the stage", "loss"),
+    ("test_accuracy", "Test accuracy of branch and student", "test accuracy, %"),
 )
 
 
-def _stage_group(number: int, runs: MethodRuns, looks: Mapping[str, Look]) -> Group:
+def _stage_group(number: int, runs: MethodRuns, styles: Mapping[str, Style]) -> Group:
     names = {f"stage {stage.removeprefix('stage')}": stage for stage in shallow_stages(runs)}
-    own: dict[str, Look] = {name: charts.stage_look(depth) for depth, name in enumerate(names)} | {
-        _STUDENT: looks[runs.label]
-    }
+    own: dict[str, Style] = {
+        name: charts.stage_style(depth) for depth, name in enumerate(names)
+    } | {_STUDENT: styles[runs.label]}
     drawn = []
     for key, caption, unit in _STAGE_CHARTS:
         curves = {name: _curve(runs, f"{stage}/{key}") for name, stage in names.items()}
@@ -187,36 +185,38 @@ def _stage_group(number: int, runs: MethodRuns, looks: Mapping[str, Look]) -> Gr
     return Group(tuple(drawn), runs.label, own)
 
 
-def layers(report: Report) -> Section | Missing:
-    """Which layers of the student resemble which of the teacher."""
-    found = report.examined.similarities
-    if isinstance(found, Missing):
+def layers(report: ReportContents) -> Section | Unavailable:
+    """Similarity of the layers of student and teacher."""
+    found = report.analysis.similarities
+    if isinstance(found, Unavailable):
         return found
     text = (
-        f"Linear CKA (Kornblith et al., 2019) of every layer of the student with every layer of "
-        f"its teacher, on {found[0].images} test images: 1 where the two say the same up to "
-        "rotation and scale, 0 where they have nothing in common. One seed each."
+        "Linear CKA (Kornblith et al., 2019) of every layer of the student with every layer of its "
+        f"teacher, on {found[0].images} test images: 1 if two layers are equal up to rotation and "
+        "scale, 0 if they have nothing in common. One seed each."
     )
     values = [value for one in found for row in one.values for value in row if value is not None]
     lowest = min(math.floor(10 * min(values, default=0.0)) / 10, 0.9)
     drawn = tuple(
-        Chart(f"chart-layers-{number}", _of_layers(one), charts.similarity_map(one, lowest))
+        Chart(f"chart-layers-{number}", _layers_caption(one), charts.similarity_map(one, lowest))
         for number, one in enumerate(found)
     )
     return Section(text, (Group(drawn),))
 
 
-def _of_layers(found: Similarity) -> str:
-    return f"{found.label}, seed {found.seed}: the student upward, the teacher to the right"
+def _layers_caption(found: LayerSimilarity) -> str:
+    return f"{found.label}, seed {found.seed}: layers of student (y) and teacher (x)"
 
 
-def _in_order(report: Report) -> list[MethodRuns]:
+def _in_order(report: ReportContents) -> list[MethodRuns]:
     """The runs in the order of the table."""
     order = [summary.label for summary in report.summaries]
-    return sorted(report.gathered.methods, key=lambda runs: order.index(runs.label))
+    return sorted(report.collected.methods, key=lambda runs: order.index(runs.label))
 
 
 def _curve(runs: MethodRuns, key: str) -> dict[int, list[float]]:
-    """A metric of every epoch, by seed; without the seeds that do not tell it."""
-    told = {seed: [row[key] for row in rows if key in row] for seed, rows in runs.rows().items()}
-    return {seed: values for seed, values in told.items() if values}
+    """A metric over epochs by seed, without the seeds that do not have it."""
+    found = {
+        seed: [row[key] for row in rows if key in row] for seed, rows in runs.metrics().items()
+    }
+    return {seed: values for seed, values in found.items() if values}

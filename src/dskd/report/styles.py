@@ -1,4 +1,4 @@
-"""How a method looks, the same in every chart: its colour, its dashes, its marker."""
+"""The style of each method in all charts: its colour, its dashes, its marker."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from types import MappingProxyType
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a method is drawn, so that it is known by each of the three alone as far as they go.
+class Style:
+    """How a method is drawn.
 
     Attributes:
-        colour: A colour of the page's style sheet, which knows light and dark: ``--blue``.
-        dash: Of its lines, as plotly names it.
-        symbol: Of its markers, as plotly names it.
-        glyph: The same marker as a letter, for the legend.
+        colour: A colour of the page's style sheet, which has a light and a dark shade: ``--blue``.
+        dash: The dashes of its lines, as plotly names them.
+        symbol: The symbol of its markers, as plotly names it.
+        glyph: The same symbol as a character, for the legend.
     """
 
     colour: str
@@ -34,16 +34,16 @@ DASHES: Mapping[str, str] = MappingProxyType(
         "longdashdot": "12 3 2 3",
     }
 )
-"""Plotly's dashes, each as the ``stroke-dasharray`` of the legend's sample."""
+"""Plotly's dashes, with the ``stroke-dasharray`` that draws them in the legend."""
 
-_FIXED: Mapping[str, Look] = MappingProxyType(
+_FIXED: Mapping[str, Style] = MappingProxyType(
     {
-        "ce": Look("--ink", "dot", "circle-open", "○"),
-        "kd": Look("--blue", "dash", "square", "■"),
-        "dskd": Look("--vermillion", "solid", "diamond", "◆"),
+        "ce": Style("--ink", "dot", "circle-open", "○"),
+        "kd": Style("--blue", "dash", "square", "■"),
+        "dskd": Style("--vermillion", "solid", "diamond", "◆"),
     }
 )
-TEACHER = Look("--muted", "longdash", "star", "★")
+TEACHER = Style("--muted", "longdash", "star", "★")
 _COLOURS = ("--green", "--purple", "--orange", "--sky", "--olive")
 _SYMBOLS = (
     ("triangle-up", "▲"),
@@ -56,17 +56,17 @@ _SYMBOLS = (
 )
 
 
-def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """A look for every label: ``ce``, ``kd`` and ``dskd`` have their own, the others take turns.
+def styles_of(labels: Iterable[str]) -> dict[str, Style]:
+    """A style for every label. ``ce``, ``kd`` and ``dskd`` always have the same ones.
 
-    The numbers of colours, dashes and markers have no common divisor, so that it takes 210 methods
-    until two look the same.
+    The numbers of colours, dashes and symbols have no common divisor, so that styles repeat only
+    after 210 methods.
 
     Example:
-        >>> looks(["kd", "at"])["at"]
-        Look(colour='--green', dash='solid', symbol='triangle-up', glyph='▲')
+        >>> styles_of(["kd", "at"])["at"]
+        Style(colour='--green', dash='solid', symbol='triangle-up', glyph='▲')
     """
-    found: dict[str, Look] = {}
+    found: dict[str, Style] = {}
     others = 0
     for label in labels:
         if label in _FIXED:
@@ -74,6 +74,6 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
             continue
         dash = list(DASHES)[others % len(DASHES)]
         symbol, glyph = _SYMBOLS[others % len(_SYMBOLS)]
-        found[label] = Look(_COLOURS[others % len(_COLOURS)], dash, symbol, glyph)
+        found[label] = Style(_COLOURS[others % len(_COLOURS)], dash, symbol, glyph)
         others += 1
     return found

@@ -1,152 +1,104 @@
-"""The numbers of a report as rows: for the page, for CSV and for LaTeX."""
+"""The numbers of a report as CSV, JSON and LaTeX."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import re
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from dskd.compare.statistics import Interval
-from dskd.compare.summary import BASELINE, Summary
-from dskd.compare.table import interval_text, p_text, weights_text
-from dskd.report.cost import Cost
+from dskd.compare import columns
+from dskd.compare.columns import Column, number_column
+from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, sampling_note
+from dskd.compare.summary import Summary
+from dskd.report.analysis import Unavailable
+from dskd.report.conclusions import details, headline
+from dskd.report.contents import SHARED, ReportContents
+from dskd.report.cost import BATCH, Cost
 
 _MINUS = re.compile(r"(?<![\w.)])-(?=[\d.])")
-_MARGIN, _LEAST = 4, 1.0
-"""Usual is what lies at most so many times as far below the median as the best lies above it, which
-counts as a point at least."""
 
 
-@dataclass(frozen=True)
-class Scale:
-    """What the drawn intervals of a column span.
-
-    Attributes:
-        low: At the left end.
-        high: At the right end.
-    """
-
-    low: float
-    high: float
-
-    def at(self, value: float) -> float:
-        """Where a value lies from left to right, in percent, kept inside."""
-        return round(100 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low))), 2)
-
-    def shows(self, value: float) -> bool:
-        """Whether the value lies inside."""
-        return self.low <= value <= self.high
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """An interval as the page draws it; all in percent from left to right.
-
-    Attributes:
-        mean: Of the seeds; None where it lies outside of the scale.
-        seeds: Each seed that lies inside.
-        low: Left end of the interval over seeds.
-        high: Right end.
-        band: Left and right end of the sampling error; None where it is not drawn.
-        zero: Where zero lies; None where it is not drawn.
-    """
-
-    mean: float | None
-    seeds: tuple[float, ...]
-    low: float
-    high: float
-    band: tuple[float, float] | None = None
-    zero: float | None = None
-
-
-def scale_of(intervals: Sequence[Interval], room: float, *, zero: bool = False) -> Scale:
-    """A scale for a column: one method that went wrong does not make the others a dot.
+def cost_columns(costs: Mapping[str, Cost]) -> tuple[Column, Column, Column]:
+    """Columns of the inference cost: multiply-adds, latency of an image and of a batch.
 
     Args:
-        intervals: Of the column, at least one.
-        room: Left free beside the outermost means.
-        zero: Whether zero is to be in it.
+        costs: The cost of the deployed students by label.
     """
-    means = [interval.mean for interval in intervals]
-    low, high = lowest_usual(means), max(means)
-    if zero:
-        low, high = min(low, 0.0), max(high, 0.0)
-    return Scale(low - room, high + room)
 
+    def column(
+        key: str, name: str, description: str, value: Callable[[Cost], float], form: str
+    ) -> Column:
+        def of(summary: Summary) -> float | None:
+            cost = costs.get(summary.label)
+            return None if cost is None else value(cost)
 
-def lowest_usual(values: Sequence[float]) -> float:
-    """The lowest of the values that are not far below the others.
+        return number_column(key, name, f"{description} (deployed student)", of, form)
 
-    Example:
-        >>> lowest_usual([91.0, 90.0, 89.0, 12.0])
-        89.0
-    """
-    median = statistics.median(values)
-    reach = _MARGIN * max(max(values) - median, _LEAST)
-    return min(value for value in values if value >= median - reach)
-
-
-def drawn(interval: Interval, scale: Scale, sampling: float | None = None) -> Drawn:
-    """An interval on its column's scale.
-
-    Args:
-        interval: Over seeds.
-        scale: Of the column.
-        sampling: Half the interval that comes from the size of the test split.
-    """
-    half = interval.half or 0.0
-    mean = interval.mean
-    band = (scale.at(mean - sampling), scale.at(mean + sampling)) if sampling else None
-    return Drawn(
-        scale.at(mean) if scale.shows(mean) else None,
-        tuple(scale.at(value) for value in interval.values if scale.shows(value)),
-        scale.at(mean - half),
-        scale.at(mean + half),
-        band,
-        scale.at(0.0) if scale.low < 0 < scale.high and sampling is None else None,
+    return (
+        column(
+            "multiply_adds",
+            "multiply-adds",
+            "multiply-adds for one image",
+            lambda cost: cost.multiply_adds,
+            ",",
+        ),
+        column(
+            "latency_ms",
+            "latency, ms",
+            "latency of one image",
+            lambda cost: cost.latency,
+            ",.2f",
+        ),
+        column(
+            f"latency_batch{BATCH}_ms",
+            f"latency of {BATCH}, ms",
+            f"latency of {BATCH} images",
+            lambda cost: cost.latency_batch,
+            ",.1f",
+        ),
     )
 
 
-def flat(summary: Summary, cost: Cost | None) -> dict[str, Any]:
-    """A summary as one row of plain values; None where there is none."""
-    difference = summary.difference
-    return {
-        "method": summary.label,
-        **{f"weight_{name}": value for name, value in summary.weights.items()},
-        "seeds": list(summary.seeds),
-        "failed": {str(seed): reason for seed, reason in summary.failed.items()},
-        **_interval("accuracy_last", summary.last),
-        "accuracy_last_sampling_error": summary.sampling_error,
-        **_interval("accuracy_best", summary.best),
-        **_interval(f"difference_to_{BASELINE}", difference.interval if difference else None),
-        "p": difference.p if difference else None,
-        "p_holm": difference.p_holm if difference else None,
-        "ari": summary.improvement,
-        **_interval("agreement", summary.agreement),
-        "parameters": summary.parameters,
-        "extra_parameters": summary.extra_parameters,
-        "multiply_adds": cost.multiply_adds if cost else None,
-        "latency_ms": cost.latency if cost else None,
-        "latency_batch64_ms": cost.latency_batch if cost else None,
-        "seconds": summary.seconds,
-        "memory_bytes": summary.memory,
-    }
+def plain_row(summary: Summary, costs: Mapping[str, Cost]) -> dict[str, Any]:
+    """A summary as one row of plain values; None for a missing value.
+
+    Args:
+        summary: The method.
+        costs: The cost of the deployed students by label.
+    """
+    row: dict[str, Any] = {}
+    for column in (
+        columns.METHOD,
+        columns.WEIGHTS,
+        columns.SEEDS,
+        columns.TEST_ACCURACY,
+        columns.BEST_TEST_ACCURACY,
+        columns.DIFFERENCE,
+        columns.P_VALUE,
+        columns.ARI,
+        columns.AGREEMENT,
+        columns.PARAMETERS,
+        columns.EXTRA_PARAMETERS,
+        *cost_columns(costs),
+        columns.SECONDS,
+        columns.MEMORY,
+    ):
+        row |= column.fields(summary)
+    return row
 
 
-def _interval(name: str, interval: Interval | None) -> dict[str, Any]:
-    return {
-        name: interval.mean if interval else None,
-        f"{name}_half": interval.half if interval else None,
-        f"{name}_seeds": list(interval.values) if interval else [],
-    }
+def method_rows(contents: ReportContents) -> list[dict[str, Any]]:
+    """A row of plain values for every method, see `plain_row`."""
+    return [plain_row(summary, contents.costs) for summary in contents.summaries]
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV; lists are parted by spaces, what is not there is empty.
+    """Rows as CSV. The items of a list are separated by spaces; a missing value is empty.
 
     Example:
         >>> print(as_csv([{"method": "kd", "seeds": [0, 1]}, {"method": "ce", "p": 0.5}]))
@@ -155,98 +107,122 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
         ce,,0.5
         <BLANKLINE>
     """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    names = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _in_a_cell(value) for key, value in row.items()} for row in rows)
+    writer.writerows({key: _csv_cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 
-def _in_a_cell(value: Any) -> Any:
+def _csv_cell(value: Any) -> Any:
     if isinstance(value, Mapping):
         return "; ".join(f"{key}: {inner}" for key, inner in value.items())
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def as_latex(summaries: Sequence[Summary], costs: Mapping[str, Cost], images: int) -> str:
+def as_json(contents: ReportContents) -> str:
+    """All numbers of a report as JSON, without its images."""
+    collected, analysis = contents.collected, contents.analysis
+    values = {
+        "headline": headline(contents.summaries),
+        "details": details(contents.summaries),
+        "test_images": contents.test_images,
+        "methods": method_rows(contents),
+        "settings": {m.label: dict(m.settings) for m in collected.methods},
+        "epochs": {m.label: m.metrics() for m in collected.methods},
+        "teacher": {
+            "name": collected.recipe.teacher.name if collected.recipe.teacher else None,
+            "test_accuracy": contents.teacher_accuracies(),
+            "cost": asdict(contents.teacher_cost) if contents.teacher_cost else None,
+        },
+        "layer_similarity": _plain(analysis.similarities),
+        "disagreements": _plain(analysis.disagreements),
+        "recipe": {k: v for k, v in collected.recipe.plain().items() if k in SHARED},
+        "environment": dict(collected.environment),
+        "commands": [list(command) for command in collected.commands],
+        "measured_on": {"processor": contents.machine["processor"], "threads": 1},
+    }
+    return json.dumps(_finite(values), indent=1) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Plain values with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(measurement: Any) -> Any:
+    """A measurement as plain values. Of images the index alone is given."""
+    if isinstance(measurement, Unavailable):
+        return {"unavailable": measurement.reason}
+    if isinstance(measurement, Sequence):
+        return [_plain(one) for one in measurement]
+    values = asdict(measurement)
+    for pair in values.get("pairs", ()):
+        pair["examples"] = [example["index"] for example in pair["examples"]]
+    return values
+
+
+def as_latex(summaries: Sequence[Summary], costs: Mapping[str, Cost], test_images: int) -> str:
     r"""Three tables for ``\usepackage{booktabs}``: accuracy, cost, weights of the losses.
 
     Args:
-        summaries: A row each.
-        costs: By label.
-        images: Of the test split.
+        summaries: One row each.
+        costs: The cost of the deployed students by label.
+        test_images: Size of the test split.
     """
-    error = max((s.sampling_error for s in summaries if s.sampling_error), default=0.0)
+    multiply_adds, *_ = cost_columns(costs)
+    notes = filter(None, [INTERVALS, sampling_note(summaries, test_images), DIFFERENCES])
     accuracy = _latex_table(
-        ["method", "seeds", "last epoch, %", "best epoch, %", f"against {BASELINE}", "$p$", "ARI"],
-        [_accuracy_cells(s) for s in summaries],
-        "Top-1 accuracy on the test split. Intervals of 95 % are over seeds: the noise of "
-        f"training. The {images:,} test images add a sampling error of up to {error:.1f} "
-        f"points, the same images for all. p: paired t-test against {BASELINE}, adjusted (Holm).",
+        [
+            columns.METHOD,
+            columns.SEEDS,
+            columns.TEST_ACCURACY,
+            columns.BEST_TEST_ACCURACY,
+            columns.DIFFERENCE,
+            columns.P_VALUE,
+            columns.ARI,
+        ],
+        summaries,
+        " ".join(["Top-1 accuracy on the test split.", *notes]),
     )
     cost = _latex_table(
-        ["method", "agreement, %", "parameters", "beside", "multiply-adds", "seconds", "MB"],
-        [_cost_cells(s, costs.get(s.label)) for s in summaries],
-        "What a method takes. Parameters and multiply-adds are of the deployed student; seconds of "
-        "training a seed and memory of a step are without the teacher's.",
+        [
+            columns.METHOD,
+            columns.AGREEMENT,
+            columns.PARAMETERS,
+            columns.EXTRA_PARAMETERS,
+            multiply_adds,
+            columns.SECONDS,
+            columns.MEMORY,
+        ],
+        summaries,
+        "Cost of the methods. Parameters and multiply-adds are those of the deployed student. "
+        + COST,
     )
-    weights = _latex_table(
-        ["method", "weights"],
-        [[s.label, weights_text(s.weights)] for s in summaries],
-        "Weights of the losses.",
-        others="l",
-    )
+    weights = _latex_table([columns.METHOD, columns.WEIGHTS], summaries, "Weights of the losses.")
     return "% Needs \\usepackage{booktabs}.\n" + "\n".join([accuracy, cost, weights])
 
 
-def _accuracy_cells(summary: Summary) -> list[str]:
-    difference = summary.difference
-    return [
-        summary.label,
-        str(len(summary.seeds)),
-        interval_text(summary.last),
-        interval_text(summary.best),
-        interval_text(difference.interval, sign="+") if difference else "-",
-        p_text(difference),
-        _number(summary.improvement, "+.0f"),
-    ]
-
-
-def _cost_cells(summary: Summary, cost: Cost | None) -> list[str]:
-    memory = summary.memory / 1e6 if summary.memory is not None else None
-    return [
-        summary.label,
-        interval_text(summary.agreement),
-        _number(summary.parameters, ","),
-        _number(summary.extra_parameters, ","),
-        _number(cost.multiply_adds if cost else None, ","),
-        _number(summary.seconds, ",.1f"),
-        _number(memory, ",.1f"),
-    ]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
-
-
-def _latex_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str, others: str = "r"
-) -> str:
-    # What is in dollars already is LaTeX.
-    heads = [head if head.startswith("$") else latex(head) for head in columns]
-    lines = [heads, *([latex(cell) for cell in row] for row in rows)]
-    body = [" & ".join(line) + r" \\" for line in lines]
+def _latex_table(shown: Sequence[Column], summaries: Sequence[Summary], caption: str) -> str:
+    cells = [[column.text(summary) for column in shown] for summary in summaries]
+    lines = [[column.name for column in shown], *cells]
+    head, *body = [" & ".join(map(latex, line)) + r" \\" for line in lines]
+    alignment = "".join("r" if column.is_number else "l" for column in shown)
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{latex(caption)}}}",
-            rf"\begin{{tabular}}{{l{others * (len(columns) - 1)}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
             r"\toprule",
-            body[0],
+            head,
             r"\midrule",
-            *body[1:],
+            *body,
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -269,7 +245,7 @@ _LATEX = {
 
 
 def latex(text: str) -> str:
-    r"""Text as LaTeX shows it, whatever is in it.
+    r"""Any text, escaped for LaTeX.
 
     Example:
         >>> print(latex("50 % of a_b: -1.5 ± 2"))

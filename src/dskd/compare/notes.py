@@ -1,0 +1,43 @@
+"""Notes for the reader of a results table, the same in the terminal, in HTML and in LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dskd.compare.summary import BASELINE, STUDENT, Summary
+
+INTERVALS = (
+    "± is the 95 % confidence interval over seeds (Student's t). It covers the noise of training, "
+    "not the sampling error of the test images."
+)
+DIFFERENCES = (
+    f"Differences to {BASELINE} are taken seed by seed, after the last epoch. p is from a paired "
+    f"t-test, adjusted for the number of methods (Holm). ARI, the average relative improvement, is "
+    f"the gain over {BASELINE} relative to the gain of {BASELINE} over {STUDENT}."
+)
+COST = (
+    "Extra parameters are trained with the student and not deployed. Seconds are the training time "
+    "of a seed, memory is that of a training step, both without the teacher's."
+)
+
+
+def sampling_note(summaries: Sequence[Summary], test_images: int) -> str:
+    """How large the sampling error of the test images is; empty without a result."""
+    errors = [s.sampling_error for s in summaries if s.sampling_error is not None]
+    if not errors:
+        return ""
+    return (
+        f"The sampling error of the {test_images:,} test images is ± {span(errors, '.1f')} points "
+        "(95 %, Wilson). All methods are tested on the same images."
+    )
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """The smallest and the largest value as text; one of them if both look the same.
+
+    Example:
+        >>> span([95.21, 94.8, 95], ".1f"), span([95.21, 95.24], ".1f"), span([], ".1f")
+        ('94.8 to 95.2', '95.2', '')
+    """
+    ends = [format(end, form) for end in (min(values), max(values))] if values else []
+    return " to ".join(dict.fromkeys(ends))

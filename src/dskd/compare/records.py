@@ -1,0 +1,211 @@
+"""The files of a comparison: ``comparison.json`` says what it is, ``results.jsonl`` lists results.
+
+``results.jsonl`` has a line for every run that has ended, in the order in which they ended: the
+method's label, the seed, and either the content of ``result.json`` or, under ``failed``, the
+reason. It is a convenience for other programs: the runs' own folders are what dskd reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dskd.compare.grid import Grid
+from dskd.compare.lockstep import Callback, LockstepRun
+from dskd.compare.reader import COMPARISON, read_facts, read_failure, read_result
+from dskd.data import Dataset
+from dskd.errors import InputError
+from dskd.runtime import device as devices
+from dskd.storage.atomic import explain_disk_errors, is_part, replace_file
+from dskd.storage.diff import differences
+from dskd.storage.json_file import MAX_LOG_BYTES
+from dskd.storage.lock import LOCK, LOCK_PID
+from dskd.storage.run_files import FAILED
+from dskd.teacher.frozen import FrozenTeacher
+
+RESULTS = "results.jsonl"
+OWN_FILES = (COMPARISON, RESULTS, "environment.json", LOCK_PID)
+"""The files of the comparison itself, which a kill may leave half written."""
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a run is finished or has failed."""
+    return (folder / "result.json").is_file() or (folder / FAILED).is_file()
+
+
+class ResultRecorder:
+    """Records every run that ends, and passes all calls on to another callback.
+
+    Args:
+        grid: The comparison.
+        callback: The other callback.
+    """
+
+    def __init__(self, grid: Grid, callback: Callback) -> None:
+        self.grid, self.callback = grid, callback
+
+    def on_step(self, run: LockstepRun) -> None:
+        """Passes the call on."""
+        self.callback.on_step(run)
+
+    def on_end(self, run: LockstepRun, failure: str | None) -> None:
+        """Records the run, then passes the call on."""
+        folder = run.training_run.directory.path
+        if failure is not None:
+            replace_file(folder / FAILED, f"{failure}\n".encode())
+        path, line = self.grid.path / RESULTS, _line(run.label, run.seed, folder).encode()
+        with explain_disk_errors(path, lambda: len(line)), path.open("ab", buffering=0) as file:
+            file.write(line)
+        self.callback.on_end(run, failure)
+
+
+def _line(label: str, seed: int, folder: Path) -> str:
+    """The line of ``results.jsonl`` for a run that has ended."""
+    row: dict[str, Any] = {"label": label, "seed": seed}
+    if (folder / FAILED).is_file():
+        row["failed"] = read_failure(folder)
+    else:
+        row |= read_result(folder)
+    return json.dumps(row) + "\n"
+
+
+def repair_rows(grid: Grid) -> None:
+    """Repairs ``results.jsonl`` after a kill.
+
+    Damaged lines are dropped, and the lines of runs that have ended are added if they are missing.
+    """
+    path = grid.path / RESULTS
+    text = ""
+    if path.is_file():
+        with path.open("rb") as file:  # lines beyond the limit are written again from the runs
+            text = file.read(MAX_LOG_BYTES).decode(errors="replace")
+    lines: dict[tuple[str, int], str] = {}
+    for line in text.splitlines():
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            row = json.loads(line)
+            lines[row["label"], row["seed"]] = f"{line}\n"
+    for seed in grid.seeds:
+        for variant in grid.variants:
+            folder = grid.folder(variant, seed)
+            if (variant.label, seed) not in lines and has_ended(folder):
+                lines[variant.label, seed] = _line(variant.label, seed, folder)
+    replace_file(path, "".join(lines.values()).encode())
+
+
+def merged_facts(grid: Grid, data: Dataset | None = None) -> dict[str, Any]:
+    """The new content of ``comparison.json``: the grid, merged into what is there.
+
+    Args:
+        grid: The comparison.
+        data: Its images; None before they are loaded.
+
+    Returns:
+        See `dskd.compare.reader.ComparisonFacts`.
+
+    Raises:
+        InputError: The folder holds another comparison, one on other images, or other files.
+    """
+    recipe = grid.recipe.plain()
+    for key in ("method", "seed", "out"):
+        del recipe[key]
+    own: dict[str, Any] = {
+        "recipe": recipe,
+        "weights": grid.weights,
+        "seeds": list(grid.seeds),
+        "variants": [variant.plain() for variant in grid.variants],
+        "teacher": None,
+    }
+    if data is not None:
+        own |= {"test_images": len(data.test), "data": data.fingerprint()}
+    if not (grid.path / COMPARISON).is_file():
+        if grid.path.is_dir() and any(map(_is_foreign, grid.path.iterdir())):
+            raise InputError(f"{grid.path} holds other files; choose another folder with --out")
+        return own
+    there = read_facts(grid.path)
+    _check_same(grid.path, there, own)
+    return own | {
+        "teacher": there["teacher"],
+        "seeds": sorted({*there["seeds"], *own["seeds"]}),
+        "variants": _merged_variants(grid.path, there["variants"], own["variants"]),
+    }
+
+
+def _check_same(path: Path, there: dict[str, Any], own: dict[str, Any]) -> None:
+    """Checks that a comparison that is there has the same recipe and the same images.
+
+    Raises:
+        InputError: It has others.
+    """
+    same = {key: there[key] for key in ("recipe", "weights")}
+    if listed := differences(same, {key: own[key] for key in same}):
+        raise InputError(
+            f"{path} holds a comparison of another recipe: {listed}; choose another folder with "
+            "--out"
+        )
+    if "data" in own and there["data"] not in (None, own["data"]):
+        raise InputError(
+            f"{path} holds a comparison on other images; give the same, or choose another folder "
+            "with --out"
+        )
+
+
+def _merged_variants(
+    path: Path, there: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The methods that are there and the new ones.
+
+    Raises:
+        InputError: A method has other settings than the one of the same label that is there.
+    """
+    merged = {variant["label"]: variant for variant in there}
+    for variant in own:
+        before = merged.setdefault(variant["label"], variant)
+        if listed := differences(before["method"], variant["method"]):
+            raise InputError(
+                f"{variant['label']} has other settings in {path}: {listed}; choose another folder "
+                "with --out"
+            )
+    return list(merged.values())
+
+
+def with_teacher(
+    path: Path, facts: dict[str, Any], teacher: FrozenTeacher | None
+) -> dict[str, Any]:
+    """The content of ``comparison.json`` with the fingerprint of the teacher.
+
+    Args:
+        path: The folder of the comparison.
+        facts: The content so far.
+        teacher: The teacher; None if no method needs one.
+
+    Raises:
+        InputError: The runs that are there had another teacher.
+    """
+    if teacher is None:
+        return facts
+    fingerprint = teacher.fingerprint()
+    if facts["teacher"] not in (None, fingerprint):
+        raise InputError(
+            f"{path} holds a comparison with another teacher; give the same, or choose another "
+            "folder with --out"
+        )
+    return facts | {"teacher": fingerprint}
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is neither a lock nor left by a comparison that was killed."""
+    return path.name not in (LOCK, LOCK_PID) and not is_part(path.name, OWN_FILES)
+
+
+def write_facts(path: Path, facts: dict[str, Any], device: torch.device) -> None:
+    """Writes ``comparison.json`` and ``environment.json``.
+
+    ``comparison.json`` comes first, because it marks the folder as a comparison.
+    """
+    for name, values in ((COMPARISON, facts), ("environment.json", devices.environment(device))):
+        replace_file(path / name, (json.dumps(values, indent=2) + "\n").encode())

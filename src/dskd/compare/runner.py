@@ -1,0 +1,181 @@
+"""Runs a comparison: trains what has not ended yet, and records every result."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from dskd import methods
+from dskd.compare.grid import Grid
+from dskd.compare.lockstep import Callback, LockstepRun, train_in_lockstep
+from dskd.compare.reader import COMPARISON, Comparison, read_comparison
+from dskd.compare.records import (
+    OWN_FILES,
+    ResultRecorder,
+    has_ended,
+    merged_facts,
+    repair_rows,
+    with_teacher,
+    write_facts,
+)
+from dskd.compare.variants import MethodVariant
+from dskd.data import Dataset
+from dskd.data.loader import DataLoaders
+from dskd.engine.build import UserObjects, load_data
+from dskd.engine.run import (
+    check_cache,
+    make_teacher,
+    make_teacher_outputs,
+    make_training_run,
+    rehearse,
+)
+from dskd.errors import InputError, NonFiniteError
+from dskd.methods.base import TeacherNeeds
+from dskd.runtime import device as devices
+from dskd.runtime import distributed
+from dskd.runtime.compile import check_compiler
+from dskd.storage.atomic import check_writable, refuse_links, remove_parts
+from dskd.storage.lock import lock_folder
+from dskd.storage.run_directory import RunDirectory
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
+
+log = logging.getLogger("dskd")
+
+
+def run_grid(grid: Grid, callback: Callback, given: UserObjects | None = None) -> Comparison:
+    """Trains the runs of a grid that have not ended yet.
+
+    Runs that are finished or failed before are left as they are.
+
+    Args:
+        grid: Methods and seeds.
+        callback: Called after every step and at the end of every run.
+        given: Objects in place of names.
+
+    Returns:
+        The comparison as it is on disk afterwards.
+
+    Raises:
+        InputError: A method does not fit the models, or the folder holds something else.
+        Stopped: A signal asked for a stop. The same call continues.
+    """
+    distributed.require_single_process("a comparison")
+    given = given or UserObjects()
+    merged_facts(grid)
+    check_writable(grid.path, "--out")
+    device = devices.pick(grid.recipe.train.device)
+    devices.set_up(device)
+    data, needs = _load_and_check(grid, device, given)
+    with lock_folder(grid.path, "--out"):
+        remove_parts(grid.path, OWN_FILES)
+        facts = merged_facts(grid, data)
+        if not (grid.path / COMPARISON).is_file():
+            write_facts(grid.path, facts, device)
+        loaders = DataLoaders(data, device)
+        teacher = _make_teacher(grid, loaders, given)
+        write_facts(grid.path, with_teacher(grid.path, facts, teacher), device)
+        repair_rows(grid)
+        outputs = make_teacher_outputs(grid.recipe, loaders.train, teacher, needs)
+        seed_runner = _SeedRunner(grid, loaders, given, outputs, ResultRecorder(grid, callback))
+        for seed in grid.seeds:
+            seed_runner.run(seed)
+        return read_comparison(grid.path)
+
+
+def _load_and_check(
+    grid: Grid, device: torch.device, given: UserObjects
+) -> tuple[Dataset, TeacherNeeds]:
+    """Loads the images, and checks everything on them before any training.
+
+    Returns:
+        The images, and the teacher outputs that the methods read together.
+    """
+    data = load_data(grid.recipe.data, given.data)
+    for note in data.notes:
+        log.info(note)
+    needs = _check_methods(grid, data, given)
+    check_cache(grid.recipe, data, given, needs)
+    if grid.recipe.train.compile:
+        check_compiler(device)
+    return data, needs
+
+
+def _check_methods(grid: Grid, data: Dataset, given: UserObjects) -> TeacherNeeds:
+    """Rehearses every method.
+
+    Raises:
+        InputError: A method does not fit the models. The message names it.
+    """
+    needs = TeacherNeeds()
+    for variant in grid.variants:
+        try:
+            needs |= rehearse(grid.recipe.changed(method=variant.method), data, given)
+        except InputError as error:
+            raise InputError(f"{variant.label}: {error}") from error
+    return needs
+
+
+def _make_teacher(grid: Grid, loaders: DataLoaders, given: UserObjects) -> FrozenTeacher | None:
+    """The one teacher of all methods; None if no method needs one."""
+    recipe = grid.recipe_with_teacher()
+    if recipe is None:
+        return None
+    folder = grid.path / "teacher"
+    return make_teacher(recipe, loaders, given, folder, resume=RunDirectory(folder).begun)
+
+
+@dataclass
+class _SeedRunner:
+    """Trains the students of one seed after another."""
+
+    grid: Grid
+    loaders: DataLoaders
+    given: UserObjects
+    teacher_outputs: TeacherOutputs
+    callback: Callback
+
+    def run(self, seed: int) -> None:
+        """Trains the students of a seed that have not ended yet."""
+        grid = self.grid
+        shared = SharedOutputs(self.teacher_outputs)
+        left = [v for v in grid.variants if not has_ended(grid.folder(v, seed))]
+        groups = [left] if grid.share_teacher else [[variant] for variant in left]
+        for group in groups:
+            source = shared if grid.share_teacher else SharedOutputs(self.teacher_outputs)
+            with ExitStack() as owned:
+                started = [self._start(variant, seed, source, owned) for variant in group]
+                train_in_lockstep([run for run in started if run is not None], self.callback)
+        if shared.ran:
+            log.info(
+                "seed %d: %d forward passes of the teacher served %d training steps",
+                *(seed, shared.ran, shared.asked),
+            )
+
+    def _start(
+        self, variant: MethodVariant, seed: int, source: SharedOutputs, owned: ExitStack
+    ) -> LockstepRun | None:
+        """Starts or resumes a run, and owns its folder; None if it fails in its preparation."""
+        needs_teacher = methods.find(variant.method.name).needs_teacher
+        outputs = source.teacher_outputs() if needs_teacher else TeacherOutputs(None)
+        recipe = self.grid.recipe_of(variant, seed)
+        directory = RunDirectory(self.grid.folder(variant, seed))
+        refuse_links(directory.path.parent, directory.path)
+        owned.enter_context(directory.locked())
+        resume = directory.begun
+        directory.check_same(recipe.plain())
+        directory.start(recipe.plain(), devices.environment(self.loaders.train.device))
+        training_run = make_training_run(recipe, self.loaders, self.given, outputs, directory)
+        failure = None
+        try:
+            training_run.begin(resume)
+        except NonFiniteError as error:
+            failure = str(error)
+        run = LockstepRun(variant.label, seed, training_run)
+        if failure is None:
+            return run
+        self.callback.on_end(run, failure)
+        return None
