@@ -33,7 +33,7 @@ LAYERS = [
 """From the ground up: a part imports from its own package and from layers below."""
 
 SUPPORT = {"__init__", "__main__", "version", "errors", "settings"}
-"""Modules beside the parts, which a newcomer need not open."""
+"""Modules next to the parts that a newcomer need not open."""
 
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

@@ -127,8 +127,8 @@ def test_train_teaches_by_labels(
     monkeypatch.chdir(tmp_path)
     code, out, _ = command("train", "digits", "data.fraction=0.1", "train.epochs=1", "seed=3")
     assert code == 0
-    kept = yaml.safe_load(Path("runs/digits/ce-seed3/recipe.yaml").read_text())
-    assert (kept["method"]["name"], kept["teacher"], kept["seed"]) == ("ce", None, 3)
+    saved = yaml.safe_load(Path("runs/digits/ce-seed3/recipe.yaml").read_text())
+    assert (saved["method"]["name"], saved["teacher"], saved["seed"]) == ("ce", None, 3)
     assert out.splitlines()[-1] == "run saved in runs/digits/ce-seed3"
     assert "agreement" not in out
 
@@ -190,7 +190,7 @@ def test_predict_names_what_is_in_images(command: Command, finished: Path, image
         assert float(first[2]) >= float(second[2]) >= 0
 
 
-def test_predict_shows_every_class_where_there_are_fewer_than_asked_for(
+def test_predict_shows_every_class_if_there_are_fewer_than_top(
     command: Command, finished: Path, images: Path
 ) -> None:
     out = command("predict", finished, images / "val/cat/0.png", "--top", "9").out
@@ -438,7 +438,7 @@ def test_streams_that_are_closed_are_no_error(tmp_path: Path, closed: str) -> No
     ],
     ids=repr,
 )
-def test_bad_words_are_answered_with_the_right_ones(
+def test_a_wrong_word_is_answered_with_the_right_one(
     refused: Refused, arguments: list[str], words: list[str]
 ) -> None:
     line = refused(*arguments)

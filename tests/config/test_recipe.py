@@ -39,7 +39,7 @@ PAIRS = {
     "ResNet50-MobileNetV2": 0.01,
     "wrn_40_2-ShuffleV1": 0.01,
 }
-"""The field's pairs on CIFAR-100, and the student's learning rate."""
+"""The pairs of the literature on CIFAR-100, and the learning rate of each student."""
 
 SMALLEST: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -51,14 +51,14 @@ SMALLEST: dict[str, Any] = {
 # ---- the shipped ones
 
 
-def test_the_pairs_are_the_field_s() -> None:
+def test_the_pairs_are_those_of_the_literature() -> None:
     assert {name for name in shipped() if name.startswith("cifar100/")} == {
         f"cifar100/{pair}" for pair in PAIRS
     }
 
 
 @pytest.mark.parametrize(("pair", "lr"), PAIRS.items())
-def test_a_pair_has_the_settings_that_the_field_compares_on(pair: str, lr: float) -> None:
+def test_a_pair_has_the_settings_of_the_literature(pair: str, lr: float) -> None:
     plan = load(f"cifar100/{pair}")
     assert plan.teacher is not None
     assert f"{plan.teacher.name}-{plan.student.name}" == pair
@@ -358,7 +358,7 @@ def check_wording(line: str) -> None:
             "teacher.views needs teacher.cache=features",
         ),
         (
-            {"teacher": {"name": "resnet8", "cache_dir": "answers"}},
+            {"teacher": {"name": "resnet8", "cache_dir": "outputs"}},
             "teacher.cache_dir needs teacher.cache=features or logits",
         ),
     ],
@@ -508,8 +508,8 @@ def test_a_run_s_folder_from_python_is_named_by_its_parts() -> None:
 
 
 def test_another_method_keeps_the_settings_that_both_have() -> None:
-    kept = recipe.load("cifar100/vgg13-vgg8", ["method.name=kd"]).method
-    assert kept.options == {"temperature": 4.0, "ce": 1.0, "kd": 1.0, "standardize": False}
+    method = recipe.load("cifar100/vgg13-vgg8", ["method.name=kd"]).method
+    assert method.options == {"temperature": 4.0, "ce": 1.0, "kd": 1.0, "standardize": False}
     assert recipe.load("digits", ["method.name=ce"]).method.options == {"ce": 1.0}
     with pytest.raises(InputError, match=r"unknown setting 'method\.beta'"):
         recipe.load("digits", ["method.name=kd", "method.beta=2"])
