@@ -141,8 +141,15 @@ def compare_(
     from dskd.compare.summary import summarize
     from dskd.engine.build import UserObjects
 
-    options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
-    plan = grid.load_plan(recipe_name, overrides, names, out, **options)
+    plan = grid.load_plan(
+        recipe_name,
+        overrides,
+        names,
+        out,
+        seeds=seeds,
+        weights=weights,
+        share_teacher=share_teacher,
+    )
     with progress.live_table(plan) as callback:
         comparison = runner.run_grid(plan, callback, UserObjects(allow_code=allow_code))
     summaries = summarize(comparison.variants, comparison.test_images)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
+
+# scipy.stats is slow to import, so the functions import it when they need it.
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ def interval(values: Sequence[float]) -> Interval:
     n = len(values)
     half = None
     if n > 1:
+        from scipy import stats
+
         quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
         half = float(quantile * np.std(values, ddof=1) / math.sqrt(n))
     return Interval(float(np.mean(values)), half, tuple(values))
@@ -83,6 +86,8 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     elif len(differences) < 2 or np.ptp(differences) == 0:
         p = None
     else:
+        from scipy import stats
+
         p = float(stats.ttest_1samp(differences, 0).pvalue)
     return Difference(interval(differences), p)
 
@@ -152,6 +157,8 @@ def sampling_error(accuracy: float, test_images: int) -> float:
         >>> round(sampling_error(75.0, 10_000), 2)
         0.85
     """
+    from scipy import stats
+
     hits = round(accuracy / 100 * test_images)
     share = stats.binomtest(hits, test_images).proportion_ci(CONFIDENCE, method="wilson")
     return float(100 * (share.high - share.low) / 2)
