@@ -1,4 +1,8 @@
-"""Typed settings: what a recipe or a signature admits, and one-line errors for the rest."""
+"""Typed settings: number types, validation, and one-line errors.
+
+The settings of a recipe are classes (`Settings`). The settings of a method or loss are the
+keyword-only arguments of its signature (`checked`).
+"""
 
 from __future__ import annotations
 
@@ -50,7 +54,7 @@ Weight = Annotated[float, _number, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, _number, Field(gt=0, allow_inf_nan=False)]
 """A number above 0."""
 Rate = Annotated[float, _number, Field(gt=0, le=1e6)]
-"""A learning rate: above 0, and no more than weights in float32 can be changed by."""
+"""A learning rate: above 0, and small enough for weights in float32."""
 Epochs = Annotated[float, _number, Field(ge=0, allow_inf_nan=False), "epochs"]
 """A number of epochs, 0 or more."""
 Share = Annotated[float, _number, Field(gt=0, le=1)]
@@ -62,15 +66,15 @@ Count = Annotated[int, _number, Field(ge=1, le=_LARGEST)]
 Natural = Annotated[int, _number, Field(ge=0, le=_LARGEST)]
 """A whole number of 0 or more."""
 Size = Annotated[int, _number, Field(ge=0, lt=2**63)]
-"""A number of bytes or parameters."""
+"""A whole number of 0 or more without the limit of `Natural`, such as a number of bytes."""
 Percent = Annotated[float, _number, Field(ge=0, le=100)]
 """A number from 0 to 100."""
 Seed = Annotated[int, _number, Field(ge=0, lt=2**63)]
-"""A whole number of 0 or more that random generators take."""
+"""A seed of a random generator: a whole number of 0 or more."""
 PathSetting = Annotated[Path, BeforeValidator(_path)]
-"""A file or folder; ``~`` is the home folder."""
+"""A path of a file or folder; ``~`` is the home folder."""
 
-# Named choices. They stand here so that a recipe can be read without importing torch.
+# Choices. They stand here so that a recipe can be read without importing torch.
 DeviceName = Literal["auto", "cpu", "cuda"]
 """A device; ``auto`` is a GPU if there is one, else the CPU."""
 Precision = Literal["float32", "bfloat16"]
@@ -82,7 +86,7 @@ Schedule = Literal["step", "cosine"]
 
 
 class Settings(BaseModel):
-    """A group of settings: unknown keys are errors, and nothing changes after validation."""
+    """A group of settings. Unknown keys are errors, and values are read-only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -90,16 +94,19 @@ class Settings(BaseModel):
 def validate(
     model: type[M], values: Mapping[str, Any], where: str = "", known: Iterable[str] = ()
 ) -> M:
-    """``values`` as a ``model``, or one line that says what is wrong.
+    """Checks a user's values and fills in defaults.
 
     Args:
         model: The typed settings.
-        values: What the user gave.
-        where: Put before the key in the error, as in ``"method."``.
-        known: Every key that may be suggested; by default those of ``model``.
+        values: Values by key.
+        where: Put in front of each key in an error, as in ``"method."``.
+        known: Keys that an error may suggest. The default is all keys of ``model``.
+
+    Returns:
+        The settings as an instance of ``model``.
 
     Raises:
-        InputError: A key does not exist (the nearest is named) or a value does not fit.
+        InputError: A key does not exist, or a value does not fit.
     """
     try:
         return model.model_validate(values)
@@ -108,7 +115,7 @@ def validate(
         raise _in_one_line(first, where, [*known] or known_keys(model, where)) from None
 
 
-# What pydantic says of these in the words of Python, or at length.
+# Replacements for messages in which pydantic names Python types.
 _NEEDED = {
     "int": "a whole number is needed",
     "float": "a number is needed",
@@ -121,6 +128,7 @@ _NEEDED = {
 
 
 def _in_one_line(error: ErrorDetails, where: str, known: list[str]) -> InputError:
+    """Words an error of pydantic as key, problem and value."""
     key, kind, given = where.removesuffix("."), error["type"], error["input"]
     for part in error["loc"]:
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
@@ -150,7 +158,7 @@ def _in_one_line(error: ErrorDetails, where: str, known: list[str]) -> InputErro
 
 
 def unknown_key(key: str, known: Iterable[str]) -> InputError:
-    """The error for a setting that does not exist, with the one that was probably meant.
+    """The error for a setting that does not exist. It suggests a setting that does.
 
     Example:
         >>> str(unknown_key("epochs", ["train.epochs", "train.lr", "teacher.epochs", "seed"]))
@@ -168,7 +176,7 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
 
 
 def known_keys(model: type[BaseModel], where: str = "") -> list[str]:
-    """Every key of the settings, with dots between the levels."""
+    """Lists all keys of the settings, with dots between levels."""
     keys = []
     for name, field in model.model_fields.items():
         inner = field.annotation
@@ -194,7 +202,7 @@ def signature_settings(function: Callable[..., Any]) -> type[Settings]:
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """A function or constructor that validates its keyword-only arguments by their annotations.
+    """Makes a function or constructor validate its keyword-only arguments by their annotations.
 
     Example:
         >>> class Loss:
