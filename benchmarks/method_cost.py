@@ -60,7 +60,7 @@ def trainer_of(recipe: Recipe, data: Dataset) -> Trainer:
     teacher = teacher_of(recipe, images)
     student = build_model(recipe.student, data, seed=0)
     method = make_method(recipe, data, student, teacher)
-    method.student.place(images.train.device)
+    method.student.to_device(images.train.device)
     if recipe.train.compile:
         compile_in_place(method)
     teacher_outputs = make_teacher_outputs(recipe, images.train, teacher, method.needs)

@@ -57,7 +57,7 @@ def training_seconds(recipe: Recipe, labels: list[str], seeds: int) -> float:
 def _trainer(recipe: Recipe, images: DataLoaders, teacher: FrozenTeacher | None) -> Trainer:
     student = build_model(recipe.student, images.data, 0)
     method = make_method(recipe, images.data, student, teacher)
-    method.student.place(images.train.device)
+    method.student.to_device(images.train.device)
     teacher_outputs = make_teacher_outputs(recipe, images.train, teacher, method.needs)
     return make_trainer(recipe, method, teacher_outputs, images.train)
 

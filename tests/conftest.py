@@ -76,7 +76,7 @@ def make_pair(
     """What a method's constructor takes, and the frozen teacher."""
     images = data.train.images[:8]
     spec = describe(teacher, images) if teacher is not None else None
-    classifier = copy.deepcopy(teacher.linear) if teacher is not None else None
+    classifier = copy.deepcopy(teacher.linear_classifier) if teacher is not None else None
     if classifier is not None:
         classifier.requires_grad_(False)
     labels = data.train.labels

@@ -42,8 +42,8 @@ def unsettled(model: StagedModel) -> StagedModel:
             assert part.running_mean is not None
             part.running_mean.uniform_(-0.2, 0.2)
             nn.init.uniform_(part.bias, -0.5, 0.5)
-    if model.linear is not None and model.linear.bias is not None:
-        nn.init.uniform_(model.linear.bias)
+    if model.linear_classifier is not None and model.linear_classifier.bias is not None:
+        nn.init.uniform_(model.linear_classifier.bias)
     return model
 
 
@@ -84,7 +84,7 @@ def published_method() -> SimKD:
     classifier.load_state_dict(parameters("simkd_cls"))
     last = StageSpec(64, 8, 8, True)
     student = ModelSpec(100, (last,), 64, last=last)
-    teacher = ModelSpec(100, (last,), 64, last=last, averaged=True, classified=True)
+    teacher = ModelSpec(100, (last,), 64, last=last, average_pooled=True, linear_logits=True)
     method = SimKD(Pair(staged(), student, teacher, classifier)).double()
     method.reused.take(classifier)  # in double precision
     projector = method.reused.projector
@@ -179,8 +179,8 @@ def test_a_model_says_whether_its_vector_is_the_average_of_its_last_map() -> Non
     images = DATA.test.images[:4]
     last = describe(staged("wrn_16_2"), images).last
     assert last == StageSpec(128, 8, 8, nonnegative=True)  # its last stage has negative values
-    assert describe(own(), images).never_negative
-    assert not describe(own(norm=True), images).averaged
+    assert describe(own(), images).pooled_nonnegative
+    assert not describe(own(norm=True), images).average_pooled
     assert describe(own(stages=["one"]), images).last == StageSpec(6, 16, 16, True)
 
 

@@ -73,8 +73,8 @@ def test_it_is_loaded_evaluated_and_asked_as_any_student(finished: dskd.Result) 
     expected = finished.student(student.model.normalize(samples))
     torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-5)
     teacher = safetensors.torch.load_file(finished.path / "teacher/student.safetensors")
-    assert student.model.linear is not None
-    assert torch.equal(student.model.linear.weight, teacher["fc.weight"])
+    assert student.model.linear_classifier is not None
+    assert torch.equal(student.model.linear_classifier.weight, teacher["fc.weight"])
 
 
 def test_its_classifier_is_the_teacher_s_to_the_byte(finished: dskd.Result) -> None:

@@ -26,7 +26,12 @@ def batch_of(images: Tensor) -> Batch:
 
 def teacher_spec(nonnegative: bool) -> ModelSpec:
     return ModelSpec(
-        100, (), 128, last=StageSpec(128, 8, 8, nonnegative), averaged=True, classified=True
+        100,
+        (),
+        128,
+        last=StageSpec(128, 8, 8, nonnegative),
+        average_pooled=True,
+        linear_logits=True,
     )
 
 
@@ -89,7 +94,7 @@ def test_the_two_weights_are_those_of_its_two_terms() -> None:
 def test_a_teacher_that_does_not_end_in_a_linear_layer_is_refused() -> None:
     pair, _ = make_pair(staged("resnet8"), staged("resnet14"), make_dataset())
     assert pair.teacher_spec is not None
-    scaled = replace(pair.teacher_spec, classified=False)
+    scaled = replace(pair.teacher_spec, linear_logits=False)
     for other in (replace(pair, teacher_classifier=None), replace(pair, teacher_spec=scaled)):
         with pytest.raises(InputError, match="logits are not those of a linear layer"):
             SRRL(other)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dskd.errors import InputError
-from dskd.models.factory import load_model, own_statistics
+from dskd.models.factory import load_model, pretrained_statistics
 from dskd.models.resnet import ResNet
 
 VIT: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -146,13 +146,13 @@ def test_a_wrong_option_of_timm_is_named(name: str, size: int | None) -> None:
     with pytest.raises(InputError, match="unexpected keyword argument 'widht'") as caught:
         load_model(f"timm/{name}", num_classes=7, size=size, options={"widht": 2})
     assert "img_size" not in str(caught.value)
-    assert str(caught.value).startswith(f"timm/{name} cannot be made with options {{'widht': 2}}")
+    assert str(caught.value).startswith(f"timm/{name} cannot be built with options {{'widht': 2}}")
 
 
 @pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize("options", [{"num_heads": 5}, {"patch_size": "x"}, {"depth": -1.5}])
 def test_a_wrong_value_of_an_option_of_timm_is_one_line(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"^timm/vit_tiny_patch16_224 cannot be made with"):
+    with pytest.raises(InputError, match=r"^timm/vit_tiny_patch16_224 cannot be built with"):
         load_model("timm/vit_tiny_patch16_224", num_classes=7, size=32, options=options)
 
 
@@ -224,18 +224,18 @@ def test_a_mistake_inside_the_function_keeps_its_traceback(own: str) -> None:
 
 def test_a_timm_model_has_its_own_mean_and_std(timm: ModuleType) -> None:
     model = load_model("timm/resnet18", num_classes=7)
-    assert own_statistics(model, 3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert own_statistics(model, 1) is None
+    assert pretrained_statistics(model, 3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert pretrained_statistics(model, 1) is None
     vit = timm.create_model("test_vit")
-    assert own_statistics(vit, 3) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert pretrained_statistics(vit, 3) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def test_other_models_have_none() -> None:
-    assert own_statistics(load_model("resnet8", num_classes=7), 3) is None
-    assert own_statistics(nn.Linear(2, 2), 3) is None
+    assert pretrained_statistics(load_model("resnet8", num_classes=7), 3) is None
+    assert pretrained_statistics(nn.Linear(2, 2), 3) is None
 
 
 @pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "cache_dir"])
 def test_options_that_read_other_files_are_refused(option: str) -> None:
-    with pytest.raises(InputError, match=f"the option '{option}' of timm is not taken here"):
+    with pytest.raises(InputError, match=f"the option '{option}' of timm is not allowed"):
         load_model("timm/resnet10t", num_classes=3, options={option: "evil.pth"})

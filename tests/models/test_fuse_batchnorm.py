@@ -215,7 +215,7 @@ def test_a_stage_between_convolution_and_norm_is_left_and_the_rest_is_folded() -
 
 
 def test_weights_stay_as_they_lie_in_memory() -> None:
-    model = staged(trained(build("resnet8x4", num_classes=5))).place(torch.device("cpu"))
+    model = staged(trained(build("resnet8x4", num_classes=5))).to_device(torch.device("cpu"))
     fast = fuse_batchnorm(model, random_images())
     for part in fast.modules():
         if isinstance(part, nn.Conv2d):
@@ -241,7 +241,7 @@ def test_the_teacher_s_state_and_fingerprint_are_those_of_its_model() -> None:
 def test_bfloat16_weights_answer_as_autocast_does(name: str) -> None:
     net = trained(build(name, num_classes=7))
     images = random_images()
-    model = fuse_batchnorm(staged(net).place(torch.device("cpu")), images)
+    model = fuse_batchnorm(staged(net).to_device(torch.device("cpu")), images)
     fast = in_bfloat16(model, images)
     kinds = (nn.Conv2d, nn.Linear)
     assert {p.weight.dtype for p in fast.modules() if isinstance(p, kinds)} == {torch.bfloat16}

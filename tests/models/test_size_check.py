@@ -76,7 +76,7 @@ def test_buffers_that_a_file_need_not_hold_are_counted(
     facts = {**FACTS, "model": name, "options": options}
     (tmp_path / "student.safetensors").write_bytes(write_weights(net, facts))
     assert load_deployed(tmp_path).classes == ("a", "b")
-    monkeypatch.setattr("dskd.models.size_check._COMPUTED", 1000)
+    monkeypatch.setattr("dskd.models.size_check._MAX_COMPUTED", 1000)
     devices.clear()
     with pytest.raises(InputError, match="is larger than the weights that it holds"):
         load_deployed(tmp_path)

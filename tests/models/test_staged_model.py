@@ -167,7 +167,7 @@ def test_describe_says_what_a_model_gives() -> None:
     assert spec.classes == 5
     assert spec.stages == (StageSpec(4, 16, 24, True), StageSpec(8, 8, 12, False))
     assert spec.pooled == 8
-    assert spec.parts == ("head", "shallow", "deep", "drop", "unused")
+    assert spec.submodules == ("head", "shallow", "deep", "drop", "unused")
     assert describe(staged(Net()), random_images()).stages == ()
 
 
@@ -509,13 +509,13 @@ def test_nonnegative_maps_are_those_without_a_value_below_zero() -> None:
     assert [stage.nonnegative for stage in spec.stages] == [False, True, False]
 
 
-@pytest.mark.parametrize(("scale", "classified"), [(1.0, True), (2.0, False)])
+@pytest.mark.parametrize(("scale", "linear_logits"), [(1.0, True), (2.0, False)])
 def test_whether_the_logits_are_the_linear_layer_s_is_told_from_images(
-    scale: float, classified: bool
+    scale: float, linear_logits: bool
 ) -> None:
     class Scaled(Net):
         def forward(self, x: Tensor) -> Tensor:
             logits: Tensor = super().forward(x)
             return scale * logits
 
-    assert describe(staged(Scaled(), ["deep"]), random_images()).classified is classified
+    assert describe(staged(Scaled(), ["deep"]), random_images()).linear_logits is linear_logits

@@ -409,8 +409,8 @@ def test_a_damaged_answer_is_asked_for_again(
 
 def huge(teacher: FrozenTeacher) -> FrozenTeacher:
     model = copy.deepcopy(teacher.model)
-    assert model.linear is not None
-    model.linear.weight.data *= 1e7
+    assert model.linear_classifier is not None
+    model.linear_classifier.weight.data *= 1e7
     return FrozenTeacher(model)
 
 

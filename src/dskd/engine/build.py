@@ -11,7 +11,7 @@ from torch import nn
 from dskd.config.schema import DataSettings, ModelSettings
 from dskd.data import Dataset, load_dataset, take_part
 from dskd.errors import InputError
-from dskd.models.factory import load_model, own_statistics
+from dskd.models.factory import load_model, pretrained_statistics
 from dskd.models.spec import ModelSpec, describe
 from dskd.models.staged_model import StagedModel
 
@@ -92,7 +92,7 @@ def build_model(
             options=settings.options,
             allow_code=allow_code,
         )
-    default_mean, default_std = own_statistics(module, channels) or (data.mean, data.std)
+    default_mean, default_std = pretrained_statistics(module, channels) or (data.mean, data.std)
     mean = settings.mean if settings.mean is not None else default_mean
     std = settings.std if settings.std is not None else default_std
     if len(mean) != channels or len(std) != channels:

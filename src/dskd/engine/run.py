@@ -240,7 +240,7 @@ def _check_compiles(name: str, method: Method, teacher: FrozenTeacher | None) ->
             f"train.compile=true: the method {name} is not compiled: {method.uncompiled}; drop it"
         )
     for what, model in (("student", method.student), ("teacher", teacher and teacher.model)):
-        if model is not None and not model.native:
+        if model is not None and not model.returns_stages:
             raise InputError(
                 f"train.compile=true: the {what} {type(model.module).__name__} does not give its "
                 "stages by itself, as the zoo's models do; drop it"
@@ -270,7 +270,7 @@ def make_method(
     recipe: Recipe, data: Dataset, student: StagedModel, teacher: FrozenTeacher | None
 ) -> Method:
     """The recipe's method for these models, on their device."""
-    classifier = teacher.model.linear if teacher is not None else None
+    classifier = teacher.model.linear_classifier if teacher is not None else None
     pair = Pair(
         student,
         spec_of(student, data, "student"),
@@ -319,7 +319,7 @@ def make_teacher(
                 _fit(make_training_run(plan, images, alone, TeacherOutputs(None), own), resume)
         weights = distributed.on_rank_zero(read_weights)(own.path / LAST)
         load_weights(model.module, weights, f"the teacher in {own.path}")
-    model.place(device)
+    model.to_device(device)
     fold_on = images.train.probe(PROBE) if settings.fuse_batchnorm else None
     return FrozenTeacher(model, fold_on, bfloat16=recipe.train.precision == "bfloat16")
 
@@ -438,7 +438,7 @@ def make_training_run(
     student = build_model(recipe.student, images.data, recipe.seed, given.student, given.allow_code)
     torch.manual_seed(_stream(recipe.seed, 1))
     method = make_method(recipe, images.data, student, teacher_outputs.teacher).to(device)
-    method.student.place(device)
+    method.student.to_device(device)
     if recipe.train.sync_batchnorm:
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     if recipe.train.compile:

@@ -293,7 +293,7 @@ def shallow_stages(student: ModelSpec, supervise: list[int] | None) -> list[int]
         raise InputError(
             f"branches hang on the stages before the last, and the student has {depth}; "
             "name two or more with student.stages=[a,b]; the student's parts: "
-            f"{', '.join(student.parts)}"
+            f"{', '.join(student.submodules)}"
         )
     if supervise is None:
         return list(range(depth - 1))
@@ -315,7 +315,7 @@ def check_stages(pair: Pair) -> tuple[tuple[StageSpec, ...], tuple[StageSpec, ..
         if not spec.stages:
             raise InputError(
                 f"this method needs a feature map of the {what}; name one or more with "
-                f"{what}.stages=[a]; the {what}'s parts: {', '.join(spec.parts)}"
+                f"{what}.stages=[a]; the {what}'s parts: {', '.join(spec.submodules)}"
             )
     return pair.student_spec.stages, teacher.stages
 
@@ -345,7 +345,7 @@ def check_classifier(pair: Pair) -> nn.Linear:
         InputError: The teacher's logits are not those of a linear layer.
     """
     teacher, classifier = check_classes(pair), pair.teacher_classifier
-    if classifier is None or not teacher.classified:
+    if classifier is None or not teacher.linear_logits:
         raise InputError(
             "this method uses the teacher's classifier again, and the teacher's logits are not "
             "those of a linear layer; take another method"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.losses.feature_maps import pool_to
-from dskd.models.feature_maps import average
+from dskd.models.feature_maps import spatial_mean
 from dskd.models.spec import StageSpec
 
 Downsampling = Literal["pool", "stride"]
@@ -88,7 +88,7 @@ class Branch(nn.Module):
         if self.pooled_first:
             feature_map = pool_to(feature_map, *self.size)
         adapted = pool_to(self.adapter(feature_map), *self.size)
-        return BranchOutput(self.classifier(average(adapted)), adapted)
+        return BranchOutput(self.classifier(spatial_mean(adapted)), adapted)
 
 
 def _bottleneck(channels: int, inner: int) -> list[nn.Module]:

@@ -87,7 +87,7 @@ class SimKD(FeatureMethod):
         super().__init__(pair, ce, kd, temperature)
         classifier, teacher = check_classifier(pair), check_classes(pair)
         source = _last_map(pair.student_spec)
-        target = teacher.last if teacher.averaged else None
+        target = teacher.last if teacher.average_pooled else None
         self.needs = TeacherNeeds(logits=True, last=target is not None, pooled=target is None)
         goal = target or source
         self.plan = Plan(
@@ -96,7 +96,7 @@ class SimKD(FeatureMethod):
             size=(min(source.height, goal.height), min(source.width, goal.width)),
             width=max(1, classifier.in_features // factor),
             features=classifier.in_features,
-            nonnegative=teacher.never_negative,
+            nonnegative=teacher.pooled_nonnegative,
             classes=classifier.out_features,
             bias=classifier.bias is not None,
         )
@@ -145,7 +145,7 @@ class SimKD(FeatureMethod):
         plan = validate(Plan, deploy_config, "addition.")
         # Its images come normalised: what it would normalise them with does not matter.
         staged = StagedModel(student, plan.stages, mean=(0.0,), std=(1.0,))
-        if not staged.native and not plan.stages:
+        if not staged.returns_stages and not plan.stages:
             raise InputError("addition.stages names no map of the student; it must name one")
         give_up_classifier(student)
         return ReusedStudent(staged, ReusedClassifier(plan))
@@ -261,7 +261,7 @@ class ReusedStudent(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classifies images that are normalised already."""
-        logits: Tensor = self.reused(self.student.observe(images).last)[1]
+        logits: Tensor = self.reused(self.student.forward_normalized(images).last)[1]
         return logits
 
 
@@ -275,6 +275,6 @@ def _last_map(student: ModelSpec) -> StageSpec:
     if student.last is None:
         raise InputError(
             "simkd projects the student's last map; name it with student.stages=[a]; the "
-            f"student's parts: {', '.join(student.parts)}"
+            f"student's parts: {', '.join(student.submodules)}"
         )
     return student.last

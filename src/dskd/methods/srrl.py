@@ -68,7 +68,7 @@ class SRRL(FeatureMethod):
         self.connector = nn.Sequential(
             nn.Linear(student, teacher, bias=False), nn.BatchNorm1d(teacher)
         )
-        if check_classes(pair).never_negative:
+        if check_classes(pair).pooled_nonnegative:
             self.connector.append(nn.ReLU())
         self.classifier = check_classifier(pair)
         self.feature, self.regression = feature, regression

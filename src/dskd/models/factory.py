@@ -1,4 +1,4 @@
-"""From a name to a model: the zoo's, timm's, or a function of the user's own."""
+"""Build a model by its name: from the zoo, from timm, or by a function of the user."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from dskd.models.catalog import ZOO
 from dskd.models.zoo import build
 
 TIMM = "timm/"
-_REFUSED = frozenset({"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
-_NEAREST = 5
+_REFUSED_OPTIONS = frozenset(
+    {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+)
+_SUGGESTIONS = 5
 
 
 def load_model(
@@ -29,20 +31,21 @@ def load_model(
     options: Mapping[str, Any] | None = None,
     allow_code: bool = False,
 ) -> nn.Module:
-    """A freshly initialised classifier.
+    """Build a classifier with random weights.
 
     Args:
-        name: A name of the zoo (``dskd list models``), ``timm/<name>``, or
-            ``package.module:function`` where ``allow_code`` is true, a function that takes
-            ``num_classes``, ``in_channels`` and the options and gives a module.
-        num_classes: K, two or more.
-        in_channels: Of the images.
-        size: Side of the images in pixels, for timm models that must know (transformers).
+        name: A name of the zoo (``dskd list models``), ``timm/<name>``, or, with ``allow_code``,
+            ``package.module:function``: a function that takes ``num_classes``, ``in_channels``
+            and the options, and returns a module.
+        num_classes: Number of classes K, at least 2.
+        in_channels: Channels of the images.
+        size: Height and width of the images in pixels, for timm models that need it
+            (transformers).
         options: Further arguments of ``timm.create_model`` or of the function.
-        allow_code: Whether a name may run code that is not this package's or timm's.
+        allow_code: Whether a name may run code outside this package and timm.
 
     Returns:
-        A module from ``[B, in_channels, H, W]`` to logits ``[B, num_classes]``.
+        A module from images ``[B, in_channels, H, W]`` to logits ``[B, num_classes]``.
 
     Raises:
         InputError: The name does not exist, timm is not installed, or the options do not fit.
@@ -78,13 +81,13 @@ def _from_timm(
     name: str, num_classes: int, in_channels: int, size: int | None, options: dict[str, Any]
 ) -> nn.Module:
     timm = _timm()
-    if refused := sorted(_REFUSED & options.keys()):
+    if refused := sorted(_REFUSED_OPTIONS & options.keys()):
         raise InputError(
-            f"the option {refused[0]!r} of timm is not taken here, as it reads other files; "
+            f"the option {refused[0]!r} of timm is not allowed, as it reads other files; "
             "give weights with teacher.checkpoint"
         )
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=_NEAREST)
+        close = difflib.get_close_matches(name, timm.list_models(), n=_SUGGESTIONS)
         hint = f"the nearest: {', '.join(close)}" if close else "timm.list_models() names them"
         raise InputError(f"unknown timm model {name!r}; {hint}")
     arguments = {"num_classes": num_classes, "in_chans": in_channels} | options
@@ -95,10 +98,10 @@ def _from_timm(
         except TypeError as error:
             if sized == arguments or "img_size" not in str(error):
                 raise
-            model = timm.create_model(name, **arguments)  # convolutional: any size will do
-    except Exception as error:  # each of its models checks its options in its own way
+            model = timm.create_model(name, **arguments)  # convolutional networks take any size
+    except Exception as error:  # timm models raise many types
         raise InputError(
-            f"timm/{name} cannot be made with options {options}: {first_line(error)}"
+            f"timm/{name} cannot be built with options {options}: {first_line(error)}"
         ) from error
     return model
 
@@ -133,10 +136,18 @@ def _from_function(
     return model
 
 
-def own_statistics(
+def pretrained_statistics(
     model: nn.Module, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The mean and std that a timm model was made for; None where it has none of its own."""
+    """The mean and std in a timm model's ``pretrained_cfg``.
+
+    Args:
+        model: Any model.
+        channels: Channels of the images.
+
+    Returns:
+        Mean and std of each channel; None if the model has none for that number of channels.
+    """
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = config.get("mean"), config.get("std")
     if mean is None or std is None or len(mean) != channels:

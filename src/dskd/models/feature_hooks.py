@@ -1,4 +1,4 @@
-"""Reading the outputs of a module's parts while it runs: hooks that are gone afterwards."""
+"""Record the outputs of submodules with forward hooks that exist only during a forward pass."""
 
 from __future__ import annotations
 
@@ -13,28 +13,37 @@ from dskd.errors import InputError
 
 
 class HookedFeatures:
-    """What the hooks caught in one forward pass.
+    """The features that hooks recorded in one forward pass.
 
     Attributes:
-        outputs: Of each stage that ran, in the order of running.
-        pooled: The input of the classifier, None where it did not run.
+        outputs: By stage, in the order in which the stages ran: the output, and how often it had
+            been changed in place by then.
+        pooled: The input of the classifier; None if the classifier did not run.
     """
 
     def __init__(self) -> None:
         self.outputs: dict[str, tuple[Any, int]] = {}
         self.pooled: object = None
 
-    def see_output(self, _module: nn.Module, _inputs: Any, output: Any, *, name: str) -> None:
-        """A forward hook of the stage ``name``."""
-        self.outputs.pop(name, None)  # a module that runs again counts where it ran last
+    def record_stage(self, _module: nn.Module, _inputs: Any, output: Any, *, name: str) -> None:
+        """Forward hook of the stage ``name``."""
+        self.outputs.pop(name, None)  # a module that runs twice counts where it ran last
         self.outputs[name] = (output, _version(output))
 
-    def see_classifier(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A forward pre-hook of the classifier."""
+    def record_pooled(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Forward pre-hook of the classifier."""
         self.pooled = inputs[0] if inputs else None
 
     def ordered(self, names: Sequence[str]) -> dict[str, Any]:
-        """The outputs of the stages, all of which ran, in their order, and were left as given."""
+        """The outputs of the stages, by name.
+
+        Args:
+            names: The stages, shallow to deep.
+
+        Raises:
+            InputError: A stage did not run, the stages ran in another order, or a later layer
+                changed an output in place.
+        """
         for name in names:
             if name not in self.outputs:
                 raise InputError(
@@ -63,17 +72,23 @@ def _version(output: object) -> int:
 def feature_hooks(
     module: nn.Module, stages: Sequence[str], classifier: str | None
 ) -> Iterator[HookedFeatures]:
-    """Hooks on the named submodules while the block runs."""
-    seen = HookedFeatures()
+    """Install hooks on submodules within the block.
+
+    Args:
+        module: The model.
+        stages: Names of the submodules whose outputs are recorded.
+        classifier: Name of the submodule whose input is recorded; None for none.
+    """
+    features = HookedFeatures()
     handles = [
-        module.get_submodule(name).register_forward_hook(partial(seen.see_output, name=name))
+        module.get_submodule(name).register_forward_hook(partial(features.record_stage, name=name))
         for name in stages
     ]
     if classifier is not None:
         head = module.get_submodule(classifier)
-        handles.append(head.register_forward_pre_hook(seen.see_classifier))
+        handles.append(head.register_forward_pre_hook(features.record_pooled))
     try:
-        yield seen
+        yield features
     finally:
         for handle in handles:
             handle.remove()

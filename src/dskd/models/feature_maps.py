@@ -1,4 +1,4 @@
-"""What a stage gives as a feature map: convolutional maps, tokens, channels last."""
+"""Bring outputs of stages into the form ``[B, C, H, W]``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from torch import Tensor
 from dskd.errors import InputError
 
 
-def as_map(output: object, name: str, images: Tensor, prefix: int | None) -> Tensor:
-    """The output of stage ``name`` for these images as a map ``[B, C, H, W]``."""
+def to_feature_map(output: object, name: str, images: Tensor, prefix: int | None) -> Tensor:
+    """Convert the output of a stage to a feature map ``[B, C, H, W]``.
+
+    Args:
+        output: A feature map with the channels first or last, or tokens ``[B, N, D]``.
+        name: Name of the stage, for messages.
+        images: The images ``[B, C, H, W]`` that the model ran on.
+        prefix: Number of prefix tokens; see `tokens_to_grid`.
+
+    Raises:
+        InputError: The output is something else.
+    """
     if isinstance(output, Tensor) and output.shape[:1] == images.shape[:1]:
         height, width = images.shape[2:]
         if output.dim() == 3:
@@ -18,33 +28,33 @@ def as_map(output: object, name: str, images: Tensor, prefix: int | None) -> Ten
         if output.dim() == 4:
             return _channels_first(output, height / width)
     raise InputError(
-        f"stage {name!r} gives {kind_of(output)} for {len(images)} images, not a map "
-        "[B, C, H, W] or tokens [B, N, D]; name a submodule that gives one tensor of these"
+        f"stage {name!r} gives {shape_text(output)} for {len(images)} images, not a map "
+        "[B, C, H, W] or tokens [B, N, D]; name a submodule that returns one such tensor"
     )
 
 
-def as_vector(pooled: object) -> Tensor | None:
+def to_vector(pooled: object) -> Tensor | None:
     """The classifier's input ``[B, D]``, also from a 1x1 map; None for anything else."""
     if isinstance(pooled, Tensor) and pooled.dim() >= 2:
         return pooled.flatten(1) if pooled.shape[2:].numel() == 1 else None
     return None
 
 
-def kind_of(output: object) -> str:
-    """The shape of a tensor, the type of anything else: for errors."""
+def shape_text(output: object) -> str:
+    """The shape of a tensor or the type of another object, for messages."""
     return str(list(output.shape)) if isinstance(output, Tensor) else type(output).__name__
 
 
-def average(feature_map: Tensor) -> Tensor:
-    """The mean over the positions of ``[B, C, H, W]``: ``[B, C]``.
+def spatial_mean(feature_map: Tensor) -> Tensor:
+    """The mean over all positions, from ``[B, C, H, W]`` to ``[B, C]``.
 
-    The numbers of ``feature_map.mean((2, 3))``. But the gradient of that lies with the channels
-    first in memory, and what comes before it would be slow on a map that has them last; the
-    gradient here is a view of ``[B, C]`` in no layout of its own.
+    The result equals ``feature_map.mean((2, 3))``. The gradient of that is contiguous with the
+    channels first, which slows down the backward pass of channels-last maps. The gradient here is
+    an expanded view of ``[B, C]``, which has no memory format of its own.
 
     Example:
         >>> import torch
-        >>> average(torch.arange(8.0).view(1, 2, 2, 2))
+        >>> spatial_mean(torch.arange(8.0).view(1, 2, 2, 2))
         tensor([[1.5000, 5.5000]])
     """
     positions = feature_map.shape[2] * feature_map.shape[3]
@@ -54,19 +64,19 @@ def average(feature_map: Tensor) -> Tensor:
 def tokens_to_grid(
     tokens: Tensor, prefix: int | None = None, image: tuple[int, int] = (1, 1)
 ) -> Tensor:
-    """A transformer's tokens as a feature map.
+    """Arrange the patch tokens of a transformer as a feature map.
 
     Args:
-        tokens: ``[B, P + h * w, D]``: P prefix tokens (class, registers), then the h x w patches.
-        prefix: P where the model says it, None where it does not: then h x w is the largest grid
-            that fits. A sequence of no prefix tokens (a patch embedding's) is known in any case.
-        image: Height and width of the images, to which those of the grid are proportional.
+        tokens: ``[B, P + h * w, D]``: P prefix tokens (class, registers), then h x w patches.
+        prefix: P, if the model tells it. Otherwise h x w is the largest grid that fits. Outputs
+            without prefix tokens (of a patch embedding) are recognised in both cases.
+        image: Height and width of the images; the grid has the same aspect ratio.
 
     Returns:
         ``[B, D, h, w]``.
 
     Raises:
-        InputError: The tokens are no such grid.
+        InputError: The tokens do not form such a grid.
 
     Example:
         >>> import torch
@@ -90,16 +100,16 @@ def tokens_to_grid(
     )
 
 
-def _channels_first(output: Tensor, proportion: float) -> Tensor:
-    """``[B, C, H, W]``, also from ``[B, H, W, C]``: a map has the proportions of its image."""
+def _channels_first(output: Tensor, aspect: float) -> Tensor:
+    """``[B, C, H, W]``, also from ``[B, H, W, C]``: a map has the aspect ratio of its image."""
     _, first, second, third = output.shape
-    if _apart(second / third, proportion) > _CLEARLY >= _apart(first / second, proportion):
+    if _distance(second / third, aspect) > _TOLERANCE >= _distance(first / second, aspect):
         return output.permute(0, 3, 1, 2)
     return output
 
 
-_CLEARLY = math.log(1.25)  # rounding of odd sizes stays below
+_TOLERANCE = math.log(1.25)  # rounding of odd sizes changes the aspect ratio by less
 
 
-def _apart(one: float, other: float) -> float:
+def _distance(one: float, other: float) -> float:
     return abs(math.log(one / other))

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it: the same answers from fewer operations."""
+"""Fuse BatchNorm into the convolutions before it: the same outputs from fewer operations."""
 
 from __future__ import annotations
 
@@ -13,31 +13,34 @@ from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_CAST = (*_CONVOLUTIONS, nn.Linear)
-"""Layers that autocast runs in bfloat16; no subclass, which may do more with its weights."""
+_AUTOCAST = (*_CONVOLUTIONS, nn.Linear)
+"""Layers that autocast runs in bfloat16. Subclasses may use their weights in other ways."""
 _TOLERANCE = 1e-4
 """Largest difference that counts as rounding, relative to the largest value of an output."""
 
 
 @dataclass
 class _Calls:
-    """What a module was given and gave, in one forward pass."""
+    """The inputs and outputs of a module in one forward pass."""
 
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
 
 def fuse_batchnorm(model: StagedModel, images: Tensor) -> StagedModel:
-    """A copy of a frozen model in eval mode, in which BatchNorm is part of the convolutions.
+    """Copy a frozen model and fuse each BatchNorm into the convolution before it.
 
-    ``BN(W x) = (g / s) W x + (b - g m / s)`` with running mean ``m``, deviation ``s``, scale ``g``
-    and shift ``b``. Which norm follows which convolution is read off a forward pass, so that any
-    module can be folded. A pair whose folding changes any answer by more than rounding (a stage
-    taken between the two, say) is left as it is.
+    ``BN(W x) = (g / s) W x + (b - g m / s)`` with running mean ``m``, standard deviation ``s``,
+    scale ``g`` and shift ``b``. A forward pass shows which norm follows which convolution, so that
+    any module can be fused. A pair stays unfused if fusing it changes an output by more than
+    rounding, for example if a stage is taken between the two.
 
     Args:
-        model: In eval mode; it stays as it is.
-        images: A few images, uint8 ``[B, C, H, W]``, on its device.
+        model: The model, in evaluation mode. It is not changed.
+        images: A few images, uint8 ``[B, C, H, W]``, on the device of the model.
+
+    Returns:
+        The fused copy.
 
     Example:
         >>> from dskd.models.zoo import build
@@ -47,91 +50,93 @@ def fuse_batchnorm(model: StagedModel, images: Tensor) -> StagedModel:
         >>> sum(isinstance(part, nn.BatchNorm2d) for part in fast.modules())
         0
     """
-    twin = copy.deepcopy(model)
+    fused = copy.deepcopy(model)
     with torch.no_grad():
-        expected = _tensors(model, images)
-        pairs = _pairs(twin, images)
-        _fold(twin, pairs)
-        if not _answers(twin, images, expected):
-            twin = copy.deepcopy(model)
+        expected = _outputs(model, images)
+        pairs = _find_pairs(fused, images)
+        _fuse(fused, pairs)
+        if not _gives(fused, images, expected):
+            fused = copy.deepcopy(model)
             for pair in pairs:
-                _fold_if_same(twin, pair, images, expected)
-    return twin
+                _fuse_if_equal(fused, pair, images, expected)
+    return fused
 
 
 def in_bfloat16(model: StagedModel, images: Tensor) -> StagedModel:
-    """A copy whose weights autocast need not turn to bfloat16 anew in every forward pass.
+    """Copy a model and convert its weights to bfloat16 once, not in every forward pass.
 
-    It answers under autocast to bfloat16, and only there, exactly as the model itself does. Where
-    it does not (a module that reads the weights of its layers in a way of its own), the model is
-    given back.
+    The copy works under autocast to bfloat16 only. There its outputs equal those of the model.
 
     Args:
-        model: Frozen, in eval mode; it stays as it is.
-        images: A few images, uint8 ``[B, C, H, W]``, on its device.
+        model: The frozen model, in evaluation mode. It is not changed.
+        images: A few images, uint8 ``[B, C, H, W]``, on the device of the model.
+
+    Returns:
+        The copy; the model itself if the outputs differ (a module may use the weights of its
+        layers in other ways).
 
     Example:
         >>> from dskd.models.zoo import build
         >>> net = build("resnet8", num_classes=10).eval().requires_grad_(False)
         >>> model = StagedModel(net, mean=(0.5,) * 3, std=(0.5,) * 3).eval()
         >>> fast = in_bfloat16(model, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
-        >>> fast.linear.weight.dtype
+        >>> fast.linear_classifier.weight.dtype
         torch.bfloat16
     """
-    twin = copy.deepcopy(model)
-    for part in twin.modules():
-        if type(part) in _CAST:
+    cast = copy.deepcopy(model)
+    for part in cast.modules():
+        if type(part) in _AUTOCAST:
             part.to(torch.bfloat16)
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
         try:
-            found = _tensors(twin, images)
-        except RuntimeError:  # two types met in an operation that autocast does not watch
+            found = _outputs(cast, images)
+        except RuntimeError:  # an operation that autocast does not cover got two types
             return model
-        expected = _tensors(model, images)
-    return twin if all(map(torch.equal, expected, found)) else model
+        expected = _outputs(model, images)
+    return cast if all(map(torch.equal, expected, found)) else model
 
 
-def _fold_if_same(
+def _fuse_if_equal(
     model: StagedModel, pair: tuple[str, str], images: Tensor, expected: list[Tensor]
 ) -> None:
     before = [(name, model.get_submodule(name)) for name in pair]
-    _fold(model, [pair])
-    if not _answers(model, images, expected):
+    _fuse(model, [pair])
+    if not _gives(model, images, expected):
         for name, part in before:
             _replace(model, name, part)
 
 
-def _pairs(model: StagedModel, images: Tensor) -> list[tuple[str, str]]:
-    """Names of each convolution and the norm that is given what it gave, where both run once."""
+def _find_pairs(model: StagedModel, images: Tensor) -> list[tuple[str, str]]:
+    """Names of the convolutions and the norms that take their outputs, if both run only once."""
     calls: dict[str, _Calls] = {}
 
-    def see(name: str) -> object:
+    def record(name: str) -> object:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen = calls.setdefault(name, _Calls())
-            seen.inputs.append(inputs[0])
-            seen.outputs.append(output)
+            own = calls.setdefault(name, _Calls())
+            own.inputs.append(inputs[0])
+            own.outputs.append(output)
 
         return hook
 
     kinds = (*_CONVOLUTIONS, nn.modules.batchnorm._BatchNorm)
     named = {n: part for n, part in model.named_modules() if isinstance(part, kinds)}
-    handles = [part.register_forward_hook(see(name)) for name, part in named.items()]  # type: ignore[arg-type]
+    handles = [part.register_forward_hook(record(name)) for name, part in named.items()]  # type: ignore[arg-type]
     try:
         model(images)
     finally:
         for handle in handles:
             handle.remove()
-    once = {name: seen for name, seen in calls.items() if len(seen.outputs) == 1}
-    givers = {
-        id(seen.outputs[0]): name
-        for name, seen in once.items()
+    once = {name: own for name, own in calls.items() if len(own.outputs) == 1}
+    sources = {
+        id(own.outputs[0]): name
+        for name, own in once.items()
         if isinstance(named[name], _CONVOLUTIONS)
     }
     return [
-        (givers[id(seen.inputs[0])], name)
-        for name, seen in once.items()
+        (sources[id(own.inputs[0])], name)
+        for name, own in once.items()
         if not isinstance(named[name], _CONVOLUTIONS)
-        and id(seen.inputs[0]) in givers
+        and id(own.inputs[0]) in sources
         and _has_statistics(named[name])
     ]
 
@@ -140,7 +145,7 @@ def _has_statistics(norm: nn.Module) -> bool:
     return not norm.training and norm.running_mean is not None
 
 
-def _fold(model: StagedModel, pairs: list[tuple[str, str]]) -> None:
+def _fuse(model: StagedModel, pairs: list[tuple[str, str]]) -> None:
     for convolution, norm in pairs:
         conv, bn = model.get_submodule(convolution), model.get_submodule(norm)
         assert isinstance(conv, _CONVOLUTIONS)
@@ -148,11 +153,11 @@ def _fold(model: StagedModel, pairs: list[tuple[str, str]]) -> None:
         dtype = conv.weight.dtype
         fused = fuse_conv_bn_eval(copy.deepcopy(conv).double(), copy.deepcopy(bn).double())
         _replace(model, convolution, fused.to(dtype).requires_grad_(False))
-        _replace(model, norm, _rest_of(bn).eval())
+        _replace(model, norm, _remainder(bn).eval())
 
 
-def _rest_of(norm: nn.Module) -> nn.Module:
-    """What a norm does besides: timm's have a dropout and an activation within."""
+def _remainder(norm: nn.Module) -> nn.Module:
+    """The rest of a norm: timm's norms include a dropout and an activation."""
     parts = [getattr(norm, name, None) for name in ("drop", "act")]
     return nn.Sequential(*(part for part in parts if isinstance(part, nn.Module)))
 
@@ -162,17 +167,17 @@ def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, part)
 
 
-def _tensors(model: StagedModel, images: Tensor) -> list[Tensor]:
+def _outputs(model: StagedModel, images: Tensor) -> list[Tensor]:
     output = model(images)
-    given = (output.logits, *output.stages, output.pooled, output.last)
-    return [tensor for tensor in given if tensor is not None]
+    tensors = (output.logits, *output.stages, output.pooled, output.last)
+    return [tensor for tensor in tensors if tensor is not None]
 
 
-def _answers(model: StagedModel, images: Tensor, expected: list[Tensor]) -> bool:
-    """Whether a folded model gives what is expected, but for rounding."""
+def _gives(model: StagedModel, images: Tensor, expected: list[Tensor]) -> bool:
+    """Whether a fused model gives the expected outputs, up to rounding."""
     try:
-        found = _tensors(model, images)
-    except InputError:  # with the norm gone, an activation overwrites what a stage gave
+        found = _outputs(model, images)
+    except InputError:  # without the norm, an activation overwrites the output of a stage
         return False
     return all(
         a.shape == b.shape and (a - b).abs().max() <= _TOLERANCE * a.abs().max()

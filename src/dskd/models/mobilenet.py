@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dskd.models.output import ModelOutput
 from dskd.models.staged_net import StagedNet
 
-# (expansion, channels at full width, blocks, stride of the first) of each group of blocks. The
-# second group has stride 1 where the paper has 2, which suits 32x32 images.
+# Of each group of blocks: expansion, channels at full width, number of blocks, stride of the first.
+# The second group has stride 1 (the paper has 2), for 32x32 images.
 _GROUPS = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -27,8 +27,8 @@ _GROUPS = (
 class InvertedResidual(nn.Module):
     """Expand with 1x1, filter with depthwise 3x3, project linearly with 1x1.
 
-    The input is added where stride and channels leave the shape unchanged. The expansion is there
-    even at a ratio of 1, where the paper leaves it out: the field's checkpoints have it.
+    The input is added if the output has its shape. The expansion exists even at a ratio of 1, where
+    the paper leaves it out, because published CIFAR checkpoints have it.
     """
 
     def __init__(self, inner: int, outer: int, stride: int, expansion: int) -> None:
@@ -47,7 +47,7 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The linear bottleneck's output: no activation after it."""
+        """Run the block; there is no activation after the projection."""
         out: Tensor = self.conv(x)
         return x + out if self.residual else out
 
@@ -61,15 +61,14 @@ def _conv_norm_relu(inner: int, outer: int, kernel: int, stride: int) -> nn.Sequ
 
 
 class MobileNetV2(StagedNet):
-    """Inverted residuals in seven groups after a stem of stride 2; four stages.
+    """Seven groups of inverted residuals after a stem of stride 2; four stages.
 
-    A stage is the linear output of the last group at a resolution, at 1/2, 1/4, 1/8 and 1/16 of
-    the side.
+    A stage is the linear output of the last group at a resolution: 1/2, 1/4, 1/8 and 1/16.
 
     Args:
-        width: The factor on all channels but the 1280 before the classifier.
-        num_classes: Classes K.
-        in_channels: Channels of the image.
+        width: Factor on all channels except the 1280 before the classifier.
+        num_classes: Number of classes K.
+        in_channels: Channels of the images.
 
     Shapes: ``[B, in_channels, H, W]`` to ``[B, K]``, for any H and W.
 
@@ -96,7 +95,7 @@ class MobileNetV2(StagedNet):
                 inner = outer
             self.blocks.append(group)
         self.conv2 = _conv_norm_relu(inner, 1280, kernel=1, stride=1)
-        # In a Sequential of one, because the field's checkpoints call it "classifier.0".
+        # A Sequential of one, because published checkpoints call it "classifier.0".
         head = nn.Linear(1280, num_classes)
         self.classifier = nn.Sequential(head)
         self._init_convolutions()
@@ -104,11 +103,11 @@ class MobileNetV2(StagedNet):
         nn.init.zeros_(head.bias)
 
     def forward_stages(self, x: Tensor) -> ModelOutput:
-        """Run the network once; a stage is the linear output of its last group."""
+        """See `StagedNet.forward_stages`; a stage is the linear output of its last group."""
         x = self.conv1(x)
         stages: list[Tensor] = []
         for index, group in enumerate(self.blocks):
             x = group(x)
             if f"blocks.{index}" in self.stage_names:
                 stages.append(x)
-        return self._answer(stages, self.conv2(x))
+        return self._classify(stages, self.conv2(x))

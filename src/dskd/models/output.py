@@ -1,4 +1,4 @@
-"""What a model seen through its stages answers."""
+"""The output of a staged model."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 class ModelOutput(NamedTuple):
-    """One forward pass of a staged model.
+    """The output of one forward pass of a staged model.
 
     Attributes:
         logits: ``[B, K]``.
         stages: The feature map at the end of each stage, ``[B, C_l, H_l, W_l]``, shallow to deep.
-        pooled: The vector that the classifier sees, ``[B, D]``; None where a wrapped model has no
-            linear classifier.
-        last: The last map of all, ``[B, C, H, W]``. In the zoo it is the one that is averaged to
-            the pooled vector (often the last stage itself, else a layer or two behind it); in a
-            wrapped model the last of its stages, None where none were named.
+        pooled: The input of the classifier, ``[B, D]``; None if a wrapped model has no linear
+            classifier.
+        last: The last feature map, ``[B, C, H, W]``. In the zoo, `pooled` is its average (it is
+            the last stage or follows it by a layer or two). In a wrapped model it is the last
+            stage; None without stages.
     """
 
     logits: Tensor

@@ -1,7 +1,7 @@
-"""Residual networks: the thin CIFAR ones (resnet8 to resnet110, and x4 wide) and ResNet-50.
+"""Residual networks for small images: resnet8 to resnet110, their x4 wide forms, and ResNet-50.
 
 He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", CVPR 2016,
-arXiv 1512.03385. All keep the resolution in the stem: a 3x3 convolution of stride 1 and no pooling.
+arXiv 1512.03385. The stem is a 3x3 convolution of stride 1 without pooling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dskd.models.staged_net import StagedNet
 
 
 def _projection(inner: int, outer: int, stride: int) -> nn.Module:
-    """The shortcut: the identity where the shapes agree, else a 1x1 convolution and its norm."""
+    """The shortcut: the identity if the shapes agree, else a 1x1 convolution and a norm."""
     if stride == 1 and inner == outer:
         return nn.Identity()
     return nn.Sequential(
@@ -39,10 +39,10 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(inner, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map after its last ReLU."""
+        """Run the block, up to its last ReLU."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        # The sum is a new tensor that nobody else holds, so that its ReLU may work in place.
+        # The sum is a new tensor, so that its ReLU may work in place.
         return F.relu(out + self.downsample(x), inplace=True)
 
 
@@ -63,7 +63,7 @@ class Bottleneck(nn.Module):
         self.shortcut = _projection(inner, outer, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's map after its last ReLU."""
+        """Run the block, up to its last ReLU."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
@@ -71,7 +71,7 @@ class Bottleneck(nn.Module):
 
 
 class _ResidualNet(StagedNet):
-    """The stem and the residual stages; every stage but the first halves the resolution."""
+    """A stem and residual stages; every stage after the first halves the resolution."""
 
     def _build_trunk(
         self,
@@ -80,7 +80,17 @@ class _ResidualNet(StagedNet):
         stages: Sequence[tuple[int, int]],
         in_channels: int,
     ) -> int:
-        """Register stem and stages, given as ``(width, blocks)``; gives the last map's channels."""
+        """Build the stem and the stages.
+
+        Args:
+            block: Class of the blocks.
+            stem: Channels of the stem.
+            stages: ``(width, blocks)`` of each stage.
+            in_channels: Channels of the images.
+
+        Returns:
+            Channels of the last feature map.
+        """
         self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         inner = stem
@@ -94,19 +104,19 @@ class _ResidualNet(StagedNet):
         return inner
 
     def forward_stages(self, x: Tensor) -> ModelOutput:
-        """Run the network once; a stage is the map after its last block's ReLU."""
-        stages = self._walk(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        return self._answer(stages, stages[-1])
+        """See `StagedNet.forward_stages`; a stage is the map after the ReLU of its last block."""
+        stages = self._run_stages(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        return self._classify(stages, stages[-1])
 
 
 class ResNet(_ResidualNet):
-    """The residual network for small images: three stages of basic blocks, at 1, 1/2 and 1/4 side.
+    """Residual network of three stages of basic blocks, at resolutions 1, 1/2 and 1/4.
 
     Args:
-        depth: Weighted layers, ``6n + 2`` for n blocks a stage.
+        depth: Number of weighted layers, ``6n + 2`` for n blocks in each stage.
         widths: Channels of the stem and of the three stages.
-        num_classes: Classes K.
-        in_channels: Channels of the image.
+        num_classes: Number of classes K.
+        in_channels: Channels of the images.
 
     Shapes: ``[B, in_channels, H, W]`` to ``[B, K]``, for any H and W.
 
@@ -142,11 +152,11 @@ class ResNet(_ResidualNet):
 
 
 class ResNet50(_ResidualNet):
-    """ResNet-50 with the stem of small images: four stages of bottlenecks, at 1 to 1/8 side.
+    """ResNet-50 for small images: four stages of bottlenecks, at resolutions 1 to 1/8.
 
     Args:
-        num_classes: Classes K.
-        in_channels: Channels of the image.
+        num_classes: Number of classes K.
+        in_channels: Channels of the images.
 
     Shapes: ``[B, in_channels, H, W]`` to ``[B, K]``, for any H and W.
 

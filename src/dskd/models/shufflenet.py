@@ -29,29 +29,29 @@ def _depthwise(channels: int, stride: int) -> nn.Conv2d:
 class GroupedUnit(nn.Module):
     """The unit of ShuffleNet: grouped 1x1, shuffle, depthwise 3x3, grouped 1x1.
 
-    At stride 1 the input is added; at stride 2 the average-pooled input is concatenated, so that
-    the branch makes only the ``outer - inner`` channels that are missing.
+    At stride 1 the input is added. At stride 2 the average-pooled input is concatenated, so that
+    the branch has only ``outer - inner`` channels.
     """
 
     def __init__(self, inner: int, outer: int, stride: int, groups: int) -> None:
         super().__init__()
-        made = outer - inner if stride == 2 else outer
-        middle = made // 4
+        branch = outer - inner if stride == 2 else outer
+        middle = branch // 4
         self.downsamples = stride == 2
-        # The few channels of the stem are not worth splitting into groups.
+        # The stem has too few channels for groups.
         self.groups = 1 if inner == _STEM else groups
         self.conv1 = _pointwise(inner, middle, self.groups)
         self.bn1 = nn.BatchNorm2d(middle)
         self.conv2 = _depthwise(middle, stride)
         self.bn2 = nn.BatchNorm2d(middle)
-        self.conv3 = _pointwise(middle, made, groups)
-        self.bn3 = nn.BatchNorm2d(made)
+        self.conv3 = _pointwise(middle, branch, groups)
+        self.bn3 = nn.BatchNorm2d(branch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The unit's map after its last ReLU."""
+        """Run the unit, up to its last ReLU."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = torch.channel_shuffle(out, self.groups)
-        # Unlike the paper's unit, the field's has a ReLU behind the depthwise convolution.
+        # The paper has no ReLU here; the implementation of the public CIFAR zoo has.
         out = F.relu(self.bn2(self.conv2(out)), inplace=True)
         out = self.bn3(self.conv3(out))
         if self.downsamples:
@@ -62,11 +62,11 @@ class GroupedUnit(nn.Module):
 
 
 class ShuffleV1(StagedNet):
-    """ShuffleNet 1x with 3 groups: three stages, at 1/2, 1/4 and 1/8 of the side.
+    """ShuffleNet 1x with 3 groups: three stages, at resolutions 1/2, 1/4 and 1/8.
 
     Args:
-        num_classes: Classes K.
-        in_channels: Channels of the image.
+        num_classes: Number of classes K.
+        in_channels: Channels of the images.
 
     Shapes: ``[B, in_channels, H, W]`` to ``[B, K]``, for any H and W.
 
@@ -96,13 +96,13 @@ class ShuffleV1(StagedNet):
         return nn.Sequential(down, *rest)
 
     def forward_stages(self, x: Tensor) -> ModelOutput:
-        """Run the network once; a stage is the map after its last unit's ReLU."""
-        stages = self._walk(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        return self._answer(stages, stages[-1])
+        """See `StagedNet.forward_stages`; a stage is the map after the ReLU of its last unit."""
+        stages = self._run_stages(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        return self._classify(stages, stages[-1])
 
 
 class SplitUnit(nn.Module):
-    """The unit of ShuffleNetV2: half the channels pass, half are worked on; then all shuffle."""
+    """The unit of ShuffleNetV2: half of the channels are transformed, then all are shuffled."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -116,15 +116,15 @@ class SplitUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The shuffled map, ``[B, channels, H, W]``."""
-        kept, out = x.chunk(2, dim=1)
+        identity, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)), inplace=True)
         out = self.bn2(self.conv2(out))
         out = F.relu(self.bn3(self.conv3(out)), inplace=True)
-        return torch.channel_shuffle(torch.cat([kept, out], dim=1), 2)
+        return torch.channel_shuffle(torch.cat([identity, out], dim=1), 2)
 
 
 class DownUnit(nn.Module):
-    """The unit of ShuffleNetV2 that halves the resolution: two branches of all channels."""
+    """The unit of ShuffleNetV2 that halves the resolution: two branches on all channels."""
 
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__()
@@ -151,11 +151,11 @@ class DownUnit(nn.Module):
 
 
 class ShuffleV2(StagedNet):
-    """ShuffleNetV2 1x: three stages, at 1/2, 1/4 and 1/8 of the side, then a 1x1 to 1024 channels.
+    """ShuffleNetV2 1x: three stages, at resolutions 1/2, 1/4 and 1/8, then 1x1 to 1024 channels.
 
     Args:
-        num_classes: Classes K.
-        in_channels: Channels of the image.
+        num_classes: Number of classes K.
+        in_channels: Channels of the images.
 
     Shapes: ``[B, in_channels, H, W]`` to ``[B, K]``, for any H and W.
 
@@ -185,6 +185,6 @@ class ShuffleV2(StagedNet):
         return nn.Sequential(DownUnit(inner, outer), *(SplitUnit(outer) for _ in range(splits)))
 
     def forward_stages(self, x: Tensor) -> ModelOutput:
-        """Run the network once; a stage is its last unit's shuffled map."""
-        stages = self._walk(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        return self._answer(stages, F.relu(self.bn2(self.conv2(stages[-1])), inplace=True))
+        """See `StagedNet.forward_stages`; a stage is the shuffled map of its last unit."""
+        stages = self._run_stages(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        return self._classify(stages, F.relu(self.bn2(self.conv2(stages[-1])), inplace=True))

@@ -1,4 +1,4 @@
-"""How large a model is that a stranger's file names: found before there is memory for it."""
+"""Check the size of the model that an untrusted file names, before it is built."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from dskd.errors import InputError
 from dskd.storage.weights import fitting
 
-_NUMBERS = 2**17
-"""What the whole numbers in a model's options add up to, at most: they say how much there is."""
-_COMPUTED = 2**28
-"""Bytes of buffers that a model may compute anew, and a file need not hold."""
+_MAX_OPTIONS = 2**17
+"""Largest sum of the whole numbers in a model's options, which determine its size."""
+_MAX_COMPUTED = 2**28
+"""Bytes of buffers that a model may compute itself, so that they are not in the file."""
 
 
-class _TooMany(Exception):
-    """A model has more parameters than it may have."""
+class _TooManyParameters(Exception):
+    """A model has more parameters than allowed."""
 
 
 def check_size(
@@ -29,41 +29,44 @@ def check_size(
     weights: Mapping[str, Tensor],
     path: str,
 ) -> None:
-    """Sees that a file's weights are those of the model that it names, before the model is built.
+    """Check that the weights of a file fit the model that the file names, without building it.
 
-    The model is built on torch's device without memory, which a few bytes of options could fill
-    otherwise, and given up where it grows beyond what the file holds.
+    A few bytes of options could ask for a model that fills the memory. So the model is first built
+    on the ``meta`` device, and only as far as the file has weights for it.
 
     Args:
-        build: Builds it.
-        options: That the file has it built with.
-        weights: That the file holds.
-        path: Of the file.
+        build: Builds the model.
+        options: Options of the model, from the file.
+        weights: Weights in the file.
+        path: Path of the file, for messages.
 
     Raises:
-        InputError: They are not its weights.
+        InputError: The weights do not fit the model.
     """
-    claimed = InputError(
+    too_large = InputError(
         f"{path} was not written by dskd or is damaged: the model that it names is larger than "
         "the weights that it holds"
     )
-    if sum(_whole_numbers(options)) > _NUMBERS:
-        raise claimed
+    if sum(_whole_numbers(options)) > _MAX_OPTIONS:
+        raise too_large
     try:
-        with torch.device("meta"), _at_most(2 * len(weights) + 64):  # some are made over
+        with torch.device("meta"), _limit_parameters(2 * len(weights) + 64):  # some are replaced
             model = build()
     except InputError as error:
-        if isinstance(error.__cause__, _TooMany):
-            raise claimed from error
+        if isinstance(error.__cause__, _TooManyParameters):
+            raise too_large from error
         raise
     fitting(model, weights, path)
-    held = sum(weight.nbytes for weight in weights.values())
-    if sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) > held + _COMPUTED:
-        raise claimed
+    in_file = sum(weight.nbytes for weight in weights.values())
+    if (
+        sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        > in_file + _MAX_COMPUTED
+    ):
+        raise too_large
 
 
 def _whole_numbers(value: Any) -> Iterator[int]:
-    """Those anywhere within plain values, without their signs."""
+    """The absolute values of all whole numbers within plain values."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list):
@@ -74,17 +77,17 @@ def _whole_numbers(value: Any) -> Iterator[int]:
 
 
 @contextmanager
-def _at_most(count: int) -> Iterator[None]:
-    """Within the block, no more than so many parameters are given to modules."""
+def _limit_parameters(count: int) -> Iterator[None]:
+    """Within the block, registering more than ``count`` parameters raises `_TooManyParameters`."""
     left = count
 
-    def counted(_module: nn.Module, _name: str, _parameter: nn.Parameter) -> None:
+    def count_down(_module: nn.Module, _name: str, _parameter: nn.Parameter) -> None:
         nonlocal left
         left -= 1
         if left < 0:
-            raise _TooMany
+            raise _TooManyParameters
 
-    hook = register_module_parameter_registration_hook(counted)
+    hook = register_module_parameter_registration_hook(count_down)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a staged model gives, told from a few images."""
+"""The shapes of a staged model's outputs, measured on a few images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class StageSpec:
     """The feature map at the end of a stage.
 
     Attributes:
-        channels: C.
-        height: H.
-        width: W.
-        nonnegative: No value below zero was seen (a map behind a ReLU).
+        channels: Number of channels.
+        height: Height.
+        width: Width.
+        nonnegative: Whether no value was below zero (as after a ReLU).
     """
 
     channels: int
@@ -32,40 +32,40 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a staged model gives for images of one shape.
+    """The outputs of a staged model for images of one shape.
 
     Attributes:
-        classes: K, the length of the logits.
-        stages: Shallow to deep; empty where no stages were named.
-        pooled: The length of the vector that the classifier sees, None without one.
-        parts: The model's own submodules, any of which may be named as a stage.
-        last: The last map of all, see `dskd.models.output.ModelOutput`.
-        averaged: Whether the pooled vector is the average of that map.
-        classified: Whether the logits are what the model's linear layer makes of that vector.
+        classes: Number of classes, the length of the logits.
+        stages: The stages, shallow to deep; empty if none were named.
+        pooled: Length of the pooled vector; None without one.
+        submodules: Names of the model's top submodules, which can be named as stages.
+        last: The last feature map, see `dskd.models.output.ModelOutput`.
+        average_pooled: Whether the pooled vector is the average of the last feature map.
+        linear_logits: Whether the logits are the model's linear layer applied to that vector.
     """
 
     classes: int
     stages: tuple[StageSpec, ...]
     pooled: int | None
-    parts: tuple[str, ...] = ()
+    submodules: tuple[str, ...] = ()
     last: StageSpec | None = None
-    averaged: bool = False
-    classified: bool = False
+    average_pooled: bool = False
+    linear_logits: bool = False
 
     @property
-    def never_negative(self) -> bool:
-        """Whether the pooled vector is known to be so: as the average of a map that is."""
-        return self.averaged and self.last is not None and self.last.nonnegative
+    def pooled_nonnegative(self) -> bool:
+        """Whether the pooled vector is nonnegative because it averages a nonnegative map."""
+        return self.average_pooled and self.last is not None and self.last.nonnegative
 
 
 @torch.no_grad()
 def describe(model: StagedModel, images: Tensor) -> ModelSpec:
-    """What ``model`` gives for images like these; the model is left as it was.
+    """Measure the outputs of a model on a few images; the model is not changed.
 
     Args:
         model: The staged model.
-        images: A few images, uint8 ``[B, C, H, W]``, on the model's device: whether a map can
-            be negative, and whether the last is averaged, is read off them.
+        images: A few images, uint8 ``[B, C, H, W]``, on the device of the model. They show whether
+            a map can be negative and whether the last one is averaged.
 
     Raises:
         InputError: The model does not run on such images, or gives no logits ``[B, K]``.
@@ -75,7 +75,7 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
             output = model(images)
     except InputError:
         raise
-    except Exception as error:  # anybody's module may raise anything
+    except Exception as error:  # a user's module may raise any type
         raise InputError(
             f"{type(model.module).__name__} does not run on images {list(images.shape[1:])}: "
             f"{first_line(error)}"
@@ -84,10 +84,10 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
         classes=output.logits.shape[1],
         stages=tuple(map(_stage_spec, output.stages)),
         pooled=output.pooled.shape[-1] if output.pooled is not None else None,
-        parts=tuple(name for name, _ in model.module.named_children()),
+        submodules=tuple(name for name, _ in model.module.named_children()),
         last=_stage_spec(output.last) if output.last is not None else None,
-        averaged=_averages(output.last, output.pooled),
-        classified=_classifies(model.linear, output),
+        average_pooled=_is_average(output.last, output.pooled),
+        linear_logits=_has_linear_logits(model.linear_classifier, output),
     )
 
 
@@ -96,21 +96,21 @@ def _stage_spec(stage: Tensor) -> StageSpec:
     return StageSpec(channels, height, width, bool((stage >= 0).all()))
 
 
-def _averages(last: Tensor | None, pooled: Tensor | None) -> bool:
+def _is_average(last: Tensor | None, pooled: Tensor | None) -> bool:
     """Whether ``pooled`` is the average of ``last``, up to rounding."""
     if last is None or pooled is None or last.shape[:2] != pooled.shape:
         return False
-    return _same(last.mean((2, 3)), pooled)
+    return _close(last.mean((2, 3)), pooled)
 
 
-def _classifies(linear: nn.Linear | None, output: ModelOutput) -> bool:
-    """Whether the layer gives the logits, up to rounding: some models scale them, or have two."""
+def _has_linear_logits(linear: nn.Linear | None, output: ModelOutput) -> bool:
+    """Whether the layer gives the logits, up to rounding; some models scale them or add two."""
     if linear is None or output.pooled is None or output.pooled.shape[1] != linear.in_features:
         return False
-    return _same(linear(output.pooled), output.logits)
+    return _close(linear(output.pooled), output.logits)
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
+def _close(found: Tensor, expected: Tensor) -> bool:
     if found.shape != expected.shape:
         return False
     return bool(((found - expected).abs() <= 1e-4 * expected.abs().max()).all())

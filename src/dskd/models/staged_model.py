@@ -1,4 +1,14 @@
-"""Any module seen through its stages: wrapped, never edited."""
+"""Wrap any classifier as a model with stages.
+
+The contract of a model with stages: one forward pass gives a `dskd.models.output.ModelOutput`, that
+is, logits, the feature map of each stage (shallow to deep) and the input of the classifier. A
+module can meet the contract in two ways:
+
+1. It returns its stages itself: it has a tuple ``stage_names`` and a method
+   ``forward_stages(x) -> ModelOutput``, as `dskd.models.staged_net.StagedNet` has.
+2. The user names submodules as stages. Their outputs are then recorded by forward hooks, which
+   exist only during the forward pass.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +22,25 @@ from torch import Tensor, nn
 
 from dskd.errors import InputError
 from dskd.models.feature_hooks import feature_hooks
-from dskd.models.feature_maps import as_map, as_vector, kind_of
+from dskd.models.feature_maps import shape_text, to_feature_map, to_vector
 from dskd.models.output import ModelOutput
 from dskd.models.staged_net import StagedNet
 
 
 class StagedModel(nn.Module):
-    """A model with its own normalisation, whose one forward gives logits, stages and pooled vector.
-
-    The model itself stays what it was: `module` is the object that was given, and the hooks that
-    read its stages are there only while it runs.
+    """A classifier with its own normalisation; one forward gives logits, stages, pooled vector.
 
     Args:
-        module: Any classifier from normalised images to logits. A model with a method
-            ``forward_stages`` (the zoo) gives its own stages where none are named.
-        stages: Names of submodules whose outputs are the stages, shallow to deep, as in
-            ``["layer1", "layer2"]``. A map is taken as it is; a token sequence ``[B, N, D]``
-            becomes its grid ``[B, D, H, W]`` without the prefix tokens (see `tokens_to_grid`; a
-            model that says ``num_prefix_tokens``, as timm's do, is believed); a map with the
-            channels last, as Swin's, gets them first.
-        mean: Of each channel, on the scale from 0 to 1, subtracted from the images.
-        std: Of each channel, on the scale from 0 to 1, that the images are divided by.
-        classifier: Name of the submodule whose input is the pooled vector; by default the model's
-            own ``get_classifier()`` (timm) or the last linear layer.
+        module: Any classifier from normalised images to logits. It is wrapped, not changed.
+        stages: Names of the submodules whose outputs are the stages, shallow to deep, such as
+            ``["layer1", "layer2"]``. None uses the stages that the module returns itself. An
+            output may be a feature map with the channels first or last (as in Swin), or tokens
+            ``[B, N, D]``, which become a grid ``[B, D, H, W]`` without their prefix tokens (see
+            `dskd.models.feature_maps.tokens_to_grid`).
+        mean: Mean of each channel, on the scale from 0 to 1, which is subtracted.
+        std: Standard deviation of each channel, on the scale from 0 to 1, which divides.
+        classifier: Name of the submodule whose input is the pooled vector. None takes the
+            module's own ``get_classifier()`` (timm), else its last linear layer.
 
     Raises:
         InputError: A name does not exist, or mean and std do not fit.
@@ -67,7 +73,7 @@ class StagedModel(nn.Module):
             raise InputError(f"a stage is named twice in {list(stages)}; name each once")
         self.classifier = classifier or _find_classifier(module)
         self.prefix_tokens = _find_prefix_tokens(module)
-        # Not part of any state_dict: the student's file has the student's own keys.
+        # Not in the state dict: the file of a student has the keys of its module.
         for key, values in (("mean", mean), ("std", std)):
             statistic = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(key, statistic, persistent=False)
@@ -75,13 +81,13 @@ class StagedModel(nn.Module):
         self.std: Tensor
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images as the module expects them.
+        """Normalise images as the module expects them.
 
         Args:
             images: uint8 ``[B, C, H, W]``, or floating point from 0 to 1.
 
         Raises:
-            InputError: They are not images of as many channels as mean and std have.
+            InputError: The shape is wrong, or mean and std have another number of channels.
         """
         channels = self.mean.shape[1]
         if images.dim() != 4 or images.shape[1] != channels:  # one channel would be broadcast
@@ -94,51 +100,50 @@ class StagedModel(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> ModelOutput:
-        """Logits, stages and pooled vector of a batch of images (see `normalize`)."""
-        return self.observe(self.normalize(images))
+        """Run the model on images (see `normalize`)."""
+        return self.forward_normalized(self.normalize(images))
 
-    def observe(self, images: Tensor) -> ModelOutput:
-        """As `forward`, of images that are normalised already."""
-        if self.native:
+    def forward_normalized(self, images: Tensor) -> ModelOutput:
+        """Run the model on images that are already normalised."""
+        if self.returns_stages:
             output = cast(StagedNet, self.module).forward_stages(images)
         else:
-            # Batches come with their channels last, which a foreign module may not expect.
-            output = self._watched(images.clone(memory_format=torch.contiguous_format))
+            # Batches are channels-last in memory, which other modules may not support.
+            output = self._forward_with_hooks(images.clone(memory_format=torch.contiguous_format))
         if not isinstance(output.logits, Tensor) or output.logits.dim() != 2:
             raise InputError(
-                f"{type(self.module).__name__} gives {kind_of(output.logits)}, not logits [B, K]; "
-                "wrap it in a module that gives them alone"
+                f"{type(self.module).__name__} gives {shape_text(output.logits)}, not logits "
+                "[B, K]; wrap it in a module that returns only logits"
             )
         return output
 
     @property
-    def linear(self) -> nn.Linear | None:
-        """The linear layer that makes logits of the pooled vector, where there is one."""
+    def linear_classifier(self) -> nn.Linear | None:
+        """The linear layer from the pooled vector to the logits; None if there is none."""
         layer = self.module.get_submodule(self.classifier) if self.classifier else None
         return layer if isinstance(layer, nn.Linear) else None
 
     @property
-    def native(self) -> bool:
-        """Whether the module itself gives the stages that are asked for."""
+    def returns_stages(self) -> bool:
+        """Whether the module returns the requested stages itself, without hooks."""
         own = getattr(self.module, "stage_names", ())
         return hasattr(self.module, "forward_stages") and self.stage_names in (None, tuple(own))
 
-    def place(self, device: torch.device) -> StagedModel:
-        """Moves the model to a device; the zoo's weights are laid out as convolutions like them."""
+    def to_device(self, device: torch.device) -> StagedModel:
+        """Move the model to a device; networks of the zoo become channels-last in memory."""
         self.to(device)
         if isinstance(self.module, StagedNet):
             self.module.to(memory_format=torch.channels_last)
         return self
 
-    def _watched(self, images: Tensor) -> ModelOutput:
-        """One forward of a model that knows nothing of stages."""
+    def _forward_with_hooks(self, images: Tensor) -> ModelOutput:
         names = self.stage_names or ()
-        with feature_hooks(self.module, names, self.classifier) as seen:
+        with feature_hooks(self.module, names, self.classifier) as features:
             logits = self.module(images)
-        outputs = seen.ordered(names)
-        maps = [as_map(o, n, images, self.prefix_tokens) for n, o in outputs.items()]
+        outputs = features.ordered(names)
+        maps = [to_feature_map(o, n, images, self.prefix_tokens) for n, o in outputs.items()]
         last = maps[-1] if maps else None
-        return ModelOutput(logits, tuple(maps), as_vector(seen.pooled), last)
+        return ModelOutput(logits, tuple(maps), to_vector(features.pooled), last)
 
 
 def _check_submodule(module: nn.Module, name: str) -> None:
@@ -154,19 +159,20 @@ def _check_submodule(module: nn.Module, name: str) -> None:
 
 
 def _find_classifier(module: nn.Module) -> str | None:
-    get_own: Callable[[], object] = getattr(module, "get_classifier", lambda: None)
-    own = get_own()
-    linear: str | None = None
+    """Path of the classifier: that of ``get_classifier()``, else the last linear layer."""
+    get_classifier: Callable[[], object] = getattr(module, "get_classifier", lambda: None)
+    classifier = get_classifier()
+    last_linear: str | None = None
     for name, part in module.named_modules():
-        if own is not None and part is own:
+        if classifier is not None and part is classifier:
             return name or None
         if isinstance(part, nn.Linear):
-            linear = name or None
-    return linear
+            last_linear = name or None
+    return last_linear
 
 
 def _find_prefix_tokens(module: nn.Module) -> int | None:
-    """What a vision transformer says of itself, also where another module wraps it."""
+    """The ``num_prefix_tokens`` of a timm transformer, also inside another module."""
     found = (getattr(part, "num_prefix_tokens", None) for part in module.modules())
     return next((number for number in found if isinstance(number, int)), None)
 
@@ -174,7 +180,7 @@ def _find_prefix_tokens(module: nn.Module) -> int | None:
 def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
     if not mean or len(mean) != len(std):
         raise InputError(
-            f"mean has {len(mean)} channels, std has {len(std)}; give one of each a channel"
+            f"mean has {len(mean)} channels, std has {len(std)}; give one of each for each channel"
         )
     if not all(math.isfinite(value) for value in mean):
         raise InputError(f"mean must be a finite number in every channel, got {list(mean)}")

@@ -1,4 +1,4 @@
-"""VGG with batch norm and one linear layer, for small images: vgg8 and vgg13.
+"""VGG with BatchNorm and one linear layer, for small images: vgg8 and vgg13.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition",
 ICLR 2015, arXiv 1409.1556.
@@ -16,7 +16,7 @@ _WIDTHS = (64, 128, 256, 512, 512)
 
 
 def _block(inner: int, outer: int, convolutions: int) -> nn.Sequential:
-    """3x3 convolutions with norms; no ReLU after the last, since the stage is taken behind it."""
+    """3x3 convolutions with norms; `VGG.forward_stages` applies the ReLU after the last."""
     block = nn.Sequential()
     for index in range(convolutions):
         if index:
@@ -27,17 +27,16 @@ def _block(inner: int, outer: int, convolutions: int) -> nn.Sequential:
 
 
 class VGG(StagedNet):
-    """Five blocks of 3x3 convolutions with max pooling between, then a single linear layer.
+    """Five blocks of 3x3 convolutions with max pooling between them, then one linear layer.
 
-    A stage is a block's map after its ReLU and before the pooling, so that there are five. (A hook
-    on the submodule that a stage is named after sees the map before the ReLU.) The last two
-    share a resolution on images under 64 pixels: the fourth pooling is applied only where both
-    sides are at least 64.
+    A stage is the map of a block after its ReLU and before the pooling. (A hook on the submodule of
+    a block sees the map before the ReLU.) The fourth pooling is applied only if both sides of the
+    image have at least 64 pixels; otherwise the last two stages have the same resolution.
 
     Args:
         convolutions: Convolutions in each block: 1 for vgg8, 2 for vgg13.
-        num_classes: Classes K.
-        in_channels: Channels of the image.
+        num_classes: Number of classes K.
+        in_channels: Channels of the images.
 
     Shapes: ``[B, in_channels, H, W]`` to ``[B, K]``, for H and W of 8 or more.
 
@@ -64,7 +63,7 @@ class VGG(StagedNet):
         nn.init.zeros_(self.classifier.bias)
 
     def forward_stages(self, x: Tensor) -> ModelOutput:
-        """Run the network once; a stage is a block's map after its ReLU."""
+        """See `StagedNet.forward_stages`; a stage is the map of a block after its ReLU."""
         poolings = 4 if min(x.shape[-2:]) >= 64 else 3
         stages: list[Tensor] = []
         for index, name in enumerate(self.stage_names):
@@ -72,4 +71,4 @@ class VGG(StagedNet):
                 x = F.max_pool2d(x, 2)
             x = F.relu(self.get_submodule(name)(x))
             stages.append(x)
-        return self._answer(stages, x)
+        return self._classify(stages, x)

@@ -17,10 +17,10 @@ from dskd.models.staged_net import StagedNet
 
 
 class PreActBlock(nn.Module):
-    """Norm and ReLU before each of two 3x3 convolutions, with a shortcut around the four.
+    """Two 3x3 convolutions, each after a norm and a ReLU, with a shortcut.
 
-    Where the channels change, the shortcut is a 1x1 convolution of the *activated* input; where
-    they stay, it is the raw input.
+    If the channels change, the shortcut is a 1x1 convolution of the *activated* input; otherwise it
+    is the input.
     """
 
     def __init__(self, inner: int, outer: int, stride: int) -> None:
@@ -29,13 +29,13 @@ class PreActBlock(nn.Module):
         self.conv1 = nn.Conv2d(inner, outer, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outer)
         self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
-        # The name is the one under which the field's checkpoints keep this weight.
+        # Published checkpoints have the weight under this name.
         self.convShortcut = (
             None if inner == outer else nn.Conv2d(inner, outer, 1, stride=stride, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum of branch and shortcut, with no activation after it."""
+        """Run the block; there is no activation after the sum."""
         active = F.relu(self.bn1(x), inplace=True)
         out = F.relu(self.bn2(self.conv1(active)), inplace=True)
         shortcut = x if self.convShortcut is None else self.convShortcut(active)
@@ -43,7 +43,7 @@ class PreActBlock(nn.Module):
 
 
 def _group(inner: int, outer: int, blocks: int, stride: int) -> nn.Sequential:
-    """One stage, nested under ``layer`` as in the field's checkpoints."""
+    """One stage, nested under ``layer`` as in published checkpoints."""
     layer = nn.Sequential(PreActBlock(inner, outer, stride))
     for _ in range(blocks - 1):
         layer.append(PreActBlock(outer, outer, 1))
@@ -51,15 +51,15 @@ def _group(inner: int, outer: int, blocks: int, stride: int) -> nn.Sequential:
 
 
 class WideResNet(StagedNet):
-    """WRN-depth-widen for small images: three stages, at 1, 1/2 and 1/4 of the side; no dropout.
+    """WRN-depth-widen without dropout: three stages, at resolutions 1, 1/2 and 1/4.
 
-    A stage is the sum that its last block gives, before the norm and ReLU that follow.
+    A stage is the output of its last block, before the next norm and ReLU.
 
     Args:
-        depth: Weighted layers, ``6n + 4`` for n blocks a stage.
-        widen: The factor on the widths 16, 32, 64 of the stages.
-        num_classes: Classes K.
-        in_channels: Channels of the image.
+        depth: Number of weighted layers, ``6n + 4`` for n blocks in each stage.
+        widen: Factor on the widths 16, 32, 64 of the stages.
+        num_classes: Number of classes K.
+        in_channels: Channels of the images.
 
     Shapes: ``[B, in_channels, H, W]`` to ``[B, K]``, for any H and W.
 
@@ -89,6 +89,6 @@ class WideResNet(StagedNet):
         nn.init.zeros_(self.fc.bias)
 
     def forward_stages(self, x: Tensor) -> ModelOutput:
-        """Run the network once; a stage is its last block's sum."""
-        stages = self._walk(self.conv1(x))
-        return self._answer(stages, F.relu(self.bn1(stages[-1]), inplace=True))
+        """See `StagedNet.forward_stages`; a stage is the output of its last block."""
+        stages = self._run_stages(self.conv1(x))
+        return self._classify(stages, F.relu(self.bn1(stages[-1]), inplace=True))

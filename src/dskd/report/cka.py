@@ -98,7 +98,7 @@ def layer_similarity(
         InputError: A model has no stages.
     """
     for role, model in (("student", student), ("teacher", teacher)):
-        if not (model.native or model.stage_names):
+        if not (model.returns_stages or model.stage_names):
             raise InputError(
                 f"the {role} has no layers to compare; name some with {role}.stages=[a,b]"
             )
