@@ -117,7 +117,7 @@ def test_an_img_size_among_the_options_is_taken() -> None:
 def test_a_timm_name_may_carry_the_tag_of_its_weights(timm: ModuleType) -> None:
     name = next(name for name in timm.list_pretrained() if name.startswith("test_resnet."))
     assert logits_shape(load_model(f"timm/{name}", num_classes=7), 3) == (2, 7)
-    with pytest.raises(InputError, match=r"timm/test_resnet\.zzz cannot be made .*zzz"):
+    with pytest.raises(InputError, match=r"timm/test_resnet\.zzz cannot be built .*zzz"):
         load_model("timm/test_resnet.zzz", num_classes=7)
 
 

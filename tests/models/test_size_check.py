@@ -25,7 +25,7 @@ FACTS = {
     "classes": ["a", "b"],
     "shape": [3, 32, 32],
     "method": "ce",
-    "addition": {},
+    "deploy_config": {},
     "mean": [0.5] * 3,
     "std": [0.5] * 3,
 }
@@ -62,7 +62,7 @@ def test_a_model_larger_than_the_file_is_refused_without_memory_for_it(
     facts = {**FACTS, "model": model, "options": options}
     held = safetensors.torch.save({"x": torch.zeros(1)}, {"dskd": json.dumps(facts)})
     (tmp_path / "student.safetensors").write_bytes(held)
-    with pytest.raises(InputError, match=r"student\.safetensors|cannot be made"):
+    with pytest.raises(InputError, match=r"student\.safetensors|cannot be built"):
         load_deployed(tmp_path)
     assert set(devices) <= {"meta"}
 
