@@ -1,4 +1,4 @@
-"""What models take, and where they differ."""
+"""Test images that student and teacher classify differently."""
 
 from __future__ import annotations
 
@@ -12,54 +12,36 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dskd.data import Dataset, Split
-from dskd.models.catalog import ZOO
 from dskd.models.staged_model import StagedModel
-from dskd.report import cost
-from dskd.report.cost import measure
 from dskd.report.disagreements import data_uri, find_disagreements
-from tests.conftest import staged
 
 
-def test_cost_is_the_zoo_s_and_latency_grows_with_the_batch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cost, "SECONDS", 0.05)
-    threads = torch.get_num_threads()
-    found = measure(staged("resnet8", classes=100).eval(), (3, 32, 32))
-    assert (found.parameters, found.multiply_adds) == (
-        ZOO["resnet8"].parameters,
-        ZOO["resnet8"].multiply_adds,
-    )
-    assert 0 < found.latency < found.latency_batch
-    assert torch.get_num_threads() == threads
+class Predicts(nn.Module):
+    """Predicts a class from the grey level of an image, by a list of classes."""
 
-
-class Says(nn.Module):
-    """Names the class that an image's level stands for in a list."""
-
-    def __init__(self, teacher_outputs: list[int]) -> None:
+    def __init__(self, classes: list[int]) -> None:
         super().__init__()
-        self.teacher_outputs = torch.tensor(teacher_outputs)
+        self.classes = torch.tensor(classes)
 
     def forward(self, images: Tensor) -> Tensor:
         levels = (255 * images[:, 0, 0, 0]).round().long()
-        return nn.functional.one_hot(self.teacher_outputs[levels], 3).float()
+        return nn.functional.one_hot(self.classes[levels], 3).float()
 
 
-def says(*teacher_outputs: int) -> StagedModel:
-    return StagedModel(Says(list(teacher_outputs)), mean=(0.0,), std=(1.0,)).eval()
+def predicts(*classes: int) -> StagedModel:
+    return StagedModel(Predicts(list(classes)), mean=(0.0,), std=(1.0,)).eval()
 
 
 def levelled(labels: list[int]) -> Dataset:
-    """Images of one level each, which is their number."""
+    """Images of one grey level each, which is their index."""
     levels = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1)
     split = Split(levels.expand(-1, 1, 4, 4).contiguous(), torch.tensor(labels))
     return Dataset("levels", split, split, ("cat", "dog", "<script>"), (0.5,), (0.5,))
 
 
-def test_differences_are_counted_pair_by_pair() -> None:
+def test_disagreements_are_counted_by_pair_of_classes() -> None:
     data = levelled([0, 0, 0, 1, 2, 1])
-    teacher, student = says(0, 0, 1, 1, 0, 1), says(1, 1, 0, 1, 1, 2)
+    teacher, student = predicts(0, 0, 1, 1, 0, 1), predicts(1, 1, 0, 1, 1, 2)
     found = find_disagreements("kd", 7, student, teacher, data)
     assert (found.label, found.seed, found.test_images, found.count) == ("kd", 7, 6, 5)
     assert (found.teacher_right, found.student_right, found.num_pairs) == (3, 1, 3)
@@ -77,8 +59,8 @@ def test_differences_are_counted_pair_by_pair() -> None:
     ]
 
 
-def test_who_agrees_on_all_differs_in_nothing() -> None:
-    found = find_disagreements("kd", 0, says(0, 1), says(0, 1), levelled([0, 2]))
+def test_models_that_agree_have_no_disagreements() -> None:
+    found = find_disagreements("kd", 0, predicts(0, 1), predicts(0, 1), levelled([0, 2]))
     assert (found.count, found.pairs, found.num_pairs) == (0, (), 0)
 
 
@@ -86,14 +68,14 @@ def test_who_agrees_on_all_differs_in_nothing() -> None:
     ("shape", "mode", "size"),
     [((1, 8, 6), "L", (6, 8)), ((3, 8, 8), "RGB", (8, 8)), ((3, 200, 100), "RGB", (48, 96))],
 )
-def test_images_travel_in_the_page(
+def test_images_are_embedded_in_the_page(
     shape: tuple[int, int, int], mode: str, size: tuple[int, int]
 ) -> None:
     image = torch.randint(0, 256, shape, dtype=torch.uint8)
     head, _, content = data_uri(image).partition(",")
     assert head == "data:image/png;base64"
-    sample = Image.open(io.BytesIO(base64.b64decode(content)))
-    assert (sample.mode, sample.size) == (mode, size)
+    opened = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert (opened.mode, opened.size) == (mode, size)
     if max(shape) < 96:
-        levels = np.asarray(sample)
+        levels = np.asarray(opened)
         np.testing.assert_array_equal(levels, image.permute(1, 2, 0).squeeze(2).numpy())

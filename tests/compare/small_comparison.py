@@ -1,0 +1,50 @@
+"""A small comparison to test: three methods, two seeds, a few seconds."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+from dskd.compare.grid import Grid, load_plan
+from dskd.compare.lockstep import LockstepRun
+from dskd.storage.run_files import LAST
+
+SMALL = [
+    "data.fraction=0.1",
+    "teacher.name=resnet8",
+    "teacher.epochs=1",
+    "train.epochs=2",
+    "train.batch_size=32",
+]
+"""A tenth of the digits: 130 images, 5 steps per epoch."""
+NAMES = "ce,kd,dskd"
+
+
+class Silent:
+    def on_step(self, run: LockstepRun) -> None: ...
+
+    def on_end(self, run: LockstepRun, failure: str | None) -> None: ...
+
+
+class StopsAfter(Silent):
+    """Raises a signal after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step(self, run: LockstepRun) -> None:
+        self.steps -= 1
+        if self.steps == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def small(out: Path, names: str = NAMES, seeds: int = 2, **settings: Any) -> Grid:
+    return load_plan("digits", SMALL, [names], out, seeds=seeds, **settings)
+
+
+def students(out: Path) -> dict[str, bytes]:
+    return {
+        path.parent.relative_to(out).as_posix(): path.read_bytes()
+        for path in sorted(out.rglob(LAST))
+    }

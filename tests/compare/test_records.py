@@ -1,0 +1,95 @@
+"""The files of a comparison: results as they come, and refusals of what does not belong there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dskd.compare.grid import Grid, load_plan
+from dskd.compare.reader import read_comparison
+from dskd.compare.runner import run_grid
+from dskd.engine.build import UserObjects
+from dskd.errors import InputError
+from dskd.storage.run_files import LAST
+from tests.compare.small_comparison import NAMES, SMALL, Silent, small
+from tests.conftest import make_dataset
+
+
+def test_each_row_is_written_as_its_run_ends(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "results.jsonl").read_text().splitlines()]
+    assert [(row["label"], row["seed"]) for row in rows] == [
+        (name, seed) for seed in (0, 1) for name in NAMES.split(",")
+    ]
+    variants = {one.label: one for one in read_comparison(finished).variants}
+    for row in rows:
+        result = dict(variants[row["label"]].results[row["seed"]])
+        assert {"label": row["label"], "seed": row["seed"]} | result == row
+
+
+def test_damaged_rows_are_repaired_from_their_runs(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "torn"
+    shutil.copytree(finished, out)
+    rows = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    torn = [rows[0], rows[1][:100] + rows[1], "5\n", "null\n", rows[2], rows[2], rows[3][:50]]
+    (out / "results.jsonl").write_text("".join(torn))
+    run_grid(small(out), Silent())
+    assert sorted((out / "results.jsonl").read_text().splitlines(True)) == sorted(rows)
+
+
+def test_another_recipe_is_refused_and_told(finished: Path) -> None:
+    other = load_plan("digits", [*SMALL, "train.lr=0.1"], [NAMES], finished, seeds=2)
+    with pytest.raises(InputError, match=r"recipe\.train\.lr is 0\.05 there, 0\.1 here"):
+        run_grid(other, Silent())
+    other = load_plan("digits", [*SMALL, "data.val_fraction=0.1"], [NAMES], finished, seeds=2)
+    with pytest.raises(InputError, match=r"recipe\.data\.val_fraction is 0\.0 there, 0\.1 here"):
+        run_grid(other, Silent())
+
+
+def test_a_method_with_other_settings_under_the_same_name_is_refused(
+    finished: Path,
+) -> None:
+    other = load_plan("digits", [*SMALL, "method.beta=3"], ["dskd"], finished, seeds=2)
+    with pytest.raises(InputError, match=r"dskd has other settings .*: beta is 10\.0 there, 3\.0"):
+        run_grid(other, Silent())
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".film.part", "film.part"])
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        run_grid(small(tmp_path), Silent())
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_other_images_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    first, other = (make_dataset(classes=10, channels=1, size=8, seed=seed) for seed in (0, 1))
+    run_grid(small(out, "ce", seeds=1), Silent(), UserObjects(data=first))
+    before = (out / "comparison.json").read_bytes()
+    for names in ("ce,kd", "ce"):
+        with pytest.raises(InputError, match="holds a comparison on other images; give the same"):
+            run_grid(small(out, names), Silent(), UserObjects(data=other))
+    assert (out / "comparison.json").read_bytes() == before
+    run_grid(small(out, "ce,kd", seeds=1), Silent(), UserObjects(data=first))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["of a checkpoint", "of its own"])
+def test_another_teacher_is_refused(finished: Path, tmp_path: Path, given: bool) -> None:
+    out, weights = tmp_path / "taught", tmp_path / "teacher.safetensors"
+    shutil.copy(finished / "teacher" / LAST, weights)
+    changes = [*SMALL, *([f"teacher.checkpoint={weights}"] if given else [])]
+
+    def grid(names: str) -> Grid:
+        return load_plan("digits", changes, [names], out, seeds=1)
+
+    run_grid(grid("ce"), Silent())  # no method has needed the teacher yet
+    run_grid(grid("kd"), Silent())
+    before = (out / "comparison.json").read_bytes()
+    shutil.copy(finished / "ce/seed0" / LAST, weights if given else out / "teacher" / LAST)
+    with pytest.raises(InputError, match="holds a comparison with another teacher; give the same"):
+        run_grid(grid("kd,dskd"), Silent())
+    assert (out / "comparison.json").read_bytes() == before
+    run_grid(grid("ce"), Silent())

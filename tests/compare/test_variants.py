@@ -1,0 +1,44 @@
+"""Names of methods with their settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from dskd.compare.variants import method_variants, weights_of
+from dskd.config import recipe
+from dskd.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("kdd", "unknown method 'kdd'; did you mean"),
+        ("kd,kd", "the method 'kd' is named twice"),
+        ("dskd:betta=1", "unknown setting 'method.betta'; did you mean 'method.beta'"),
+        ("dskd:beta", "'beta' is not key=value"),
+        ("dskd:beta=-1", "method.beta: input should be greater than or equal to 0"),
+        ("dskd:preset=paper", "presets are not allowed in a comparison"),
+        (" , ", "no method is named"),
+        ("kd:temperature=\t4", "cannot name a method: use at most 100 printable characters"),
+    ],
+)
+def test_names_that_cannot_be_compared(names: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        method_variants([names], recipe.load("digits"), "equal")
+
+
+def test_equal_weights_are_one_and_literature_has_each_method_s_own() -> None:
+    plain = recipe.load("digits", ["method={name: kd, ce: 0.5, temperature: 2}"])
+    (equal,) = method_variants(["kd"], plain, "equal")
+    (published,) = method_variants(["kd"], plain, "literature")
+    (varied,) = method_variants(["kd:kd=3"], plain, "literature")
+    assert weights_of("kd", equal.method.options) == {"ce": 1.0, "kd": 1.0}
+    assert weights_of("kd", published.method.options) == {"ce": 0.1, "kd": 0.9}
+    assert weights_of("kd", varied.method.options) == {"ce": 0.1, "kd": 3.0}
+    assert equal.method.options["temperature"] == 2.0
+
+
+def test_all_means_every_method() -> None:
+    names = [c.label for c in method_variants(["all"], recipe.load("digits"), "equal")]
+    assert {"ce", "kd", "dskd"} <= set(names)
+    assert len(names) == len(set(names))
