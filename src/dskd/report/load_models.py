@@ -19,6 +19,11 @@ from dskd.storage.weights import load_weights, read_weights
 def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel:
     """The deployed student of a run, in eval mode, on the CPU.
 
+    Args:
+        folder: The folder of the run.
+        data: The images on which the student is to be used.
+        given: Objects in place of names.
+
     Raises:
         InputError: It cannot be built, or was trained on images of other classes or size.
     """
@@ -35,6 +40,12 @@ def load_teacher(
     folder: Path, recipe: Recipe, data: Dataset, given: UserObjects
 ) -> StagedModel | None:
     """The teacher of a run, in eval mode, on the CPU; None if the recipe has none.
+
+    Args:
+        folder: The folder of the run.
+        recipe: The recipe of the run.
+        data: Its images.
+        given: Objects in place of names.
 
     Raises:
         InputError: Its weights are missing, or it cannot be built.
