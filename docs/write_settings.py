@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from dskd import methods
 from dskd.config.schema import DataSettings, ModelSettings, Recipe, TeacherSettings, TrainSettings
-from dskd.settings import signature_settings
+from dskd.settings import settings_source, signature_settings
 
 PAGE = Path(__file__).with_name("settings.md")
 _INTRO = """# Settings
@@ -84,12 +84,18 @@ def _default(field: FieldInfo) -> str:
 
 
 def arguments(kind: type) -> dict[str, str]:
-    """Reads the description of each argument from a class's docstring."""
+    """Reads the description of each argument from a class's docstring.
+
+    Settings that the class takes over (`dskd.settings.takes_settings_of`) are described where they
+    are defined.
+    """
+    source = settings_source(kind)
     doc = inspect.getdoc(kind) or ""
     section = doc.partition("Args:\n")[2].partition("\n\n")[0]
-    lines = re.split(r"\n    (?=\w+: )", "\n" + section)
+    lines = re.split(r"\n    (?=[*\w]+: )", "\n" + section)
     pairs = (line.partition(": ") for line in lines if ": " in line)
-    return {name.strip(): " ".join(text.split()) for name, _, text in pairs}
+    own = {name.strip(): " ".join(text.split()) for name, _, text in pairs}
+    return (arguments(source) if isinstance(source, type) else {}) | own
 
 
 if __name__ == "__main__":

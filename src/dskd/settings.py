@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -27,6 +27,7 @@ from dskd.errors import InputError, brief, unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -189,14 +190,32 @@ def _is_settings(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Settings)
 
 
+def setting_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The settings of a function or class: its keyword-only parameters, by name.
+
+    Their annotations are evaluated. Settings from `takes_settings_of` are included.
+    """
+    plain = inspect.unwrap(_constructor(function))
+    annotations = inspect.get_annotations(plain, eval_str=True)
+    own = {
+        name: parameter.replace(annotation=annotations[name])
+        for name, parameter in inspect.signature(plain).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name in annotations
+    }
+    source = settings_source(function)
+    return (setting_parameters(source) if source else {}) | own
+
+
+def _constructor(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+
+
 @functools.cache
 def signature_settings(function: Callable[..., Any]) -> type[Settings]:
-    """The keyword-only parameters of ``function`` as typed settings."""
-    hints = get_type_hints(function, include_extras=True)
+    """The settings of a function or constructor as a typed model."""
     fields: dict[str, Any] = {
-        name: (hints[name], parameter.default)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        name: (parameter.annotation, parameter.default)
+        for name, parameter in setting_parameters(function).items()
     }
     return create_model(function.__qualname__, __base__=Settings, **fields)
 
@@ -220,3 +239,53 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return wrapper
+
+
+def takes_settings_of(other: Callable[..., Any]) -> Callable[[F], F]:
+    """Declares that a function's ``**settings`` are the settings of another.
+
+    They are then written down once, and the function's signature lists them.
+
+    Args:
+        other: The function or class whose keyword-only parameters are the settings. Its docstring
+            describes them (`settings_source`).
+
+    Example:
+        >>> class Loss:
+        ...     def __init__(self, *, temperature: Positive = 4.0) -> None: ...
+        >>> class Method:
+        ...     @checked
+        ...     @takes_settings_of(Loss)
+        ...     def __init__(self, *, weight: Weight = 1.0, **settings: Any) -> None:
+        ...         self.loss = Loss(**settings)
+        >>> list(signature_settings(Method.__init__).model_fields)
+        ['temperature', 'weight']
+    """
+
+    def declare(function: F) -> F:
+        signature, inherited = inspect.signature(function), inspect.signature(other)
+        positional, own = _by_kind(signature)
+        settings = {p.name: p for p in (*_by_kind(inherited)[1], *own)}
+        merged = signature.replace(parameters=[*positional, *settings.values()])
+        function.__signature__ = merged  # type: ignore[attr-defined]
+        function.__settings_source__ = other  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def _by_kind(
+    signature: inspect.Signature,
+) -> tuple[list[inspect.Parameter], list[inspect.Parameter]]:
+    """The positional and the keyword-only parameters; ``**settings`` is neither."""
+    kinds = inspect.Parameter
+    parameters = [p for p in signature.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
+    keywords = [p for p in parameters if p.kind is kinds.KEYWORD_ONLY]
+    return [p for p in parameters if p not in keywords], keywords
+
+
+def settings_source(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """What `takes_settings_of` declared for a function or class; None if nothing."""
+    declared = _constructor(function)
+    source: Callable[..., Any] | None = getattr(declared, "__settings_source__", None)
+    return source

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 from dskd import methods
 from dskd.config.schema import MethodSettings, Recipe
 from dskd.errors import InputError, brief, unknown
-from dskd.settings import Weight, signature_settings
+from dskd.settings import Weight, setting_parameters, signature_settings
 from dskd.storage.yaml_file import read_yaml
 
 Weights = Literal["equal", "literature"]
@@ -149,5 +149,5 @@ def weights_of(name: str, settings: Mapping[str, Any]) -> dict[str, float]:
         >>> weights_of("kd", {"temperature": 4.0, "ce": 1.0, "kd": 0.5})
         {'ce': 1.0, 'kd': 0.5}
     """
-    hints = get_type_hints(methods.find(name).__init__, include_extras=True)
-    return {key: settings[key] for key, hint in hints.items() if hint == Weight}
+    known = setting_parameters(methods.find(name).__init__)
+    return {key: settings[key] for key, one in known.items() if one.annotation == Weight}
