@@ -12,7 +12,7 @@ import torch
 
 from dskd.data import Dataset, Split
 from dskd.engine.trainer import Trainer
-from dskd.methods.base import Pair
+from dskd.methods.contracts import Pair
 from dskd.models.spec import describe
 from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build

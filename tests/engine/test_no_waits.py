@@ -23,7 +23,8 @@ from dskd.engine.metrics import EpochMetrics
 from dskd.engine.optimizer import load_state, make_optimizer, set_rate
 from dskd.engine.trainer import Trainer, train_step
 from dskd.errors import NonFiniteError, Stopped
-from dskd.methods.base import Method, StepOutput
+from dskd.methods.base import Method
+from dskd.methods.contracts import StepOutput
 from dskd.runtime.nonfinite import Finite
 from dskd.settings import OptimizerName
 from dskd.teacher.outputs import TeacherOutputs

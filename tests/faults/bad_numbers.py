@@ -25,7 +25,7 @@ from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
-from dskd.methods.base import StepOutput
+from dskd.methods.contracts import StepOutput
 from dskd.methods.kd import KD
 from dskd.models.output import ModelOutput
 from dskd.settings import OptimizerName

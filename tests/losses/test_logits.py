@@ -1,4 +1,4 @@
-"""Logit losses: against published values, naive loops, and their invariances."""
+"""Logit losses: reference values, naive loops and invariances."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from dskd.errors import InputError
 from dskd.losses import LOGIT_LOSSES, ce, dist, dkd, kd
 from dskd.losses.logits import PER_SAMPLE, bind
-from tests.published import check
+from tests.reference_values import check
 
-PUBLISHED: dict[str, Callable[..., Tensor]] = {
+REFERENCE: dict[str, Callable[..., Tensor]] = {
     "ce": lambda s, y: ce(s, y),
     "kd_mdistiller": lambda s, t: kd(s, t, 4.0),
     "kd_torchdistill_alpha0.5": lambda s, t, y: 0.5 * ce(s, y) + 0.5 * kd(s, t, 4.0),
@@ -30,9 +30,9 @@ PUBLISHED: dict[str, Callable[..., Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("case", PUBLISHED)
-def test_value_and_gradient_are_the_published_ones(case: str) -> None:
-    check(case, PUBLISHED[case])
+@pytest.mark.parametrize("case", REFERENCE)
+def test_value_and_gradient_are_those_of_the_reference(case: str) -> None:
+    check(case, REFERENCE[case])
 
 
 def naive_kd(s: Tensor, t: Tensor, temperature: float) -> float:
@@ -118,7 +118,7 @@ def test_values_per_sample_average_to_the_mean(name: str) -> None:
     torch.testing.assert_close(each.mean(), bind(name, 4.0, {})(s, t, y, reduction="mean"))
 
 
-def test_dist_has_no_value_for_a_image() -> None:
+def test_dist_has_no_value_for_a_single_image() -> None:
     with pytest.raises(InputError, match="no value for a single image"):
         dist(torch.randn(2, 3), torch.randn(2, 3), reduction="none")
 

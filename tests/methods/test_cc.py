@@ -1,7 +1,10 @@
-"""The embeddings of CC: published values through them, and which of the two sides they train."""
+"""Correlation congruence: its three forms, and which of the two sides its embeddings train."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,12 +12,106 @@ import torch
 from torch import Tensor, nn
 
 from dskd.errors import InputError
-from dskd.methods.base import Pair
-from dskd.methods.cc import CC
+from dskd.methods.cc import CC, Congruence, cc_loss
+from dskd.methods.contracts import Pair
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec
 from tests.conftest import make_dataset, make_pair, staged
-from tests.published import check, given, parameters
+from tests.methods.edge_cases import (
+    VECTORS,
+    PairLoss,
+    check_finite,
+    check_full_precision,
+    check_lone_image,
+    check_relations,
+)
+from tests.reference_values import cases, check, given, parameters
+
+
+def _norm(form: Congruence) -> PairLoss:
+    """torchdistill's value, the norm over B^2, from ours, its square over B^2."""
+    return lambda s, t: cc_loss(s, t, form, gamma=0.4, order=2).sqrt() / len(s)
+
+
+REFERENCE: dict[str, Callable[..., Tensor]] = {
+    "cc_plain": lambda s, t: cc_loss(s, t[:, :64]),
+    "cc_torchdistill_gaussian": _norm("gaussian"),
+    "cc_torchdistill_bilinear": _norm("bilinear"),
+}
+OTHER = {"cc_embed": "with the embeddings, see below"}
+
+LOSSES: dict[str, PairLoss] = {
+    "neighbours": cc_loss,
+    "gaussian": partial(cc_loss, form="gaussian"),
+    "bilinear": partial(cc_loss, form="bilinear"),
+}
+every_form = pytest.mark.parametrize("form", LOSSES)
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_value_and_gradient_are_those_of_the_reference(case: str) -> None:
+    check(case, REFERENCE[case])
+
+
+def test_no_reference_value_is_left_out() -> None:
+    assert cases("cc") == REFERENCE.keys() | OTHER.keys()
+
+
+def test_the_loss_of_neighbours_is_the_naive_loop() -> None:
+    s, t = torch.randn(4, 3).double(), torch.randn(4, 3).double()
+    terms = []
+    for i in range(len(s) - 1):
+        pairs = zip(s[i] - t[i], s[i + 1] - t[i + 1], strict=True)
+        terms.append(sum(abs(float(a)) * abs(float(b)) for a, b in pairs))
+    assert cc_loss(s, t).item() == pytest.approx(sum(terms) / len(terms), rel=1e-6)
+
+
+def test_the_series_of_the_gaussian_approaches_the_gaussian() -> None:
+    s, t = torch.randn(4, 3).double(), torch.randn(4, 5).double()
+    total = 0.0
+    for i in range(len(s)):
+        for j in range(len(s)):
+            kernels = []
+            for x in (s, t):
+                away = x[i] / x[i].norm() - x[j] / x[j].norm()
+                kernels.append(math.exp(-0.4 * float((away**2).sum())))
+            total += (kernels[0] - kernels[1]) ** 2
+    value = cc_loss(s, t, form="gaussian", order=20).item()
+    assert value == pytest.approx(total / len(s) ** 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+@every_form
+def test_values_and_gradients_are_finite(form: str, kind: str) -> None:
+    check_finite(LOSSES[form], VECTORS[kind], largest_gradient=1e6)
+
+
+@every_form
+def test_a_lone_image_has_no_relations(form: str) -> None:
+    check_lone_image(LOSSES[form])
+
+
+@pytest.mark.parametrize("form", ["gaussian", "bilinear"])
+def test_scale_rotation_and_order_do_not_matter_to_the_kernels(form: str) -> None:
+    check_relations(LOSSES[form])
+
+
+@every_form
+def test_half_precision_is_computed_in_full(form: str) -> None:
+    check_full_precision(LOSSES[form], torch.randn(4, 3), torch.randn(4, 3))
+
+
+@every_form
+def test_other_images_are_refused(form: str) -> None:
+    with pytest.raises(InputError, match="of the same images are needed"):
+        LOSSES[form](torch.zeros(4, 3), torch.zeros(5, 3))
+
+
+def test_other_lengths_and_forms_are_refused() -> None:
+    with pytest.raises(InputError, match="of one shape are needed"):
+        cc_loss(torch.zeros(4, 3), torch.zeros(4, 2))
+    with pytest.raises(InputError, match="unknown form 'gausian'; did you mean 'gaussian'"):
+        cc_loss(torch.zeros(4, 3), torch.zeros(4, 3), form="gausian")  # type: ignore[arg-type]
 
 
 def of_lengths(student: int | None, teacher: int | None, **settings: Any) -> CC:
@@ -35,7 +132,7 @@ def load(embedding: nn.Linear, side: str) -> None:
     )
 
 
-def test_value_and_gradient_are_the_published_ones() -> None:
+def test_value_and_gradient_with_the_embeddings_are_those_of_the_reference() -> None:
     method = of_lengths(given("s").shape[1], given("t").shape[1], weight=1.0).double()
     load(method.student_embedding, "s")
     load(method.teacher_embedding, "t")

@@ -1,4 +1,4 @@
-"""DSKD as a method: where gradients go, what each option does, what is deployed."""
+"""DSKD as a method: where gradients go, the effect of each option, the deployed student."""
 
 from __future__ import annotations
 
@@ -8,26 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, MemoryLoader
 from dskd.errors import InputError
-from dskd.losses import dskd as dskd_loss
-from dskd.losses.feature_maps import pool_to
-from dskd.methods.base import Pair
-from dskd.methods.branches import Branch
-from dskd.methods.dskd import DSKD
+from dskd.methods.contracts import Pair
+from dskd.methods.dskd import DSKD, dskd_loss
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel
-from dskd.settings import signature_settings
 from dskd.teacher.frozen import FrozenTeacher
 from tests.conftest import make_dataset, make_pair, staged
-
-DATA = make_dataset()
-
-
-def batch_of(size: int = 8) -> Batch:
-    plan = draw_plan(0, 0, len(DATA.train), 2, True)
-    return next(MemoryLoader(DATA.train, torch.device("cpu")).batches(plan, size))
+from tests.methods.inputs import DATA, batch_of, first_batch
 
 
 def made(**settings: Any) -> tuple[DSKD, FrozenTeacher]:
@@ -42,7 +30,7 @@ def gradients(module: nn.Module) -> list[torch.Tensor]:
 
 def test_the_gradient_reaches_shallow_stages_from_the_branches_alone() -> None:
     method, teacher = made(ce=0.0, kd=0.0)
-    batch = batch_of()
+    batch = first_batch()
     method(batch, teacher(batch.images)).objective.backward()
     student = method.student.module
     for part in ("conv1", "layer1", "layer2"):
@@ -56,7 +44,7 @@ def test_the_gradient_reaches_shallow_stages_from_the_branches_alone() -> None:
 def test_the_gradient_never_reaches_the_teacher_and_nothing_in_it_changes() -> None:
     method, teacher = made()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    batch = batch_of()
+    batch = first_batch()
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1)
     method.train()
     teacher.train()
@@ -71,8 +59,8 @@ def test_the_gradient_never_reaches_the_teacher_and_nothing_in_it_changes() -> N
         assert torch.equal(value, before[key]), key
 
 
-def test_alone_each_part_of_the_shallow_loss_does_what_its_name_says() -> None:
-    batch = batch_of()
+def test_each_part_of_the_shallow_loss_works_alone() -> None:
+    batch = first_batch()
     predictions, teacher = made(beta=0.0)
     output = predictions(batch, teacher(batch.images))
     weighted = sum(
@@ -113,7 +101,7 @@ def test_alone_each_part_of_the_shallow_loss_does_what_its_name_says() -> None:
 )
 def test_every_option_works_and_lowers_the_loss(settings: dict[str, Any]) -> None:
     method, teacher = made(**settings)
-    batch = batch_of()
+    batch = first_batch()
     teacher_output = teacher(batch.images)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.01)
     method.train()
@@ -128,8 +116,7 @@ def test_every_option_works_and_lowers_the_loss(settings: dict[str, Any]) -> Non
 
 
 def test_settings_change_the_losses() -> None:
-    """No option is without effect."""
-    batch = batch_of()
+    batch = first_batch()
 
     def objective(**settings: Any) -> float:
         torch.manual_seed(0)
@@ -181,21 +168,21 @@ def test_matched_maps_are_those_of_the_same_relative_depth() -> None:
     }
 
 
-def test_only_the_maps_that_are_read_are_asked_for() -> None:
+def test_the_method_needs_only_the_maps_that_it_reads() -> None:
     assert made()[0].needs.stages == (0, 1)
     assert made(feature_target="last")[0].needs.stages == (2,)
 
 
-def test_evaluation_judges_every_branch() -> None:
+def test_evaluation_covers_every_branch() -> None:
     method, _ = made()
-    heads = method.eval().classifier_logits(DATA.test.images)
-    assert list(heads) == ["student", "stage1", "stage2"]
-    assert all(logits.shape == (len(DATA.test), 4) for logits in heads.values())
+    logits = method.eval().classifier_logits(DATA.test.images)
+    assert list(logits) == ["student", "stage1", "stage2"]
+    assert all(values.shape == (len(DATA.test), 4) for values in logits.values())
 
 
 def test_the_deployed_student_is_the_plain_student_bit_for_bit() -> None:
     method, teacher = made()
-    batch = batch_of()
+    batch = first_batch()
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.1)
     method.train()
     method(batch, teacher(batch.images)).objective.backward()
@@ -213,31 +200,12 @@ def test_the_deployed_student_is_the_plain_student_bit_for_bit() -> None:
     }
 
 
-def test_an_adapter_ends_in_relu_only_where_the_teacher_is_never_negative() -> None:
-    stage = StageSpec(8, 16, 16, True)
-    behind_relu = Branch(stage, StageSpec(12, 8, 8, True), 4)
-    linear = Branch(stage, StageSpec(12, 8, 8, False), 4)
-    x = torch.randn(16, 8, 16, 16)
-    assert (behind_relu(x).map >= 0).all()
-    assert (linear(x).map < 0).any()
-    assert behind_relu.adapter[0].out_channels == 32  # max(32, 12 / 2)
-
-
-def test_pooling_gives_the_smaller_of_the_two_sizes() -> None:
-    x = torch.arange(16.0).view(1, 1, 4, 4)
-    assert pool_to(x, 2, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert pool_to(x, 8, 8) is x
-    assert pool_to(x, 3, 3).shape == (1, 1, 3, 3)
-
-
 def test_a_teacher_with_the_larger_map_is_pooled_to_the_branch() -> None:
     pair, teacher = make_pair(staged("vgg8"), staged("resnet14"), make_dataset(size=32))
     assert teacher is not None
     method = DSKD(pair)
     images = make_dataset(size=32).train.images[:4]
-    four = torch.arange(4)
-    batch = Batch(images, four, four, four, four, epoch=0, step=0)
-    assert method(batch, teacher(images)).objective.isfinite()
+    assert method(batch_of(images), teacher(images)).objective.isfinite()
 
 
 @pytest.mark.parametrize(
@@ -280,20 +248,21 @@ def test_models_that_do_not_fit_are_refused() -> None:
         DSKD(pair)
 
 
-def test_the_pure_function_and_the_method_have_the_same_defaults() -> None:
-    pure = signature_settings(dskd_loss).model_fields
-    method = signature_settings(DSKD.__init__).model_fields
-    assert pure.keys() <= method.keys()
-    assert {k: f.default for k, f in pure.items()} == {k: method[k].default for k in pure}
-    preset = DSKD.presets["paper"]
-    assert preset.keys() <= method.keys()
-
-
-def test_a_strided_adapter_halves_as_often_as_the_map_is_larger() -> None:
-    target = StageSpec(12, 8, 8, True)
-    for size, strides in ((32, [2, 2, 1]), (17, [2, 1]), (16, [2, 1]), (8, [1, 1]), (4, [1, 1])):
-        branch = Branch(StageSpec(5, size, size, True), target, 4, downsampling="stride")
-        convolutions = [m for m in branch.adapter if isinstance(m, nn.Conv2d)]
-        assert [m.stride[0] for m in convolutions] == strides
-        side = min(size, 8)
-        assert branch(torch.zeros(2, 5, size, size)).map.shape == (2, 12, side, side)
+def test_the_loss_is_the_pure_function_of_the_branches() -> None:
+    method, teacher = made(beta=2.0, gamma=0.5, temperature=3.0)
+    method.eval()
+    batch = first_batch()
+    student, teacher_output = method.student(batch.images), teacher(batch.images)
+    branches = method.branch_outputs(student.stages)
+    expected = dskd_loss(
+        student.logits,
+        teacher_output.logits,
+        batch.labels,
+        [branch.logits for branch in branches],
+        [branch.map for branch in branches],
+        teacher_output.stages[:2],
+        beta=2.0,
+        gamma=0.5,
+        temperature=3.0,
+    )
+    torch.testing.assert_close(method(batch, teacher_output).objective, expected)

@@ -1,4 +1,4 @@
-"""DSN as a method: the labels reach every stage, and only the student is deployed."""
+"""DSN: the labels reach every stage, and only the student is deployed."""
 
 from __future__ import annotations
 
@@ -7,21 +7,37 @@ from typing import Any
 import pytest
 import torch
 
-from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, MemoryLoader
 from dskd.errors import InputError
 from dskd.losses.logits import ce
-from dskd.methods.base import Pair, shallow_stages
-from dskd.methods.dsn import DSN
+from dskd.methods.contracts import Pair
+from dskd.methods.dsn import DSN, dsn_loss
 from dskd.models.spec import ModelSpec, StageSpec
-from tests.conftest import make_dataset, make_pair, staged
+from tests.conftest import make_pair, staged
+from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
+from tests.methods.inputs import DATA, first_batch
 
-DATA = make_dataset()
+
+def test_the_loss_is_the_sum_over_the_branches() -> None:
+    labels, logits = torch.tensor([0, 3, 1]), torch.randn(2, 3, 4).double()
+    expected = sum(
+        -row.log_softmax(0)[label].item() / len(labels)
+        for branch in logits
+        for row, label in zip(branch, labels, strict=True)
+    )
+    assert dsn_loss([*logits], labels).item() == pytest.approx(expected)
 
 
-def batch_of(size: int = 8) -> Batch:
-    plan = draw_plan(0, 0, len(DATA.train), 2, True)
-    return next(MemoryLoader(DATA.train, torch.device("cpu")).batches(plan, size))
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("fill", [0.0, 100.0])
+def test_values_and_gradients_are_finite(batch: int, fill: float) -> None:
+    labels = torch.ones(batch, dtype=torch.long)
+    logits = torch.tensor([[fill, -fill]]).repeat(batch, 1)
+    check_finite_with_gradient(lambda z: dsn_loss([z], labels), logits)
+
+
+def test_half_precision_is_computed_in_full() -> None:
+    labels = torch.tensor([0, 1, 3])
+    check_full_precision(lambda z: dsn_loss([z, z.flip(0)], labels), torch.randn(3, 4))
 
 
 def made(**settings: Any) -> DSN:
@@ -29,12 +45,8 @@ def made(**settings: Any) -> DSN:
     return DSN(pair, **settings)
 
 
-def spec(depth: int) -> ModelSpec:
-    return ModelSpec(4, (StageSpec(8, 8, 8, True),) * depth, 8, ("stem", "body"))
-
-
-def test_the_losses_are_those_of_every_head() -> None:
-    method, batch = made(ce=0.5, weight=2.0).eval(), batch_of()
+def test_every_classifier_has_a_loss() -> None:
+    method, batch = made(ce=0.5, weight=2.0).eval(), first_batch()
     heads = method.classifier_logits(batch.images)
     assert list(heads) == ["student", "stage1", "stage2"]
     output = method(batch, None)
@@ -44,8 +56,8 @@ def test_the_losses_are_those_of_every_head() -> None:
     assert not method.needs
 
 
-def test_the_branches_teach_the_shallow_stages_alone() -> None:
-    method, batch = made(ce=0.0, supervise=[1]), batch_of()
+def test_the_loss_of_a_branch_reaches_only_the_stages_before_it() -> None:
+    method, batch = made(ce=0.0, supervise=[1]), first_batch()
     method(batch).objective.backward()
     student = method.student.module
     for part, learns in (("layer1", True), ("layer2", False), ("layer3", False), ("fc", False)):
@@ -61,11 +73,7 @@ def test_the_deployed_student_has_no_branch() -> None:
     assert not any("branch" in key for key in method.deployed().state_dict())
 
 
-def test_stages_are_named_from_one() -> None:
-    assert shallow_stages(spec(4), None) == [0, 1, 2]
-    assert shallow_stages(spec(4), [3, 1]) == [0, 2]
-    for wrong in ([], [4], [1, 1]):
-        with pytest.raises(InputError, match="shallow stages from 1 to 3, each once"):
-            shallow_stages(spec(4), wrong)
+def test_a_student_without_shallow_stages_is_refused() -> None:
+    spec = ModelSpec(4, (StageSpec(8, 8, 8, True),), 8, ("stem", "body"))
     with pytest.raises(InputError, match=r"the student has 1; .* parts: stem, body"):
-        DSN(Pair(staged(), spec(1)))
+        DSN(Pair(staged(), spec))

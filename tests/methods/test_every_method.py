@@ -1,46 +1,52 @@
-"""What every method keeps to, whatever it does."""
+"""The contract that every method follows. A new method needs no entry here.
+
+The test file of a method, ``test_NAME.py``, may set two constants for these tests: ``SMALL``,
+settings that make the method fit for a few images and seconds, and ``GENTLE``, smaller weights
+than the published ones, which belong to larger images and hundreds of epochs.
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import math
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from write_settings import arguments
 
-from dskd import methods
+from dskd import losses, methods
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.trainer import train_step
 from dskd.errors import InputError
-from dskd.methods.base import Method, StepOutput
-from dskd.settings import Count, Positive, Share, Weight, signature_settings
+from dskd.methods.base import Method
+from dskd.methods.contracts import StepOutput
+from dskd.settings import Count, Positive, Share, Weight, setting_parameters
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged
 
 NAMES = methods.names()
+USUAL = "at cc crd dist dkd dskd fitnet kd nst pkt reviewkd rkd semckd simkd sp srrl sskd vid"
+"""The methods with a teacher that the literature usually compares; there may be more."""
+WITHOUT_TEACHER = {"byot", "ce", "dsn"}
 every_method = pytest.mark.parametrize("name", NAMES)
 DATA = make_dataset(classes=4, per_class=6, size=16)
-WITHOUT_TEACHER = {"byot", "ce", "dsn"}
-LARGER = {"simkd"}
-"""Methods whose deployed student is more than the student."""
 
-# Settings that make a method fit for a few images and seconds; none of them is a loss's weight.
-SMALL: dict[str, dict[str, Any]] = {"sskd": {"head_epochs": 1}, "crd": {"negatives": 16}}
-# Published weights belong to 32x32 images and hundreds of epochs: 20 steps on 8 small ones are
-# about the direction, not the size.
-GENTLE: dict[str, float] = {
-    "crd": 0.1,
-    "at": 10.0,
-    "sp": 10.0,
-    "pkt": 100.0,
-    "fitnet": 1.0,
-    "semckd": 1.0,
-}
+
+def constant(name: str, key: str) -> dict[str, Any]:
+    """``SMALL`` or ``GENTLE`` of the test file of a method; empty if the file has none."""
+    value: dict[str, Any] = getattr(importlib.import_module(f"tests.methods.test_{name}"), key, {})
+    return value
+
+
+def settings_of(name: str) -> dict[str, inspect.Parameter]:
+    return setting_parameters(methods.find(name).__init__)
 
 
 def batches(data: Any = DATA, size: int = 8, seed: int = 0) -> list[Batch]:
@@ -53,11 +59,11 @@ def made(name: str, data: Any = DATA, **settings: Any) -> tuple[Method, TeacherO
     channels, classes = data.shape[0], len(data.classes)
     teacher = staged("resnet14", classes, channels) if kind.needs_teacher else None
     pair, frozen = make_pair(staged("resnet8", classes, channels), teacher, data)
-    method = kind(pair, **SMALL.get(name, {}) | settings)
+    method = kind(pair, **constant(name, "SMALL") | settings)
     teacher_outputs = TeacherOutputs(frozen)
-    asked = [(batch, teacher_outputs(batch, method.needs)) for batch in batches(data)]
+    epoch = [(batch, teacher_outputs(batch, method.needs)) for batch in batches(data)]
     method.train()
-    method.prepare(lambda epochs: iter(asked * epochs))
+    method.prepare(lambda epochs: iter(epoch * epochs))
     return method, teacher_outputs
 
 
@@ -80,28 +86,39 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
-def test_every_method_that_the_field_compares_is_there() -> None:
-    expected = (
-        "at byot cc ce crd dist dkd dskd dsn fitnet kd nst pkt reviewkd rkd semckd simkd sp srrl "
-        "sskd vid"
-    )
-    assert expected.split() == NAMES
+def test_the_methods_that_are_usually_compared_are_there() -> None:
+    assert {*USUAL.split(), *WITHOUT_TEACHER} <= set(NAMES)
+    assert all(methods.find(name).needs_teacher for name in USUAL.split())
+    assert not any(methods.find(name).needs_teacher for name in WITHOUT_TEACHER)
+
+
+@every_method
+def test_every_method_has_a_test_file(name: str) -> None:
+    assert Path(__file__).with_name(f"test_{name}.py").exists()
+
+
+@every_method
+def test_the_file_of_a_method_has_its_loss_as_a_function_and_its_class(name: str) -> None:
+    kind = methods.find(name)
+    assert issubclass(kind, Method)
+    assert methods.summary(name) == (inspect.getdoc(kind) or "").splitlines()[0]
+    assert inspect.getdoc(getattr(losses, name))
 
 
 @every_method
 def test_twenty_steps_on_one_batch_lower_the_loss(name: str) -> None:
-    gentle = {"weight": GENTLE[name]} if name in GENTLE else {}
-    losses = train(*made(name, **gentle), 20)
-    assert all(math.isfinite(loss) for loss in losses)
-    assert sum(losses[-3:]) / 3 < losses[0]
+    values = train(*made(name, **constant(name, "GENTLE")), 20)
+    assert all(math.isfinite(value) for value in values)
+    assert sum(values[-3:]) / 3 < values[0]
 
 
 @every_method
 def test_the_teacher_never_changes(name: str) -> None:
     method, teacher_outputs = made(name)
     if teacher_outputs.teacher is None:
-        assert name in WITHOUT_TEACHER
+        assert not method.needs_teacher
         return
+    assert method.needs
     before = state(teacher_outputs.teacher)
     train(method, teacher_outputs, 3)
     assert all(p.grad is None for p in teacher_outputs.teacher.parameters())
@@ -110,12 +127,12 @@ def test_the_teacher_never_changes(name: str) -> None:
 
 
 @every_method
-def test_a_resumed_method_goes_on_as_if_nothing_had_happened(name: str) -> None:
+def test_a_resumed_method_goes_on_as_without_a_stop(name: str) -> None:
     method, teacher_outputs = made(name)
     optimizer, some = optimizer_of(method), batches() * 2
     for batch in some[:3]:
         train_step(method, teacher_outputs, batch, optimizer, "float32")
-    kept = copy.deepcopy((method.state_dict(), optimizer.state_dict()))
+    saved = copy.deepcopy((method.state_dict(), optimizer.state_dict()))
 
     def go_on(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for batch in some[3:]:
@@ -123,11 +140,11 @@ def test_a_resumed_method_goes_on_as_if_nothing_had_happened(name: str) -> None:
         return state(method)
 
     expected = go_on(method, optimizer)
-    torch.manual_seed(99)  # whatever a fresh method draws is replaced
+    torch.manual_seed(99)  # the random state of a fresh method is replaced
     fresh, _ = made(name)
-    fresh.load_state_dict(kept[0])
+    fresh.load_state_dict(saved[0])
     second = optimizer_of(fresh)
-    second.load_state_dict(kept[1])
+    second.load_state_dict(saved[1])
     found = go_on(fresh, second)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
@@ -135,7 +152,7 @@ def test_a_resumed_method_goes_on_as_if_nothing_had_happened(name: str) -> None:
 
 
 @every_method
-def test_what_is_trained_beside_the_student_learns_and_is_not_deployed(name: str) -> None:
+def test_auxiliary_parts_learn_and_are_not_deployed(name: str) -> None:
     method, teacher_outputs = made(name)
     student = {id(p) for p in method.student.parameters()}
     extra = {n: p for n, p in method.named_parameters() if p.requires_grad and id(p) not in student}
@@ -144,7 +161,7 @@ def test_what_is_trained_beside_the_student_learns_and_is_not_deployed(name: str
     still = [key for key, p in extra.items() if torch.equal(before[key], p)]
     assert not still, "the optimizer has parameters that no loss reaches"
     deployed = method.deployed()
-    if name in LARGER:
+    if type(method).assemble.__func__ is not Method.assemble.__func__:  # type: ignore[attr-defined]
         assert set(map(id, deployed.parameters())) > student
     else:
         assert deployed is method.student.module
@@ -200,7 +217,7 @@ def test_pairs_whose_stages_do_not_match(name: str, pair: tuple[str, str]) -> No
     kind = methods.find(name)
     teacher = staged(pair[1], 3) if kind.needs_teacher else None
     given, frozen = make_pair(staged(pair[0], 3), teacher, data)
-    method = kind(given, **SMALL.get(name, {}))
+    method = kind(given, **constant(name, "SMALL"))
     teacher_outputs = TeacherOutputs(frozen)
     output = train_step(
         method, teacher_outputs, batches(data, 4)[0], optimizer_of(method), "float32"
@@ -209,7 +226,7 @@ def test_pairs_whose_stages_do_not_match(name: str, pair: tuple[str, str]) -> No
 
 
 @every_method
-def test_the_same_batch_gives_the_same_step_whatever_was_drawn_before(name: str) -> None:
+def test_the_step_does_not_depend_on_the_random_state(name: str) -> None:
     method, teacher_outputs = made(name)
     twin = copy.deepcopy(method)
     outputs: list[StepOutput] = []
@@ -219,20 +236,46 @@ def test_the_same_batch_gives_the_same_step_whatever_was_drawn_before(name: str)
     assert torch.equal(outputs[0].objective, outputs[1].objective)
 
 
+def autograd_graph(method: Method, output: StepOutput) -> list[tuple[str, list[int]]]:
+    """Each operation or parameter of the graph, and which operations its inputs come from."""
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    order: dict[Any, int] = {output.objective.grad_fn: 0}
+    graph = []
+    for node in (nodes := [*order]):  # grows while it is read
+        inputs = [before for before, _ in node.next_functions if before is not None]
+        for before in inputs:
+            if before not in order:
+                order[before] = len(order)
+                nodes.append(before)
+        label = names.get(id(getattr(node, "variable", None)), node.name())
+        graph.append((label, [order[before] for before in inputs]))
+    return graph
+
+
+@every_method
+def test_the_graph_is_the_same_in_every_step_if_the_method_says_so(name: str) -> None:
+    method, teacher_outputs = made(name)
+    graphs = [
+        autograd_graph(method, method(batch, teacher_outputs(batch, method.needs)))
+        for batch in (*batches()[:2], *batches(size=5, seed=1)[-1:])
+    ]
+    if method.static_graph:
+        assert graphs[0] == graphs[1] == graphs[2]
+
+
 @every_method
 def test_settings_out_of_range_are_refused(name: str) -> None:
-    kind = methods.find(name)
-    hints = get_type_hints(kind.__init__, include_extras=True)
-    for key in signature_settings(kind.__init__).model_fields:
+    for key, parameter in settings_of(name).items():
+        kind = parameter.annotation
         bad: list[Any] = ["many", [], {"a": 1}]
-        if hints[key] in (Weight, Positive, Share, Count):
+        if kind in (Weight, Positive, Share, Count):
             bad += [-1, float("nan"), float("inf"), True]
-        if hints[key] in (Positive, Share, Count):
+        if kind in (Positive, Share, Count):
             bad.append(0)
         for value in bad:
-            if hints[key] is str and isinstance(value, str):
+            if kind is str and isinstance(value, str):
                 continue
-            if hints[key] == dict[str, Any] | None and isinstance(value, dict):
+            if kind == dict[str, Any] | None and isinstance(value, dict):
                 continue
             with pytest.raises(InputError):
                 made(name, **{key: value})
@@ -257,32 +300,32 @@ def test_every_method_says_its_formula_its_source_and_its_settings(name: str) ->
     if name != "ce":
         assert "Source:" in doc
         assert "arXiv" in doc or "20" in doc
-    arguments = doc.partition("Args:\n")[2]
-    for key in signature_settings(kind.__init__).model_fields:
-        assert f"    {key}: " in arguments, key
+    described = arguments(kind)
+    for key in settings_of(name):
+        assert described[key], key
 
 
 @every_method
 def test_a_method_that_learns_from_a_teacher_says_so(name: str) -> None:
     kind = methods.find(name)
-    assert kind.needs_teacher is (name not in WITHOUT_TEACHER)
-    keys = signature_settings(kind.__init__).model_fields
-    assert "ce" in keys
+    assert "ce" in settings_of(name)
     if kind.needs_teacher:
-        assert "kd" in keys
+        assert "kd" in settings_of(name)
         pair, _ = make_pair(staged("resnet8"), None, DATA)
         with pytest.raises(InputError, match="needs a teacher"):
             kind(pair)
 
 
 def test_a_teacher_of_other_classes_is_refused_by_all() -> None:
-    for name in set(NAMES) - WITHOUT_TEACHER:
+    for name in NAMES:
+        if not methods.find(name).needs_teacher:
+            continue
         pair, _ = make_pair(staged("resnet8", 4), staged("resnet14", 5), DATA)
         with pytest.raises(InputError, match="the teacher has 5 classes, the student 4"):
             methods.find(name)(pair)
 
 
-def test_the_prepared_part_is_not_the_optimizer_s() -> None:
+def test_a_prepared_part_is_frozen_afterwards() -> None:
     for name in NAMES:
         if methods.find(name).prepare is Method.prepare:
             continue

@@ -1,4 +1,4 @@
-"""The hint: its regressor for maps of any two sizes, and which stages it joins."""
+"""The hint: its loss, its regressor for maps of any two sizes, and the stages that it pairs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,40 @@ import torch
 from torch import Tensor, nn
 
 from dskd.errors import InputError
-from dskd.losses.feature_maps import fitnet
-from dskd.methods.base import Pair
-from dskd.methods.fitnet import FitNet, Regressor
+from dskd.methods.contracts import Pair
+from dskd.methods.fitnet import FitNet, Regressor, fitnet_loss
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from tests.conftest import make_dataset, make_pair, staged
-from tests.published import CASES, check, given, parameters
+from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
+from tests.reference_values import CASES, cases, check, given, parameters
+
+GENTLE = {"weight": 1.0}
+REFERENCE = ["hint_mdistiller_mse", "hint_repdistiller", "hint_simkd"]
+SIZES = ["same", "down", "up"]
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_value_and_gradient_are_those_of_the_reference(case: str) -> None:
+    check(case, fitnet_loss)
+
+
+def test_no_reference_value_is_left_out() -> None:
+    assert cases("hint") == {*REFERENCE, *(f"hint_convreg_{size}" for size in SIZES)}
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_values_and_gradients_are_finite(kind: str) -> None:
+    check_finite(fitnet_loss, MAPS[kind], largest_gradient=1e4)
+
+
+def test_half_precision_is_computed_in_full() -> None:
+    check_full_precision(fitnet_loss, torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4))
+
+
+def test_maps_of_different_shapes_are_refused() -> None:
+    with pytest.raises(InputError, match="of one shape are needed"):
+        fitnet_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5))
 
 
 def spec_of(name: str) -> StageSpec:
@@ -21,12 +48,12 @@ def spec_of(name: str) -> StageSpec:
     return StageSpec(channels, height, width, True)
 
 
-@pytest.mark.parametrize("case", ["same", "down", "up"])
-def test_value_and_gradient_are_the_published_ones(case: str) -> None:
+@pytest.mark.parametrize("case", SIZES)
+def test_value_and_gradient_with_the_regressor_are_those_of_the_reference(case: str) -> None:
     inputs = CASES[f"hint_convreg_{case}"]["inputs"]
     regressor = Regressor(spec_of(inputs["student"][0]), spec_of(inputs["teacher"][0])).double()
     weights = parameters(f"hint_convreg_{case}")
-    # The facts' convolution has a bias, which the norm takes off again: ours has none.
+    # The facts' convolution has a bias, which BatchNorm removes: ours has none.
     names = {"conv.": "0.", "bn.": "1."}
     state = {
         f"layers.{names[part + '.']}{key}": value
@@ -37,7 +64,7 @@ def test_value_and_gradient_are_the_published_ones(case: str) -> None:
     regressor.load_state_dict(state, strict=False)
 
     def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return fitnet(regressor.train()(student), teacher)
+        return fitnet_loss(regressor.train()(student), teacher)
 
     check(f"hint_convreg_{case}", loss)
 
@@ -56,7 +83,7 @@ def test_value_and_gradient_are_the_published_ones(case: str) -> None:
     ],
     ids=str,
 )
-def test_any_two_sizes_are_joined(
+def test_maps_of_any_two_sizes_are_compared(
     student: tuple[int, int], teacher: tuple[int, int], conv: type, gives: tuple[int, int]
 ) -> None:
     stages = StageSpec(3, *student, True), StageSpec(5, *teacher, True)
@@ -70,28 +97,28 @@ def test_any_two_sizes_are_joined(
     assert loss.isfinite()
 
 
-def test_a_regressor_reaches_below_zero_only_where_the_teacher_does() -> None:
+def test_the_regressor_is_negative_only_if_the_teacher_can_be() -> None:
     x = torch.randn(4, 3, 8, 8)
     stage = StageSpec(3, 8, 8, True)
     assert (Regressor(stage, StageSpec(5, 8, 8, True))(x) >= 0).all()
     assert (Regressor(stage, StageSpec(5, 8, 8, False))(x) < 0).any()
 
 
-def test_the_hint_is_in_the_middle_unless_it_is_placed() -> None:
+def test_the_hint_is_in_the_middle_by_default() -> None:
     def spec(depth: int) -> ModelSpec:
         return ModelSpec(4, tuple(StageSpec(8, 8, 8, True) for _ in range(depth)), 8)
 
-    def joined(depth: int, teacher: int, stage: int | None = None) -> tuple[int, int]:
+    def paired(depth: int, teacher: int, stage: int | None = None) -> tuple[int, int]:
         method = FitNet(Pair(staged(), spec(depth), spec(teacher)), stage=stage)
         assert method.needs.stages == (method.target,)
         return method.stage + 1, method.target + 1
 
-    assert joined(3, 3) == (2, 2)  # the field's layer 2 of stem, 1, 2, 3
-    assert joined(5, 5) == (3, 3)
-    assert joined(1, 4) == (1, 4)
-    assert joined(4, 3) == (2, 2)
-    assert joined(3, 5, stage=1) == (1, 2)
-    assert joined(3, 5, stage=3) == (3, 5)
+    assert paired(3, 3) == (2, 2)  # layer 2 of stem, 1, 2, 3, as in CRD's repository
+    assert paired(5, 5) == (3, 3)
+    assert paired(1, 4) == (1, 4)
+    assert paired(4, 3) == (2, 2)
+    assert paired(3, 5, stage=1) == (1, 2)
+    assert paired(3, 5, stage=3) == (3, 5)
 
 
 def test_a_stage_that_is_not_there_is_refused() -> None:

@@ -1,7 +1,8 @@
-"""Knowledge review: the trained fusion, and models whose stages do not match."""
+"""Knowledge review: the loss at several resolutions, the trained fusion, and unequal stages."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,21 +10,96 @@ import pytest
 import torch
 from torch import Tensor
 
-from dskd.data.loader import Batch
-from dskd.methods.base import Pair, StepOutput
-from dskd.methods.reviewkd import Fusion, ReviewKD
+from dskd.errors import InputError
+from dskd.methods.contracts import Pair, StepOutput
+from dskd.methods.reviewkd import Fusion, ReviewKD, reviewkd_loss
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel
 from tests.conftest import make_dataset, make_pair, staged
-from tests.published import check, parameters
+from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
+from tests.methods.inputs import batch_of
+from tests.reference_values import cases, check, parameters
 
+REFERENCE: dict[str, Callable[..., Tensor]] = {
+    "hcl_last": lambda f3, g3: reviewkd_loss([f3], [g3]),
+    "hcl_torchdistill": lambda f3, g3: reviewkd_loss([f3], [g3]),
+    "hcl_multi": lambda *maps: reviewkd_loss(maps[:5], maps[5:]),
+}
+OTHER = {"reviewkd_full": "with the fusion, see below"}
 PARTS = {"conv1": "enter", "conv2": "leave", "att_conv.0": "attention"}
+"""The modules of a fusion by their names in the facts."""
 
 
-def batch_of(images: Tensor, epoch: int = 0) -> Batch:
-    count = torch.arange(len(images))
-    return Batch(images, count % 4, count, count, count, epoch, step=0)
+@pytest.mark.parametrize("case", REFERENCE)
+def test_value_and_gradient_are_those_of_the_reference(case: str) -> None:
+    check(case, REFERENCE[case])
+
+
+def test_no_reference_value_is_left_out() -> None:
+    assert cases("hcl") | cases("reviewkd") == REFERENCE.keys() | OTHER.keys()
+
+
+def pooled_naively(feature_map: Tensor, side: int) -> Tensor:
+    """For a side that divides the height and width of the map, or is larger."""
+    batch, channels, height, width = feature_map.shape
+    rows, columns = min(side, height), min(side, width)
+    pooled = torch.zeros(batch, channels, rows, columns, dtype=feature_map.dtype)
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i * height // rows, j * width // columns
+            window = feature_map[:, :, top : top + height // rows, left : left + width // columns]
+            pooled[:, :, i, j] = window.mean((2, 3))
+    return pooled
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 4), (2, 2), (1, 1), (8, 2), (1, 4), (16, 8)], ids=str)
+def test_the_loss_is_the_naive_loop(size: tuple[int, int]) -> None:
+    student, teacher = (torch.randn(3, 5, *size).double() for _ in range(2))
+    values, weights = [(student - teacher).square().mean()], [1.0]
+    for side in (4, 2, 1):
+        if side < max(size):
+            s, t = pooled_naively(student, side), pooled_naively(teacher, side)
+            values.append((s - t).square().mean())
+            weights.append(weights[-1] / 2)
+    expected = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
+    torch.testing.assert_close(reviewkd_loss([student], [teacher]), torch.as_tensor(expected))
+
+
+def test_the_loss_is_a_sum_over_stages_in_any_order() -> None:
+    students = [torch.randn(2, 3, 8, 8), torch.randn(2, 4, 1, 1)]
+    teachers = [torch.randn(2, 3, 8, 8), torch.randn(2, 4, 1, 1)]
+    both = reviewkd_loss(students, teachers)
+    alone = [reviewkd_loss([s], [t]) for s, t in zip(students, teachers, strict=True)]
+    torch.testing.assert_close(both, sum(alone[1:], start=alone[0]))
+    torch.testing.assert_close(both, reviewkd_loss(students[::-1], teachers[::-1]))
+
+
+def test_of_two_sizes_the_larger_map_is_pooled() -> None:
+    small, large = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 8, 6)
+    pooled = (large[:, :, ::2] + large[:, :, 1::2]) / 2
+    for one, other in ((small, large), (large, small)):
+        torch.testing.assert_close(reviewkd_loss([one], [other]), reviewkd_loss([small], [pooled]))
+
+
+def _of_one(student: Tensor, teacher: Tensor) -> Tensor:
+    return reviewkd_loss([student], [teacher])
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_values_and_gradients_are_finite(kind: str) -> None:
+    check_finite(_of_one, MAPS[kind], largest_gradient=1e4)
+
+
+def test_half_precision_is_computed_in_full() -> None:
+    check_full_precision(_of_one, torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 7))
+
+
+def test_maps_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="of the same images are needed"):
+        _of_one(torch.zeros(2, 3, 4, 4), torch.zeros(3, 3, 4, 4))
+    with pytest.raises(InputError, match="same channels are needed, got 3 of the student, 5 of"):
+        _of_one(torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 4, 4))
 
 
 def spec(*stages: tuple[int, int], pooled: int | None = None) -> ModelSpec:
@@ -31,7 +107,7 @@ def spec(*stages: tuple[int, int], pooled: int | None = None) -> ModelSpec:
     return ModelSpec(4, maps, pooled)
 
 
-def test_value_and_gradient_are_the_published_ones() -> None:
+def test_value_and_gradient_with_the_fusion_are_those_of_the_reference() -> None:
     student = spec((16, 16), (32, 8), (64, 8), pooled=64)
     teacher = spec((32, 16), (64, 8), (64, 8), pooled=128)
     method = ReviewKD(Pair(staged(), student, teacher), weight=1.0, warmup=20.0)
@@ -67,7 +143,7 @@ def test_numbers_of_stages_and_sizes_may_differ(student: str, teacher: str) -> N
     assert losses((staged(student), staged(teacher))).isfinite()
 
 
-def test_a_model_without_a_pooled_vector_does_without_that_stage() -> None:
+def test_a_model_without_a_pooled_vector_has_one_stage_less() -> None:
     pair, teacher = make_pair(staged("resnet8"), staged("resnet14"), make_dataset())
     assert teacher is not None
     assert pair.teacher_spec is not None
@@ -91,7 +167,7 @@ def test_the_weight_rises_over_the_warmup() -> None:
     )
 
 
-def test_a_gradient_goes_up_from_deep_to_shallow_and_reaches_every_stage() -> None:
+def test_the_gradient_reaches_every_stage() -> None:
     pair, teacher = make_pair(staged("resnet8"), staged("resnet14"), make_dataset())
     assert teacher is not None
     method = ReviewKD(pair, ce=0.0, kd=0.0)
@@ -103,7 +179,7 @@ def test_a_gradient_goes_up_from_deep_to_shallow_and_reaches_every_stage() -> No
     assert all(p.grad is not None for p in method.fusions.parameters())
 
 
-def test_fusion_takes_both_sides_as_its_attention_says() -> None:
+def test_the_attention_weights_the_two_maps() -> None:
     stage = StageSpec(2, 4, 4, True)
     fusion = Fusion(stage, stage, 3, fuses=True).eval()
     assert fusion.attention is not None

@@ -64,7 +64,7 @@ def test_the_result_is_that_of_all_that_is_deployed(finished: dskd.Result) -> No
 
 
 @torch.no_grad()
-def test_it_is_loaded_evaluated_and_asked_as_any_student(finished: dskd.Result) -> None:
+def test_it_is_loaded_and_evaluated_like_any_student(finished: dskd.Result) -> None:
     assert dskd.evaluate(finished.path).accuracy == finished.test_accuracy
     assert dskd.evaluate(finished.path, "best").accuracy == finished.best_test_accuracy
     student = dskd.load_deployed(finished.path)
@@ -126,14 +126,14 @@ def test_a_file_from_anywhere_is_read_with_care(finished: dskd.Result, tmp_path:
     facts = read_metadata(finished.path / name)
 
     def refusal(**changes: Any) -> str:
-        deploy_config = facts["addition"] | changes
-        metadata = {"dskd": json.dumps(facts | {"addition": deploy_config})}
+        deploy_config = facts["deploy_config"] | changes
+        metadata = {"dskd": json.dumps(facts | {"deploy_config": deploy_config})}
         safetensors.torch.save_file(weights, tmp_path / name, metadata)
         with pytest.raises(InputError) as refused:
             dskd.load_deployed(tmp_path)
         return str(refused.value)
 
-    assert "addition.width" in refusal(width=-1)
+    assert "deploy_config.width" in refusal(width=-1)
     assert "numbers" in refusal(width=10**9)
     assert "does not fit ReusedStudent" in refusal(features=65)
     assert "no submodule 'gone'" in refusal(stages=["gone"])
@@ -142,7 +142,7 @@ def test_a_file_from_anywhere_is_read_with_care(finished: dskd.Result, tmp_path:
 
 
 class Net(nn.Module):
-    """A network of somebody's own."""
+    """A user's network."""
 
     def __init__(self, width: int = 6) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Net(nn.Module):
         return logits
 
 
-def test_modules_of_one_s_own(tmp_path: Path) -> None:
+def test_modules_of_the_user(tmp_path: Path) -> None:
     data = make_dataset(4, per_class=4)
     result = dskd.distill(
         student={"module": Net(), "stages": ["one", "two"]},

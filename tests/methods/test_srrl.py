@@ -1,4 +1,4 @@
-"""Softmax regression representation: the trained connector and the frozen classifier."""
+"""Softmax regression representation: two losses, a connector that learns, a frozen classifier."""
 
 from __future__ import annotations
 
@@ -9,19 +9,44 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.methods.base import Pair
-from dskd.methods.srrl import SRRL
+from dskd.methods.contracts import Pair
+from dskd.methods.srrl import SRRL, srrl_loss
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from tests.conftest import make_dataset, make_pair, staged
-from tests.published import check, parameters
+from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
+from tests.methods.inputs import batch_of
+from tests.reference_values import cases, check, parameters
 
 
-def batch_of(images: Tensor) -> Batch:
-    count = torch.arange(len(images))
-    return Batch(images, count % 4, count, count, count, epoch=0, step=0)
+def test_the_loss_is_the_naive_loop() -> None:
+    h, g, z, y = (torch.randn(3, length) for length in (4, 4, 2, 2))
+    vectors = sum((h[b, d] - g[b, d]).item() ** 2 for b in range(3) for d in range(4)) / 12
+    logits = sum((z[b, k] - y[b, k]).item() ** 2 for b in range(3) for k in range(2)) / 6
+    assert srrl_loss(h, g, z, y).item() == pytest.approx(vectors + logits)
+    assert srrl_loss(h, g, z, y, feature=0.5, regression=3.0).item() == pytest.approx(
+        0.5 * vectors + 3 * logits
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
+def test_values_and_gradients_are_finite(batch: int, scale: float) -> None:
+    vectors, logits = scale * torch.randn(2, batch, 3), scale * torch.randn(2, batch, 2)
+    check_finite_with_gradient(srrl_loss, *vectors, *logits)
+
+
+def test_half_precision_is_computed_in_full() -> None:
+    check_full_precision(srrl_loss, *torch.randn(2, 4, 3), *torch.randn(2, 4, 2))
+
+
+def test_shapes_that_differ_are_refused() -> None:
+    vectors, logits = torch.ones(2, 3), torch.ones(2, 5)
+    with pytest.raises(InputError, match=r"vectors \[B, D\] of one shape are needed"):
+        srrl_loss(vectors, torch.ones(2, 4), logits, logits)
+    with pytest.raises(InputError, match=r"logits \[B, K\] of one shape are needed"):
+        srrl_loss(vectors, vectors, logits, torch.ones(2, 6))
 
 
 def teacher_spec(nonnegative: bool) -> ModelSpec:
@@ -35,7 +60,7 @@ def teacher_spec(nonnegative: bool) -> ModelSpec:
     )
 
 
-def test_value_and_gradient_are_the_published_ones() -> None:
+def test_value_and_gradient_are_those_of_the_reference() -> None:
     classifier = nn.Linear(128, 100).double()
     classifier.load_state_dict(parameters("srrl_cls"))
     pair = Pair(staged(), ModelSpec(100, (), 64), teacher_spec(True), classifier)
@@ -52,6 +77,7 @@ def test_value_and_gradient_are_the_published_ones() -> None:
         return method.extra_losses(batch, student, teacher)["srrl"]
 
     check("srrl", loss)
+    assert cases("srrl") == {"srrl"}
 
 
 def test_the_connector_ends_in_relu_only_where_the_teacher_is_never_negative() -> None:
@@ -81,7 +107,7 @@ def test_the_classifier_never_learns_and_the_connector_does() -> None:
         assert bool(parameter.grad.any()) is not name.startswith("fc."), name
 
 
-def test_the_two_weights_are_those_of_its_two_terms() -> None:
+def test_each_of_the_two_terms_has_its_own_weight() -> None:
     def value(**settings: float) -> float:
         method, images, teacher_output = made(**settings)
         return float(method(batch_of(images), teacher_output).losses["srrl"].detach())

@@ -35,6 +35,7 @@ from dskd.engine.metrics import EpochMetrics
 from dskd.engine.trainer import Trainer, train_step
 from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.methods.base import Method
+from dskd.methods.contracts import StepOutput
 from dskd.runtime import device, distributed
 from dskd.runtime.signals import StopRequest
 from dskd.teacher.outputs import TeacherOutputs
@@ -193,7 +194,7 @@ def _metered() -> dict[str, float]:
     own = torch.arange(12)[distributed.rank() :: distributed.world_size()]
     logits = torch.nn.functional.one_hot(own % 3, 4).float()
     batch = Batch(logits, own % 2, own, own, own, 0, 0)
-    output = methods.base.StepOutput({"ce": own.double().mean()}, logits)
+    output = StepOutput({"ce": own.double().mean()}, logits)
     metrics.add(batch, output)
     return metrics.means()
 

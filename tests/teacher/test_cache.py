@@ -31,7 +31,7 @@ from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped
-from dskd.methods.base import TeacherNeeds
+from dskd.methods.contracts import TeacherNeeds
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import autocast
 from dskd.storage.run_files import LAST

@@ -17,7 +17,7 @@ from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, Stopped
-from dskd.methods.base import TeacherNeeds
+from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import Planned, TeacherForward, TeacherOutputs

@@ -33,7 +33,7 @@ from dskd.engine.run import (
     rehearse,
 )
 from dskd.errors import InputError, NonFiniteError
-from dskd.methods.base import TeacherNeeds
+from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.compile import check_compiler

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.data.loader import Batch
-from dskd.methods.base import StepOutput, TeacherNeeds
+from dskd.methods.contracts import StepOutput, TeacherNeeds
 from dskd.models.output import ModelOutput
 
 R = TypeVar("R")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dskd.data.loader import Batch
-from dskd.methods.base import StepOutput
+from dskd.methods.contracts import StepOutput
 from dskd.runtime import distributed
 
 

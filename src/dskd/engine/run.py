@@ -27,7 +27,8 @@ from dskd.engine.optimizer import make_optimizer
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import Result, TrainingRun
 from dskd.errors import InputError
-from dskd.methods.base import Method, Pair, TeacherNeeds
+from dskd.methods.base import Method
+from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
@@ -160,7 +161,7 @@ def check_ranks(recipe: Recipe, device: torch.device) -> None:
         )
     if world == 1:
         return
-    if not methods.find(recipe.method.name).ranks:
+    if not methods.find(recipe.method.name).distributed:
         raise InputError(
             f"the method {recipe.method.name!r} keeps state that processes do not share, and "
             f"torchrun started {world}; start it without torchrun"

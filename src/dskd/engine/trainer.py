@@ -26,7 +26,8 @@ from dskd.engine.memory_usage import held_by_training, saved_for_backward
 from dskd.engine.metrics import EpochMetrics
 from dskd.engine.optimizer import load_state, set_rate
 from dskd.errors import InputError, NonFiniteError, first_line
-from dskd.methods.base import Method, StepOutput, TeacherNeeds
+from dskd.methods.base import Method
+from dskd.methods.contracts import StepOutput, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime import distributed
 from dskd.runtime.device import autocast

@@ -1,37 +1,35 @@
-"""The pure loss functions, one named after each method."""
+"""The pure loss functions: ``dskd.losses.NAME`` is the loss of the method NAME.
 
-from dskd.losses.branched import byot, dsn
-from dskd.losses.contrast import crd, sskd
-from dskd.losses.deep_supervision import dskd, dskd_terms, feature_loss
-from dskd.losses.feature_maps import at, fitnet, nst, vid
-from dskd.losses.fusion import reviewkd, semckd
+Losses that several methods share are in this package. A method's own loss is in its file:
+``dskd.losses.at`` is ``at_loss`` of `dskd.methods.at`. It is looked up when it is first used, so
+that a new method needs no entry here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+from torch import Tensor
+
+from dskd.losses.allocation import allocate
+from dskd.losses.feature_maps import feature_loss
 from dskd.losses.logits import LOGIT_LOSSES, ce, dist, dkd, kd
-from dskd.losses.relations import cc, pkt, rkd, sp
-from dskd.losses.reuse import simkd, srrl
 
-__all__ = [
-    "LOGIT_LOSSES",
-    "at",
-    "byot",
-    "cc",
-    "ce",
-    "crd",
-    "dist",
-    "dkd",
-    "dskd",
-    "dskd_terms",
-    "dsn",
-    "feature_loss",
-    "fitnet",
-    "kd",
-    "nst",
-    "pkt",
-    "reviewkd",
-    "rkd",
-    "semckd",
-    "simkd",
-    "sp",
-    "srrl",
-    "sskd",
-    "vid",
-]
+__all__ = ["LOGIT_LOSSES", "allocate", "ce", "dist", "dkd", "feature_loss", "kd"]
+
+
+def __getattr__(name: str) -> Callable[..., Tensor]:
+    from dskd import methods  # the one import upward: methods import their losses from here
+
+    if name not in methods.names():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{methods.__name__}.{name}")
+    loss: Callable[..., Tensor] = getattr(module, f"{name}_loss")
+    return loss
+
+
+def __dir__() -> list[str]:
+    from dskd import methods
+
+    return sorted({*globals(), *methods.names()})

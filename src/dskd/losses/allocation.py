@@ -1,4 +1,4 @@
-"""Loss-based weight allocation: how much each shallow stage's loss counts in this step."""
+"""Loss-based weight allocation: the weight of each shallow stage's loss in a step."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 
 
 def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float = 1.0) -> Tensor:
-    r"""Weights of the shallow losses: ``w_l >= 0``, their sum over the branches is their number.
+    r"""Weights of the shallow losses: ``w_l >= 0``, and they sum to the number of branches.
 
-    With ``S`` the losses of the ``N`` branches and ``r = S / mean(S)``, which makes every rule
-    free of the losses' scale:
+    ``S`` are the losses of the ``N`` branches. All rules use ``r = S / mean(S)``, so that the scale
+    of the losses does not matter:
 
     - ``proportional``: ``w = r``
     - ``hard-first``: ``w = N softmax(r / tau)``
@@ -25,18 +25,19 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
     - ``ca-mkd``: ``w = N (1 - softmax(r / tau)) / (N - 1)``
     - ``uniform``: ``w = 1``
 
-    All losses zero gives ``w = 1``, and so does a single branch. No gradient passes through the
+    If all losses are zero, or there is only one branch, ``w = 1``. No gradient passes through the
     weights.
 
     Source: the abstract of Luo et al. (IJCNN 2023, arXiv 2202.07846) says that the allocation is
-    based on the losses; the rules are *our choice*. ``ca-mkd`` is how the same research group
-    weighs teachers: Zhang, Chen, Wang, Confidence-Aware Multi-Teacher Knowledge Distillation,
-    ICASSP 2022, arXiv 2201.00007, equation 4.
+    based on the losses; the rules are *our choice*. ``ca-mkd`` is the rule by which the same
+    research group weights teachers: Zhang, Chen, Wang, Confidence-Aware Multi-Teacher Knowledge
+    Distillation, ICASSP 2022, arXiv 2201.00007, equation 4.
 
     Args:
-        losses: ``[N]``, a loss a branch, or ``[N, B]``, one for each image too; all >= 0.
+        losses: ``[N]``, one loss per branch, or ``[N, B]``, one per branch and image; all >= 0.
         allocation: The rule.
-        tau: Temperature of the softmax rules, above 0: small is sharp, large is uniform.
+        tau: Temperature of the softmax rules, above 0. A small one favours single branches, a
+            large one gives nearly equal weights.
 
     Returns:
         The weights, in the shape of ``losses``; each column sums to ``N``.
@@ -52,11 +53,11 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
         raise unknown("allocation", allocation, ALLOCATIONS)
     if not tau > 0:
         raise InputError(f"tau must be above 0, got {tau}")
-    losses = losses.detach().clamp_min(0)  # rounding may put a divergence just below
+    losses = losses.detach().clamp_min(0)  # rounding can make a divergence slightly negative
     count = len(losses)
     if count == 1 or allocation == "uniform":
         return torch.ones_like(losses)
-    # Over the largest first: the mean of very small or large losses would leave float32's range.
+    # Divided by the largest first: the mean of tiny or huge losses would leave float32's range.
     relative = losses / losses.amax(0)
     relative = relative / relative.mean(0)
     relative = torch.where(losses.amax(0) > 0, relative, torch.ones_like(losses))

@@ -1,7 +1,7 @@
-"""Losses between the logits of student and teacher: interchangeable in the deep layer and branches.
+"""Losses on logits. DSKD can use each of them at its deep layer and in its branches.
 
-Every function computes in float32 at least, whatever precision the logits come in, and stays
-finite for logits of +-100. Shapes: ``B`` images, ``K`` classes.
+Every function computes in float32 or more, whatever the precision of the logits, and stays finite
+for logits of +-100. Shapes: ``B`` images, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.errors import InputError, unknown
-from dskd.losses.precision import check_temperature, in_full_precision
+from dskd.losses.checks import check_temperature
+from dskd.losses.precision import in_full_precision
 
 Reduction = Literal["mean", "none"]
 
 
 class LogitLoss(Protocol):
-    """A logit loss with its settings bound: what the deep layer and the branches call."""
+    """A logit loss whose settings are bound: the common signature of all of them."""
 
     def __call__(
         self,
@@ -57,7 +58,7 @@ def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") ->
     Args:
         student_logits: ``[B, K]``.
         labels: int64, ``[B]``.
-        reduction: ``mean`` over the batch, or ``none`` for a value an image.
+        reduction: ``mean`` over the batch, or ``none`` for one value per image.
 
     Example:
         >>> round(ce(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)
@@ -67,7 +68,7 @@ def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") ->
 
 
 def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
-    """Each image's logits minus their mean, over their standard deviation.
+    """The logits of each image, shifted to mean 0 and scaled to standard deviation 1.
 
     Source: Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024,
     arXiv 2403.01427, Algorithm 1. The temperature is applied afterwards.
@@ -77,7 +78,7 @@ def standardized(logits: Tensor, eps: float = 1e-7) -> Tensor:
         eps: Added to the (unbiased) standard deviation.
     """
     centred = logits - logits.mean(1, keepdim=True)
-    # The root of zero has no gradient: equal logits are kept just above it.
+    # The square root has no gradient at 0, the variance of equal logits.
     variance = logits.var(1, keepdim=True).clamp_min(eps**2)
     return centred / (variance.sqrt() + eps)
 
@@ -93,14 +94,14 @@ def kd(
     r"""Classic knowledge distillation: ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``.
 
     Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015,
-    arXiv 1503.02531, section 2. Summed over classes, mean over the batch.
+    arXiv 1503.02531, section 2. The divergence is the sum over classes and the mean over the batch.
 
     Args:
         student_logits: ``[B, K]``.
         teacher_logits: ``[B, K]``.
         temperature: T, above 0.
-        standardize: Standardise both sides' logits first (Sun et al., CVPR 2024).
-        reduction: ``mean`` over the batch, or ``none`` for a value an image.
+        standardize: Standardise the logits of student and teacher first (Sun et al., CVPR 2024).
+        reduction: ``mean`` over the batch, or ``none`` for one value per image.
 
     Raises:
         InputError: The temperature is not above 0, or the shapes differ.
@@ -125,13 +126,13 @@ def kd(
 
 
 def _others(values: Tensor, labels: Tensor) -> Tensor:
-    """``values`` ``[B, K]`` without each row's labelled column: ``[B, K - 1]``."""
+    """``values`` ``[B, K]`` without the column of each row's label: ``[B, K - 1]``."""
     column = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
     return values.gather(1, column + (column >= labels[:, None]).long())
 
 
 def _target_and_rest(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Logarithms of the probability of the label and of all the rest: ``[B, 2]``."""
+    """Log-probabilities of the label and of all other classes together: ``[B, 2]``."""
     target = log_probabilities.gather(1, labels[:, None])
     rest = _others(log_probabilities, labels).logsumexp(1, keepdim=True)
     return torch.cat([target, rest], dim=1)
@@ -149,9 +150,9 @@ def dkd(
 ) -> Tensor:
     """Decoupled knowledge distillation: ``alpha * TCKD + beta * NCKD``.
 
-    KD's divergence taken apart into label-against-rest (TCKD) and among the rest (NCKD), each
-    weighted on its own and times ``T^2``. Logarithms are taken by logsumexp, so that logits of
-    any size give finite values.
+    KD's divergence has two parts: the label against all other classes (TCKD), and the other classes
+    among themselves (NCKD). Here each has its own weight; both are multiplied by ``T^2``. The
+    function works with log-probabilities (logsumexp): logits of any size give finite values.
 
     Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, arXiv 2203.08679,
     equation 7.
@@ -163,7 +164,7 @@ def dkd(
         alpha: Weight of TCKD.
         beta: Weight of NCKD.
         temperature: T, above 0.
-        reduction: ``mean`` over the batch, or ``none`` for a value an image.
+        reduction: ``mean`` over the batch, or ``none`` for one value per image.
 
     Raises:
         InputError: The temperature is not above 0, or the shapes differ.
@@ -193,7 +194,7 @@ def dkd(
 
 
 def _correlation(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
-    """Pearson's correlation along ``dim``; 0 where either side is constant."""
+    """Pearson's correlation along ``dim``; 0 if either side is constant."""
     a = a - a.mean(dim, keepdim=True)
     b = b - b.mean(dim, keepdim=True)
     norms = torch.linalg.vector_norm(a, dim=dim) * torch.linalg.vector_norm(b, dim=dim)
@@ -212,8 +213,8 @@ def dist(
 ) -> Tensor:
     """DIST: one minus the correlation of the probabilities, within images and within classes.
 
-    ``T^2 (beta (1 - mean_b r(p_b, q_b)) + gamma (1 - mean_k r(p_:k, q_:k)))`` with p and q the
-    softmax of the logits over T, r Pearson's correlation.
+    ``T^2 (beta (1 - mean_b r(p_b, q_b)) + gamma (1 - mean_k r(p_:k, q_:k)))``. ``p`` and ``q`` are
+    the softmax of the logits divided by T, ``r`` is Pearson's correlation.
 
     Source: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022,
     arXiv 2205.10536, equations 8 to 10.
@@ -223,8 +224,8 @@ def dist(
         teacher_logits: ``[B, K]``.
         beta: Weight of the relation within an image.
         gamma: Weight of the relation within a class, across the batch.
-        temperature: T, above 0; the paper takes 1 on ImageNet and 4 on CIFAR-100.
-        reduction: ``mean`` only: the relation within a class has no value an image.
+        temperature: T, above 0; the paper uses 1 on ImageNet and 4 on CIFAR-100.
+        reduction: ``mean`` only: the relation within a class has no value per image.
 
     Raises:
         InputError: The temperature is not above 0, or ``reduction`` is ``none``.
@@ -239,7 +240,7 @@ def dist(
     if reduction != "mean":
         raise InputError(
             "the loss 'dist' has no value for a single image (it relates a whole batch); "
-            "weigh the branches per batch"
+            "weight the branches per batch"
         )
     p = F.softmax(student_logits / temperature, dim=1)
     q = F.softmax(teacher_logits / temperature, dim=1)
@@ -250,27 +251,27 @@ def dist(
 
 LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "kd": kd,
-    "kl": kd,  # the name that P_l has in the method's equations
+    "kl": kd,  # the name of P_l in DSKD's equations
     "kd-standardized": partial(kd, standardize=True),
     "dkd": dkd,
     "dist": dist,
 }
-"""The logit losses by the names that ``deep_loss`` and ``prediction_loss`` take."""
+"""The logit losses by their names in the settings ``deep_loss`` and ``prediction_loss``."""
 
 PER_SAMPLE = frozenset(LOGIT_LOSSES) - {"dist"}
-"""Those that have a value for each image, and so can be weighted image by image."""
+"""The logit losses that have one value per image, and so can be weighted per image."""
 
 
 def bind(name: str, temperature: float, options: dict[str, Any]) -> LogitLoss:
-    """The logit loss ``name`` with its settings, under the one signature of `LogitLoss`.
+    """The logit loss ``name`` with its settings bound, under the signature of `LogitLoss`.
 
     Args:
         name: A key of `LOGIT_LOSSES`.
-        temperature: T, unless ``options`` has its own.
+        temperature: T, unless ``options`` gives another.
         options: Further arguments of the function, such as ``{"beta": 2.0}`` for dkd.
 
     Raises:
-        InputError: The name or an option does not exist, or an option is no number.
+        InputError: The name or an option does not exist, or an option is not a number.
 
     Example:
         >>> loss = bind("dkd", 4.0, {"beta": 2.0})

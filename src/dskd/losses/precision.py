@@ -1,4 +1,4 @@
-"""Losses are computed in float32 at least, whatever precision the forward passes ran in."""
+"""Losses compute in float32 or more, whatever precision the forward passes used."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from dskd.errors import InputError
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """``values`` in float32 where they come in half precision, else as they are."""
+    """``values`` in float32 if they are in half precision, else unchanged."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
-    """A loss that gets its tensors in float32 at least, and computes outside of autocast.
+    """Makes a loss compute in float32 or more, outside of autocast.
 
-    Autocast would turn the matrix products within a loss to bfloat16 again.
+    Converting the inputs alone is not enough: autocast would compute the matrix products inside
+    the loss in bfloat16 again.
 
     Example:
         >>> @in_full_precision
@@ -44,7 +43,7 @@ def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
 
 
 def _device(values: Any) -> str:
-    """The kind of device that the first tensor among the values is on."""
+    """The device type of the first tensor among the values."""
     for value in values:
         if isinstance(value, Tensor):
             return value.device.type
@@ -59,50 +58,3 @@ def _raised(value: Any) -> Any:
     if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
         return [full_precision(tensor) for tensor in value]
     return value
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuses a temperature that is not a finite number above 0.
-
-    Raises:
-        InputError: It is not.
-    """
-    if not 0 < temperature < float("inf"):
-        raise InputError(f"temperature must be above 0, got {temperature}")
-
-
-def check_same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
-    """Refuses tensors of student and teacher that must be of one shape and are not.
-
-    Args:
-        student: Of the student.
-        teacher: Of the teacher.
-        what: In the error, as in ``feature maps [B, C, H, W]``.
-
-    Raises:
-        InputError: They differ.
-    """
-    if student.shape != teacher.shape:
-        raise InputError(
-            f"{what} of one shape are needed, got {list(student.shape)} of the student, "
-            f"{list(teacher.shape)} of the teacher"
-        )
-
-
-def check_same_batch(student: Tensor, teacher: Tensor, dimensions: int, what: str) -> None:
-    """Refuses tensors that are not of as many dimensions, or not of the same number of images.
-
-    Args:
-        student: Of the student.
-        teacher: Of the teacher.
-        dimensions: That each must have, the batch's included.
-        what: In the error, as in ``feature maps [B, C, H, W]``.
-
-    Raises:
-        InputError: They do not fit.
-    """
-    if {student.dim(), teacher.dim()} != {dimensions} or len(student) != len(teacher):
-        raise InputError(
-            f"{what} of the same images are needed, got {list(student.shape)} of the student, "
-            f"{list(teacher.shape)} of the teacher"
-        )

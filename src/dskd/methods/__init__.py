@@ -1,6 +1,8 @@
-"""Distillation methods, one per file. The file's name is the method's name.
+"""The methods. The file ``NAME.py`` with a class of that name, in any capitals, is the method NAME.
 
-Only `find` and `resolve` import torch: names and summaries are read off the files.
+``simkd.py`` has the class ``SimKD``, so it is the method ``simkd``; ``base.py`` has no class
+``Base``, so it is not a method. Names and summaries are read from the source, and a method is
+imported when it is used: to list them does not import torch.
 """
 
 from __future__ import annotations
@@ -19,70 +21,57 @@ if TYPE_CHECKING:
     from dskd.methods.base import Method
 
 
+@functools.cache
+def _classes() -> dict[str, ast.ClassDef]:
+    """The class of each method, by the method's name."""
+    return {
+        path.stem: node
+        for path in sorted(Path(__file__).parent.glob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name.lower() == path.stem.replace("_", "")
+    }
+
+
 def names() -> list[str]:
-    """Lists all methods.
+    """The names of all methods.
 
     Example:
         >>> "dskd" in names()
         True
     """
-    return list(_summaries())
+    return list(_classes())
 
 
 def summary(name: str) -> str:
-    """The first line of a method's docstring.
+    """The first line of a method's description: its idea and its objective.
 
     Example:
         >>> summary("ce")
         'Cross-entropy with the labels: ``ce * CE(z_s, y)``.'
     """
-    return _summaries()[name]
-
-
-@functools.cache
-def _summaries() -> dict[str, str]:
-    """The summary of each method, by name.
-
-    A file is a method's if it defines a class of the file's name, in any case and without
-    underscores. The other files hold what methods share.
-    """
-    found = {}
-    for path in sorted(Path(__path__[0]).glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and node.name.lower() == path.stem.replace("_", ""):
-                found[path.stem] = (ast.get_docstring(node) or "").partition("\n")[0]
-    return found
+    return (ast.get_docstring(_classes()[name]) or "").partition("\n")[0]
 
 
 def find(name: str) -> type[Method]:
-    """Imports a method.
+    """The method called ``name``.
 
     Raises:
-        InputError: No method has this name.
+        InputError: There is none of this name; the nearest is suggested.
     """
-    from dskd.methods.base import Method
-
     if name not in names():
         raise unknown("method", name, names())
-    module = importlib.import_module(f"{__name__}.{name}")
-    (method,) = (
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Method)
-        and value.__module__ == module.__name__
+    method: type[Method] = getattr(
+        importlib.import_module(f"{__name__}.{name}"), _classes()[name].name
     )
     return method
 
 
 def resolve(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills in all settings of a method.
-
-    A value comes from ``settings``, else from the preset, else from the method's defaults.
+    """All settings of a method: its defaults, then a preset if one is named, then ``settings``.
 
     Args:
         name: The method.
-        settings: What the user set. ``preset`` names one of the method's presets.
+        settings: The user's settings; ``preset`` names one of the method's presets.
 
     Raises:
         InputError: A setting or preset does not exist, or a value is out of range.

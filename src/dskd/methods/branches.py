@@ -1,4 +1,4 @@
-"""What hangs on a shallow stage while the student learns, and is gone when it is deployed."""
+"""Auxiliary branches on the shallow stages, used in training only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Downsampling = Literal["pool", "stride"]
 
 
 class BranchOutput(NamedTuple):
-    """What a branch says of a shallow stage.
+    """The output of a branch.
 
     Attributes:
         logits: z_l, ``[B, K]``.
@@ -28,28 +28,28 @@ class BranchOutput(NamedTuple):
 
 
 class Branch(nn.Module):
-    """Adapter and classifier on one shallow stage: ``F_l -> A_l(F_l) -> z_l``.
+    """An adapter and a classifier on one shallow stage: ``F_l -> A_l(F_l) -> z_l``.
 
-    By ``pool``, the stage's map is average-pooled to the teacher's size first, where it is larger
-    (less to compute), then goes through a bottleneck 1x1 -> 3x3 -> 1x1 with BatchNorm and ReLU
-    between. By ``stride``, each halving of the map is a 3x3 convolution with stride 2 instead, as
-    deep as the stages that the branch stands for; what is still too large is pooled at the end.
-    Both end in BatchNorm and ReLU only where the teacher's map is never negative, else they are
-    linear. The classifier sees the adapted map average-pooled.
+    With ``pool``, the stage's map is first average-pooled to the target's size if it is larger,
+    which saves computation. Then it goes through a bottleneck of 1x1, 3x3 and 1x1 convolutions with
+    BatchNorm and ReLU between them. With ``stride``, a 3x3 convolution with stride 2 halves the map
+    as often as needed instead, so that the branch is about as deep as the stages it replaces; a map
+    that is still too large is pooled at the end. Both adapters end in BatchNorm and ReLU only if
+    the target is never negative; otherwise they end in a convolution. The classifier sees the
+    average of the adapted map.
 
-    Source: *our choice*; bottlenecks like the first are what the same research group uses in SemCKD
-    (AAAI 2021, arXiv 2012.03236) and SimKD (CVPR 2022, arXiv 2203.14001); a strided convolution for
-    every halving is the way of BYOT's branches (ICCV 2019, arXiv 1905.08094).
+    Source: *our choice*. The same research group uses bottlenecks like the first in SemCKD
+    (AAAI 2021, arXiv 2012.03236) and SimKD (CVPR 2022, arXiv 2203.14001). The branches of BYOT
+    (ICCV 2019, arXiv 1905.08094) have a strided convolution for every halving.
 
     Args:
         stage: The student's stage.
-        target: The teacher's map that supervises it.
+        target: The map that supervises it.
         num_classes: K.
         width: Channels inside the adapter; None for ``max(32, C_t / 2)``.
-        downsampling: How the map comes to the teacher's size.
+        downsampling: How the map is brought to the target's size.
 
     Example:
-        >>> import torch
         >>> branch = Branch(StageSpec(16, 32, 32, True), StageSpec(64, 8, 8, True), num_classes=10)
         >>> output = branch(torch.zeros(2, 16, 32, 32))
         >>> output.logits.shape, output.map.shape
@@ -96,7 +96,7 @@ def _bottleneck(channels: int, inner: int) -> list[nn.Module]:
 
 
 def _strided(stage: StageSpec, target: StageSpec, inner: int) -> list[nn.Module]:
-    """A 3x3 convolution for every time that the stage's map is twice as large as the target."""
+    """A 3x3 convolution with stride 2 for every halving from the stage's size to the target's."""
     times = min(stage.height // target.height, stage.width // target.width)
     halvings = max(1, times).bit_length() - 1
     widths = itertools.pairwise([stage.channels, *[inner] * max(1, halvings)])

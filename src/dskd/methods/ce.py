@@ -1,10 +1,11 @@
-"""Plain training by labels: for teachers, and as the baseline."""
+"""Training by labels alone: for teachers, and as the baseline."""
 
 from __future__ import annotations
 
 from dskd.data.loader import Batch
-from dskd.losses.logits import ce
-from dskd.methods.base import Method, Pair, StepOutput
+from dskd.losses.logits import ce as ce_loss
+from dskd.methods.base import Method
+from dskd.methods.contracts import Pair, StepOutput
 from dskd.models.output import ModelOutput
 from dskd.settings import Weight, checked
 
@@ -33,6 +34,6 @@ class CE(Method):
         self.ce = ce
 
     def forward(self, batch: Batch, teacher: ModelOutput | None = None) -> StepOutput:
-        """The labels' loss; the teacher is not read."""
+        """The loss of the labels; the teacher is not read."""
         logits = self.student(batch.images).logits
-        return StepOutput({"ce": self.ce * ce(logits, batch.labels)}, logits)
+        return StepOutput({"ce": self.ce * ce_loss(logits, batch.labels)}, logits)

@@ -1,25 +1,26 @@
-"""DIST: the relations within predictions instead of their values."""
+"""DIST: the student learns the relations within predictions, not their values."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from dskd.data.loader import Batch
-from dskd.losses.logits import ce as cross_entropy
-from dskd.losses.logits import dist
-from dskd.methods.base import Method, Pair, StepOutput, TeacherNeeds, check_classes, require_outputs
-from dskd.models.output import ModelOutput
+from dskd.losses.logits import dist as dist_loss
+from dskd.methods.base import LogitMethod
+from dskd.methods.contracts import Pair
 from dskd.settings import Positive, Weight, checked
 
 
-class DIST(Method):
+class DIST(LogitMethod):
     """Relations: ``ce * CE + kd * T^2 (beta (1 - r_b) + gamma (1 - r_k))``.
 
-    ``r_b`` is Pearson's correlation of the two sides' probabilities within each image, ``r_k``
-    within each class across the batch. See `dskd.losses.dist`.
+    ``r_b`` is Pearson's correlation of the probabilities of student and teacher within each image,
+    ``r_k`` within each class across the batch. See `dskd.losses.dist`.
 
     Source: Huang, You, Wang, Qian, Xu, Knowledge Distillation from A Stronger Teacher, NeurIPS
-    2022, arXiv 2205.10536, equations 8 to 10; the weights (1 for the labels, 2 for each relation)
+    2022, arXiv 2205.10536, equations 8 to 10. The weights (1 for the labels, 2 for each relation)
     and T = 4 are the paper's for CIFAR-100.
 
     Args:
@@ -34,7 +35,6 @@ class DIST(Method):
         InputError: A setting is out of range, or the classes differ.
     """
 
-    needs = TeacherNeeds(logits=True)
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 1.0, "beta": 2.0, "gamma": 2.0}}
 
     @checked
@@ -48,19 +48,12 @@ class DIST(Method):
         beta: Weight = 2.0,
         gamma: Weight = 2.0,
     ) -> None:
-        super().__init__(pair)
-        check_classes(pair)
-        self.temperature, self.ce, self.kd = temperature, ce, kd
+        super().__init__(pair, ce, kd, temperature)
         self.beta, self.gamma = beta, gamma
 
-    def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
-        """The labels' loss and that of the two relations."""
-        logits = self.student(batch.images).logits
-        relations = dist(
-            logits, require_outputs(teacher).logits, self.beta, self.gamma, self.temperature
-        )
-        losses = {
-            "ce": self.ce * cross_entropy(logits, batch.labels),
-            "dist": self.kd * relations,
-        }
-        return StepOutput(losses, logits)
+    def logit_losses(
+        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss of the two relations."""
+        loss = dist_loss(student_logits, teacher_logits, self.beta, self.gamma, self.temperature)
+        return {"dist": self.kd * loss}

@@ -1,52 +1,43 @@
-"""Decoupled knowledge distillation."""
+"""Decoupled knowledge distillation: the label and the other classes get their own weights."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from dskd.data.loader import Batch
-from dskd.losses.logits import ce as cross_entropy
-from dskd.losses.logits import dkd
-from dskd.methods.base import (
-    RAMPED,
-    Method,
-    Pair,
-    StepOutput,
-    TeacherNeeds,
-    check_classes,
-    ramp,
-    require_outputs,
-)
-from dskd.models.output import ModelOutput
+from dskd.losses.logits import dkd as dkd_loss
+from dskd.methods.base import RAMPED, LogitMethod, ramp
+from dskd.methods.contracts import Pair
 from dskd.settings import Epochs, Positive, Weight, checked
 
 
-class DKD(Method):
-    """KD taken apart: ``ce * CE + kd * (alpha * TCKD + beta * NCKD)``.
+class DKD(LogitMethod):
+    """KD in two parts: ``ce * CE + kd * (alpha * TCKD + beta * NCKD)``.
 
-    TCKD is the divergence of the label's probability against all the rest, NCKD that among the
-    rest; plain KD ties the weight of the second to how unsure the teacher is. See
+    TCKD is the divergence between the label and all other classes, NCKD the one among the other
+    classes. In plain KD the weight of the second depends on how unsure the teacher is. See
     `dskd.losses.dkd`.
 
     Source: Zhao, Cui, Song, Qiu, Liang, Decoupled Knowledge Distillation, CVPR 2022,
-    arXiv 2203.08679, equation 7. The paper takes another beta for each pair (8 for
-    resnet32x4-resnet8x4) and lets the term rise over 20 of 240 epochs: ``warmup``, of which
-    ``literature`` takes 20 and the default none, so that short runs learn from it at all.
+    arXiv 2203.08679, equation 7. The paper uses another beta for each pair (8 for
+    resnet32x4-resnet8x4), and its weight rises over the first 20 of 240 epochs. Here ``warmup``
+    sets this: 20 in ``literature``, and 0 by default, so that short runs learn from the term too.
 
     Args:
         pair: Student and teacher, of the same classes.
         temperature: T.
         ce: Weight of the labels.
-        kd: Weight of the two terms together.
+        kd: Weight of the two parts together.
         alpha: Weight of TCKD.
         beta: Weight of NCKD.
-        warmup: Epochs over which the two terms rise to their weight.
+        warmup: Epochs over which the weight of the two parts rises.
 
     Raises:
         InputError: A setting is out of range, or the classes differ.
     """
 
-    needs = TeacherNeeds(logits=True)
     presets: ClassVar = {
         "literature": {"ce": 1.0, "kd": 1.0, "alpha": 1.0, "beta": 8.0, "warmup": 20.0}
     }
@@ -63,25 +54,14 @@ class DKD(Method):
         beta: Weight = 8.0,
         warmup: Epochs = 0.0,
     ) -> None:
-        super().__init__(pair)
-        check_classes(pair)
-        self.temperature, self.ce, self.kd = temperature, ce, kd
+        super().__init__(pair, ce, kd, temperature)
         self.alpha, self.beta, self.warmup = alpha, beta, warmup
         self.uncompiled = RAMPED if warmup else ""
 
-    def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
-        """The labels' loss and the two parts of the teacher's."""
-        logits = self.student(batch.images).logits
-        decoupled = dkd(
-            logits,
-            require_outputs(teacher).logits,
-            batch.labels,
-            self.alpha,
-            self.beta,
-            self.temperature,
-        )
-        losses = {
-            "ce": self.ce * cross_entropy(logits, batch.labels),
-            "dkd": self.kd * ramp(batch.epoch, self.warmup) * decoupled,
-        }
-        return StepOutput(losses, logits)
+    def logit_losses(
+        self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor
+    ) -> dict[str, Tensor]:
+        """The two parts of the divergence, with their weight in this epoch."""
+        settings = self.alpha, self.beta, self.temperature
+        loss = dkd_loss(student_logits, teacher_logits, batch.labels, *settings)
+        return {"dkd": self.kd * ramp(batch.epoch, self.warmup) * loss}

@@ -1,36 +1,59 @@
-"""Deeply-supervised nets: the labels supervise the shallow stages too, and nobody else does."""
+"""Deeply-supervised nets: the labels supervise the shallow stages too; there is no teacher."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dskd.data.loader import Batch
-from dskd.losses.branched import dsn
 from dskd.losses.logits import ce as cross_entropy
-from dskd.methods.base import BranchedMethod, Pair, StepOutput
+from dskd.losses.precision import in_full_precision
+from dskd.methods.base import BranchedMethod
 from dskd.methods.branches import Branch
+from dskd.methods.contracts import Pair, StepOutput
 from dskd.models.output import ModelOutput
 from dskd.settings import Count, Weight, checked
+
+
+@in_full_precision
+def dsn_loss(branch_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Deep supervision: ``sum_l CE(z_l, y)``.
+
+    Source: Lee, Xie, Gallagher, Zhang, Tu, Deeply-Supervised Nets, AISTATS 2015,
+    arXiv 1409.5185, section 2.2 (the companion objectives). The paper has squared hinge losses
+    there; each counts only above a threshold and fades out during training. Cross-entropy with a
+    constant weight is *our choice*, and common in later work.
+
+    Args:
+        branch_logits: z_l, one or more tensors ``[B, K]``.
+        labels: y, int64, ``[B]``.
+
+    Example:
+        >>> round(dsn_loss([torch.zeros(2, 4), torch.zeros(2, 4)], torch.tensor([0, 3])).item(), 4)
+        2.7726
+    """
+    return torch.stack([cross_entropy(logits, labels) for logits in branch_logits]).sum()
 
 
 class DSN(BranchedMethod):
     """Labels at every stage, without a teacher: ``ce * CE(z_s, y) + weight * sum_l CE(z_l, y)``.
 
-    A branch with a classifier of its own hangs on each shallow stage while the student learns.
+    During training, each shallow stage has a branch with its own classifier.
 
-    Source: Lee, Xie, Gallagher, Zhang, Tu, AISTATS 2015, arXiv 1409.5185, section 2.2. For
-    the loss see `dskd.losses.dsn`. The branches are those of `dskd.methods.branches.Branch`, made for the
-    student's own last map, as dskd's preset ``paper`` makes them for the teacher's; the paper's are
-    plain classifiers on a layer. ``literature`` is the sum that its authors'
-    public configuration minimises, in which no loss has a weight.
+    Source: Lee, Xie, Gallagher, Zhang, Tu, AISTATS 2015, arXiv 1409.5185, section 2.2. For the loss
+    see `dskd.losses.dsn`. The branches are `dskd.methods.branches.Branch`, built for the student's
+    own last map, as dskd's preset ``paper`` builds them for the teacher's; the paper's are plain
+    classifiers on a layer. ``literature`` is the sum that the authors' public configuration
+    minimises: no loss has a weight.
 
     Args:
         pair: The student, with two stages or more; no teacher is needed.
         ce: Weight of the labels at the student's own classifier.
         weight: Weight of the labels at each branch.
-        supervise: Which shallow stages have a branch, from 1; None for all.
+        supervise: Which shallow stages get a branch, from 1; None for all.
 
     Raises:
         InputError: A setting is out of range, or the student has no shallow stage.
@@ -56,11 +79,11 @@ class DSN(BranchedMethod):
         self.ce, self.weight = ce, weight
 
     def forward(self, batch: Batch, teacher: ModelOutput | None = None) -> StepOutput:
-        """The labels' losses; the teacher is not read."""
+        """The losses of the labels; the teacher is not read."""
         student = self.student(batch.images)
         branches = self.branch_outputs(student.stages)
         losses = {
             "ce": self.ce * cross_entropy(student.logits, batch.labels),
-            "shallow": self.weight * dsn([branch.logits for branch in branches], batch.labels),
+            "shallow": self.weight * dsn_loss([b.logits for b in branches], batch.labels),
         }
         return StepOutput(losses, student.logits)

@@ -1,4 +1,4 @@
-"""FitNets: a hint from the middle of the teacher for the middle of the student."""
+"""FitNets: the middle of the student learns from the middle of the teacher."""
 
 from __future__ import annotations
 
@@ -10,23 +10,50 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses.feature_maps import fitnet, pool_to
-from dskd.methods.base import FeatureMethod, Pair, TeacherNeeds, at_same_depth, check_stages
+from dskd.losses.checks import check_same_shape
+from dskd.losses.feature_maps import pool_to
+from dskd.losses.precision import in_full_precision
+from dskd.methods.base import FeatureMethod
+from dskd.methods.checks import at_same_depth, check_stages
+from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec
 from dskd.settings import Count, Positive, Weight, checked
 
 
+@in_full_precision
+def fitnet_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Hint: ``mean((r(F_s) - F_t)^2)`` over images, channels and positions.
+
+    Source: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550,
+    equation 3. The paper has half of the squared norm. The reference implementations have the mean
+    of the squares, and the published weights belong to that.
+
+    Args:
+        student_map: ``[B, C, H, W]``, the output of the regressor r for the student's map.
+        teacher_map: ``[B, C, H, W]``.
+
+    Raises:
+        InputError: The shapes differ.
+
+    Example:
+        >>> fitnet_loss(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 2.0)).item()
+        4.0
+    """
+    check_same_shape(student_map, teacher_map, "feature maps [B, C, H, W]")
+    return (student_map - teacher_map).square().mean()
+
+
 class FitNet(FeatureMethod):
     """A hint in the middle: ``ce * CE + kd * KD + weight * mean (r(F_s) - F_t)^2``.
 
-    ``r`` is a `Regressor` from the student's map to the teacher's, trained beside the student and
+    ``r`` is a `Regressor` from the student's map to the teacher's, trained with the student and
     never deployed. The teacher's stage is the one at the same relative depth.
 
     Source: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550,
-    equation 3. The paper trains in two stages, up to the hint by the hint alone and then the whole
-    by classic distillation without it; like the field after it, this trains with both at once. The
-    weight is the field's for that (CRD's repository; ``literature`` has no KD).
+    equation 3. The paper trains in two phases: first the student up to the hint, by the hint alone;
+    then the whole student by classic distillation, without the hint. Here both are trained at once,
+    as in CRD's repository, and the weight is that repository's (``literature`` has no KD).
 
     Args:
         pair: Student and teacher, of the same classes, with stages.
@@ -67,30 +94,29 @@ class FitNet(FeatureMethod):
     def extra_losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput
     ) -> dict[str, Tensor]:
-        """The hint's loss."""
+        """The loss of the hint."""
         regressed = self.regressor(student.stages[self.stage])
         target = pool_to(teacher.stages[self.target], *regressed.shape[2:])
-        return {"fitnet": self.weight * fitnet(regressed, target)}
+        return {"fitnet": self.weight * fitnet_loss(regressed, target)}
 
 
 class Regressor(nn.Module):
     """From the student's map to the teacher's: a convolution, BatchNorm, ReLU.
 
-    The convolution is 1x1 for maps of one size, 3x3 with stride 2 from twice the teacher's size,
-    4x4 transposed with stride 2 from half of it. *Our choice* for all other sizes: the student's
-    map is average-pooled to the teacher's where it is larger, then 1x1; where the teacher's is
-    larger still, it is pooled in turn.
+    The convolution is 1x1 for maps of one size, 3x3 with stride 2 if the teacher's map has half the
+    student's size, and 4x4 transposed with stride 2 if it has twice the size. *Our choice* for all
+    other sizes: the student's map is average-pooled to the teacher's if it is larger, then comes
+    the 1x1 convolution; if the teacher's map is still larger, it is pooled too.
 
-    Source: the field's (CRD's repository); the paper's is a plain convolution without padding, as
-    large as the difference in size asks for. It ends in a ReLU only where the teacher's map is
-    never negative: *our choice*, behind a ReLU it would reach no value below zero.
+    Source: CRD's repository. The paper has a plain convolution without padding, as large as the
+    difference in size requires. The ReLU at the end is left out if the teacher's map has negative
+    values, which it could not reach: *our choice*.
 
     Args:
         stage: The student's stage.
-        target: The teacher's map that is its hint.
+        target: The teacher's map, the hint.
 
     Example:
-        >>> import torch
         >>> regressor = Regressor(StageSpec(16, 32, 32, True), StageSpec(64, 16, 16, True))
         >>> regressor(torch.zeros(2, 16, 32, 32)).shape
         torch.Size([2, 64, 16, 16])
@@ -120,7 +146,7 @@ class Regressor(nn.Module):
 
 
 def _halved(stage: StageSpec, target: StageSpec) -> bool:
-    """Whether a stride of 2 leads from the one size to the other."""
+    """Whether a convolution with stride 2 turns the stage's size into the target's."""
     smaller = (math.ceil(stage.height / 2), math.ceil(stage.width / 2))
     sizes = (target.height, target.width)
     return sizes == smaller and sizes != (stage.height, stage.width)

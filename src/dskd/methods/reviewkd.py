@@ -1,7 +1,8 @@
-"""Knowledge review: the student's deeper stages help its shallower ones to meet the teacher's."""
+"""Knowledge review: the student's deeper stages help its shallower ones to match the teacher."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,40 +10,82 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dskd.data.loader import Batch
-from dskd.losses.fusion import reviewkd
-from dskd.methods.base import (
-    RAMPED,
-    FeatureMethod,
-    Pair,
-    TeacherNeeds,
-    at_same_depth,
-    check_classes,
-    check_stages,
-    ramp,
-)
+from dskd.losses.feature_maps import comparable, pool_to
+from dskd.losses.precision import in_full_precision
+from dskd.methods.base import RAMPED, FeatureMethod, ramp
+from dskd.methods.checks import at_same_depth, check_classes, check_stages
+from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec
 from dskd.settings import Count, Epochs, Positive, Weight, checked
+
+LEVELS = (4, 2, 1)
+"""The sides of the pooled maps that the loss compares, after the maps themselves."""
+
+
+@in_full_precision
+def reviewkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
+    """Hierarchical context loss: ``sum_l (D(F_l, G_l) + sum_k 2^-k D(F_l,k, G_l,k)) / sum_k 2^-k``.
+
+    ``D`` is the mean of the squared differences. ``F_l,k`` is the map pooled to the k-th of those
+    sides among 4, 2, 1 that are smaller than the map. So the map is compared as it is and at
+    coarser and coarser resolutions, with halving weights. A side that is skipped does not halve
+    the weight. The weights, including the 1 of the map itself, are divided by their sum.
+
+    Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021,
+    arXiv 2104.09044, its hierarchical context loss (HCL). The paper names spatial pyramid pooling
+    and an L2 distance. The sides, the weights and the mean are those of the authors' code, which
+    mdistiller and torchdistill share. For maps that are not square, a pooled side is at most the
+    map's own: *our choice*.
+
+    Args:
+        student_maps: ``[B, C_l, H_l, W_l]`` per stage, fused (see `dskd.methods.reviewkd`).
+        teacher_maps: As many, of the same channels; of two sizes, the larger map is average-pooled
+            to the smaller.
+
+    Raises:
+        InputError: Two maps are not of the same images and channels.
+
+    Example:
+        >>> maps = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, 1, 1)]
+        >>> others = [torch.ones(2, 3, 8, 8), 2 * torch.ones(2, 5, 1, 1)]
+        >>> reviewkd_loss(maps, others).item()
+        5.0
+    """
+    pairs = zip(student_maps, teacher_maps, strict=True)
+    return torch.stack([_hierarchical(*comparable(s, t)) for s, t in pairs]).sum()
+
+
+def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
+    """The loss of one stage, from two maps of one shape."""
+    difference = student - teacher  # pooling it gives the difference of the pooled maps
+    loss, weight, total = difference.square().mean(), 1.0, 1.0
+    for side in LEVELS:
+        if side < max(difference.shape[2:]):
+            weight /= 2
+            total += weight
+            loss = loss + weight * pool_to(difference, side, side).square().mean()
+    return loss / total
 
 
 class ReviewKD(FeatureMethod):
     """Fused stages, deepest first: ``ce * CE + kd * KD + weight * HCL(fused F_s,l, F_t,l)``.
 
-    From the deepest stage up, each of the student's maps is fused with what came from below it
-    (`Fusion`), and the result is compared with the teacher's map at several resolutions, see
-    `dskd.losses.reviewkd`. Each of the student's stages is paired with the teacher's at the same
-    relative depth; below them all, the pooled vector counts as a stage of one position where both
-    models have one.
+    From the deepest stage to the shallowest, each student map is fused with the fused map of the
+    stage after it (`Fusion`). The result is compared with the teacher's map at several
+    resolutions, see `dskd.losses.reviewkd`. Each student stage is paired with the teacher stage at
+    the same relative depth. If both models have a pooled vector, it counts as one more stage, the
+    deepest, with a single position.
 
     Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021,
     arXiv 2104.09044, its attention based fusion (ABF) and hierarchical context loss (HCL). The
-    published runs take the teacher's maps before their last ReLU; here they are the stages that
-    the model gives, which in the zoo are behind it except for wrn and MobileNetV2. The authors'
-    scripts have another weight for each pair: 5 for resnet32x4-resnet8x4, resnet32x4-ShuffleV1 and
+    published runs use the teacher's maps before their last ReLU. Here they are the stages that the
+    model gives; in the zoo these are after it, except for wrn and MobileNetV2. The authors' scripts
+    have another weight for each pair: 5 for resnet32x4-resnet8x4, resnet32x4-ShuffleV1 and
     wrn_40_2 with each of its students, 8 for resnet32x4-ShuffleV2, 1 for resnet110-resnet32, 0.6
-    for resnet56-resnet20; it rises over 20 of 240 epochs: ``warmup``, of which ``literature`` takes
-    20 and the default none, so that short runs learn from it at all. (They begin at 0; here, as in
-    mdistiller, the first epoch has a share already.)
+    for resnet56-resnet20. The weight rises over the first 20 of 240 epochs. Here ``warmup`` sets
+    this: 20 in ``literature``, and 0 by default, so that short runs learn from the term too. (The
+    authors' weight begins at 0; here, as in mdistiller, the first epoch has a share already.)
 
     Args:
         pair: Student and teacher, of the same classes, with stages.
@@ -50,9 +93,9 @@ class ReviewKD(FeatureMethod):
         kd: Weight of the teacher's predictions.
         weight: Weight of the fused stages.
         temperature: T of the predictions.
-        warmup: Epochs over which the fused stages rise to their weight.
-        width: Channels of the fusion; None for those of the student's deepest stage (or its pooled
-            vector's length), at most 512.
+        warmup: Epochs over which the weight of the fused stages rises.
+        width: Channels of the fused maps; None for those of the student's deepest stage (or the
+            length of its pooled vector), at most 512.
 
     Raises:
         InputError: A setting is out of range, or one of the two has no stages.
@@ -96,7 +139,7 @@ class ReviewKD(FeatureMethod):
     def extra_losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput
     ) -> dict[str, Tensor]:
-        """The fused stages' loss."""
+        """The loss of the fused stages, with its weight in this epoch."""
         maps = [*student.stages]
         targets = [teacher.stages[target] for target in self.targets]
         if student.pooled is not None and teacher.pooled is not None:
@@ -108,24 +151,24 @@ class ReviewKD(FeatureMethod):
             adapted, deeper = fusion(feature_map, deeper)
             compared.append(adapted)
         weight = self.weight * ramp(batch.epoch, self.warmup)
-        return {"reviewkd": weight * reviewkd(compared, targets[::-1])}
+        return {"reviewkd": weight * reviewkd_loss(compared, targets[::-1])}
 
 
 class Fusion(nn.Module):
-    """Attention based fusion (ABF) of a stage with what came from below it.
+    """Attention based fusion (ABF) of a stage with the fused map of the deeper stage.
 
-    The stage's map goes through a 1x1 convolution with BatchNorm. Two attention maps, made of it
-    and of what came from below, say at each position how much of either is taken. The sum, at the
-    size of the teacher's map, goes up to the next stage, and through a 3x3 convolution with
-    BatchNorm to the teacher's channels. Sizes are changed by taking the nearest value.
+    A 1x1 convolution with BatchNorm transforms the stage's map. Two attention maps, computed from
+    it and the deeper map, weight the two at each position. The weighted sum, at the size of the
+    teacher's map, goes to the next shallower stage. A 3x3 convolution with BatchNorm brings it to
+    the teacher's channels. Sizes are changed by nearest-neighbour interpolation.
 
-    Source: Chen et al., CVPR 2021 (see `ReviewKD`), in the form of its authors' code.
+    Source: Chen et al., CVPR 2021 (see `ReviewKD`), in the form of the authors' code.
 
     Args:
         stage: The student's stage.
-        target: The teacher's map that it is compared with.
+        target: The teacher's map that the result is compared with.
         width: Channels of the fused map.
-        fuses: Whether anything comes from below.
+        fuses: Whether there is a deeper map.
 
     Example:
         >>> fusion = Fusion(StageSpec(16, 8, 8, True), StageSpec(32, 4, 4, True), 24, fuses=True)
@@ -143,11 +186,11 @@ class Fusion(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, feature_map: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The map for the teacher's, ``[B, C_t, H_t, W_t]``, and the one that goes up.
+        """The map to compare, ``[B, C_t, H_t, W_t]``, and the one for the shallower stage.
 
         Args:
-            feature_map: The stage's, ``[B, C_s, H_s, W_s]``.
-            deeper: What came from below, ``[B, width, H, W]``; None for the deepest stage.
+            feature_map: The stage's map, ``[B, C_s, H_s, W_s]``.
+            deeper: The deeper stage's fused map, ``[B, width, H, W]``; None for the deepest stage.
         """
         fused = self.enter(feature_map)
         if self.attention is not None and deeper is not None:

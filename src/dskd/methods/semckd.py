@@ -1,7 +1,8 @@
-"""Semantic calibration: attention says which of the teacher's stages a stage learns from."""
+"""Semantic calibration: attention decides which teacher stages a student stage learns from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import ClassVar
 
@@ -11,34 +12,124 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses.feature_maps import pool_to
-from dskd.losses.fusion import layer_attention, semckd, similarities
-from dskd.methods.base import FeatureMethod, Pair, TeacherNeeds, check_stages
+from dskd.losses.feature_maps import comparable, pool_to
+from dskd.losses.precision import in_full_precision
+from dskd.methods.base import FeatureMethod
+from dskd.methods.checks import check_stages
+from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec
 from dskd.settings import Positive, Weight, checked
 
 
+@in_full_precision
+def semckd_loss(
+    student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], attention: Tensor
+) -> Tensor:
+    """Semantic calibration: ``1 / (B S) sum_b,i,j a_b,i,j mean((P_ij(F_i) - G_j)^2)``.
+
+    Each of the student's S stages learns from each of the teacher's T stages; the attention gives
+    the weight of each pair for each image.
+
+    Source: Chen et al., Cross-Layer Distillation with Semantic Calibration, AAAI 2021,
+    arXiv 2012.03236. The mean over a map's elements and the division by S are those of the
+    authors' code, and the published weight belongs to them.
+
+    Args:
+        student_maps: ``S T`` maps ``[B, C_j, H, W]``: the student's first stage projected for each
+            of the teacher's, then its second, and so on.
+        teacher_maps: The teacher's map for each of them; of two sizes, the larger map is
+            average-pooled to the smaller.
+        attention: ``[B, S, T]``, see `layer_attention`.
+
+    Raises:
+        InputError: Two maps are not of the same images and channels, or the attention has another
+            shape.
+
+    Example:
+        >>> maps = [torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 2, 2)]
+        >>> others = [torch.ones(2, 3, 4, 4), 2 * torch.ones(2, 5, 2, 2)]
+        >>> semckd_loss(maps, others, torch.full((2, 1, 2), 0.5)).item()
+        2.5
+    """
+    pairs = [comparable(s, t) for s, t in zip(student_maps, teacher_maps, strict=True)]
+    distances = torch.stack([(s - t).square().flatten(1).mean(1) for s, t in pairs], dim=1)
+    if attention.dim() != 3 or attention.flatten(1).shape != distances.shape:
+        raise InputError(
+            f"attention [B, S, T] for {distances.shape[1]} pairs of stages and "
+            f"{len(distances)} images is needed, got {list(attention.shape)}"
+        )
+    return (attention.flatten(1) * distances).sum() / attention.shape[:2].numel()
+
+
+@in_full_precision
+def layer_attention(queries: Tensor, keys: Tensor, softness: float = 1.0) -> Tensor:
+    """The weight of each teacher stage for each student stage: ``softmax(q . k / tau)``.
+
+    Queries and keys are scaled to unit length first.
+
+    Source: Chen et al., AAAI 2021 (see `semckd_loss`).
+
+    Args:
+        queries: ``[B, S, D]``, of the student's stages.
+        keys: ``[B, T, D]``, of the teacher's stages.
+        softness: tau, above 0.
+
+    Returns:
+        ``[B, S, T]``; the sum over the teacher's stages is 1.
+
+    Raises:
+        InputError: ``softness`` is not above 0.
+
+    Example:
+        >>> layer_attention(torch.zeros(1, 1, 2), torch.ones(1, 2, 2)).tolist()
+        [[[0.5, 0.5]]]
+    """
+    if not 0 < softness < float("inf"):
+        raise InputError(f"softness must be above 0, got {softness}")
+    energy = F.normalize(queries, dim=2) @ F.normalize(keys, dim=2).transpose(1, 2)
+    return torch.softmax(energy / softness, dim=2)
+
+
+@in_full_precision
+def similarities(feature_map: Tensor) -> Tensor:
+    """The inner products of the maps of each two images of a batch, ``[B, B]``.
+
+    The attention is computed from them. The maps are neither centred nor normalised.
+
+    Source: Chen et al., AAAI 2021 (see `semckd_loss`).
+
+    Args:
+        feature_map: ``[B, C, H, W]``.
+
+    Example:
+        >>> similarities(torch.ones(2, 3, 1, 2)).tolist()
+        [[6.0, 6.0], [6.0, 6.0]]
+    """
+    rows = feature_map.flatten(1)
+    return rows @ rows.T
+
+
 class SemCKD(FeatureMethod):
     """Stages paired by attention: ``ce * CE + kd * KD + weight * sum a_ij |P_ij(F_i) - G_j|^2``.
 
-    Every stage of the student is projected (`Projection`) for every stage of the teacher. How much
-    an image learns from each pair is an attention over the teacher's stages, see
-    `dskd.losses.layer_attention` and `dskd.losses.semckd`: its queries and keys are made
-    (`Embedding`) of how alike the image is to the others of its batch, by the student's map and
-    by the teacher's. Numbers of stages, and sizes, may differ: of two sizes, the larger map is
-    average-pooled to the smaller.
+    Each student stage is projected (`Projection`) for each teacher stage. An attention over the
+    teacher's stages gives the weight of each pair for each image, see
+    `dskd.methods.semckd.layer_attention` and `dskd.losses.semckd`. Its queries and keys
+    (`Embedding`) are computed from the similarities between the image and the others of its batch,
+    in the student's map and in the teacher's. Numbers of stages and sizes may differ: of two sizes,
+    the larger map is average-pooled to the smaller.
 
-    A row of these similarities is as long as the batch, and each place in it has weights of its
-    own. The rows are built for the largest batch of the run and filled up with zeros in a smaller
-    one, such as the last of an epoch, which the authors' code leaves out. A projection is twice as
-    wide as the teacher's map, as published: for teachers of many channels (ResNet50) the
+    A row of these similarities is as long as the batch, and each position in it has its own
+    weights. The rows are built for the largest batch of the run. A smaller batch, such as the last
+    of an epoch, is filled up with zeros; the authors' code leaves it out. A projection is twice as
+    wide as the teacher's map, as published: for teachers with many channels (ResNet50) the
     projections are many times as large as the student.
 
     Source: Chen et al., Cross-Layer Distillation with Semantic Calibration, AAAI 2021,
-    arXiv 2012.03236. Weights are those of its authors' scripts for CIFAR-100, which distil
-    predictions too. 400 is much where images are small and epochs few: the digits demo may
-    diverge with it, and learns well with 20.
+    arXiv 2012.03236. The weights are those of the authors' scripts for CIFAR-100, which distil
+    predictions too. 400 is a lot for small images and few epochs: the digits demo may diverge with
+    it, and learns well with 20.
 
     Args:
         pair: Student and teacher, of the same classes, with stages.
@@ -46,8 +137,8 @@ class SemCKD(FeatureMethod):
         kd: Weight of the teacher's predictions.
         weight: Weight of the projected stages.
         temperature: T of the predictions.
-        softness: Of the attention: the larger, the more evenly a stage learns from all of the
-            teacher's.
+        softness: Temperature of the attention. The larger it is, the more evenly a stage learns
+            from all of the teacher's.
 
     Raises:
         InputError: A setting is out of range, or one of the two has no stages.
@@ -77,19 +168,19 @@ class SemCKD(FeatureMethod):
     def extra_losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput
     ) -> dict[str, Tensor]:
-        """The projected stages' loss."""
+        """The loss of the projected stages."""
         pairs = [*product(student.stages, teacher.stages)]
         projected = [
             projection(stage)
             for projection, (stage, _) in zip(self.projections, pairs, strict=True)
         ]
         attention = self.attention(student.stages, teacher.stages)
-        return {"semckd": self.weight * semckd(projected, [t for _, t in pairs], attention)}
+        return {"semckd": self.weight * semckd_loss(projected, [t for _, t in pairs], attention)}
 
     def attention(
         self, student_stages: tuple[Tensor, ...], teacher_stages: tuple[Tensor, ...]
     ) -> Tensor:
-        """How much each stage of the student learns from each of the teacher's, ``[B, S, T]``."""
+        """The weight of each teacher stage for each student stage, ``[B, S, T]``."""
         queries, keys = (
             torch.stack(
                 [embed(similarities(m)) for embed, m in zip(embeddings, maps, strict=True)], dim=1
@@ -100,13 +191,13 @@ class SemCKD(FeatureMethod):
 
 
 class Embedding(nn.Module):
-    """A query or key of each image: two linear layers on its similarities to its batch.
+    """The query or key of each image: two linear layers on its similarities to its batch.
 
-    Source: Chen et al., AAAI 2021 (see `SemCKD`), in the form of its authors' code. The unit
-    length of queries and keys is `dskd.losses.layer_attention`'s part.
+    Source: Chen et al., AAAI 2021 (see `SemCKD`), in the form of the authors' code.
+    `layer_attention` scales queries and keys to unit length.
 
     Args:
-        largest_batch: Images of a batch at most.
+        largest_batch: The largest number of images in a batch.
 
     Example:
         >>> Embedding(16)(torch.zeros(5, 5)).shape
@@ -138,11 +229,12 @@ class Embedding(nn.Module):
 
 
 class Projection(nn.Module):
-    """From a stage of the student to one of the teacher: 1x1, 3x3, 1x1, twice as wide within.
+    """From a student stage to a teacher stage: 1x1, 3x3 and 1x1 convolutions, wide inside.
 
-    BatchNorm and ReLU stand between the convolutions; the last gives values of either sign.
+    Inside, it is twice as wide as the teacher's map. BatchNorm and ReLU stand between the
+    convolutions; the output can be negative.
 
-    Source: Chen et al., AAAI 2021 (see `SemCKD`), in the form of its authors' code.
+    Source: Chen et al., AAAI 2021 (see `SemCKD`), in the form of the authors' code.
 
     Args:
         stage: The student's stage.

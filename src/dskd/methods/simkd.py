@@ -1,4 +1,4 @@
-"""The reused teacher classifier: the student learns the teacher's features, and ends as it does."""
+"""The reused teacher classifier: the student learns the teacher's features and its classifier."""
 
 from __future__ import annotations
 
@@ -11,18 +11,11 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses import logits as losses_of_logits
-from dskd.losses.feature_maps import pool_to
-from dskd.losses.reuse import simkd
-from dskd.methods.base import (
-    FeatureMethod,
-    Pair,
-    StepOutput,
-    TeacherNeeds,
-    check_classes,
-    check_classifier,
-    require_outputs,
-)
+from dskd.losses.feature_maps import comparable, pool_to
+from dskd.losses.precision import in_full_precision
+from dskd.methods.base import FeatureMethod
+from dskd.methods.checks import check_classes, check_classifier
+from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel
@@ -30,32 +23,60 @@ from dskd.models.staged_net import StagedNet
 from dskd.settings import Count, Positive, Settings, Weight, checked, validate
 
 LARGEST = 2**28
-"""Numbers in projector and classifier: far above any model's, so that no file fills the memory."""
+"""The largest size of projector and classifier. No file can then fill the memory."""
+
+
+@in_full_precision
+def simkd_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """The features of the reused classifier: ``mean((P(F) - G)^2)``.
+
+    Source: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022,
+    arXiv 2203.14001. The mean over all elements is that of the authors' code.
+
+    If the sizes do not divide, the authors' adaptive pooling counts some positions more often than
+    others. Here every position counts the same (see `dskd.losses.feature_maps.pool_to`), so that
+    the pooled map has the same average, which is what the classifier sees. If they divide, the two
+    are equal.
+
+    Args:
+        student_map: P(F), ``[B, D, H, W]``, the student's map projected to the teacher's channels.
+        teacher_map: G, ``[B, D, H', W']``; of two sizes, the larger map is average-pooled to the
+            smaller.
+
+    Raises:
+        InputError: The maps are not of the same images and channels.
+
+    Example:
+        >>> simkd_loss(torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 8, 8)).item()
+        1.0
+    """
+    student, teacher = comparable(student_map, teacher_map)
+    return (student - teacher).square().mean()
 
 
 class SimKD(FeatureMethod):
     """Ends in the teacher's classifier: ``ce * CE + kd * KD + weight * mean (P(F_s) - F_t)^2``.
 
-    ``P`` projects the student's last map to the teacher's features, and the average of the
-    projected map goes through the teacher's own classifier, frozen (`ReusedClassifier`). That
-    gives the student's logits: for labels, predictions and accuracy. See `dskd.losses.simkd`.
+    ``P`` projects the student's last map to the teacher's features. The average of the projected
+    map goes through the teacher's own classifier, frozen (`ReusedClassifier`). That gives the
+    student's logits, for labels, predictions and accuracy. See `dskd.losses.simkd`.
 
-    **What is deployed keeps projector and classifier** (`ReusedStudent`), so it is larger than the
-    plain student. The student's own classifier is given up: a network of the zoo loses it (the
-    student of ``pair`` too), while another module keeps it, unused.
+    **The deployed student includes projector and classifier** (`ReusedStudent`), so it is larger
+    than the plain student. The student's own classifier is not used: a network of the zoo loses it
+    (the student of ``pair`` too), while any other module still contains it.
 
-    F_t is the map whose average the teacher's classifier sees (`ModelOutput.last`): a student of
-    the teacher's features has the teacher's logits. Where its vector is not the average of its
-    last map (a class token, a norm behind the pooling, stages that end before the last), F_t is
-    the vector itself, as a map of one position: *our choice*. Of two sizes, the larger map is
+    F_t is the map whose average the teacher's classifier sees (`ModelOutput.last`), so a student
+    with the teacher's features has the teacher's logits. If the teacher's vector is not the average
+    of its last map (a class token, a norm after the pooling, stages that end before the last), F_t
+    is the vector itself, as a map of one position: *our choice*. Of two sizes, the larger map is
     average-pooled to the smaller.
 
     Source: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022,
-    arXiv 2203.14001: published with the features' loss alone, as in ``literature``. The projector
-    is that of its authors' code, but for the last ReLU where the teacher's features may be
-    negative, which it would keep them from: *our choice*. So is F_s, the map that the student's
-    own classifier sees the average of; the authors' MobileNetV2 and ShuffleV2 give the one before
-    their last convolution, which would then be dead weight.
+    arXiv 2203.14001, published with the loss of the features alone, as in ``literature``. The
+    projector is that of the authors' code, without its last ReLU if the teacher's features may be
+    negative: *our choice*. So is F_s, the map whose average the student's own classifier sees. The
+    authors use the map before the last convolution of MobileNetV2 and ShuffleV2, whose last
+    convolution would then be dead weight.
 
     Args:
         pair: Student and teacher, of the same classes. The student has a map; the teacher ends in
@@ -64,7 +85,8 @@ class SimKD(FeatureMethod):
         kd: Weight of the teacher's predictions.
         weight: Weight of the features.
         temperature: T of the predictions.
-        factor: How many times fewer channels than the teacher's features the projector has within.
+        factor: Divides the number of the teacher's features to give the channels inside the
+            projector.
 
     Raises:
         InputError: A setting is out of range, the student has no map, or the teacher does not end
@@ -106,21 +128,18 @@ class SimKD(FeatureMethod):
         self.weight = weight
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
-        """The losses of the features and of the reused classifier's logits."""
+        """The losses of the reused classifier's logits and of the features."""
         teacher = require_outputs(teacher)
         projected, logits = self.reused(self.student(batch.images).last)
-        losses = {
-            "ce": self.ce * losses_of_logits.ce(logits, batch.labels),
-            "kd": self.kd * losses_of_logits.kd(logits, teacher.logits, self.temperature),
-            "simkd": self.weight * simkd(projected, self.target(teacher)),
-        }
+        losses = self.distillation_losses(batch, logits, teacher.logits)
+        losses["simkd"] = self.weight * simkd_loss(projected, self.target(teacher))
         return StepOutput(losses, logits)
 
     def target(self, teacher: ModelOutput) -> Tensor:
         """F_t, ``[B, D, H, W]``: the map whose average the teacher's classifier sees."""
         if self.needs.last and teacher.last is not None:
             return teacher.last
-        assert teacher.pooled is not None, "the constructor made sure of it"
+        assert teacher.pooled is not None, "the constructor checks this"
         return teacher.pooled[:, :, None, None]
 
     def classifier_logits(self, images: Tensor) -> dict[str, Tensor]:
@@ -132,7 +151,7 @@ class SimKD(FeatureMethod):
         return ReusedStudent(self.student, self.reused)
 
     def deploy_config(self) -> dict[str, Any]:
-        """How projector and classifier are built, and which of the student's maps they take."""
+        """How projector and classifier are built, and which of the student's maps they use."""
         return self.plan.model_dump()
 
     @classmethod
@@ -140,32 +159,32 @@ class SimKD(FeatureMethod):
         """Student, projector and classifier with fresh weights; the student loses its own.
 
         Raises:
-            InputError: ``addition`` does not fit the student, or is none.
+            InputError: ``deploy_config`` does not fit the student, or is empty.
         """
-        plan = validate(Plan, deploy_config, "addition.")
-        # Its images come normalised: what it would normalise them with does not matter.
+        plan = validate(Plan, deploy_config, "deploy_config.")
+        # The images are normalised before; so this mean and std are not used.
         staged = StagedModel(student, plan.stages, mean=(0.0,), std=(1.0,))
         if not staged.returns_stages and not plan.stages:
-            raise InputError("addition.stages names no map of the student; it must name one")
+            raise InputError("deploy_config.stages names no map of the student; it must name one")
         give_up_classifier(student)
         return ReusedStudent(staged, ReusedClassifier(plan))
 
     def auxiliary_state_dict(self) -> dict[str, Tensor]:
-        """Nothing: all that is trained is deployed."""
+        """Empty: everything that is trained is deployed."""
         return {}
 
 
 class Plan(Settings):
-    """How a `ReusedClassifier` is built, and from which map: plain values, for a file."""
+    """How a `ReusedClassifier` is built, and which map it uses: plain values, for a file."""
 
     stages: tuple[str, ...] | None
-    """The student's, of which the last is taken; None for a network that gives its own."""
+    """The student's stages, of which it uses the last; None for a network with its own stages."""
     channels: Count
-    """Of the student's map."""
+    """Channels of the student's map."""
     size: tuple[Count, Count]
     """Height and width that a larger map is pooled to."""
     width: Count
-    """Channels within the projector."""
+    """Channels inside the projector."""
     features: Count
     """Length of the vector that the classifier sees."""
     nonnegative: bool
@@ -173,7 +192,7 @@ class Plan(Settings):
     classes: Count
     """Length of the logits."""
     bias: bool
-    """Whether the classifier has one."""
+    """Whether the classifier has a bias."""
 
     @model_validator(mode="after")
     def _fits_in_memory(self) -> Plan:
@@ -184,11 +203,11 @@ class Plan(Settings):
 
 
 class ReusedClassifier(nn.Module):
-    """What a student ends in, in place of a classifier of its own: a projector, then the teacher's.
+    """A projector and the teacher's classifier, instead of the student's own classifier.
 
     The projector is a bottleneck of convolutions, 1x1 -> 3x3 -> 1x1, each with BatchNorm and ReLU.
 
-    Source: Chen et al., CVPR 2022 (see `SimKD`), in the form of its authors' code.
+    Source: Chen et al., CVPR 2022 (see `SimKD`), in the form of the authors' code.
 
     Args:
         plan: How it is built.
@@ -223,7 +242,7 @@ class ReusedClassifier(nn.Module):
 
     @torch.no_grad()
     def take(self, classifier: nn.Linear) -> None:
-        """Takes over the weights of the teacher's classifier, which then stay as they are."""
+        """Copies the weights of the teacher's classifier and freezes them."""
         self.classifier.weight.copy_(classifier.weight)
         if classifier.bias is not None:
             self.classifier.bias.copy_(classifier.bias)
@@ -233,7 +252,7 @@ class ReusedClassifier(nn.Module):
         """The projected map ``[B, D, H, W]`` and the logits ``[B, K]``, from the student's map.
 
         Raises:
-            InputError: The student gives no map, or one of other channels.
+            InputError: The student gives no map, or one with other channels.
         """
         if last is None or last.shape[1] != self.channels:
             raise InputError(
@@ -245,10 +264,10 @@ class ReusedClassifier(nn.Module):
 
 
 class ReusedStudent(nn.Module):
-    """A student that ends in its teacher's classifier, as it is deployed.
+    """A student with its teacher's classifier, in the form that is deployed.
 
     Args:
-        student: Seen through its stages; its mean and std play no role.
+        student: The student with its stages; its mean and std are not used.
         reused: Projector and classifier.
 
     Shapes: normalised images ``[B, C, H, W]`` to logits ``[B, K]``.
@@ -257,16 +276,16 @@ class ReusedStudent(nn.Module):
     def __init__(self, student: StagedModel, reused: ReusedClassifier) -> None:
         super().__init__()
         self.student = student
-        self.reused = reused  # behind the student: its linear layer is found as the classifier
+        self.reused = reused  # after the student, so that its linear layer is the last one
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classifies images that are normalised already."""
+        """The logits of images that are already normalised."""
         logits: Tensor = self.reused(self.student.forward_normalized(images).last)[1]
         return logits
 
 
 def give_up_classifier(module: nn.Module) -> None:
-    """Takes its own classifier out of a network that is known to run without one: the zoo's."""
+    """Removes the classifier of a network of the zoo; others may not run without theirs."""
     if isinstance(module, StagedNet):
         module.set_submodule(module.classifier_name, nn.Identity())
 

@@ -1,62 +1,214 @@
-"""Knowledge distillation with self-supervision: what a teacher sees in turned images."""
+"""Knowledge distillation with self-supervision: the student learns from rotated images too."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.data.transforms import rotations
-from dskd.engine.lr_schedule import learning_rate
 from dskd.errors import InputError
-from dskd.losses import logits as losses_of_logits
-from dskd.losses.contrast import sskd, sskd_head, sskd_predictions
-from dskd.losses.precision import full_precision
-from dskd.methods.base import (
-    FeatureMethod,
-    Pair,
-    StepOutput,
-    TeacherEpochs,
-    TeacherNeeds,
-    check_pooled,
-    require_outputs,
-)
+from dskd.losses.checks import check_same_batch, check_temperature
+from dskd.losses.logits import kd
+from dskd.losses.precision import full_precision, in_full_precision
+from dskd.methods.base import FeatureMethod
+from dskd.methods.checks import check_pooled
+from dskd.methods.contracts import Pair, StepOutput, TeacherEpochs, TeacherNeeds, require_outputs
 from dskd.models.output import ModelOutput
 from dskd.runtime.nonfinite import require_finite
 from dskd.settings import Count, Positive, Share, Weight, checked
 
+VIEWS = 4
+"""An image, and the image rotated by 90, 180 and 270 degrees."""
+
 HEAD_LR, HEAD_MOMENTUM, HEAD_DECAY = 0.05, 0.9, 5e-4
+"""How the teacher's head is trained, as in the authors' code."""
 HEAD_MILESTONES = (0.5, 0.75)
-"""How the teacher's head is trained: as in the authors' code, 30 and 45 of its 60 epochs."""
+"""The learning rate falls to a tenth at these shares of the epochs: at 30 and 45 of the 60."""
+
+
+@in_full_precision
+def sskd_loss(
+    student: Tensor, teacher: Tensor, share: float = 0.75, temperature: float = 0.5
+) -> Tensor:
+    r"""Self-supervision: how similar is a rotated image to each image of the batch?
+
+    ``T^2 KL(softmax(c_t / T) || softmax(c_s / T))``, where ``c`` are the cosines between the vector
+    of a rotated image and those of all images that are not rotated. It is averaged over the
+    trusted rotated images: those for which the teacher finds the right image, and ``share`` of the
+    others, the least wrong first.
+
+    Source: Xu, Liu, Li, Loy, Knowledge Distillation Meets Self-Supervision, ECCV 2020,
+    arXiv 2006.07114, section 3.2 (the loss L_ss). ``T^2`` and the mean over trusted images are
+    those of the authors' code.
+
+    Args:
+        student: Vectors ``[4 B, D_s]`` of the student's self-supervision head, in the order of
+            `dskd.data.transforms.rotations`.
+        teacher: Vectors ``[4 B, D_t]`` of the teacher's head.
+        share: Share of the rotated images that the teacher mistakes, from 0 to 1.
+        temperature: T, above 0.
+
+    Raises:
+        InputError: The shapes do not fit, or the temperature is not above 0.
+
+    Example:
+        >>> vectors = torch.rand(8, 3)
+        >>> round(sskd_loss(vectors, 2 * vectors).item(), 6)
+        0.0
+    """
+    check_same_batch(student, teacher, 2, "vectors [4 B, D]")
+    targets = rotated_similarities(teacher)
+    divergence = kd(rotated_similarities(student), targets, temperature, reduction="none")
+    return _mean_over(divergence, trusted(targets, _own(targets), share))
+
+
+@in_full_precision
+def sskd_predictions(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    share: float = 1.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    r"""Classic distillation on rotated images.
+
+    ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, averaged over the trusted rotated images:
+    those that the teacher classifies correctly, and ``share`` of the others, the least wrong first.
+
+    Source: Xu et al., ECCV 2020 (`sskd_loss`), section 3.2 (the loss L_T).
+
+    Args:
+        student_logits: Logits of rotated images only, ``[R, K]``.
+        teacher_logits: ``[R, K]``.
+        labels: int64 ``[R]``.
+        share: Share of the rotated images that the teacher mistakes, from 0 to 1.
+        temperature: T, above 0.
+
+    Raises:
+        InputError: The shapes do not fit, or the temperature is not above 0.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> sskd_predictions(logits, logits, torch.tensor([2])).item()
+        0.0
+    """
+    divergence = kd(student_logits, teacher_logits, temperature, reduction="none")
+    return _mean_over(divergence, trusted(teacher_logits, labels, share))
+
+
+@in_full_precision
+def sskd_head(vectors: Tensor, temperature: float = 0.5) -> Tensor:
+    r"""The loss of a self-supervision head: find the image that a rotated image comes from.
+
+    Cross-entropy of ``softmax(c / T)``, with the cosines ``c`` of `sskd_loss`.
+
+    Source: Xu et al., ECCV 2020 (`sskd_loss`), section 3.1 (contrastive prediction). The
+    temperature is the paper's; the authors' code trains the teacher's head at 1.
+
+    Args:
+        vectors: ``[4 B, D]``, in the order of `dskd.data.transforms.rotations`.
+        temperature: T, above 0.
+
+    Raises:
+        InputError: The shape does not fit, or the temperature is not above 0.
+
+    Example:
+        >>> sskd_head(torch.rand(4, 3)).item()  # a single image is always found
+        0.0
+    """
+    check_temperature(temperature)
+    similarities = rotated_similarities(vectors)
+    return F.cross_entropy(similarities / temperature, _own(similarities))
+
+
+def rotated_similarities(vectors: Tensor) -> Tensor:
+    """The cosines between each rotated image and each image that is not rotated, ``[3 B, B]``.
+
+    Args:
+        vectors: ``[4 B, D]``, in the order of `dskd.data.transforms.rotations`.
+
+    Raises:
+        InputError: They are not vectors of four views of each image.
+    """
+    if vectors.dim() != 2 or len(vectors) == 0 or len(vectors) % VIEWS:
+        raise InputError(
+            f"vectors [{VIEWS} B, D] of every image and its rotations are needed, "
+            f"got {list(vectors.shape)}"
+        )
+    images = len(vectors) // VIEWS
+    units = F.normalize(vectors)
+    return units[images:] @ units[:images].T
+
+
+def _own(similarities: Tensor) -> Tensor:
+    """The column of the image that each rotated image comes from: int64 ``[3 B]``."""
+    images = similarities.shape[1]
+    return torch.arange(images, device=similarities.device).repeat(VIEWS - 1)
+
+
+def trusted(scores: Tensor, truth: Tensor, share: float) -> Tensor:
+    """The rows of a teacher's scores to learn from: all right ones and the least wrong ones.
+
+    The error of a row is the number of entries that score above the true one. Of the wrong rows,
+    ``floor(share * count)`` are trusted; of two equally wrong rows, the earlier one comes first.
+    The function never waits for the device.
+
+    Source: Xu et al., ECCV 2020 (`sskd_loss`), section 3.3 (selective transfer).
+
+    Args:
+        scores: ``[R, K]``.
+        truth: int64 ``[R]``, the true column of each row.
+        share: Share of the wrong rows, from 0 to 1.
+
+    Returns:
+        bool ``[R]``.
+
+    Example:
+        >>> scores = torch.tensor([[3.0, 2.0, 1.0]]).expand(3, -1)
+        >>> trusted(scores, torch.tensor([2, 0, 1]), 0.5).tolist()
+        [False, True, True]
+    """
+    errors = (scores > scores.gather(1, truth[:, None])).sum(1)
+    place = errors.argsort(stable=True).argsort()
+    wrong = (errors > 0).sum()
+    return place < len(scores) - wrong + (share * wrong.double()).floor()
+
+
+def _mean_over(values: Tensor, rows: Tensor) -> Tensor:
+    """The mean of the values in the given rows; 0 if there is none."""
+    return torch.where(rows, values, 0).sum() / rows.sum().clamp_min(1)
 
 
 class SSKD(FeatureMethod):
-    """How turned images resemble the others: ``ce * CE + kd * KD + ss * SS + tf * TF``.
+    """Similarities of rotated images: ``ce * CE + kd * KD + ss * SS + tf * TF``.
 
-    Student and teacher see every image as it is and turned by 90, 180 and 270 degrees. SS
-    compares how much each turned image is like every image of the batch, in the eyes of a
-    small head on either's pooled vector (`dskd.losses.sskd`); TF is KD on the turned images
-    (`dskd.losses.sskd_predictions`). CE and KD are on the images as they are. The teacher's head
-    learns first, alone, to find a turned image's own image (`dskd.losses.sskd_head`), by SGD
-    with the authors' rates, and is frozen then; the student's learns with the student.
+    Student and teacher see every image as it is and rotated by 90, 180 and 270 degrees. SS compares
+    the similarity of each rotated image to each image of the batch; a small head on the pooled
+    vector of either model computes it (`dskd.losses.sskd`). TF is KD on the rotated images
+    (`dskd.methods.sskd.sskd_predictions`). CE and KD use the images that are not rotated. The
+    teacher's head is trained first, alone, to find the image that a rotated image comes from
+    (`dskd.methods.sskd.sskd_head`), by SGD with the authors' rates. Then it is frozen; the
+    student's head is trained with the student.
 
     Source: Xu, Liu, Li, Loy, ECCV 2020, arXiv 2006.07114, sections 3.1 to 3.3. Weights,
-    temperatures and shares are those of its authors' code; the head's epochs are 60 there
-    (``literature``), and fewer by default, which is *our choice* for short runs.
+    temperatures and shares are those of the authors' code. It trains the head for 60 epochs
+    (``literature``); the smaller default is *our choice* for short runs.
 
     Args:
         pair: Student and teacher, of the same classes, with pooled vectors, for square images.
         ce: Weight of the labels.
-        kd: Weight of the teacher's predictions for the images as they are.
+        kd: Weight of the teacher's predictions for images that are not rotated.
         ss: Weight of the self-supervision.
-        tf: Weight of the teacher's predictions for the turned images.
-        temperature: T of the predictions, turned or not.
-        ss_temperature: T of the self-supervision, and of the head's own training.
-        share_ss: Of the turned images that the teacher's head mistakes, those still used.
-        share_tf: Of the turned images that the teacher misclassifies, those still used.
-        head_epochs: For which the teacher's head is trained before the student.
+        tf: Weight of the teacher's predictions for rotated images.
+        temperature: T of the predictions for all images.
+        ss_temperature: T of the self-supervision and of the training of the teacher's head.
+        share_ss: Share of the rotated images used of those that the teacher's head mistakes.
+        share_tf: Share of the rotated images used of those that the teacher misclassifies.
+        head_epochs: Number of epochs for the teacher's head, before the student is trained.
 
     Raises:
         InputError: A setting is out of range, one of the two has no pooled vector, or the
@@ -101,48 +253,48 @@ class SSKD(FeatureMethod):
         for batch, teacher_output in teacher_epochs(self.head_epochs):
             first = batch.epoch if first is None else first
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    batch.epoch - first, self.head_epochs, HEAD_LR, milestones=HEAD_MILESTONES
-                )
-            vectors = self.teacher_head(full_precision(_pooled(require_outputs(teacher_output))))
-            loss = sskd_head(vectors, self.ss_temperature)
+                group["lr"] = _head_lr(batch.epoch - first, self.head_epochs)
+            teacher = require_outputs(teacher_output)
+            loss = sskd_head(
+                self.teacher_head(full_precision(_pooled(teacher))), self.ss_temperature
+            )
             loss.backward()  # type: ignore[no-untyped-call]
-            logits = require_outputs(teacher_output).logits
-            require_finite(self, batch, logits, {"teacher_head": loss}, optimizer)
+            require_finite(self, batch, teacher.logits, {"teacher_head": loss}, optimizer)
             optimizer.step()
             optimizer.zero_grad()
         self.teacher_head.requires_grad_(False)
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
-        """The labels' loss, the predictions' on both kinds of images, and self-supervision."""
+        """The losses of labels, predictions and self-supervision."""
         height, width = batch.images.shape[2:]
         if height != width:
             raise _not_square(f"these are {height}x{width}")
         teacher = require_outputs(teacher)
         student: ModelOutput = self.student(rotations(batch.images))
         images = len(batch.labels)
-        logits, turned = student.logits[:images], student.logits[images:]
-        taught, taught_turned = teacher.logits[:images], teacher.logits[images:]
-        losses = {
-            "ce": self.ce * losses_of_logits.ce(logits, batch.labels),
-            "kd": self.kd * losses_of_logits.kd(logits, taught, self.temperature),
-            "ss": self.ss
-            * sskd(
-                self.student_head(_pooled(student)),
-                self.teacher_head(_pooled(teacher)),
-                self.share_ss,
-                self.ss_temperature,
-            ),
-            "tf": self.tf
-            * sskd_predictions(
-                turned, taught_turned, batch.labels.repeat(3), self.share_tf, self.temperature
-            ),
-        }
+        logits, rotated = student.logits[:images], student.logits[images:]
+        taught, taught_rotated = teacher.logits[:images], teacher.logits[images:]
+        losses = self.distillation_losses(batch, logits, taught)
+        losses["ss"] = self.ss * sskd_loss(
+            self.student_head(_pooled(student)),
+            self.teacher_head(_pooled(teacher)),
+            self.share_ss,
+            self.ss_temperature,
+        )
+        labels = batch.labels.repeat(VIEWS - 1)
+        losses["tf"] = self.tf * sskd_predictions(
+            rotated, taught_rotated, labels, self.share_tf, self.temperature
+        )
         return StepOutput(losses, logits)
 
 
 def _head(length: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(length, length), nn.ReLU(), nn.Linear(length, length))
+
+
+def _head_lr(epoch: int, epochs: int) -> float:
+    passed = sum(epoch >= round(share * epochs) for share in HEAD_MILESTONES)
+    return float(HEAD_LR * 0.1**passed)
 
 
 def _pooled(output: ModelOutput) -> Tensor:
@@ -151,7 +303,7 @@ def _pooled(output: ModelOutput) -> Tensor:
 
 
 def _check_square(pair: Pair) -> None:
-    """Refuses images that are not square where no map of student and teacher is."""
+    """Refuses images that are not square if no map of student and teacher is."""
     assert pair.teacher_spec is not None
     stages = [*pair.student_spec.stages, *pair.teacher_spec.stages]
     if stages and all(stage.height != stage.width for stage in stages):
@@ -160,5 +312,5 @@ def _check_square(pair: Pair) -> None:
 
 def _not_square(what: str) -> InputError:
     return InputError(
-        f"sskd turns images, which must be square, and {what}; give square ones or set data.size"
+        f"sskd rotates images, which must be square, and {what}; give square ones or set data.size"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -11,27 +12,74 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses.feature_maps import pooled_alike, vid
-from dskd.methods.base import FeatureMethod, Pair, TeacherNeeds, at_same_depth, check_stages
+from dskd.losses.checks import check_same_shape
+from dskd.losses.feature_maps import pooled_alike
+from dskd.losses.precision import in_full_precision
+from dskd.methods.base import FeatureMethod
+from dskd.methods.checks import at_same_depth, check_stages
+from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.settings import Positive, Weight, checked
 
 SMALLEST_VARIANCE = 1e-5
-"""Below which no channel's variance falls."""
+"""The lower bound of a channel's variance."""
+
+
+@in_full_precision
+def vid_loss(
+    means: Sequence[Tensor], teacher_maps: Sequence[Tensor], variances: Sequence[Tensor]
+) -> Tensor:
+    """Variational information: ``sum_l mean(((mu_l - F_t,l)^2 / v_l + log v_l) / 2)``.
+
+    This is the negative log-likelihood of the teacher's map under a Gaussian with a mean for each
+    value and a variance for each channel, without the constant ``log(2 pi) / 2``. It can be
+    negative.
+
+    Source: Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019,
+    arXiv 1904.05835, section 2. The paper sums over channels and positions. The reference
+    implementations take the mean, and the published weights belong to that.
+
+    Args:
+        means: mu, ``[B, C, H, W]`` per stage, the output of a regressor for the student's map.
+        teacher_maps: F_t, in the same shapes.
+        variances: v, ``[C]`` per stage, above 0.
+
+    Raises:
+        InputError: The shapes do not fit.
+
+    Example:
+        >>> maps = [torch.ones(2, 3, 4, 4)]
+        >>> vid_loss(maps, maps, [torch.ones(3)]).item()
+        0.0
+    """
+    stages = zip(means, teacher_maps, variances, strict=True)
+    terms = [_negative_log_likelihood(*stage) for stage in stages]
+    return sum(terms[1:], start=terms[0])
+
+
+def _negative_log_likelihood(mean: Tensor, target: Tensor, variance: Tensor) -> Tensor:
+    check_same_shape(mean, target, "feature maps [B, C, H, W]")
+    if mean.dim() != 4 or variance.shape != mean.shape[1:2]:
+        raise InputError(
+            f"a variance for each channel [C] of maps [B, C, H, W] is needed, got "
+            f"{list(variance.shape)} for {list(mean.shape)}"
+        )
+    spread = variance[:, None, None]
+    return ((mean - target).square() / spread + spread.log()).mean() / 2
 
 
 class VID(FeatureMethod):
-    """Likely maps of every stage: ``ce * CE + kd * KD - weight * sum_l mean log q(F_t,l | F_s,l)``.
+    """Likelihood of every stage: ``ce * CE + kd * KD - weight * sum_l mean log q(F_t,l | F_s,l)``.
 
-    ``q`` is a `ConditionalGaussian` for each stage, trained beside the student and never deployed;
-    how likely it finds the teacher's map bounds the information that the two maps share. Each of
-    the student's stages is paired with the teacher's at the same relative depth; of two sizes, the
-    larger map is average-pooled to the smaller.
+    ``q`` is a `ConditionalGaussian` for each stage, trained with the student and never deployed.
+    Its likelihood of the teacher's map bounds the information that the two maps share. Each student
+    stage is paired with the teacher stage at the same relative depth; of two sizes, the larger map
+    is average-pooled to the smaller.
 
     Source: Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019,
-    arXiv 1904.05835, section 2. The weight is the one that the field takes for means in place of
-    sums (CRD's repository; ``literature`` has no KD). The variances learn here, as in the paper and
-    CRD's repository; mdistiller's stay as they begin.
+    arXiv 1904.05835, section 2. The weight is that of CRD's repository, for means instead of sums
+    (``literature`` has no KD). The variances are learned, as in the paper and CRD's repository; in
+    mdistiller they stay constant.
 
     Args:
         pair: Student and teacher, of the same classes, with stages.
@@ -39,7 +87,7 @@ class VID(FeatureMethod):
         kd: Weight of the teacher's predictions.
         weight: Weight of the likelihood.
         temperature: T of the predictions.
-        variance: Of every channel in the beginning, above 0.00001.
+        variance: Initial variance of every channel, above 0.00001.
 
     Raises:
         InputError: A setting is out of range, or one of the two has no stages.
@@ -73,7 +121,7 @@ class VID(FeatureMethod):
     def extra_losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput
     ) -> dict[str, Tensor]:
-        """How unlikely the teacher's maps are, given the student's."""
+        """The negative log-likelihood of the teacher's maps, given the student's."""
         pairs = [
             pooled_alike(stage, teacher.stages[target])
             for stage, target in zip(student.stages, self.targets, strict=True)
@@ -82,23 +130,23 @@ class VID(FeatureMethod):
             gaussian(stage) for gaussian, (stage, _) in zip(self.gaussians, pairs, strict=True)
         ]
         means, variances = zip(*conditions, strict=True)
-        return {"vid": self.weight * vid(means, [target for _, target in pairs], variances)}
+        return {"vid": self.weight * vid_loss(means, [target for _, target in pairs], variances)}
 
 
 class ConditionalGaussian(nn.Module):
-    """A Gaussian over the teacher's map, given the student's: a mean for each value of it.
+    """A Gaussian over the teacher's map given the student's, with a mean for each value.
 
-    The mean is three 1x1 convolutions with ReLU between, as wide as the teacher's map; the
-    variance ``softplus(scale) + 0.00001`` of each channel is learned and the same for all images
-    and positions.
+    Three 1x1 convolutions with ReLU between them, as wide as the teacher's map, compute the mean.
+    The variance of each channel is ``softplus(scale) + 0.00001``. It is learned, and the same for
+    all images and positions.
 
-    Source: Ahn et al., CVPR 2019, section 2, in the form of the field (CRD's repository, from the
-    authors' code).
+    Source: Ahn et al., CVPR 2019, section 2, in the form of CRD's repository (from the authors'
+    code).
 
     Args:
-        channels: Of the student's map.
+        channels: Channels of the student's map.
         targets: Channels of the teacher's map.
-        variance: Of every channel in the beginning.
+        variance: Initial variance of every channel.
 
     Example:
         >>> gaussian = ConditionalGaussian(16, 32, variance=5.0)

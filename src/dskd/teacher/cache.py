@@ -26,7 +26,7 @@ from dskd.data.download import cache_folder
 from dskd.data.epoch_plan import count_views, draw_views
 from dskd.data.loader import Batch, Loader
 from dskd.errors import InputError, NonFiniteError
-from dskd.methods.base import TeacherNeeds
+from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime.device import autocast
 from dskd.runtime.memory import readable

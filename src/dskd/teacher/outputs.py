@@ -10,7 +10,7 @@ from torch import Tensor
 from dskd.data.loader import Batch
 from dskd.data.transforms import rotations
 from dskd.engine.cuda_graph import Recorded, Recorder
-from dskd.methods.base import TeacherNeeds
+from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime.compile import compiled
 from dskd.runtime.device import Stopwatch

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dskd.data.loader import Batch
 from dskd.engine.cuda_graph import Recorder, each_tensor, narrowed
-from dskd.methods.base import TeacherNeeds
+from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime.device import autocast
 from dskd.settings import Precision

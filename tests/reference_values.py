@@ -1,4 +1,4 @@
-"""Values and gradients that the field's implementations give, and the inputs they were given."""
+"""Values and gradients of the reference implementations, and the inputs that they got."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES: dict[str, Any] = json.loads((FACTS / "losses.json").read_text())["cases"]
 
 @functools.cache
 def _arrays() -> dict[str, np.ndarray[Any, Any]]:
-    """The standard inputs, drawn again, and those that are stored."""
+    """The standard inputs, drawn again from their seed, and the stored ones."""
     draw = np.random.RandomState(20231)
     arrays: dict[str, Any] = {
         "logits_s": draw.randn(32, 100) * 3,
@@ -42,14 +42,19 @@ def _arrays() -> dict[str, np.ndarray[Any, Any]]:
         return rounded | {name.removeprefix("in/"): stored[name] for name in stored.files}
 
 
+def cases(prefix: str) -> set[str]:
+    """The names of the cases that begin with this word."""
+    return {case for case in CASES if case.split("_")[0] == prefix}
+
+
 def given(name: str) -> Tensor:
-    """An input by its name in the facts, float64 (or int64); a leaf that takes a gradient."""
+    """An input by its name in the facts, float64 (or int64); a leaf with a gradient."""
     tensor = torch.from_numpy(_arrays()[name].copy())
     return tensor.double().requires_grad_() if tensor.is_floating_point() else tensor.long()
 
 
 def parameters(case: str) -> dict[str, Tensor]:
-    """The weights that a case was computed with, by the names in the facts, float64."""
+    """The weights of a case by their names in the facts, float64."""
     prefix = f"param/{case}/"
     return {
         name.removeprefix(prefix): torch.from_numpy(array).double()
@@ -59,12 +64,12 @@ def parameters(case: str) -> dict[str, Tensor]:
 
 
 def check(case: str, loss: Callable[..., Tensor], names: Sequence[str] | None = None) -> None:
-    """A loss has a case's value (to 1e-5) and gradients (to 1e-4) for every student input.
+    """A loss has the value (to 1e-5) and the gradients (to 1e-4) of a case.
 
     Args:
-        case: Its name in the facts.
-        loss: Of the case's inputs, in the order student, teacher, other, as one tensor each.
-        names: The inputs that are handed over; None for all.
+        case: The name of the case in the facts.
+        loss: Takes the inputs of the case, in the order student, teacher, other.
+        names: The inputs that the loss takes; None for all.
     """
     fact = CASES[case]
     roles = ("student", "teacher", "other")

@@ -1,7 +1,8 @@
-"""DSKD's objective against a loop over samples, written from the equations alone."""
+"""The objective of DSKD against a loop over samples, written from the equations alone."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dskd.errors import InputError
-from dskd.losses import dskd, dskd_terms, feature_loss
+from dskd.losses import feature_loss
 from dskd.losses.logits import bind
+from dskd.methods.dskd import DSKD, DSKDObjective, dskd_loss
+from dskd.settings import signature_settings
 
 BATCH, CLASSES, BRANCHES = 5, 4, 3
 
@@ -135,14 +138,14 @@ SETTINGS = st.fixed_dictionaries(
 @settings(max_examples=120, deadline=None)
 def test_the_objective_is_the_naive_loop(seed: int, chosen: dict[str, Any]) -> None:
     inputs = made(seed)
-    assert dskd(*inputs, **chosen).item() == pytest.approx(naive(inputs, chosen), rel=1e-8)
+    assert dskd_loss(*inputs, **chosen).item() == pytest.approx(naive(inputs, chosen), rel=1e-8)
 
 
 def test_no_gradient_passes_through_the_weights() -> None:
-    """The gradient of the objective is that of a sum with the weights held fixed."""
+    """The gradient of the objective is that of a sum with constant weights."""
     z_s, z_t, y, branch_logits, branch_maps, teacher_maps = made(3)
     leaves = [z.clone().requires_grad_() for z in branch_logits]
-    objective = dskd(z_s, z_t, y, leaves, branch_maps, teacher_maps, beta=2.0)
+    objective = dskd_loss(z_s, z_t, y, leaves, branch_maps, teacher_maps, beta=2.0)
     objective.backward()  # type: ignore[no-untyped-call]
     loss = bind("kl", 4.0, {})
     held = [
@@ -156,57 +159,17 @@ def test_no_gradient_passes_through_the_weights() -> None:
         torch.testing.assert_close(leaf.grad, expected)
 
 
-def test_the_terms_sum_to_the_objective_and_name_what_each_branch_did() -> None:
-    terms = dskd_terms(
-        *made(1),
-        ce=1.0,
-        kd=1.0,
-        alpha=1.0,
-        beta=1.0,
-        gamma=0.0,
-        allocation="hard-first",
-        tau=1.0,
-        weights_per="sample",
-        feature_scale="relative",
-        deep_loss=bind("kd", 4.0, {}),
-        prediction_loss=bind("kl", 4.0, {}),
-    )
+def test_the_terms_sum_to_the_objective_and_have_a_value_per_branch() -> None:
+    terms = DSKDObjective(beta=1.0, allocation="hard-first", weights_per="sample")(*made(1))
     torch.testing.assert_close(terms.objective, terms.ce + terms.kd + terms.shallow)
     assert terms.predictions.shape == terms.features.shape == terms.weights.shape == (BRANCHES,)
     assert terms.weights.sum().item() == pytest.approx(BRANCHES)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_the_relative_feature_loss_does_not_know_the_teacher_s_scale(scale: float) -> None:
-    target = torch.randn(3, 4, 2, 2)
-    adapted = torch.randn(3, 4, 2, 2)
-    expected = feature_loss(adapted, target)
-    torch.testing.assert_close(feature_loss(scale * adapted, scale * target), expected)
-    assert feature_loss(torch.zeros_like(target), target).item() == pytest.approx(1.0)
-    assert feature_loss(target, target).item() == 0
-
-
-def test_a_teacher_s_map_of_zeros_costs_a_finite_amount() -> None:
-    assert feature_loss(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)).item() == 0
-
-
-def test_a_branch_s_map_with_its_channels_last_gets_its_gradient_so() -> None:
-    adapted, target = (
-        torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last) for _ in range(2)
-    )
-    (gradient,) = torch.autograd.grad(feature_loss(adapted.requires_grad_(), target), adapted)
-    assert gradient.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_maps_of_different_shapes_are_refused() -> None:
-    with pytest.raises(InputError, match=r"branch \[1, 2, 4, 4\], teacher \[1, 2, 2, 2\]"):
-        feature_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 2, 2))
-
-
 def test_a_loss_without_values_per_image_is_refused_where_weights_are_per_sample() -> None:
-    with pytest.raises(InputError, match="no value for a single image"):
-        dskd(*made(0), prediction_loss="dist", weights_per="sample")
-    assert dskd(*made(0), prediction_loss="dist").isfinite()
+    with pytest.raises(InputError, match="needs a loss for every image, which 'dist'"):
+        dskd_loss(*made(0), prediction_loss="dist", weights_per="sample")
+    assert dskd_loss(*made(0), prediction_loss="dist").isfinite()
 
 
 @pytest.mark.parametrize(
@@ -225,4 +188,21 @@ def test_a_loss_without_values_per_image_is_refused_where_weights_are_per_sample
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError):
-        dskd(*made(0), **wrong)
+        dskd_loss(*made(0), **wrong)
+
+
+def test_function_and_method_take_the_settings_of_the_objective() -> None:
+    """They are written down once; all three have the same types and defaults."""
+    once = signature_settings(DSKDObjective.__init__).model_fields
+    own = {"feature_target", "adapter", "adapter_width", "supervise"}
+    assert signature_settings(dskd_loss).model_fields.keys() == once.keys()
+    method = signature_settings(DSKD.__init__).model_fields
+    assert method.keys() == once.keys() | own
+    assert not once.keys() & own
+    for name, field in once.items():
+        assert method[name].default == field.default
+        assert method[name].annotation == field.annotation
+        assert method[name].metadata == field.metadata
+    assert inspect.signature(dskd_loss).parameters.keys() >= once.keys()
+    assert inspect.signature(DSKD).parameters.keys() == {"pair"} | method.keys()
+    assert DSKD.presets["paper"].keys() <= method.keys()

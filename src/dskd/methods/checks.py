@@ -1,0 +1,115 @@
+"""Checks that a method can train a pair of models, and the choice of the stages it uses."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from dskd.errors import InputError
+from dskd.methods.contracts import Pair
+from dskd.models.spec import ModelSpec, StageSpec
+
+
+def check_classes(pair: Pair) -> ModelSpec:
+    """The teacher's spec, after checking that student and teacher have the same classes.
+
+    Raises:
+        InputError: There is no teacher, or the numbers of classes differ.
+    """
+    if pair.teacher_spec is None:
+        raise InputError("this method needs a teacher; name one with teacher.name")
+    student, teacher = pair.student_spec.classes, pair.teacher_spec.classes
+    if student != teacher:
+        raise InputError(
+            f"the teacher has {teacher} classes, the student {student}; "
+            "they must be trained for the same classes"
+        )
+    return pair.teacher_spec
+
+
+def check_stages(pair: Pair) -> tuple[tuple[StageSpec, ...], tuple[StageSpec, ...]]:
+    """The stages of student and teacher, after checking that each has at least one.
+
+    Raises:
+        InputError: One has none.
+    """
+    teacher = check_classes(pair)
+    for what, spec in (("student", pair.student_spec), ("teacher", teacher)):
+        if not spec.stages:
+            raise InputError(
+                f"this method needs a feature map of the {what}; name one or more with "
+                f"{what}.stages=[a]; the {what}'s parts: {', '.join(spec.submodules)}"
+            )
+    return pair.student_spec.stages, teacher.stages
+
+
+def check_pooled(pair: Pair) -> tuple[int, int]:
+    """The lengths of the pooled vectors of student and teacher.
+
+    Raises:
+        InputError: One has no pooled vector.
+    """
+    teacher = check_classes(pair)
+    lengths = []
+    for what, spec in (("student", pair.student_spec), ("teacher", teacher)):
+        if spec.pooled is None:
+            raise InputError(
+                f"this method needs the vector that the {what}'s classifier sees, and the {what} "
+                "does not end in a linear layer; take another method"
+            )
+        lengths.append(spec.pooled)
+    return lengths[0], lengths[1]
+
+
+def check_classifier(pair: Pair) -> nn.Linear:
+    """The teacher's classifier, frozen, after checking that it computes the teacher's logits.
+
+    Raises:
+        InputError: The teacher's logits are not the output of a linear layer.
+    """
+    teacher, classifier = check_classes(pair), pair.teacher_classifier
+    if classifier is None or not teacher.linear_logits:
+        raise InputError(
+            "this method uses the teacher's classifier again, and the teacher's logits are not "
+            "those of a linear layer; take another method"
+        )
+    return classifier.requires_grad_(False)
+
+
+def shallow_stages(student: ModelSpec, supervise: list[int] | None) -> list[int]:
+    """The stages before the student's last that get a branch, from 0.
+
+    Args:
+        student: The student's spec.
+        supervise: The wanted stages, from 1; None for all.
+
+    Raises:
+        InputError: The student has no shallow stage, or ``supervise`` names one that is not there.
+    """
+    depth = len(student.stages)
+    if depth < 2:
+        raise InputError(
+            f"branches are put on the stages before the last, and the student has {depth}; "
+            "name two or more with student.stages=[a,b]; the student's parts: "
+            f"{', '.join(student.submodules)}"
+        )
+    if supervise is None:
+        return list(range(depth - 1))
+    if not supervise or max(supervise) > depth - 1 or len(set(supervise)) < len(supervise):
+        raise InputError(
+            f"supervise must name shallow stages from 1 to {depth - 1}, each once, got {supervise}"
+        )
+    return sorted(stage - 1 for stage in supervise)
+
+
+def at_same_depth(depth: int, teacher_depth: int) -> list[int]:
+    """For each student stage, the teacher stage at the same relative depth, from 0.
+
+    ``ceil(l L_t / L) - 1`` for ``l = 1 .. L``.
+
+    Example:
+        >>> at_same_depth(3, 3), at_same_depth(3, 5)
+        ([0, 1, 2], [1, 3, 4])
+    """
+    return [math.ceil((stage + 1) * teacher_depth / depth) - 1 for stage in range(depth)]

@@ -1,0 +1,100 @@
+"""The data that goes into a method and comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dskd.data.loader import Batch
+from dskd.models.output import ModelOutput
+from dskd.models.spec import ModelSpec
+from dskd.models.staged_model import StagedModel
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The student to train and the shapes of what student and teacher compute for an image.
+
+    Attributes:
+        student: The student.
+        student_spec: The student's classes and stages.
+        teacher_spec: The teacher's; None without a teacher.
+        teacher_classifier: A copy of the teacher's last linear layer, for methods that reuse it.
+            None if there is no teacher, or if it does not end in a linear layer.
+        labels: int64 ``[N]``, the labels of the training images by index, for methods that
+            remember something about each image.
+        largest_batch: The largest number of images per step in one process.
+    """
+
+    student: StagedModel
+    student_spec: ModelSpec
+    teacher_spec: ModelSpec | None = None
+    teacher_classifier: nn.Linear | None = None
+    labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    largest_batch: int = 1
+
+
+@dataclass(frozen=True)
+class TeacherNeeds:
+    """Which teacher outputs a method reads.
+
+    Attributes:
+        logits: Whether it reads the logits.
+        stages: Which stages it reads, from 0.
+        pooled: Whether it reads the pooled vector.
+        last: Whether it reads the last feature map (`ModelOutput.last`).
+        rotated: Whether it reads them for four rotations of every image
+            (`dskd.data.transforms.rotations`) instead of for the image alone.
+    """
+
+    logits: bool = False
+    stages: tuple[int, ...] = ()
+    pooled: bool = False
+    last: bool = False
+    rotated: bool = False
+
+    def __bool__(self) -> bool:
+        return self.logits or bool(self.stages) or self.pooled or self.last
+
+    def __or__(self, other: TeacherNeeds) -> TeacherNeeds:
+        """What two methods read together."""
+        return TeacherNeeds(
+            self.logits or other.logits,
+            tuple(sorted({*self.stages, *other.stages})),
+            self.pooled or other.pooled,
+            self.last or other.last,
+            self.rotated or other.rotated,
+        )
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The result of a method for one batch.
+
+    Attributes:
+        losses: Named scalars, already weighted; training minimises their sum.
+        logits: The student's logits, ``[B, K]``.
+        metrics: Named scalars for the log, detached.
+    """
+
+    losses: dict[str, Tensor]
+    logits: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> Tensor:
+        """The sum of the losses."""
+        return torch.stack(list(self.losses.values())).sum()
+
+
+TeacherEpochs = Callable[[int], Iterator[tuple[Batch, ModelOutput | None]]]
+"""Takes a number of epochs and gives their batches, each with the teacher's output."""
+
+
+def require_outputs(teacher: ModelOutput | None) -> ModelOutput:
+    """The teacher's output, for a method that always has a teacher."""
+    assert teacher is not None, "this method needs a teacher"
+    return teacher
