@@ -19,13 +19,13 @@ from dskd.settings import signature_settings
 FOLDER = Path(__file__).with_name("methods")
 COST = FOLDER / "cost.json"
 _NOTE = (
-    "This page is written by `python docs/write_methods.py` from the code and from measurements; "
-    "a test holds them together."
+    "`python docs/write_methods.py` writes this page from the code and from measurements; a test "
+    "compares them."
 )
 
 
 def pages() -> dict[str, str]:
-    """Every page by its file name."""
+    """All pages by their file names."""
     costs = json.loads(COST.read_text())
     written = {f"{name}.md": page(name, costs) for name in methods.names()}
     return {"README.md": index(costs)} | written
@@ -34,22 +34,20 @@ def pages() -> dict[str, str]:
 def index(costs: dict[str, Any]) -> str:
     """The table of all methods."""
     rows = [
-        "| method | objective | step, times kd's | trained beside the student |",
+        "| method | objective | step time / kd | auxiliary parameters |",
         "|---|---|---:|---:|",
     ]
     for name in methods.names():
-        cost = costs["methods"][name]
-        rows.append(
-            f"| [{name}]({name}.md) | {_summary(methods.find(name))} | "
-            f"{cost['step_over_kd']:.2f} | {cost['extra_parameters']:,} |"
-        )
+        cost = costs["methods"].get(name)
+        measured = f"{cost['step_over_kd']:.2f} | {cost['extra_parameters']:,}" if cost else "- | -"
+        rows.append(f"| [{name}]({name}.md) | {_summary(name)} | {measured} |")
     listed = "\n".join(rows)
     return f"""# The methods
 
-Each is one file in `src/dskd/methods/`, and works on any pair of student and teacher. With the
-default settings all that have a teacher keep the labels' loss and classic distillation at weight 1
-(`ce = kd = 1`) and add their own terms with the weight that they were published with;
-`method.preset=literature` takes the published weights whole. To compare them:
+Each method is one file in `src/dskd/methods/` and works on any pair of student and teacher. By
+default, every method with a teacher uses the loss of the labels and classic distillation with
+weight 1 (`ce = kd = 1`), and adds its own terms with their published weight.
+`method.preset=literature` sets all weights as published. This command compares the methods:
 `dskd compare RECIPE --methods all --seeds 5`.
 
 {listed}
@@ -63,10 +61,10 @@ default settings all that have a teacher keep the labels' loss and classic disti
 def _measured(costs: dict[str, Any]) -> str:
     machine = costs["environment"]
     return (
-        f"Costs: {costs['pair']}, batch {costs['batch_size']}, {costs['precision']}, median of "
-        f"{costs['rounds']} interleaved steps with the teacher's forward included, on "
-        f"{machine['processor']} ({machine['threads']} threads, torch "
-        f"{machine['packages']['torch']}): `{costs['command']}`."
+        f"Measured with {costs['pair']}, batch size {costs['batch_size']} and "
+        f"{costs['precision']}: the median of {costs['rounds']} interleaved steps, including the "
+        f"teacher's forward pass, on {machine['processor']} ({machine['threads']} threads, torch "
+        f"{machine['packages']['torch']}), by `{costs['command']}`."
     )
 
 
@@ -74,7 +72,6 @@ def page(name: str, costs: dict[str, Any]) -> str:
     """The page of a method."""
     kind = methods.find(name)
     settings: type[BaseModel] = signature_settings(kind.__init__)
-    cost = costs["methods"][name]
     own = weights_of(name, {k: f.default for k, f in settings.model_fields.items()})
     parts = [
         f"# {name}",
@@ -82,34 +79,45 @@ def page(name: str, costs: dict[str, Any]) -> str:
         "## Settings",
         table("method.", settings.model_fields, arguments(kind)),
         _presets(kind),
-        f"Weights of the losses by default: {_values(own)}.",
+        f"Default weights of the losses: {_values(own)}.",
+        "## The loss as a function",
         *_pure_function(name),
         "## Cost",
-        f"A step takes {cost['step_over_kd']:.2f} times kd's ({cost['student_over_kd']:.2f} times "
-        f"where the teacher's forward is not counted), trains {cost['extra_parameters']:,} "
-        f"parameters beside the student, and holds {cost['memory'] / 1e6:,.0f} MB without the "
-        f"teacher's own. {_measured(costs)}",
+        _cost(name, costs),
         f"[All methods](README.md). {_NOTE}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _cost(name: str, costs: dict[str, Any]) -> str:
+    """The measured cost of a method, or how to measure it."""
+    cost = costs["methods"].get(name)
+    if cost is None:
+        return f"Not measured yet: `{costs['command']}`."
+    return (
+        f"A step takes {cost['step_over_kd']:.2f} times as long as one of kd "
+        f"({cost['student_over_kd']:.2f} times without the teacher's forward pass). The method "
+        f"has {cost['extra_parameters']:,} auxiliary parameters, and a step needs "
+        f"{cost['memory'] / 1e6:,.0f} MB in addition to the teacher's. {_measured(costs)}"
+    )
 
 
 def _doc(documented: object) -> str:
     return inspect.getdoc(documented) or ""
 
 
-def _summary(kind: type[Method]) -> str:
-    return _doc(kind).splitlines()[0].replace("``", "`").replace("|", "\\|")
+def _summary(name: str) -> str:
+    return _markdown(methods.summary(name)).replace("|", "\\|")
 
 
 def _markdown(text: str) -> str:
-    """Prose of a docstring: code in single ticks, indented formulas behind ``::`` as code."""
+    """Prose of a docstring as Markdown, with code in single backticks."""
     text = re.sub(r"::\n", ":\n", text).replace("``", "`")
     return text.strip()
 
 
 def _prose(documented: object) -> str:
-    """A docstring without its sections of arguments, errors and examples."""
+    """A docstring without its sections for arguments, results, errors and examples."""
     return _markdown(re.split(r"\n(?:Args|Returns|Raises|Example):\n", _doc(documented))[0])
 
 
@@ -127,20 +135,14 @@ def _values(values: dict[str, Any]) -> str:
 
 
 def _pure_function(name: str) -> list[str]:
-    """Signature and formula of the loss function, where the method has one of its name."""
-    function = getattr(losses, name, None)
-    if function is None:
-        return []
+    """Signature and formula of the loss function."""
+    function = getattr(losses, name)
     parameters = inspect.signature(function).parameters.values()
     own = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
     call = f"dskd.losses.{name}({', '.join(own)})"
     if len(call) > 100:
         call = f"dskd.losses.{name}(\n" + "".join(f"    {one},\n" for one in own) + ")"
-    return [
-        "## The loss as a function",
-        f"```python\n{call}\n```",
-        _prose(function),
-    ]
+    return [f"```python\n{call}\n```", _prose(function)]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from dskd.data.loader import DataLoaders
 from dskd.engine.build import UserObjects, load_data
 from dskd.engine.run import make_teacher, make_training_run
 from dskd.errors import InputError
-from dskd.methods.base import at_same_depth
+from dskd.methods.checks import at_same_depth
 from dskd.models.staged_model import StagedModel
 from dskd.models.staged_net import StagedNet
 from dskd.report.cka import layer_similarity
