@@ -1,7 +1,9 @@
-"""Documents agree with the code."""
+"""Documents agree with the code: links, files, settings, commands and names in them exist."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import re
 import runpy
 from itertools import pairwise
@@ -10,14 +12,32 @@ from pathlib import Path
 import pytest
 import write_methods
 
+import dskd
+from dskd import methods
+from dskd.cli.commands import cli
 from dskd.config import recipe
+from dskd.config.schema import Recipe, TeacherSettings
+from dskd.settings import signature_settings
 
 ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src/dskd"
+RESULTS = ROOT / "docs/results"
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md")]
+)
+GUIDES = [page for page in PAGES if not page.startswith(("docs/results/", "docs/methods/"))]
+"""Pages that describe the code of today. Results quote the commit that computed them."""
+SECTIONS = ("data", "student", "teacher", "train")
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text()
 
 
 def test_the_settings_page_is_what_the_code_says() -> None:
     names = runpy.run_path(str(ROOT / "docs/write_settings.py"))
-    assert (ROOT / "docs/settings.md").read_text() == names["page"]()
+    assert read("docs/settings.md") == names["page"]()
 
 
 def test_the_methods_pages_are_what_the_code_says() -> None:
@@ -29,36 +49,97 @@ def test_the_methods_pages_are_what_the_code_says() -> None:
 
 
 def test_the_readme_s_recipe_is_the_demo_s() -> None:
-    block = (ROOT / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
-    shipped = (ROOT / "src/dskd/recipes/digits.yaml").read_text()
+    block = read("README.md").partition("```yaml\n")[2].partition("```")[0]
+    shipped = (SOURCE / "config/recipes/digits.yaml").read_text()
     assert block == "".join(ln for ln in shipped.splitlines(True) if not ln.startswith("#"))
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/architecture.md", "docs/method.md", "docs/reliability.md"]
-)
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\(([^)#]+)", text):
-        if not target.startswith("http"):
-            assert (ROOT / page).parent.joinpath(target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", read(page)):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (ROOT / page).parent / file if file else ROOT / page
+        assert found.exists(), target
+        if anchor:
+            assert anchor in anchors(found), target
 
 
-def test_every_file_of_the_source_is_on_the_readme_s_map() -> None:
-    text = (ROOT / "README.md").read_text()
-    for path in (ROOT / "src/dskd").rglob("*.py"):
-        if not path.name.startswith("__"):
-            assert f"`{path.relative_to(ROOT / 'src/dskd').as_posix()}`" in text, path
+def test_the_readme_maps_every_folder_of_the_package() -> None:
+    text = read("README.md").partition("## What is where")[2]
+    rows = set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE))
+    folders = {f"{path.parent.name}/" for path in SOURCE.glob("*/__init__.py")}
+    assert rows == folders | {"api.py"}
+    assert len(rows) <= 14
 
 
-def test_readme_commands_name_recipes_that_exist() -> None:
-    words = (ROOT / "README.md").read_text().split()
-    named = [b for a, b in pairwise(words) if a in ("distill", "train", "compare")]
-    assert {n for n in named if "/" in n} <= set(recipe.shipped())
+@pytest.mark.parametrize("page", GUIDES)
+def test_files_that_a_page_names_exist(page: str) -> None:
+    named = set(re.findall(r"`([\w./]+\.(?:py|yaml|ipynb))`", read(page)))
+    for name in named - {"recipe.yaml"}:  # that one is in a run's folder
+        places = [ROOT, SOURCE, ROOT / "tests", ROOT / "tests/faults", (ROOT / page).parent]
+        folders = [*places, ROOT / "evidence", *SOURCE.glob("*/")]
+        assert any((folder / name).exists() for folder in folders), name
+
+
+def known_settings() -> set[str]:
+    fields = Recipe.model_fields
+    known = {f"{name}.{key}" for name in SECTIONS for key in _keys(fields[name].annotation)}
+    own = [signature_settings(methods.find(name).__init__) for name in methods.names()]
+    known |= {f"method.{key}" for model in own for key in model.model_fields}
+    return known | {"method.name", "method.preset"}
+
+
+def _keys(section: object) -> set[str]:
+    model = section if isinstance(section, type) else TeacherSettings
+    return set(model.model_fields)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_that_a_page_names_exist(page: str) -> None:
+    text = read(page).partition("## Renamed settings")[0]
+    for command in re.findall(r"`[^`]+`|^(?:dskd|torchrun) .*$", text, flags=re.MULTILINE):
+        named = re.findall(rf"(?<![\w./])(?:{'|'.join(SECTIONS)}|method)\.\w+", command)
+        named = [name for name in named if not name.endswith((".py", ".safetensors"))]
+        assert set(named) <= known_settings(), command
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_commands_of_a_page_exist_and_name_recipes_that_exist(page: str) -> None:
+    for line in re.findall(r"^\$? ?dskd (.*)$", read(page), flags=re.MULTILINE):
+        words = line.partition("#")[0].split()
+        assert words[0] in cli.commands, line
+        options = {option for one in cli.commands[words[0]].params for option in one.opts}
+        assert {word for word in words if word.startswith("--")} <= options, line
+    named = [b for a, b in pairwise(read(page).split()) if a in ("distill", "train", "compare")]
+    assert {name for name in named if "/" in name and "." not in name} <= set(recipe.shipped())
+
+
+def test_the_python_of_the_readme_uses_names_that_exist() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", read("README.md"), flags=re.DOTALL)
+    result = {field.name for field in dataclasses.fields(dskd.Result)}
+    for block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.value.id != "dskd" or hasattr(dskd, node.attr), node.attr
+                assert node.value.id != "result" or node.attr in result, node.attr
+
+
+def test_every_page_of_results_is_listed() -> None:
+    text = (RESULTS / "README.md").read_text()
+    pages = {path.name for path in RESULTS.glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"^\| \[[^]]+\]\((\S+\.md)\)", text, flags=re.MULTILINE))
 
 
 def test_every_promise_of_security_names_tests_that_exist() -> None:
-    text = (ROOT / "SECURITY.md").read_text().partition("## What is not promised")[0]
+    text = read("SECURITY.md").partition("## What is not promised")[0]
     for line in text.splitlines():
         if line.startswith("| ") and not line.startswith("| promise"):
             named = re.findall(r"`([a-z_/*]+\.py)(?:::(\w+))?`", line.rsplit("|", 2)[1])
