@@ -1,4 +1,4 @@
-"""The exported student answers as the student does, or is not written."""
+"""The outputs of an exported student are those of the student, or nothing is written."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def deployed(
     return DeployedStudent(model, name, tuple(f"class{k}" for k in range(classes)), shape)
 
 
-def teacher_outputs(path: Path, images: Tensor) -> Tensor:
-    training_run = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits,) = training_run.run(["logits"], {"images": images.numpy()})
+def onnx_logits(path: Path, images: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
     return torch.from_numpy(logits)
 
 
 @pytest.mark.parametrize(
     "name", ["resnet8", "resnet8x4", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
 )
-def test_every_family_answers_the_same_for_any_batch(name: str, tmp_path: Path) -> None:
+def test_every_family_gives_the_same_logits_for_any_batch(name: str, tmp_path: Path) -> None:
     student = deployed(name)
     difference = export_onnx(student, tmp_path / "student.onnx")
     assert difference <= 1e-4
@@ -56,7 +56,7 @@ def test_every_family_answers_the_same_for_any_batch(name: str, tmp_path: Path) 
         images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
         with torch.no_grad():
             expected = student.model(images).logits
-        got = teacher_outputs(tmp_path / "student.onnx", images.float() / 255)
+        got = onnx_logits(tmp_path / "student.onnx", images.float() / 255)
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
     assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
 
@@ -68,14 +68,14 @@ def test_gray_images_that_are_not_square(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = student.model(images).logits
     torch.testing.assert_close(
-        teacher_outputs(tmp_path / "student.onnx", images), expected, rtol=1e-3, atol=1e-4
+        onnx_logits(tmp_path / "student.onnx", images), expected, rtol=1e-3, atol=1e-4
     )
     graph = onnx.load(tmp_path / "student.onnx").graph
     assert [value.name for value in graph.input] == ["images"]
     assert [value.name for value in graph.output] == ["logits"]
 
 
-def test_a_student_that_answers_differently_is_not_written(
+def test_a_graph_with_other_outputs_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "student.onnx"
@@ -103,7 +103,7 @@ class _Scaled(nn.Module):
         return logits
 
 
-def test_answers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     student = deployed()
     nn.init.constant_(next(student.model.module.parameters()), float("nan"))
     with pytest.raises(InputError, match="differs"):
@@ -155,7 +155,7 @@ def test_a_module_that_no_graph_can_say_is_refused_in_one_line(
 
 
 def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"there is no folder .*gone; make it first"):
+    with pytest.raises(InputError, match=r"there is no folder .*gone; create it first"):
         export_onnx(deployed(), tmp_path / "gone" / "student.onnx")
 
     def full(*_: object) -> None:

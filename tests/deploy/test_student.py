@@ -1,4 +1,4 @@
-"""The deployed student: its file, what it answers, and that it needs nothing of the training."""
+"""The deployed student: its file, its predictions, and independence of the training code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
-    """A student with branches beside it, distilled for an epoch."""
+    """A student with auxiliary branches, distilled for one epoch."""
     return dskd.distill(
         student="resnet8",
         teacher={"module": dskd.load_model("resnet8", num_classes=10, in_channels=1)},
@@ -77,7 +77,7 @@ def test_the_file_is_the_trained_student_bit_for_bit(finished: dskd.Result) -> N
 @pytest.mark.parametrize("name", FILES)
 def test_the_file_tells_no_time_host_or_path(finished: dskd.Result, name: str) -> None:
     path = finished.path / name
-    expected = ["model", "options", "classes", "shape", "method", "addition", "mean", "std"]
+    expected = ["model", "options", "classes", "shape", "method", "deploy_config", "mean", "std"]
     assert read_metadata(path).keys() == set(expected)
     content = path.read_bytes()
     header = content[8 : 8 + int.from_bytes(content[:8], "little")].decode()
@@ -115,7 +115,7 @@ def test_the_student_needs_none_of_the_training_code(finished: dskd.Result) -> N
         "print(*sorted({m.split('.')[1] for m in sys.modules if m.startswith('dskd.')}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["errors", "models"]
+    assert done.stdout.split() == ["errors", "models", "storage"]
 
 
 def test_evaluate_and_predict_from_python(finished: dskd.Result, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The student in forms that other programs run."""
+"""Export a trained student to ONNX."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from dskd.errors import InputError, first_line
 from dskd.storage.atomic import replace_file
 
 TOLERANCE = 1e-4
+"""Largest allowed difference of the outputs, relative to the largest output."""
 _BATCH = 4
 
 
-class _Logits(nn.Module):
-    """Images from 0 to 1 to logits, normalisation included."""
+class _Normalized(nn.Module):
+    """The student with its normalisation: from images between 0 and 1 to logits."""
 
     def __init__(self, deployed: DeployedStudent) -> None:
         super().__init__()
@@ -37,29 +38,29 @@ class _Logits(nn.Module):
 
 
 def export_onnx(deployed: DeployedStudent, path: Path) -> float:
-    """Writes the student as ONNX, once its outputs are known to be the student's.
+    """Export the student to ONNX and compare its outputs with those of the student.
 
     The graph takes ``images``, float32 ``[N, C, H, W]`` from 0 to 1 with any N, normalises them,
-    and gives ``logits``, ``[N, K]``.
+    and returns ``logits``, ``[N, K]``.
 
     Args:
         deployed: The student.
-        path: The file; its folder must be there.
+        path: The file to write; its folder must exist.
 
     Returns:
         The largest difference of the outputs, relative to the largest output.
 
     Raises:
-        InputError: The onnx packages are missing, the folder is, or the outputs differ by more
-            than 1e-4; nothing is written then.
+        InputError: A package or the folder is missing, or the outputs differ by more than
+            `TOLERANCE`. Then nothing is written.
     """
-    _need("onnx"), _need("onnxscript")
-    runtime = _need("onnxruntime")
+    _import("onnx"), _import("onnxscript")
+    runtime = _import("onnxruntime")
     if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent}; make it first")
+        raise InputError(f"there is no folder {path.parent}; create it first")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file in it")
-    model = _Logits(deployed).eval()
+    model = _Normalized(deployed).eval()
     example = torch.rand(_BATCH, *deployed.shape, generator=torch.Generator().manual_seed(0))
     graph = _graph(model, example, deployed.name)
     difference = _difference(runtime, graph, model, example)
@@ -75,7 +76,7 @@ def export_onnx(deployed: DeployedStudent, path: Path) -> float:
     return difference
 
 
-def _need(package: str) -> ModuleType:
+def _import(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -85,10 +86,10 @@ def _need(package: str) -> ModuleType:
 
 
 def _graph(model: nn.Module, example: Tensor, name: str) -> bytes:
-    """The model as ONNX."""
+    """The model as a serialised ONNX graph."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecations within the exporter
         try:
             program = torch.onnx.export(
                 model,
@@ -99,12 +100,12 @@ def _graph(model: nn.Module, example: Tensor, name: str) -> bytes:
                 dynamo=True,
                 verbose=False,
             )
-        except Exception as error:  # anybody's module may defeat the exporter in its own way
+        except Exception as error:  # the exporter raises many types
             raise InputError(f"torch cannot export {name} to ONNX: {first_line(error)}") from error
-        assert program is not None, "dynamo=True gives the program"
+        assert program is not None, "dynamo=True returns the program"
         try:
             graph: bytes = program.model_proto.SerializeToString()
-        except Exception as error:  # protobuf's own
+        except Exception as error:  # protobuf has its own types
             reason = first_line(error)
             raise InputError(f"{name} is too large for one ONNX file: {reason}") from error
         return graph
@@ -112,17 +113,17 @@ def _graph(model: nn.Module, example: Tensor, name: str) -> bytes:
 
 @torch.no_grad()
 def _difference(runtime: Any, graph: bytes, model: nn.Module, example: Tensor) -> float:
-    """Largest over a batch and a lone image."""
-    training_run = runtime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    """The largest relative difference, over a batch and a single image."""
+    session = runtime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     differences = []
     for images in (example, example[:1]):
         expected = model(images)
         try:
-            (got,) = training_run.run(["logits"], {"images": images.numpy()})
-        except Exception as error:  # of any kind that onnxruntime has
+            (found,) = session.run(["logits"], {"images": images.numpy()})
+        except Exception as error:  # onnxruntime has its own types
             raise InputError(
                 f"onnxruntime does not run the exported student: {first_line(error)}"
             ) from error
         scale = expected.abs().max().clamp_min(1e-12)
-        differences.append((torch.from_numpy(got) - expected).abs().max() / scale)
-    return torch.stack(differences).max().item()  # NaN if one of them is
+        differences.append((torch.from_numpy(found) - expected).abs().max() / scale)
+    return torch.stack(differences).max().item()  # NaN if one of them is NaN

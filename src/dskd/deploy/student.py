@@ -1,4 +1,4 @@
-"""A finished run's student, as it ships: evaluated, asked, exported."""
+"""Load a trained student to evaluate, predict or export."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from dskd.storage.weights import load_weights, read_metadata, read_weights
 from dskd.storage.yaml_file import read_yaml_file
 
 Which = Literal["last", "best"]
-
+"""The weights of the last epoch, or of the epoch with the best accuracy."""
 
 _Extent = Annotated[Count, Field(le=4096)]
 
 
-class _Facts(Settings):
-    """What a student's file says of it, see `dskd.engine.training_run.TrainingRun`."""
+class _Metadata(Settings):
+    """The metadata of a student's file, see `dskd.engine.training_run.TrainingRun`."""
 
     model: str
     options: dict[str, Any]
@@ -50,12 +50,13 @@ class _Facts(Settings):
 
 @dataclass(frozen=True)
 class DeployedStudent:
-    """A student and what it must be fed.
+    """A trained student, its classes and the shape of its images.
 
     Attributes:
-        model: In eval mode, on the CPU; images go in as they are, it normalises them itself.
-        name: The model's name.
-        classes: The name of each class, by label.
+        model: The student in evaluation mode, on the CPU. It takes uint8 images and normalises
+            them itself.
+        name: Name of the model.
+        classes: Name of each class, by label.
         shape: Channels, height and width of an image.
     """
 
@@ -72,48 +73,48 @@ def load_deployed(
     student: nn.Module | None = None,
     allow_code: bool = False,
 ) -> DeployedStudent:
-    """The student of a run.
+    """Load the student of a run.
 
     Args:
-        run: The run's folder.
-        which: The weights of the ``last`` epoch, or of the ``best``.
-        student: The module of a run whose student was given in Python; a copy takes the weights.
-        allow_code: Whether a ``package.module:function`` model may run.
+        run: Folder of the run.
+        which: Load the weights of the ``last`` or of the ``best`` epoch.
+        student: The module, if it was given in Python; a copy gets the weights.
+        allow_code: Whether a model ``package.module:function`` may run.
 
     Raises:
-        InputError: There is no finished run, or the student was a module given in Python
-            and is not given again.
+        InputError: There is no finished run, or its student was given in Python and is not given
+            again.
     """
     path = Path(run) / _file(which)
     if not path.parent.is_dir():
         raise InputError(f"there is no run {run}; check the path")
-    facts, weights = _read_facts(path), read_weights(path)
+    metadata, weights = _read_metadata(path), read_weights(path)
 
     def build() -> nn.Module:
-        module = _build(facts, run, allow_code) if student is None else copied(student)
-        return methods.find(facts.method).assemble(module, facts.deploy_config)
+        module = _build(metadata, run, allow_code) if student is None else copied(student)
+        return methods.find(metadata.method).assemble(module, metadata.deploy_config)
 
-    if student is None and facts.model.startswith(TIMM):  # the file says how large it is
-        check_size(build, facts.options, weights, str(path))
+    if student is None and metadata.model.startswith(TIMM):  # its options determine its size
+        check_size(build, metadata.options, weights, str(path))
     module = build()
     load_weights(module, weights, str(path))
-    model = StagedModel(module, mean=facts.mean, std=facts.std).eval()
-    return DeployedStudent(model, facts.model, facts.classes, facts.shape)
+    model = StagedModel(module, mean=metadata.mean, std=metadata.std).eval()
+    return DeployedStudent(model, metadata.model, metadata.classes, metadata.shape)
 
 
-def _build(facts: _Facts, run: str | Path, allow_code: bool) -> nn.Module:
-    if facts.model.startswith("<"):
+def _build(metadata: _Metadata, run: str | Path, allow_code: bool) -> nn.Module:
+    if metadata.model.startswith("<"):
         raise InputError(
-            f"the student of {run} was given in Python as {facts.model}; give it again, as in "
+            f"the student of {run} was given in Python as {metadata.model}; give it again, as in "
             "dskd.evaluate(run, student=module)"
         )
-    channels, height, _ = facts.shape
-    options = dict(facts.options)
-    if facts.model.startswith(TIMM):  # its weights are in the file: nothing is downloaded again
+    channels, height, _ = metadata.shape
+    options = dict(metadata.options)
+    if metadata.model.startswith(TIMM):  # the weights are in the file; download none
         options.pop("pretrained", None)
     return load_model(
-        facts.model,
-        num_classes=len(facts.classes),
+        metadata.model,
+        num_classes=len(metadata.classes),
         in_channels=channels,
         size=height,
         options=options,
@@ -128,11 +129,11 @@ def _file(which: Which) -> str:
     return files[which]
 
 
-def _read_facts(path: Path) -> _Facts:
-    """What the file says of the student; checked, for it may have come from anywhere."""
-    facts = read_metadata(path)
+def _read_metadata(path: Path) -> _Metadata:
+    """Read and validate the metadata of a file, which may be untrusted."""
+    metadata = read_metadata(path)
     try:
-        return validate(_Facts, facts)
+        return validate(_Metadata, metadata)
     except InputError as error:
         raise InputError(f"{path} was not written by dskd or is damaged: {error}") from None
 
@@ -146,48 +147,49 @@ def evaluate(
     student: nn.Module | None = None,
     allow_code: bool = False,
 ) -> EvaluationResult:
-    """Judges a run's student on the test split of the run's own recipe.
+    """Evaluate the student of a run on the test split of the run's recipe.
 
     Args:
-        run: The run's folder.
-        which: The weights of the ``last`` epoch, or of the ``best``.
-        root: Where the data set lies, if not where the recipe says.
-        data: The images of a run whose images were given in Python.
-        student: The module of a run whose student was given in Python.
-        allow_code: Whether a ``package.module:function`` model may run.
+        run: Folder of the run.
+        which: Evaluate the weights of the ``last`` or of the ``best`` epoch.
+        root: Folder of the data set, in place of the recipe's.
+        data: The data set, if it was given in Python.
+        student: The module, if it was given in Python.
+        allow_code: Whether a model ``package.module:function`` may run.
 
     Raises:
-        InputError: There is no finished run, or its data set is not to be had.
+        InputError: There is no finished run, or its data set cannot be loaded.
     """
     deployed = load_deployed(run, which, student=student, allow_code=allow_code)
     settings = read_yaml_file(Path(run) / "recipe.yaml", "recipe").get("data")
     if isinstance(settings, dict) and root is not None:
         settings["root"] = root
     data = load_data(validate(DataSettings, settings or {}, "data."), data)
-    for what, there, known in (
+    for what, found, expected in (
         ("classes", list(data.classes), list(deployed.classes)),
         ("[channels, height, width]", list(data.shape), list(deployed.shape)),
     ):
-        if there != known:
+        if found != expected:
             raise InputError(
-                f"the images are not those of the run: their {what} are {brief(there)}, the "
-                f"student knows {brief(known)}; give the run's own images with --root"
+                f"the images are not those of the run: their {what} are {brief(found)}, the "
+                f"student has {brief(expected)}; give the run's own images with --root"
             )
     device = pick("auto")
     model = deployed.model.to(device)
-    split = MemoryLoader(data.test, device)
-    return evaluate_accuracy(model, lambda images: {"student": model(images).logits}, split)[
-        "student"
-    ]
+    results = evaluate_accuracy(
+        model, lambda images: {"student": model(images).logits}, MemoryLoader(data.test, device)
+    )
+    return results["student"]
 
 
 @torch.no_grad()
-def predict(deployed: DeployedStudent, samples: Sequence[str | Path]) -> Tensor:
-    """The probability of every class, for image files of any size.
+def predict(deployed: DeployedStudent, images: Sequence[str | Path]) -> Tensor:
+    """Predict the probability of each class for image files of any size.
 
     Args:
         deployed: The student.
-        images: Files; each is cropped to its middle and resized as the `folder` data set does.
+        images: Paths of the files. Each image is cropped to its central square and resized, as
+            the data set ``folder`` does it.
 
     Returns:
         float32, ``[N, K]``.
@@ -195,15 +197,15 @@ def predict(deployed: DeployedStudent, samples: Sequence[str | Path]) -> Tensor:
     Raises:
         InputError: A file is missing or does not decode.
     """
-    if not samples:
-        raise InputError("there is no image to look at; give one or more")
-    images = torch.cat([_image(Path(path), deployed.shape) for path in samples])
-    probabilities: Tensor = deployed.model(images).logits.softmax(1)
+    if not images:
+        raise InputError("there is no image to predict; give one or more")
+    batch = torch.cat([_read_image(Path(path), deployed.shape) for path in images])
+    probabilities: Tensor = deployed.model(batch).logits.softmax(1)
     return probabilities
 
 
-def _image(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """A file as the student sees it: uint8 ``[1, C, H, W]``."""
+def _read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Read a file as input of the student: uint8 ``[1, C, H, W]``."""
     if not path.is_file():
         raise InputError(f"there is no image {path}; check the path")
     channels, height, width = shape
@@ -214,7 +216,7 @@ def _image(path: Path, shape: tuple[int, int, int]) -> Tensor:
             f"{path} is {image.shape[3]}x{image.shape[2]}, the student was trained on images of "
             f"{width}x{height}; resize it"
         )
-    if channels == 1:  # the luma of ITU-R 601, as Pillow's mode L
+    if channels == 1:  # the luma of ITU-R 601, as in Pillow's mode L
         luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
         return (image * luma).sum(1, keepdim=True).round().to(torch.uint8)
     return image
