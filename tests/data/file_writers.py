@@ -1,4 +1,4 @@
-"""Small data sets in the published formats, made on the spot.
+"""Writers of small data sets in the published formats.
 
 The images can be learned: each class has a colour of its own, with noise on it.
 """
@@ -29,7 +29,7 @@ def random_images(classes: int, per_class: int, side: int, seed: int = 0) -> NDA
 def cifar_entries(
     key: str, classes: int, per_class: int, seed: int = 0, side: int = 32
 ) -> dict[bytes, Any]:
-    """What a CIFAR file holds."""
+    """The content of a CIFAR file."""
     rows = random_images(classes, per_class, side, seed).transpose(0, 3, 1, 2)
     labels = [label for label in range(classes) for _ in range(per_class)]
     return {

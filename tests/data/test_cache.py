@@ -17,7 +17,7 @@ from tests.data.file_writers import write_cifar100, write_folder, write_tiny_ima
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A number for each time the images of a folder were decoded."""
+    """Gets one number each time the images of a folder are decoded."""
     calls: list[int] = []
 
     def decode(*arguments: object) -> object:

@@ -20,16 +20,16 @@ from tests.data.file_writers import write_cifar10, write_tar, write_tiny_imagene
 
 
 class Server:
-    """Serves one folder and counts what is asked for."""
+    """Serves one folder and records the requests."""
 
     def __init__(self, folder: Path) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.cut = 0
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                outer.asked.append(self.path)
+                outer.requests.append(self.path)
                 path = folder / self.path.lstrip("/")
                 if not path.is_file():
                     self.send_error(404)
@@ -49,7 +49,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server of both archives, with everything pointed at it."""
+    """A server of both archives, to which all addresses are redirected."""
     folder = tmp_path / "served"
     folder.mkdir()
     tar = write_tar(write_cifar10(tmp_path / "made"), folder / "cifar-10-python.tar.gz")
@@ -79,7 +79,7 @@ def test_an_archive_is_fetched_once_and_read_in_place(
     cache = tmp_path / "cache"
     first = load_dataset(name, cache_dir=cache)
     second = load_dataset(name, cache_dir=cache)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert first.fingerprint() == second.fingerprint()
     local = load_dataset(name, root=tmp_path / "made", cache_dir=tmp_path / "other")
     assert first.fingerprint() == local.fingerprint()
@@ -146,4 +146,4 @@ def test_a_damaged_archive_is_fetched_again(server: Server, tmp_path: Path) -> N
     first = load_dataset("cifar10", cache_dir=cache)
     (cache / "cifar-10-python.tar.gz").write_bytes(b"damaged")
     assert load_dataset("cifar10", cache_dir=cache).fingerprint() == first.fingerprint()
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2

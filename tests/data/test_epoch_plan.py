@@ -1,4 +1,4 @@
-"""The epoch plan: a pure function, whose parts do not disturb each other."""
+"""The epoch plan: a pure function whose parts are independent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of every mode and shape."""
+"""Decoding of images of every mode and size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of one's own images."""
+"""A folder of the user's own images."""
 
 from __future__ import annotations
 

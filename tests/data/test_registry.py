@@ -1,4 +1,4 @@
-"""Loading by name, and the digits."""
+"""Loading data sets by name, and the digits."""
 
 from __future__ import annotations
 

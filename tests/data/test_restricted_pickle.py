@@ -1,4 +1,4 @@
-"""Pickles: what may be read, and that nothing else runs."""
+"""The restricted pickle reader reads the CIFAR files and runs nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.data.file_writers import cifar_entries, python2_pickle, python3_pickl
 
 
 class Call:
-    """Pickles as a call of ``function``."""
+    """Pickled as a call of ``function``."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.reduced = function, arguments

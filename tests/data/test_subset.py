@@ -1,4 +1,4 @@
-"""Taking part of a data set."""
+"""Parts of a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dskd.errors import InputError
 
 
 def _dataset(counts: list[int], ids: bool = False) -> Dataset:
-    """Images that are their own number, the classes mixed."""
+    """Images whose pixels hold their own number; the classes are mixed."""
     labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))]
     return Dataset(
@@ -53,9 +53,9 @@ def test_the_parts_are_stratified_disjoint_and_the_same_every_time(
     parts = [take_fraction(split_validation(dataset, val_fraction), fraction) for _ in range(2)]
     assert parts[0].fingerprint() == parts[1].fingerprint()
     part = parts[0]
-    kept = _numbers(part.train)
-    assert kept == sorted(set(kept))
-    assert [dataset.train.labels[n] for n in kept] == part.train.labels.tolist()
+    chosen = _numbers(part.train)
+    assert chosen == sorted(set(chosen))
+    assert [dataset.train.labels[n] for n in chosen] == part.train.labels.tolist()
     left = [n - h for n, h in zip(counts, held, strict=True)]
     expected = [max(int(n * fraction + 0.5), 1) if fraction < 1 else n for n in left]
     assert torch.bincount(part.train.labels).tolist() == expected
@@ -63,7 +63,7 @@ def test_the_parts_are_stratified_disjoint_and_the_same_every_time(
         assert sum(held) == 0
         return
     out = _numbers(part.validation)
-    assert not set(out) & set(kept)
+    assert not set(out) & set(chosen)
     assert torch.bincount(part.validation.labels, minlength=len(counts)).tolist() == held
     assert [dataset.train.labels[n] for n in out] == part.validation.labels.tolist()
 

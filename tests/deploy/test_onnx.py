@@ -25,7 +25,7 @@ from dskd.models.zoo import build
 def deployed(
     module: nn.Module | str = "resnet8", shape: tuple[int, int, int] = (3, 32, 32), classes: int = 5
 ) -> DeployedStudent:
-    """A student whose BatchNorms and statistics are not those of a fresh one."""
+    """A student with other BatchNorm statistics than those of a new one."""
     name = module if isinstance(module, str) else type(module).__name__
     if isinstance(module, str):
         module = build(module, num_classes=classes, in_channels=shape[0])
@@ -92,7 +92,7 @@ def test_a_graph_with_other_outputs_is_not_written(
 
 
 class _Scaled(nn.Module):
-    """A thousandth more than another."""
+    """Outputs of another module, larger by a thousandth."""
 
     def __init__(self, other: nn.Module) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_a_missing_package_is_named_with_the_extra(
 
 
 class Fickle(nn.Module):
-    """What it does depends on the images: no graph can say it."""
+    """Branches on the values of the images, which no graph can express."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -133,7 +133,7 @@ def test_evaluate_and_predict_from_python(finished: dskd.Result, tmp_path: Path)
 
 
 def which_one() -> Any:
-    """What the types do not admit."""
+    """A value that the types do not allow."""
     return "first"
 
 

@@ -1,4 +1,4 @@
-"""Anybody's modules as student and as teacher, through the public names."""
+"""Modules of all kinds as student and as teacher, through the public functions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SWIN = {
 
 
 class Own(nn.Module):
-    """A classifier that nobody else has."""
+    """A user's own classifier."""
 
     def __init__(self, width: int = 6) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def distill(out: Path, data: Dataset, student: Any, teacher: Any, **settings: An
 
 
 def check(result: Result, stages: int) -> dict[str, float]:
-    """The last epoch's metrics, once they and the student that ships are sound."""
+    """Check metrics and student of a run; return the metrics of the last epoch."""
     lines = (result.path / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 1
     text = lines[0]
@@ -147,7 +147,7 @@ def test_ones_own_modules_in_both_roles(tmp_path: Path, data: Dataset) -> None:
 
 
 def test_a_teacher_sees_the_images_by_its_own_mean_and_std(tmp_path: Path, data: Dataset) -> None:
-    """Weights that undo another mean and std leave the whole run as it was."""
+    """Weights that compensate another mean and std give the same run."""
     torch.manual_seed(5)
     student, teacher = Own(), Own()
     shifted = nn.Sequential(Undo(scale=4.0), teacher)
@@ -238,7 +238,7 @@ def test_what_does_not_fit_leaves_nothing_behind(
 
 
 class Flat(nn.Module):
-    """As many people write them: the map is flattened by a view."""
+    """Flattens the feature map with a view, as many networks do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ def test_a_module_that_views_its_maps_works_in_both_roles(tmp_path: Path, channe
 
 
 class Odd(Flat):
-    """Answers with a tuple while it is trained."""
+    """Returns a tuple in training mode."""
 
     def forward(self, x: torch.Tensor) -> Any:
         logits = super().forward(x)
@@ -316,7 +316,7 @@ def test_a_teacher_of_nan_is_named(tmp_path: Path) -> None:
 
 
 class Masked(Flat):
-    """With an infinite buffer of its own, as masks of attention are."""
+    """Has an infinite buffer, such as an attention mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -355,7 +355,7 @@ def test_settings_beside_objects_apply_or_are_refused(tmp_path: Path) -> None:
 
 
 def test_naming_a_zoo_model_s_own_stages_changes_nothing() -> None:
-    """VGG's stages are taken behind their ReLU, where hooks on its blocks would not see them."""
+    """VGG's stages are taken after their ReLU, which hooks on its blocks would not see."""
     net = dskd.load_model("vgg8", num_classes=3).eval()
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     names = [f"block{i}" for i in range(5)]

@@ -1,4 +1,4 @@
-"""From names to models: the zoo's, timm's, and functions of one's own."""
+"""Models by name: from the zoo, from timm, and by functions of the user."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fails(num_classes, in_channels):
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of an importable module with functions that make models."""
+    """The name of an importable module with functions that build models."""
     name = f"own_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -67,7 +67,7 @@ def test_a_zoo_model_takes_no_options() -> None:
         load_model("resnet8", num_classes=7, options={"width": 2, "depth": 3})
 
 
-def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown model 'resnet20x'; did you mean 'resnet20'"):
         load_model("resnet20x", num_classes=7)
 
@@ -132,7 +132,7 @@ def test_a_timm_name_may_carry_the_tag_of_its_weights(timm: ModuleType) -> None:
         ("qqqqq", r"timm\.list_models\(\) names them$"),
     ],
 )
-def test_a_wrong_timm_name_is_answered_with_a_few_near_ones(name: str, said: str) -> None:
+def test_an_unknown_timm_name_suggests_a_few_near_ones(name: str, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         load_model(f"timm/{name}", num_classes=7)
     assert str(caught.value).startswith(f"unknown timm model {name!r}; ")
@@ -171,7 +171,7 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         load_model("timm/resnet18", num_classes=7)
 
 
-# Functions of one's own
+# Functions of the user
 
 
 def test_ones_own_function(own: str) -> None:

@@ -1,4 +1,4 @@
-"""Folding: the same answers from fewer operations, for any module, which itself stays as it is."""
+"""Fusing BatchNorm gives the same outputs for any module and does not change the module."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def norms(module: nn.Module) -> int:
 
 
 def assert_same(found: ModelOutput, expected: ModelOutput) -> None:
-    """Equal but for rounding, on the scale of each output."""
+    """Equal up to rounding, relative to each output."""
     assert len(found.stages) == len(expected.stages)
     for a, b in zip(
         (found.logits, *found.stages, found.pooled, found.last),
@@ -63,7 +63,7 @@ def assert_same(found: ModelOutput, expected: ModelOutput) -> None:
 
 @torch.no_grad()
 def check(model: StagedModel, images: Tensor) -> StagedModel:
-    """Folds on a few images, compares on others, and sees that the model stays as it is."""
+    """Fuse on a few images, compare on others, and check that the model is unchanged."""
     before = copy.deepcopy(model.state_dict())
     parts = [(name, type(part)) for name, part in model.named_modules()]
     fast = fuse_batchnorm(model, images[:1])
@@ -124,7 +124,7 @@ class Twice(nn.Module):
 
 
 class OneConvTwoNorms(nn.Module):
-    """A convolution that is not the norm's alone: what it gave is used beside the norm too."""
+    """A convolution whose output goes to the norm and to another layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class TwoNames(nn.Module):
 
 
 class InPlaceBetween(nn.Module):
-    """The norm is given the very tensor that the convolution gave, changed in between."""
+    """The norm takes the tensor of the convolution, changed in place in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ def test_the_teacher_s_state_and_fingerprint_are_those_of_its_model() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet8x4", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV2"])
-def test_bfloat16_weights_answer_as_autocast_does(name: str) -> None:
+def test_bfloat16_weights_give_the_outputs_of_autocast(name: str) -> None:
     net = trained(build(name, num_classes=7))
     images = random_images()
     model = fuse_batchnorm(staged(net).to_device(torch.device("cpu")), images)
@@ -265,14 +265,14 @@ def test_bfloat16_weights_of_timm_s_models(name: str) -> None:
 
 
 class Normalized(nn.Linear):
-    """Reads its own weights before autocast sees them; no plain linear layer."""
+    """Uses its own weights before autocast casts them; a subclass of a linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True))
 
 
 class Reads(nn.Module):
-    """Computes with the weights of a plain layer."""
+    """Computes with the weights of another layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ def test_modules_that_read_their_weights_in_their_own_way_are_left() -> None:
     assert in_bfloat16(model, images) is model
 
 
-def test_float32_answers_are_float32_whatever_the_precision_of_training() -> None:
+def test_float32_outputs_stay_float32_at_any_precision_of_training() -> None:
     net = trained(build("resnet8", num_classes=5))
     images = random_images()
     plain = FrozenTeacher(staged(copy.deepcopy(net)), images)

@@ -1,4 +1,4 @@
-"""A stranger's file that names a model larger than its weights: found before there is memory."""
+"""An untrusted file that names a model larger than its weights is refused before it is built."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FACTS = {
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """On which devices models of timm were made."""
+    """The devices on which timm models were built."""
     made: list[str] = []
     create = timm.create_model
 
@@ -67,7 +67,7 @@ def test_a_model_larger_than_the_file_is_refused_without_memory_for_it(
     assert set(devices) <= {"meta"}
 
 
-def test_buffers_that_a_file_need_not_hold_are_counted(
+def test_buffers_that_are_not_in_the_file_count(
     tmp_path: Path, devices: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"window_size": 8, "patch_size": 2, "embed_dim": 12, "depths": [1], "num_heads": [2]}

@@ -1,4 +1,4 @@
-"""Any module seen through its stages: what is read, what is refused, and that nothing is edited."""
+"""Any module as a staged model: its outputs, what is refused, and that it is unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 class Net(nn.Module):
-    """Somebody's own classifier: two stages, dropout, a classifier that is not the last module."""
+    """A user's classifier: two stages, dropout, a classifier that is not the last module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 
 class Through(nn.Module):
-    """Classifies what ``body`` gives, of whatever shape."""
+    """Classifies the output of ``body``, of any shape."""
 
     def __init__(self, body: Callable[[Tensor], Any]) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def test_describe_says_what_a_model_gives() -> None:
         (["deep", "deep"], r"named twice in \['deep', 'deep'\]"),
     ],
 )
-def test_wrong_stage_names_are_answered_with_the_right_ones(stages: list[str], said: str) -> None:
+def test_wrong_stage_names_suggest_the_right_ones(stages: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         staged(Net(), stages)
 

@@ -1,4 +1,4 @@
-"""The zoo against the facts of the field's networks, and on the sizes it promises."""
+"""The zoo has the keys, shapes and costs of the public CIFAR zoo and runs on all image sizes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def on_meta(name: str, num_classes: int = 100, in_channels: int = 3) -> StagedNe
 
 @cache
 def grey(name: str) -> StagedNet:
-    """A network with weights for grey images and seven classes; tests leave it as it is."""
+    """A network for gray images of seven classes; tests must not change it."""
     torch.manual_seed(0)
     return build(name, num_classes=7, in_channels=1).eval()
 

@@ -1,7 +1,6 @@
-"""The networks against a second writing of the field's forward passes.
+"""The networks against a second implementation of their forward passes.
 
-Here each family is a plain function of a state dict, so that what a published checkpoint computes
-is stated twice, once as modules and once as arithmetic, and the two must agree.
+Here each family is a plain function of a state dict, written independently of the modules.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Models: the zoo, anybody's modules seen through their stages, and the frozen teacher."""
+"""Models: the zoo, and a wrapper that gives the stages of any module."""
