@@ -26,7 +26,7 @@ def read_run(path: Path) -> dict[str, Any]:
     environment = json.loads((path / "environment.json").read_text())
     settings = yaml.safe_load((path / "recipe.yaml").read_text())
     settings.pop("out", None)  # runs of the first version kept it
-    del settings["data"]["root"], settings["data"]["cache"]
+    del settings["data"]["root"], settings["data"]["cache_dir"]
     if settings["teacher"]:
         del settings["teacher"]["checkpoint"]
     machine = {key: environment[key] for key in _KEPT}

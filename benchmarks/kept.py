@@ -58,7 +58,7 @@ class Kept:
         return [
             fill
             | {
-                "warm_hits": teacher_outputs.cache_counts.share
+                "warm_hits": teacher_outputs.cache_counts.hit_rate
                 if teacher_outputs.cache_counts
                 else 0.0
             }
@@ -78,10 +78,10 @@ class Kept:
             "views": teacher_outputs.views,
             "fill_seconds": sum(teacher),
             "cold_step_seconds": statistics.median(seconds),
-            "cold_hits": teacher_outputs.cache_counts.share
+            "cold_hits": teacher_outputs.cache_counts.hit_rate
             if teacher_outputs.cache_counts
             else 0.0,
-            "bytes_a_view": 2 * teacher_outputs.store.words + CHECK_BYTES,
+            "bytes_a_view": 2 * teacher_outputs.records.words + CHECK_BYTES,
         }
 
 

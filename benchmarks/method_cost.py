@@ -21,8 +21,8 @@ from dskd.config.recipe import load
 from dskd.config.schema import Recipe
 from dskd.data import Dataset, Split
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import UserObjects, build_model
-from dskd.engine.run import make_method, make_teacher, make_teacher_outputs, make_trainer
+from dskd.engine.build import build_method, build_model, build_teacher_outputs, build_trainer
+from dskd.engine.train_teacher import freeze
 from dskd.engine.trainer import Trainer
 from dskd.models.zoo import build
 from dskd.runtime import device
@@ -59,12 +59,13 @@ def trainer_of(recipe: Recipe, data: Dataset) -> Trainer:
     images = DataLoaders(data, cpu)
     teacher = teacher_of(recipe, images)
     student = build_model(recipe.student, data, seed=0)
-    method = make_method(recipe, data, student, teacher)
+    method = build_method(recipe, data, student, teacher)
     method.student.to_device(images.train.device)
     if recipe.train.compile:
         compile_in_place(method)
-    teacher_outputs = make_teacher_outputs(recipe, images.train, teacher, method.needs)
-    return make_trainer(recipe, method, teacher_outputs, images.train)
+    teacher_outputs = build_teacher_outputs(recipe, images.train, teacher, method.needs)
+    teacher_outputs.open()
+    return build_trainer(recipe, method, teacher_outputs, images.train)
 
 
 def teacher_of(recipe: Recipe, images: DataLoaders) -> FrozenTeacher | None:
@@ -74,7 +75,8 @@ def teacher_of(recipe: Recipe, images: DataLoaders) -> FrozenTeacher | None:
     torch.manual_seed(1)
     channels, classes = images.data.shape[0], len(images.data.classes)
     untrained = build(recipe.teacher.name, num_classes=classes, in_channels=channels)
-    return make_teacher(recipe, images, UserObjects(teacher=untrained), Path(), resume=False)
+    model = build_model(recipe.teacher, images.data, 0, untrained)
+    return freeze(model, images, recipe.teacher.fuse_batchnorm, recipe.train.precision)
 
 
 def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[Step]]:

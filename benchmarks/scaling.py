@@ -34,8 +34,7 @@ from dskd.data.archives import FolderFiles
 from dskd.data.cache import cached
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import DataLoaders, MemoryLoader
-from dskd.engine.build import UserObjects
-from dskd.engine.run import make_training_run
+from dskd.engine.build import build_model, build_run
 from dskd.engine.trainer import Trainer
 from dskd.runtime import device
 from dskd.storage.run_directory import RunDirectory
@@ -114,8 +113,8 @@ def by_kept(counts: Iterable[int]) -> list[Result]:
             results.append(
                 {
                     "images": count,
-                    "filled": teacher_outputs.store.filled(),
-                    "predicted_bytes": teacher_outputs.store.size,
+                    "filled": teacher_outputs.records.filled(),
+                    "predicted_bytes": teacher_outputs.records.size,
                     "held_bytes": sum(512 * state.st_blocks for state in files),
                 }
             )
@@ -186,9 +185,8 @@ class Cohort:
         self.students = []
         for number in range(count):
             directory = RunDirectory(folder / str(number))
-            training_run = make_training_run(
-                recipe, images, UserObjects(), self.shared.teacher_outputs(), directory
-            )
+            student = build_model(recipe.student, data, recipe.seed)
+            training_run = build_run(recipe, student, images, self.shared.for_student(), directory)
             self.students.append(LockstepRun("kd", recipe.seed, training_run))
 
     def step(self) -> float:

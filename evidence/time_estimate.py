@@ -5,21 +5,21 @@ from __future__ import annotations
 import statistics
 import time
 from itertools import islice, pairwise
-from pathlib import Path
 
 import torch
 
 from dskd.compare.variants import method_variants
 from dskd.config.schema import Recipe
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import UserObjects, build_model, load_data
-from dskd.engine.run import (
-    make_method,
-    make_teacher,
-    make_teacher_outputs,
-    make_trainer,
-    teacher_recipe,
+from dskd.engine.build import (
+    build_method,
+    build_model,
+    build_teacher_outputs,
+    build_trainer,
+    load_data,
 )
+from dskd.engine.prepare import teacher_recipe
+from dskd.engine.train_teacher import freeze
 from dskd.engine.trainer import Trainer
 from dskd.teacher.frozen import FrozenTeacher
 
@@ -40,9 +40,9 @@ def training_seconds(recipe: Recipe, labels: list[str], seeds: int) -> float:
     data = load_data(recipe.data)
     images = DataLoaders(data, torch.device("cpu"))
     assert recipe.teacher is not None, "a study has a teacher"
-    untrained = build_model(recipe.teacher, data, 0).module
-    teacher = make_teacher(recipe, images, UserObjects(teacher=untrained), Path(), resume=False)
-    own = teacher_recipe(recipe, Path())
+    untrained = build_model(recipe.teacher, data, 0)
+    teacher = freeze(untrained, images, recipe.teacher.fuse_batchnorm, recipe.train.precision)
+    own = teacher_recipe(recipe)
     first = _trainer(own, images, None)
     total = _step(first)[0] * first.steps * own.train.epochs
     students, teacher_seconds = 0.0, 0.0
@@ -56,10 +56,10 @@ def training_seconds(recipe: Recipe, labels: list[str], seeds: int) -> float:
 
 def _trainer(recipe: Recipe, images: DataLoaders, teacher: FrozenTeacher | None) -> Trainer:
     student = build_model(recipe.student, images.data, 0)
-    method = make_method(recipe, images.data, student, teacher)
+    method = build_method(recipe, images.data, student, teacher)
     method.student.to_device(images.train.device)
-    teacher_outputs = make_teacher_outputs(recipe, images.train, teacher, method.needs)
-    return make_trainer(recipe, method, teacher_outputs, images.train)
+    teacher_outputs = build_teacher_outputs(recipe, images.train, teacher, method.needs)
+    return build_trainer(recipe, method, teacher_outputs, images.train)
 
 
 def _step(trainer: Trainer) -> tuple[float, float]:

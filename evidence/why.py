@@ -28,8 +28,9 @@ from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
 from dskd.data import Dataset, Split
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import UserObjects, load_data
-from dskd.engine.run import make_teacher, make_training_run
+from dskd.engine.build import UserObjects, build_model, build_run, load_data
+from dskd.engine.prepare import prepare_teacher
+from dskd.engine.train_teacher import freeze
 from dskd.errors import InputError
 from dskd.methods.checks import at_same_depth
 from dskd.models.staged_model import StagedModel
@@ -174,12 +175,16 @@ class MeasuredStudents:
         """
         recipe = self.recipes[label].changed(seed=seed)
         images = DataLoaders(self.data, torch.device("cpu"))
-        teacher = make_teacher(recipe, images, UserObjects(), self.table, resume=False)
+        prepared = prepare_teacher(recipe, self.data, UserObjects(), torch.device("cpu"))
+        assert prepared is not None, "a study has a teacher"
+        assert recipe.teacher is not None, "a study has a teacher"
+        teacher = freeze(
+            prepared.model, images, recipe.teacher.fuse_batchnorm, recipe.train.precision
+        )
+        student = build_model(recipe.student, self.data, seed)
         with TemporaryDirectory() as folder:
             directory = RunDirectory(Path(folder) / "run")
-            training_run = make_training_run(
-                recipe, images, UserObjects(), TeacherOutputs(teacher), directory
-            )
+            training_run = build_run(recipe, student, images, TeacherOutputs(teacher), directory)
             module = training_run.trainer.method.student.module
             epochs = []
             for _ in range(FIRST_EPOCHS):

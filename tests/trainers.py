@@ -1,4 +1,4 @@
-"""Trainers of small students, as a GPU would have them: with a fused optimizer."""
+"""Trainers of small students, with the optimizer that a GPU has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from dskd import methods
 from dskd.data.loader import MemoryLoader
@@ -14,7 +15,6 @@ from dskd.settings import OptimizerName
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged
-from tests.recorders import fused
 
 DATA = make_dataset(classes=4, per_class=7, size=16)
 SMALL: dict[str, dict[str, Any]] = {
@@ -26,9 +26,16 @@ SMALL: dict[str, dict[str, Any]] = {
 CPU = torch.device("cpu")
 
 
+def fused(module: nn.Module, name: OptimizerName = "sgd") -> torch.optim.Optimizer:
+    """The optimizer as a GPU has it."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if name == "sgd":
+        return torch.optim.SGD(trained, 0.01, momentum=0.9, weight_decay=1e-3, fused=True)
+    return torch.optim.AdamW(trained, 0.01, weight_decay=1e-3, fused=True)
+
+
 def trainer(
     name: str,
-    recorder: Any = None,
     optimizer: OptimizerName = "sgd",
     teacher_forward: Callable[[FrozenTeacher | None], TeacherOutputs] = TeacherOutputs,
     **settings: Any,
@@ -50,7 +57,6 @@ def trainer(
         padding=2,
         flip=True,
         precision="float32",
-        recorder=recorder,
     )
     made.prepare()
     return made

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from dskd.api import compare_methods, distill, train
     from dskd.data import Dataset, Split, load_dataset
     from dskd.deploy.student import evaluate, load_deployed, predict
-    from dskd.engine.training_run import Result
+    from dskd.engine.result import Result
     from dskd.models.factory import load_model
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 
 _MODULES = {
     "Dataset": "dskd.data",
-    "Result": "dskd.engine.training_run",
+    "Result": "dskd.engine.result",
     "Split": "dskd.data",
     "compare_methods": "dskd.api",
     "distill": "dskd.api",

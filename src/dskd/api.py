@@ -22,7 +22,7 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.engine import run
 from dskd.engine.build import UserObjects, name_of
-from dskd.engine.training_run import Result
+from dskd.engine.result import Result
 from dskd.errors import InputError
 
 Section = Mapping[str, Any]
@@ -73,10 +73,10 @@ def distill(
         >>> result.parameters
         77754
     """
-    recipe, given = _resolved(
+    recipe, objects = _resolved(
         student, teacher, data, _named(method, "method"), train, seed, out, allow_code
     )
-    return run.distill(recipe, resume=resume, overwrite=overwrite, given=given)
+    return run.distill(recipe, resume=resume, overwrite=overwrite, objects=objects)
 
 
 def train(
@@ -114,8 +114,8 @@ def train(
         >>> result.method
         'ce'
     """
-    recipe, given = _resolved(student, None, data, {"name": "ce"}, train, seed, out, allow_code)
-    return run.train(recipe, resume=resume, overwrite=overwrite, given=given)
+    recipe, objects = _resolved(student, None, data, {"name": "ce"}, train, seed, out, allow_code)
+    return run.train(recipe, resume=resume, overwrite=overwrite, objects=objects)
 
 
 def compare_methods(
@@ -166,12 +166,14 @@ def compare_methods(
         >>> distilled.label, distilled.difference
         ('kd', None)
     """
-    recipe, given = _resolved(student, teacher, data, {"name": "ce"}, train, seed, None, allow_code)
+    recipe, objects = _resolved(
+        student, teacher, data, {"name": "ce"}, train, seed, None, allow_code
+    )
     assert recipe.out is not None, "a resolved recipe has its folder"
     path = Path(out) if out is not None else Path("runs/compare") / recipe.out.parent.name
     grid = plan(recipe, methods, path, seeds=seeds, weights=weights, share_teacher=share_teacher)
     with live_table(grid) as callback:
-        comparison = run_grid(grid, callback, given)
+        comparison = run_grid(grid, callback, objects)
     return summarize(comparison.variants, comparison.test_images)
 
 
@@ -204,9 +206,9 @@ def _resolved(
     }
     if train is not None:
         values["train"] = train
-    given = UserObjects(dataset, student_module, teacher_module, allow_code)
+    objects = UserObjects(dataset, student_module, teacher_module, allow_code)
     parts = ("student", "teacher", "data") if teacher_values else ("student", "data")
-    return resolve(values, _folder(values, *parts)), given
+    return resolve(values, _folder(values, *parts)), objects
 
 
 def _folder(values: Mapping[str, Any], *parts: str) -> Path:

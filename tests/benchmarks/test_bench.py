@@ -26,7 +26,8 @@ from turns import Step, Times, Training, take_turns
 
 from dskd.config.recipe import load
 from dskd.data.epoch_plan import draw_plan
-from dskd.engine.trainer import Trainer, train_step
+from dskd.engine.step import train_step
+from dskd.engine.trainer import Trainer
 from dskd.errors import InputError
 from dskd.runtime.device import environment
 from tests.conftest import make_dataset
@@ -160,7 +161,7 @@ def test_the_reference_step_computes_what_our_step_does(trainer: Trainer) -> Non
     )
     augment = transforms(data.mean, data.std, 8)
     samples = Images(data.train, type(augment)(augment.transforms[2:]))
-    for batch in trainer.split.batches(draw_plan(0, 0, 40), 10):
+    for batch in trainer.loader.batches(draw_plan(0, 0, 40), 10):
         ours = train_step(
             trainer.method, trainer.teacher_outputs, batch, trainer.optimizer, trainer.precision
         )
@@ -357,7 +358,7 @@ def test_students_of_a_cohort_share_an_answer(tmp_path: Path) -> None:
     lockstep.step()
     trainers = [student.training_run.trainer for student in lockstep.students]
     assert [trainer.step for trainer in trainers] == [2, 2, 2]
-    assert (lockstep.shared.asked, lockstep.shared.ran) == (6, 2)
+    assert (lockstep.shared.requests, lockstep.shared.computed) == (6, 2)
 
 
 def test_each_batch_size_has_a_file_of_its_own() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -19,9 +20,9 @@ from dskd import methods
 from dskd.config import recipe
 from dskd.config.recipe import load, load_by_labels, resolve, shipped
 from dskd.config.schema import Recipe
-from dskd.engine import run
 from dskd.engine.build import UserObjects
 from dskd.engine.lr_schedule import learning_rate
+from dskd.engine.prepare import prepare
 from dskd.errors import InputError
 from dskd.settings import known_keys
 from tests.conftest import make_dataset
@@ -520,4 +521,5 @@ def test_every_shipped_pair_takes_a_step(name: str) -> None:
     """Teacher, student and branches fit each other, at the recipe's own size of image."""
     plan = recipe.load(name)
     size = plan.data.size or {"cifar100": 32, "tiny_imagenet": 64}[plan.data.name]
-    run.rehearse(plan, make_dataset(classes=5, per_class=2, size=size), UserObjects())
+    data = make_dataset(classes=5, per_class=2, size=size)
+    prepare(plan, data, UserObjects(), torch.device("cpu"))

@@ -28,6 +28,7 @@ from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.engine import run, training_run
 from dskd.engine.evaluate import EvaluationResult
+from dskd.engine.prepare import prepare
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Quit, Stopped
 from dskd.runtime.device import environment
@@ -108,7 +109,7 @@ def test_branches_never_reach_the_student_s_files(finished: Path) -> None:
 
 def test_the_student_s_file_tells_no_time_host_or_path(finished: Path) -> None:
     facts = read_metadata(finished / "student.safetensors")
-    expected = ["model", "options", "classes", "shape", "method", "addition", "mean", "std"]
+    expected = ["model", "options", "classes", "shape", "method", "deploy_config", "mean", "std"]
     assert facts.keys() == set(expected)
     assert str(finished).encode() not in (finished / "student.safetensors").read_bytes()
 
@@ -301,7 +302,7 @@ def test_checkpoints_cost_a_share_of_the_training_that_the_metrics_show(
         return write(folder, state, before)
 
     monkeypatch.setattr(checkpoint, "write", noted)
-    monkeypatch.setattr(training_run, "SHARE", 0.0)  # no training is long enough
+    monkeypatch.setattr(training_run, "CHECKPOINT_SHARE", 0.0)  # no training is long enough
     result = run.distill(plan(tmp_path / "dear", teacher))
     assert written == [(0, 0), (3, 0)]
     shown = [row["checkpoint_seconds"] for row in rows(tmp_path / "dear")]
@@ -309,7 +310,7 @@ def test_checkpoints_cost_a_share_of_the_training_that_the_metrics_show(
     assert shown[1:] == [0, 0]
     assert result.checkpoint_seconds > shown[0]
     written.clear()
-    monkeypatch.setattr(training_run, "SHARE", 1e9)
+    monkeypatch.setattr(training_run, "CHECKPOINT_SHARE", 1e9)
     run.distill(plan(tmp_path / "cheap", teacher))
     assert written == [(0, 0), (1, 0), (2, 0), (3, 0)]
     assert timeless(tmp_path / "cheap") == timeless(tmp_path / "dear") == timeless(finished)
@@ -359,18 +360,18 @@ def test_checkpoints_that_are_gone_are_not_taken_for_a_run_without_any(
     ("changed", "message"),
     [
         ({"recipe": {"seed": 1}}, "is of another recipe: .*seed is 1 there, 0 here"),
-        ({"given": {"data": "x", "teacher": "x"}}, "with other images"),
-        ({"trainer": {"ranks": [{}, {}]}}, "with 2 processes, and there are 1"),
+        ({"fingerprints": {"data": "x", "teacher": "x"}}, "with other images"),
+        ({"trainer": {"processes": [{}, {}]}}, "with 2 processes, and there are 1"),
         ({"best": {"epok": 1}}, "does not fit the model or the method as they are now"),
         ({"best": {"epoch": 1, "score": "high", "accuracy": 1.0}}, "'score' is no number"),
         ({"rows": [5]}, "does not fit the model"),
         ({"rows": [{"epoch": 1, "seconds": None}]}, "does not fit .*_seconds is missing"),
         ({"rows": [dict.fromkeys(TIMES, None)]}, "does not fit .*'epoch' is no number"),
         ({"recipe": {}}, "is of another recipe"),
-        ({"given": {}}, "does not fit"),
+        ({"fingerprints": {}}, "does not fit"),
         ({"trainer": {}}, "does not fit"),
-        ({"trainer": {"ranks": 5}}, "does not fit"),
-        ({"trainer": {"ranks": [5], "method": 5}}, "does not fit"),
+        ({"trainer": {"processes": 5}}, "does not fit"),
+        ({"trainer": {"processes": [5], "method": 5}}, "does not fit"),
     ],
 )
 def test_a_checkpoint_of_anything_else_is_refused(
@@ -421,7 +422,7 @@ def test_a_full_disk_ends_a_run_in_a_line_and_the_older_checkpoint_goes_on(
         verify(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_run, "SHARE", 1e9)
+        patch.setattr(training_run, "CHECKPOINT_SHARE", 1e9)
         patch.setattr(checkpoint, "_verify_written", full)
         with pytest.raises(SystemExit) as stop:
             main(["distill", "digits", *SMALL, teacher, f"out={out}"])
@@ -692,16 +693,16 @@ def test_a_stop_while_a_method_prepares_itself_is_told_and_starts_anew(
 ) -> None:
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
     changes = [teacher, "method={name: sskd, head_epochs: 2}", "train.epochs=1"]
-    require_outputs, seen = Trainer._with_outputs, []
+    with_outputs, seen = Trainer._epochs_with_teacher_outputs, []
 
     def signalled(self: Trainer, check: Any, epochs: int) -> Iterator[Any]:
-        for batch in require_outputs(self, check, epochs):
+        for batch in with_outputs(self, check, epochs):
             seen.append(batch)
             signal.raise_signal(number)
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_answered", signalled)
+        patch.setattr(Trainer, "_epochs_with_teacher_outputs", signalled)
         with pytest.raises(SystemExit) as ended:
             main(["distill", "digits", *SMALL, *changes, f"out={tmp_path / 'run'}"])
     assert ended.value.code == code
@@ -765,14 +766,13 @@ def test_a_run_that_came_while_the_images_were_read_is_not_replaced(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    rehearse = run.rehearse
 
-    def slow(*arguments: Any) -> None:
-        rehearse(*arguments)
-        if not out.exists():
-            shutil.copytree(finished, out)
+    def slow(*arguments: Any) -> Any:
+        prepared = prepare(*arguments)
+        shutil.copytree(finished, out)
+        return prepared
 
-    monkeypatch.setattr(run, "check_fit", slow)
+    monkeypatch.setattr(run, "prepare", slow)
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
     with pytest.raises(InputError, match="already holds a run"):
         run.distill(plan(out, teacher, "train.epochs=1"))

@@ -25,7 +25,7 @@ from dskd.compare.grid import load_plan
 from dskd.compare.summary import VariantResults, summarize
 from dskd.compare.variants import method_variants
 from dskd.config.recipe import load
-from dskd.engine.training_run import Result
+from dskd.engine.result import Result
 from dskd.errors import InputError
 from evidence import choose, design, figure, why
 

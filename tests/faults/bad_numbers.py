@@ -23,7 +23,7 @@ from torch import Tensor
 from dskd.cli.commands import main
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch
-from dskd.engine import run
+from dskd.engine import build
 from dskd.engine.trainer import Trainer
 from dskd.methods.contracts import StepOutput
 from dskd.methods.kd import KD
@@ -32,11 +32,11 @@ from dskd.settings import OptimizerName
 from dskd.storage import checkpoint
 from dskd.storage.run_files import LAST, NONFINITE
 from dskd.teacher.outputs import TeacherOutputs
-from tests.recorders import Replaying, fused
+from tests.trainers import fused
 
 FAMILY = "NaN and infinities in losses, gradients, the teacher's logits and what is kept"
 Place = Literal["loss", "gradients", "one gradient", "teacher"]
-Way = Literal["sgd", "adamw", "fused sgd", "fused adamw", "recorded"]
+Way = Literal["sgd", "adamw", "fused sgd", "fused adamw"]
 EPOCH, EPOCHS, BATCH, IMAGES = 1, 3, 32, 130
 SMALL = [
     "data.fraction=0.1",
@@ -58,7 +58,7 @@ class Case:
     Attributes:
         place: What becomes bad; "one gradient" is a single number of one parameter's.
         bad: What it becomes.
-        way: The optimizer, as a CPU or as a GPU has it, or with its steps recorded.
+        way: The optimizer, as a CPU or as a GPU has it.
         step: Of the second epoch, from 0.
         changes: Of the recipe.
     """
@@ -101,7 +101,7 @@ OVERFLOWS = {
     "logits": Overflow("", ("train.lr=1e6", "method={name: ce}")),
 }
 PLACES: tuple[Place, ...] = ("loss", "gradients", "one gradient", "teacher")
-WAYS: tuple[Way, ...] = ("sgd", "adamw", "fused sgd", "fused adamw", "recorded")
+WAYS: tuple[Way, ...] = ("sgd", "adamw", "fused sgd", "fused adamw")
 NAN, INF = float("nan"), float("inf")
 SAMPLE = [
     Case("loss", NAN, "sgd"),
@@ -109,10 +109,9 @@ SAMPLE = [
     Case("gradients", INF, "adamw"),
     Case("one gradient", NAN, "fused sgd"),
     Case("one gradient", NAN, "adamw", step=4),
-    Case("one gradient", NAN, "recorded"),
     Case("teacher", INF, "sgd"),
     Case("teacher", -INF, "fused adamw"),
-    Case("teacher", -INF, "fused sgd", changes=("teacher.ahead=3",)),
+    Case("teacher", -INF, "fused sgd", changes=("train.precision=bfloat16",)),
     Case("loss", -INF, "fused adamw", changes=("train.precision=bfloat16",)),
 ]
 OF_TWO = [
@@ -121,7 +120,7 @@ OF_TWO = [
     Case("loss", INF, "adamw"),
 ]
 """Those that two processes meet, of which one has the image."""
-CHANGES = ((), ("teacher.ahead=3",), ("train.precision=bfloat16",))
+CHANGES = ((), ("train.precision=bfloat16",))
 
 
 def cases(*, whole: bool) -> Iterator[tuple[str, Case | Overflow]]:
@@ -216,17 +215,8 @@ def _taken(way: Way) -> Iterator[None]:
     if way in ("sgd", "adamw"):
         yield
         return
-    made = Trainer.__init__
-
-    def recording(self: Trainer, *args: Any, **settings: Any) -> None:
-        made(self, *args, **settings | {"recorder": Replaying()})
-
-    with ExitStack() as stack:
-        name: OptimizerName = "adamw" if way == "fused adamw" else "sgd"
-        change = patch.object(run, "make_optimizer", lambda method, *_, **__: fused(method, name))
-        stack.enter_context(change)
-        if way == "recorded":
-            stack.enter_context(patch.object(Trainer, "__init__", recording))
+    name: OptimizerName = "adamw" if way == "fused adamw" else "sgd"
+    with patch.object(build, "make_optimizer", lambda method, *_, **__: fused(method, name)):
         yield
 
 
@@ -279,7 +269,7 @@ class _Scaled(torch.autograd.Function):
 def _spoiled(case: Case) -> Iterator[None]:
     """Puts the number into the run."""
     image = _images(case)[1]
-    forward, ask = KD.forward, TeacherOutputs.ask
+    forward, compute = KD.forward, TeacherOutputs.compute
 
     def factor(batch: Batch) -> Tensor:
         here = (batch.indices == image).any() & (batch.epoch == EPOCH)
@@ -297,17 +287,17 @@ def _spoiled(case: Case) -> Iterator[None]:
             losses["kd"] = losses["kd"] + _Scaled.apply(0 * last, factor(batch))
         return StepOutput(losses, output.logits, output.metrics)
 
-    def asked(
+    def computed(
         self: TeacherOutputs, teacher_forward: Any, batch: Batch, needs: Any
     ) -> tuple[ModelOutput, int]:
-        teacher_output, hits = ask(self, teacher_forward, batch, needs)
+        teacher_output, hits = compute(self, teacher_forward, batch, needs)
         if batch.epoch == EPOCH and case.place == "teacher":
             logits = teacher_output.logits.clone()
             logits[(batch.indices == image).nonzero().flatten(), 0] = case.bad
             teacher_output = teacher_output._replace(logits=logits)
         return teacher_output, hits
 
-    with patch.object(KD, "forward", taught), patch.object(TeacherOutputs, "ask", asked):
+    with patch.object(KD, "forward", taught), patch.object(TeacherOutputs, "compute", computed):
         yield
 
 

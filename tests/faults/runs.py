@@ -99,7 +99,7 @@ def _main(arguments: list[str], said: Path, prepare: Callable[[], None] | None) 
     from dskd.engine import training_run
 
     torch.set_num_threads(1)
-    training_run.SHARE = float("inf")  # a checkpoint an epoch, however short
+    training_run.CHECKPOINT_SHARE = float("inf")  # a checkpoint an epoch, however short
     with said.open("a", buffering=1) as errors, contextlib.redirect_stdout(io.StringIO()):
         sys.stderr = errors
         if prepare is not None:

@@ -23,7 +23,7 @@ from dskd import losses, methods
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine.optimizer import make_optimizer
-from dskd.engine.trainer import train_step
+from dskd.engine.step import train_step
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput

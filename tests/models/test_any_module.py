@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import dskd
 from dskd.data import Dataset
-from dskd.engine.training_run import Result
+from dskd.engine.result import Result
 from dskd.errors import InputError, NonFiniteError
 from dskd.models.staged_model import StagedModel
 from tests.conftest import make_dataset

@@ -138,11 +138,11 @@ def test_runs_on_other_images_do_not_stand_side_by_side(runs: Path, tmp_path: Pa
     other = tmp_path / "ce0"
     shutil.copytree(runs / "ce0", other)
     result = json.loads((other / "result.json").read_text())
-    result["given"]["data"] = "other"
+    result["fingerprints"]["data"] = "other"
     (other / "result.json").write_text(json.dumps(result))
     with pytest.raises(InputError, match="used different images; make a report of each"):
         collect([runs / "kd0", other])
-    del result["given"]  # as an older version wrote it
+    del result["fingerprints"]  # as an older version wrote it
     (other / "result.json").write_text(json.dumps(result))
     collect([runs / "kd0", other])
 

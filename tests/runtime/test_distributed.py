@@ -32,7 +32,9 @@ from dskd.engine import run
 from dskd.engine.build import UserObjects
 from dskd.engine.evaluate import evaluate_accuracy
 from dskd.engine.metrics import EpochMetrics
-from dskd.engine.trainer import Trainer, train_step
+from dskd.engine.prepare import prepare
+from dskd.engine.step import train_step
+from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
@@ -100,6 +102,13 @@ def made_method(name: str) -> tuple[Method, TeacherOutputs]:
     return method.train(), TeacherOutputs(teacher_forward)
 
 
+def parallel(method: Method) -> nn.Module | None:
+    """The method as several processes train it."""
+    if distributed.world_size() == 1:
+        return None
+    return distributed.data_parallel(method, static_graph=method.static_graph)
+
+
 def gradients(name: str) -> dict[str, torch.Tensor]:
     """Of one step with ten images: two or three for each of four processes."""
     method, teacher_outputs = made_method(name)
@@ -110,7 +119,7 @@ def gradients(name: str) -> dict[str, torch.Tensor]:
         )
     )
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.0)
-    train_step(method, teacher_outputs, batch, optimizer, "float32")
+    train_step(method, teacher_outputs, batch, optimizer, "float32", parallel(method))
     return {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
 
 
@@ -142,7 +151,7 @@ def _poisoned_step() -> tuple[str, bool]:
     )
     optimizer = torch.optim.SGD(method.parameters(), 0.1)
     try:
-        train_step(method, TeacherOutputs(None), batch, optimizer, "float32")
+        train_step(method, TeacherOutputs(None), batch, optimizer, "float32", parallel(method))
     except NonFiniteError as error:
         same = all(torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True))
         return str(error), same
@@ -530,7 +539,7 @@ def test_batchnorm_is_synchronised_between_processes_only(tmp_path: Path) -> Non
 def test_too_few_images_for_all_are_refused() -> None:
     few = make_dataset(per_class=1)
     with pytest.raises(InputError, match="4 training images are too few for 4 processes"):
-        run.rehearse(_plan(Path("run")), few, UserObjects())
+        prepare(_plan(Path("run")), few, UserObjects(), CPU)
 
 
 @pytest.mark.usefixtures("four")

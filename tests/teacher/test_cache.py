@@ -61,7 +61,7 @@ def kept(
     teacher: FrozenTeacher, folder: Path, needs: TeacherNeeds = LOGITS, **changes: Any
 ) -> CachedOutputs:
     arguments: dict[str, Any] = {
-        "cache": "logits" if needs == LOGITS else "bank",
+        "kind": "logits" if needs == LOGITS else "features",
         "views": 3,
         "padding": 1,
         "flip": True,
@@ -131,7 +131,7 @@ def test_the_teacher_is_asked_for_nothing_twice(
     teacher_outputs = opened(teacher, tmp_path, needs)
     cold = [teacher_outputs(batch, needs) for batch in batches(teacher_outputs)]
     assert teacher_outputs.cache_counts is not None
-    assert (teacher_outputs.cache_counts.hits, teacher_outputs.cache_counts.images) == (
+    assert (teacher_outputs.cache_counts.hits, teacher_outputs.cache_counts.samples) == (
         0,
         len(DATA.train),
     )
@@ -139,7 +139,7 @@ def test_the_teacher_is_asked_for_nothing_twice(
     monkeypatch.setattr(teacher, "forward", silent)
     warm = [again(batch, needs) for batch in batches(again)]
     assert again.cache_counts is not None
-    assert again.cache_counts.share == 1
+    assert again.cache_counts.hit_rate == 1
     for one, other in zip(cold, warm, strict=True):
         assert one is not None
         assert other is not None
@@ -220,7 +220,7 @@ def test_a_method_learns_the_same_from_a_bank(
 ) -> None:
     pair, _ = make_pair(staged("resnet8"), teacher.model, DATA)
     method = methods.find(name)(pair)
-    teacher_outputs = opened(teacher, tmp_path, method.needs, keep="features")
+    teacher_outputs = opened(teacher, tmp_path, method.needs, kind="features")
     live = TeacherOutputs(teacher)
     for batch in batches(teacher_outputs):
         losses = []
@@ -238,12 +238,12 @@ def test_a_method_learns_the_same_from_a_bank(
 def test_the_size_is_as_predicted(tmp_path: Path, teacher: FrozenTeacher) -> None:
     images, classes, probed = len(DATA.train), 4, 16
     teacher_outputs = opened(teacher, tmp_path / "logits")
-    assert teacher_outputs.store.size == (images * 18 + probed) * (2 * classes + 8)
-    views_of_each = opened(teacher, tmp_path / "bank", TeacherNeeds(logits=True, stages=(2,)))
-    assert views_of_each.store.size == (images * 3 + probed) * (2 * (classes + 64 * 4 * 4) + 8)
+    assert teacher_outputs.records.size == (images * 18 + probed) * (2 * classes + 8)
+    views_of_each = opened(teacher, tmp_path / "features", TeacherNeeds(logits=True, stages=(2,)))
+    assert views_of_each.records.size == (images * 3 + probed) * (2 * (classes + 64 * 4 * 4) + 8)
     for one in (teacher_outputs, views_of_each):
-        files = [p for p in one.store.path.iterdir() if p.suffix == ".bin"]
-        assert sum(path.stat().st_size for path in files) == one.store.size
+        files = [p for p in one.records.path.iterdir() if p.suffix == ".bin"]
+        assert sum(path.stat().st_size for path in files) == one.records.size
 
 
 def test_a_bank_has_no_more_views_than_there_are(tmp_path: Path, teacher: FrozenTeacher) -> None:
@@ -256,14 +256,16 @@ def test_the_log_says_where_how_large_and_what_is_there(
 ) -> None:
     caplog.set_level(logging.INFO, "dskd")
     teacher_outputs = opened(teacher, tmp_path)
-    path = teacher_outputs.store.path
-    size = f"{teacher_outputs.store.size / 1024:.1f} KiB"
-    assert f"kept in {path}: {size} for 18 of 18 views an image, 0.0 % there" in caplog.text
+    path = teacher_outputs.records.path
+    size = f"{teacher_outputs.records.size / 1024:.1f} KiB"
+    assert (
+        f"cached in {path}: {size} for 18 of 18 views an image, 0.0 % already there" in caplog.text
+    )
     for batch in batches(teacher_outputs):
         teacher_outputs(batch, LOGITS)
     caplog.clear()
     opened(teacher, tmp_path)
-    assert f"{100 * (48 + 16) / (48 * 18 + 16):.1f} % there already" in caplog.text
+    assert f"{100 * (48 + 16) / (48 * 18 + 16):.1f} % already there" in caplog.text
 
 
 # ---- whose answers they are
@@ -317,7 +319,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "precision": {"precision": "bfloat16"},
     "padding": {"padding": 2},
     "flip": {"flip": False},
-    "kind": {"cache": "logits"},
+    "kind": {"kind": "logits"},
     "views": {"views": 4},
     "a pixel": {"data": one_pixel()},
     "image size": {"data": make_dataset(classes=4, per_class=12, size=8)},
@@ -331,38 +333,38 @@ TEACHERS = [other_weights, other_mean, other_std, other_stages, other_structure]
 def test_whatever_an_answer_depends_on_has_a_store_of_its_own(
     tmp_path: Path, teacher: FrozenTeacher, change: dict[str, Any]
 ) -> None:
-    views_of_each: dict[str, Any] = {"cache": "bank", "views": 5}
+    views_of_each: dict[str, Any] = {"kind": "features", "views": 5}
     one, other = (
         kept(teacher, tmp_path, **views_of_each),
         kept(teacher, tmp_path, **views_of_each | change),
     )
-    assert one.store.path != other.store.path
-    assert one.store.facts != other.store.facts
+    assert one.records.path != other.records.path
+    assert one.records.facts != other.records.facts
 
 
 @pytest.mark.parametrize("change", TEACHERS)
 def test_another_teacher_has_a_store_of_its_own(
     tmp_path: Path, teacher: FrozenTeacher, change: Any
 ) -> None:
-    assert kept(teacher, tmp_path).store.path != kept(change(teacher), tmp_path).store.path
+    assert kept(teacher, tmp_path).records.path != kept(change(teacher), tmp_path).records.path
 
 
 def test_what_is_kept_of_an_answer_is_in_the_key(tmp_path: Path, teacher: FrozenTeacher) -> None:
     needs = [ALL, replace(ALL, stages=(2,)), replace(ALL, pooled=False), replace(ALL, last=False)]
-    assert len({kept(teacher, tmp_path, one).store.path for one in needs}) == 4
+    assert len({kept(teacher, tmp_path, one).records.path for one in needs}) == 4
 
 
 def test_labels_and_equal_teachers_share_a_store(tmp_path: Path, teacher: FrozenTeacher) -> None:
     labels = of_images(DATA.train.images, DATA.train.labels.flip(0))
-    assert kept(teacher, tmp_path).store.path == kept(teacher, tmp_path, data=labels).store.path
+    assert kept(teacher, tmp_path).records.path == kept(teacher, tmp_path, data=labels).records.path
     twin = FrozenTeacher(copy.deepcopy(teacher.model))
-    assert kept(teacher, tmp_path).store.path == kept(twin, tmp_path).store.path
+    assert kept(teacher, tmp_path).records.path == kept(twin, tmp_path).records.path
 
 
 def test_the_key_s_parts_lie_beside_the_answers(tmp_path: Path, teacher: FrozenTeacher) -> None:
     teacher_outputs = opened(teacher, tmp_path)
-    facts = json.loads((teacher_outputs.store.path / FACTS).read_text())
-    assert teacher_outputs.store.path.name == facts["sha256"][:32]
+    facts = json.loads((teacher_outputs.records.path / FACTS).read_text())
+    assert teacher_outputs.records.path.name == facts["sha256"][:32]
     assert facts["teacher"]["weights"] == teacher.fingerprint()
     assert facts["teacher"]["mean"] == [0.5, 0.5, 0.5]
     assert facts["images"]["shape"] == [48, 3, 16, 16]
@@ -389,7 +391,7 @@ def test_a_damaged_answer_is_asked_for_again(
 ) -> None:
     teacher_outputs = opened(teacher, tmp_path)
     good = [teacher_outputs(batch, LOGITS) for batch in batches(teacher_outputs)]
-    path = teacher_outputs.store.path / RECORDS
+    path = teacher_outputs.records.path / RECORDS
     records = np.fromfile(path, np.int16)
     records[records != 0] ^= 0x0100
     records.tofile(path)
@@ -400,7 +402,7 @@ def test_a_damaged_answer_is_asked_for_again(
         assert expected is not None
         assert torch.equal(teacher_output.logits, expected.logits)
     assert again.cache_counts is not None
-    assert again.cache_counts.share == 0
+    assert again.cache_counts.hit_rate == 0
     assert "damaged" in caplog.text
 
 
@@ -423,7 +425,7 @@ def test_numbers_too_large_for_float16_are_never_kept(
     assert not list(tmp_path.iterdir())
     opened(large, tmp_path / "bfloat16", precision="bfloat16")
     teacher_outputs = opened(teacher, tmp_path / "float32")
-    filled = teacher_outputs.store.filled()
+    filled = teacher_outputs.records.filled()
     forward = teacher.forward
     for value, message in ((1e7, "more than float16"), (float("nan"), "are not finite")):
 
@@ -435,7 +437,7 @@ def test_numbers_too_large_for_float16_are_never_kept(
             patch.setattr(teacher, "forward", spoiled)
             with pytest.raises(NonFiniteError, match=message):
                 teacher_outputs(batches(teacher_outputs)[0], LOGITS)
-        assert teacher_outputs.store.filled() == filled
+        assert teacher_outputs.records.filled() == filled
 
 
 # ---- runs
@@ -459,12 +461,12 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 KINDS = [("logits", "kd"), ("features", "kd"), ("features", "dskd")]
-each_kind = pytest.mark.parametrize(("cache", "method"), KINDS)
+each_kind = pytest.mark.parametrize(("kind", "method"), KINDS)
 
 
-def overrides(taught: Path, folder: Path, keep: str, method: str) -> list[str]:
-    own = ["teacher.views=4"] if keep == "bank" else []
-    place = [f"teacher.cache={keep}", f"teacher.cache_dir={folder / 'answers'}"]
+def overrides(taught: Path, folder: Path, kind: str, method: str) -> list[str]:
+    own = ["teacher.views=4"] if kind == "features" else []
+    place = [f"teacher.cache={kind}", f"teacher.cache_dir={folder / 'answers'}"]
     return [
         *SMALL,
         f"teacher.checkpoint={taught}",
@@ -489,9 +491,9 @@ def without(out: Path, *names: str) -> list[dict[str, Any]]:
 
 @each_kind
 def test_cold_and_warm_runs_are_the_same_to_the_byte(
-    taught: Path, tmp_path: Path, keep: str, method: str
+    taught: Path, tmp_path: Path, kind: str, method: str
 ) -> None:
-    changes = overrides(taught, tmp_path, keep, method)
+    changes = overrides(taught, tmp_path, kind, method)
     cold, warm = distill(tmp_path / "cold", changes), distill(tmp_path / "warm", changes)
     for name in ("student.safetensors", "student_best.safetensors"):
         assert (tmp_path / "cold" / name).read_bytes() == (tmp_path / "warm" / name).read_bytes()
@@ -529,14 +531,14 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     taught: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    keep: str,
+    kind: str,
     method: str,
     stop_at: int,
     saved: bool,
 ) -> None:
     """Stopped by a signal, or killed with no checkpoint but that of the last epoch's end."""
-    distill(tmp_path / "whole", overrides(taught, tmp_path / "a", keep, method))
-    changes = overrides(taught, tmp_path / "b", keep, method)
+    distill(tmp_path / "whole", overrides(taught, tmp_path / "a", kind, method))
+    changes = overrides(taught, tmp_path / "b", kind, method)
     steps = 0
     train_epoch = Trainer.train_epoch
 
@@ -585,7 +587,7 @@ def test_runs_at_once_fill_one_store_and_change_nothing(taught: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("cache", "method", "message"),
+    ("kind", "method", "message"),
     [
         (
             "logits",
@@ -593,15 +595,19 @@ def test_runs_at_once_fill_one_store_and_change_nothing(taught: Path, tmp_path: 
             r"cache=logits: the method dskd reads more .*\(stage 1, stage 2\); .*cache=features",
         ),
         ("logits", "rkd", r"the method rkd reads more .*\(pooled\)"),
-        ("logits", "sskd", r"cache=logits: the method sskd reads .* turned images.*cache=none"),
-        ("features", "sskd", r"cache=features: the method sskd reads .* turned images.*cache=none"),
+        ("logits", "sskd", r"cache=logits: the method sskd reads .* rotated images.*cache=none"),
+        (
+            "features",
+            "sskd",
+            r"cache=features: the method sskd reads .* rotated images.*cache=none",
+        ),
     ],
 )
 def test_a_method_that_reads_more_is_refused_before_any_work(
-    taught: Path, tmp_path: Path, keep: str, method: str, message: str
+    taught: Path, tmp_path: Path, kind: str, method: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        distill(tmp_path / "run", overrides(taught, tmp_path, keep, method))
+        distill(tmp_path / "run", overrides(taught, tmp_path, kind, method))
     assert not list(tmp_path.iterdir())
 
 
@@ -618,7 +624,7 @@ def test_what_cannot_be_kept_is_refused_before_any_work(
     (store,) = (tmp_path / "answers").iterdir()
     with (store / RECORDS).open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(InputError, match=r"records\.bin is damaged: 1000 bytes of"):
+    with pytest.raises(InputError, match=r"records\.bin is damaged: it has 1000 of"):
         distill(tmp_path / "run", changes)
     assert not (tmp_path / "run").exists()
 
@@ -632,8 +638,8 @@ def test_a_store_may_move_and_a_run_may_not_change_its_kind(taught: Path, tmp_pa
     distill(out, overrides(taught, tmp_path / "b", "logits", "kd"), resume=True)
     assert (out / LAST).read_bytes() == weights
     (out / "result.json").unlink()
-    with pytest.raises(InputError, match=r"teacher\.keep is logits there, bank here"):
-        distill(out, overrides(taught, tmp_path / "b", "bank", "kd"), resume=True)
+    with pytest.raises(InputError, match=r"teacher\.cache is logits there, features here"):
+        distill(out, overrides(taught, tmp_path / "b", "features", "kd"), resume=True)
 
 
 def test_without_a_folder_answers_go_to_the_cache(
@@ -642,7 +648,7 @@ def test_without_a_folder_answers_go_to_the_cache(
     monkeypatch.setenv("DSKD_CACHE", str(tmp_path / "cache"))
     changes = overrides(taught, tmp_path, "logits", "kd")
     distill(tmp_path / "run", [c for c in changes if not c.startswith("teacher.cache_dir")])
-    assert len(list((tmp_path / "cache/answers").iterdir())) == 1
+    assert len(list((tmp_path / "cache/teacher-outputs").iterdir())) == 1
 
 
 def test_a_teacher_that_is_trained_first_has_its_answers_kept(tmp_path: Path) -> None:
@@ -668,7 +674,7 @@ class Silent:
 def test_students_of_a_comparison_share_a_store_and_are_those_of_runs_of_their_own(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = overrides(taught, tmp_path, "bank", "ce")
+    changes = overrides(taught, tmp_path, "features", "ce")
     students = {}
     for share in (True, False):
         out = tmp_path / f"share-{share}"
@@ -686,7 +692,7 @@ def test_students_of_a_comparison_share_a_store_and_are_those_of_runs_of_their_o
         assert 0 < hits[0][0] <= 1
     assert students[True] == students[False]
     assert len(students[True]) == 6
-    own = overrides(taught, tmp_path / "own", "bank", "dskd")
+    own = overrides(taught, tmp_path / "own", "features", "dskd")
     distill(tmp_path / "alone", [*own, "seed=1"])
     assert (tmp_path / "alone" / LAST).read_bytes() == students[True]["dskd/seed1"]
 

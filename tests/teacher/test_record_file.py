@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dskd.errors import InputError
-from dskd.teacher.record_file import CHECKS, FACTS, RECORDS, RESERVE, Store
+from dskd.teacher.record_file import CHECKS, FACTS, RECORDS, RESERVE, RecordFile
 
 COUNT, WORDS = 500, 12
 Usage = namedtuple("Usage", "total used free")
@@ -28,12 +28,12 @@ def record(numbers: Any) -> Any:
     return (np.asarray(numbers)[:, None] * 31 + np.arange(WORDS)).astype(np.int16)
 
 
-def made(path: Path, **facts: Any) -> Store:
-    return Store(path, {"of": "numbers"} | facts, COUNT, WORDS)
+def made(path: Path, **facts: Any) -> RecordFile:
+    return RecordFile(path, {"of": "numbers"} | facts, COUNT, WORDS)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> RecordFile:
     """A store that holds the even numbers below 100."""
     store = made(tmp_path / "cache_dir")
     store.open()
@@ -42,13 +42,13 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def reopened(store: Store) -> Store:
+def reopened(store: RecordFile) -> RecordFile:
     again = made(store.path)
     again.open()
     return again
 
 
-def test_what_was_added_is_there_and_nothing_else(store: Store) -> None:
+def test_what_was_added_is_there_and_nothing_else(store: RecordFile) -> None:
     for one in (store, reopened(store)):
         words, there = one.read(np.arange(100))
         assert (there == (np.arange(100) % 2 == 0)).all()
@@ -56,13 +56,13 @@ def test_what_was_added_is_there_and_nothing_else(store: Store) -> None:
         assert one.filled() == 50 / COUNT
 
 
-def test_what_is_there_stays_as_it_is(store: Store) -> None:
+def test_what_is_there_stays_as_it_is(store: RecordFile) -> None:
     store.add(np.array([4, 5]), record([7, 7]))
     assert (store.read(np.array([4, 5]))[0] == record([4, 7])).all()
 
 
 def test_its_size_is_as_predicted_and_an_empty_one_takes_no_room(tmp_path: Path) -> None:
-    large = Store(tmp_path / "large", {}, 10**6, 1000)
+    large = RecordFile(tmp_path / "large", {}, 10**6, 1000)
     large.open()
     files = [large.path / name for name in (RECORDS, CHECKS)]
     assert sum(path.stat().st_size for path in files) == large.size == 10**6 * (2000 + 8)
@@ -70,7 +70,7 @@ def test_its_size_is_as_predicted_and_an_empty_one_takes_no_room(tmp_path: Path)
     assert large.missing_bytes() > large.size - 10**6
 
 
-def test_records_of_zeros_are_told_from_none(store: Store) -> None:
+def test_records_of_zeros_are_told_from_none(store: RecordFile) -> None:
     numbers = np.array([300, 301])
     assert not store.read(numbers)[1].any()
     store.add(numbers, np.zeros((2, WORDS), np.int16))
@@ -79,7 +79,7 @@ def test_records_of_zeros_are_told_from_none(store: Store) -> None:
 
 @pytest.mark.parametrize("name", [RECORDS, CHECKS])
 def test_any_changed_byte_is_noticed_and_mended(
-    store: Store, name: str, caplog: pytest.LogCaptureFixture
+    store: RecordFile, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     size = {RECORDS: 2 * WORDS, CHECKS: 8}[name]
     path = store.path / name
@@ -91,14 +91,14 @@ def test_any_changed_byte_is_noticed_and_mended(
         again = reopened(store)
         _, there = again.read(np.array([2, 4, 6]))
         assert there.tolist() == [True, False, True]
-    assert "damaged answers were found" in caplog.text
+    assert "some records are damaged" in caplog.text
     again.add(np.array([4]), record([4]))
     words, there = again.read(np.arange(0, 100, 2))
     assert there.all()
     assert (words == record(np.arange(0, 100, 2))).all()
 
 
-def test_checks_that_reached_the_disk_before_their_records_mean_nothing(store: Store) -> None:
+def test_checks_that_reached_the_disk_before_their_records_mean_nothing(store: RecordFile) -> None:
     """As a power cut may leave it: the file system writes pages in any order."""
     path = store.path / RECORDS
     path.write_bytes(bytes(path.stat().st_size))
@@ -106,17 +106,17 @@ def test_checks_that_reached_the_disk_before_their_records_mean_nothing(store: S
 
 
 def test_a_write_that_is_cut_leaves_what_was_there(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: RecordFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Store._write
+    write = RecordFile._write
 
-    def cut(self: Store, name: str, indices: Any, rows: Any) -> None:
+    def cut(self: RecordFile, name: str, indices: Any, rows: Any) -> None:
         if name == CHECKS:
             raise KeyboardInterrupt
         write(self, name, indices, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_write", cut)
+        patch.setattr(RecordFile, "_write", cut)
         with pytest.raises(KeyboardInterrupt):
             store.add(np.array([1, 3]), record([1, 3]))
     again = reopened(store)
@@ -136,16 +136,16 @@ def no_json(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "harm", "message"),
     [
-        (RECORDS, cut_short, r"records\.bin is damaged: 11999 bytes of 12000"),
-        (CHECKS, cut_short, r"checks\.bin is damaged: 3999 bytes of 4000"),
-        (RECORDS, Path.unlink, r"records\.bin is damaged: 0 bytes of 12000"),
-        (FACTS, cut_short, r"store\.json is damaged"),
-        (FACTS, no_json, r"store\.json is damaged"),
-        (FACTS, Path.unlink, r"store\.json is missing or is no plain file"),
+        (RECORDS, cut_short, r"records\.bin is damaged: it has 11999 of 12000 bytes"),
+        (CHECKS, cut_short, r"checks\.bin is damaged: it has 3999 of 4000 bytes"),
+        (RECORDS, Path.unlink, r"records\.bin is damaged: it has 0 of 12000 bytes"),
+        (FACTS, cut_short, r"facts\.json is damaged"),
+        (FACTS, no_json, r"facts\.json is damaged"),
+        (FACTS, Path.unlink, r"facts\.json is missing or is no plain file"),
     ],
 )
 def test_a_damaged_store_is_refused_and_left_alone(
-    store: Store, name: str, harm: Any, message: str
+    store: RecordFile, name: str, harm: Any, message: str
 ) -> None:
     if harm is cut_short and name == FACTS:
         (store.path / FACTS).write_text('{"of"}')
@@ -158,8 +158,8 @@ def test_a_damaged_store_is_refused_and_left_alone(
     assert {path: path.read_bytes() for path in store.path.iterdir()} == before
 
 
-def test_a_store_of_something_else_is_refused(store: Store) -> None:
-    with pytest.raises(InputError, match="holds other answers than its name says"):
+def test_a_store_of_something_else_is_refused(store: RecordFile) -> None:
+    with pytest.raises(InputError, match="holds other teacher outputs than its name says"):
         made(store.path, of="letters").open()
     facts = json.loads((store.path / FACTS).read_text())
     assert facts == {"of": "numbers"}
@@ -168,7 +168,7 @@ def test_a_store_of_something_else_is_refused(store: Store) -> None:
 def test_a_disk_that_is_too_small_is_told_with_both_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path / "not" / "there" / "cache_dir", {}, 2**20, 508)  # 1016 bytes and 8
+    store = RecordFile(tmp_path / "not" / "there" / "cache_dir", {}, 2**20, 508)  # 1016 bytes and 8
     free = 2**30 + RESERVE
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, free - 1))
     with pytest.raises(InputError, match=r"still need 1\.0 GiB of disk and 256\.0 MiB to spare, "):
@@ -181,18 +181,18 @@ def test_a_disk_that_is_too_small_is_told_with_both_sizes(
 def test_what_is_there_already_needs_no_more_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path / "cache_dir", {}, 1024, 2048)
+    store = RecordFile(tmp_path / "cache_dir", {}, 1024, 2048)
     store.open()
     numbers = np.arange(1024)
     store.add(numbers, np.ones((1024, 2048), np.int16))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, RESERVE))
     assert store.missing_bytes() == 0
-    again = Store(tmp_path / "cache_dir", {}, 1024, 2048)
+    again = RecordFile(tmp_path / "cache_dir", {}, 1024, 2048)
     again.open()
     assert again.read(numbers)[1].all()
 
 
-def test_a_disk_that_fills_up_is_told_with_the_file(store: Store) -> None:
+def test_a_disk_that_fills_up_is_told_with_the_file(store: RecordFile) -> None:
     path = store.path / RECORDS
     path.unlink()
     path.symlink_to("/dev/full")
@@ -205,19 +205,19 @@ def test_a_disk_that_fills_up_is_told_with_the_file(store: Store) -> None:
 
 def test_a_folder_that_is_not_ours_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match=r"cannot keep .* choose another folder with teacher"):
+    with pytest.raises(InputError, match=r"cannot cache .* choose another folder with teacher"):
         made(tmp_path / "file" / "cache_dir").open()
 
 
 def test_what_a_killed_process_was_making_goes_after_a_day(tmp_path: Path) -> None:
     for number in range(2):
-        part = tmp_path / f".store.{number:08d}.part"
+        part = tmp_path / f".cache_dir.{number:08d}.part"
         part.mkdir()
         (part / RECORDS).write_bytes(b"half")
         yesterday = time.time() - 25 * 3600 * number
         os.utime(part, (yesterday, yesterday))
     made(tmp_path / "cache_dir").open()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".store.00000000.part", "cache_dir"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".cache_dir.00000000.part", "cache_dir"]
 
 
 def test_a_faster_process_made_it_and_its_store_is_taken(
@@ -241,9 +241,9 @@ def test_a_faster_process_made_it_and_its_store_is_taken(
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from dskd.teacher.record_file import Store
+from dskd.teacher.record_file import RecordFile
 path, seed, count, words = Path(sys.argv[1]), *map(int, sys.argv[2:])
-store = Store(path, {"of": "numbers"}, count, words)
+store = RecordFile(path, {"of": "numbers"}, count, words)
 store.open()
 draw = np.random.default_rng(seed)
 for _ in range(60):
@@ -279,7 +279,7 @@ def test_a_killed_writer_harms_nothing(tmp_path: Path) -> None:
     endless = WRITER.replace("range(60)", "iter(int, 1)")
     arguments = [str(tmp_path / "cache_dir"), "0", str(count), str(words)]
     writer = subprocess.Popen([sys.executable, "-c", endless, *arguments])
-    store = Store(tmp_path / "cache_dir", {"of": "numbers"}, count, words)
+    store = RecordFile(tmp_path / "cache_dir", {"of": "numbers"}, count, words)
     deadline = time.monotonic() + 60
     try:
         while not store.path.is_dir() or store.load() or store.filled() < 0.02:  # type: ignore[func-returns-value]

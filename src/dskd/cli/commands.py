@@ -22,7 +22,7 @@ from dskd.runtime import launch
 from dskd.version import __version__
 
 if TYPE_CHECKING:
-    from dskd.engine.training_run import Result
+    from dskd.engine.result import Result
 
 _PATH = click.Path(path_type=Path)
 _RECIPE = click.argument("recipe_name", metavar="RECIPE")
@@ -63,8 +63,8 @@ def train_(
     from dskd.engine.build import UserObjects
 
     plan = recipe.load_by_labels(recipe_name, overrides)
-    given = UserObjects(allow_code=allow_code)
-    _print_result(run.train(plan, resume=resume, overwrite=overwrite, given=given))
+    objects = UserObjects(allow_code=allow_code)
+    _print_result(run.train(plan, resume=resume, overwrite=overwrite, objects=objects))
 
 
 @cli.command("distill")
@@ -87,8 +87,8 @@ def distill_(
     from dskd.engine.build import UserObjects
 
     plan = recipe.load(recipe_name, overrides)
-    given = UserObjects(allow_code=allow_code)
-    _print_result(run.distill(plan, resume=resume, overwrite=overwrite, given=given))
+    objects = UserObjects(allow_code=allow_code)
+    _print_result(run.distill(plan, resume=resume, overwrite=overwrite, objects=objects))
 
 
 @cli.command("compare")

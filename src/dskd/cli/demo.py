@@ -9,7 +9,8 @@ from pathlib import Path
 from dskd.config import recipe
 from dskd.deploy.student import evaluate
 from dskd.engine import run
-from dskd.engine.training_run import Result
+from dskd.engine.prepare import teacher_recipe
+from dskd.engine.result import Result
 from dskd.errors import InputError
 from dskd.runtime import distributed
 from dskd.storage.run_files import LAST
@@ -45,7 +46,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
     if plan.teacher is None:
         raise InputError("the demo needs a teacher; set teacher.name")
     log.info("teacher %s", plan.teacher.name)
-    teacher = run.train(run.teacher_recipe(plan, out / "teacher"))
+    teacher = run.train(teacher_recipe(plan).changed(out=out / "teacher"))
     evaluated = evaluate(teacher.path)
     rows = [_row("teacher", plan.teacher.name, teacher, None)]
     checkpoint = [f"teacher.checkpoint={out / 'teacher' / LAST}"]

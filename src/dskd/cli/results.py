@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dskd.deploy.student import DeployedStudent, predict
 from dskd.engine.evaluate import EvaluationResult
-from dskd.engine.training_run import Result
+from dskd.engine.result import Result
 
 
 def prediction_rows(student: DeployedStudent, images: Sequence[Path], top: int) -> list[list[str]]:

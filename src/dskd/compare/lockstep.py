@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dskd.engine.finish import finish
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import NonFiniteError, Stopped
 from dskd.runtime.signals import stop_requests
@@ -93,7 +94,7 @@ def train_in_lockstep(runs: list[LockstepRun], callback: Callback) -> None:
             try:
                 going = run.step()
                 if not going:
-                    run.training_run.finish()
+                    finish(run.training_run)
             except NonFiniteError as error:
                 failure, going = str(error), False
             if going:

@@ -13,7 +13,7 @@ from dskd import methods
 from dskd.compare.summary import VariantResults
 from dskd.compare.variants import Weights, check_label, folder_of, weights_of
 from dskd.config.schema import MethodSettings
-from dskd.engine.training_run import Result
+from dskd.engine.result import Result
 from dskd.errors import printable
 from dskd.settings import Count, Seed
 from dskd.storage.json_file import read_json, read_text

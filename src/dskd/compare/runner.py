@@ -22,16 +22,17 @@ from dskd.compare.records import (
     write_facts,
 )
 from dskd.compare.variants import MethodVariant
-from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import UserObjects, load_data
-from dskd.engine.run import (
-    check_cache,
-    make_teacher,
-    make_teacher_outputs,
-    make_training_run,
-    rehearse,
+from dskd.engine.build import (
+    UserObjects,
+    build_model,
+    build_run,
+    build_teacher_outputs,
+    load_data,
 )
+from dskd.engine.preflight import rehearse
+from dskd.engine.prepare import Prepared, check_cache, prepare_teacher
+from dskd.engine.train_teacher import get_teacher
 from dskd.errors import InputError, NonFiniteError
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices
@@ -40,13 +41,12 @@ from dskd.runtime.compile import check_compiler
 from dskd.storage.atomic import check_writable, refuse_links, remove_parts
 from dskd.storage.lock import lock_folder
 from dskd.storage.run_directory import RunDirectory
-from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
 
 log = logging.getLogger("dskd")
 
 
-def run_grid(grid: Grid, callback: Callback, given: UserObjects | None = None) -> Comparison:
+def run_grid(grid: Grid, callback: Callback, objects: UserObjects | None = None) -> Comparison:
     """Trains the runs of a grid that have not ended yet.
 
     Runs that are finished or failed before are left as they are.
@@ -54,7 +54,7 @@ def run_grid(grid: Grid, callback: Callback, given: UserObjects | None = None) -
     Args:
         grid: Methods and seeds.
         callback: Called after every step and at the end of every run.
-        given: Objects in place of names.
+        objects: Objects in place of names.
 
     Returns:
         The comparison as it is on disk afterwards.
@@ -64,68 +64,58 @@ def run_grid(grid: Grid, callback: Callback, given: UserObjects | None = None) -
         Stopped: A signal asked for a stop. The same call continues.
     """
     distributed.require_single_process("a comparison")
-    given = given or UserObjects()
+    objects = objects or UserObjects()
     merged_facts(grid)
     check_writable(grid.path, "--out")
     device = devices.pick(grid.recipe.train.device)
     devices.set_up(device)
-    data, needs = _load_and_check(grid, device, given)
+    prepared = _prepare(grid, device, objects)
+    data = prepared.data
     with lock_folder(grid.path, "--out"):
         remove_parts(grid.path, OWN_FILES)
         facts = merged_facts(grid, data)
         if not (grid.path / COMPARISON).is_file():
             write_facts(grid.path, facts, device)
         loaders = DataLoaders(data, device)
-        teacher = _make_teacher(grid, loaders, given)
+        folder = grid.path / "teacher"
+        teacher = get_teacher(prepared, loaders, folder, resume=RunDirectory(folder).begun)
         write_facts(grid.path, with_teacher(grid.path, facts, teacher), device)
         repair_rows(grid)
-        outputs = make_teacher_outputs(grid.recipe, loaders.train, teacher, needs)
-        seed_runner = _SeedRunner(grid, loaders, given, outputs, ResultRecorder(grid, callback))
+        outputs = build_teacher_outputs(grid.recipe, loaders.train, teacher, prepared.needs)
+        outputs.open()
+        seed_runner = _SeedRunner(grid, loaders, objects, outputs, ResultRecorder(grid, callback))
         for seed in grid.seeds:
             seed_runner.run(seed)
         return read_comparison(grid.path)
 
 
-def _load_and_check(
-    grid: Grid, device: torch.device, given: UserObjects
-) -> tuple[Dataset, TeacherNeeds]:
-    """Loads the images, and checks everything on them before any training.
+def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared:
+    """Loads the data, builds the teacher of all methods, and rehearses every method.
 
     Returns:
-        The images, and the teacher outputs that the methods read together.
-    """
-    data = load_data(grid.recipe.data, given.data)
-    for note in data.notes:
-        log.info(note)
-    needs = _check_methods(grid, data, given)
-    check_cache(grid.recipe, data, given, needs)
-    if grid.recipe.train.compile:
-        check_compiler(device)
-    return data, needs
-
-
-def _check_methods(grid: Grid, data: Dataset, given: UserObjects) -> TeacherNeeds:
-    """Rehearses every method.
+        A run with that teacher. Its needs are those of all methods together.
 
     Raises:
         InputError: A method does not fit the models. The message names it.
     """
+    data = load_data(grid.recipe.data, objects.data)
+    for note in data.notes:
+        log.info(note)
+    recipe = grid.recipe_with_teacher() or grid.recipe.changed(method=grid.variants[0].method)
+    if recipe.train.compile:
+        check_compiler(device)
+    teacher = prepare_teacher(recipe, data, objects, device)
+    student = build_model(recipe.student, data, recipe.seed, objects.student, objects.allow_code)
     needs = TeacherNeeds()
     for variant in grid.variants:
+        own = grid.recipe.changed(method=variant.method)
         try:
-            needs |= rehearse(grid.recipe.changed(method=variant.method), data, given)
+            needs |= rehearse(own, data, student, teacher.model if teacher else None)
         except InputError as error:
             raise InputError(f"{variant.label}: {error}") from error
-    return needs
-
-
-def _make_teacher(grid: Grid, loaders: DataLoaders, given: UserObjects) -> FrozenTeacher | None:
-    """The one teacher of all methods; None if no method needs one."""
-    recipe = grid.recipe_with_teacher()
-    if recipe is None:
-        return None
-    folder = grid.path / "teacher"
-    return make_teacher(recipe, loaders, given, folder, resume=RunDirectory(folder).begun)
+    prepared = Prepared(recipe, data, student, teacher, needs)
+    check_cache(prepared)
+    return prepared
 
 
 @dataclass
@@ -134,7 +124,7 @@ class _SeedRunner:
 
     grid: Grid
     loaders: DataLoaders
-    given: UserObjects
+    objects: UserObjects
     teacher_outputs: TeacherOutputs
     callback: Callback
 
@@ -149,10 +139,10 @@ class _SeedRunner:
             with ExitStack() as owned:
                 started = [self._start(variant, seed, source, owned) for variant in group]
                 train_in_lockstep([run for run in started if run is not None], self.callback)
-        if shared.ran:
+        if shared.computed:
             log.info(
                 "seed %d: %d forward passes of the teacher served %d training steps",
-                *(seed, shared.ran, shared.asked),
+                *(seed, shared.computed, shared.requests),
             )
 
     def _start(
@@ -160,7 +150,7 @@ class _SeedRunner:
     ) -> LockstepRun | None:
         """Starts or resumes a run, and owns its folder; None if it fails in its preparation."""
         needs_teacher = methods.find(variant.method.name).needs_teacher
-        outputs = source.teacher_outputs() if needs_teacher else TeacherOutputs(None)
+        outputs = source.for_student() if needs_teacher else TeacherOutputs(None)
         recipe = self.grid.recipe_of(variant, seed)
         directory = RunDirectory(self.grid.folder(variant, seed))
         refuse_links(directory.path.parent, directory.path)
@@ -168,7 +158,11 @@ class _SeedRunner:
         resume = directory.begun
         directory.check_same(recipe.plain())
         directory.start(recipe.plain(), devices.environment(self.loaders.train.device))
-        training_run = make_training_run(recipe, self.loaders, self.given, outputs, directory)
+        objects = self.objects
+        student = build_model(
+            recipe.student, self.loaders.data, seed, objects.student, objects.allow_code
+        )
+        training_run = build_run(recipe, student, self.loaders, outputs, directory)
         failure = None
         try:
             training_run.begin(resume)

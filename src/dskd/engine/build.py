@@ -1,22 +1,39 @@
-"""From a recipe's settings to the objects of a run: images, models, seen through their stages."""
+"""From a recipe's settings to the objects of a run."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
-from dskd.config.schema import DataSettings, ModelSettings
+from dskd import methods
+from dskd.config.schema import DataSettings, ModelSettings, Recipe
 from dskd.data import Dataset, load_dataset, take_part
+from dskd.data.epoch_plan import draw_views, largest_batch
+from dskd.data.loader import DataLoaders, Loader
+from dskd.engine.lr_schedule import learning_rate
+from dskd.engine.optimizer import make_optimizer
+from dskd.engine.trainer import Trainer
+from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError
+from dskd.methods.base import Method
+from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.factory import load_model, pretrained_statistics
 from dskd.models.spec import ModelSpec, describe
 from dskd.models.staged_model import StagedModel
+from dskd.runtime import distributed
+from dskd.runtime.compile import compile_in_place
+from dskd.storage.run_directory import RunDirectory
+from dskd.teacher.cache import CachedOutputs, cached_views
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import TeacherOutputs
 
 PROBE = 16
-"""Images that a model is shown to learn what it gives."""
+"""Images of the forward pass that measures the shapes of a model's outputs."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +54,15 @@ class UserObjects:
 
 
 def name_of(given: object) -> str:
-    """What a recipe calls an object that has no name: ``<ResNet>``."""
+    """The name in a recipe of an object that has no name: ``<ResNet>``."""
     return f"<{type(given).__name__}>"
 
 
 def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
-    """The images that a recipe names, or those given in place of them.
+    """The data set that a recipe names, or the one given in place of it.
 
     Raises:
-        InputError: They are not to be had, or a setting does not apply to images in memory.
+        InputError: It cannot be read, or a setting does not apply to images in memory.
     """
     if given is not None:
         for key in ("root", "size", "cache_dir"):
@@ -70,7 +87,7 @@ def build_model(
 ) -> StagedModel:
     """A model with fresh weights drawn from ``seed``, or a copy of the one given.
 
-    The copy is what is trained, moved and frozen: the caller's own module stays as it is.
+    The copy is trained, moved and frozen; the caller's own module stays as it is.
     """
     channels, height, _ = data.shape
     if given is not None:
@@ -104,14 +121,14 @@ def build_model(
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A copy of somebody's module.
+    """A copy of a module that was given in Python.
 
     Raises:
-        InputError: It cannot be copied, or keeps state that is no tensor.
+        InputError: It cannot be copied, or its state_dict holds something else than tensors.
     """
     try:
         twin = copy.deepcopy(module)
-    except Exception as error:  # tensors with a history, weight_norm of old, open files
+    except Exception as error:  # tensors with a history, old weight_norm, open files
         raise InputError(
             f"{type(module).__name__} cannot be copied ({error}); give it as it is before its "
             "first forward pass, or by a function (package.module:function)"
@@ -125,13 +142,16 @@ def copied(module: nn.Module) -> nn.Module:
     return twin
 
 
-def spec_of(model: StagedModel, data: Dataset, what: str) -> ModelSpec:
-    """What a model gives for these images; refused where it has other classes.
+def measure_model(model: StagedModel, data: Dataset, what: str) -> ModelSpec:
+    """Classes and shapes of a model's outputs, measured on a few images.
 
     Args:
         model: On any device.
-        data: The images.
+        data: The data set.
         what: ``student`` or ``teacher``, for the error.
+
+    Raises:
+        InputError: Its number of classes is not the data set's.
     """
     device = model.mean.device
     spec = describe(model, data.train.images[:PROBE].to(device))
@@ -141,3 +161,144 @@ def spec_of(model: StagedModel, data: Dataset, what: str) -> ModelSpec:
             f"{len(data.classes)}; give a {what} for these or choose data.classes"
         )
     return spec
+
+
+def build_method(
+    recipe: Recipe, data: Dataset, student: StagedModel, teacher: FrozenTeacher | None
+) -> Method:
+    """The recipe's method for these models, on their device."""
+    classifier = teacher.model.linear_classifier if teacher is not None else None
+    pair = Pair(
+        student,
+        measure_model(student, data, "student"),
+        measure_model(teacher.model, data, "teacher") if teacher is not None else None,
+        copy.deepcopy(classifier),
+        data.train.labels,
+        largest_batch(recipe.train.batch_size, distributed.world_size()),
+    )
+    return methods.find(recipe.method.name)(pair, **recipe.method.options)
+
+
+def build_teacher_outputs(
+    recipe: Recipe, loader: Loader, teacher: FrozenTeacher | None, needs: TeacherNeeds
+) -> TeacherOutputs:
+    """The teacher's outputs, from a cache if the recipe says so; the cache is not open yet.
+
+    A cache is filled by the uncompiled teacher, so that its content depends on the teacher alone.
+
+    Args:
+        recipe: The run.
+        loader: Of the training split, on the teacher's device.
+        teacher: The frozen teacher; None for a method that needs none.
+        needs: Which outputs a cache holds.
+    """
+    settings = recipe.teacher
+    if teacher is None or settings is None or settings.cache == "none" or not needs:
+        return TeacherOutputs(teacher, compile=recipe.train.compile)
+    return CachedOutputs(
+        teacher,
+        loader,
+        needs,
+        kind=settings.cache,
+        views=settings.views,
+        padding=recipe.data.crop_padding,
+        flip=recipe.data.flip,
+        precision=recipe.train.precision,
+        facts={
+            "name": settings.name,
+            "options": settings.options,
+            "fuse_batchnorm": settings.fuse_batchnorm,
+        },
+        folder=settings.cache_dir,
+    )
+
+
+def build_trainer(
+    recipe: Recipe, method: Method, teacher_outputs: TeacherOutputs, loader: Loader
+) -> Trainer:
+    """The trainer of a recipe's schedule.
+
+    Args:
+        recipe: Its ``train``, ``data``, ``seed`` and ``teacher.cache`` are read.
+        method: On its device.
+        teacher_outputs: Of a teacher on the same device.
+        loader: Of the training split, on the same device.
+    """
+    settings = recipe.train
+    optimizer = make_optimizer(
+        method,
+        settings.optimizer,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+    schedule = partial(
+        learning_rate,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        schedule=settings.schedule,
+        milestones=settings.milestones,
+        gamma=settings.gamma,
+        warmup=settings.warmup,
+    )
+    return Trainer(
+        method,
+        teacher_outputs,
+        loader,
+        optimizer,
+        schedule,
+        seed=recipe.seed,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        padding=recipe.data.crop_padding,
+        flip=recipe.data.flip,
+        precision=settings.precision,
+        views_of_each=_views_of_each(recipe, len(loader)),
+    )
+
+
+def build_run(
+    recipe: Recipe,
+    student: StagedModel,
+    data: DataLoaders,
+    teacher_outputs: TeacherOutputs,
+    directory: RunDirectory,
+) -> TrainingRun:
+    """A training run that can begin.
+
+    What the method adds to the student is drawn from a random stream of its own, so that every
+    method starts from the same student at the same seed.
+
+    Args:
+        recipe: The run.
+        student: Is trained in place.
+        data: Loaders on the device that trains.
+        teacher_outputs: Of a teacher on the same device.
+        directory: Records the run.
+    """
+    device = data.train.device
+    torch.manual_seed(_stream(recipe.seed, 1))
+    method = build_method(recipe, data.data, student, teacher_outputs.teacher).to(device)
+    method.student.to_device(device)
+    if recipe.train.sync_batchnorm:
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+    if recipe.train.compile:
+        compile_in_place(method)
+    trainer = build_trainer(recipe, method, teacher_outputs, data.train)
+    torch.manual_seed(_stream(recipe.seed, 2 + distributed.rank()))
+    return TrainingRun(recipe, data, trainer, directory)
+
+
+def _stream(seed: int, part: int) -> int:
+    """A seed for one part of a run."""
+    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
+
+
+def _views_of_each(recipe: Recipe, samples: int) -> torch.Tensor | None:
+    """The views that each image is limited to, the same for all methods; None for all views."""
+    if recipe.teacher is None or recipe.teacher.cache != "features":
+        return None
+    padding, flip = recipe.data.crop_padding, recipe.data.flip
+    views = cached_views("features", recipe.teacher.views, padding, flip)
+    return draw_views(samples, padding, flip, views)

@@ -1,4 +1,4 @@
-"""How well a model names the images of a split."""
+"""Top-1 and top-5 accuracy on a split."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dskd.data.loader import Loader
+from dskd.data.loader import DataLoaders, Loader
+from dskd.methods.base import Method
 from dskd.models.eval_mode import eval_mode
 from dskd.runtime import distributed
 
 PIXELS = {"cuda": 500 * 64 * 64, "cpu": 100 * 32 * 32}
-"""Of a batch: memory then does not grow with the size of the images. On a CPU a small network is
-evaluated twice as fast where its maps stay in the cache."""
+"""Pixels of a batch, so that memory does not grow with the size of the images. On a CPU, a small
+network is evaluated twice as fast if its feature maps stay in the cache."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What logits say of a split.
+    """Accuracy of a classifier on a split.
 
     Attributes:
         accuracy: Top-1, in percent.
-        accuracy_top5: In percent; of all classes where there are five or fewer.
-        predictions: int64 ``[N]``, the class named for each image.
-        finite: Whether every logit was a finite number.
+        accuracy_top5: In percent. With five classes or fewer it is 100.
+        predictions: int64 ``[N]``, the predicted class of each image.
+        finite: Whether every logit was finite.
     """
 
     accuracy: float
@@ -34,46 +35,62 @@ class EvaluationResult:
     finite: bool
 
     def agreement(self, other: EvaluationResult) -> float:
-        """Share of the images, in percent, that both give the same class."""
+        """Share of the images for which both predict the same class, in percent."""
         return percent(self.predictions == other.predictions)
 
 
 def percent(hits: Tensor) -> float:
-    """The share of true values, in percent, rounded to 1e-4."""
+    """The share of true values in percent, rounded to 1e-4."""
     return round(100 * hits.double().mean().item(), 4)
 
 
 @torch.no_grad()
 def evaluate_accuracy(
-    module: nn.Module, heads: Callable[[Tensor], dict[str, Tensor]], split: Loader
+    module: nn.Module, logits: Callable[[Tensor], dict[str, Tensor]], loader: Loader
 ) -> dict[str, EvaluationResult]:
-    """Judges every head on a split, in float32 and eval mode; the mode is put back afterwards.
+    """Evaluates classifiers on a split, in float32 and eval mode; then restores the mode.
 
-    Several processes each evaluate every so many-th batch, and all get the whole.
+    Several processes each evaluate a share of the batches; all get the whole result.
 
     Args:
-        module: Owns all that ``heads`` runs.
-        heads: From images, uint8 ``[B, C, H, W]``, to logits ``[B, K]`` by name.
-        split: The images and labels.
+        module: Owns all modules that ``logits`` runs.
+        logits: From images, uint8 ``[B, C, H, W]``, to logits ``[B, K]`` by name.
+        loader: Of the split.
 
     Returns:
-        A judgement for each head.
+        A result for each name.
     """
-    height, width = split.sample_shape[1:]
-    batch_size = max(1, min(500, PIXELS[split.device.type] // (height * width)))
+    height, width = loader.sample_shape[1:]
+    batch_size = max(1, min(500, PIXELS[loader.device.type] // (height * width)))
     with eval_mode(module):
-        batches = (images for images, _ in split.in_order(batch_size))
-        parts = distributed.shard_map(lambda images: _best(heads(images)), batches)
+        batches = (images for images, _ in loader.in_order(batch_size))
+        parts = distributed.shard_map(lambda images: _top_classes(logits(images)), batches)
     return {
-        name: _evaluate(torch.cat([part[name] for part in parts]), split.labels.cpu())
+        name: _result(torch.cat([part[name] for part in parts]), loader.labels.cpu())
         for name in parts[0]
     }
 
 
-def _best(logits: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each head's five best classes for each image, and whether all its logits are finite.
+def epoch_accuracies(method: Method, data: DataLoaders) -> dict[str, float]:
+    """Metrics of an epoch: accuracies of the student and of the method's other classifiers.
 
-    int64 ``[B, 6]``, on the CPU.
+    All processes evaluate with the BatchNorm statistics of rank 0.
+    """
+    distributed.broadcast(method.buffers())
+    found = evaluate_accuracy(method, method.classifier_logits, data.test)
+    student = found.pop("student")
+    row = {"test_accuracy": student.accuracy, "test_accuracy_top5": student.accuracy_top5}
+    row |= {f"{name}/test_accuracy": other.accuracy for name, other in found.items()}
+    if data.validation is not None:
+        found = evaluate_accuracy(method, method.classifier_logits, data.validation)
+        row["val_accuracy"] = found["student"].accuracy
+    return row
+
+
+def _top_classes(logits: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The five best classes of each image, and whether all its logits are finite.
+
+    int64 ``[B, 6]`` by name, on the CPU.
     """
     return {
         name: torch.cat(
@@ -87,7 +104,7 @@ def _best(logits: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _evaluate(found: Tensor, labels: Tensor) -> EvaluationResult:
+def _result(found: Tensor, labels: Tensor) -> EvaluationResult:
     best, finite = found[:, :-1], found[:, -1]
     hits = best == labels[:, None]
     return EvaluationResult(

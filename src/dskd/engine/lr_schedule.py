@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of progress: nothing to save, nothing to restore."""
+"""The learning rate, a pure function of progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def learning_rate(
     gamma: float = 0.1,
     warmup: float = 0.0,
 ) -> float:
-    """The learning rate at a moment of the run.
+    """The learning rate at a point of the run.
 
     Args:
         epoch: Epochs done, with a fraction for the steps of the running one.

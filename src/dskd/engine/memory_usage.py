@@ -1,4 +1,4 @@
-"""The memory that a training step holds: the same number on any device, in any process."""
+"""Memory that a training step holds: the same number on any device."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 class SavedTensors:
-    """Bytes of tensors, each piece of memory counted once.
+    """Bytes of tensors. Tensors that share memory count once.
 
     Example:
-        >>> footprint, weights = Footprint(), torch.zeros(10)
+        >>> saved, weights = SavedTensors(), torch.zeros(10)
         >>> for tensor in (weights, weights.view(2, 5)):
-        ...     _ = footprint.add(tensor)
-        >>> footprint.bytes
+        ...     _ = saved.add(tensor)
+        >>> saved.bytes
         40
     """
 
@@ -26,11 +26,11 @@ class SavedTensors:
 
     @property
     def bytes(self) -> int:
-        """All that was added."""
+        """Bytes of all tensors that were added."""
         return sum(self._sizes.values())
 
     def add(self, tensor: Tensor) -> Tensor:
-        """Counts a tensor in, and gives it back."""
+        """Adds a tensor and returns it."""
         storage = tensor.untyped_storage()
         self._sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -38,24 +38,24 @@ class SavedTensors:
 
 @contextmanager
 def saved_for_backward() -> Iterator[SavedTensors]:
-    """Counts what forward passes within the block keep for their gradients."""
-    footprint = SavedTensors()
-    with saved_tensors_hooks(footprint.add, lambda tensor: tensor):
-        yield footprint
+    """Counts what forward passes within the block save for the backward pass."""
+    saved = SavedTensors()
+    with saved_tensors_hooks(saved.add, lambda tensor: tensor):
+        yield saved
 
 
 def held_by_training(module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of weights, buffers, gradients and the optimizer's state.
+    """Bytes of weights, buffers, gradients and optimizer state.
 
-    A gradient is as large as its weight, also where there is none yet.
+    Every trained weight counts a gradient of its size, also before the first step.
     """
-    footprint = SavedTensors()
+    weights = SavedTensors()
     for tensor in (*module.parameters(), *module.buffers()):
-        footprint.add(tensor)
+        weights.add(tensor)
     state = SavedTensors()
     for values in optimizer.state.values():
         for value in values.values():
             if isinstance(value, Tensor):
                 state.add(value)
     gradients = sum(p.nbytes for p in module.parameters() if p.requires_grad)
-    return footprint.bytes + state.bytes + gradients
+    return weights.bytes + state.bytes + gradients

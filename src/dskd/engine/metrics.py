@@ -1,4 +1,4 @@
-"""What an epoch's steps came to, on average."""
+"""Mean losses and accuracy of an epoch's steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dskd.runtime import distributed
 
 
 class EpochMetrics:
-    """Means over the images of an epoch, summed on the device; each process sums its own."""
+    """Means over the samples of an epoch. Sums stay on the device; each process sums its own."""
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
@@ -21,7 +21,7 @@ class EpochMetrics:
         self.num_samples = 0
 
     def add(self, batch: Batch, output: StepOutput) -> None:
-        """Counts a step in."""
+        """Adds a step."""
         hits = (output.logits.argmax(1) == batch.labels).float().mean()
         values = {
             "train_loss": output.objective,
@@ -29,14 +29,14 @@ class EpochMetrics:
             **{f"loss/{name}": loss for name, loss in output.losses.items()},
             **output.metrics,
         }
-        # All at once: on a GPU each operation costs the host more than the device.
+        # Stacked first: on a GPU each operation costs the host more than the device.
         totals = torch.stack([v.detach() for v in values.values()]).double() * len(batch.labels)
         self.sums = totals if self.sums is None else self.sums + totals
         self.names = tuple(values)
         self.num_samples += len(batch.labels)
 
     def means(self) -> dict[str, float]:
-        """The mean of each value so far, over the images of all processes."""
+        """The mean of each value so far, over the samples of all processes."""
         if self.sums is None:
             return {}
         num_samples = sum(distributed.all_gather(self.num_samples))
@@ -44,17 +44,17 @@ class EpochMetrics:
         return {name: total / num_samples for name, total in zip(self.names, totals, strict=True)}
 
     def mean(self, name: str) -> float:
-        """The mean of one value so far, over the images of this process."""
-        assert self.sums is not None, "no step was counted in"
+        """The mean of one value so far, over the samples of this process."""
+        assert self.sums is not None, "no step was added"
         return self.sums[self.names.index(name)].item() / self.num_samples
 
     def state(self) -> dict[str, Any]:
-        """All that it holds, on the CPU."""
+        """The sums so far, on the CPU."""
         sums = None if self.sums is None else self.sums.cpu()
-        return {"names": self.names, "sums": sums, "images": self.num_samples}
+        return {"names": self.names, "sums": sums, "num_samples": self.num_samples}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Goes back to a saved state."""
+        """Restores a saved state."""
         sums = state["sums"]
-        self.names, self.num_samples = tuple(state["names"]), state["images"]
+        self.names, self.num_samples = tuple(state["names"]), state["num_samples"]
         self.sums = None if sums is None else sums.to(device)

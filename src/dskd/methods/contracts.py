@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +72,10 @@ class TeacherNeeds:
         )
 
 
-@dataclass(frozen=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """The result of a method for one batch.
+
+    A named tuple: `DistributedDataParallel` finds the losses in it.
 
     Attributes:
         losses: Named scalars, already weighted; training minimises their sum.
@@ -82,7 +85,7 @@ class StepOutput:
 
     losses: dict[str, Tensor]
     logits: Tensor
-    metrics: dict[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def objective(self) -> Tensor:

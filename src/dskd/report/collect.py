@@ -228,7 +228,9 @@ def _check_images(runs: Sequence[_Run]) -> None:
     Raises:
         InputError: Two runs had different images.
     """
-    by_data = {run.result["given"].get("data"): run for run in runs if run.result is not None}
+    by_data = {
+        run.result["fingerprints"].get("data"): run for run in runs if run.result is not None
+    }
     folders = [run.folder for fingerprint, run in by_data.items() if fingerprint is not None]
     if len(folders) > 1:
         raise InputError(

@@ -1,138 +1,107 @@
-"""Numbers that are NaN or infinite, of a step or of what is kept: found before they do harm."""
+"""Detect NaN and Inf before they reach the weights or a file."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dskd.data.loader import Batch
 from dskd.errors import NonFiniteError
 from dskd.runtime import distributed
 
 PARTS = ("teacher", "loss", "gradient")
-"""What of a step must be finite: the teacher's logits, each loss, each gradient."""
+"""What a step checks: the teacher's logits, each loss, each gradient."""
 
 
-class Finite:
-    """Marks what is not finite on the device, and keeps it from the weights.
+class StepSamples(Protocol):
+    """What an error says about a step; `dskd.data.loader.Batch` has it."""
 
-    To ask a GPU at every step whether its numbers are finite makes it idle until the host has read
-    the answer. Here the answer stays on the GPU, in ``found_inf``, which torch's fused optimizers
-    read there: from the first step on that has a NaN or an infinite number they change neither
-    weights nor their own state. So the weights are those from before it, whenever the host asks.
-    What forward passes change by themselves (BatchNorm's statistics, a method's memories) has gone
-    on until then, as it has at the first such step on a CPU: nothing of it may be kept.
+    @property
+    def indices(self) -> Tensor:
+        """Index of each sample in the split, int64 ``[B]``."""
 
-    Args:
-        optimizer: A fused one.
+    @property
+    def epoch(self) -> int:
+        """From 0."""
 
-    Example:
-        >>> weight = torch.ones(1, requires_grad=True)
-        >>> optimizer = torch.optim.SGD([weight], 0.1, fused=True)
-        >>> finite = Finite(optimizer)
-        >>> for factor in (1.0, float("nan"), 1.0):
-        ...     optimizer.zero_grad()
-        ...     loss = (factor * weight).sum()
-        ...     loss.backward()
-        ...     finite.note(None, {"loss": loss})
-        ...     optimizer.step()
-        >>> weight.item(), finite.steps_before_bad(), finite.bad_parts()
-        (0.8999999761581421, 1, ['loss', 'gradient'])
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        device = optimizer.param_groups[0]["params"][0].device
-        self._optimizer = optimizer
-        self._marks = torch.zeros(len(PARTS), device=device)
-        self._good = torch.zeros(len(PARTS), dtype=torch.int64, device=device)
-        self._any = torch.zeros((), device=device)  # float32: what the fused kernels read
-        self._one = torch.ones((), device=device)
-        optimizer.found_inf = self._any  # type: ignore[attr-defined]
-
-    @torch.no_grad()
-    def note(self, logits: Tensor | None, losses: Mapping[str, Tensor]) -> None:
-        """Marks what is not finite of a step, gradients included, before its optimizer steps.
-
-        Args:
-            logits: The teacher's; None without a teacher.
-            losses: Scalars by name.
-        """
-        _mark(self._marks.unbind(), self._one, logits, losses, self._optimizer)
-        self._good += self._marks == 0
-        torch.amax(self._marks, 0, out=self._any)
-
-    def count_from(self, steps: int) -> None:
-        """Goes on counting good steps from so many."""
-        self._good.fill_(steps)
-
-    def steps_before_bad(self) -> int | None:
-        """How many steps came before the first that was not finite; None where all were.
-
-        This waits for the device.
-        """
-        return int(self._good.min().item()) if self._any.item() else None
-
-    def bad_parts(self) -> list[str]:
-        """Which of `PARTS` were not finite in the first such step."""
-        first = self._good.min()
-        marked = ((self._marks != 0) & (self._good == first)).tolist()
-        return [part for part, bad in zip(PARTS, marked, strict=True) if bad]
+    @property
+    def step(self) -> int:
+        """From 0."""
 
 
 @torch.no_grad()
 def require_finite(
     method: nn.Module,
-    batch: Batch,
-    logits: Tensor | None,
+    batch: StepSamples,
+    teacher_logits: Tensor | None,
     losses: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Ends a step in which a number is not finite, in all processes, before its optimizer steps.
+    """Raises before the optimizer steps if a number of this step is NaN or infinite.
+
+    The check reads one number back from the device, so it waits for the backward pass. All
+    processes of a run raise together.
 
     Args:
-        method: Names the parameters.
-        batch: The images of the step.
-        logits: The teacher's; None without a teacher.
+        method: Its parameter names appear in the error.
+        batch: The samples of the step.
+        teacher_logits: None without a teacher.
         losses: Scalars by name.
-        optimizer: Of the parameters that have gradients.
+        optimizer: Owns the parameters whose gradients are checked.
 
     Raises:
-        NotFinite: One is NaN or infinite in one of the processes.
+        NonFiniteError: A number is NaN or infinite in one of the processes.
     """
-    marks = torch.zeros(len(PARTS), device=batch.labels.device)
-    _mark(marks.unbind(), marks.new_ones(()), logits, losses, optimizer)
-    good = distributed.all_true(marks == 0).tolist()
-    if all(good):
+    finite = distributed.all_true(_finite_parts(teacher_logits, losses, optimizer)).tolist()
+    if all(finite):
         return
     own = {name: loss.item() for name, loss in losses.items()}
-    said = distributed.all_gather((own, batch.indices.tolist()))
-    # Of the first process whose losses are bad; of the first where none are.
+    of_all = distributed.all_gather((own, batch.indices.tolist()))
+    # The losses of the first process whose losses are bad; of process 0 if none are.
     shown = next(
-        (all_ for all_, _ in said if not all(map(math.isfinite, all_.values()))), said[0][0]
+        (said for said, _ in of_all if not all(map(math.isfinite, said.values()))), of_all[0][0]
     )
-    raise explained(
-        facts_of(batch, [part for part, fine in zip(PARTS, good, strict=True) if not fine])
+    raise nonfinite_error(
+        step_facts(batch, [part for part, fine in zip(PARTS, finite, strict=True) if not fine])
         | {
             "losses": {name: f"{value:g}" for name, value in shown.items()},
             "gradients": [n for n, p in method.named_parameters() if _bad_gradient(p)],
-            "indices": list(dict.fromkeys(itertools.chain.from_iterable(i for _, i in said))),
+            "indices": list(dict.fromkeys(itertools.chain.from_iterable(i for _, i in of_all))),
         }
     )
 
 
-def facts_of(batch: Batch, what: Sequence[str]) -> dict[str, Any]:
-    """What a batch alone tells of a step, see `NonFiniteError`."""
+def _finite_parts(
+    teacher_logits: Tensor | None,
+    losses: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> Tensor:
+    """Whether each of `PARTS` is finite, bool ``[3]``."""
+    gradients = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    loss = torch.stack([loss.detach() for loss in losses.values()])
+    # The largest absolute value: NaN and Inf pass through it, and it cannot overflow.
+    largest = torch.nn.utils.get_total_norm(gradients or [loss], norm_type=math.inf)
+    teacher = loss.new_zeros(()) if teacher_logits is None else teacher_logits.abs().amax()
+    return torch.stack([teacher.isfinite(), loss.isfinite().all(), largest.isfinite()])
+
+
+def step_facts(batch: StepSamples, what: Sequence[str]) -> dict[str, Any]:
+    """What a batch alone says about a step (see `NonFiniteError.facts`)."""
     facts = _facts(batch.epoch, batch.step + 1, what)
     return facts | {"indices": batch.indices.tolist()}
 
 
 def _facts(epoch: int, step: int, what: Sequence[str]) -> dict[str, Any]:
-    """What is known of the step alone; its epoch is counted from 0."""
+    """The facts of an error at a step. ``epoch`` counts from 0 here and from 1 in the facts."""
     return {
         "epoch": epoch + 1,
         "step": step,
@@ -145,10 +114,10 @@ def _facts(epoch: int, step: int, what: Sequence[str]) -> dict[str, Any]:
 
 
 class FiniteStateCheck:
-    """Sees that what is kept of a run is finite: all that its method saves, and the optimizer's.
+    """Checks that a method's state and its optimizer's state are finite.
 
-    A loss and its gradient may be finite, and the update by them overflow; so may a statistic of
-    BatchNorm. Buffers that a method begins with as infinite, such as masks, may stay so.
+    A loss and its gradient can be finite while the update by them overflows; so can a running
+    statistic of BatchNorm. Buffers that start as infinite, such as masks, are not checked.
 
     Args:
         method: Before its first step.
@@ -157,20 +126,20 @@ class FiniteStateCheck:
 
     def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._method, self._optimizer = method, optimizer
-        self._left_out = {n for n, b in method.named_buffers() if not bool(b.isfinite().all())}
+        self._exempt = {n for n, b in method.named_buffers() if not bool(b.isfinite().all())}
 
     def require(self, epoch: int, step: int) -> None:
-        """Waits for the device, once.
+        """Raises if the state is not finite. Waits for the device once.
 
         Args:
-            epoch: The running one, from 0.
-            step: How many of its steps were taken.
+            epoch: The running epoch, from 0.
+            step: Steps taken in it.
 
         Raises:
-            NotFinite: A number is NaN or infinite, in one of the processes.
+            NonFiniteError: A number is NaN or infinite in one of the processes.
         """
-        names, values = zip(*self._kept(), strict=True)
-        # Both are NaN where one number is; a pass over all of them without a copy.
+        names, values = zip(*self._checked(), strict=True)
+        # Minimum and maximum are NaN if one number is; one pass over each tensor, no copy.
         extremes = [one for value in values for one in value.aminmax()]
         fine = torch.stack([one.to(values[0].device) for one in extremes]).isfinite()
         fine = fine.view(-1, 2).all(1)
@@ -178,14 +147,16 @@ class FiniteStateCheck:
             return
         bad = list(itertools.compress(names, fine.logical_not().tolist()))
         named = itertools.chain.from_iterable(distributed.all_gather(bad))
-        raise explained(_facts(epoch, step, ["state"]) | {"state": list(dict.fromkeys(named))})
+        raise nonfinite_error(
+            _facts(epoch, step, ["state"]) | {"state": list(dict.fromkeys(named))}
+        )
 
-    def _kept(self) -> Iterator[tuple[str, Tensor]]:
-        """What may be bad, by name: real numbers."""
-        named = [(n, v) for n, v in self._method.state_dict().items() if n not in self._left_out]
+    def _checked(self) -> Iterator[tuple[str, Tensor]]:
+        """Every real tensor of the state by name."""
+        named = [(n, v) for n, v in self._method.state_dict().items() if n not in self._exempt]
         for name, parameter in self._method.named_parameters():
-            own = self._optimizer.state.get(parameter, {})
-            named += [(f"{key} of {name}", value) for key, value in own.items()]
+            state = self._optimizer.state.get(parameter, {})
+            named += [(f"{key} of {name}", value) for key, value in state.items()]
         for name, value in named:
             if isinstance(value, Tensor) and value.numel():
                 if value.is_complex():
@@ -195,17 +166,17 @@ class FiniteStateCheck:
 
 
 def nonfinite_logits_error(epoch: int, step: int) -> NonFiniteError:
-    """The error of a student whose weights are finite, and its logits are not.
+    """The error for a student whose weights are finite but whose logits are not.
 
     Args:
-        epoch: The last one, from 0.
-        step: Its last one, from 1.
+        epoch: The last epoch, from 0.
+        step: Its last step, from 1.
     """
-    return explained(_facts(epoch, step, ["logits"]))
+    return nonfinite_error(_facts(epoch, step, ["logits"]))
 
 
-def explained(facts: Mapping[str, Any]) -> NonFiniteError:
-    """The error that says facts in one line."""
+def nonfinite_error(facts: Mapping[str, Any]) -> NonFiniteError:
+    """The error that says these facts in one line."""
     indices, losses, names = facts["indices"], facts["losses"], facts["gradients"]
     where = f"on {len(indices)} images, the first of them {indices[:5]}"
     terms = ", ".join(f"{name} {value}" for name, value in losses.items())
@@ -230,36 +201,6 @@ def explained(facts: Mapping[str, Any]) -> NonFiniteError:
 
 def _first(names: Sequence[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
-
-
-def _mark(
-    marks: Sequence[Tensor],
-    one: Tensor,
-    logits: Tensor | None,
-    losses: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Sets a mark, float32, to 1 for each of `PARTS` that is not finite; waits for nothing.
-
-    torch's check for gradient scaling does it, one kernel for all gradients. It also multiplies
-    them, by ``one`` here, which leaves every bit as it is.
-    """
-    parts = (
-        [] if logits is None else [logits.clone()],  # a teacher's answer may be others' too
-        [torch.stack([loss.detach() for loss in losses.values()])],
-        list(_gradients(optimizer)),
-    )
-    for found, values in zip(marks, parts, strict=True):
-        for dtype in {value.dtype for value in values}:
-            same = [value for value in values if value.dtype == dtype]
-            torch._amp_foreach_non_finite_check_and_unscale_(same, found, one)
-
-
-def _gradients(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if (gradient := parameter.grad) is not None:
-                yield torch.view_as_real(gradient) if gradient.is_complex() else gradient
 
 
 def _bad_gradient(parameter: nn.Parameter) -> bool:

@@ -27,7 +27,7 @@ PARTS: dict[str, type] = {
     "trainer": dict,
     "best": dict,
     "rows": list,
-    "given": dict,
+    "fingerprints": dict,
     "recipe": dict,
 }
 """The parts that every state has, and their types."""

@@ -37,9 +37,9 @@ class ResultFile(BaseModel):
     """The part of ``result.json`` that says what a finished run was trained on.
 
     Attributes:
-        given: Fingerprints of the images (``data``) and of the teacher (``teacher``).
+        fingerprints: Of the images (``data``) and of the teacher (``teacher``).
     """
 
     model_config = ConfigDict(extra="allow")  # metrics, and what later versions add
 
-    given: dict[str, str | None] = Field(default_factory=dict)
+    fingerprints: dict[str, str | None] = Field(default_factory=dict)

@@ -101,8 +101,8 @@ def check_same_data(folder: Path, fingerprint: str) -> None:
         InputError: The fingerprints differ, or ``result.json`` is damaged.
     """
     fix = f"remove {folder} to have it trained again"
-    given = read_json(folder / RESULT, ResultFile, fix).given
-    if given.get("data", fingerprint) != fingerprint:
+    known = read_json(folder / RESULT, ResultFile, fix).fingerprints
+    if known.get("data", fingerprint) != fingerprint:
         raise InputError(
             f"{folder} was trained on other images than these; give the same, or {fix}"
         )

@@ -1,10 +1,10 @@
-"""The teacher's outputs kept on disk: whatever was answered once is read in place of asking again.
+"""Teacher outputs cached on disk: what was computed once is read from then on.
 
-Two kinds: the logits of every view of an image that the epoch plan can draw, or a bank of all
-that a method reads, of a few fixed views. Which answers a store holds follows from a SHA-256 over
-all that they depend on, so that another teacher, other images or other settings have a store of
-their own. And the teacher's outputs to a few images are compared with the kept ones whenever a
-store is opened: that also tells a model whose code was changed.
+``logits`` caches the logits of every view of an image that the epoch plan can draw. ``features``
+caches all that the method reads, for a few fixed views of each image. A SHA-256 over everything
+that the outputs depend on names the folder, so another teacher, other images or other settings
+have a folder of their own. When a folder is opened, the live teacher's outputs for a few images
+are compared with the cached ones; that also notices a model whose code was changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,141 +29,33 @@ from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime.device import autocast
 from dskd.runtime.memory import readable
-from dskd.runtime.nonfinite import facts_of
+from dskd.runtime.nonfinite import step_facts
 from dskd.settings import Precision
+from dskd.teacher.cache_layout import RecordLayout, selected_outputs, stage_name
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import CacheCounts, TeacherForward, TeacherOutputs
-from dskd.teacher.record_file import Indices, Store, Words
+from dskd.teacher.record_file import Indices, RecordFile, Words
 
 log = logging.getLogger("dskd")
 
 CacheKind = Literal["logits", "features"]
 VERSION = 1
-"""Raise when the same facts come to stand for other records."""
-PROBED = 16
-"""Images whose answers are compared when a store is opened."""
-FEWEST = 16
-"""Images that the teacher is asked for at once, at least: for fewer, float32 may be summed in
-another order, and an answer would depend on which others are asked for with it."""
+"""Raise it when the same facts come to stand for other records."""
+COMPARED = 16
+"""Images whose outputs are compared when a cache is opened."""
+SMALLEST_BATCH = 16
+"""Smallest batch for the teacher's forward pass. A smaller batch may sum float32 in another order,
+and then an output would depend on which others are computed with it."""
 _TOLERANCE = {torch.bfloat16: 0.1}
-_TOLERANCE_ELSE = 0.01
+_DEFAULT_TOLERANCE = 0.01
 """Largest difference that counts as rounding, relative to the largest value of a part."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One tensor of an answer, as a record holds it.
-
-    Attributes:
-        shape: For one image, as a model gives it: ``[K]``, ``[D]`` or ``[C, H, W]``.
-        given: The type in which the teacher gives it.
-        start: Its first word.
-    """
-
-    shape: tuple[int, ...]
-    given: torch.dtype
-    start: int
-
-    @property
-    def kept(self) -> torch.dtype:
-        """The type of two bytes that it is kept in: bfloat16 as it is, anything else as float16."""
-        return torch.bfloat16 if self.given == torch.bfloat16 else torch.float16
-
-    @property
-    def words(self) -> int:
-        """How many it takes."""
-        return int(np.prod(self.shape))
-
-
-class Layout:
-    """How an answer's tensors lie in a record: one after the other, maps with the channels last.
+def check_cacheable(kind: CacheKind, needs: TeacherNeeds, method: str) -> None:
+    """Refuses a method that reads more than is cached.
 
     Args:
-        output: An answer of the teacher's.
-        needs: What of it is kept.
-    """
-
-    def __init__(self, output: ModelOutput, needs: TeacherNeeds) -> None:
-        self.parts: dict[str, Part] = {}
-        self.words = 0
-        for name, tensor in _chosen(output, needs).items():
-            part = Part(tuple(tensor.shape[1:]), tensor.dtype, self.words)
-            self.parts[name] = part
-            self.words += part.words
-        self.needs = needs | TeacherNeeds()  # in order
-
-    def facts(self) -> dict[str, Any]:
-        """What is kept of an image, for a person."""
-        return {
-            name: {"shape": list(part.shape), "type": str(part.kept).removeprefix("torch.")}
-            for name, part in self.parts.items()
-        }
-
-    def pack(self, output: ModelOutput, words: int) -> Words:
-        """Answers as records of so many words, int16 ``[B, words]``.
-
-        Raises:
-            NotFinite: A number is not finite, or too large for the type that it is kept in.
-        """
-        packed = np.zeros((len(output.logits), words), np.int16)
-        for name, tensor in _chosen(output, self.needs).items():
-            part = self.parts[name]
-            kept = tensor.to(part.kept)
-            if not kept.isfinite().all():
-                raise NonFiniteError(_why_not_kept(name, tensor, part))
-            flat = (kept.permute(0, 2, 3, 1) if kept.dim() == 4 else kept).flatten(1)
-            packed[:, part.start : part.start + part.words] = flat.view(torch.int16).cpu().numpy()
-        return packed
-
-    def unpack(self, words: Words, device: torch.device) -> ModelOutput:
-        """Records as the answers that they hold, in the types in which the teacher gives them."""
-        records = torch.from_numpy(words)
-        if device.type == "cuda":
-            records = records.pin_memory()  # else the host would wait for the GPU
-        records = records.to(device, non_blocking=True)
-        found: dict[str, Tensor] = {}
-        for name, part in self.parts.items():
-            flat = records[:, part.start : part.start + part.words].view(part.kept)
-            tensor = flat.to(part.given).contiguous()
-            if len(part.shape) == 3:
-                channels, height, width = part.shape
-                tensor = tensor.view(-1, height, width, channels).permute(0, 3, 1, 2)
-            found[name] = tensor
-        nothing = records.new_empty(0)  # stages that nobody reads keep their places
-        stages = [found.get(_stage(i), nothing) for i in range(max((-1, *self.needs.stages)) + 1)]
-        logits = found.get("logits", nothing)
-        return ModelOutput(logits, tuple(stages), found.get("pooled"), found.get("last"))
-
-
-def _stage(index: int) -> str:
-    return f"stage {index + 1}"
-
-
-def _chosen(output: ModelOutput, needs: TeacherNeeds) -> dict[str, Tensor]:
-    """What is needed of an answer, by name."""
-    chosen: dict[str, Tensor | None] = {"logits": output.logits} if needs.logits else {}
-    chosen |= {_stage(index): output.stages[index] for index in needs.stages}
-    if needs.pooled:
-        chosen["pooled"] = output.pooled
-    if needs.last:
-        chosen["last"] = output.last
-    return {name: tensor for name, tensor in chosen.items() if tensor is not None}
-
-
-def _why_not_kept(name: str, tensor: Tensor, part: Part) -> str:
-    if not tensor.isfinite().all():
-        return f"the teacher's outputs ({name}) are not finite; give another teacher"
-    return (
-        f"the teacher's outputs ({name}) reach {tensor.abs().max().item():.3g}, more than float16 "
-        "holds; take train.precision=bfloat16 or teacher.cache=none"
-    )
-
-
-def check_cacheable(keep: CacheKind, needs: TeacherNeeds, method: str) -> None:
-    """Refuses a method that reads what is not kept.
-
-    Args:
-        keep: The kind of store.
+        kind: What is cached.
         needs: What the method reads.
         method: Its name.
 
@@ -173,48 +64,55 @@ def check_cacheable(keep: CacheKind, needs: TeacherNeeds, method: str) -> None:
     """
     if needs.rotated:
         raise InputError(
-            f"teacher.cache={keep}: the method {method} reads the teacher's outputs to turned "
-            "images, which are not kept; take teacher.cache=none"
+            f"teacher.cache={kind}: the method {method} reads the teacher's outputs for rotated "
+            "images, which are not cached; take teacher.cache=none"
         )
-    beyond = [_stage(index) for index in needs.stages]
+    beyond = [stage_name(index) for index in needs.stages]
     beyond += [name for name in ("pooled", "last") if getattr(needs, name)]
-    if keep == "logits" and beyond:
+    if kind == "logits" and beyond:
         raise InputError(
             f"teacher.cache=logits: the method {method} reads more of the teacher's outputs "
             f"({', '.join(beyond)}); take teacher.cache=features"
         )
 
 
-class CachedOutputs(TeacherOutputs):
-    """A teacher that is asked for what is not in a store yet.
+def cached_views(kind: CacheKind, views: int, padding: int, flip: bool) -> int:
+    """How many views of an image are cached: all for ``logits``, ``views`` at most otherwise."""
+    total = count_views(padding, flip)
+    return min(views, total) if kind == "features" else total
 
-    An answer is rounded to two bytes a number when it is kept, and what a method gets is always
-    what is kept, also where the teacher was just asked. So a run is the same to the byte whether
-    it finds the answers or not.
+
+class CachedOutputs(TeacherOutputs):
+    """Teacher outputs from disk; the teacher computes only what is not there yet.
+
+    Outputs are rounded to two bytes a number when they are stored. The method always gets the
+    stored values, also right after the teacher computed them. So a run is the same to the byte
+    whether it finds the outputs or not.
 
     Args:
         teacher: The frozen teacher.
-        split: The training split, on the teacher's device.
-        needs: What is kept of an answer.
-        keep: ``logits`` of all views, or a ``views_of_each`` of some.
-        views: Of an image in the bank, at most.
+        loader: Of the training split, on the teacher's device.
+        needs: Which outputs are cached.
+        kind: ``logits`` of all views, or ``features`` of some.
+        views: Of an image, at most, for ``features``.
         padding: Of the epoch plan.
         flip: Of the epoch plan.
         precision: Of the teacher's forward pass.
-        facts: What else tells the teacher from others: name, options, whether it is folded.
-        folder: Where stores lie; None for the user's cache folder.
+        facts: What else tells this teacher from others: name, options, whether BatchNorm is fused.
+        folder: Where caches lie; None for the user's cache folder.
 
     Attributes:
-        store: The store; nothing is written before `open`.
+        records: The records on disk. Nothing is written before `open`.
+        views_of_each: For ``features``, the views that the images are limited to.
     """
 
     def __init__(
         self,
         teacher: FrozenTeacher,
-        split: Loader,
+        loader: Loader,
         needs: TeacherNeeds,
         *,
-        keep: CacheKind,
+        kind: CacheKind,
         views: int,
         padding: int,
         flip: bool,
@@ -224,153 +122,146 @@ class CachedOutputs(TeacherOutputs):
     ) -> None:
         super().__init__(teacher)
         self.cache_counts = CacheCounts()
-        self.views = views = cached_views(keep, views, padding, flip)
+        self.views = views = cached_views(kind, views, padding, flip)
         self.all_views = count_views(padding, flip)
-        self.every = 1 if flip else 2  # without flips, the names of views are even
+        self.view_step = 1 if flip else 2  # without flips, view numbers are even
         self.views_of_each = (
-            draw_views(len(split), padding, flip, views) if keep == "features" else None
+            draw_views(len(loader), padding, flip, views) if kind == "features" else None
         )
-        self.images, self.precision = split.probe(PROBED), precision
-        self.probe = self._probe(teacher)
-        self.layout = Layout(self.probe, needs)
+        self.compared_images, self.precision = loader.probe(COMPARED), precision
+        self.live = self._live_outputs(teacher)
+        self.layout = RecordLayout(self.live, needs)
         parts = {
             "version": VERSION,
-            "teacher": {**facts, **_facts_of(teacher)},
+            "teacher": {**facts, **_teacher_facts(teacher)},
             "precision": precision,
-            "images": split.identity(),
+            "images": loader.identity(),
             "padding": padding,
             "flip": flip,
-            "cache": keep,
+            "kind": kind,
             "views": views,
-            "parts": self.layout.facts(),
+            "parts": self.layout.describe(),
         }
         key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-        first = len(split) * views
-        self.probed = first + np.arange(len(self.images))
-        self.store = Store(
-            (folder or cache_folder(None) / "answers") / key[:32],
+        first = len(loader) * views
+        self.compared = first + np.arange(len(self.compared_images))
+        self.records = RecordFile(
+            (folder or cache_folder(None) / "teacher-outputs") / key[:32],
             {"sha256": key, **parts},
-            first + len(self.images),
+            first + len(self.compared_images),
             self.layout.words,
         )
 
-    def _probe(self, teacher: FrozenTeacher) -> ModelOutput:
-        with autocast(self.images.device, self.precision):
-            return self._asked(teacher, self.images)
+    def _live_outputs(self, teacher: FrozenTeacher) -> ModelOutput:
+        with autocast(self.compared_images.device, self.precision):
+            return _in_a_full_batch(teacher, self.compared_images)
 
     def check(self) -> None:
-        """Refuses what cannot be kept or read; writes nothing.
+        """Refuses a cache that cannot be used; writes nothing.
 
         Raises:
-            InputError: The store is damaged, not this teacher's, or too large for the disk, or the
-                teacher's outputs cannot be kept.
+            InputError: It is damaged, belongs to another teacher or does not fit on the disk, or
+                the teacher's outputs cannot be stored.
         """
-        self._packed_probe()
-        self.store.require_room()
-        if self.store.path.is_dir():
-            self.store.load()
+        self._packed_live()
+        self.records.require_room()
+        if self.records.path.is_dir():
+            self.records.load()
             self._compare()
 
     def open(self) -> None:
-        """Opens the store and says how large it is.
+        """Opens the cache and reports its size.
 
         Raises:
-            InputError: As `check`, or the store cannot be made.
+            InputError: As `check`, or its folder cannot be made.
         """
         self.check()
-        self.store.open()
+        self.records.open()
         log.info(
-            "teacher outputs cached in %s: %s for %d of %d views an image, %.1f %% there already",
-            self.store.path,
-            readable(self.store.size),
+            "teacher outputs cached in %s: %s for %d of %d views an image, %.1f %% already there",
+            self.records.path,
+            readable(self.records.size),
             self.views,
             self.all_views,
-            100 * self.store.filled(),
+            100 * self.records.filled(),
         )
-        self.store.add(self.probed, self._packed_probe())
+        self.records.add(self.compared, self._packed_live())
 
-    def _packed_probe(self) -> Words:
+    def _packed_live(self) -> Words:
         try:
-            return self.layout.pack(self.probe, self.store.words)
+            return self.layout.pack(self.live, self.records.words)
         except NonFiniteError as error:
             raise InputError(str(error)) from error
 
     def _compare(self) -> None:
-        """Refuses a store whose answers differ from the teacher's by more than rounding."""
-        words, there = self.store.read(self.probed)
-        rows = torch.from_numpy(there).to(self.images.device)
-        kept = _chosen(self.layout.unpack(words, rows.device), self.layout.needs)
-        for name, tensor in _chosen(self.probe, self.layout.needs).items():
-            largest = tensor.abs().max() * _TOLERANCE.get(tensor.dtype, _TOLERANCE_ELSE)
-            if ((tensor - kept[name])[rows].abs() > largest).any():
+        """Refuses cached outputs that differ from the live teacher's by more than rounding."""
+        words, there = self.records.read(self.compared)
+        rows = torch.from_numpy(there).to(self.compared_images.device)
+        cached = selected_outputs(self.layout.unpack(words, rows.device), self.layout.needs)
+        for name, tensor in selected_outputs(self.live, self.layout.needs).items():
+            largest = tensor.abs().max() * _TOLERANCE.get(tensor.dtype, _DEFAULT_TOLERANCE)
+            if ((tensor - cached[name])[rows].abs() > largest).any():
                 raise InputError(
-                    f"the answers in {self.store.path} are not this teacher's ({name} differ), "
+                    f"the outputs in {self.records.path} are not this teacher's ({name} differ), "
                     "though its weights are the same: its code was changed; remove that folder"
                 )
 
-    def ask(
-        self, teacher_forward: TeacherForward, batch: Batch, needs: TeacherNeeds
+    def compute(
+        self, forward: TeacherForward, batch: Batch, needs: TeacherNeeds
     ) -> tuple[ModelOutput, int]:
-        """The answers as they are kept, once those that are not there were asked for."""
-        assert needs | self.layout.needs == self.layout.needs, "these answers are not kept"
-        numbers = self._numbers(batch)
-        words, there = self.store.read(numbers)
+        """The stored outputs, after the teacher computed those that were missing."""
+        assert needs | self.layout.needs == self.layout.needs, "these outputs are not cached"
+        numbers = self._record_numbers(batch)
+        words, there = self.records.read(numbers)
         if not there.all():
             missing = np.flatnonzero(~there)
             images = batch.images
             if len(missing) < len(numbers):
                 rows = torch.from_numpy(missing).to(images.device)
                 images = images[rows].contiguous(memory_format=torch.channels_last)
-            teacher_output = self._packed(self._asked(teacher_forward, images), batch)
-            self.store.add(numbers[missing], teacher_output)
-            words[missing], written = self.store.read(numbers[missing])
+            self.records.add(numbers[missing], self._packed(forward, images, batch))
+            words[missing], written = self.records.read(numbers[missing])
             if not written.all():
-                problem = "what was written is read otherwise"
-                raise OSError(errno.EIO, problem, str(self.store.path))
+                problem = "a record reads back differently from what was written"
+                raise OSError(errno.EIO, problem, str(self.records.path))
         return self.layout.unpack(words, batch.images.device), int(there.sum())
 
-    def _packed(self, teacher_output: ModelOutput, batch: Batch) -> Words:
+    def _packed(self, forward: TeacherForward, images: Tensor, batch: Batch) -> Words:
         try:
-            return self.layout.pack(teacher_output, self.store.words)
+            return self.layout.pack(_in_a_full_batch(forward, images), self.records.words)
         except NonFiniteError as error:
-            raise NonFiniteError(str(error), facts_of(batch, ["teacher"])) from error
+            raise NonFiniteError(str(error), step_facts(batch, ["teacher"])) from error
 
-    def _numbers(self, batch: Batch) -> Indices:
-        """The record of each image of a batch."""
+    def _record_numbers(self, batch: Batch) -> Indices:
+        """The record of each sample of a batch."""
         rows, views = batch.cpu_keys.unbind(1)
         if self.views_of_each is None:
-            slots = views // self.every
+            slots = views // self.view_step
         else:
             same = self.views_of_each[rows] == views[:, None]
-            assert same.any(1).all(), "the plan draws from another bank"
+            assert same.any(1).all(), "the epoch plan draws other views than are cached"
             slots = same.long().argmax(1)
         numbers: Indices = (rows * self.views + slots).numpy()
         return numbers
 
-    @staticmethod
-    def _asked(teacher_forward: TeacherForward, images: Tensor) -> ModelOutput:
-        """The teacher's outputs to a few images, asked for with copies of them where too few."""
-        count = len(images)
-        if count >= FEWEST:
-            return teacher_forward(images)
-        rows = torch.arange(FEWEST, device=images.device) % count
-        teacher_output = teacher_forward(images[rows].contiguous(memory_format=torch.channels_last))
-        logits, stages, pooled, last = teacher_output
-        return ModelOutput(
-            logits[:count],
-            tuple(stage[:count] for stage in stages),
-            None if pooled is None else pooled[:count],
-            None if last is None else last[:count],
-        )
+
+def _in_a_full_batch(forward: TeacherForward, images: Tensor) -> ModelOutput:
+    """The outputs for a few images, repeated to `SMALLEST_BATCH` for the forward pass."""
+    count = len(images)
+    if count >= SMALLEST_BATCH:
+        return forward(images)
+    rows = torch.arange(SMALLEST_BATCH, device=images.device) % count
+    repeated = forward(images[rows].contiguous(memory_format=torch.channels_last))
+    logits, stages, pooled, last = repeated
+    return ModelOutput(
+        logits[:count],
+        tuple(stage[:count] for stage in stages),
+        None if pooled is None else pooled[:count],
+        None if last is None else last[:count],
+    )
 
 
-def cached_views(keep: CacheKind, views: int, padding: int, flip: bool) -> int:
-    """Views that are kept of an image: all of them, or at most so many in a bank."""
-    total = count_views(padding, flip)
-    return min(views, total) if keep == "features" else total
-
-
-def _facts_of(teacher: FrozenTeacher) -> dict[str, Any]:
+def _teacher_facts(teacher: FrozenTeacher) -> dict[str, Any]:
     """What a teacher's outputs depend on."""
     model = teacher.model
     structure = hashlib.sha256(repr(model.module).encode()).hexdigest()

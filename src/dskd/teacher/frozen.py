@@ -1,4 +1,4 @@
-"""The teacher: frozen, in eval mode, and kept so in this one place."""
+"""The frozen teacher. Eval mode is set here and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from dskd.models.staged_model import StagedModel
 
 
 class FrozenTeacher(nn.Module):
-    """A trained model that answers and never changes.
+    """A trained model in eval mode whose weights never change.
 
     Args:
-        model: The trained model, on its device; its parameters stop requiring gradients.
-        fold_on: A few images, uint8 ``[B, C, H, W]``, on the same device: where they are given,
-            what answers is a copy with BatchNorm folded into the convolutions (see
-            `dskd.models.fuse_batchnorm.fuse_batchnorm`), whose answers differ by rounding alone.
-        bfloat16: Whether it is to answer under autocast to bfloat16: the copy's weights are turned
-            to bfloat16 once, not at every step. Elsewhere it answers in float32 as before.
+        model: The trained model, on its device. Its parameters stop requiring gradients.
+        fuse_on: A few images, uint8 ``[B, C, H, W]``, on the same device. If given, the forward
+            pass runs a copy whose BatchNorm is fused into the convolutions (see
+            `dskd.models.fuse_batchnorm.fuse_batchnorm`). Its outputs differ by rounding alone.
+        bfloat16: Whether the copy's weights are converted to bfloat16 once, for forward passes
+            under autocast to bfloat16. Without autocast the forward pass stays in float32.
 
     Attributes:
-        model: The trained model as it came.
+        model: The trained model as given.
 
     Example:
         >>> from dskd.models.zoo import build
         >>> net = build("resnet8", num_classes=10)
-        >>> Teacher(StagedModel(net, mean=(0.5,) * 3, std=(0.5,) * 3)).train().training
+        >>> FrozenTeacher(StagedModel(net, mean=(0.5,) * 3, std=(0.5,) * 3)).train().training
         False
     """
 
     def __init__(
-        self, model: StagedModel, fold_on: Tensor | None = None, *, bfloat16: bool = False
+        self, model: StagedModel, fuse_on: Tensor | None = None, *, bfloat16: bool = False
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.eval()
-        self._answering = self.model if fold_on is None else fuse_batchnorm(self.model, fold_on)
-        self._in_autocast = self._answering
-        if bfloat16 and fold_on is not None:
-            self._in_autocast = in_bfloat16(self._answering, fold_on)
+        self._fused = self.model if fuse_on is None else fuse_batchnorm(self.model, fuse_on)
+        self._fused_bfloat16 = self._fused
+        if bfloat16 and fuse_on is not None:
+            self._fused_bfloat16 = in_bfloat16(self._fused, fuse_on)
 
     def train(self, mode: bool = True) -> Any:
-        """Stays in eval mode, whatever is asked."""
+        """Stays in eval mode, whatever ``mode`` says."""
         return super().train(False)
 
     def fingerprint(self) -> str:
-        """A hash of every weight: equal if and only if the teachers are."""
+        """A hash of every weight and buffer, equal for equal teachers."""
         digest = hashlib.sha256()
         for name, value in self.model.state_dict().items():
             digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
@@ -58,10 +58,10 @@ class FrozenTeacher(nn.Module):
             digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    # Not torch.inference_mode: its tensors cannot be saved for the student's gradients.
+    # Not torch.inference_mode: its tensors cannot be saved for the student's backward pass.
     @torch.no_grad()
     def forward(self, images: Tensor) -> ModelOutput:
-        """The answers to a batch of images, uint8 ``[B, C, H, W]``, without gradients."""
+        """The outputs for a batch of images, uint8 ``[B, C, H, W]``, without gradients."""
         autocast = torch.is_autocast_enabled(images.device.type)
-        output: ModelOutput = (self._in_autocast if autocast else self._answering)(images)
+        output: ModelOutput = (self._fused_bfloat16 if autocast else self._fused)(images)
         return output

@@ -1,15 +1,17 @@
-"""Where a method gets its teacher's outputs from: asked each time, or once for several students."""
+"""Where a method gets the teacher's outputs: from a forward pass, or one pass for several students.
+
+`dskd.teacher.cache` adds outputs from disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from dskd.data.loader import Batch
 from dskd.data.transforms import rotations
-from dskd.engine.cuda_graph import Recorded, Recorder
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.runtime.compile import compiled
@@ -18,151 +20,144 @@ from dskd.teacher.frozen import FrozenTeacher
 
 TeacherForward = Callable[[Tensor], ModelOutput]
 """From images to a teacher's outputs."""
-Planned = Callable[[int], Iterator[Batch]]
-"""From a step to the batches of its epoch from there on."""
 
 
 @dataclass
 class CacheCounts:
-    """Of how many images the answers came from a store.
+    """How many samples had their teacher outputs in the cache.
 
     Attributes:
-        hits: From the store.
-        images: In all.
+        hits: Samples found in the cache.
+        samples: All samples.
     """
 
     hits: int = 0
-    images: int = 0
+    samples: int = 0
 
     @property
-    def share(self) -> float:
-        """Of the images so far."""
-        return self.hits / self.images if self.images else 0.0
+    def hit_rate(self) -> float:
+        """Share of the samples found in the cache."""
+        return self.hits / self.samples if self.samples else 0.0
 
 
 class TeacherOutputs:
-    """A teacher that is asked at every step.
+    """The teacher's outputs, by a forward pass at every step.
 
     Args:
-        teacher: The frozen teacher; None for methods that have none.
-        compile: Have torch compile its forward pass.
+        teacher: The frozen teacher; None for methods without one.
+        compile: Whether torch compiles its forward pass.
 
     Attributes:
-        watch: Time spent on answers.
-        tally: Of answers that came from a store; None where none are kept.
-        answering: Who is asked: the teacher, compiled or recorded where that was wanted.
+        watch: Time spent on teacher outputs.
+        cache_counts: How many came from a cache; None without a cache.
+        forward: The teacher's forward pass, compiled if that was asked for.
     """
 
     def __init__(self, teacher: FrozenTeacher | None, *, compile: bool = False) -> None:
         self.teacher = teacher
         self.watch = Stopwatch()
         self.cache_counts: CacheCounts | None = None
-        self.teacher_forward: TeacherForward | None = teacher
+        self.forward: TeacherForward | None = teacher
         if teacher is not None and compile:
-            self.teacher_forward = compiled(teacher)
+            self.forward = _copying(compiled(teacher)) if _on_gpu(teacher) else compiled(teacher)
 
-    def following(self, planned: Planned, step: int, needs: TeacherNeeds) -> Iterator[Batch]:
-        """The epoch's batches from a step on, for those who ask before a student comes to them."""
-        return planned(step)
+    def check(self) -> None:
+        """Checks a cache, if there is one, without writing anything."""
 
-    def record(self, size: int, recorder: Recorder) -> None:
-        """Has the teacher's outputs to so many images recorded once and replayed.
-
-        An answer is then overwritten by the next.
-        """
-        if self.teacher is not None:
-            self.teacher_forward = Recorded(self.teacher, size, recorder)
+    def open(self) -> None:
+        """Opens a cache, if there is one."""
 
     def __call__(self, batch: Batch, needs: TeacherNeeds) -> ModelOutput | None:
-        """What a method with these needs may read; None where it reads nothing."""
-        if self.teacher_forward is None or not needs:
+        """What a method with these needs may read; None if it reads nothing."""
+        if self.forward is None or not needs:
             return None
         with self.watch.running(batch.images.device):
-            teacher_output, hits = self.ask(self.teacher_forward, batch, needs)
+            output, hits = self.compute(self.forward, batch, needs)
         if self.cache_counts is not None:
             self.cache_counts.hits += hits
-            self.cache_counts.images += len(batch.labels)
-        return teacher_output
+            self.cache_counts.samples += len(batch.labels)
+        return output
 
-    def ask(
-        self, teacher_forward: TeacherForward, batch: Batch, needs: TeacherNeeds
+    def compute(
+        self, forward: TeacherForward, batch: Batch, needs: TeacherNeeds
     ) -> tuple[ModelOutput, int]:
-        """The answer, and for how many of the images it came from a store."""
-        return teacher_forward(rotations(batch.images) if needs.rotated else batch.images), 0
-
-
-class ForwardedOutputs(TeacherOutputs):
-    """Answers that another source gives.
-
-    Args:
-        source: Who is asked.
-    """
-
-    def __init__(self, source: TeacherOutputs) -> None:
-        super().__init__(source.teacher)
-        self.source, self.teacher_forward = source, source.teacher_forward
-        self.cache_counts = CacheCounts() if source.cache_counts is not None else None
-
-    def ask(
-        self, teacher_forward: TeacherForward, batch: Batch, needs: TeacherNeeds
-    ) -> tuple[ModelOutput, int]:
-        """See `TeacherOutputs.ask`."""
-        return self.source.ask(teacher_forward, batch, needs)
+        """The teacher's outputs, and for how many samples they came from a cache."""
+        return forward(rotations(batch.images) if needs.rotated else batch.images), 0
 
 
 class SharedOutputs:
-    """One answer a step for all the students that see the same batches at the same time.
+    """One teacher forward pass a step for several students that train in lockstep.
 
-    The batches of two students are the same where seed, epoch and step are, since the epoch plan
-    is a function of these. Only the answers of the newest step are held.
+    The students see the same batches in the same order. The first that reaches a step has the
+    teacher's outputs computed; the others get the same tensors.
 
     Args:
-        source: Who answers for all.
+        source: Where the outputs come from.
 
     Attributes:
-        asked: How many steps of students were answered.
-        ran: How many times the source was asked for it.
+        requests: How many steps of students asked for outputs.
+        computed: How many times the source computed them.
 
     Example:
         >>> from dskd.models.staged_model import StagedModel
         >>> from dskd.models.zoo import build
         >>> net = build("resnet8", num_classes=10)
-        >>> teacher = Teacher(StagedModel(net, mean=(0.5,) * 3, std=(0.5,) * 3))
-        >>> shared = SharedTeacher(Answers(teacher))
-        >>> one, other = shared.answers(), shared.answers()
+        >>> teacher = FrozenTeacher(StagedModel(net, mean=(0.5,) * 3, std=(0.5,) * 3))
+        >>> shared = SharedOutputs(TeacherOutputs(teacher))
+        >>> one, other = shared.for_student(), shared.for_student()
     """
 
     def __init__(self, source: TeacherOutputs) -> None:
         self.source = source
-        self.asked, self.ran = 0, 0
+        self.requests, self.computed = 0, 0
         self._step: tuple[int, int] | None = None
-        self._held: dict[bool, tuple[ModelOutput, int]] = {}
+        self._outputs: dict[bool, tuple[ModelOutput, int]] = {}
 
-    def teacher_outputs(self) -> TeacherOutputs:
-        """The answers for one more student."""
-        return _Shared(self)
+    def for_student(self) -> TeacherOutputs:
+        """The outputs as one more student gets them."""
+        return _OfOneStudent(self)
 
-    def ask(
-        self, teacher_forward: TeacherForward, batch: Batch, needs: TeacherNeeds
+    def compute(
+        self, forward: TeacherForward, batch: Batch, needs: TeacherNeeds
     ) -> tuple[ModelOutput, int]:
-        """The answer of this step, asked for unless another student has; see `TeacherOutputs.ask`."""
+        """The outputs of this step, computed once (see `TeacherOutputs.compute`)."""
         if self._step != (batch.epoch, batch.step):
-            self._step, self._held = (batch.epoch, batch.step), {}
-        self.asked += 1
-        if needs.rotated not in self._held:
-            self.ran += 1
-            self._held[needs.rotated] = self.source.ask(teacher_forward, batch, needs)
-        return self._held[needs.rotated]
+            self._step, self._outputs = (batch.epoch, batch.step), {}
+        self.requests += 1
+        if needs.rotated not in self._outputs:
+            self.computed += 1
+            self._outputs[needs.rotated] = self.source.compute(forward, batch, needs)
+        return self._outputs[needs.rotated]
 
 
-class _Shared(ForwardedOutputs):
-    """One student's share of a `SharedOutputs`."""
+class _OfOneStudent(TeacherOutputs):
+    """What one student gets of `SharedOutputs`, with times and counts of its own."""
 
     def __init__(self, shared: SharedOutputs) -> None:
-        super().__init__(shared.source)
-        self.shared = shared
+        super().__init__(shared.source.teacher)
+        self.shared, self.forward = shared, shared.source.forward
+        self.cache_counts = CacheCounts() if shared.source.cache_counts is not None else None
 
-    def ask(
-        self, teacher_forward: TeacherForward, batch: Batch, needs: TeacherNeeds
+    def compute(
+        self, forward: TeacherForward, batch: Batch, needs: TeacherNeeds
     ) -> tuple[ModelOutput, int]:
-        return self.shared.ask(teacher_forward, batch, needs)
+        return self.shared.compute(forward, batch, needs)
+
+
+def _on_gpu(teacher: FrozenTeacher) -> bool:
+    return teacher.model.mean.device.type == "cuda"
+
+
+def _copying(forward: TeacherForward) -> TeacherForward:
+    """Outputs in memory of their own: a CUDA graph writes the next ones over its own."""
+
+    def copied(images: Tensor) -> ModelOutput:
+        logits, stages, pooled, last = forward(images)
+        return ModelOutput(
+            logits.clone(),
+            tuple(stage.clone() for stage in stages),
+            None if pooled is None else pooled.clone(),
+            None if last is None else last.clone(),
+        )
+
+    return copied

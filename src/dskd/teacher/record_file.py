@@ -1,10 +1,10 @@
-"""Records of one size on disk: filled in any order, by several processes, found again or not there.
+"""Checksummed records of fixed size on disk, safe for concurrent writers.
 
-A store is a folder of three files. ``store.json`` says in plain words what the records are.
-``records.bin`` holds them one after the other, ``checks.bin`` a number for each that follows from
-its content. A record is there if and only if the two fit. So no order of writing has to be kept
-and nothing has to be flushed: what a kill, a power cut or a damaged disk leaves is either right or
-not there. The files are sparse: what was never written takes no room.
+A record file is a folder of three files. ``facts.json`` says in plain words what the records are.
+``records.bin`` holds them one after the other. ``checks.bin`` holds a checksum of each. A record
+exists if and only if its checksum fits. So writes need no order and no flush: after a kill, a power
+cut or on a damaged disk, a record is either right or absent. The files are sparse: records that
+were never written take no room.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from dskd.storage.json_file import read_json
 log = logging.getLogger("dskd")
 
 RESERVE = 256 * 2**20
-"""Bytes of the disk that a store leaves free."""
+"""Bytes of the disk that stay free."""
 
-FACTS, RECORDS, CHECKS = "store.json", "records.bin", "checks.bin"
-_WORDS_A_CHECKED = 4
+FACTS, RECORDS, CHECKS = "facts.json", "records.bin", "checks.bin"
+_WORDS_A_FACTOR = 4
 _SEED = 0x64736B64
 
 Words = NDArray[np.int16]
 Indices = NDArray[np.int64]
 
 
-class Store:
-    """Records of two-byte words, by their number.
+class RecordFile:
+    """Records of two-byte words, by number.
 
     Args:
-        path: The store's folder; it need not be there yet.
-        facts: What the records are, as plain values: a store of anything else is refused.
-        records: How many.
-        words: Of a record.
+        path: The folder. It need not exist yet.
+        facts: What the records are, as plain values. A folder with other facts is refused.
+        records: Number of records.
+        words: Two-byte words of a record.
 
     Attributes:
-        words: Of a record as it is kept, a multiple of 4: its last words may be unused.
-        size: Bytes of the files when all records are there.
+        words: Of a stored record, a multiple of 4. Its last words may be unused.
+        size: Bytes of the files when all records exist.
 
     Example:
-        >>> store = Store(Path(tempfile.mkdtemp()) / "store", {"of": "squares"}, 100, 4)
-        >>> store.open()
-        >>> store.add(np.array([7]), np.full((1, 4), 49, np.int16))
-        >>> words, there = store.read(np.array([6, 7]))
+        >>> squares = RecordFile(Path(tempfile.mkdtemp()) / "squares", {"of": "squares"}, 100, 4)
+        >>> squares.open()
+        >>> squares.add(np.array([7]), np.full((1, 4), 49, np.int16))
+        >>> words, there = squares.read(np.array([6, 7]))
         >>> words[1].tolist(), there.tolist()
         ([49, 49, 49, 49], [False, True])
     """
@@ -65,11 +65,11 @@ class Store:
     def __init__(self, path: Path, facts: Mapping[str, Any], records: int, words: int) -> None:
         self.path = path
         self.facts = json.loads(json.dumps(facts, default=str))
-        self.words = -(-words // _WORDS_A_CHECKED) * _WORDS_A_CHECKED
+        self.words = -(-words // _WORDS_A_FACTOR) * _WORDS_A_FACTOR
         self._sizes = {RECORDS: records * self.words * 2, CHECKS: records * 8}
         self.size = sum(self._sizes.values())
-        checked = self.words // _WORDS_A_CHECKED
-        # Odd, so that no change of a single number that is checked can go unseen.
+        checked = self.words // _WORDS_A_FACTOR
+        # Odd factors: a change of any single word changes the checksum.
         self._factors = np.random.Philox(_SEED).random_raw(checked).astype(np.uint64) | np.uint64(1)
         self._lock = FileLock(path / ".lock")
         self._records: Words = np.empty((0, self.words), np.int16)
@@ -77,11 +77,11 @@ class Store:
         self._damage_told = False
 
     def missing_bytes(self) -> int:
-        """Bytes that the disk does not hold yet."""
+        """Bytes that still need disk space."""
         return self.size - sum(map(self._held, self._sizes))
 
     def _held(self, name: str) -> int:
-        """Bytes of a file that have their place on the disk."""
+        """Bytes of a file that already have disk space."""
         try:
             state = (self.path / name).stat()
         except OSError:
@@ -89,26 +89,26 @@ class Store:
         return min(getattr(state, "st_blocks", 0) * 512, self._sizes[name])
 
     def require_room(self) -> None:
-        """Refuses a store that the disk cannot hold when it is full.
+        """Refuses records that the disk cannot hold once all of them exist.
 
         Raises:
-            InputError: There is less room than that; both sizes are named.
+            InputError: There is too little space; the message names both sizes.
         """
         there = next(folder for folder in self.path.absolute().parents if folder.exists())
         needed, free = self.missing_bytes(), shutil.disk_usage(there).free
         if needed + RESERVE > free:
             raise InputError(
-                f"the teacher's outputs in {self.path} still need {readable(needed)} of disk and "
+                f"the teacher outputs in {self.path} still need {readable(needed)} of disk and "
                 f"{readable(RESERVE)} to spare, {readable(free)} are free; free some, choose a "
                 "folder on another disk with teacher.cache_dir, or keep fewer: a smaller "
                 "teacher.views, or teacher.cache=none"
             )
 
     def open(self) -> None:
-        """Makes the store where there is none, and makes sure that it is what it should be.
+        """Makes the folder if there is none, and verifies it.
 
         Raises:
-            InputError: The disk cannot hold it, or what lies there is damaged or something else.
+            InputError: The disk cannot hold it, or the folder is damaged or holds something else.
         """
         self.require_room()
         sweep(self.path.parent, self.path.name)
@@ -118,15 +118,15 @@ class Store:
             self.load()
         except OSError as error:
             raise InputError(
-                f"cannot keep the teacher's outputs in {self.path}: {error.strerror or error}; "
+                f"cannot cache teacher outputs in {self.path}: {error.strerror or error}; "
                 "choose another folder with teacher.cache_dir"
             ) from error
 
     def load(self) -> None:
-        """Looks at the store that is there; writes nothing.
+        """Verifies and maps the files; writes nothing.
 
         Raises:
-            InputError: It is damaged or something else.
+            InputError: The folder is damaged or holds something else.
             OSError: It cannot be read.
         """
         self._verify()
@@ -135,7 +135,7 @@ class Store:
         self._checks = np.asarray(np.memmap(self.path / CHECKS, np.uint64, "r"))
 
     def _make(self) -> None:
-        """Makes the store's folder, whole or not at all."""
+        """Makes the folder, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         name = tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=PART)
         part = Path(name)
@@ -149,53 +149,53 @@ class Store:
             part.rename(self.path)
         except OSError:
             shutil.rmtree(part, ignore_errors=True)
-            if not self.path.is_dir():  # another process may have been faster
+            if not self.path.is_dir():  # another process may have made it first
                 raise
 
     def _verify(self) -> None:
-        """Refuses a store that is not what it should be."""
-        fix = f"remove the folder {self.path} to have the teacher asked again"
+        """Refuses files of other facts or other sizes."""
+        fix = f"remove the folder {self.path} to compute them again"
         facts = read_json(self.path / FACTS, dict[str, Any], fix)
         if facts != self.facts:
-            raise InputError(f"{self.path} holds other answers than its name says; {fix}")
+            raise InputError(f"{self.path} holds other teacher outputs than its name says; {fix}")
         for name, size in self._sizes.items():
             path = self.path / name
             found = path.stat().st_size if path.is_file() else 0
             if found != size:
-                raise InputError(f"{path} is damaged: {found} bytes of {size} are there; {fix}")
+                raise InputError(f"{path} is damaged: it has {found} of {size} bytes; {fix}")
 
     def filled(self) -> float:
-        """Share of the records that were written."""
+        """Share of the records that exist."""
         return np.count_nonzero(self._checks) / len(self._checks)
 
     def read(self, indices: Indices) -> tuple[Words, NDArray[np.bool_]]:
-        """Records by their numbers.
+        """Reads records by number.
 
         Args:
             indices: int64 ``[B]``.
 
         Returns:
-            int16 ``[B, words]``, and bool ``[B]``: whether each is there. The words of a record
-            that is not there mean nothing.
+            int16 ``[B, words]``, and bool ``[B]``: whether each record exists. The words of a
+            record that does not exist are arbitrary.
         """
-        # First the checks: a record that another process is adding has none until it is whole.
+        # Checksums first: a record that another process is adding has none until it is whole.
         checks = self._checks.take(indices)
-        # The first in place of what was never written: looking there would cost time and memory.
+        # Reads record 0 in place of one that was never written: a read there would allocate pages.
         words = self._records.take(np.where(checks, indices, 0), axis=0)
         there = checks == self._checks_of(words)
         if not self._damage_told and (checks[~there] != 0).any():
             self._damage_told = True
-            log.warning("%s: damaged answers were found; the teacher is asked again", self.path)
+            log.warning("%s: some records are damaged; the teacher computes them again", self.path)
         return words, there
 
     def _checks_of(self, words: Words) -> NDArray[np.uint64]:
-        """A number for each record, never 0, which stands for none."""
+        """The checksum of each record; never 0, which stands for no record."""
         sums = np.einsum("ij,j->i", words.view(np.uint64), self._factors) + np.uint64(_SEED)
         checks: NDArray[np.uint64] = np.maximum(sums, np.uint64(1))
         return checks
 
     def add(self, indices: Indices, words: Words) -> None:
-        """Adds records; those that are there already stay as they are.
+        """Adds records; existing ones stay as they are.
 
         Args:
             indices: int64 ``[B]``, all different.
@@ -211,7 +211,7 @@ class Store:
             self._write(CHECKS, indices[new], self._checks_of(words[new])[:, None])
 
     def _write(self, name: str, indices: Indices, rows: NDArray[Any]) -> None:
-        # Not through the memory map: on a full disk that would end the process without a word.
+        # Not through the memory map: on a full disk that kills the process without a message.
         path = self.path / name
         with explain_disk_errors(path, lambda: rows.nbytes), path.open("r+b") as file:
             for index, row in zip(indices.tolist(), rows, strict=True):

@@ -1,4 +1,4 @@
-"""A step on another device waits for nothing, and a bad objective changes nothing there."""
+"""The training step: what it reads from the device, and that a bad number changes nothing."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
-from dskd.engine import run
+from dskd.engine import build, run, step
 from dskd.engine.metrics import EpochMetrics
 from dskd.engine.optimizer import load_state, make_optimizer, set_rate
-from dskd.engine.trainer import Trainer, train_step
+from dskd.engine.step import train_step
+from dskd.engine.trainer import Trainer
 from dskd.errors import NonFiniteError, Stopped
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
-from dskd.runtime.nonfinite import Finite
 from dskd.settings import OptimizerName
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged, stop_at
-from tests.recorders import fused
+from tests.trainers import fused
 
 DATA = make_dataset(classes=4, per_class=8, size=16)
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -47,8 +47,8 @@ def made(name: str, device: torch.device) -> tuple[Method, TeacherOutputs]:
     return method.train(), TeacherOutputs(frozen)
 
 
-def plain_optimizer(method: Method) -> torch.optim.Optimizer:
-    return make_optimizer(method, "sgd", lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-3)
+def plain_optimizer(method: Method, name: OptimizerName = "sgd") -> torch.optim.Optimizer:
+    return make_optimizer(method, name, lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-3)
 
 
 def batches(count: int, device: torch.device = CPU) -> list[Batch]:
@@ -71,25 +71,27 @@ class Copies(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_no_method_reads_anything_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_reads_nothing_but_the_finite_check_from_the_device(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Autocast does not know this device.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     method, teacher_outputs = made(name, META)
     optimizer, metrics = plain_optimizer(method), EpochMetrics()
-    finite = Finite(optimizer)
-    del optimizer.found_inf  # type: ignore[attr-defined]  # fused kernels do not know it either
     some = batches(2, META)
+    monkeypatch.setattr(step, "require_finite", lambda *_: None)  # the one value a step reads back
     with Copies() as copies:
         for batch in some:
-            output = train_step(method, teacher_outputs, batch, optimizer, "float32", finite)
+            output = train_step(method, teacher_outputs, batch, optimizer, "float32")
             metrics.add(batch, output)
             set_rate(optimizer, 0.2)
     assert not copies.count
-    with pytest.raises(RuntimeError, match="meta"):
-        train_step(
-            method, teacher_outputs, batch, optimizer, "float32"
-        )  # a check on the host would wait
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    with pytest.raises(RuntimeError, match="meta"):  # this device has no values to read
+        train_step(method, teacher_outputs, batch, optimizer, "float32")
 
 
 @pytest.mark.parametrize("images", [4, 8, 16])
@@ -134,11 +136,10 @@ def state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_from_the_first_bad_objective_on_nothing_changes(name: OptimizerName, bad: float) -> None:
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_bad_objective_changes_no_weight(name: OptimizerName, bad: float, is_fused: bool) -> None:
     method, teacher_outputs = made("kd", CPU)
-    optimizer = fused(method, name)
-    finite = Finite(optimizer)
-    finite.count_from(10)
+    optimizer = fused(method, name) if is_fused else plain_optimizer(method, name)
     forward, factor = method.forward, 1.0
 
     def spoiled(batch: Batch, teacher: Any) -> StepOutput:
@@ -146,19 +147,16 @@ def test_from_the_first_bad_objective_on_nothing_changes(name: OptimizerName, ba
         return StepOutput({k: factor * v for k, v in output.losses.items()}, output.logits)
 
     method.forward = spoiled  # type: ignore[method-assign]
-    before: list[list[Tensor]] = []
-    for step, batch in enumerate(batches(8)):
-        factor = bad if step in (3, 5) else 1.0
-        if step in (2, 3):
-            before.append(weights(method))
-        if step == 3:
-            assert finite.steps_before_bad() is None
-            kept = state_of(optimizer)
-        train_step(method, teacher_outputs, batch, optimizer, "float32", finite)
-    assert finite.steps_before_bad() == 13
-    assert all(map(torch.equal, weights(method), before[1]))
-    assert all(map(torch.equal, state_of(optimizer), kept))
-    assert not all(map(torch.equal, before[0], before[1]))
+    good, *_, last = batches(4)
+    first = weights(method)
+    train_step(method, teacher_outputs, good, optimizer, "float32")
+    before, state = weights(method), state_of(optimizer)
+    assert not all(map(torch.equal, first, before))
+    factor = bad
+    with pytest.raises(NonFiniteError, match=rf"ce {bad:g}.* first of them"):
+        train_step(method, teacher_outputs, last, optimizer, "float32")
+    assert all(map(torch.equal, weights(method), before))
+    assert all(map(torch.equal, state_of(optimizer), state))
 
 
 SMALL_RUN = ["data.fraction=0.1", "train.epochs=3", "train.batch_size=32", "method={name: ce}"]
@@ -167,8 +165,8 @@ SMALL_RUN = ["data.fraction=0.1", "train.epochs=3", "train.batch_size=32", "meth
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's optimizer is a fused one, with its rate in a tensor."""
-    monkeypatch.setattr(run, "make_optimizer", lambda method, name, **_: fused(method, name))
+    """A run's optimizer is a fused one."""
+    monkeypatch.setattr(build, "make_optimizer", lambda method, name, **_: fused(method, name))
 
 
 def plan(out: Path, *changes: str) -> Recipe:
@@ -190,10 +188,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, at: Callable[[Batch], bool]) -> None:
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("step", [0, 2, 4])
-def test_a_run_that_asks_late_says_the_same_and_keeps_nothing(
+def test_a_bad_step_names_its_images_and_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Asked at the epoch's end, it names the step's own images and leaves the last checkpoint."""
     spoil(monkeypatch, lambda batch: batch.epoch == 1 and batch.step >= step)
     expected = draw_plan(0, 1, 130, 0, False).order[32 * step :][:5].tolist()
     rows = len(draw_plan(0, 1, 130, 0, False).order[32 * step :][: 32 if step < 3 else 34])
@@ -253,7 +250,7 @@ def test_a_state_goes_on_as_the_optimizer_that_takes_it_over_computes() -> None:
     assert one.param_groups[0]["fused"] is None
     assert other.param_groups[0]["fused"] is True
     assert one.param_groups[0]["lr"] == 0.5
-    assert isinstance(other.param_groups[0]["lr"], Tensor)
+    assert other.param_groups[0]["lr"] == 0.5
     assert one.param_groups[0]["momentum"] == 0.9
 
 

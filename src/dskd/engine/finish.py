@@ -1,0 +1,82 @@
+"""The end of a run: its last student is evaluated and written, with the result."""
+
+from __future__ import annotations
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
+from dskd.engine.result import Result
+from dskd.engine.training_run import TrainingRun
+from dskd.runtime import distributed
+from dskd.runtime.nonfinite import nonfinite_logits_error
+from dskd.storage.run_files import LAST
+
+
+def finish(run: TrainingRun) -> Result:
+    """Evaluates the student of the last epoch; writes it and the result.
+
+    Args:
+        run: With no epoch left.
+
+    Raises:
+        NonFiniteError: The student's logits are not finite.
+    """
+    trainer, method = run.trainer, run.trainer.method
+    student = evaluate_accuracy(method, method.classifier_logits, run.data.test)["student"]
+    if not student.finite:
+        with run.recording_nonfinite():
+            raise nonfinite_logits_error(trainer.epochs - 1, trainer.steps)
+    run.write_student(LAST)
+    if auxiliary := method.auxiliary_state_dict():
+        tensors = {key: value.cpu().contiguous() for key, value in auxiliary.items()}
+        run.directory.write_bytes("auxiliary.safetensors", safetensors.torch.save(tensors))
+    result = _result(run, student, _evaluate_teacher(run))
+    run.directory.write_json("result.json", result.numbers() | {"fingerprints": run.fingerprints})
+    run.directory.close()
+    return result
+
+
+def _evaluate_teacher(run: TrainingRun) -> EvaluationResult | None:
+    teacher = run.trainer.teacher_outputs.teacher
+    if teacher is None:
+        return None
+    return evaluate_accuracy(
+        teacher, lambda images: {"teacher": teacher(images).logits}, run.data.test
+    )["teacher"]
+
+
+def _result(
+    run: TrainingRun, student: EvaluationResult, teacher: EvaluationResult | None
+) -> Result:
+    method, rows = run.trainer.method, run.rows
+    deployed = method.deployed()
+    checkpoints = sum(row["checkpoint_seconds"] for row in rows) + run.checkpoint_seconds
+    rates = [row["teacher_cache_hit_rate"] for row in rows if "teacher_cache_hit_rate" in row]
+    return Result(
+        path=run.directory.path,
+        student=deployed.cpu().to(memory_format=torch.contiguous_format).eval(),
+        method=run.recipe.method.name,
+        parameters=sum(p.numel() for p in deployed.parameters()),
+        test_accuracy=student.accuracy,
+        test_accuracy_top5=student.accuracy_top5,
+        best_test_accuracy=run.best.accuracy,
+        best_epoch=run.best.epoch,
+        best_chosen_on="validation" if run.data.validation is not None else "test",
+        teacher_accuracy=teacher.accuracy if teacher else None,
+        agreement=student.agreement(teacher) if teacher else None,
+        seconds=round(sum(row["seconds"] for row in rows), 3),
+        teacher_seconds=round(sum(row["teacher_seconds"] for row in rows), 3),
+        checkpoint_seconds=round(distributed.on_rank_zero(lambda: checkpoints)(), 3),
+        teacher_cache_hit_rate=sum(rates) / len(rates) if rates else None,
+        extra_parameters=_extra_parameters(method, deployed),
+        memory=run.trainer.memory,
+    )
+
+
+def _extra_parameters(method: nn.Module, deployed: nn.Module) -> int:
+    """How many of the method's trained parameters are not deployed."""
+    shipped = {id(parameter) for parameter in deployed.parameters()}
+    trained = (p for p in method.parameters() if p.requires_grad)
+    return sum(p.numel() for p in trained if id(p) not in shipped)

@@ -1,0 +1,147 @@
+"""Checks before any work: what cannot be trained is refused in one line, and nothing is written."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from dskd import methods
+from dskd.config.schema import Recipe
+from dskd.data import Dataset
+from dskd.data.epoch_plan import MIN_SAMPLES
+from dskd.data.loader import MemoryLoader
+from dskd.engine.build import build_method, build_trainer
+from dskd.engine.optimizer import set_rate
+from dskd.engine.step import train_step
+from dskd.engine.trainer import Trainer
+from dskd.errors import InputError, NonFiniteError, first_line
+from dskd.methods.base import Method
+from dskd.methods.contracts import TeacherNeeds
+from dskd.models.staged_model import StagedModel
+from dskd.runtime import distributed
+from dskd.teacher.cache import check_cacheable
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import TeacherOutputs
+
+REHEARSED = 8
+"""Samples of the rehearsed step."""
+
+
+def check_processes(recipe: Recipe, device: torch.device) -> None:
+    """Refuses what the processes that torchrun started cannot train together.
+
+    Args:
+        recipe: The run.
+        device: Of this process.
+
+    Raises:
+        InputError: The method or the batch size does not allow it, or BatchNorm cannot be
+            synchronised.
+    """
+    processes = distributed.launched_world_size()
+    if recipe.train.sync_batchnorm and (processes == 1 or device.type != "cuda"):
+        raise InputError(
+            "train.sync_batchnorm works between several processes on GPUs, and this run has "
+            f"{processes} on {device.type}; drop it"
+        )
+    if processes == 1:
+        return
+    if not methods.find(recipe.method.name).distributed:
+        raise InputError(
+            f"the method {recipe.method.name!r} keeps state that processes do not share, and "
+            f"torchrun started {processes}; start it without torchrun"
+        )
+    if recipe.train.batch_size < MIN_SAMPLES * processes:
+        raise InputError(
+            f"train.batch_size={recipe.train.batch_size} leaves some of {processes} processes "
+            f"fewer than {MIN_SAMPLES} images a step; set {MIN_SAMPLES * processes} or more, or start fewer "
+            "processes"
+        )
+
+
+def check_split_size(data: Dataset) -> None:
+    """Refuses a training split that is too small for all processes.
+
+    Raises:
+        InputError: It is.
+    """
+    processes = distributed.launched_world_size()
+    if processes > 1 and len(data.train.labels) < MIN_SAMPLES * processes:
+        raise InputError(
+            f"{len(data.train.labels)} training images are too few for {processes} "
+            f"processes with {MIN_SAMPLES} each; start fewer processes"
+        )
+
+
+def rehearse(
+    recipe: Recipe, data: Dataset, student: StagedModel, teacher: StagedModel | None
+) -> TeacherNeeds:
+    """Takes one training step with copies of the models, to see that the run can be trained.
+
+    Args:
+        recipe: The run.
+        data: Its data set.
+        student: Stays as it is.
+        teacher: Stays as it is; None without a teacher.
+
+    Returns:
+        Which of the teacher's outputs the method reads.
+
+    Raises:
+        InputError: Data, student, teacher and method do not fit each other.
+        NonFiniteError: A number of the step is NaN or infinite.
+    """
+    frozen = None if teacher is None else FrozenTeacher(copy.deepcopy(teacher))
+    method = build_method(recipe, data, copy.deepcopy(student), frozen)
+    if recipe.train.compile:
+        _check_compiles(recipe.method.name, method, teacher)
+    if recipe.teacher is not None and recipe.teacher.cache != "none":
+        check_cacheable(recipe.teacher.cache, method.needs, recipe.method.name)
+    loader = MemoryLoader(data.train, torch.device("cpu"))
+    _rehearse_step(build_trainer(recipe, method, TeacherOutputs(frozen), loader))
+    return method.needs
+
+
+def _check_compiles(name: str, method: Method, teacher: StagedModel | None) -> None:
+    """Refuses to compile a method that says so, and models whose stages are read by hooks.
+
+    Hooks are new functions at every step, so torch would compile such a model at every step.
+
+    Raises:
+        InputError: One of them cannot be compiled.
+    """
+    if method.uncompiled:
+        raise InputError(
+            f"train.compile=true: the method {name} is not compiled: {method.uncompiled}; drop it"
+        )
+    for what, model in (("student", method.student), ("teacher", teacher)):
+        if model is not None and not model.returns_stages:
+            raise InputError(
+                f"train.compile=true: the {what} {type(model.module).__name__} does not give its "
+                "stages by itself, as the zoo's models do; drop it"
+            )
+
+
+def _rehearse_step(trainer: Trainer) -> None:
+    """One step in training mode with a few samples. The trainer's weights change.
+
+    Raises:
+        InputError: The step fails.
+        NonFiniteError: A loss, a gradient or the teacher's logits are not finite.
+    """
+    trainer.method.train()
+    set_rate(trainer.optimizer, 0.0)
+    try:
+        batch_size = min(trainer.batch_size, REHEARSED)
+        batch = next(trainer.loader.batches(trainer.plan(0), batch_size))
+        train_step(
+            trainer.method, trainer.teacher_outputs, batch, trainer.optimizer, trainer.precision
+        )
+    except (InputError, NonFiniteError):
+        raise
+    except Exception as error:  # a user's module may raise anything
+        name = type(trainer.method.deployed()).__name__
+        raise InputError(
+            f"{name} cannot be trained on these images: {first_line(error)}"
+        ) from error

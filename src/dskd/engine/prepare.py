@@ -1,0 +1,145 @@
+"""Build the objects of a run once, and rehearse a step on copies of them. Nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dskd import methods
+from dskd.config.schema import MethodSettings, ModelSettings, Recipe
+from dskd.data import Dataset
+from dskd.data.loader import MemoryLoader
+from dskd.engine.build import UserObjects, build_model, build_teacher_outputs
+from dskd.engine.preflight import check_split_size, rehearse
+from dskd.methods.contracts import TeacherNeeds
+from dskd.models.staged_model import StagedModel
+from dskd.runtime.compile import check_compiler
+from dskd.storage.weights import load_weights, read_weights
+from dskd.teacher.frozen import FrozenTeacher
+
+
+@dataclass(frozen=True)
+class PreparedTeacher:
+    """A teacher before the run.
+
+    Attributes:
+        model: On the CPU: trained, or with fresh weights if ``training`` says how to train it.
+        training: The run that trains it first, whose folder is not chosen yet; None if it is
+            trained.
+    """
+
+    model: StagedModel
+    training: Prepared | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step: it fits together, and nothing is written.
+
+    Attributes:
+        recipe: The run.
+        data: Its data set.
+        student: On the CPU, with weights from the seed, or a copy of the user's module.
+        teacher: None for a method that needs none.
+        needs: Which of the teacher's outputs the method reads.
+    """
+
+    recipe: Recipe
+    data: Dataset
+    student: StagedModel
+    teacher: PreparedTeacher | None
+    needs: TeacherNeeds
+
+
+def prepare(recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.device) -> Prepared:
+    """Builds student and teacher, and takes a rehearsal step with copies of them.
+
+    Args:
+        recipe: The run.
+        data: Its data set.
+        objects: Used in place of names.
+        device: That will train.
+
+    Raises:
+        InputError: Something does not fit; one line says what.
+        NonFiniteError: A number of the rehearsed step is NaN or infinite.
+    """
+    check_split_size(data)
+    if recipe.train.compile:
+        check_compiler(device)
+    teacher = prepare_teacher(recipe, data, objects, device)
+    student = build_model(recipe.student, data, recipe.seed, objects.student, objects.allow_code)
+    needs = rehearse(recipe, data, student, teacher.model if teacher else None)
+    prepared = Prepared(recipe, data, student, teacher, needs)
+    check_cache(prepared)
+    return prepared
+
+
+def prepare_teacher(
+    recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.device
+) -> PreparedTeacher | None:
+    """Builds the recipe's teacher: the user's module, one with a checkpoint, or one to train.
+
+    Returns:
+        None if the recipe has no teacher.
+    """
+    settings = recipe.teacher
+    if settings is None:
+        return None
+    if trains_teacher(recipe, objects):
+        named = UserObjects(allow_code=objects.allow_code)
+        training = prepare(teacher_recipe(recipe), data, named, device)
+        return PreparedTeacher(training.student, training)
+    model = build_model(settings, data, recipe.seed, objects.teacher, objects.allow_code)
+    if settings.checkpoint is not None:
+        what = f"the teacher checkpoint {settings.checkpoint}"
+        load_weights(model.module, read_weights(settings.checkpoint), what)
+    return PreparedTeacher(model, None)
+
+
+def trains_teacher(recipe: Recipe, objects: UserObjects) -> bool:
+    """Whether the recipe's teacher must be trained first."""
+    if recipe.teacher is None or not methods.find(recipe.method.name).needs_teacher:
+        return False
+    return recipe.teacher.checkpoint is None and objects.teacher is None
+
+
+def teacher_recipe(recipe: Recipe) -> Recipe:
+    """The run that trains a recipe's teacher: by labels, with the recipe's own schedule.
+
+    Its folder is not chosen yet.
+    """
+    teacher = recipe.teacher
+    assert teacher is not None
+    own = {"epochs": teacher.epochs, "lr": teacher.lr}
+    schedule = {key: value for key, value in own.items() if value is not None}
+    return recipe.changed(
+        student=ModelSettings(**{key: getattr(teacher, key) for key in ModelSettings.model_fields}),
+        teacher=None,
+        method=label_method(),
+        train=recipe.train.model_copy(update=schedule),
+        out=None,
+    )
+
+
+def label_method() -> MethodSettings:
+    """The method ``ce``: training by labels alone."""
+    return MethodSettings(name="ce", **methods.resolve("ce", {}))
+
+
+def check_cache(prepared: Prepared) -> None:
+    """Refuses a teacher cache that is damaged or does not fit on the disk.
+
+    The outputs of a teacher that is still to be trained are checked when it is trained.
+
+    Raises:
+        InputError: The cache cannot be used.
+    """
+    recipe, teacher = prepared.recipe, prepared.teacher
+    if recipe.teacher is None or recipe.teacher.cache == "none":
+        return
+    if teacher is None or teacher.training is not None or not prepared.needs:
+        return
+    loader = MemoryLoader(prepared.data.train, torch.device("cpu"))
+    build_teacher_outputs(recipe, loader, FrozenTeacher(teacher.model), prepared.needs).check()

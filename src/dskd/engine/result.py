@@ -1,0 +1,78 @@
+"""The result of a run, and what its student's file says about the student."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from dskd.config.schema import Recipe
+from dskd.data import Dataset
+from dskd.methods.base import Method
+from dskd.settings import Number, Percent, Size
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        path: The run directory.
+        student: The deployed student after the last epoch, on the CPU, in eval mode.
+        method: Name of the method.
+        parameters: Of the deployed student.
+        test_accuracy: Top-1 on the test split after the last epoch, in percent.
+        test_accuracy_top5: Top-5 on the test split after the last epoch, in percent.
+        best_test_accuracy: Top-1 on the test split after the best epoch, in percent.
+        best_epoch: From 1.
+        best_chosen_on: ``validation`` if there is a validation split. Otherwise ``test``, and then
+            the best accuracy is optimistic.
+        teacher_accuracy: The teacher's top-1 on the test split; None without a teacher.
+        agreement: Share of the test images for which student and teacher predict the same class,
+            in percent; None without a teacher.
+        seconds: Time of all training steps.
+        teacher_seconds: The part of it that teacher outputs took.
+        checkpoint_seconds: Time spent on checkpoints.
+        teacher_cache_hit_rate: Share of the samples whose teacher outputs were in the cache
+            (``teacher.cache``); None without a cache.
+        extra_parameters: Trained in addition to the student and not deployed.
+        memory: Bytes that a training step holds (see `dskd.engine.trainer.Trainer`).
+    """
+
+    path: Path
+    student: nn.Module = field(repr=False)
+    method: str
+    parameters: Size
+    test_accuracy: Percent
+    test_accuracy_top5: Percent
+    best_test_accuracy: Percent
+    best_epoch: Size
+    best_chosen_on: Literal["validation", "test"]
+    teacher_accuracy: Percent | None
+    agreement: Percent | None
+    seconds: Number
+    teacher_seconds: Number
+    checkpoint_seconds: Number
+    teacher_cache_hit_rate: Number | None
+    extra_parameters: Size
+    memory: Size
+
+    def numbers(self) -> dict[str, Any]:
+        """All but the student and the path, as ``result.json`` holds them."""
+        return {key: value for key, value in vars(self).items() if key not in ("path", "student")}
+
+
+def student_metadata(recipe: Recipe, data: Dataset, method: Method) -> dict[str, Any]:
+    """All that is needed to build a deployed student and to feed it, as plain values."""
+    return {
+        "model": recipe.student.name,
+        "options": recipe.student.options,
+        "classes": list(data.classes),
+        "shape": list(data.shape),
+        "method": recipe.method.name,
+        "deploy_config": method.deploy_config(),
+        "mean": method.student.mean.flatten().tolist(),
+        "std": method.student.std.flatten().tolist(),
+    }

@@ -1,0 +1,61 @@
+"""Checks on a checkpoint before a run goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dskd.config.schema import Recipe
+from dskd.errors import InputError, brief
+from dskd.runtime import distributed
+from dskd.storage.diff import differences
+
+
+def check_same_run(
+    state: Mapping[str, Any], recipe: Recipe, fingerprints: Mapping[str, str | None], path: Path
+) -> None:
+    """Refuses a checkpoint of another recipe, other data, another teacher or other processes.
+
+    Args:
+        state: Of the checkpoint.
+        recipe: Of the run that is to go on.
+        fingerprints: Of its data and its teacher.
+        path: The run directory.
+
+    Raises:
+        InputError: Something differs.
+    """
+    if listed := differences(state["recipe"], recipe.plain()):
+        raise InputError(
+            f"the checkpoint in {path} is of another recipe: {listed}; start again with --overwrite"
+        )
+    for what, words in (("data", "other images"), ("teacher", "another teacher")):
+        if state["fingerprints"][what] != fingerprints[what]:
+            raise InputError(
+                f"{path} was started with {words}; give the same, or start again with --overwrite"
+            )
+    before = len(state["trainer"]["processes"])
+    if before != distributed.world_size():
+        raise InputError(
+            f"{path} was started with {before} processes, and there are "
+            f"{distributed.world_size()}; start as many, or start again with --overwrite"
+        )
+
+
+def named_numbers(values: Any, *needed: str) -> dict[str, Any]:
+    """Named numbers, as a checkpoint holds them.
+
+    Args:
+        values: From a file, so of any kind.
+        needed: Names that must be there.
+
+    Raises:
+        TypeError: A name is missing, or a value is no number.
+    """
+    if missing := set(needed) - values.keys():
+        raise TypeError(f"{min(missing)} is missing")
+    for key, value in values.items():
+        if type(key) is not str or type(value) not in (int, float):
+            raise TypeError(f"{brief(key)} is no number")
+    return dict(values)

@@ -1,0 +1,66 @@
+"""The training step: teacher outputs, losses, backward pass, check, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dskd.data.loader import Batch
+from dskd.methods.base import Method
+from dskd.methods.contracts import StepOutput, TeacherNeeds
+from dskd.models.output import ModelOutput
+from dskd.runtime import distributed
+from dskd.runtime.device import autocast
+from dskd.runtime.nonfinite import require_finite
+from dskd.settings import Precision
+
+GetTeacherOutputs = Callable[[Batch, TeacherNeeds], ModelOutput | None]
+"""From a batch and what a method reads to the teacher's outputs."""
+
+
+def train_step(
+    method: Method,
+    teacher_outputs: GetTeacherOutputs,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    parallel: nn.Module | None = None,
+) -> StepOutput:
+    """Takes one training step on a batch.
+
+    1. The teacher's outputs for the batch: from its forward pass, or from the cache.
+    2. The method's named losses; their sum is the objective.
+    3. The gradients, averaged over all processes.
+    4. A check that teacher logits, losses and gradients are finite. If not, no weight changes.
+    5. The optimizer's update.
+
+    Args:
+        method: The student and all that is trained with it.
+        teacher_outputs: Where the teacher's outputs come from.
+        batch: This process's samples.
+        optimizer: Of the method's parameters.
+        precision: Of the forward passes. Losses and weights stay in float32.
+        parallel: The method as `dskd.runtime.distributed.data_parallel` wrapped it; None for one
+            process.
+
+    Raises:
+        NonFiniteError: A number is NaN or infinite.
+        ProcessLost: Another process died.
+    """
+    forward: Callable[..., Any] = method if parallel is None else parallel
+    with autocast(batch.images.device, precision):
+        teacher = teacher_outputs(batch, method.needs)
+        output: StepOutput = forward(batch, teacher)
+    optimizer.zero_grad(set_to_none=True)
+    objective = output.objective
+    if parallel is not None:
+        objective = objective * distributed.local_loss_scale(len(batch.labels), batch.global_size)
+    with distributed.backward_communication():
+        objective.backward()  # type: ignore[no-untyped-call]
+    logits = teacher.logits if teacher is not None and method.needs.logits else None
+    require_finite(method, batch, logits, output.losses, optimizer)
+    optimizer.step()
+    return output
