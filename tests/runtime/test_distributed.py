@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -38,6 +39,7 @@ from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
+from dskd.runtime import compile as compiling
 from dskd.runtime import device, distributed
 from dskd.runtime.signals import StopRequest
 from dskd.teacher.outputs import TeacherOutputs
@@ -365,9 +367,25 @@ def _runs_of_two(out: Path) -> None:
     torch.save([stopped, taken, result.numbers()], out / f"{distributed.launched_rank()}.pt")
 
 
+def _fast_paths_of_two(out: Path) -> None:
+    """Two runs that share a cache of teacher outputs, and one with compiled steps."""
+    own = out / str(distributed.launched_rank())
+    teacher = f"teacher.checkpoint={own / 'whole/teacher/student.safetensors'}"
+    if distributed.launched_rank():  # it reads the files of the first process
+        teacher = teacher.replace(f"{own}", f"{out / '0'}")
+    kd = [teacher, "method={name: kd}", "train.epochs=2"]
+    cache = ["teacher.cache=logits", f"teacher.cache_dir={out / 'teacher-outputs'}"]
+    results = [run.distill(_plan(own / name, *kd, *cache)).numbers() for name in ("cold", "warm")]
+    compiling.BACKEND = "aot_eager"  # inductor takes minutes
+    run.distill(_plan(own / "eager", *kd))
+    run.distill(_plan(own / "compiled", *kd, "train.compile=true"))
+    torch.save(results, out / f"cached{distributed.launched_rank()}.pt")
+
+
 def _all_of_two(out: Path) -> None:
     _steps_of_many(out)
     _runs_of_two(out)
+    _fast_paths_of_two(out)
 
 
 @pytest.fixture(scope="module")
@@ -392,6 +410,25 @@ def test_a_stop_at_one_process_stops_all_at_the_same_step_and_the_run_goes_on(of
     for name in FILES:
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
     assert _timeless(whole) == _timeless(parts)
+
+
+def test_processes_share_a_cache_of_teacher_outputs(of_two: Path) -> None:
+    for rank in (0, 1):
+        cold, warm = torch.load(of_two / f"cached{rank}.pt")
+        assert cold["teacher_cache_hit_rate"] < 1
+        assert warm["teacher_cache_hit_rate"] == 1
+    cold, warm = (of_two / "0" / name / "student.safetensors" for name in ("cold", "warm"))
+    assert cold.read_bytes() == warm.read_bytes()
+
+
+def test_several_processes_train_with_compiled_steps(of_two: Path) -> None:
+    eager, compiled = (_losses(of_two / "0" / name) for name in ("eager", "compiled"))
+    assert compiled == pytest.approx(eager, rel=1e-2)
+
+
+def _losses(path: Path) -> list[float]:
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["train_loss"] for line in lines]
 
 
 def test_one_process_writes(of_two: Path) -> None:
