@@ -1,4 +1,4 @@
-"""Hostile archives: none writes anything, anywhere; what is packed without end is not unpacked."""
+"""Malicious archives: reading one writes no file, and archive bombs are not unpacked."""
 
 from __future__ import annotations
 
@@ -22,15 +22,22 @@ from dskd.data import archives, load_dataset
 from dskd.errors import InputError
 from tests.data.file_writers import write_cifar100, write_tar, write_tiny_imagenet, write_zip
 
-FAMILY = "hostile archives"
+FAMILY = "malicious archives"
 _TARS, _ZIPS = ("cifar-100-python.tar.gz", "cifar100"), ("tiny-imagenet-200.zip", "tiny_imagenet")
 _LIMIT = 2**20
-"""What archives may unpack to here, so that a bomb is small."""
+"""Maximum unpacked size in these tests, so that bombs can be small."""
 _BOMB = 32 * _LIMIT
 
 
 class Case(NamedTuple):
-    """An archive: its name, the data set it is to be, what makes it, and what comes of it."""
+    """An archive file and the expected outcome.
+
+    Attributes:
+        file: Name of the archive.
+        dataset: The data set that it claims to be.
+        make: Returns its content.
+        outcome: Whether the data set is read or refused.
+    """
 
     file: str
     dataset: str
@@ -62,24 +69,24 @@ NAMES = (
     "x" * 5000,
     "x/" * 2000 + "outside",
 )
-"""Names of members that would lie outside the folder, or be shown where they should not."""
+"""Names of members that point outside the folder, or that could confuse a terminal."""
 
 TYPES = {
     "a symlink": tarfile.SYMTYPE,
     "a hard link": tarfile.LNKTYPE,
-    "a device of characters": tarfile.CHRTYPE,
-    "a device of blocks": tarfile.BLKTYPE,
+    "a character device": tarfile.CHRTYPE,
+    "a block device": tarfile.BLKTYPE,
     "a pipe": tarfile.FIFOTYPE,
     "a folder": tarfile.DIRTYPE,
     "an old sparse file": tarfile.GNUTYPE_SPARSE,
-    "a type that is none": b"Z",
+    "an unknown type": b"Z",
 }
 TARGETS = ("../../victim", "/etc/passwd", "train", "..", "cifar-100-python/meta", "")
 
 
 @functools.cache
 def _good(file: str) -> bytes:
-    """A small archive as it is published."""
+    """A small valid archive."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if file.endswith(".zip"):
@@ -90,14 +97,14 @@ def _good(file: str) -> bytes:
 def _tar(
     *members: tuple[tarfile.TarInfo, bytes], without: str | None = None, first: bool = False
 ) -> bytes:
-    """A good tar with more members, at its end or its start, and one of its own left out."""
+    """A valid tar with more members, at its end or its start, and without one of its own."""
     buffer = io.BytesIO()
     with (
         tarfile.open(fileobj=io.BytesIO(_good(_TARS[0]))) as good,
         tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar,
     ):
-        kept = [m for m in good if m.name != without]
-        own = [(m, good.extractfile(m).read() if m.isfile() else b"") for m in kept]  # type: ignore[union-attr]
+        chosen = [m for m in good if m.name != without]
+        own = [(m, good.extractfile(m).read() if m.isfile() else b"") for m in chosen]  # type: ignore[union-attr]
         for member, data in [*members, *own] if first else [*own, *members]:
             tar.addfile(member, io.BytesIO(data))
     return buffer.getvalue()
@@ -126,7 +133,7 @@ def _tar_cases() -> Iterator[tuple[str, Case]]:
             member = _member(train, kind, target)
             words = f"tar: {what} to {target!r}" if target else f"tar: {what}"
             yield (
-                f"{words} for a file",
+                f"{words} in place of a file",
                 case(functools.partial(_tar, (member, b""), without=train), "refused"),
             )
             yield (
@@ -144,25 +151,25 @@ def _pax(**headers: str) -> bytes:
 
 
 def _header(kind: bytes, size: int, data: bytes) -> bytes:
-    """A tar of one header of a special type, before the good members."""
+    """A tar with one header of a special type before the valid members."""
     block = _member("x", kind, size=size).tobuf(tarfile.GNU_FORMAT)
     return gzip.compress(block + data + gzip.decompress(_good(_TARS[0])), 1)
 
 
 _TAR_BOMBS: dict[str, tuple[Callable[[], bytes], Literal["read", "refused"]]] = {
-    "a large file beside": (
+    "a large extra file": (
         lambda: _tar((_member("zeros", size=_BOMB), bytes(_BOMB)), first=True),
         "refused",
     ),
-    "a large file that is asked for": (
+    "a large file that is read": (
         lambda: _tar((_member("cifar-100-python/train", size=_BOMB), bytes(_BOMB)), first=True),
         "refused",
     ),
-    "a large file behind the rest": (
+    "a large file after the rest": (
         lambda: _tar((_member("zeros", size=_BOMB), bytes(_BOMB))),
         "refused",
     ),
-    "zeros behind the end": (lambda: _good(_TARS[0]) + gzip.compress(bytes(_BOMB)), "refused"),
+    "zeros after the end": (lambda: _good(_TARS[0]) + gzip.compress(bytes(_BOMB)), "refused"),
     "a large extended header": (
         lambda: _header(tarfile.XHDTYPE, _BOMB, bytes(_BOMB)),
         "refused",
@@ -175,18 +182,18 @@ _TAR_BOMBS: dict[str, tuple[Callable[[], bytes], Literal["read", "refused"]]] = 
         lambda: _header(tarfile.GNUTYPE_LONGLINK, _BOMB, b"x" * _BOMB),
         "refused",
     ),
-    "a header that claims more than there is": (
+    "a header with a size beyond the end": (
         lambda: _header(tarfile.REGTYPE, 2**40, b""),
         "refused",
     ),
-    "a header of a size below zero": (
+    "a header with a negative size": (
         lambda: gzip.compress(
             _signed(_member("cifar-100-python/train").tobuf(tarfile.GNU_FORMAT))
             + gzip.decompress(_good(_TARS[0]))
         ),
         "refused",
     ),
-    "headers behind headers": (
+    "many chained headers": (
         lambda: _header(
             tarfile.XHDTYPE, 0, _member("x", tarfile.XHDTYPE).tobuf(tarfile.GNU_FORMAT) * 1900
         ),
@@ -198,18 +205,18 @@ _TAR_BOMBS: dict[str, tuple[Callable[[], bytes], Literal["read", "refused"]]] = 
                         "GNU.sparse.map": "0,4", "path": "cifar-100-python/train"}),
         "refused",
     ),
-    "a header that renames": (lambda: _pax(path="../outside"), "read"),
-    "a header that links": (lambda: _pax(linkpath="../../victim"), "read"),
-    "a header of an endless size": (lambda: _pax(size="9" * 30), "refused"),
+    "a header that renames a member": (lambda: _pax(path="../outside"), "read"),
+    "a header with a link target": (lambda: _pax(linkpath="../../victim"), "read"),
+    "a header with a size of 30 digits": (lambda: _pax(size="9" * 30), "refused"),
     "an archive in an archive": (lambda: gzip.compress(_good(_TARS[0])), "refused"),
-    "half of it": (lambda: _good(_TARS[0])[: len(_good(_TARS[0])) // 2], "refused"),
-    "a wrong sum": (lambda: _good(_TARS[0])[:-8] + bytes(8), "refused"),
-    "nothing": (lambda: b"", "refused"),
+    "half an archive": (lambda: _good(_TARS[0])[: len(_good(_TARS[0])) // 2], "refused"),
+    "a wrong checksum": (lambda: _good(_TARS[0])[:-8] + bytes(8), "refused"),
+    "an empty file": (lambda: b"", "refused"),
 }  # fmt: skip
 
 
 def _signed(block: bytes) -> bytes:
-    """A tar header whose size is below zero."""
+    """A tar header with a negative size."""
     changed = block[:124] + b"\xff" * 10 + bytes(2) + block[136:148] + b" " * 8 + block[156:]
     return changed[:148] + b"%06o\0 " % sum(changed) + changed[156:]
 
@@ -235,7 +242,7 @@ def _zip(
     without: str | None = None,
     packed: int = zipfile.ZIP_DEFLATED,
 ) -> bytes:
-    """A good zip with more members, and one of its own left out."""
+    """A valid zip with more members and without one of its own."""
     buffer = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(_good(_ZIPS[0]))) as good,
@@ -259,7 +266,7 @@ def _mode(name: str, mode: int) -> zipfile.ZipInfo:
 
 
 def _forged(offset: int, value: bytes, where: bytes = b"PK\x01\x02", **made: int) -> bytes:
-    """A zip whose last member, ``words.txt``, has other bytes in its header."""
+    """A zip with changed bytes in the header of its last member, ``words.txt``."""
     data = bytearray(_zip((_WORDS, b"a" * _BOMB), without=_WORDS, **made))
     start = data.rindex(where) + offset
     data[start : start + len(value)] = value
@@ -268,36 +275,36 @@ def _forged(offset: int, value: bytes, where: bytes = b"PK\x01\x02", **made: int
 
 _FOUR = struct.Struct("<I").pack
 _ZIP_BOMBS: dict[str, Callable[[], bytes]] = {
-    "a large list of words": lambda: _zip((_WORDS, b"a" * _BOMB), without=_WORDS),
-    "a large list, in bzip2": lambda: _zip(
+    "a large word list": lambda: _zip((_WORDS, b"a" * _BOMB), without=_WORDS),
+    "a large word list, bzip2": lambda: _zip(
         (_WORDS, b"a" * _BOMB), without=_WORDS, packed=zipfile.ZIP_BZIP2
     ),
-    "a large list, in lzma": lambda: _zip(
+    "a large word list, lzma": lambda: _zip(
         (_WORDS, b"a" * _BOMB), without=_WORDS, packed=zipfile.ZIP_LZMA
     ),
-    "a list that claims to be small": lambda: _forged(24, _FOUR(10)),
-    "a list that claims to be small, in bzip2": lambda: _forged(
+    "a word list that claims to be small": lambda: _forged(24, _FOUR(10)),
+    "a word list that claims to be small, bzip2": lambda: _forged(
         24, _FOUR(10), packed=zipfile.ZIP_BZIP2
     ),
-    "a list that claims to be huge": lambda: _forged(24, _FOUR(2**32 - 2)),
-    "a list that lies elsewhere": lambda: _forged(42, _FOUR(2**31)),
-    "a list that is locked": lambda: _forged(8, b"\x01\x00"),
-    "a list packed in no known way": lambda: _forged(10, b"\x63\x00"),
-    "a list of another version": lambda: _forged(6, b"\xff\xff"),
-    "an end that lies": lambda: _forged(12, _FOUR(2**31), b"PK\x05\x06"),
-    "half of it": lambda: _good(_ZIPS[0])[: len(_good(_ZIPS[0])) // 2],
-    "nothing": lambda: b"",
+    "a word list that claims to be huge": lambda: _forged(24, _FOUR(2**32 - 2)),
+    "a word list with a wrong offset": lambda: _forged(42, _FOUR(2**31)),
+    "an encrypted word list": lambda: _forged(8, b"\x01\x00"),
+    "an unknown compression method": lambda: _forged(10, b"\x63\x00"),
+    "an unsupported version": lambda: _forged(6, b"\xff\xff"),
+    "a wrong end record": lambda: _forged(12, _FOUR(2**31), b"PK\x05\x06"),
+    "half an archive": lambda: _good(_ZIPS[0])[: len(_good(_ZIPS[0])) // 2],
+    "an empty file": lambda: b"",
     "a large image": lambda: _zip(
         ("tiny-imagenet-200/train/n00000001/images/z.JPEG", bytes(_BOMB))
     ),
-    "a link for an image": lambda: _zip(
+    "a link in place of an image": lambda: _zip(
         (_mode("tiny-imagenet-200/train/n00000001/images/z.JPEG", 0o120777), b"../../victim")
     ),
-    "an image outside": lambda: _zip(
+    "an image outside the folder": lambda: _zip(
         ("tiny-imagenet-200/val/val_annotations.txt", b"../../victim\tn00000001\n"),
         without="tiny-imagenet-200/val/val_annotations.txt",
     ),
-    "an image in the folder above": lambda: _zip(
+    "the parent folder as an image": lambda: _zip(
         ("tiny-imagenet-200/val/val_annotations.txt", b"..\tn00000001\n"),
         without="tiny-imagenet-200/val/val_annotations.txt",
     ),
@@ -315,13 +322,24 @@ def _zip_cases() -> Iterator[tuple[str, Case]]:
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
-    """Every archive by its name."""
+    """All archives."""
     yield from _tar_cases()
     yield from _zip_cases()
 
 
 def check(case: Case, folder: Path) -> str:
-    """Reads an archive as a user would: nothing is written but decoded images, in the cache."""
+    """Loads a data set from the archive, which may write decoded images into the cache only.
+
+    Args:
+        case: The archive.
+        folder: An empty folder.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        AssertionError: The outcome is another one, or a file was written or changed.
+    """
     file, dataset, make, outcome = case
     work, victim = folder / "a" / "b", folder / "victim"
     work.mkdir(parents=True)
@@ -335,11 +353,11 @@ def check(case: Case, folder: Path) -> str:
             if outcome == "refused":
                 with pytest.raises(InputError) as refused:
                     load_dataset(dataset, root=Path(file), cache_dir=folder / "cache")
-                assert str(refused.value).isprintable(), "what is said must be one line"
-                assert len(str(refused.value)) < 1000, "what is said must be short"
+                assert str(refused.value).isprintable(), "the message must be one line"
+                assert len(str(refused.value)) < 1000, "the message must be short"
             else:
                 load_dataset(dataset, root=Path(file), cache_dir=folder / "cache")
-        assert tracemalloc.get_traced_memory()[1] < _BOMB / 2, "the bomb went off"
+        assert tracemalloc.get_traced_memory()[1] < _BOMB / 2, "the bomb was unpacked"
     finally:
         os.chdir(start)
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Clocks that jump by ten years, within a run and between its parts."""
+"""Clocks that jump by ten years, during a run or before it is resumed."""
 
 from __future__ import annotations
 
@@ -21,59 +21,59 @@ class Case:
     """A clock that jumps.
 
     Attributes:
-        method: Of the run.
-        jump: Seconds.
-        asked: How often the clock is asked before it jumps; None for a jump, of the files' times
-            too, between a run that stops and the one that goes on.
+        method: The method of the run.
+        jump: By how many seconds.
+        calls: How often the clock is read before it jumps. None for a jump between the run and
+            its resumption, which changes the times of the files too.
     """
 
     method: str
     jump: float
-    asked: int | None
+    calls: int | None
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
-    """Both ways, at once, early, late, to and fro, and between two parts of a run."""
+    """Jumps forward and back: at the start, early, late, and before the run is resumed."""
     for method in ("dskd", "ce") if whole else ("ce",):
         for jump, word in ((YEARS, "forward"), (-YEARS, "back")):
-            for asked in (0, 5, 25, None) if whole else (5, None):
-                when = "between the parts" if asked is None else f"after {asked} questions"
-                yield f"{method}, {word} {when}", Case(method, jump, asked)
+            for calls in (0, 5, 25, None) if whole else (5, None):
+                when = "before resuming" if calls is None else f"after {calls} calls"
+                yield f"{method}, {word} {when}", Case(method, jump, calls)
 
 
 def check(case: Case, folder: Path) -> str:
-    """Runs under the clock, and compares with a run under one that goes on as it should.
+    """Compares a run under the clock with a run under a correct one.
 
     Raises:
-        AssertionError: It fails, or leaves anything else.
+        AssertionError: The run fails, or its files differ.
     """
     expected = _undisturbed(case.method, folder.parent)
     arguments = runs.command(folder / "run", runs.images(folder.parent / "images"), case.method)
-    code, said = runs.call(arguments, folder, partial(_jump, case.jump, case.asked or 0))
-    assert code == 0, said
-    if case.asked is None:
+    code, errors = runs.call(arguments, folder, partial(_jump, case.jump, case.calls or 0))
+    assert code == 0, errors
+    if case.calls is None:
         (folder / "run/result.json").unlink()
         newest = sorted((folder / "run/checkpoints").iterdir())[-1]
         newest.unlink()
         for path in (folder / "run").rglob("*"):
             os.utime(path, (time.time() + case.jump,) * 2)
-        code, said = runs.call([*arguments, "--resume"], folder)
-        assert code == 0, said
+        code, errors = runs.call([*arguments, "--resume"], folder)
+        assert code == 0, errors
     different = runs.differing(expected, runs.left(folder / "run"))
     assert not different, different
     return "identical"
 
 
-def _jump(seconds: float, asked: int) -> None:
-    """Has this process's clock jump, once it was asked so often."""
-    plain, plain_ns, left = time.time, time.time_ns, [asked]
+def _jump(seconds: float, calls: int) -> None:
+    """Makes the clock of this process jump after a number of calls."""
+    plain, plain_ns, left = time.time, time.time_ns, [calls]
 
-    def jumped() -> float:
+    def offset() -> float:
         left[0] -= 1
         return seconds if left[0] < 0 else 0.0
 
-    time.time = lambda: plain() + jumped()
-    time.time_ns = lambda: plain_ns() + int(jumped() * 1e9)
+    time.time = lambda: plain() + offset()
+    time.time_ns = lambda: plain_ns() + int(offset() * 1e9)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Wrong recipes given to the command line: each in a process of its own, as a person would."""
+"""Invalid recipes on the command line, each in a new process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dskd.config.recipe import load
 from tests.faults import recipes
 from tests.faults.outcomes import refusal, tree
 
-FAMILY = "wrong recipes, as processes"
+FAMILY = "invalid recipes on the command line"
 SAMPLE, WHOLE = 1, 50
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, str]]:
-    """Recipes of anything that are refused."""
+    """Random recipes that are refused."""
     yield from islice(_refused(), WHOLE if whole else SAMPLE)
 
 
@@ -26,22 +26,22 @@ def _refused() -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.yaml"
         for name, case in recipes.cases():
-            if name.startswith("anything"):
+            if name.startswith("random"):
                 path.write_text(case.text, "utf-8")
                 if refusal(lambda: load(str(path))):
                     yield name, case.text
 
 
 def check(case: str, folder: Path) -> str:
-    """Exit code 2, one line, and nothing is left."""
+    """Checks for exit code 2, one line on stderr, and no file left behind."""
     (folder / "mine.yaml").write_text(case, "utf-8")
     before = tree(folder)
     command = [sys.executable, "-m", "dskd", "distill", "mine.yaml"]
     done = subprocess.run(command, cwd=folder, capture_output=True, timeout=250, check=False)
-    said = done.stderr.decode()
-    assert done.returncode == 2, f"exit code {done.returncode}: {said}"
-    assert said.startswith("dskd: "), said
-    assert said.count("\n") == 1, said
-    assert not done.stdout, "something was said on stdout"
+    errors = done.stderr.decode()
+    assert done.returncode == 2, f"exit code {done.returncode}: {errors}"
+    assert errors.startswith("dskd: "), errors
+    assert errors.count("\n") == 1, errors
+    assert not done.stdout, "there is output on stdout"
     assert tree(folder) == before, "something was written"
     return "refused"

@@ -1,6 +1,6 @@
-"""Images of every mode and size, damaged ones, and files that are none.
+"""Images of every mode and size, damaged images, and files that are not images.
 
-An image is read as upright RGB of its own size, or refused in one line that names its file.
+An image is decoded to upright RGB of its own size, or refused in one line that names its file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dskd.data.archives import FolderFiles
 from dskd.data.image_decoding import decode
 from tests.faults.outcomes import refusal, tree
 
-FAMILY = "odd images"
+FAMILY = "unusual and damaged images"
 SAMPLE, WHOLE = 12, 300
-"""Changes at random of an image of each format, in the suite and in the torture run."""
+"""Number of random changes to an image of each format: in the test suite, and in a whole run."""
 
 MODES = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
@@ -37,12 +37,19 @@ MODES = {
     "WEBP": ("L", "RGB", "RGBA"),
     "PPM": ("1", "L", "RGB", "I"),
 }
-"""The modes in which each format is written."""
+"""The modes in which each format is tested."""
 SIZES = ((1, 1), (1, 9), (9, 1), (8, 8), (33, 17))
 
 
 class ImageCase(NamedTuple):
-    """A file, the size that is asked for, the size that it has, and its outcome."""
+    """A file and the expected outcome.
+
+    Attributes:
+        data: The content of the file.
+        size: The size to which it is resized; None for its own.
+        shape: The expected height and width, if it can be decoded.
+        expected: ``read``, ``refused`` or ``either``.
+    """
 
     data: bytes
     size: int | None
@@ -51,7 +58,7 @@ class ImageCase(NamedTuple):
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, ImageCase]]:
-    """Every mode, every orientation, damage at random, and files that are no image."""
+    """Every mode, every orientation, random damage, and files that are not images."""
     for form, modes in MODES.items():
         for mode in modes:
             for width, height in SIZES:
@@ -62,39 +69,39 @@ def cases(whole: bool = True) -> Iterator[tuple[str, ImageCase]]:
     yield from _turned()
     for form, mode in (("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I"), ("PNG", "RGB")):
         data = _saved(_drawn(mode, 600, 400), form)
-        yield f"{form} {mode}, its memory", ImageCase(data, None, (400, 600), "read")
-    for name, data in STRANGE.items():
+        yield f"{form} {mode}, memory use", ImageCase(data, None, (400, 600), "read")
+    for name, data in NOT_IMAGES.items():
         yield name, ImageCase(data, None, None, "refused")
     for form in MODES:
         whole_file = _saved(_drawn("RGB", 33, 17), form)
-        for share in (0.02, 0.1, 0.3, 0.5, 0.7):
-            cut = whole_file[: int(len(whole_file) * share)]
-            yield f"{form} cut at {share}", ImageCase(cut, None, None, "refused")
+        for fraction in (0.02, 0.1, 0.3, 0.5, 0.7):
+            cut = whole_file[: int(len(whole_file) * fraction)]
+            yield f"{form} truncated at {fraction}", ImageCase(cut, None, None, "refused")
         for number in range(WHOLE if whole else SAMPLE):
             data = _damaged(whole_file, random.Random(number))
             yield f"{form} changed {number}", ImageCase(data, 6, (6, 6), "either")
 
 
 def check(case: ImageCase, folder: Path) -> str:
-    """Decodes an image as the data set of one's own folder does."""
-    path = folder / "image.png"  # what it is called says nothing
+    """Decodes an image as an image folder does."""
+    path = folder / "image.png"  # the suffix does not matter
     path.write_bytes(case.data)
     found: list[torch.Tensor] = []
     files = FolderFiles(folder, [path.name])
     tracemalloc.start()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about damage that it reads past
+        warnings.simplefilter("ignore")  # of Pillow, about damage that it can decode
         line = refusal(lambda: found.append(decode(files, [path.name], case.size)))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     if case.shape and found and math.prod(found[0].shape[2:]) > 10**5:
-        assert most < 20 * math.prod(found[0].shape[2:]), f"{most} bytes were held at a time"
+        assert most < 20 * math.prod(found[0].shape[2:]), f"{most} bytes were allocated at once"
     assert [*tree(folder)] == [path.name], "something was written"
     if line is None:
         assert case.shape is None or found[0].shape == (1, 3, *case.shape), found[0].shape
         assert found[0].dtype == torch.uint8
     else:
-        assert "image.png" in line, f"it is not said which: {line}"
+        assert "image.png" in line, f"the message does not name the file: {line}"
     outcome = "read" if line is None else "refused"
     assert case.expected in (outcome, "either"), f"it was {outcome}: {line}"
     return outcome
@@ -118,7 +125,7 @@ def _saved(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def _turned() -> Iterator[tuple[str, ImageCase]]:
-    """Every EXIF orientation, those that there are not too, and EXIF data that are none."""
+    """Every EXIF orientation, invalid ones, and invalid EXIF data."""
     image = _drawn("RGB", 9, 5)
     for number in (*range(10), 2**16 - 1):
         exif = Image.Exif()
@@ -126,14 +133,14 @@ def _turned() -> Iterator[tuple[str, ImageCase]]:
         shape = (9, 5) if number in (5, 6, 7, 8) else (5, 9)
         for form in ("PNG", "JPEG", "WEBP", "TIFF"):
             data = _saved(image, form, exif=exif)
-            yield f"{form} turned {number}", ImageCase(data, None, shape, "read")
+            yield f"{form} with orientation {number}", ImageCase(data, None, shape, "read")
     for name, raw in {
-        "rubbish": b"Exif\0\0" + b"\xff" * 64,
+        "garbage": b"Exif\0\0" + b"\xff" * 64,
         "a loop": b"Exif\0\0II*\0\x08\0\0\0" + b"\x01\0\x69\x87\x04\0\x01\0\0\0\x08\0\0\0" * 2,
         "a huge count": b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\xff\xff\xff\xff" * 9,
     }.items():
         data = _saved(image, "JPEG", exif=raw)
-        yield f"JPEG with EXIF that is {name}", ImageCase(data, None, None, "either")
+        yield f"JPEG with EXIF data: {name}", ImageCase(data, None, None, "either")
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -141,7 +148,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _png(width: int, height: int, *chunks: bytes) -> bytes:
-    """A PNG that says it has that size."""
+    """A PNG that claims to have that size."""
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + _chunk(b"IEND", b"")
 
@@ -152,49 +159,49 @@ def _bmp(width: int, height: int) -> bytes:
 
 
 _MIB_OF_ZEROS = zlib.compress(bytes(2**20))
-STRANGE: dict[str, bytes] = {
-    "nothing": b"",
+NOT_IMAGES: dict[str, bytes] = {
+    "an empty file": b"",
     "a null byte": b"\0",
     "text": b"hello, this is no image\n" * 9,
     "HTML": b"<html><body>404 Not Found</body></html>",
     "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
-    "EPS, which starts a program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
+    "EPS, which runs a program": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n",
     "PDF": b"%PDF-1.4\n1 0 obj <</Type /Catalog>> endobj\n",
     "an icon": b"\0\0\x01\0\x01\0\x01\x01\0\0\x01\0\x18\0\x30\0\0\0\x16\0\0\0" + bytes(48),
     "PSD": b"8BPS\0\x01" + bytes(60),
     "a zip": b"PK\x03\x04" + bytes(26),
     "a pickle": b"cos\nsystem\n(S'touch mark'\ntR.",
     "a program": b"\x7fELF" + bytes(60),
-    "PNG of nothing": _png(0, 0),
+    "PNG of 0 x 0": _png(0, 0),
     "PNG without pixels": _png(9, 9),
     "PNG of 2^31 pixels wide": _png(2**31 - 1, 1, _chunk(b"IDAT", _MIB_OF_ZEROS)),
     "PNG of 100,000 x 100,000": _png(100_000, 100_000, _chunk(b"IDAT", _MIB_OF_ZEROS)),
     "PNG of 10,000 x 10,000": _png(10_000, 10_000, _chunk(b"IDAT", _MIB_OF_ZEROS)),
-    "PNG with text without end": _png(
+    "PNG with text of 64 MiB": _png(
         9, 9, *[_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))], _chunk(b"IDAT", b"")
     ),
-    "PNG with a profile without end": _png(
+    "PNG with a profile of 64 MiB": _png(
         9, 9, _chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**26))), _chunk(b"IDAT", b"")
     ),
-    "BMP of a width below zero": _bmp(-9, 9),
-    "BMP of 2^31": _bmp(2**31 - 1, 2**31 - 1),
+    "BMP with a negative width": _bmp(-9, 9),
+    "BMP of 2^31 x 2^31": _bmp(2**31 - 1, 2**31 - 1),
     "PPM of 10^9 x 10^9": b"P6 1000000000 1000000000 255\n",
-    "PPM of a number of many digits": b"P6 " + b"9" * 5000 + b" 1 255\n",
-    "PPM of no colours": b"P6 2 2 0\n" + bytes(12),
-    "GIF of nothing": b"GIF89a\0\0\0\0\0\0\0;",
+    "PPM with a width of 5,000 digits": b"P6 " + b"9" * 5000 + b" 1 255\n",
+    "PPM without colours": b"P6 2 2 0\n" + bytes(12),
+    "GIF of 0 x 0": b"GIF89a\0\0\0\0\0\0\0;",
     "GIF of 65,535 x 65,535": b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\0;",
-    "TIFF whose directory is itself": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
-    "TIFF of no directory": b"II*\0\xff\xff\xff\xff",
-    "WebP that is short": b"RIFF\xff\xff\xff\xffWEBPVP8 \xff\xff\xff\xff",
-    "JPEG that only begins": b"\xff\xd8\xff",
+    "TIFF with a circular directory": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
+    "TIFF without a directory": b"II*\0\xff\xff\xff\xff",
+    "a short WebP": b"RIFF\xff\xff\xff\xffWEBPVP8 \xff\xff\xff\xff",
+    "the first bytes of a JPEG": b"\xff\xd8\xff",
     "JPEG of 65,535 x 65,535": b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x11\0"
     b"\x02\x11\x01\x03\x11\x01\xff\xd9",
 }  # fmt: skip
-"""Files that are no image, or one that is too large."""
+"""Files that are not images, or that claim to be too large."""
 
 
 def _damaged(data: bytes, draw: random.Random) -> bytes:
-    """A few bytes changed, taken out or put in, more often in the header."""
+    """A few bytes are changed, removed or inserted, more often in the header."""
     changed = bytearray(data)
     for _ in range(draw.choice((1, 1, 2, 8))):
         at = draw.randrange(len(changed) if draw.random() < 0.5 else min(64, len(changed)))

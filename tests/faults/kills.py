@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, and what they come to when they go on."""
+"""Runs that are killed at random times and resumed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 from dskd import methods
 from tests.faults import runs
 
-FAMILY = "SIGKILL at random moments, then resumed"
+FAMILY = "SIGKILL at random times, then resume"
 COUNT, SAMPLE = 300, 15
-COMPARISONS, KEEPING = 5, 4
-"""One in so many cases is a comparison; one in so many runs keeps the teacher's outputs on disk."""
+COMPARISON_EVERY, CACHE_EVERY = 5, 4
+"""Every 5th case is a comparison; every 4th run caches teacher outputs on disk."""
 
 
 @dataclass(frozen=True)
@@ -25,55 +25,55 @@ class Case:
     """A run and its signals.
 
     Attributes:
-        method: A method, or several of a comparison, parted by commas.
-        keeps: Whether the teacher's outputs are kept, which a kill may leave half written.
-        signals: One after the other, each to the run as it goes on; the last one kills.
-        moments: When each comes, as a share of the time that the whole run takes.
+        method: A method, or the methods of a comparison, separated by commas.
+        caches: Whether teacher outputs are cached. A kill may leave the cache half written.
+        signals: The signals, one for each start of the run; the last one kills it.
+        times: When each signal is sent, as a fraction of the duration of the whole run.
     """
 
     method: str
-    keeps: bool
+    caches: bool
     signals: tuple[signal.Signals, ...]
-    moments: tuple[float, ...]
+    times: tuple[float, ...]
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
-    """Every method in turn, at moments drawn from the case's number; the sample is spread."""
+    """Each method in turn, at times drawn with the number of the case as seed."""
     names = methods.names()
     every = COUNT // SAMPLE
     for number in range(COUNT):
         draw = random.Random(number)
         method = names[(number + 2 * (number // every)) % len(names)]
-        if number % COMPARISONS == COMPARISONS - 1:
+        if number % COMPARISON_EVERY == COMPARISON_EVERY - 1:
             method = f"ce,{method}" if method != "ce" else "ce,kd"
-        keeps = number % KEEPING == 0 and _can_keep(method)
-        # The first leaves a checkpoint within an epoch, from which the second run goes on.
+        caches = number % CACHE_EVERY == 0 and _can_cache(method)
+        # SIGTERM leaves a checkpoint within an epoch, from which the second start resumes.
         signals = (signal.SIGTERM,) * draw.randint(0, 1) + (signal.SIGKILL,)
-        moments = tuple(round(draw.uniform(0.02, 0.98), 3) for _ in signals)
+        times = tuple(round(draw.uniform(0.02, 0.98), 3) for _ in signals)
         if whole or number % every == number // every % every:
-            yield f"{number}", Case(method, keeps, signals, moments)
+            yield f"{number}", Case(method, caches, signals, times)
 
 
-def _can_keep(method: str) -> bool:
-    # A comparison would find what the one before it has kept; sskd's turned images are not kept.
+def _can_cache(method: str) -> bool:
+    # A comparison would find the cache of the one before it; sskd's rotated images are not cached.
     return "," not in method and method != "sskd" and methods.find(method).needs_teacher
 
 
 def check(case: Case, folder: Path) -> str:
-    """Kills a run, lets it go on to its end, and compares it with one that nothing disturbed.
+    """Kills a run, resumes it, and compares it with an undisturbed run.
 
     Raises:
-        AssertionError: Something is not as it was, or a process failed.
+        AssertionError: The runs differ, or a process failed.
     """
-    seconds, expected = _undisturbed(case.method, case.keeps, folder.parent)
-    arguments = _arguments(case.method, case.keeps, folder / "run", folder.parent)
+    seconds, expected = _undisturbed(case.method, case.caches, folder.parent)
+    arguments = _arguments(case.method, case.caches, folder / "run", folder.parent)
     while not _killed(case, folder, arguments, seconds):
         shutil.rmtree(folder / "run")
-        shutil.rmtree(folder / "kept", ignore_errors=True)
+        shutil.rmtree(folder / "outputs", ignore_errors=True)
         seconds /= 2
-    code, said = runs.call(arguments[1], folder)
-    # A process may be killed behind its last line; then there is nothing to go on with.
-    assert code == 0 or "holds a finished run" in said, said
+    code, errors = runs.call(arguments[1], folder)
+    # A process may be killed after its last write; then there is nothing to resume.
+    assert code == 0 or "holds a finished run" in errors, errors
     different = runs.differing(expected, runs.left(folder / "run"))
     assert not different, different
     return "identical"
@@ -82,34 +82,34 @@ def check(case: Case, folder: Path) -> str:
 def _killed(
     case: Case, folder: Path, arguments: tuple[list[str], list[str]], seconds: float
 ) -> bool:
-    """Sends the signals; False where the run was over before."""
+    """Sends the signals; returns False if the run ended before one."""
     allowed = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15)}
-    for number, (which, moment) in enumerate(zip(case.signals, case.moments, strict=True)):
-        code = runs.signalled(arguments[number > 0], folder, which, moment * seconds)
+    for number, (which, when) in enumerate(zip(case.signals, case.times, strict=True)):
+        code = runs.signalled(arguments[number > 0], folder, which, when * seconds)
         if code == 0:
             return False
-        assert code in allowed[which], (code, (folder / "said.txt").read_text())
+        assert code in allowed[which], (code, (folder / "stderr.txt").read_text())
     return True
 
 
-def _arguments(method: str, keeps: bool, out: Path, folder: Path) -> tuple[list[str], list[str]]:
-    """What starts a run, and what has it go on."""
+def _arguments(method: str, caches: bool, out: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """The commands that start and resume a run."""
     images = runs.images(folder / "images")
     if "," in method:
         return (runs.comparison(out, images, method),) * 2
-    store = [
+    cached = [
         "teacher.cache=features",
         "teacher.views=2",
-        f"teacher.cache_dir={out.parent / 'kept'}",
+        f"teacher.cache_dir={out.parent / 'outputs'}",
     ]
-    started = runs.command(out, images, method, *(store if keeps else ()))
+    started = runs.command(out, images, method, *(cached if caches else ()))
     return started, [*started, "--resume"]
 
 
 @cache
-def _undisturbed(method: str, keeps: bool, folder: Path) -> tuple[float, dict[str, Any]]:
-    """How long a whole run takes, and what it leaves."""
-    own = folder / f"whole-{method}{'-kept' * keeps}"
+def _undisturbed(method: str, caches: bool, folder: Path) -> tuple[float, dict[str, Any]]:
+    """The duration of a whole run in seconds, and what it leaves."""
+    own = folder / f"whole-{method}{'-cached' * caches}"
     own.mkdir(exist_ok=True)
-    seconds = runs.whole(_arguments(method, keeps, own / "run", folder)[0], own)
+    seconds = runs.whole(_arguments(method, caches, own / "run", folder)[0], own)
     return seconds, runs.left(own / "run")

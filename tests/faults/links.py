@@ -1,4 +1,4 @@
-"""Links in a stranger's run or comparison: whatever is done with it, nothing outside changes."""
+"""Symbolic links in an untrusted run or comparison: no file outside its folder is changed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dskd.deploy.student import load_deployed
 from dskd.engine import run
 from tests.faults.outcomes import inside, refusal, tree
 
-FAMILY = "links in a stranger's run"
+FAMILY = "symbolic links in an untrusted run"
 STRIDE = 8
-"""The suite tries one in so many."""
+"""The test suite takes every 8th case."""
 
-Way = Literal["resume", "overwrite", "export", "compare"]
+Use = Literal["resume", "overwrite", "export", "compare"]
 SMALL = (
     *("data.fraction=0.02", "train.epochs=1", "teacher.epochs=1", "train.device=cpu"),
     *("student.name=resnet8", "teacher.name=resnet8"),
@@ -33,32 +33,37 @@ EXTRA = (
     *("checkpoints/.b.part", "checkpoints/.epoch00000-step0000000.checkpoint.x0_abcde.part"),
     *("failed.txt", "kd/seed0/failed.txt", "kd/seed0/tensorboard/events.out.tfevents.00001"),
 )
-"""Names that a run writes, or removes, at other times."""
+"""More files and folders that a run may write or remove."""
 
 
 class Link(NamedTuple):
-    """A link in the place of a file or folder, and what is done then."""
+    """A link in place of a file or folder.
 
-    way: Way
+    Attributes:
+        use: What is done with the run.
+        place: Path of the link in the run's folder.
+    """
+
+    use: Use
     place: str
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Link]]:
-    """Every file and folder there is, and some that may be."""
+    """Every file and folder of a run, and those in `EXTRA`."""
     yield from islice(_all(), 0, None, 1 if whole else STRIDE)
 
 
 def _all() -> Iterator[tuple[str, Link]]:
-    for way in ("resume", "overwrite", "export", "compare"):
-        for place in sorted({*_made(way), *EXTRA}):
-            if way != "export" or place in EXTRA or "/" not in place:
-                yield f"{way}, {place}", Link(way, place)
+    for use in ("resume", "overwrite", "export", "compare"):
+        for place in sorted({*_paths(use), *EXTRA}):
+            if use != "export" or place in EXTRA or "/" not in place:
+                yield f"{use}, {place}", Link(use, place)
 
 
 def check(case: Link, folder: Path) -> str:
-    """Moves what lies there outside, puts a link in its place, and goes on with the run."""
+    """Moves the file or folder outside, puts a link in its place, and uses the run."""
     out, outside = folder / "run", folder / "outside"
-    _copy(case.way, out)
+    _copy(case.use, out)
     link = out / case.place
     if link.exists():
         link.rename(outside)
@@ -70,8 +75,8 @@ def check(case: Link, folder: Path) -> str:
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(outside)
     before = _outside(outside)
-    line = refusal(lambda: _go_on(case.way, out))
-    assert _outside(outside) == before, f"it was changed through the link; {line}"
+    line = refusal(lambda: _use(case.use, out))
+    assert _outside(outside) == before, f"a file was changed through the link; {line}"
     return "done" if line is None else "refused"
 
 
@@ -79,46 +84,46 @@ def _outside(path: Path) -> dict[str, bytes]:
     return tree(path) if path.is_dir() else {"": path.read_bytes()}
 
 
-def _go_on(way: Way, out: Path) -> object:
-    with inside(out.parent):  # a comparison's runs name its teacher by its place
+def _use(use: Use, out: Path) -> object:
+    with inside(out.parent):  # the runs of a comparison name their teacher by its path
         own = Path(out.name)
-        if way == "compare":
+        if use == "compare":
             plan = grid.load_plan("digits", SMALL, ["kd"], own, seeds=1)
             return runner.run_grid(plan, _Silent())
-        if way == "export":
+        if use == "export":
             return export_onnx(load_deployed(own), own / "student.onnx")
         plain = recipe.load("digits", [*SMALL, "method={name: kd}", f"out={own}"])
-        return run.distill(plain, resume=way == "resume", overwrite=way == "overwrite")
+        return run.distill(plain, resume=use == "resume", overwrite=use == "overwrite")
 
 
 class _Silent:
-    """Does nothing."""
+    """Ignores all events."""
 
     def on_step(self, run: LockstepRun) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def on_end(self, run: LockstepRun, failure: str | None) -> None:
-        """Nothing."""
+        """Does nothing."""
 
 
 @functools.cache
-def _made(way: Way) -> tuple[str, ...]:
-    """All that lies in the folder before the link."""
+def _paths(use: Use) -> tuple[str, ...]:
+    """All paths in the folder of a run."""
     with tempfile.TemporaryDirectory() as name:
-        _copy(way, Path(name) / "run")
+        _copy(use, Path(name) / "run")
         return tuple(tree(Path(name) / "run"))
 
 
-def _copy(way: Way, out: Path) -> None:
-    """A run, or a comparison, that was stopped behind its last step, and so was its teacher."""
-    shutil.copytree(Path(_whole(way == "compare").name) / "run", out)
+def _copy(use: Use, out: Path) -> None:
+    """Copies a run or a comparison that was stopped after its last step, as was its teacher."""
+    shutil.copytree(Path(_finished(use == "compare").name) / "run", out)
     for path in out.rglob("result.json"):
         path.unlink()
 
 
 @functools.cache
-def _whole(compared: bool) -> tempfile.TemporaryDirectory[str]:
-    """A finished one, in the folder ``run`` of this one."""
+def _finished(comparison: bool) -> tempfile.TemporaryDirectory[str]:
+    """A folder with a finished run or comparison in its subfolder ``run``."""
     folder = tempfile.TemporaryDirectory()
-    _go_on("compare" if compared else "resume", Path(folder.name) / "run")
+    _use("compare" if comparison else "resume", Path(folder.name) / "run")
     return folder

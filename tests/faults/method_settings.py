@@ -1,4 +1,4 @@
-"""Wrong settings of methods: every key of every method misspelt, of a wrong kind or left out."""
+"""Invalid method settings: every key of every method misspelt, of a wrong type or left out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dskd import methods
 from dskd.config.recipe import resolve
 from tests.faults.outcomes import refusal
 
-FAMILY = "wrong settings of methods"
+FAMILY = "invalid method settings"
 STRIDE = 7
-"""The suite tries one in so many: other ways for each key."""
+"""The test suite takes every 7th case: others for each key."""
 
 _HUGE = -1e300
 _WRONG: dict[str, Any] = {
@@ -24,7 +24,7 @@ _WRONG: dict[str, Any] = {
     "bytes": b"\xff",
     "an object": object(),
     "infinite": float("inf"),
-    "no number": float("nan"),
+    "NaN": float("nan"),
 }
 _ODD: tuple[Any, ...] = (
     None,
@@ -45,26 +45,31 @@ _ODD: tuple[Any, ...] = (
 
 
 class Case(NamedTuple):
-    """A method's settings, and what becomes of them."""
+    """The settings of a method.
+
+    Attributes:
+        settings: The settings, with the method's name.
+        outcome: The expected outcome.
+    """
 
     settings: dict[str, Any]
     outcome: Literal["resolved", "refused", "either"]
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
-    """Every key in every way."""
+    """Every change to every key."""
     yield from islice(_all(), 0, None, 1 if whole else STRIDE)
 
 
 def _all() -> Iterator[tuple[str, Case]]:
     for name in methods.names():
-        right = methods.resolve(name, {})
-        for key in right:
-            without = {"name": name} | {k: v for k, v in right.items() if k != key}
+        valid = methods.resolve(name, {})
+        for key in valid:
+            without = {"name": name} | {k: v for k, v in valid.items() if k != key}
             where = f"{name}, {key}"
             yield f"{where} left out", Case(without, "resolved")
             for typo in (f"{key}_", key.upper(), f"{key[1:2]}{key[0]}{key[2:]}q"):
-                yield f"{where} misspelt {typo}", Case(without | {typo: right[key]}, "refused")
+                yield f"{where} misspelt {typo}", Case(without | {typo: valid[key]}, "refused")
             for what, value in _WRONG.items():
                 yield f"{where} is {what}", Case(without | {key: value}, "refused")
             for value in (_HUGE, *_ODD):
@@ -72,7 +77,7 @@ def _all() -> Iterator[tuple[str, Case]]:
 
 
 def check(case: Case, folder: Path) -> str:
-    """Resolves a recipe with these settings; one that resolves then resolves to itself."""
+    """Resolves a recipe with these settings. A resolved recipe must resolve to itself."""
     values = {
         "data": {"name": "digits"},
         "student": {"name": "resnet8"},
@@ -87,4 +92,4 @@ def check(case: Case, folder: Path) -> str:
 
 def _resolved(values: dict[str, Any], folder: Path) -> None:
     plain = resolve(values, folder).plain()
-    assert resolve(plain, folder).plain() == plain, "it resolves to something else"
+    assert resolve(plain, folder).plain() == plain, "it resolves to another recipe"

@@ -1,7 +1,7 @@
-"""Files that name code: a recipe, or a student's file, that would have a function of its own run.
+"""Files that name code: a recipe or a student's file that tries to run a function of its own.
 
-``package.module:function`` is run only where the user asks for it with ``--allow-code``. All else
-that a file may name is looked up in a list; nothing is imported because a file says so.
+``package.module:function`` is run only if the user passes ``--allow-code``. All other names in a
+file are looked up in a list, and nothing is imported because a file names it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dskd.deploy.student import load_deployed
 from dskd.engine import run
 from tests.faults.outcomes import inside, refusal, tree
 
-FAMILY = "code that files name"
+FAMILY = "code named in files"
 
 CODE = "from pathlib import Path\nPath('mark').touch()\ndef make(**_): Path('mark').touch()\n"
 NAMES = (
@@ -46,7 +46,7 @@ NAMES = (
     "file:///mark_module.py",
     "",
 )
-"""What a file may say in place of a name."""
+"""Names that a file may contain."""
 
 OPTIONS = (
     "{checkpoint_path: weights.pth}",
@@ -55,11 +55,11 @@ OPTIONS = (
     "{cache_dir: .}",
     "{block: 'mark_module:make'}",
 )
-"""Options of a timm model that would have it read other files, or that name code."""
+"""Options of a timm model that read other files or name code."""
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Every place where a file names something, with every name; all of them either way."""
+    """Every place for a name in a file, with every name. ``whole`` makes no difference."""
     for place in ("student.name", "teacher.name", "method.name", "data.name", "student's file"):
         for name in NAMES:
             yield f"{place}: {name}", (place, name)
@@ -68,7 +68,7 @@ def cases(whole: bool = True) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def check(case: tuple[str, str], folder: Path) -> str:
-    """Does what a user does with the file; nothing that it names is imported or run."""
+    """Uses the file and checks that nothing it names is imported or run."""
     place, name = case
     (folder / "mark_module.py").write_text(CODE)
     (folder / "weights.pth").write_bytes(b"cos\nsystem\n(S'touch mark'\ntR.")
@@ -83,12 +83,12 @@ def check(case: tuple[str, str], folder: Path) -> str:
             line = refusal(lambda: _use(place))
     finally:
         sys.path.remove(str(folder))
-    assert line is not None, "it was read"
-    assert tree(folder) == before, "something ran or was written"
-    assert not {"mark_module", "antigravity"} & {*sys.modules} - modules, "it was imported"
+    assert line is not None, "the file was accepted"
+    assert tree(folder) == before, "code ran or a file was written"
+    assert not {"mark_module", "antigravity"} & {*sys.modules} - modules, "a module was imported"
     a_function = name.count(":") == 1 and not name.startswith(("timm/", "http", "file"))
     if a_function and place in ("student.name", "teacher.name", "student's file"):
-        assert "--allow-code" in line, f"it is not said how to allow it: {line}"
+        assert "--allow-code" in line, f"the message does not name the option: {line}"
     return "refused"
 
 
@@ -100,19 +100,19 @@ def _use(place: str) -> None:
 
 
 def _recipe(place: str, name: str) -> str:
-    given = {
+    values = {
         "data.name": "digits",
         "student.name": "timm/resnet10t" if place == "student.options" else "resnet8",
         "student.options": "{}",
         "teacher.name": "resnet8",
         "method.name": "kd",
     }
-    given[place] = name if place == "student.options" else json.dumps(name)
+    values[place] = name if place == "student.options" else json.dumps(name)
     return (
-        f"data: {{name: {given['data.name']}}}\n"
-        f"student: {{name: {given['student.name']}, options: {given['student.options']}}}\n"
-        f"teacher: {{name: {given['teacher.name']}}}\n"
-        f"method: {{name: {given['method.name']}}}\n"
+        f"data: {{name: {values['data.name']}}}\n"
+        f"student: {{name: {values['student.name']}, options: {values['student.options']}}}\n"
+        f"teacher: {{name: {values['teacher.name']}}}\n"
+        f"method: {{name: {values['method.name']}}}\n"
         "train: {epochs: 1}\nout: run\n"
     )
 
@@ -126,7 +126,7 @@ def _write_student(path: Path, model: str) -> None:
         "mean": [0.5] * 3,
         "std": [0.5] * 3,
         "method": "ce",
-        "addition": {},
+        "deploy_config": {},
     }
     data = safetensors.torch.save({"weight": torch.zeros(2)}, {"dskd": json.dumps(facts)})
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""What becomes of something that is wrong: it is read after all, or refused in one line."""
+"""Check that wrong input is accepted or refused in one line."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from dskd.errors import InputError
 
 
 def refusal(work: Callable[[], object]) -> str | None:
-    """The line in which ``work`` refuses; None where it does its work."""
+    """The error message of an `InputError` that ``work`` raises; None if it succeeds."""
     try:
         work()
     except InputError as error:
         line = str(error)
     else:
         return None
-    assert line.isprintable(), "what is said must be one line that does nothing to a terminal"
-    assert 10 < len(line) < 600, f"what is said must be short: {line}"
+    assert line.isprintable(), "the message must be one line without control characters"
+    assert 10 < len(line) < 600, f"the message must be short: {line}"
     return line
 
 
 @contextmanager
 def inside(folder: Path) -> Iterator[None]:
-    """In that folder, as a program that was started there."""
+    """Changes the working directory while the block runs."""
     start = Path.cwd()
     os.chdir(folder)
     try:
@@ -35,7 +35,7 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All that lies in a folder."""
+    """The relative paths and contents of all files and folders in a folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b""
         for path in folder.rglob("*")

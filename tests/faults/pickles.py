@@ -1,4 +1,4 @@
-"""Hostile pickles: reading one runs nothing, writes nothing and says one line."""
+"""Malicious pickles: reading one runs no code, writes no file and gives a one-line error."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dskd.data.restricted_pickle import read_pickle
 from dskd.errors import InputError
 from dskd.storage.weights import read_weights
 
-FAMILY = "hostile pickles"
+FAMILY = "malicious pickles"
 FILES = ("data", "zip", "legacy")
-"""Where a pickle may come from: a CIFAR file, both forms of ``torch.save``."""
+"""Sources of a pickle: a file of CIFAR, and both formats of ``torch.save``."""
 
-_MARK, _VICTIM = "mark", "victim"  # in the folder where the payload is read
+_MARK, _VICTIM = "mark", "victim"  # files in the folder where the pickle is read
 _CODE = f"open({_MARK!r}, 'w').close()"
 
 CALLS: tuple[tuple[str, tuple[Any, ...]], ...] = (
@@ -83,7 +83,7 @@ CALLS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("torch.utils.cpp_extension load", ("x", [])),
     ("dskd.models.factory load_model", ("os:system",)),
 )
-"""Functions that a file may ask for, and the arguments it would call them with."""
+"""Functions that a file tries to call, and their arguments."""
 
 _SYSTEM = b"cos\nsystem\n"
 _ORDER = b"(K\x03U\x01|NNNtb"
@@ -104,26 +104,26 @@ FORGED: dict[str, bytes] = {
     "a class's own setstate": b"cnumpy\nndarray\n(N}S'__setstate__'\nNstb.",
     "state for a function": b"c_codecs\nencode\n(N}S'_call'\nNstb.",
     "state for a tuple": b"K\x01\x85Nb.",
-    "an encoding that is none": b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x06\x00\x00\x00base64tR.",
+    "an unknown encoding": b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x06\x00\x00\x00base64tR.",
     "an array of objects": b"cnumpy\ndtype\n(S'O'\nK\x00K\x01tR.",
-    "an array of old objects": b"cnumpy\ndtype\n(S'O8'\nK\x00K\x01tR.",
+    "an array of objects, old name": b"cnumpy\ndtype\n(S'O8'\nK\x00K\x01tR.",
     "an array of objects by state": b"cnumpy\ndtype\n(S'u1'\ntR(K\x03S'O,'\nNNNtb.",
     "an array of records": b"cnumpy\ndtype\n(S'u1'\ntR(K\x03S'|'\nN(S'a'\nt}tb.",
     "an array without numbers": b"cnumpy\nndarray\n)\x81.",
-    "numbers that are too few": b"cnumpy.core.multiarray\nscalar\n(S'u1'\nS'a'\ntR.",
+    "too few numbers": b"cnumpy.core.multiarray\nscalar\n(S'u1'\nS'a'\ntR.",
     "a dotted name": b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__base__\x93.",
-    "a module called by its path": b"cnumpy.os\nsystem\n(S'touch mark'\ntR.",
+    "a function of a nested module": b"cnumpy.os\nsystem\n(S'touch mark'\ntR.",
     "a name with an escape": b"c\x1b]0;x\x07\nx\n.",
-    "a call of what was built": b"]K\x01\x85R.",
+    "a call of a built object": b"]K\x01\x85R.",
     "a call without arguments": b"c_codecs\nencode\nNR.",
     "an empty stack": b"R.",
-    "no mark": b"t.",
-    "nothing": b"",
+    "no mark on the stack": b"t.",
+    "an empty pickle": b"",
     "no end": b"K\x01",
     "a number alone": b"K\x01.",
-    "text that is not closed": b"S'a\n.",
+    "unterminated text": b"S'a\n.",
 }
-"""Pickles that misuse what is admitted, or use what a file of images does not need."""
+"""Pickles that misuse allowed functions, or use instructions that data files do not need."""
 
 
 def _number(code: bytes, number: int) -> bytes:
@@ -141,14 +141,14 @@ BOMBS: dict[str, bytes] = {
     "a key that doubles, by memo": b"}K\x01" + b"q\x00h\x00h\x00\x86" * 60 + b"K\x01s.",
     "keys that double and are compared": b"(" + (_DOUBLED + b"K\x01") * 2 + b"d.",
     "a deep list": b"]" * 200_000 + b"a" * 199_999 + b".",
-    "lists without end": b"]" * 2**24 + b".",
+    "16 million lists": b"]" * 2**24 + b".",
     "a large memo number": b"(lr\xff\xff\xff\x7f.",
     "a huge memo number": b"(lp999999999999\n.",
-    "a memo number below zero": b"(lp-1\n.",
+    "a negative memo number": b"(lp-1\n.",
     "a length beyond the file": _number(b"B", 2**31) + b"a.",
     "a frame beyond the file": b"\x80\x04\x95" + b"\xff" * 7 + b"\x00K\x01.",
     "a number of many digits": b"L" + b"9" * 100_000 + b"L\n.",
-    "text that is encoded over and over": b"(" + _LONG_TEXT + b"h\x00h\x01U\x06latin1\x86R" * 50_000
+    "text that is encoded 50,000 times": b"(" + _LONG_TEXT + b"h\x00h\x01U\x06latin1\x86R" * 50_000
     + b"l.",
     "a shape of huge numbers": b"cnumpy.core.multiarray\n_reconstruct\n(tR(K\x01("
     + _number(b"\x8b", 2**17) + b"\x7f" * 2**17 + b"q\x00" + b"h\x00" * 10_000
@@ -156,11 +156,11 @@ BOMBS: dict[str, bytes] = {
     "a shape larger than its numbers": b"cnumpy.core.multiarray\n_reconstruct\n(tR(K\x01("
     + b"J\xff\xff\xff\x7f" * 4 + b"tcnumpy\ndtype\n(U\x02u1tR" + _ORDER + b"I00\nU\x00tb.",
 }  # fmt: skip
-"""Pickles that run nothing, but fill the memory, take for ever or end the process."""
+"""Pickles that run no code, but fill the memory, never end or crash the process."""
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, tuple[str, bytes]]]:
-    """Every payload by its name: what reads it, and its bytes; not ``whole``: the quick ones."""
+    """Every pickle with its source. Without ``whole``, those that are read quickly."""
     for name, arguments in CALLS:
         for protocol in (0, 2, 4):
             call = _called(name, arguments, protocol)
@@ -176,7 +176,7 @@ def cases(whole: bool = True) -> Iterator[tuple[str, tuple[str, bytes]]]:
 
 
 def check(case: tuple[str, bytes], folder: Path) -> str:
-    """Reads a payload as a user would; nothing may come of it but one line."""
+    """Reads a pickle and checks that the only effect is a one-line error."""
     file, data = case
     (folder / _VICTIM).write_text("here\n")
     path = folder / "weights.pth"
@@ -188,19 +188,19 @@ def check(case: tuple[str, bytes], folder: Path) -> str:
             read_pickle(data, "train") if file == "data" else read_weights(path)
     finally:
         os.chdir(start)
-    assert str(refused.value).isprintable(), "what is said must be one line"
-    assert len(str(refused.value)) < 500, "what is said must be short"
-    assert sorted(folder.iterdir()) == before, "something was written"
-    assert (folder / _VICTIM).read_text() == "here\n", "something was changed"
+    assert str(refused.value).isprintable(), "the message must be one line"
+    assert len(str(refused.value)) < 500, "the message must be short"
+    assert sorted(folder.iterdir()) == before, "a file was written"
+    assert (folder / _VICTIM).read_text() == "here\n", "a file was changed"
     return "refused"
 
 
 def _called(name: str, arguments: tuple[Any, ...], protocol: int) -> bytes:
-    """The instructions that call a function, without a header and an end."""
+    """The instructions that call a function, without header and end."""
     module, function = name.split(" ")
     given = pickle.dumps(arguments, protocol)
     body = given[2:-1] if protocol >= 2 else given[:-1]
-    body = body[9:] if protocol == 4 and body[:1] == b"\x95" else body  # a frame of its own
+    body = body[9:] if protocol == 4 and body[:1] == b"\x95" else body  # drop the frame
     if protocol < 4:
         return f"c{module}\n{function}\n".encode() + body + b"R"
     named = b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, function))
@@ -208,13 +208,13 @@ def _called(name: str, arguments: tuple[Any, ...], protocol: int) -> bytes:
 
 
 def _entry(call: bytes, protocol: int) -> bytes:
-    """A call as the value of a mapping, as it lies in a file of images."""
+    """A pickle with the call as a value of a dict, as in a file of CIFAR."""
     header = b"\x80" + bytes([protocol]) if protocol >= 2 else b""
     return header + b"(dS'data'\n" + call + b"s."
 
 
 def _torch_file(data: bytes) -> bytes:
-    """A file as ``torch.save`` writes it, around a pickle of one's own."""
+    """A file as ``torch.save`` writes it, with the given pickle."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", data)

@@ -1,4 +1,4 @@
-"""Wrong recipes: every key mistyped, of a wrong value or left out; and recipes of anything."""
+"""Invalid recipes: every key misspelt, with a wrong value or left out; and random recipes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ from dskd.errors import InputError
 from dskd.settings import known_keys
 from tests.config.test_recipe import SMALLEST, WRONG
 
-FAMILY = "wrong recipes"
-_NEEDED = {"data.name", "student.name", "teacher.name"}
+FAMILY = "invalid recipes"
+_REQUIRED = {"data.name", "student.name", "teacher.name"}
 _RESOLVED = "dskd: it resolves\n"
-_FUZZED, _SAMPLE = 10_000, 200
+_RANDOM, _SAMPLE = 10_000, 200
 
 
 class Case(NamedTuple):
-    """A recipe, what is set on the command line behind it, and whether it may resolve."""
+    """A recipe.
+
+    Attributes:
+        text: The YAML.
+        overrides: Settings on the command line.
+        may_resolve: Whether the recipe may be valid.
+    """
 
     text: str
     overrides: tuple[str, ...] = ()
@@ -36,7 +42,7 @@ class Case(NamedTuple):
 
 
 def _typos(key: str) -> Iterator[str]:
-    """The key with a letter doubled, left out, and two exchanged."""
+    """The key with one letter doubled, one left out, and two exchanged."""
     *path, last = key.split(".")
     for wrong in (last[0] + last, last[:-1] + "_", last[1] + last[0] + last[2:]):
         if wrong != last:
@@ -44,7 +50,7 @@ def _typos(key: str) -> Iterator[str]:
 
 
 def _without(key: str) -> str:
-    """The recipe of the digits, every default written out, without a key."""
+    """The recipe of the digits with all defaults, but without a key."""
     values = copy.deepcopy(load("digits").plain())
     *path, last = key.split(".")
     section = values
@@ -54,8 +60,8 @@ def _without(key: str) -> str:
     return yaml.safe_dump(values)
 
 
-def _fuzzed(seed: int) -> str:
-    """A recipe with a few values, keys or letters that are anything."""
+def _random(seed: int) -> str:
+    """A recipe with a few random values, keys or letters."""
     draw = random.Random(seed)
     values: dict[str, Any] = copy.deepcopy(SMALLEST)
     keys = known_keys(Recipe)
@@ -68,7 +74,7 @@ def _fuzzed(seed: int) -> str:
                 break
         else:
             key = draw.choice([last, last, last, last.upper(), f"{last}s", draw.randint(0, 9)])
-            section[key] = _anything(draw, 3)
+            section[key] = _random_value(draw, 3)
     text = yaml.safe_dump(values)
     if draw.random() < 0.3:
         place = draw.randrange(len(text))
@@ -76,17 +82,17 @@ def _fuzzed(seed: int) -> str:
     return text
 
 
-def _anything(draw: random.Random, depth: int) -> Any:
+def _random_value(draw: random.Random, depth: int) -> Any:
     words = ("", "digits", "resnet8", "kd", "sgd", "~", "~nobody/x", "a\0b", "\x1b[2J", "os:system")
     numbers = (0, -1, 1, 2, 2**63, 10**30, 0.5, 1.5, -0.1, float("nan"), float("inf"))
     if depth and draw.random() < 0.3:
-        inner = [_anything(draw, depth - 1) for _ in range(draw.randint(0, 3))]
+        inner = [_random_value(draw, depth - 1) for _ in range(draw.randint(0, 3))]
         return inner if draw.random() < 0.5 else {draw.choice(words): value for value in inner}
     return draw.choice([None, True, False, draw.choice(words), draw.choice(numbers)])
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
-    """Every recipe by its name; not ``whole``: each key once in each way, and fewer of anything."""
+    """All recipes. Without ``whole``, fewer of each kind."""
     smallest = yaml.safe_dump(SMALLEST)
     for key in known_keys(Recipe):
         for typo in list(_typos(key))[: None if whole else 1]:
@@ -94,27 +100,27 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
         wrong = WRONG[key]
         for text in wrong if whole else {wrong[0], wrong[-1]}:
             yield f"{key}={text}", Case(smallest, ("train.epochs=30", f"{key}={text}"))
-        yield f"no {key}", Case(_without(key), may_resolve=key not in _NEEDED)
-    for seed in range(_FUZZED if whole else _SAMPLE):
-        yield f"anything {seed}", Case(_fuzzed(seed), may_resolve=True)
+        yield f"no {key}", Case(_without(key), may_resolve=key not in _REQUIRED)
+    for seed in range(_RANDOM if whole else _SAMPLE):
+        yield f"random {seed}", Case(_random(seed), may_resolve=True)
 
 
 def check(case: Case, folder: Path) -> str:
-    """Gives a recipe to the command line, which goes no further than to resolve it."""
+    """Gives a recipe to the command line. No run starts."""
     path = folder / "mine.yaml"
     path.write_text(case.text, "utf-8")
-    said = io.StringIO()
+    errors = io.StringIO()
     resolved = InputError("it resolves")
     with (
         mock.patch.object(run, "distill", side_effect=resolved),
-        contextlib.redirect_stderr(said),
+        contextlib.redirect_stderr(errors),
     ):
         code = cli.run_command(["distill", str(path), *case.overrides])
-    line = said.getvalue()
+    line = errors.getvalue()
     assert code == 2
     assert line.endswith("\n")
-    assert line[:-1].isprintable(), "what is said must be one line"
-    assert len(line) < 1000, "what is said must be short"
+    assert line[:-1].isprintable(), "the message must be one line"
+    assert len(line) < 1000, "the message must be short"
     assert list(folder.iterdir()) == [path], "something was written"
-    assert case.may_resolve or line != _RESOLVED, "it was taken"
+    assert case.may_resolve or line != _RESOLVED, "the recipe was accepted"
     return "resolved" if line == _RESOLVED else "refused"

@@ -1,7 +1,7 @@
-"""Small runs in processes of their own, and what is left of them to compare.
+"""Start small runs in new processes, and compare what they leave.
 
-A process is forked from a server that has imported torch: it is fresh in all but that, and starts
-in a hundredth of the time.
+Each process is forked from a server that has imported torch, so that it starts in a hundredth of
+the time. In all other respects it is a new process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import multiprocessing
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,7 +34,7 @@ SERVER.set_forkserver_preload(
     ]
 )
 PATIENCE = 120.0
-"""Seconds after which a process hangs."""
+"""Seconds after which a process counts as hanging."""
 SMALL = (
     "data.name=folder",
     "teacher.name=resnet8",
@@ -43,19 +44,18 @@ SMALL = (
     "train.batch_size=8",
     "train.device=cpu",
 )
-"""With `images`: 24 of them, 3 steps an epoch."""
+"""With the 24 training images of `images`: 3 steps per epoch."""
 TEXT, WEIGHTS = (".json", ".jsonl"), ".safetensors"
+SETTINGS = {"sskd": ", head_epochs: 1", "crd": ", negatives: 16"}
+"""Settings that let a method train on a few images."""
 
 
 class Hung(Exception):
     """A process did not end in time."""
 
 
-SETTINGS = {"sskd": ", head_epochs: 1", "crd": ", negatives: 16"}
-
-
 def images(root: Path) -> Path:
-    """A folder of images, made where it is missing: 4 classes, 6 to train and 2 to test."""
+    """Creates a folder of images: 4 classes, each with 6 training and 2 test images."""
     draw = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 2)):
         for label in range(4):
@@ -76,42 +76,48 @@ def command(out: Path, root: Path, method: str, *flags: str) -> list[str]:
 
 
 def comparison(out: Path, root: Path, methods: str) -> list[str]:
-    """The command line of a comparison, which goes on by itself."""
+    """The command line of a comparison, which also resumes it."""
     small = [*SMALL, f"data.root={root}"]
     return ["compare", "digits", *small, "--methods", methods, "--seeds", "1", "--out", str(out)]
 
 
-def start(arguments: Sequence[str], said: Path, prepare: Callable[[], None] | None) -> BaseProcess:
+def start(
+    arguments: Sequence[str], stderr: Path, prepare: Callable[[], None] | None
+) -> BaseProcess:
     """Starts a command.
 
     Args:
-        arguments: Of `dskd`.
-        said: A file for what it says on stderr.
+        arguments: The arguments of ``dskd``.
+        stderr: A file for the output on stderr.
         prepare: Called in the process before the command.
     """
-    process = SERVER.Process(target=_main, args=(list(arguments), said, prepare))
+    process = SERVER.Process(target=_main, args=(list(arguments), stderr, prepare))
     process.start()
     return process
 
 
-def _main(arguments: list[str], said: Path, prepare: Callable[[], None] | None) -> None:
+def _main(arguments: list[str], stderr: Path, prepare: Callable[[], None] | None) -> None:
     from dskd.cli.commands import main
     from dskd.engine import training_run
 
     torch.set_num_threads(1)
-    training_run.CHECKPOINT_SHARE = float("inf")  # a checkpoint an epoch, however short
-    with said.open("a", buffering=1) as errors, contextlib.redirect_stdout(io.StringIO()):
+    training_run.CHECKPOINT_SHARE = float("inf")  # one checkpoint per epoch
+    with stderr.open("a", buffering=1) as errors, contextlib.redirect_stdout(io.StringIO()):
         sys.stderr = errors
         if prepare is not None:
             prepare()
-        main(arguments)
+        try:
+            main(arguments)
+        except Exception:
+            traceback.print_exc()  # while the file is open
+            raise
 
 
 def wait(process: BaseProcess, patience: float = PATIENCE) -> int:
-    """The exit code of a process; that of a killed one is negative.
+    """Waits for a process and returns its exit code, which is negative after a signal.
 
     Raises:
-        Hung: It does not end; it is killed.
+        Hung: The process did not end in time and was killed.
     """
     process.join(patience)
     if process.exitcode is None:
@@ -127,17 +133,17 @@ def call(
     """Runs a command to its end.
 
     Returns:
-        The exit code, and what it said on stderr.
+        The exit code, and the output on stderr.
     """
-    said = folder / "said.txt"
-    said.unlink(missing_ok=True)
-    code = wait(start(arguments, said, prepare))
-    return code, said.read_text() if said.is_file() else ""
+    stderr = folder / "stderr.txt"
+    stderr.unlink(missing_ok=True)
+    code = wait(start(arguments, stderr, prepare))
+    return code, stderr.read_text() if stderr.is_file() else ""
 
 
 def signalled(arguments: Sequence[str], folder: Path, number: signal.Signals, after: float) -> int:
-    """Starts a command and sends it a signal after so many seconds; its exit code."""
-    process = start(arguments, folder / "said.txt", None)
+    """Starts a command, sends it a signal after some seconds, and returns its exit code."""
+    process = start(arguments, folder / "stderr.txt", None)
     process.join(after)
     if process.exitcode is None and process.pid is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -146,19 +152,19 @@ def signalled(arguments: Sequence[str], folder: Path, number: signal.Signals, af
 
 
 def whole(arguments: Sequence[str], folder: Path) -> float:
-    """Runs a command that nothing disturbs.
+    """Runs a command that must succeed.
 
     Returns:
-        Its seconds.
+        Its duration in seconds.
     """
-    start_ = time.monotonic()
-    code, said = call(arguments, folder)
-    assert code == 0, said
-    return time.monotonic() - start_
+    begin = time.monotonic()
+    code, errors = call(arguments, folder)
+    assert code == 0, errors
+    return time.monotonic() - begin
 
 
 def left(out: Path) -> dict[str, Any]:
-    """What a run or a comparison leaves, times aside: files by their path, checkpoints opened."""
+    """What a run or a comparison leaves, without times: files by path, checkpoints by content."""
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
@@ -172,7 +178,7 @@ def left(out: Path) -> dict[str, Any]:
 
 
 def _timeless(path: Path) -> Any:
-    """A text's values, without times; the lines of a comparison in the order of their names."""
+    """The values in a file without times; lines are sorted."""
     text = path.read_text()
     lines = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else []
     values = lines or json.loads(text)
@@ -190,7 +196,7 @@ def _without_times(value: Any) -> Any:
 
 
 def _is_time_or_place(key: Any) -> bool:
-    # What was kept before a kill is found again: more hits than undisturbed, with the same numbers.
+    # Outputs that were cached before a kill are found again, so the hit rate differs.
     return key in (
         "out",
         "checkpoint",
@@ -201,14 +207,14 @@ def _is_time_or_place(key: Any) -> bool:
 
 
 def _last_state(folder: Path) -> Any:
-    """The newest checkpoint's state: the optimizer's and the method's memory too."""
+    """The state in the newest checkpoint, without times."""
     from dskd.storage import checkpoint
 
     return _plain(_without_times(checkpoint.read(checkpoint.in_order(folder)[-1])))
 
 
 def _plain(value: Any) -> Any:
-    """Tensors as their bytes."""
+    """A value with tensors as bytes."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape, value.reshape(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(value, dict):
@@ -219,5 +225,5 @@ def _plain(value: Any) -> Any:
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The names under which two runs left different things."""
+    """The names of files and checkpoints that differ between two runs."""
     return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))

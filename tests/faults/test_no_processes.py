@@ -1,4 +1,4 @@
-"""One process decodes, trains and writes: whatever kills it leaves none behind."""
+"""One process decodes, trains and writes, so a killed run leaves no process behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def plan(folder: Path) -> Recipe:
+def load_recipe(folder: Path) -> Recipe:
     return recipe.load(
         "digits",
         [
@@ -65,13 +65,13 @@ def test_a_run_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(image_decoding, "_read", watched)
     monkeypatch.setattr(Trainer, "train_epoch", trained)
-    run.train(plan(folder))
+    run.train(load_recipe(folder))
     look()
     assert not started
-    assert len(threads) > 1, "nothing was decoded beside the main thread"
+    assert len(threads) > 1, "only the main thread decoded images"
 
 
-def test_a_thread_that_dies_while_it_decodes_ends_the_run(
+def test_an_error_in_a_decoding_thread_ends_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = image_decoding._read
@@ -83,5 +83,5 @@ def test_a_thread_that_dies_while_it_decodes_ends_the_run(
 
     monkeypatch.setattr(image_decoding, "_read", dying)
     with pytest.raises(MemoryError, match="in a thread"):
-        run.train(plan(folder))
+        run.train(load_recipe(folder))
     assert not (folder.parent / "run").exists()

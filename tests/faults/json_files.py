@@ -1,7 +1,7 @@
-"""Hostile JSON: what a student's file says of it, and what lies in a run's folder.
+"""Malicious JSON in a student's file, in a run's folder and in a comparison's folder.
 
-A student of a stranger is asked about an image, a run or a comparison of a stranger is drawn.
-Whatever is told of them, they are used as told or refused in one line.
+A student classifies an image; a report is made of a run or of a comparison. Whatever the JSON says,
+it is used or refused in one line.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ from dskd.report.build import make_report
 from dskd.report.collect import collect
 from tests.faults.outcomes import refusal
 
-FAMILY = "hostile JSON"
+FAMILY = "malicious JSON"
 STRIDE = 7
-"""The suite tries one in so many, of each fact another."""
+"""The test suite takes every 7th case, a different one for each key."""
 
 STUDENT = "student.safetensors"
 SMALL = ("data.fraction=0.02", "train.epochs=1", "student.name=resnet8")
 READ = (STUDENT, "recipe.yaml", "result.json", "environment.json", "metrics.jsonl")
-"""The files of a run that are read again."""
+"""The files of a run that are read later."""
 COMPARISON = "comparison.json"
-INNER = (
+NESTED = (
     *("variants.0.label", "variants.0.folder", "variants.0.method"),
     "variants.0.method.temperature",
 )
 
 TEXTS = {
-    "nothing": "",
-    "half": '{"model": "resn',
+    "an empty file": "",
+    "half an object": '{"model": "resn',
     "null": "null",
     "a number": "5",
     "text": '"model"',
     "a list": "[]",
-    "an empty mapping": "{}",
+    "an empty object": "{}",
     "deep lists": "[" * 100_000,
-    "deep lists that are closed": "[" * 100_000 + "]" * 100_000,
-    "deep mappings": '{"a":' * 100_000,
-    "a number of thousands of digits": "9" * 5000,
+    "deep lists, closed": "[" * 100_000 + "]" * 100_000,
+    "deep objects": '{"a":' * 100_000,
+    "a number of 5,000 digits": "9" * 5000,
     "not text": "\udcff\udcfe",
     "a null byte": '{"a\0": 1}',
 }
@@ -71,9 +71,9 @@ VALUES: tuple[Any, ...] = (
     *([10**9, 8, 8], [3, 10**9, 10**9], [3, 16_000, 16_000], [1, 8, 8], [0.5] * 4, [1e-320] * 3),
     *([float("nan")] * 3, ["x"] * 10**5, {}, {"a": 1}, {"stages": ["layer1"]}, [{"a": []}]),
 )
-"""What may be told in place of a fact."""
+"""Values in place of a valid one."""
 
-CLAIMS: tuple[tuple[str, dict[str, Any]], ...] = (
+LARGE_MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("vit_tiny_patch16_224", {"depth": 900}),
     ("vit_tiny_patch16_224", {"depth": 10**9}),
     ("vit_tiny_patch16_224", {"img_size": 4096, "patch_size": 1}),
@@ -82,37 +82,43 @@ CLAIMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("swin_tiny_patch4_window7_224", {"window_size": 60_000}),
     ("resnet10t", {"block_args": {"reduce_first": 10**6}}),
 )
-"""Models of timm that a student's file may name, with options that few bytes hold."""
+"""Large models of timm that a student's file may name with a few bytes of options."""
 
 
-class Told(NamedTuple):
-    """A file of a run or comparison, and what is told in it: its text, or the value of a fact."""
+class Case(NamedTuple):
+    """A file of a run or comparison with changed content.
+
+    Attributes:
+        file: Name of the file.
+        key: The dotted key that is changed; empty to replace the whole text.
+        value: The new value, or the new text.
+    """
 
     file: str
     key: str
     value: Any
 
 
-def cases(whole: bool = True) -> Iterator[tuple[str, Told]]:
-    """Every file with every text, and every fact with every value."""
+def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
+    """Every file with every text, and every key with every value."""
     yield from islice(_all(), 0, None, 1 if whole else STRIDE)
 
 
-def _all() -> Iterator[tuple[str, Told]]:
-    for model, options in CLAIMS:
-        facts = {**_facts(STUDENT), "model": f"timm/{model}", "options": options}
-        yield f"{STUDENT}: {model} {options}", Told(STUDENT, "", json.dumps(facts))
+def _all() -> Iterator[tuple[str, Case]]:
+    for model, options in LARGE_MODELS:
+        values = {**_values(STUDENT), "model": f"timm/{model}", "options": options}
+        yield f"{STUDENT}: {model} {options}", Case(STUDENT, "", json.dumps(values))
     for file in (*READ, COMPARISON):
         for name, text in TEXTS.items():
-            yield f"{file}: {name}", Told(file, "", text)
+            yield f"{file}: {name}", Case(file, "", text)
     for file in (STUDENT, "result.json", "environment.json", "metrics.jsonl", COMPARISON):
-        for key in (*_facts(file), *(INNER if file == COMPARISON else ())):
+        for key in (*_values(file), *(NESTED if file == COMPARISON else ())):
             for number, value in enumerate(VALUES):
-                yield f"{file}: {key}, value {number}", Told(file, key, value)
+                yield f"{file}: {key}, value {number}", Case(file, key, value)
 
 
-def check(case: Told, folder: Path) -> str:
-    """Uses a run or a comparison whose file tells something else."""
+def check(case: Case, folder: Path) -> str:
+    """Uses a run or a comparison with the changed file."""
     files = _comparison() if case.file == COMPARISON else _run()
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -121,37 +127,37 @@ def check(case: Told, folder: Path) -> str:
     if case.file == STUDENT:
         Image.new("RGB", (8, 8)).save(folder / "p.png")
         tensors = safetensors.torch.load(_run()[STUDENT])
-        text = text.encode("utf-8", "replace").decode()  # the file holds no other text
+        text = text.encode("utf-8", "replace").decode()  # safetensors stores valid text only
         (folder / STUDENT).write_bytes(safetensors.torch.save(tensors, {"dskd": text}))
     else:
         (folder / case.file).write_bytes(text.encode("utf-8", "surrogateescape"))
-    line = refusal(lambda: _ask(folder) if case.file == STUDENT else _draw(folder))
+    line = refusal(lambda: _classify(folder) if case.file == STUDENT else _report(folder))
     return "read" if line is None else "refused"
 
 
-def _text(case: Told) -> str:
-    """What the file says."""
+def _text(case: Case) -> str:
+    """The new text of the file."""
     if not case.key:
         return str(case.value)
-    facts: Any = copy.deepcopy(_facts(case.file))
+    values: Any = copy.deepcopy(_values(case.file))
     *path, last = [int(part) if part.isdigit() else part for part in case.key.split(".")]
-    inner = functools.reduce(operator.getitem, path, facts)
+    inner = functools.reduce(operator.getitem, path, values)
     inner[last] = case.value
-    return json.dumps(facts)
+    return json.dumps(values)
 
 
-def _ask(folder: Path) -> torch.Tensor:
+def _classify(folder: Path) -> torch.Tensor:
     return predict(load_deployed(folder), [folder / "p.png"])
 
 
-def _draw(folder: Path) -> None:
-    """The table of a run or a comparison, and its page."""
+def _report(folder: Path) -> None:
+    """Makes the table and the report of a run or a comparison."""
     summaries = summarize([runs.variant for runs in collect([folder]).methods], 500)
     columns, rows = summary_table(summaries)
-    said = [*(cell for row in rows for cell in row), *columns]
+    texts = [*(cell for row in rows for cell in row), *columns]
     if (folder / COMPARISON).is_file():
-        said += notes(read_comparison(folder), summaries)
-    assert all(text.isprintable() for text in said)
+        texts += notes(read_comparison(folder), summaries)
+    assert all(text.isprintable() for text in texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cost, "SECONDS", 0.0)
         page = make_report([folder], folder / "page.html")
@@ -159,8 +165,8 @@ def _draw(folder: Path) -> None:
         assert "\x1b" not in page.with_suffix(suffix).read_text()
 
 
-def _facts(file: str) -> dict[str, Any]:
-    """What the file tells where nothing is wrong."""
+def _values(file: str) -> dict[str, Any]:
+    """The values in the valid file."""
     if file == STUDENT:
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
             copy.write(_run()[STUDENT])
@@ -188,5 +194,5 @@ def _comparison() -> dict[str, bytes]:
         changes = [*SMALL, "teacher.name=resnet8", "teacher.epochs=1"]
         with live_table(grid := load_plan("digits", changes, ["kd,ce"], out, seeds=1)) as callback:
             run_grid(grid, callback)
-        kept = (path for name in (COMPARISON, *READ) for path in out.rglob(name))
-        return {path.relative_to(out).as_posix(): path.read_bytes() for path in kept}
+        files = (path for name in (COMPARISON, *READ) for path in out.rglob(name))
+        return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}

@@ -1,6 +1,6 @@
-"""Checkpoints that are damaged: in every byte of the header, every field and at every boundary.
+"""Damaged checkpoints: in every byte of the header, in every field and at every boundary.
 
-Some hold something else under a right checksum.
+Some of them have a valid checksum and hold something other than a state.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tests.faults import runs
 
 FAMILY = "damaged checkpoints"
 COUNT, SAMPLE = 2000, 200
-Kind = Literal["flip", "zero", "cut", "longer", "swap", "other"]
-OTHERS: tuple[Any, ...] = (None, 5, "text", [1], {}, {"epoch": 1}, torch.zeros(3))
-"""What a checkpoint may hold in place of a state, beside a state without one of its parts."""
+Kind = Literal["flip", "zero", "truncate", "extend", "swap", "replace"]
+CONTENTS: tuple[Any, ...] = (None, 5, "text", [1], {}, {"epoch": 1}, torch.zeros(3))
+"""What a checkpoint holds in place of a state."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class Case:
     """A change to the newest of two checkpoints.
 
     Attributes:
-        kind: A byte is changed, many become zero, the file ends there, it goes on for so many
-            bytes, two bytes change places, or it is whole and holds something else.
-        at: Where, in bytes; which one of `OTHERS`, or of the parts behind them.
-        amount: What the byte is combined with by exclusive or; bytes that become zero.
+        kind: ``flip`` changes bits of a byte, ``zero`` clears bytes, ``truncate`` and ``extend``
+            change the length, ``swap`` exchanges two bytes. ``replace`` writes a checkpoint that
+            holds something else.
+        at: The position in bytes. For ``replace``, an index into `CONTENTS` and, after these, into
+            the parts of a state that are left out or wrong.
+        amount: The bits to change; the number of bytes to clear or append; the distance to swap.
     """
 
     kind: Kind
@@ -50,7 +52,7 @@ class Case:
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
-    """All header bytes and all fields, of a run's own checkpoint; the rest is drawn."""
+    """All header bytes and all fields of a run's checkpoint; the rest is drawn at random."""
     wanted = COUNT if whole else SAMPLE
     for number, (where, case) in enumerate(itertools.islice(_all(), wanted)):
         yield f"{number}: {case.kind} {where}", case
@@ -65,30 +67,30 @@ def _all() -> Iterator[tuple[str, Case]]:
         {0, 1, HEADER_BYTES - 1, HEADER_BYTES, size - 1, *(end for _, _, end in parts)}
     )
     cuts = [at for at in boundaries if at < size]
-    # Some of each kind first: the suite takes no more than the first 200.
+    # Some of each kind come first: the test suite takes the first 200 cases.
     few = cuts[:: max(1, len(cuts) // 60)]
-    yield from _cut(few)
-    for number in range(len(OTHERS) + 2 * len(PARTS)):
-        yield f"{number} in its place", Case("other", number)
+    yield from _truncations(few)
+    for number in range(len(CONTENTS) + 2 * len(PARTS)):
+        yield f"by content {number}", Case("replace", number)
     for extra in (1, 512, 65536):
-        yield f"by {extra} bytes", Case("longer", size, extra)
+        yield f"by {extra} bytes", Case("extend", size, extra)
     chosen = parts[:: max(1, len(parts) // 60)]
     for name, begin, end in (*chosen, *(part for part in parts if part not in chosen)):
         yield f"in {name}", Case("flip", draw.randrange(begin, end), 1 << draw.randrange(8))
-    yield from _cut([at for at in cuts if at not in few])
+    yield from _truncations([at for at in cuts if at not in few])
     while True:
         name, begin, end = draw.choice(parts)
-        kind: Kind = draw.choice(("flip", "zero", "cut", "swap"))
+        kind: Kind = draw.choice(("flip", "zero", "truncate", "swap"))
         yield f"in {name}", Case(kind, draw.randrange(begin, end), draw.randrange(1, 256))
 
 
-def _cut(places: list[int]) -> Iterator[tuple[str, Case]]:
+def _truncations(places: list[int]) -> Iterator[tuple[str, Case]]:
     for at in places:
-        yield f"at byte {at}", Case("cut", at)
+        yield f"at byte {at}", Case("truncate", at)
 
 
 @cache
-def _made() -> tuple[bytes, bytes]:
+def _valid_checkpoints() -> tuple[bytes, bytes]:
     """The last two checkpoints of a run."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -99,8 +101,8 @@ def _made() -> tuple[bytes, bytes]:
 
 @cache
 def _layout() -> tuple[int, list[tuple[str, int, int]]]:
-    """The file's size, and its parts behind the header: fields, their heads, and the index."""
-    newer = _made()[1]
+    """The size of the file, and its parts after the header: fields, their heads, and the index."""
+    newer = _valid_checkpoints()[1]
     with tempfile.NamedTemporaryFile() as file:
         file.write(newer[HEADER_BYTES:])
         file.flush()
@@ -120,13 +122,13 @@ def _layout() -> tuple[int, list[tuple[str, int, int]]]:
     return len(newer), parts
 
 
-def _other(data: bytes, number: int) -> bytes:
-    """One of `OTHERS` as a checkpoint, or a state without one of its parts, or with a wrong one."""
-    if number < len(OTHERS):
-        state = OTHERS[number]
+def _replaced(data: bytes, number: int) -> bytes:
+    """A checkpoint of one of `CONTENTS`, or of a state with a missing or wrong part."""
+    if number < len(CONTENTS):
+        state = CONTENTS[number]
     else:
         state = torch.load(io.BytesIO(data[HEADER_BYTES:]), weights_only=True)
-        part, wrong = divmod(number - len(OTHERS), 2)
+        part, wrong = divmod(number - len(CONTENTS), 2)
         name = list(PARTS)[part]
         del state[name]
         state |= {name: None} if wrong else {}
@@ -136,12 +138,12 @@ def _other(data: bytes, number: int) -> bytes:
 
 
 def _changed(data: bytes, case: Case) -> bytes:
-    if case.kind == "other":
-        return _other(data, case.at)
+    if case.kind == "replace":
+        return _replaced(data, case.at)
     changed = bytearray(data)
-    if case.kind == "cut":
+    if case.kind == "truncate":
         return data[: case.at]
-    if case.kind == "longer":
+    if case.kind == "extend":
         return data + bytes(case.amount)
     if case.kind == "zero":
         changed[case.at : case.at + case.amount] = bytes(
@@ -150,7 +152,7 @@ def _changed(data: bytes, case: Case) -> bytes:
     elif case.kind == "swap":
         other = (case.at + case.amount) % len(data)
         changed[case.at], changed[other] = changed[other], changed[case.at]
-    if bytes(changed) == data:  # it was zero, or the same, before
+    if bytes(changed) == data:  # the bytes were zero already, or equal
         changed[case.at] ^= case.amount
     return bytes(changed)
 
@@ -159,9 +161,10 @@ def check(case: Case, folder: Path) -> str:
     """Damages the newest of two checkpoints, then the other one too.
 
     Raises:
-        AssertionError: It is not noticed, or the one before is not used, or the run starts anew.
+        AssertionError: The damage is not detected, the previous checkpoint is not used, or the
+            run would start again.
     """
-    older, newer = _made()
+    older, newer = _valid_checkpoints()
     directory = RunDirectory(folder)
     directory.checkpoints.mkdir()
     first, second = (directory.checkpoints / f"epoch0000{n}-step0000000.checkpoint" for n in (2, 3))
@@ -169,11 +172,11 @@ def check(case: Case, folder: Path) -> str:
     second.write_bytes(_changed(newer, case))
     with pytest.raises(DamagedCheckpoint):
         checkpoint.read(second)
-    state, told = directory.newest_checkpoint()
+    state, damaged = directory.newest_checkpoint()
     assert state is not None
-    assert (state["epoch"], len(told)) == (2, 1)
-    assert str(second) in told[0]
-    first.write_bytes(_changed(older, Case("cut", case.at % len(older))))
+    assert (state["epoch"], len(damaged)) == (2, 1)
+    assert str(second) in damaged[0]
+    first.write_bytes(_changed(older, Case("truncate", case.at % len(older))))
     with pytest.raises(InputError, match="every checkpoint in"):
         directory.newest_checkpoint()
-    return "noticed, the one before used"
+    return "detected, previous one used"

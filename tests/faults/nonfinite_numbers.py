@@ -1,6 +1,7 @@
-"""Numbers that are NaN or infinite, put into one step of a run, and what has to come of it.
+"""NaN and Inf in one step of a run, and updates that overflow: the run must end and save nothing.
 
-So too of updates that overflow, though loss and gradient are finite: nobody puts these in.
+The numbers of `Case` are injected. Those of `Overflow` arise by themselves: an update overflows,
+although loss and gradients are finite.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from dskd.storage.run_files import LAST, NONFINITE
 from dskd.teacher.outputs import TeacherOutputs
 from tests.trainers import fused
 
-FAMILY = "NaN and infinities in losses, gradients, the teacher's logits and what is kept"
+FAMILY = "NaN and Inf in losses, gradients, teacher logits and saved state"
 Place = Literal["loss", "gradients", "one gradient", "teacher"]
-Way = Literal["sgd", "adamw", "fused sgd", "fused adamw"]
+Mode = Literal["sgd", "adamw", "fused sgd", "fused adamw"]
 EPOCH, EPOCHS, BATCH, IMAGES = 1, 3, 32, 130
 SMALL = [
     "data.fraction=0.1",
@@ -48,41 +49,43 @@ SMALL = [
     "train.device=cpu",
     "method={name: kd}",
 ]
-"""The digits on a diet: 130 images, 5 steps an epoch."""
+"""130 images of the digits, 5 steps per epoch."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A number, where it comes up, and how the run takes its steps.
+    """A number that is injected into one step.
 
     Attributes:
-        place: What becomes bad; "one gradient" is a single number of one parameter's.
-        bad: What it becomes.
-        way: The optimizer, as a CPU or as a GPU has it.
-        step: Of the second epoch, from 0.
-        changes: Of the recipe.
+        place: Where it is injected; "one gradient" is one element of one parameter's gradient.
+        value: The number.
+        mode: The optimizer: as on a CPU, or fused as on a GPU.
+        step: The step of the second epoch, from 0.
+        changes: Settings that differ from `SMALL`.
     """
 
     place: Place
-    bad: float
-    way: Way
+    value: float
+    mode: Mode
     step: int = 2
     changes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return ", ".join([f"{self.bad} in {self.place}", self.way, *self.changes, f"{self.step}"])
+        return ", ".join(
+            [f"{self.value} in {self.place}", self.mode, *self.changes, f"{self.step}"]
+        )
 
 
 @dataclass(frozen=True)
 class Overflow:
-    """A run whose numbers overflow between two steps, or only where it is evaluated.
+    """A run whose numbers overflow between two steps, or when the student is evaluated.
 
     Attributes:
-        found: The tensor that is said, or nothing where it is the logits.
-        changes: Of the recipe. The whole epoch is one step.
+        tensor: The tensor that the error names; empty for the logits.
+        changes: Settings that differ from `SMALL`. Each epoch is one step.
     """
 
-    found: str
+    tensor: str
     changes: tuple[str, ...]
 
 
@@ -91,17 +94,17 @@ OVERFLOWS = {
     "weights": Overflow(
         "student.module.conv1.weight", ("train.lr=1e6", "method={name: ce, ce: 1.0e+34}")
     ),
-    "the optimizer's state": Overflow(
+    "optimizer state": Overflow(
         "exp_avg_sq of student.module.conv1.weight",
         ("train.optimizer=adamw", "method={name: ce, ce: 1.0e+25}"),
     ),
-    "statistics of BatchNorm": Overflow(
+    "BatchNorm statistics": Overflow(
         "student.module.bn1.running_var", ("student.std=[1.0e-25]", "method={name: ce}")
     ),
     "logits": Overflow("", ("train.lr=1e6", "method={name: ce}")),
 }
 PLACES: tuple[Place, ...] = ("loss", "gradients", "one gradient", "teacher")
-WAYS: tuple[Way, ...] = ("sgd", "adamw", "fused sgd", "fused adamw")
+MODES: tuple[Mode, ...] = ("sgd", "adamw", "fused sgd", "fused adamw")
 NAN, INF = float("nan"), float("inf")
 SAMPLE = [
     Case("loss", NAN, "sgd"),
@@ -114,42 +117,55 @@ SAMPLE = [
     Case("teacher", -INF, "fused sgd", changes=("train.precision=bfloat16",)),
     Case("loss", -INF, "fused adamw", changes=("train.precision=bfloat16",)),
 ]
-OF_TWO = [
+FOR_TWO_PROCESSES = [
     Case("one gradient", NAN, "sgd"),
     Case("teacher", -INF, "fused sgd"),
     Case("loss", INF, "adamw"),
 ]
-"""Those that two processes meet, of which one has the image."""
+"""Cases for two processes, of which one has the image."""
 CHANGES = ((), ("train.precision=bfloat16",))
 
 
 def cases(*, whole: bool) -> Iterator[tuple[str, Case | Overflow]]:
-    """The cases by name: a sample, or all of them."""
+    """All cases, or a sample of them."""
     yield from ((f"overflow of {name}", case) for name, case in OVERFLOWS.items())
-    every = itertools.product(PLACES, (NAN, INF, -INF), WAYS, (0, 2, 4), CHANGES)
+    every = itertools.product(PLACES, (NAN, INF, -INF), MODES, (0, 2, 4), CHANGES)
     for case in itertools.starmap(Case, every) if whole else SAMPLE:
         yield str(case), case
 
 
 def check(case: Case | Overflow, folder: Path) -> str:
-    """Has a run meet the number; nothing of it may be kept."""
-    return _spoil(case, folder) if isinstance(case, Case) else _overflow(case, folder / "run")
+    """Checks that the run ends and that the number is not saved.
+
+    Args:
+        case: The number.
+        folder: An empty folder.
+
+    Returns:
+        The outcome: ``stopped``.
+
+    Raises:
+        AssertionError: The run goes on, or the number was saved.
+    """
+    if isinstance(case, Overflow):
+        return _check_overflow(case, folder / "run")
+    return _check_injected(case, folder)
 
 
-def _overflow(case: Overflow, out: Path) -> str:
-    """Has a run overflow: what was saved before stays, and it does not end as a finished one."""
-    assert _ends(*SMALL, *LABELS, *case.changes, f"out={out}") == 3
+def _check_overflow(case: Overflow, out: Path) -> str:
+    """Checks that no file holds the number and that the run does not count as finished."""
+    assert _exit_code(*SMALL, *LABELS, *case.changes, f"out={out}") == 3
     facts = json.loads((out / NONFINITE).read_text())
     assert (facts["epoch"], facts["step"]) == (1, 1)
-    assert facts["what"] == ["state" if case.found else "logits"]
-    assert facts["state"][:1] == ([case.found] if case.found else [])
+    assert facts["what"] == ["state" if case.tensor else "logits"]
+    assert facts["state"][:1] == ([case.tensor] if case.tensor else [])
     for weights in out.glob("*.safetensors"):
         assert _all_finite(safetensors.torch.load_file(weights)), "bad weights were written"
     for path in (out / "checkpoints").iterdir():
         state = checkpoint.read(path)["trainer"]
         assert _all_finite(state["method"]), "bad weights were saved"
         for values in state["optimizer"]["state"].values():
-            assert _all_finite(values), "a bad state was saved"
+            assert _all_finite(values), "a bad optimizer state was saved"
     assert not (out / "result.json").exists(), "it counts as finished"
     assert not (out / LAST).exists(), "it has a student"
     return "stopped"
@@ -159,43 +175,41 @@ def _all_finite(tensors: dict[str, Any]) -> bool:
     return all(bool(torch.as_tensor(value).isfinite().all()) for value in tensors.values())
 
 
-def _spoil(case: Case, folder: Path) -> str:
-    """Has a run meet the number, of one process or of several; nothing of it may be kept.
+def _check_injected(case: Case, folder: Path) -> str:
+    """Checks a run of one process or of several.
 
-    The number comes up with one image, the second of its batch: of two processes, the second
-    has it.
+    The number comes with one image, the second of its batch: of two processes, the second has it.
     """
-    taught = _distilled(case, folder / "taught", "train.epochs=1")
-    teacher = f"teacher.checkpoint={taught / 'teacher' / LAST}"
+    first = _undisturbed(case, folder / "first", "train.epochs=1")
+    teacher = f"teacher.checkpoint={first / 'teacher' / LAST}"
     out = folder / "run"
     with ExitStack() as stack:
-        watched = stack.enter_context(_watched(out))
-        stack.enter_context(_spoiled(case))
-        code = _code(case, out, teacher)
+        trainers, before = stack.enter_context(_recorded_states(out))
+        stack.enter_context(_injected(case))
+        code = _run(case, out, teacher)
     assert code == 3, f"exit code {code}"
-    _check_said(case, out)
-    trainer, before = watched
-    assert _digest(trainer[0]) == before[case.step][0], (
-        "weights or the optimizer's state were changed"
+    _check_facts(case, out)
+    digest, files = before[case.step]
+    assert _digest(trainers[0]) == digest, "weights or the optimizer's state were changed"
+    assert _checkpoints(out) == files, "the checkpoints were changed"
+    assert _run(case, out, teacher, "--resume") == 0
+    assert not (out / NONFINITE).exists(), "the file of the failed step is still there"
+    whole = _undisturbed(case, folder / "whole", teacher)
+    assert (out / LAST).read_bytes() == (whole / LAST).read_bytes(), (
+        "the resumed run ends differently"
     )
-    assert _files(out) == before[case.step][1], "the checkpoints were changed"
-    assert _code(case, out, teacher, "--resume") == 0
-    assert not (out / NONFINITE).exists(), "what is over is still told"
-    whole = _distilled(case, folder / "whole", teacher)
-    assert (out / LAST).read_bytes() == (whole / LAST).read_bytes(), "the run went on otherwise"
     return "stopped"
 
 
-def _code(case: Case, out: Path, *changes: str) -> int:
-    """How the command ends."""
-    optimizer = "adamw" if "adamw" in case.way else "sgd"
+def _run(case: Case, out: Path, *changes: str) -> int:
+    """The exit code of a run."""
+    optimizer = "adamw" if "adamw" in case.mode else "sgd"
     arguments = [*SMALL, f"train.optimizer={optimizer}", *case.changes, f"out={out}", *changes]
-    with _taken(case.way):
-        return _ends(*arguments)
+    with _stepping(case.mode):
+        return _exit_code(*arguments)
 
 
-def _ends(*arguments: str) -> int:
-    """How the command ends."""
+def _exit_code(*arguments: str) -> int:
     try:
         main(["distill", "digits", *arguments])
     except SystemExit as ended:
@@ -203,47 +217,49 @@ def _ends(*arguments: str) -> int:
     raise AssertionError("a command exits")
 
 
-def _distilled(case: Case, out: Path, *changes: str) -> Path:
-    """A run that nothing befalls."""
-    assert _code(case, out, *changes) == 0
+def _undisturbed(case: Case, out: Path, *changes: str) -> Path:
+    """The folder of a run without the number."""
+    assert _run(case, out, *changes) == 0
     return out
 
 
 @contextmanager
-def _taken(way: Way) -> Iterator[None]:
-    """Has steps taken in a way."""
-    if way in ("sgd", "adamw"):
+def _stepping(mode: Mode) -> Iterator[None]:
+    """Makes runs use the optimizer of a mode."""
+    if mode in ("sgd", "adamw"):
         yield
         return
-    name: OptimizerName = "adamw" if way == "fused adamw" else "sgd"
+    name: OptimizerName = "adamw" if mode == "fused adamw" else "sgd"
     with patch.object(build, "make_optimizer", lambda method, *_, **__: fused(method, name)):
         yield
 
 
 @contextmanager
-def _watched(out: Path) -> Iterator[tuple[list[Trainer], list[tuple[str, dict[str, bytes]]]]]:
-    """The trainer of the run; what it and its checkpoints were before each step of the epoch."""
+def _recorded_states(
+    out: Path,
+) -> Iterator[tuple[list[Trainer], list[tuple[str, dict[str, bytes]]]]]:
+    """Records the trainer, and the digest and the checkpoints before each step of the epoch."""
     train_epoch = Trainer.train_epoch
     trainers: list[Trainer] = []
     before: list[tuple[str, dict[str, bytes]]] = []
 
     def watched(self: Trainer) -> Iterator[None]:
         trainers[:] = [self]
-        before[:] = [(_digest(self), _files(out))]
+        before[:] = [(_digest(self), _checkpoints(out))]
         for _ in train_epoch(self):
-            before.append((_digest(self), _files(out)))
+            before.append((_digest(self), _checkpoints(out)))
             yield
 
     with patch.object(Trainer, "train_epoch", watched):
         yield trainers, before
 
 
-def _files(out: Path) -> dict[str, bytes]:
+def _checkpoints(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (out / "checkpoints").glob("*.checkpoint")}
 
 
 def _digest(trainer: Trainer) -> str:
-    """Of the weights and the optimizer's state."""
+    """The SHA-256 of the weights and of the optimizer's state."""
     state = trainer.optimizer.state
     tensors = [*trainer.method.parameters(), *(v for one in state.values() for v in one.values())]
     content = hashlib.sha256()
@@ -253,7 +269,7 @@ def _digest(trainer: Trainer) -> str:
 
 
 class _Scaled(torch.autograd.Function):
-    """A number as it is, whose gradient is multiplied."""
+    """The identity, whose gradient is multiplied by a factor."""
 
     @staticmethod
     def forward(context: Any, value: Tensor, factor: Tensor) -> Tensor:
@@ -266,16 +282,16 @@ class _Scaled(torch.autograd.Function):
 
 
 @contextmanager
-def _spoiled(case: Case) -> Iterator[None]:
-    """Puts the number into the run."""
+def _injected(case: Case) -> Iterator[None]:
+    """Injects the number into runs."""
     image = _images(case)[1]
     forward, compute = KD.forward, TeacherOutputs.compute
 
     def factor(batch: Batch) -> Tensor:
         here = (batch.indices == image).any() & (batch.epoch == EPOCH)
-        return torch.where(here, case.bad, 1.0)
+        return torch.where(here, case.value, 1.0)
 
-    def taught(self: KD, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
+    def forward_with_number(self: KD, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         output = forward(self, batch, teacher)
         losses = dict(output.losses)
         if case.place == "loss":
@@ -287,30 +303,33 @@ def _spoiled(case: Case) -> Iterator[None]:
             losses["kd"] = losses["kd"] + _Scaled.apply(0 * last, factor(batch))
         return StepOutput(losses, output.logits, output.metrics)
 
-    def computed(
+    def compute_with_number(
         self: TeacherOutputs, teacher_forward: Any, batch: Batch, needs: Any
     ) -> tuple[ModelOutput, int]:
         teacher_output, hits = compute(self, teacher_forward, batch, needs)
         if batch.epoch == EPOCH and case.place == "teacher":
             logits = teacher_output.logits.clone()
-            logits[(batch.indices == image).nonzero().flatten(), 0] = case.bad
+            logits[(batch.indices == image).nonzero().flatten(), 0] = case.value
             teacher_output = teacher_output._replace(logits=logits)
         return teacher_output, hits
 
-    with patch.object(KD, "forward", taught), patch.object(TeacherOutputs, "compute", computed):
+    with (
+        patch.object(KD, "forward", forward_with_number),
+        patch.object(TeacherOutputs, "compute", compute_with_number),
+    ):
         yield
 
 
 def _images(case: Case) -> list[int]:
-    """Those of the step, in the plan's order."""
+    """The images of the step, in the order of the epoch plan."""
     order = draw_plan(0, EPOCH, IMAGES, 0, False).order.tolist()
     steps = IMAGES // BATCH
     end = IMAGES if case.step == steps - 1 else BATCH * (case.step + 1)
     return order[BATCH * case.step : end]
 
 
-def _check_said(case: Case, out: Path) -> None:
-    """The run's folder says which step it was, what was bad, and which images there were."""
+def _check_facts(case: Case, out: Path) -> None:
+    """Checks the step, the reason and the images in ``nonfinite.json``."""
     facts = json.loads((out / NONFINITE).read_text())
     assert (facts["epoch"], facts["step"]) == (EPOCH + 1, case.step + 1)
     assert sorted(facts["indices"]) == sorted(_images(case))

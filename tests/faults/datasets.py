@@ -1,4 +1,4 @@
-"""Odd data sets: whole small runs on them end well, or are refused in one line before any work."""
+"""Unusual data sets: small runs on them finish, or are refused in one line before any work."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.conftest import make_dataset
 from tests.data.file_writers import cifar_entries, python3_pickle, write_cifar100, write_folder
 from tests.faults.outcomes import refusal
 
-FAMILY = "odd data sets"
+FAMILY = "unusual data sets"
 
 _BATCH = 4
 SMALL: dict[str, dict[str, Any]] = {"sskd": {"head_epochs": 1}, "crd": {"negatives": 4}}
-"""Settings that make a method fit for a few images."""
+"""Settings that let a method train on a few images."""
 
 
 def _with(train: list[int], classes: int, test: list[int] | None = None) -> Dataset:
-    """Made images with these labels."""
+    """Random images with these labels."""
     data = make_dataset(classes=classes, per_class=3, size=16)
     random = torch.Generator().manual_seed(0)
 
@@ -44,37 +44,43 @@ def _with(train: list[int], classes: int, test: list[int] | None = None) -> Data
 OBJECTS: dict[str, Callable[[], Dataset]] = {
     "a last batch of one": lambda: _with([0, 1, 2] * 3, 3),  # 9 images, 4 a step
     "two classes": lambda: _with([0, 1] * 5, 2),
-    "labels with holes": lambda: _with([0, 2, 4] * 3 + [0], 5),
-    "a class of one": lambda: _with([0] * 9 + [1], 2),
+    "unused labels": lambda: _with([0, 2, 4] * 3 + [0], 5),
+    "a class with one image": lambda: _with([0] * 9 + [1], 2),
     "all of one class": lambda: _with([1] * 8, 2),
     "fewer images than a batch": lambda: _with([0, 1], 2),
-    "a test image of a class without others": lambda: _with([0, 1] * 4, 3, [2]),
+    "a test image of a class without training images": lambda: _with([0, 1] * 4, 3, [2]),
 }
-"""Images given in Python, on which every method is tried."""
+"""Data sets given in Python, on which every method is tried."""
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Callable[[Path], str]]]:
-    """Every method on every kind of images (else on the odd last batch), and every odd folder."""
+    """Every method on every data set given in Python, and every folder and file.
+
+    Without ``whole``, each method is tried on two of the data sets.
+    """
     for number, method in enumerate(methods.names()):
         for place, (name, make) in enumerate(OBJECTS.items()):
             if whole or place in (0, 1 + number % (len(OBJECTS) - 1)):
-                yield f"{method}: {name}", partial(_distilled, method, make)
+                yield f"{method}: {name}", partial(_distil, method, make)
     one = {"dataset": _with([0], 2)}
-    yield "one image", partial(_outcome, "read", one)
-    # Its last maps are one number, of which BatchNorm learns nothing.
-    yield "one image, one number", partial(_outcome, "refused", one, student="MobileNetV2")
+    yield "one image", partial(_check, "read", one)
+    # Its last feature maps have one element, so BatchNorm has no variance to compute.
+    yield (
+        "one image, feature maps of one element",
+        partial(_check, "refused", one, student="MobileNetV2"),
+    )
     for name, (expected, change) in FOLDERS.items():
-        yield f"folder: {name}", partial(_of_folder, expected, change)
+        yield f"folder: {name}", partial(_check_folder, expected, change)
     for name, (expected, files) in PICKLES.items():
-        yield f"cifar: {name}", partial(_of_pickles, expected, files)
+        yield f"cifar: {name}", partial(_check_cifar, expected, files)
 
 
 def check(case: Callable[[Path], str], folder: Path) -> str:
-    """A whole run of one epoch."""
+    """Runs one case, which is a run of one epoch."""
     return case(folder)
 
 
-def _trained(folder: Path, data: Any, method: str = "ce", student: str = "resnet8") -> None:
+def _train(folder: Path, data: Any, method: str = "ce", student: str = "resnet8") -> None:
     dataset = data.get("dataset")
     classes = len(dataset.classes) if dataset is not None else 2
     torch.manual_seed(0)
@@ -92,23 +98,23 @@ def _trained(folder: Path, data: Any, method: str = "ce", student: str = "resnet
     assert 0 <= result.test_accuracy <= 100
 
 
-def _distilled(method: str, make: Callable[[], Dataset], folder: Path) -> str:
-    _trained(folder, {"dataset": make()}, method)
+def _distil(method: str, make: Callable[[], Dataset], folder: Path) -> str:
+    _train(folder, {"dataset": make()}, method)
     return "read"
 
 
-def _outcome(expected: str, data: Any, folder: Path, student: str = "resnet8") -> str:
-    """A run on images that are used, or are refused before anything is made."""
+def _check(expected: str, data: Any, folder: Path, student: str = "resnet8") -> str:
+    """Checks that a run finishes, or is refused before its folder is created."""
     if expected == "read":
-        _trained(folder, data, student=student)
+        _train(folder, data, student=student)
         return "read"
-    line = refusal(lambda: _trained(folder, data, student=student))
-    assert line is not None, "it was read"
+    line = refusal(lambda: _train(folder, data, student=student))
+    assert line is not None, "the data set was accepted"
     assert not (folder / "run").exists(), "something was left behind"
     return "refused"
 
 
-# ---- a folder of one's own
+# ---- image folders
 
 
 def _image(path: Path, size: tuple[int, int] = (16, 16)) -> None:
@@ -127,87 +133,89 @@ def _to_file(folder: Path) -> None:
 
 
 def _keep(count: int, *folders: Path) -> None:
-    """Leaves so many of the images in each folder."""
+    """Removes all images of each folder but the first ones."""
     for folder in folders:
         for path in sorted(folder.iterdir())[count:]:
             path.unlink()
 
 
 FOLDERS: dict[str, tuple[str, Callable[[Path], object]]] = {
-    "as it should be": ("read", lambda root: None),
-    "a class of one": ("read", lambda root: _keep(1, root / "train/cat", root / "val/cat")),
-    "classes of one": ("read", lambda root: _keep(1, *root.glob("*/*"))),
+    "valid": ("read", lambda root: None),
+    "a class with one image": ("read", lambda root: _keep(1, root / "train/cat", root / "val/cat")),
+    "classes with one image": ("read", lambda root: _keep(1, *root.glob("*/*"))),
     "an empty class": ("refused", lambda root: _keep(0, root / "train/cat")),
     "an empty class in val": ("refused", lambda root: _keep(0, root / "val/cat")),
     "empty classes": ("refused", lambda root: _keep(0, *root.glob("*/*"))),
-    "a class of hidden images": ("refused", lambda root: [
+    "a class with hidden files only": ("refused", lambda root: [
         path.rename(path.with_name("." + path.name)) for path in (root / "train/cat").iterdir()]),
-    "no class": ("refused", lambda root: _remove(*root.glob("*/*"))),
+    "no classes": ("refused", lambda root: _remove(*root.glob("*/*"))),
     "one class": ("refused", lambda root: _remove(root / "train/dog", root / "val/dog")),
     "no val": ("refused", lambda root: _remove(root / "val")),
     "a val that is a file": ("refused", lambda root: _to_file(root / "val")),
     "a class missing in val": ("refused", lambda root: _remove(root / "val/dog")),
     "a class that is a file": ("refused", lambda root: _to_file(root / "train/dog")),
-    "a link in a circle": ("read", lambda root: (root / "train/cat/l").symlink_to(root)),
-    "a link to nothing": ("read", lambda root: (root / "train/cat/l.png").symlink_to("nothing")),
+    "a circular link": ("read", lambda root: (root / "train/cat/l").symlink_to(root)),
+    "a broken link": ("read", lambda root: (root / "train/cat/l.png").symlink_to("nothing")),
     "an image of another size": ("refused", lambda root: _image(
         root / "train/cat/9.png", (9, 16))),
-    "an image of nothing": ("refused", lambda root: (root / "val/cat/9.png").write_bytes(b"")),
+    "an empty image file": ("refused", lambda root: (root / "val/cat/9.png").write_bytes(b"")),
     "a name with control characters": ("read", lambda root: _image(
         root / "train/cat/\x1b[2J.png")),
     "a class with a control character": ("read", lambda root: [
         (root / p / "dog").rename(root / p / "\x1b]0;x\x07") for p in ("train", "val")]),
 }  # fmt: skip
-"""Folders of images, and what becomes of each."""
+"""Changes to a valid image folder, and the expected outcomes."""
 
 
-def _of_folder(expected: str, change: Callable[[Path], object], folder: Path) -> str:
+def _check_folder(expected: str, change: Callable[[Path], object], folder: Path) -> str:
     root = write_folder(folder / "root", classes=("cat", "dog"), per_class=5)
     change(root)
-    return _outcome(expected, {"name": "folder", "root": root, "cache": folder / "cache"}, folder)
+    return _check(expected, {"name": "folder", "root": root, "cache_dir": folder / "cache"}, folder)
 
 
-# ---- files in the format of CIFAR
+# ---- files of CIFAR-100
 
 
 def _entries(count: int, **changes: Any) -> dict[bytes, Any]:
-    """Two classes of so many images each, with other entries in place of their own."""
+    """Entries of a file with two classes of ``count`` images each, some of them replaced."""
     entries = cifar_entries("fine_labels", 2, count)
     return entries | {key.encode(): value for key, value in changes.items()}
 
 
 _NOTHING = np.zeros((0, 3072), np.uint8)
 PICKLES: dict[str, tuple[str, dict[str, dict[bytes, Any]]]] = {
-    "as it should be": ("read", {}),
-    "two classes of one": ("read", {"train": _entries(1), "test": _entries(1)}),
-    "labels with holes": ("read", {"meta": {b"fine_label_names": [b"a", b"b", b"c"]}}),
+    "valid": ("read", {}),
+    "two classes with one image": ("read", {"train": _entries(1), "test": _entries(1)}),
+    "unused labels": ("read", {"meta": {b"fine_label_names": [b"a", b"b", b"c"]}}),
     "no training images": ("refused", {"train": _entries(1, data=_NOTHING, fine_labels=[])}),
     "no test images": ("refused", {"test": _entries(1, data=_NOTHING, fine_labels=[])}),
     "fewer labels than images": ("refused", {"train": _entries(3, fine_labels=[0])}),
     "more labels than images": ("refused", {"train": _entries(3, fine_labels=[0] * 99)}),
-    "a label below zero": ("refused", {"train": _entries(1, fine_labels=[0, -1])}),
+    "a negative label": ("refused", {"train": _entries(1, fine_labels=[0, -1])}),
     "a label too large": ("refused", {"train": _entries(1, fine_labels=[0, 2])}),
     "a label far too large": ("refused", {"train": _entries(1, fine_labels=[0, 2**70])}),
-    "labels that are no numbers": ("refused", {"train": _entries(1, fine_labels=["0", "1"])}),
-    "labels that are no list": ("refused", {"train": _entries(1, fine_labels=0)}),
+    "labels that are text": ("refused", {"train": _entries(1, fine_labels=["0", "1"])}),
+    "labels that are a number": ("refused", {"train": _entries(1, fine_labels=0)}),
     "no labels": ("refused", {"train": {b"data": _entries(1)[b"data"]}}),
     "no images": ("refused", {"train": {b"fine_labels": [0, 1]}}),
     "images that are a list": ("refused", {"train": _entries(1, data=[[0] * 3072] * 2)}),
     "images of another size": (
         "refused", {"train": _entries(1, data=_entries(1)[b"data"][:, 1:])}),
-    "images of other numbers": (
+    "images of floats": (
         "refused", {"train": _entries(1, data=_entries(1)[b"data"].astype("f4"))}),
     "no class names": ("refused", {"meta": {b"fine_label_names": []}}),
     "one class name": ("refused", {"meta": {b"fine_label_names": [b"a"]}}),
     "a very long class name": ("refused", {"meta": {b"fine_label_names": [b"a" * 10**5, b"b"]}}),
-    "class names that are equal": ("read", {"meta": {b"fine_label_names": [b"a", b"a"]}}),
-    "class names that are no text": ("refused", {"meta": {b"fine_label_names": [0, 1]}}),
+    "equal class names": ("read", {"meta": {b"fine_label_names": [b"a", b"a"]}}),
+    "class names that are numbers": ("refused", {"meta": {b"fine_label_names": [0, 1]}}),
 }  # fmt: skip
-"""What stands in the files in place of their own content, and what becomes of each."""
+"""Replaced content of the files, and the expected outcomes."""
 
 
-def _of_pickles(expected: str, changes: dict[str, dict[bytes, Any]], folder: Path) -> str:
+def _check_cifar(expected: str, changes: dict[str, dict[bytes, Any]], folder: Path) -> str:
     root = write_cifar100(folder / "root", classes=2, per_class=5)
     for name, entries in changes.items():
         (root / name).write_bytes(python3_pickle(entries))
-    return _outcome(expected, {"name": "cifar100", "root": root, "cache": folder / "cache"}, folder)
+    return _check(
+        expected, {"name": "cifar100", "root": root, "cache_dir": folder / "cache"}, folder
+    )

@@ -1,4 +1,4 @@
-"""Files of strangers: nothing in them runs, and nothing is written where it should not be."""
+"""Untrusted files: no code in them runs, and no file is written where it should not be."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from tests.faults import (
     archives,
     commands,
-    data_sets,
+    datasets,
     image_files,
-    json_facts,
+    json_files,
     links,
     method_settings,
     named_code,
@@ -26,19 +26,19 @@ from tests.faults import (
 FAMILIES: tuple[ModuleType, ...] = (
     archives,
     commands,
-    data_sets,
-    json_facts,
+    datasets,
+    image_files,
+    json_files,
     links,
     method_settings,
     named_code,
     pickles,
-    image_files,
     recipes,
     texts,
 )
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch and Pillow, on files that are no good
+@pytest.mark.filterwarnings("ignore")  # of torch and Pillow, on damaged files
 @pytest.mark.parametrize(
     ("family", "case"),
     [
@@ -47,12 +47,12 @@ FAMILIES: tuple[ModuleType, ...] = (
         for name, case in family.cases(whole=False)
     ],
 )
-def test_a_stranger_s_file_does_no_harm(family: Any, case: Any, tmp_path: Path) -> None:
+def test_an_untrusted_file_does_no_harm(family: Any, case: Any, tmp_path: Path) -> None:
     assert family.check(case, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["os system", "builtins exec", "subprocess getoutput"])
-def test_the_payloads_would_run_elsewhere(
+def test_pickle_would_run_the_payloads(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A kill, a full disk and a broken one at every operation on the disk of a save, and of a run."""
+"""SIGKILL, a full disk and an I/O error at every disk operation of a save and of a run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import torch
 
 from dskd.storage import checkpoint
 from tests.faults import runs
-from tests.faults.operations import FAULTS, Disk, Fault
+from tests.faults.disk_operations import FAULTS, DiskOperations, Fault
 
-FAMILY = "kill, ENOSPC and EIO at every operation on the disk"
+FAMILY = "SIGKILL, ENOSPC and EIO at every disk operation"
 Scene = Literal["save", "run", "overwrite", "comparison"]
-_NEEDLESS = ("mkdir .", "open .", "mkdir checkpoints")
+_DISPENSABLE = ("mkdir .", "open .", "mkdir checkpoints")
 FAILED = 7
-"""The exit code of a save that raised the error it should."""
+"""Exit code of a save that raised the expected error."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Case:
     """An operation that fails.
 
     Attributes:
-        scene: Of a checkpoint's writing, of a run by labels, of one that takes another one's place,
-            or of a comparison's own files.
-        at: The operation's number.
-        operation: What it is, and on which file.
-        fault: How it fails.
+        scene: Writing a checkpoint, a run with method ``ce``, a run that replaces another one, or
+            the files of a comparison.
+        at: The number of the operation.
+        operation: The operation and its file.
+        fault: How the operation fails.
     """
 
     scene: Scene
@@ -45,56 +45,54 @@ class Case:
 
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
-    """As many as the operations that are recorded; the sample has those of a save."""
+    """Every recorded operation with every fault. Without ``whole``, those of a save only."""
     scenes: tuple[Scene, ...] = ("save", "run", "overwrite", "comparison")
     for scene in scenes if whole else scenes[:1]:
         recorded = _recorded(scene)
         cleared = _cleared(recorded) if scene == "overwrite" else len(recorded)
         for at, operation in enumerate(recorded):
             if at >= cleared or (scene == "comparison" and "ce/seed0" in operation):
-                continue  # those of a run
+                continue  # covered by the scene "run"
             for fault in FAULTS:
                 yield f"{scene}, {at}: {operation}, {fault}", Case(scene, at, operation, fault)
 
 
 def check(case: Case, folder: Path) -> str:
-    """Makes an operation fail, and goes on.
+    """Makes an operation fail, and resumes.
 
     Raises:
-        AssertionError: What was written before is not intact, or it does not go on as if nothing
-            had been.
+        AssertionError: An earlier file was damaged, or the resumed run ends differently.
     """
     return _check_save(case, folder) if case.scene == "save" else _check_run(case, folder)
 
 
 @cache
 def _recorded(scene: Scene) -> tuple[str, ...]:
-    """What an undisturbed scene does on the disk."""
+    """The disk operations of a scene without faults."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "own"
         folder.mkdir()
         log = folder / "operations.txt"
         if scene == "save":
-            before = _two(folder / "under")
+            before = _two_checkpoints(folder / "under")
             assert runs.wait(_saving(folder / "under", before, None, "kill", log)) == 0
         else:
-            code, said = runs.call(_arguments(scene, folder)[0], folder, _watch(folder, log=log))
-            assert code == 0, said
+            code, errors = runs.call(_arguments(scene, folder)[0], folder, _record(folder, log=log))
+            assert code == 0, errors
         return tuple(log.read_text().splitlines())
 
 
 def _cleared(operations: tuple[str, ...]) -> int:
-    """Behind how many operations the old run is gone, and the new one has begun."""
+    """The number of operations after which the old run is removed and the new one has begun."""
     return operations.index("rename .recipe.yaml")
 
 
-def _watch(folder: Path, **others: Any) -> Any:
-    under = folder / "under"
-    return partial(_begin, under, **others)
+def _record(folder: Path, **options: Any) -> Any:
+    return partial(_start_recording, folder / "under", **options)
 
 
-def _begin(under: Path, **others: Any) -> None:
-    Disk(under, **others)
+def _start_recording(under: Path, **options: Any) -> None:
+    DiskOperations(under, **options)
 
 
 def _state(step: int) -> dict[str, Any]:
@@ -103,8 +101,8 @@ def _state(step: int) -> dict[str, Any]:
     return parts | {"step": step, "trainer": {"weights": torch.randn(600_000, generator=draw)}}
 
 
-def _two(folder: Path) -> Path:
-    """Two checkpoints; the last one."""
+def _two_checkpoints(folder: Path) -> Path:
+    """Writes two checkpoints and returns the path of the last one."""
     return checkpoint.write(folder, _state(1), checkpoint.write(folder, _state(0)))
 
 
@@ -115,7 +113,7 @@ def _saving(folder: Path, before: Path, at: int | None, fault: Fault, log: Path)
 
 
 def _save(folder: Path, before: Path, at: int | None, fault: Fault, log: Path) -> None:
-    Disk(folder, at, fault, log)
+    DiskOperations(folder, at, fault, log)
     try:
         checkpoint.write(folder, _state(2), before)
     except OSError as error:
@@ -124,16 +122,16 @@ def _save(folder: Path, before: Path, at: int | None, fault: Fault, log: Path) -
 
 def _check_save(case: Case, folder: Path) -> str:
     under, log = folder / "under", folder / "operations.txt"
-    before = _two(under)
-    kept = {path: path.read_bytes() for path in checkpoint.in_order(under)}
+    before = _two_checkpoints(under)
+    earlier = {path: path.read_bytes() for path in checkpoint.in_order(under)}
     code = runs.wait(_saving(under, before, case.at, case.fault, log))
     done = log.read_text().splitlines()
     assert done[case.at] == case.operation
     assert code == (-9 if case.fault == "kill" else FAILED), code
-    assert before.read_bytes() == kept[before]
+    assert before.read_bytes() == earlier[before]
     renamed = any(line.startswith("rename") for line in done[: case.at])
     if not renamed:
-        assert {path: path.read_bytes() for path in checkpoint.in_order(under)} == kept
+        assert {path: path.read_bytes() for path in checkpoint.in_order(under)} == earlier
     for path in checkpoint.in_order(under):
         checkpoint.read(path)
     parts = [path for path in under.iterdir() if path.suffix == ".part"]
@@ -146,7 +144,7 @@ def _check_save(case: Case, folder: Path) -> str:
 
 
 def _arguments(scene: Scene, folder: Path) -> tuple[list[str], list[str]]:
-    """What starts a scene, and what has it go on."""
+    """The commands that start a scene and resume it."""
     out, images = folder / "under", runs.images(folder / "images")
     if scene == "overwrite":
         if not out.exists():
@@ -160,7 +158,7 @@ def _arguments(scene: Scene, folder: Path) -> tuple[list[str], list[str]]:
 
 @cache
 def _old(folder: Path) -> Path:
-    """Where a run lies that is to be replaced: another seed's, which has a teacher."""
+    """The folder of a run to be replaced: one of another seed, with a teacher."""
     own = folder / "old"
     own.mkdir(exist_ok=True)
     runs.whole(runs.command(own / "under", runs.images(own / "images"), "kd", "seed=1"), own)
@@ -177,22 +175,22 @@ def _expected(scene: Scene, folder: Path) -> dict[str, Any]:
 
 def _check_run(case: Case, folder: Path) -> str:
     expected = _expected(case.scene, folder.parent)
-    started, going_on = _arguments(case.scene, folder)
+    start, resume = _arguments(case.scene, folder)
     log = folder / "operations.txt"
-    watch = _watch(folder, at=case.at, fault=case.fault, log=log)
-    code, said = runs.call(started, folder, watch)
+    fault = _record(folder, at=case.at, fault=case.fault, log=log)
+    code, errors = runs.call(start, folder, fault)
     assert log.read_text().splitlines()[case.at] == case.operation
-    # A folder that is there needs no making, and a nameless file has another way.
-    done_without = code == 0 and case.fault != "kill" and case.operation in _NEEDLESS
-    if not done_without:
-        assert code == (-9 if case.fault == "kill" else 2), (code, said)
+    # An existing folder need not be created, and tempfile can do without a nameless file.
+    dispensable = code == 0 and case.fault != "kill" and case.operation in _DISPENSABLE
+    if not dispensable:
+        assert code == (-9 if case.fault == "kill" else 2), (code, errors)
         if case.fault != "kill":
-            assert os.strerror(getattr(errno, case.fault)) in said, said
-            assert "Traceback" not in said, said
-        code, said = runs.call(going_on, folder)
-        # Behind the last rename the run is whole, though the flush of its folder failed.
-        assert code == 0 or "holds a finished run" in said, said
+            assert os.strerror(getattr(errno, case.fault)) in errors, errors
+            assert "Traceback" not in errors, errors
+        code, errors = runs.call(resume, folder)
+        # After the last rename the run is complete, even if flushing its folder failed.
+        assert code == 0 or "holds a finished run" in errors, errors
     different = runs.differing(expected, runs.left(folder / "under"))
     assert not different, different
     assert not list((folder / "under").rglob(".*.part"))
-    return "identical, done without" if done_without else "identical"
+    return "identical, operation not needed" if dispensable else "identical"

@@ -1,8 +1,8 @@
-"""The operations of a process on the disk: recorded, and made to fail one at a time.
+"""Record the disk operations of a process, or make one of them fail.
 
-Python tells of every rename, removal and new folder by itself (`sys.addaudithook`), whichever code
-asks for it. Of writes it does not: files are opened with a raw layer that does. `os.fsync` and the
-writes of `os` are replaced.
+Python reports every rename, removal and new folder to `sys.addaudithook`, whichever code causes it.
+It does not report writes, so files are opened with a raw layer that does. `os.fsync` and the write
+functions of `os` are replaced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 Fault = Literal["kill", "ENOSPC", "EIO"]
 FAULTS: tuple[Fault, ...] = ("kill", "ENOSPC", "EIO")
-_AUDITED = {
+_AUDIT_EVENTS = {
     "os.rename": "rename",
     "os.remove": "unlink",
     "os.rmdir": "rmdir",
@@ -36,14 +36,14 @@ _WRITES = ("write", "pwrite", "writev", "pwritev", "sendfile", "copy_file_range"
 
 
 @dataclass
-class Disk:
-    """Watches this process from now on, for good: for processes that end soon.
+class DiskOperations:
+    """Records the disk operations of this process until it ends.
 
     Args:
-        under: Operations on files elsewhere are nobody's business.
+        under: The folder; operations on files elsewhere are ignored.
         at: The number of the operation that fails, from 0; None for none.
-        fault: How it fails. A write that is killed or finds no room has written half.
-        log: A file that gets a line for each operation.
+        fault: How it fails. With ``kill`` and ``ENOSPC``, a write has written half of its bytes.
+        log: A file that gets one line per operation.
     """
 
     under: Path
@@ -57,22 +57,22 @@ class Disk:
         self._log = _OPEN(self.log, "a", 1) if self.log is not None else None
         for name in _FLUSHES:
             if hasattr(os, name):
-                setattr(os, name, self._watched(name, getattr(os, name)))
+                setattr(os, name, self._reporting(name, getattr(os, name)))
         for name in _WRITES:
             if hasattr(os, name):
-                setattr(os, name, self._watched("write", getattr(os, name)))
+                setattr(os, name, self._reporting("write", getattr(os, name)))
         io.open = builtins.open = self._open
         sys.addaudithook(self._audit)
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _AUDITED:
-            self._happens(_AUDITED[event], arguments[0])
-        elif event == "open" and _makes(*arguments):
-            self._happens("open", arguments[0])
+        if event in _AUDIT_EVENTS:
+            self._report(_AUDIT_EVENTS[event], arguments[0])
+        elif event == "open" and _creates(*arguments):
+            self._report("open", arguments[0])
 
-    def _watched(self, kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _reporting(self, kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(file: Any, *rest: Any, **others: Any) -> Any:
-            self._happens(kind, file)
+            self._report(kind, file)
             return call(file, *rest, **others)
 
         return wrapper
@@ -80,7 +80,7 @@ class Disk:
     def _open(
         self, file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **others: Any
     ) -> Any:
-        """As `open`, over a raw layer that tells of its writes."""
+        """As `open`, with a raw layer that reports its writes."""
         raw_mode = mode.replace("b", "").replace("t", "")
         if not set(raw_mode) & set("wax+"):
             return _OPEN(file, mode, buffering, *rest, **others)
@@ -96,12 +96,12 @@ class Disk:
         given = dict(zip(names, rest, strict=False)) | {n: others[n] for n in names if n in others}
         return io.TextIOWrapper(buffered, line_buffering=buffering == 1, **given)
 
-    def _happens(self, kind: str, file: Any, torn: Callable[[], Any] | None = None) -> None:
+    def _report(self, kind: str, file: Any, torn: Callable[[], Any] | None = None) -> None:
         path = _path(file)
         if path is None or not path.is_relative_to(self.under):
             return
         if self._log is not None:
-            self._log.write(f"{kind} {_settled(path.relative_to(self.under))}\n")
+            self._log.write(f"{kind} {_stable_name(path.relative_to(self.under))}\n")
         self._seen += 1
         if self._seen - 1 != self.at:
             return
@@ -114,25 +114,25 @@ class Disk:
 
 
 class _Raw(io.FileIO):
-    disk: Disk
+    disk: DiskOperations
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         half = view[: len(view) // 2]
-        self.disk._happens("write", self.fileno(), lambda: io.FileIO.write(self, half))
+        self.disk._report("write", self.fileno(), lambda: io.FileIO.write(self, half))
         return super().write(data)
 
 
 _OPEN = builtins.open
 
 
-def _makes(file: Any, _mode: Any, flags: Any) -> bool:
-    """Whether an opening may make a file."""
+def _creates(file: Any, _mode: Any, flags: Any) -> bool:
+    """Whether a call of `open` may create a file."""
     return not isinstance(file, int) and isinstance(flags, int) and bool(flags & os.O_CREAT)
 
 
 def _path(file: Any) -> Path | None:
-    """Where a file lies; None for what is no file of a folder."""
+    """The path of an open file or of a name; None for pipes and the like."""
     if isinstance(file, int):
         try:
             return Path(f"/proc/self/fd/{file}").readlink()
@@ -144,9 +144,9 @@ def _path(file: Any) -> Path | None:
     return None
 
 
-def _settled(path: Path) -> str:
-    """A temporary file's name without what is random in it."""
-    if path.name.startswith("#"):  # a file that never had a name
+def _stable_name(path: Path) -> str:
+    """The name of a file, without the random part of a temporary file."""
+    if path.name.startswith("#"):  # a file without a name
         return path.with_name("#").as_posix()
     parts = path.name.split(".")
     if path.suffix == ".part" and len(parts) > 3:  # .NAME.RANDOM.part
