@@ -1,4 +1,4 @@
-"""What a process is set up to do before it trains."""
+"""Preparing a process for training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dskd.runtime.device import set_up
 resource = pytest.importorskip("resource")
 
 
-def fetched(rounds: int) -> int:
-    """Pages that the system had to give while blocks were taken and freed again and again."""
+def page_faults(rounds: int) -> int:
+    """Number of pages that the system provides while blocks are allocated and freed repeatedly."""
 
     def step() -> None:
         blocks = [torch.zeros(16 << 20, dtype=torch.uint8) for _ in range(8)]
@@ -30,7 +30,7 @@ def fetched(rounds: int) -> int:
 @pytest.mark.skipif(
     sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator"
 )
-def test_memory_that_a_step_frees_stays_for_the_next() -> None:
+def test_memory_that_a_step_frees_is_reused_by_the_next() -> None:
     set_up(torch.device("cpu"))
     one_step = 8 * (16 << 20) // resource.getpagesize()
-    assert fetched(rounds=4) < one_step
+    assert page_faults(rounds=4) < one_step
