@@ -81,11 +81,7 @@ class RunDirectory:
             InputError: As for `dskd.storage.run_guard.check_folder`.
         """
         run_guard.check_folder(
-            self.path,
-            recipe,
-            resume=resume,
-            overwrite=overwrite,
-            trains_teacher=self.trains_teacher,
+            self.path, recipe, self.trains_teacher, resume=resume, overwrite=overwrite
         )
 
     @distributed.on_rank_zero
@@ -144,8 +140,8 @@ class RunDirectory:
         remove_parts(self.checkpoints, [checkpoint.FILE_PATTERN])
         stored = {key: value for key, value in recipe.items() if key != "out"}
         text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
-        facts = {**environment, run_guard.TRAINS_TEACHER: self.trains_teacher}
-        self.write_json(ENVIRONMENT, facts)
+        facts = {run_guard.TRAINS_TEACHER: self.trains_teacher}
+        self.write_json(ENVIRONMENT, {**environment, **facts})
         replace_file(self.path / RECIPE, text.encode())
 
     @distributed.on_rank_zero
@@ -229,8 +225,7 @@ class RunDirectory:
                 f"{self.path} to start again"
             )
         metrics = self.path / METRICS
-        # The first checkpoint is written before the first metrics.
-        if metrics.is_file() and metrics.stat().st_size:
+        if metrics.is_file() and metrics.stat().st_size:  # written after the first checkpoint
             raise InputError(
                 f"the checkpoints in {self.checkpoints} are gone; remove {self.path} to start again"
             )

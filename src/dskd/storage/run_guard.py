@@ -30,21 +30,16 @@ _IDENTIFYING = {ENVIRONMENT: ("python", "packages"), RECIPE: ("data", "student")
 
 
 def check_folder(
-    folder: Path,
-    recipe: Mapping[str, Any],
-    *,
-    resume: bool,
-    overwrite: bool,
-    trains_teacher: bool,
+    folder: Path, recipe: Mapping[str, Any], trains_teacher: bool, *, resume: bool, overwrite: bool
 ) -> None:
     """Refuses a folder that a run would damage or cannot write to. Changes nothing.
 
     Args:
         folder: The run's folder; it need not exist.
         recipe: The recipe of the run that is about to start or resume.
+        trains_teacher: Whether the run trains a teacher in the subfolder ``teacher``.
         resume: Whether the run continues the one in the folder.
         overwrite: Whether the run replaces the one in the folder.
-        trains_teacher: Whether the run trains a teacher in the subfolder ``teacher``.
 
     Raises:
         InputError: The folder cannot be written to. Or it holds other files, a run that may not
