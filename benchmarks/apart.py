@@ -1,4 +1,4 @@
-"""Steps in a process of their own: nothing that this one sets helps or hinders them."""
+"""Steps in a separate process, which no setting of this process affects."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from multiprocessing import get_context
 from turns import CountedSteps
 
 _steps: list[CountedSteps] = []
-"""What takes the steps, in the process that does."""
+"""The runner, in the separate process."""
 
 
 class Apart:
-    """Whatever takes steps, in a new process (`turns.CountedSteps`).
+    """A runner in a new process (`turns.CountedSteps`).
 
     Args:
-        make: Makes it there; a function that can be pickled.
+        make: Builds the runner there. The function must be picklable.
     """
 
     def __init__(self, make: Callable[[], CountedSteps]) -> None:

@@ -1,8 +1,8 @@
-"""Whether a fast path costs accuracy: each against the plain one at the same seeds.
+"""Measures the effect of fast paths on accuracy: ``python benchmarks/fast_paths.py DATA OUT``.
 
-``python benchmarks/fast_paths.py DATA OUT``, where DATA holds tiny-imagenet-200/. A student learns
-by each path at each seed; what is finished in OUT stays, so that the script can be stopped and
-started again. Writes docs/results/fast-paths.json, and the page of what is in it.
+DATA holds tiny-imagenet-200/. A student is trained by each path at each seed. The same command
+continues after a stop, because finished runs in OUT are kept. Writes docs/results/fast-paths.json
+and its page.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from dskd.runtime import device
 RESULTS = Path(__file__).parents[1] / "docs/results"
 TEACHER, STUDENT = "resnet20", "resnet8"
 DATA = {"name": "tiny_imagenet", "classes": 20, "size": 32, "crop_padding": 4, "flip": True}
-SHARE = 0.25
-"""Of the images, for the student: so few that what augmentation does for it shows."""
+FRACTION = 0.25
+"""Fraction of the images that students are trained on, so that augmentation has a clear effect."""
 EPOCHS = 20
-BANKS = (1, 2, 4, 8, 16)
+VIEWS = (1, 2, 4, 8, 16)
+"""Numbers of cached views."""
 
 
 @dataclass(frozen=True)
 class FastPath:
-    """A way to the same student.
+    """A way to train the same student.
 
     Attributes:
         method: The method.
-        base: What it is compared with; None for the plain ones.
-        teacher: Settings of the teacher.
-        train: Settings of the training.
+        base: The path that it is compared with; None for the plain paths.
+        teacher: Settings of the section ``teacher``.
+        train: Settings of the section ``train``.
     """
 
     method: str
@@ -53,63 +54,92 @@ class FastPath:
 
 
 HALF = {"precision": "bfloat16"}
+
+
+def _views(count: int) -> str:
+    return f"{count} view{'s' if count > 1 else ''}"
+
+
 PATHS: Mapping[str, FastPath] = {
-    "kd": FastPath("kd", None, {"fold": False}),
+    "kd": FastPath("kd", None, {"fuse_batchnorm": False}),
     "kd, bfloat16": FastPath("kd", "kd", train=HALF),
-    "kd, bfloat16, kept logits": FastPath("kd", "kd", {"cache": "logits"}, HALF),
-    "dskd": FastPath("dskd", None, {"fold": False}),
-    "dskd, folded": FastPath("dskd", "dskd"),
+    "kd, bfloat16, cached logits": FastPath("kd", "kd", {"cache": "logits"}, HALF),
+    "dskd": FastPath("dskd", None, {"fuse_batchnorm": False}),
+    "dskd, fused BatchNorm": FastPath("dskd", "dskd"),
     "dskd, bfloat16": FastPath("dskd", "dskd", train=HALF),
-    "dskd, bfloat16, ahead": FastPath("dskd", "dskd", {"ahead": 4}, HALF),
     "dskd, bfloat16, compiled": FastPath("dskd", "dskd", train={**HALF, "compile": True}),
     **{
-        f"dskd, bfloat16, bank of {views}": FastPath(
-            "dskd", "dskd, bfloat16", {"cache": "bank", "views": views}, HALF
+        f"dskd, bfloat16, cached features, {_views(views)}": FastPath(
+            "dskd", "dskd, bfloat16", {"cache": "features", "views": views}, HALF
         )
-        for views in BANKS
+        for views in VIEWS
     },
 }
 
 
 def teacher_of(root: Path, out: Path) -> Path:
-    """The weights of the one teacher, which learned from all images; trained if not there."""
-    place = out / "teacher"
-    if not (place / "result.json").is_file():
+    """The weights of the teacher, which is trained on all images unless it is finished.
+
+    Args:
+        root: The folder that holds tiny-imagenet-200/.
+        out: The folder of the runs.
+    """
+    folder = out / "teacher"
+    if not (folder / "result.json").is_file():
         api.distill(
             student=TEACHER,
             data={**DATA, "root": str(root)},
             method="ce",
             train={"epochs": EPOCHS, "schedule": "cosine", **HALF},
-            out=place,
+            out=folder,
             resume=True,
         )
-    return place / "student.safetensors"
+    return folder / "student.safetensors"
 
 
-def learn(path: FastPath, seed: int, root: Path, checkpoint: Path, place: Path) -> float:
-    """The test accuracy after the last epoch, of one path at one seed, in percent."""
-    if not (place / "result.json").is_file():
-        store = {"cache_dir": str(place.parents[1] / "answers")} if "cache" in path.teacher else {}
+def learn(path: FastPath, seed: int, root: Path, checkpoint: Path, folder: Path) -> float:
+    """The test accuracy of a path at a seed, after the last epoch, in percent.
+
+    Args:
+        path: The path.
+        seed: The seed.
+        root: The folder that holds tiny-imagenet-200/.
+        checkpoint: The weights of the teacher.
+        folder: The folder of the run. A finished run is not repeated.
+    """
+    if not (folder / "result.json").is_file():
+        caches = folder.parents[1] / "teacher_outputs"
+        cache = {"cache_dir": str(caches)} if "cache" in path.teacher else {}
         api.distill(
             student=STUDENT,
-            teacher={"name": TEACHER, "checkpoint": str(checkpoint), **path.teacher, **store},
-            data={**DATA, "root": str(root), "fraction": SHARE},
+            teacher={"name": TEACHER, "checkpoint": str(checkpoint), **path.teacher, **cache},
+            data={**DATA, "root": str(root), "fraction": FRACTION},
             method=path.method,
             train={"epochs": EPOCHS, "schedule": "cosine", **path.train},
             seed=seed,
-            out=place,
+            out=folder,
             resume=True,
         )
-    return float(json.loads((place / "result.json").read_text())["test_accuracy"])
+    return float(json.loads((folder / "result.json").read_text())["test_accuracy"])
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
-    """Where a path's run at a seed lies."""
+    """The folder of a run.
+
+    Args:
+        out: The folder of all runs.
+        name: The name of the path.
+        seed: The seed.
+    """
     return out / name.replace(",", "").replace(" ", "-") / f"seed{seed}"
 
 
 def compared(accuracies: Mapping[str, Sequence[float]]) -> list[Result]:
-    """Each path's accuracies, and its difference, seed by seed, to what it is compared with."""
+    """The accuracies of each path, and its paired differences to the path that it is compared with.
+
+    Args:
+        accuracies: The accuracies of each path, by seed.
+    """
     rows: list[Result] = []
     for name, own in accuracies.items():
         over = interval(own)
@@ -124,35 +154,43 @@ def compared(accuracies: Mapping[str, Sequence[float]]) -> list[Result]:
 _PAGE = """\
 # Do the fast paths cost accuracy?
 
-Each fast path against the plain one (teacher unfolded, asked at every step, all in float32), at
-the same seeds: the same first weights, the same images in the same order. `difference` is the
-mean over the seeds of the paired differences of the test accuracy, with its 95 % interval. An
-interval that holds zero says that no difference was found with so few seeds, and how large one
-may be at most. Written by `python benchmarks/fast_paths.py`; no number is written by hand.
+Each fast path is compared with the plain one (BatchNorm of the teacher not fused, teacher outputs
+computed in every step, all in float32) at the same seeds: the same initial weights, and the same
+images in the same order. `difference` is the mean of the paired differences in test accuracy, with
+its 95 % interval. An interval that contains zero means that no difference was found with so few
+seeds; its ends say how large a difference may be. `python benchmarks/fast_paths.py` writes this
+page.
 
-Paths that are equal to the byte need no runs, their tests say so: a teacher that several students
-share (`tests/compare`), a recorded step (`tests/test_graph.py`, by its twins on the CPU), an answer
-that is kept against the same answer found again (`tests/test_kept.py`).
+Some paths need no runs, because tests show that they give the same bytes: a teacher that several
+students share (`tests/compare/test_runner.py`), and a cached output that is found again
+(`tests/teacher/test_cache.py`).
 
-A **bank of V views** changes more than rounding: an image is seen in V views instead of all 162,
-so what its row says is how much of the augmentation V views keep.
+**Cached features** change more than rounding: the images are seen in a few fixed views, not in all
+162. So their rows show how much of the effect of augmentation these views keep.
 """
 
 
 def page(result: Result) -> str:
-    """The page of a result."""
+    """Draws the page.
+
+    Args:
+        result: The content of fast-paths.json.
+
+    Returns:
+        Markdown.
+    """
     lines = [
         _PAGE,
         f"[fast-paths.json](fast-paths.json): `{result['command']}` at commit {result['commit']}, "
         f"{result['date']}. {hardware_line(result['environment'])}.",
         "",
-        f"Images of TinyImageNet's first 20 classes at 32x32: the teacher ({TEACHER}, "
-        f"{result['teacher_accuracy']:.1f} %) learned from all 10,000, the students ({STUDENT}) "
-        f"from {SHARE:.0%} of them, {EPOCHS} epochs each, with crops and flips, cosine schedule; "
-        "evaluated on the published 1,000 validation images after the last epoch. "
-        f"n = {result['seeds']} seeds.",
+        f"The images are those of the first 20 classes of Tiny ImageNet at 32x32. The teacher "
+        f"({TEACHER}, {result['teacher_accuracy']:.1f} %) was trained on all 10,000, and the "
+        f"students ({STUDENT}) on {FRACTION:.0%} of them, {EPOCHS} epochs each, with crops, flips "
+        "and a cosine schedule. Accuracy is measured on the 1,000 published validation images, "
+        f"after the last epoch, with {result['seeds']} seeds.",
         "",
-        "| path | accuracy, % (each seed) | mean | against | difference, points |",
+        "| path | accuracy of each seed, % | mean, % | compared with | difference, points |",
         "|---|---|---:|---|---:|",
     ]
     for row in result["rows"]:
@@ -160,6 +198,9 @@ def page(result: Result) -> str:
         lines.append(
             f"| {row['path']} | {each} | {row['mean']:.2f} | {row.get('base', '')} | {_gap(row)} |"
         )
+    removed = [row["path"] for row in result["rows"] if row["path"] not in PATHS]
+    if removed:
+        lines += ["", f"Removed from the package since then: {'; '.join(removed)}."]
     return "\n".join([*lines, ""])
 
 
@@ -173,17 +214,23 @@ def _gap(row: Result) -> str:
 
 
 def measured(root: Path, out: Path, seeds: int) -> Result:
-    """Trains what is not there yet, seed by seed, and compares."""
+    """Trains the missing students, and compares all.
+
+    Args:
+        root: The folder that holds tiny-imagenet-200/.
+        out: The folder of the runs.
+        seeds: Number of seeds.
+    """
     checkpoint = teacher_of(root, out)
     accuracies: dict[str, list[float]] = {name: [] for name in PATHS}
     for seed in range(seeds):
         for name, path in PATHS.items():
-            place = folder_of(out, name, seed)
-            accuracies[name].append(learn(path, seed, root, checkpoint, place))
+            folder = folder_of(out, name, seed)
+            accuracies[name].append(learn(path, seed, root, checkpoint, folder))
             print(f"seed {seed}: {name}: {accuracies[name][-1]:.2f} %", flush=True)
     teacher = json.loads((checkpoint.parent / "result.json").read_text())
     machine = device.environment(torch.device("cpu"))
-    del machine["command"]  # names places of this machine
+    del machine["command"]  # has paths of this machine
     return {
         "command": f"python benchmarks/fast_paths.py DATA OUT --seeds {seeds}",
         "date": date.today().isoformat(),
@@ -196,10 +243,10 @@ def measured(root: Path, out: Path, seeds: int) -> Result:
 
 
 def main() -> None:
-    """Trains, compares and writes."""
+    """Trains and compares, and writes the JSON and the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="holds tiny-imagenet-200/")
-    parser.add_argument("out", type=Path, help="for the runs")
+    parser.add_argument("data", type=Path, help="the folder that holds tiny-imagenet-200/")
+    parser.add_argument("out", type=Path, help="the folder of the runs")
     parser.add_argument("--seeds", type=int, default=5)
     chosen = parser.parse_args()
     try:

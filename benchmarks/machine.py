@@ -1,4 +1,4 @@
-"""What a machine can do at best, and how much a computation asks of it."""
+"""The best rates of a machine, and the work of a computation."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _COPIED = 256 * 2**20
 
 
 def rates(seconds: float = 2.0) -> dict[str, Any]:
-    """The best of many tries.
+    """Measures the rates of the machine. Each is the best of many tries.
 
     Args:
-        seconds: To spend on each.
+        seconds: Time to spend on each rate.
 
     Returns:
-        Multiply-adds a second by precision, of a square matrix ``product`` and of a 3x3
-        ``convolution``, and the larger of the two as ``multiply_adds``: the libraries behind them
-        differ, and no single one is the fastest everywhere. ``copied_bytes`` a second, each read
-        once and written once, so counted twice. And the ``load`` of the minute before.
+        Multiply-adds in a second for each precision: of a square matrix ``product``, of a 3x3
+        ``convolution``, and the larger of the two as ``multiply_adds`` (different libraries
+        compute them, and neither is always the faster one). ``copied_bytes`` in a second; each
+        byte is read and written, and counts twice. ``load``: the load of the minute before.
     """
     load = os.getloadavg()[0]
     product = {name: _product(dtype, seconds) for name, dtype in DTYPES.items()}
@@ -73,7 +73,10 @@ def _fastest(work: Callable[[], object], seconds: float) -> float:
 
 
 def multiply_adds(work: Callable[[], object]) -> int:
-    """Of the convolutions and matrix products of a computation, which is run once.
+    """The multiply-adds of the convolutions and matrix products of a computation.
+
+    Args:
+        work: The computation. It runs once.
 
     Example:
         >>> one = torch.ones(2, 3)

@@ -1,8 +1,8 @@
-"""What a step of each method costs beside a step of kd: ``python benchmarks/method_cost.py``.
+"""Measures the cost of each method relative to kd: ``python benchmarks/method_cost.py``.
 
-All methods are built on one pair, with the images' number and size of CIFAR-100 (the images
-themselves are noise: time does not depend on them), and take turns, one step each, so that a busy
-machine slows all alike. Writes docs/methods/cost.json.
+All methods are built on one pair. The images are noise in the number and size of CIFAR-100, because
+time does not depend on their content. The methods take turns, one step each, so that other work on
+the machine slows all equally. Writes docs/methods/cost.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ RECIPE = "cifar100/resnet32x4-resnet8x4"
 
 
 def noise(samples: int, classes: int = 100, size: int = 32) -> Dataset:
-    """Images of noise, by default in the shape of CIFAR-100's."""
+    """Images of noise, by default in the shape of CIFAR-100.
+
+    Args:
+        samples: Training images.
+        classes: Number of classes, and of test images.
+        size: Side of the images in pixels.
+    """
     draw = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
@@ -46,14 +52,26 @@ def noise(samples: int, classes: int = 100, size: int = 32) -> Dataset:
 
 
 def with_method(plan: Recipe, name: str) -> Recipe:
-    """The recipe under a method's default settings."""
-    chosen = load(RECIPE, [f"method={{name: {name}}}", "train.lr=1e-9"])  # noise teaches nothing
+    """The recipe with the default settings of a method.
+
+    Args:
+        plan: The recipe.
+        name: The method.
+    """
+    chosen = load(
+        RECIPE, [f"method={{name: {name}}}", "train.lr=1e-9"]
+    )  # so that training on noise stays finite
     slow = plan.train.model_copy(update={"lr": chosen.train.lr})
     return plan.changed(method=chosen.method, train=slow)
 
 
 def trainer_of(recipe: Recipe, data: Dataset) -> Trainer:
-    """The recipe's trainer, ready to step; its teacher has weights that nothing was learned by."""
+    """The trainer of a recipe, with an untrained teacher.
+
+    Args:
+        recipe: The recipe.
+        data: The images.
+    """
     cpu = torch.device("cpu")
     device.set_up(cpu)
     images = DataLoaders(data, cpu)
@@ -69,7 +87,12 @@ def trainer_of(recipe: Recipe, data: Dataset) -> Trainer:
 
 
 def teacher_of(recipe: Recipe, images: DataLoaders) -> FrozenTeacher | None:
-    """The recipe's teacher as it is, but for its training."""
+    """The teacher of a recipe, untrained.
+
+    Args:
+        recipe: The recipe.
+        images: The images, on their device.
+    """
     if recipe.teacher is None:
         return None
     torch.manual_seed(1)
@@ -80,13 +103,23 @@ def teacher_of(recipe: Recipe, images: DataLoaders) -> FrozenTeacher | None:
 
 
 def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[Step]]:
-    """What each step took; the first round is not counted."""
+    """Times the steps of each method; the first step does not count.
+
+    Args:
+        trainers: The trainers, by method.
+        rounds: Steps of each that count.
+    """
     runners = {name: Training(trainer) for name, trainer in trainers.items()}
     return {name: times.steps for name, times in take_turns(runners, rounds, warmup=0).items()}
 
 
 def rows(trainers: dict[str, Trainer], rounds: int) -> dict[str, Any]:
-    """What each method costs."""
+    """The cost of each method.
+
+    Args:
+        trainers: The trainers, by method.
+        rounds: Steps of each that count.
+    """
     seconds = measure(trainers, rounds)
     whole = {name: statistics.median(step for step, _ in s) for name, s in seconds.items()}
     teacher = {name: statistics.median(part for _, part in s) for name, s in seconds.items()}
@@ -106,14 +139,14 @@ def rows(trainers: dict[str, Trainer], rounds: int) -> dict[str, Any]:
 
 
 def _extra(trainer: Trainer) -> int:
-    kept = {id(p) for p in trainer.method.deployed().parameters()}
+    deployed = {id(p) for p in trainer.method.deployed().parameters()}
     return sum(
-        p.numel() for p in trainer.method.parameters() if p.requires_grad and id(p) not in kept
+        p.numel() for p in trainer.method.parameters() if p.requires_grad and id(p) not in deployed
     )
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures the methods and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="steps of each method")
     parser.add_argument("--images", type=int, default=50_000, help="of the training split")

@@ -1,9 +1,9 @@
-"""The reference step: distillation as the field's toolkits do it, written from a description.
+"""The reference step: distillation in the style of published toolkits.
 
-float32, channels first in memory, eager; every image is turned into a PIL image, cropped,
-mirrored, turned into a tensor and normalised by itself, in the two workers of a DataLoader; the
-teacher, with its BatchNorm, runs in every step; the loss and the accuracy are read each step.
-Nothing of this package's training is in it but the networks.
+It uses float32, channels-first memory and eager mode. Each image is turned into a PIL image,
+cropped, mirrored, turned into a tensor and normalised separately, in the two workers of a
+DataLoader. The teacher runs in every step, with its BatchNorm layers. Loss and accuracy are read in
+each step. Of this package, only the networks are used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ TEMPERATURE = 4.0
 
 
 def transforms(mean: Sequence[float], std: Sequence[float], size: int) -> Any:
-    """Random crop under 4 pixels of zeros, mirror, tensor, normalise: of one PIL image.
+    """The transforms of one PIL image: random crop with 4 pixels of padding, mirror, normalise.
+
+    Args:
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        size: Side of the crop in pixels.
 
     Raises:
         InputError: torchvision is not installed.
@@ -43,7 +48,7 @@ def transforms(mean: Sequence[float], std: Sequence[float], size: int) -> Any:
 
 
 class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Images given one at a time, as the field's data sets do.
+    """A data set that returns one image at a time.
 
     Args:
         split: The images.
@@ -63,11 +68,11 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 class ReferenceStep:
-    """What a toolkit does with a batch: labels alone, or labels and a teacher.
+    """The training step on a batch, with labels alone or with a teacher.
 
     Args:
-        student: With its own weights, which are trained.
-        teacher: In eval mode from then on; None for labels alone.
+        student: The network that is trained.
+        teacher: Is set to evaluation mode; None for labels alone.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None) -> None:
@@ -78,7 +83,7 @@ class ReferenceStep:
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Trains on a batch; its loss and its accuracy."""
+        """Trains on a batch, and returns its loss and its accuracy."""
         logits = self.student(images)
         loss = F.cross_entropy(logits, labels)
         if self.teacher is not None:
@@ -99,16 +104,16 @@ class ReferenceStep:
 
 
 class ReferenceTraining:
-    """The reference's steps, fed by its DataLoader (`turns.Steps`).
+    """The steps of the reference with its DataLoader (`turns.CountedSteps`).
 
     Args:
         step: The step.
-        images: To learn from.
-        batch_size: Images a step.
+        images: The training images.
+        batch_size: Images in a step.
     """
 
-    lead = 1  # what the workers did in the others' turns would be free
-    rest = 0.1  # and they are to be done when the others' turns begin
+    lead = 1  # else the work of the workers during other turns would not be timed
+    rest = 0.1  # the workers finish before the next turn begins
 
     def __init__(self, step: ReferenceStep, images: Images, batch_size: int) -> None:
         self._step = step
@@ -117,7 +122,7 @@ class ReferenceTraining:
         )
 
     def step(self) -> float:
-        """Takes a step; the teacher's part is not told apart."""
+        """Takes a step. The seconds of the teacher are not measured."""
         self._step(*next(self._batches))
         return 0.0
 

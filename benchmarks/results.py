@@ -1,4 +1,4 @@
-"""From times to what is said of them: medians, floors and ratios."""
+"""From measured times to results: medians, floors and ratios."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from rows import Row
 from turns import Times
 
 PAIR = "resnet32x4-resnet8x4"
-"""The pair that the ratios are of."""
+"""The pair of the ratios."""
 
 Result = dict[str, Any]
-"""A row's numbers, or a whole run's, as the JSON holds them."""
+"""The numbers of a row or of a whole run, as the JSON has them."""
 
 
 class Ratio(NamedTuple):
-    """A ratio of two rows' median seconds.
+    """A ratio of the median seconds of two rows.
 
     Attributes:
-        over: The row whose seconds are divided.
-        under: The row that they are divided by.
-        wanted: What it should be.
-        least: Whether it should be that at least, or at most.
-        meaning: In words.
+        over: The row in the numerator.
+        under: The row in the denominator.
+        wanted: The bound.
+        least: Whether the bound is a lower one.
+        meaning: The meaning in words.
     """
 
     over: tuple[str, str]
@@ -34,7 +34,7 @@ class Ratio(NamedTuple):
     meaning: str
 
     def holds(self, value: float) -> bool:
-        """Whether it is as wanted."""
+        """Whether a value is within the bound."""
         return value >= self.wanted if self.least else value <= self.wanted
 
 
@@ -42,34 +42,38 @@ RATIOS = {
     "kd_over_reference": Ratio(
         ("reference-kd", "float32"),
         ("kd", "bfloat16"),
-        *(2.25, True, "how many of our KD steps fit into one of the reference's"),
+        *(2.25, True, "the speed of KD relative to the reference"),
     ),
     "dskd_over_kd_time": Ratio(
         ("dskd", "bfloat16"),
         ("kd", "bfloat16"),
-        *(1.15, False, "how much longer a step of DSKD takes than one of KD, both ours"),
+        *(1.15, False, "the time of a DSKD step relative to a KD step, both of this package"),
     ),
-    "kd_kept_over_reference": Ratio(
+    "kd_cached_over_reference": Ratio(
         ("reference-kd", "float32"),
-        ("kd-kept", "bfloat16"),
-        *(5.0, True, "the same for KD from kept logits, all of them there already"),
+        ("kd-cached", "bfloat16"),
+        *(5.0, True, "the speed of KD with a full cache of logits, relative to the reference"),
     ),
-    "dskd_kept_over_reference": Ratio(
+    "dskd_cached_over_reference": Ratio(
         ("reference-kd", "float32"),
-        ("dskd-kept", "bfloat16"),
-        *(5.0, True, "DSKD from a bank that is full, against the reference's KD"),
+        ("dskd-cached", "bfloat16"),
+        *(
+            5.0,
+            True,
+            "the speed of DSKD with a full cache of features, relative to KD of the reference",
+        ),
     ),
 }
 
 
 def row_result(row: Row, times: Times, work: int, rate: float) -> Result:
-    """A row's numbers.
+    """The numbers of a row.
 
     Args:
         row: The row.
-        times: Its times.
+        times: Its measured times.
         work: Multiply-adds of a step.
-        rate: The machine's multiply-adds a second in the row's precision.
+        rate: Multiply-adds of the machine in a second, in the precision of the row.
     """
     seconds = [step.seconds for step in times.steps]
     low, _, high = quartiles(seconds)
@@ -91,16 +95,19 @@ def row_result(row: Row, times: Times, work: int, rate: float) -> Result:
 
 
 def ratios(rows: Sequence[Result]) -> dict[str, Result]:
-    """Each of `RATIOS` whose two rows are there: of the medians, and by rounds.
+    """Each of `RATIOS` whose rows were measured.
 
-    Its ``low`` and ``high`` are quartiles over the rounds, of the two steps that a round
-    has; so a machine that is slow for a while moves neither.
+    ``value`` is the ratio of the medians. ``low`` and ``high`` are quartiles of the ratio in each
+    round, so a machine that is slow for a while changes neither.
+
+    Args:
+        rows: The numbers of all rows.
     """
-    there = {(row["row"], row["precision"]): row for row in rows if row["pair"] == PAIR}
+    measured = {(row["row"], row["precision"]): row for row in rows if row["pair"] == PAIR}
     found = {}
     for name, ratio in RATIOS.items():
-        if ratio.over in there and ratio.under in there:
-            over, under = there[ratio.over], there[ratio.under]
+        if ratio.over in measured and ratio.under in measured:
+            over, under = measured[ratio.over], measured[ratio.under]
             rounds = zip(over["all_seconds"], under["all_seconds"], strict=True)
             low, _, high = quartiles([one / other for one, other in rounds])
             value = over["seconds"] / under["seconds"]
@@ -116,7 +123,10 @@ def ratios(rows: Sequence[Result]) -> dict[str, Result]:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Three numbers between which the quarters of the values lie.
+    """The three quartiles.
+
+    Args:
+        values: One value or more.
 
     Example:
         >>> quartiles([3.0, 1.0, 2.0, 5.0, 4.0])

@@ -1,4 +1,4 @@
-"""What is timed: the reference's steps and ours, ready to go."""
+"""The rows of the benchmark: steps of the reference and steps of this package."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from dskd.models.zoo import build
 from dskd.settings import Precision
 
 METHODS = ("ce", "kd", "dskd", "at", "crd", "reviewkd")
-"""The student alone, KD, DSKD and three methods that read features: by maps, by contrast against
-images remembered, and through a fusion of stages."""
+"""The student alone, KD, DSKD, and three methods that read features: attention maps, a contrast
+with a memory of images, and a fusion of stages."""
 COMPILED = ("kd", "dskd")
-"""Whose steps are also taken as torch compiles them."""
+"""Methods that are also timed with compiled steps."""
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Something that takes steps, and what is known of it beforehand.
+    """A row of the benchmark before it is timed.
 
     Attributes:
         pair: Teacher and student.
-        name: ``reference-ce``, ``reference-kd``, a method, or a method from cached outputs.
-        precision: Of the forward passes.
+        name: ``reference-ce``, ``reference-kd``, or a method, with ``-compiled`` or ``-cached``.
+        precision: Number format of the forward passes.
         runner: Takes the steps.
-        build_seconds: It took to make it.
+        build_seconds: Time to build it.
     """
 
     pair: str
@@ -46,18 +46,24 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Tells it from the others."""
+        """A name that no other row has."""
         return f"{self.pair} {self.name} {self.precision}"
 
 
 def rows_of(pair: str, data: Dataset, batch_size: int) -> Iterator[Row]:
-    """The rows of a pair, the reference's first."""
+    """The rows of a pair. Those of the reference come first.
+
+    Args:
+        pair: Teacher and student.
+        data: The images.
+        batch_size: Images in a step.
+    """
     yield from _reference_rows(pair, len(data.train), batch_size)
-    ways: list[tuple[str, Precision, str, tuple[str, ...]]] = [
+    variants: list[tuple[str, Precision, str, tuple[str, ...]]] = [
         (m, p, m, ()) for p in PRECISIONS for m in METHODS
     ]
-    ways += [(m, "bfloat16", f"{m}-compiled", ("train.compile=true",)) for m in COMPILED]
-    for method, precision, name, others in ways:
+    variants += [(m, "bfloat16", f"{m}-compiled", ("train.compile=true",)) for m in COMPILED]
+    for method, precision, name, others in variants:
         start = time.perf_counter()
         trainer = trainer_of(recipe_of(pair, method, precision, batch_size, *others), data)
         seconds = time.perf_counter() - start
@@ -67,7 +73,15 @@ def rows_of(pair: str, data: Dataset, batch_size: int) -> Iterator[Row]:
 def recipe_of(
     pair: str, method: str, precision: Precision, batch_size: int, *others: str
 ) -> Recipe:
-    """The shipped recipe of a pair, under a method's default settings."""
+    """The shipped recipe of a pair, with the default settings of a method.
+
+    Args:
+        pair: Teacher and student.
+        method: The method.
+        precision: Number format of the forward passes.
+        batch_size: Images in a step.
+        others: More overrides.
+    """
     chosen = (
         f"method={{name: {method}}}",
         f"train.precision={precision}",

@@ -1,7 +1,8 @@
-"""How time and memory grow with images, their size, supervised stages and students that share.
+"""Measures how time and memory grow: ``make scaling``, or ``python benchmarks/scaling.py``.
 
-``make scaling``, or ``python benchmarks/scaling.py``. Prints tables and adds all numbers to
-benchmarks/latest.json, which ``make bench`` begins. bfloat16, on the CPU, images of noise.
+The dimensions are the number of images, their size, the supervised stages of DSKD, and students
+that share a teacher. All is measured in bfloat16 on the CPU, with images of noise. Prints tables
+and adds the numbers to benchmarks/latest.json, which ``make bench`` writes.
 """
 
 from __future__ import annotations
@@ -48,20 +49,24 @@ SHALLOW = 4
 
 
 def by_images(counts: Iterable[int]) -> list[Result]:
-    """What an epoch costs beside its steps, and what the decoded images hold in memory."""
+    """The cost of an epoch without its steps, and the memory of the decoded images.
+
+    Args:
+        counts: Numbers of images.
+    """
     return [_images(count) for count in counts]
 
 
 def _images(count: int) -> Result:
     data = noise(count)
     with TemporaryDirectory(prefix="dskd-scaling-") as folder:
-        place = Path(folder)
-        files = FolderFiles(place, ())
-        cached("noise", files, None, place, lambda: data)
-        (file,) = place.glob("*.safetensors")
-        spawned = multiprocessing.get_context("spawn")  # nothing of this process's memory
+        path = Path(folder)
+        files = FolderFiles(path, ())
+        cached("noise", files, None, path, lambda: data)
+        (file,) = path.glob("*.safetensors")
+        spawned = multiprocessing.get_context("spawn")  # shares no memory with this process
         with spawned.Pool(1) as pool:
-            held, seconds = pool.apply(_load, (place,))
+            held, seconds = pool.apply(_load, (path,))
         predicted = file.stat().st_size
     split = MemoryLoader(data.train, CPU)
     start = time.perf_counter()
@@ -80,11 +85,11 @@ def _images(count: int) -> Result:
     }
 
 
-def _load(place: Path) -> tuple[int, float]:
-    """Bytes that this process grew by, and seconds, when it read the images kept in a folder."""
+def _load(folder: Path) -> tuple[int, float]:
+    """Reads cached images; returns the growth of this process in bytes, and the seconds."""
     process = psutil.Process()
     before, start = process.memory_info().rss, time.perf_counter()
-    images = DataLoaders(cached("noise", FolderFiles(place, ()), None, place, _missing), CPU)
+    images = DataLoaders(cached("noise", FolderFiles(folder, ()), None, folder, _missing), CPU)
     seconds = time.perf_counter() - start
     held = process.memory_info().rss - before
     assert len(images.train)
@@ -92,11 +97,15 @@ def _load(place: Path) -> tuple[int, float]:
 
 
 def _missing() -> NoReturn:
-    raise AssertionError("the images were kept")
+    raise AssertionError("the images are cached")
 
 
-def by_kept(counts: Iterable[int]) -> list[Result]:
-    """What a bank that is full takes on the disk. One view an image: an epoch then fills it."""
+def by_cache(counts: Iterable[int]) -> list[Result]:
+    """The size on disk of a full cache of features with one view of each image.
+
+    Args:
+        counts: Numbers of images.
+    """
     results = []
     for count in counts:
         with TemporaryDirectory(prefix="dskd-scaling-") as folder:
@@ -122,7 +131,12 @@ def by_kept(counts: Iterable[int]) -> list[Result]:
 
 
 def by_size(sizes: Iterable[int], rounds: int) -> list[Result]:
-    """A step of KD and of DSKD on images of other sizes."""
+    """A step of KD and a step of DSKD, by the size of the images.
+
+    Args:
+        sizes: Sides of the images in pixels.
+        rounds: Steps of each that count.
+    """
     results = []
     for size in sizes:
         data = noise(4 * BATCH, size=size)
@@ -135,7 +149,11 @@ def by_size(sizes: Iterable[int], rounds: int) -> list[Result]:
 
 
 def by_stages(rounds: int) -> list[Result]:
-    """A step of DSKD with two to five supervised stages: the last one, and shallow ones."""
+    """A step of DSKD with two to five supervised stages: the last one and shallow ones.
+
+    Args:
+        rounds: Steps of each that count.
+    """
     data = noise(4 * BATCH)
 
     def trainer(method: str, *others: str) -> Trainer:
@@ -163,17 +181,17 @@ def _timed(trainers: dict[str, Trainer], rounds: int) -> Result:
     }
 
 
-class Cohort:
-    """Students of one seed that step side by side, and share their teacher's outputs.
+class LockstepStudents:
+    """Students of one seed in lockstep, which share the outputs of their teacher.
 
     Args:
-        recipe: Of each.
+        recipe: The recipe of all students.
         data: The images.
-        count: How many students.
-        folder: Where each would be recorded; nothing is written within an epoch.
+        count: Number of students.
+        folder: The folder of their runs. Nothing is written during an epoch.
 
     Attributes:
-        shared: Knows how often the teacher ran.
+        shared: The shared outputs, which count the forward passes of the teacher.
     """
 
     lead, rest = 0, 0.0
@@ -190,7 +208,7 @@ class Cohort:
             self.students.append(LockstepRun("kd", recipe.seed, training_run))
 
     def step(self) -> float:
-        """A step of each; the seconds of the teacher's one answer."""
+        """Takes a step of each student, and returns the seconds of the teacher."""
         seconds = 0.0
         for student in self.students:
             watch = student.training_run.trainer.teacher_outputs.watch
@@ -201,14 +219,20 @@ class Cohort:
 
 
 def by_students(counts: Iterable[int], rounds: int) -> list[Result]:
-    """A student's step of KD where several share a teacher; each alone asks for itself."""
+    """A step of KD for each student, by the number of students that share a teacher.
+
+    Args:
+        counts: Numbers of students.
+        rounds: Steps of each that count.
+    """
     recipe, data = recipe_of(PAIR, "kd", "bfloat16", BATCH), noise(BATCH * (rounds + 4))
     with TemporaryDirectory(prefix="dskd-scaling-") as folder:
-        cohorts = {
-            count: Cohort(recipe, data, count, Path(folder) / str(count)) for count in counts
+        groups = {
+            count: LockstepStudents(recipe, data, count, Path(folder) / str(count))
+            for count in counts
         }
         plain = trainer_of(recipe_of(PAIR, "ce", "bfloat16", BATCH), data)
-        runners: dict[str, Steps] = {str(count): lockstep for count, lockstep in cohorts.items()}
+        runners: dict[str, Steps] = {str(count): group for count, group in groups.items()}
         times = take_turns(runners | {"ce": Training(plain)}, rounds)
     alone = _median(times["1"])
     return [
@@ -219,7 +243,7 @@ def by_students(counts: Iterable[int], rounds: int) -> list[Result]:
             "saving": 1 - _median(times[str(count)]) / count / alone,
             "plain_seconds": _median(times["ce"]),
         }
-        for count in cohorts
+        for count in groups
     ]
 
 
@@ -228,7 +252,11 @@ def _median(times: Times) -> float:
 
 
 def measure(*, quick: bool) -> Result:
-    """All tables."""
+    """Measures all tables.
+
+    Args:
+        quick: Whether this is a rehearsal.
+    """
     rounds = 1 if quick else 5
     return {
         "command": f"python benchmarks/scaling.py {' '.join(sys.argv[1:])}".strip(),
@@ -238,7 +266,7 @@ def measure(*, quick: bool) -> Result:
         "rehearsal": quick,
         "batch_size": BATCH,
         "images": by_images((1000,) if quick else (5000, 10_000, 25_000, 50_000, 100_000)),
-        "kept": by_kept((128,) if quick else (256, 512, 1024)),
+        "cached": by_cache((128,) if quick else (256, 512, 1024)),
         "size": by_size((32,) if quick else (32, 64, 128), rounds),
         "stages": by_stages(rounds),
         "students": by_students((1, 2) if quick else (1, 2, 4, 8), rounds),
@@ -246,14 +274,16 @@ def measure(*, quick: bool) -> Result:
 
 
 def main() -> None:
-    """Measures, adds to the JSON and shows."""
+    """Measures, adds the numbers to the JSON and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a rehearsal: numbers mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="a rehearsal, whose numbers mean nothing"
+    )
     parser.add_argument("--out", type=Path, default=LATEST, help="the JSON file to add to")
     chosen = parser.parse_args()
     scaling = measure(quick=chosen.quick)
-    there = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {}
-    chosen.out.write_text(json.dumps(there | {"scaling": scaling}, indent=1) + "\n")
+    before = json.loads(chosen.out.read_text()) if chosen.out.is_file() else {}
+    chosen.out.write_text(json.dumps(before | {"scaling": scaling}, indent=1) + "\n")
     print(hardware_line(scaling["environment"]))
     for title, lines in scaling_tables(scaling):
         print("", title, "", *lines, sep="\n")

@@ -1,4 +1,4 @@
-"""The tables of a benchmark, in Markdown: the same on the screen and on the page."""
+"""The tables of the benchmark in Markdown, for the terminal and for the page."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from results import RATIOS, Result
 
 Lines = list[str]
 CIFAR100 = 50_000
-"""Training images of CIFAR-100."""
+"""Number of training images of CIFAR-100."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
-    """A table whose columns but the first are numbers; as wide as its cells, to be read as it is.
+    """Draws a table with aligned columns. All columns but the first hold numbers.
+
+    Args:
+        head: The headings.
+        rows: The rows of cells.
 
     Example:
         >>> table(("a", "n"), [("x", "10")])
@@ -29,8 +33,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
 
 
 def ratio_table(result: Result) -> Lines:
-    """The ratios beside what was wanted of them."""
-    head = ("ratio", "value", "quarters of the rounds", "n", "wanted", "holds")
+    """The ratios and their bounds.
+
+    Args:
+        result: The results of the benchmark.
+    """
+    head = ("ratio", "value", "quartiles over rounds", "n", "bound", "holds")
     details = result["ratio_details"]
     return table(
         head,
@@ -49,21 +57,26 @@ def ratio_table(result: Result) -> Lines:
 
 
 def ratio_meanings() -> Lines:
-    """How each ratio is computed."""
+    """The definition of each ratio."""
     return [
-        f"- `{name}`: `{' '.join(ratio.over)}` seconds over `{' '.join(ratio.under)}` seconds: "
-        f"{ratio.meaning}."
+        f"- `{name}`: the seconds of `{' '.join(ratio.over)}` divided by those of "
+        f"`{' '.join(ratio.under)}`, which is {ratio.meaning}."
         for name, ratio in RATIOS.items()
     ]
 
 
 def step_table(result: Result, pair: str) -> Lines:
-    """The steps of a pair, with their floors."""
+    """The steps of a pair, with their floors.
+
+    Args:
+        result: The results of the benchmark.
+        pair: Teacher and student.
+    """
     rows = [row for row in result["rows"] if row["pair"] == pair]
     reference = {row["row"]: row["seconds"] for row in rows}
     head = (
-        *("step", "precision", "ms", "quarters", "teacher, ms", "speed-up"),
-        *("multiply-adds, 10^9", "floor, ms", "times floor", "first step, ms", "n"),
+        *("step", "precision", "ms", "quartiles", "teacher, ms", "speed-up"),
+        *("multiply-adds, 10^9", "floor, ms", "ms / floor", "first step, ms", "n"),
     )
     return table(head, (_step(row, reference) for row in rows))
 
@@ -85,16 +98,20 @@ def _step(row: Result, seconds: dict[str, float]) -> tuple[str, ...]:
     )
 
 
-def kept_table(result: Result) -> Lines:
-    """What filling the stores of cached outputs took, and the steps before and after."""
+def cache_table(result: Result) -> Lines:
+    """The cost of filling the caches, and the steps before and after.
+
+    Args:
+        result: The results of the benchmark.
+    """
     seconds = {(row["pair"], row["row"]): row["seconds"] for row in result["rows"]}
     head = (
-        *("from cached outputs", "cache", "views", "images", "to fill, s", "ms an image"),
-        *("cold step, ms", "found, cold", "warm step, ms", "found, warm", "bytes a view"),
+        *("step", "cache", "views", "images", "time to fill, s", "ms per image"),
+        *("cold step, ms", "hits, cold", "warm step, ms", "hits, warm", "bytes per view"),
         *("CIFAR-100, all views, GB", "hours to fill"),
     )
     rows = []
-    for fill in result["kept"]:
+    for fill in result["cached"]:
         size = fill["bytes_a_view"] * fill["views"] * CIFAR100
         seconds_a_view = fill["fill_seconds"] / fill["images"]
         rows.append(
@@ -118,11 +135,15 @@ def kept_table(result: Result) -> Lines:
 
 
 def compiled_table(result: Result) -> Lines:
-    """Compiled steps beside those as they are, and when compiling has paid; nothing without any."""
+    """Compiled steps compared with eager steps; no lines if none was measured.
+
+    Args:
+        result: The results of the benchmark.
+    """
     rows = {(row["pair"], row["row"], row["precision"]): row for row in result["rows"]}
     head = (
-        *("compiled", "ms", "as it is, ms", "speed-up", "to compile, s"),
-        *("paid after steps", "of CIFAR-100's epochs"),
+        *("step", "compiled, ms", "eager, ms", "speed-up", "time to compile, s"),
+        *("break-even, steps", "break-even, epochs of CIFAR-100"),
     )
     drawn = []
     for (pair, name, precision), row in rows.items():
@@ -148,13 +169,17 @@ def compiled_table(result: Result) -> Lines:
 
 
 def scaling_tables(scaling: Result) -> list[tuple[str, Lines]]:
-    """How time and memory grow: a title and a table each."""
+    """How time and memory grow, as titles and tables.
+
+    Args:
+        scaling: The results of ``scaling.py``.
+    """
     return [
         (
-            "Images: what an epoch costs beside its steps, and what memory holds",
+            "Number of images: the cost of an epoch without its steps, and memory",
             _images(scaling),
         ),
-        ("A bank of cached outputs, one view an image, full", _kept(scaling)),
+        ("A full cache of features, with one view of each image", _cache(scaling)),
         ("Size of the images", _sizes(scaling)),
         ("Supervised stages of DSKD", _stages(scaling)),
         ("Students that share a teacher", _students(scaling)),
@@ -163,8 +188,8 @@ def scaling_tables(scaling: Result) -> list[tuple[str, Lines]]:
 
 def _images(scaling: Result) -> Lines:
     head = (
-        *("images", "plan, s", "crops and flips, s", "together, s an epoch", "us an image"),
-        *("read from the cache, s", "predicted, MB", "held, MB", "held / predicted"),
+        *("images", "plan, s", "crops and flips, s", "together, s per epoch", "us per image"),
+        *("read from the cache, s", "predicted, MB", "used, MB", "used / predicted"),
     )
     rows = []
     for row in scaling["images"]:
@@ -185,9 +210,9 @@ def _images(scaling: Result) -> Lines:
     return table(head, rows)
 
 
-def _kept(scaling: Result) -> Lines:
+def _cache(scaling: Result) -> Lines:
     return table(
-        ("images", "filled", "predicted, MB", "on the disk, MB", "on the disk / predicted"),
+        ("images", "filled", "predicted, MB", "on disk, MB", "on disk / predicted"),
         (
             (
                 f"{row['images']:,}",
@@ -196,13 +221,21 @@ def _kept(scaling: Result) -> Lines:
                 f"{row['held_bytes'] / 1e6:.1f}",
                 f"{row['held_bytes'] / row['predicted_bytes']:.2f}",
             )
-            for row in scaling["kept"]
+            for row in scaling["cached"]
         ),
     )
 
 
 def _sizes(scaling: Result) -> Lines:
-    head = ("size", "kd, ms", "dskd, ms", "dskd / kd", "kd holds, MB", "dskd holds, MB", "n")
+    head = (
+        "size",
+        "kd, ms",
+        "dskd, ms",
+        "dskd / kd",
+        "memory of kd, MB",
+        "memory of dskd, MB",
+        "n",
+    )
     return table(
         head,
         (
@@ -223,7 +256,7 @@ def _sizes(scaling: Result) -> Lines:
 def _stages(scaling: Result) -> Lines:
     first = scaling["stages"][0]
     return table(
-        ("supervised stages", "ms", "times kd", "holds, MB", "times kd"),
+        ("supervised stages", "ms", "ms / kd", "memory, MB", "memory / kd"),
         (
             (
                 "1 (kd)" if row["stages"] == 1 else str(row["stages"]),
@@ -239,7 +272,7 @@ def _stages(scaling: Result) -> Lines:
 
 def _students(scaling: Result) -> Lines:
     return table(
-        ("students", "ms a student's step", "saved", "times a plain student's step", "n"),
+        ("students", "ms per student and step", "saved", "relative to the student alone", "n"),
         (
             (
                 str(row["students"]),
@@ -254,7 +287,11 @@ def _students(scaling: Result) -> Lines:
 
 
 def machine_table(result: Result) -> Lines:
-    """What the machine can do at best."""
+    """The best rates of the machine.
+
+    Args:
+        result: The results of the benchmark.
+    """
     machine = result["machine"]
     rows = [
         (f"multiply-adds of a {what}, {name}", f"{rate / 1e9:,.0f} * 10^9 / s")
@@ -263,11 +300,15 @@ def machine_table(result: Result) -> Lines:
     ]
     copied = f"{machine['copied_bytes'] / 1e9:.1f} GB/s"
     rows.append(("bytes of a large copy, read and written", copied))
-    return table(("of the machine", "at best"), rows)
+    return table(("operation", "best rate"), rows)
 
 
 def hardware_line(environment: Result) -> str:
-    """Where it was measured, in a line."""
+    """The machine of a measurement, in one line.
+
+    Args:
+        environment: The environment in the results.
+    """
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     memory = environment["memory_bytes"] / 2**30
     return (

@@ -1,6 +1,6 @@
-"""Timing by turns: whatever is compared takes one step each, again and again.
+"""Timing in turns: each of the compared runners takes one step in every round.
 
-A machine that is slowed by something else then slows all alike, and every round gives a ratio.
+Other work on the machine then slows all of them equally, and every round gives a ratio.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from machine import multiply_adds
 from dskd.engine.trainer import Trainer
 
 FEWEST = 3
-"""Rounds that are taken in any case."""
+"""Minimum number of rounds."""
 
 
 class Steps(Protocol):
     """Something that takes steps.
 
     Attributes:
-        lead: Steps before the one that is timed, in each turn. A step that others prepare while
-            it waits for its turn (a DataLoader's workers) would be too cheap without.
-        rest: Seconds to leave the machine alone after a turn, for what then goes on beside.
+        lead: Untimed steps at the beginning of each turn. Without them, a step that workers of a
+            DataLoader prepared during other turns would be too fast.
+        rest: Seconds of pause after a turn, in which workers of a DataLoader finish.
     """
 
     lead: int
     rest: float
 
     def step(self) -> float:
-        """Takes a step; how many of its seconds were the teacher's."""
+        """Takes a step, and returns the seconds of the teacher in it."""
         ...
 
 
@@ -39,12 +39,16 @@ class CountedSteps(Steps, Protocol):
     """Steps whose multiply-adds can be counted."""
 
     def work(self) -> int:
-        """Takes a step; its multiply-adds."""
+        """Takes a step, and returns its multiply-adds."""
         ...
 
 
 class Training:
-    """The steps of a trainer, the same epoch over and over."""
+    """The steps of a trainer, which repeats the same epoch.
+
+    Args:
+        trainer: The trainer.
+    """
 
     lead = 0
     rest = 0.0
@@ -68,7 +72,7 @@ class Training:
 
 
 class Step(NamedTuple):
-    """Seconds of a step, and the teacher's part of them."""
+    """Seconds of a step, and the seconds of the teacher in it."""
 
     seconds: float
     teacher: float
@@ -76,11 +80,11 @@ class Step(NamedTuple):
 
 @dataclass
 class Times:
-    """What was measured of one.
+    """The measured times of a runner.
 
     Attributes:
-        first: Seconds of the very first step: warm-up, and compilation where a path compiles.
-        steps: Those that count.
+        first: Seconds of the very first step, with warm-up and compilation.
+        steps: The steps that count.
     """
 
     first: float
@@ -93,16 +97,16 @@ def take_turns(
     *,
     warmup: int = 1,
     until: float = float("inf"),
-    told: Callable[[int], None] = lambda _: None,
+    on_round: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Times]:
     """Times every runner, a step in each round.
 
     Args:
-        runners: By name.
-        rounds: That count.
-        warmup: Rounds before them that do not count, after everyone's first step.
-        until: By `time.monotonic`, when to stop, once a few rounds are there.
-        told: Is told how many rounds are done.
+        runners: The runners, by name.
+        rounds: Rounds that count.
+        warmup: Rounds that do not count, after the first step of each runner.
+        until: When to stop, by `time.monotonic`, after the minimum number of rounds.
+        on_round: Called after each round, with the number of finished rounds.
     """
     times = {name: Times(_timed(runner, 0).seconds) for name, runner in runners.items()}
     for _ in range(warmup):
@@ -113,7 +117,7 @@ def take_turns(
             break
         for name, runner in runners.items():
             times[name].steps.append(_timed(runner, runner.lead))
-        told(done + 1)
+        on_round(done + 1)
     return times
 
 

@@ -15,13 +15,13 @@ import pytest
 import speed_page
 import torch
 from apart import Apart
-from kept import Kept
+from cached_steps import CachedSteps
 from machine import multiply_adds
 from method_cost import trainer_of
 from reference import Images, ReferenceStep, ReferenceTraining, transforms
 from results import RATIOS, ratios, row_result
 from rows import Row, recipe_of
-from scaling import Cohort
+from scaling import LockstepStudents
 from turns import Step, Times, Training, take_turns
 
 from dskd.config.recipe import load
@@ -40,11 +40,11 @@ class Counter:
 
     lead, rest = 0, 0.0
 
-    def __init__(self, told: list[str], name: str) -> None:
-        self.told, self.name = told, name
+    def __init__(self, names: list[str], name: str) -> None:
+        self.names, self.name = names, name
 
     def step(self) -> float:
-        self.told.append(self.name)
+        self.names.append(self.name)
         return 0.0
 
     def work(self) -> int:
@@ -52,7 +52,7 @@ class Counter:
 
 
 class Elsewhere:
-    """Says in which process its steps are taken."""
+    """Returns the process of its steps."""
 
     lead, rest = 2, 0.25
 
@@ -77,16 +77,16 @@ def made_rows() -> list[dict[str, Any]]:
         made_row("ce", "bfloat16", [0.5, 0.5, 0.5]),
         made_row("kd", "bfloat16", [1.0, 1.0, 2.0]),
         made_row("dskd", "bfloat16", [1.25, 1.2, 2.0]),
-        made_row("kd-kept", "bfloat16", [0.5, 0.5, 0.5]),
+        made_row("kd-cached", "bfloat16", [0.5, 0.5, 0.5]),
         made_row("reference-kd", "float32", [50.0, 50.0, 50.0], pair="vgg13-vgg8"),
     ]
 
 
-def test_everyone_takes_a_step_in_every_round() -> None:
-    told: list[str] = []
-    runners = {name: Counter(told, name) for name in "abc"}
+def test_each_runner_takes_a_step_in_every_round() -> None:
+    names: list[str] = []
+    runners = {name: Counter(names, name) for name in "abc"}
     times = take_turns(runners, 2, warmup=1)
-    assert "".join(told) == "abc" * 4
+    assert "".join(names) == "abc" * 4
     assert [len(one.steps) for one in times.values()] == [2, 2, 2]
 
 
@@ -98,11 +98,11 @@ def test_steps_apart_are_taken_in_another_process_at_their_own_pace() -> None:
 
 
 def test_a_lead_is_taken_and_not_timed() -> None:
-    told: list[str] = []
-    runner = Counter(told, "a")
+    names: list[str] = []
+    runner = Counter(names, "a")
     runner.lead = 2
     assert len(take_turns({"a": runner}, 2, warmup=0)["a"].steps) == 2
-    assert len(told) == 1 + 2 * 3
+    assert len(names) == 1 + 2 * 3
 
 
 def test_rounds_stop_when_the_time_is_over_but_a_few_are_taken() -> None:
@@ -110,17 +110,17 @@ def test_rounds_stop_when_the_time_is_over_but_a_few_are_taken() -> None:
     assert len(times["a"].steps) == 3
 
 
-def test_a_row_says_its_median_its_quarters_and_its_floor() -> None:
+def test_a_row_has_its_median_its_quartiles_and_its_floor() -> None:
     row = made_row("kd", "bfloat16", [4.0, 1.0, 2.0, 3.0, 10.0])
     assert (row["low"], row["seconds"], row["high"]) == (2.0, 3.0, 4.0)
     assert row["teacher_seconds"] == 0.75
     assert row["floor_seconds"] == 2.0
 
 
-def test_ratios_are_of_medians_and_their_spread_is_of_rounds() -> None:
+def test_ratios_are_of_medians_and_their_quartiles_are_of_rounds() -> None:
     found = ratios(made_rows())
-    assert set(found) == set(RATIOS) - {"dskd_kept_over_reference"}  # its row is not there
-    assert found["kd_kept_over_reference"]["value"] == 6.0
+    assert set(found) == set(RATIOS) - {"dskd_cached_over_reference"}  # its row is not there
+    assert found["kd_cached_over_reference"]["value"] == 6.0
     assert found["kd_over_reference"] == {
         "value": 3.0,
         "low": 2.0,
@@ -133,7 +133,7 @@ def test_ratios_are_of_medians_and_their_spread_is_of_rounds() -> None:
     assert not found["dskd_over_kd_time"]["holds"]
 
 
-def test_what_is_wanted_of_a_ratio_holds_at_its_bound() -> None:
+def test_a_ratio_holds_at_its_bound() -> None:
     for ratio in RATIOS.values():
         assert ratio.holds(ratio.wanted)
         assert ratio.holds(ratio.wanted + 1) is ratio.least
@@ -199,7 +199,7 @@ def test_the_reference_is_fed_by_workers() -> None:
     assert given == [(16, 3, 8, 8)] * 4
 
 
-def test_without_torchvision_the_benchmark_says_so_in_a_line(
+def test_without_torchvision_the_benchmark_ends_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
@@ -224,7 +224,7 @@ def made_result() -> dict[str, Any]:
     rows, details = made_rows(), ratios(made_rows())
     fill = {
         "pair": PAIR,
-        "row": "kd-kept",
+        "row": "kd-cached",
         "cache": "logits",
         "images": 1000,
         "views": 162,
@@ -245,7 +245,7 @@ def made_result() -> dict[str, Any]:
         "batch_size": 64,
         "machine": {"product": rates, "convolution": rates, "copied_bytes": 2e10, "load": 0.0},
         "rows": rows,
-        "kept": [fill],
+        "cached": [fill],
         "ratios": {name: ratio["value"] for name, ratio in details.items()},
         "ratio_details": details,
     }
@@ -262,7 +262,7 @@ def made_scaling() -> dict[str, Any]:
         "rehearsal": False,
         "batch_size": 64,
         "images": [held | {"load_seconds": 0.1, "plan_seconds": 0.01, "batches_seconds": 0.09}],
-        "kept": [held | {"filled": 1.0}],
+        "cached": [held | {"filled": 1.0}],
         "size": [{"size": 32, "n": 5} | both],
         "stages": [
             {"stages": stages, "seconds": float(stages), "memory": 1e6} for stages in (1, 2)
@@ -276,7 +276,7 @@ def cells_of(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
 
 
-def test_the_page_says_how_costs_grow_where_that_was_measured() -> None:
+def test_the_page_shows_how_costs_grow_if_that_was_measured() -> None:
     text = speed_page.page({"speed.json": made_result() | {"scaling": made_scaling()}})
     cells = cells_of(text)
     assert ["5,000", "0.010", "0.09", "0.10", "20.0", "0.10", "15.0", "18.0", "1.20"] in cells
@@ -286,14 +286,14 @@ def test_the_page_says_how_costs_grow_where_that_was_measured() -> None:
     assert "## As work grows" not in speed_page.page({"speed.json": made_result()})
 
 
-def test_the_page_says_what_keeping_answers_takes() -> None:
+def test_the_page_shows_the_cost_of_caches() -> None:
     text = speed_page.page({"speed.json": made_result()})
-    (row,) = [cells for cells in cells_of(text) if cells[:1] == [f"{PAIR} kd-kept"]]
+    (row,) = [cells for cells in cells_of(text) if cells[:1] == [f"{PAIR} kd-cached"]]
     expected = ["logits", "162", "1,000", "10.0", "10.00", "1,500", "0 %", "500", "100 %", "208"]
     assert row[1:] == [*expected, "1.7", "22.5"]
 
 
-def test_the_page_says_when_compiling_has_paid() -> None:
+def test_the_page_shows_when_compilation_breaks_even() -> None:
     result = made_result()
     assert "## Compiled steps" not in speed_page.page({"speed.json": result})
     quick, slow = (
@@ -306,7 +306,7 @@ def test_the_page_says_when_compiling_has_paid() -> None:
     assert [f"{PAIR} dskd", "2,000", "1,250", "0.62", "100.0", "never", ""] in cells
 
 
-def test_the_page_says_the_numbers_and_what_they_are() -> None:
+def test_the_page_shows_the_numbers_and_their_meaning() -> None:
     text = speed_page.page({"speed-2026-11-23.json": made_result()})
     ratio = ["`kd_over_reference`", "3.00", "2.00 to 2.50", "3", ">= 2.25", "yes"]
     assert ratio in cells_of(text)
@@ -339,21 +339,21 @@ def test_the_tables_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "`dskd_over_kd_time`" in [row[0] for row in cells_of(capsys.readouterr().out) if row]
 
 
-def test_kept_rows_are_filled_first_and_then_found(tmp_path: Path) -> None:
-    kept = Kept("resnet56-resnet20", 8, 2, tmp_path)
-    rows = list(kept.rows())
+def test_caches_are_filled_first_and_then_found(tmp_path: Path) -> None:
+    cached = CachedSteps("resnet56-resnet20", 8, 2, tmp_path)
+    rows = list(cached.rows())
     for row in rows:
         for _ in range(3):  # more than the epoch has
             row.runner.step()
-    assert [row.name for row in rows] == ["kd-kept", "dskd-kept"]
-    for fill in kept.results():
+    assert [row.name for row in rows] == ["kd-cached", "dskd-cached"]
+    for fill in cached.results():
         assert (fill["cold_hits"], fill["warm_hits"]) == (0.0, 1.0)
         assert fill["fill_seconds"] > 0
 
 
-def test_students_of_a_cohort_share_an_answer(tmp_path: Path) -> None:
+def test_students_in_lockstep_share_teacher_outputs(tmp_path: Path) -> None:
     recipe = recipe_of("resnet56-resnet20", "kd", "bfloat16", 8)
-    lockstep = Cohort(recipe, make_dataset(size=8), 3, tmp_path)
+    lockstep = LockstepStudents(recipe, make_dataset(size=8), 3, tmp_path)
     lockstep.step()
     lockstep.step()
     trainers = [student.training_run.trainer for student in lockstep.students]

@@ -11,19 +11,17 @@ from dskd.runtime.device import environment
 
 
 def test_a_path_is_compared_seed_by_seed() -> None:
-    plain, fuse_batchnorm = compared({"dskd": [50.0, 40.0], "dskd, folded": [51.0, 40.0]})
+    plain, fused = compared({"dskd": [50.0, 40.0], "dskd, fused BatchNorm": [51.0, 40.0]})
     assert "gap" not in plain
-    assert (fuse_batchnorm["base"], fuse_batchnorm["gap"], fuse_batchnorm["mean"]) == (
+    assert (fused["base"], fused["gap"], fused["mean"]) == (
         "dskd",
         0.5,
         45.5,
     )
-    assert fuse_batchnorm["gap_half"] == pytest.approx(
-        6.3531, abs=1e-3
-    )  # 12.706 * 0.7071 / sqrt(2)
+    assert fused["gap_half"] == pytest.approx(6.3531, abs=1e-3)  # 12.706 * 0.7071 / sqrt(2)
 
 
-def test_every_path_has_settings_that_there_are_and_a_base_before_it() -> None:
+def test_every_path_has_settings_that_exist_and_a_base_before_it() -> None:
     names = list(PATHS)
     for name, path in PATHS.items():
         TeacherSettings(name="resnet20", **path.teacher)
@@ -31,8 +29,8 @@ def test_every_path_has_settings_that_there_are_and_a_base_before_it() -> None:
         assert path.base is None or names.index(path.base) < names.index(name)
 
 
-def test_the_page_says_differences_with_their_intervals() -> None:
-    rows = compared({"dskd": [50.0, 40.0], "dskd, folded": [51.0, 40.0]})
+def test_the_page_shows_differences_with_their_intervals() -> None:
+    rows = compared({"dskd": [50.0, 40.0], "dskd, fused BatchNorm": [51.0, 40.0]})
     text = page(
         {
             "command": "python benchmarks/fast_paths.py DATA OUT --seeds 2",
@@ -45,5 +43,6 @@ def test_the_page_says_differences_with_their_intervals() -> None:
         }
     )
     assert "| dskd | 50.0, 40.0 | 45.00 |  |  |" in text
-    assert "| dskd, folded | 51.0, 40.0 | 45.50 | dskd | +0.50 (-5.85 to +6.85) |" in text
-    assert "n = 2 seeds" in text
+    assert "| dskd, fused BatchNorm | 51.0, 40.0 | 45.50 | dskd | +0.50 (-5.85 to +6.85) |" in text
+    assert "with 2 seeds" in text
+    assert "Removed" not in text

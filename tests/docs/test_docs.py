@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import re
 import runpy
 from itertools import pairwise
 from pathlib import Path
 
+import fast_paths
 import pytest
+import speed_page
 import write_methods
 
 import dskd
@@ -83,7 +86,7 @@ def test_the_readme_maps_every_folder_of_the_package() -> None:
 @pytest.mark.parametrize("page", GUIDES)
 def test_files_that_a_page_names_exist(page: str) -> None:
     named = set(re.findall(r"`([\w./]+\.(?:py|yaml|ipynb))`", read(page)))
-    for name in named - {"recipe.yaml"}:  # that one is in a run's folder
+    for name in named - {"recipe.yaml", "src/dskd/methods/NAME.py"}:  # of a run, of a reader
         places = [ROOT, SOURCE, ROOT / "tests", ROOT / "tests/faults", (ROOT / page).parent]
         folders = [*places, ROOT / "evidence", *SOURCE.glob("*/")]
         assert any((folder / name).exists() for folder in folders), name
@@ -130,6 +133,14 @@ def test_the_python_of_the_readme_uses_names_that_exist() -> None:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert node.value.id != "dskd" or hasattr(dskd, node.attr), node.attr
                 assert node.value.id != "result" or node.attr in result, node.attr
+
+
+def test_pages_of_benchmarks_are_drawn_from_their_numbers() -> None:
+    names = sorted(RESULTS.glob("speed-*.json"))
+    drawn = speed_page.page({path.name: speed_page.read(path) for path in names})
+    assert (RESULTS / "speed.md").read_text() == drawn
+    numbers = json.loads((RESULTS / "fast-paths.json").read_text())
+    assert (RESULTS / "fast-paths.md").read_text() == fast_paths.page(numbers)
 
 
 def test_every_page_of_results_is_listed() -> None:
