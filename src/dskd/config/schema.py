@@ -108,7 +108,7 @@ class TeacherSettings(ModelSettings):
     views: Count = 16
     """Fixed views of each image with ``cache: features``. If fewer views exist, all are used."""
     cache_dir: PathSetting | None = None
-    """Folder of the cached outputs. None uses ``teacher_outputs`` in the user's cache folder."""
+    """Folder of the cached outputs. None uses ``teacher-outputs`` in the user's cache folder."""
 
 
 class MethodSettings(Settings):
