@@ -131,8 +131,6 @@ def _check_schedule(train: TrainSettings, teacher: TeacherSettings | None) -> No
         )
     if train.nesterov and train.momentum == 0:
         raise InputError("train.nesterov needs train.momentum above 0")
-    if train.compile and train.graph:
-        raise InputError("train.compile and train.graph exclude each other; take one of them")
 
 
 def _check_cache_settings(teacher: TeacherSettings | None) -> None:

@@ -98,8 +98,6 @@ class TeacherSettings(ModelSettings):
     fuse_batchnorm: bool = True
     """Fuse the teacher's BatchNorm layers into its convolutions. This is faster and changes teacher
     outputs by rounding only."""
-    ahead: Count = 1
-    """Batches per teacher forward pass. Raise it if one batch does not fill the GPU."""
     cache: Literal["none", "logits", "features"] = "none"
     """Where teacher outputs come from. ``none``: every step computes them. ``logits``: the logits
     of each augmented view are computed once and cached on disk. ``features``: all outputs that the
@@ -165,10 +163,8 @@ class TrainSettings(Settings):
     """Compute BatchNorm statistics over the images of all processes (torch.nn.SyncBatchNorm). Each
     process needs a GPU."""
     compile: bool = False
-    """Compile the training steps of zoo models with torch.compile. The first steps take minutes;
-    all others are faster."""
-    graph: bool = False
-    """On a GPU, record a step once and replay it."""
+    """Compile the forward passes of zoo models with torch.compile, on a GPU with CUDA graphs. The
+    first steps take minutes; all others are faster."""
     device: DeviceName = "auto"
     """``cpu``, ``cuda``, or ``auto`` for a GPU if there is one."""
 

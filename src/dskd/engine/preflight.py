@@ -55,8 +55,8 @@ def check_processes(recipe: Recipe, device: torch.device) -> None:
     if recipe.train.batch_size < MIN_SAMPLES * processes:
         raise InputError(
             f"train.batch_size={recipe.train.batch_size} leaves some of {processes} processes "
-            f"fewer than {MIN_SAMPLES} images a step; set {MIN_SAMPLES * processes} or more, or start fewer "
-            "processes"
+            f"fewer than {MIN_SAMPLES} images a step; set {MIN_SAMPLES * processes} or more, or "
+            "start fewer processes"
         )
 
 
