@@ -135,7 +135,7 @@ def test_a_method_whose_student_is_useless_at_its_end_is_told_of_too(tmp_path: P
 def test_a_method_that_does_not_fit_is_named_before_any_work(tmp_path: Path) -> None:
     out = tmp_path / "misfit"
     grid = load_plan("digits", [*SMALL, "student.stages=[layer3]"], ["ce,kd,dskd"], out, seeds=1)
-    with pytest.raises(InputError, match=r"^dskd: branches hang on the stages before the last"):
+    with pytest.raises(InputError, match=r"^dskd: branches are put on the stages before the last"):
         run_grid(grid, Silent())
     assert not out.exists()
 
