@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from bench import commit
 from results import Result
-from speed_tables import hardware_line
+from speed_tables import Lines, hardware_line
 
 from dskd import api
 from dskd.compare.statistics import interval, paired
@@ -151,22 +151,24 @@ def compared(accuracies: Mapping[str, Sequence[float]]) -> list[Result]:
     return rows
 
 
-_PAGE = """\
-# Do the fast paths cost accuracy?
+_DETAILS = """\
+## Details
 
-Each fast path is compared with the plain one (BatchNorm of the teacher not fused, teacher outputs
-computed in every step, all in float32) at the same seeds: the same initial weights, and the same
-images in the same order. `difference` is the mean of the paired differences in test accuracy, with
-its 95 % interval. An interval that contains zero means that no difference was found with so few
-seeds; its ends say how large a difference may be. `python benchmarks/fast_paths.py` writes this
-page.
+The plain paths do not fuse the teacher's BatchNorm, compute the teacher outputs in every step, and
+use float32. The settings of the other paths are `teacher.fuse_batchnorm=true` (fused BatchNorm),
+`train.precision=bfloat16` (bfloat16), `train.compile=true` (compiled), `teacher.cache=logits`
+(cached logits), and `teacher.cache=features` with `teacher.views` (cached features). Each fast path is compared at the same seeds: with the same initial weights, and the
+same images in the same order. `difference` is the mean of the paired differences in test accuracy,
+with its 95 % interval. If an interval contains zero, no difference was found with so few seeds; the
+ends of the interval say how large a difference may be.
 
-Some paths need no runs, because tests show that they give the same bytes: a teacher that several
-students share (`tests/compare/test_runner.py`), and a cached output that is found again
+The rows with **cached features** differ by more than rounding. These students see each image in a
+few fixed views, while the other students see all 162 crops and flips. So these rows show how much
+of the effect of augmentation the fixed views retain.
+
+Two paths need no runs, because tests show that they give the same bytes: a teacher that several
+students share (`tests/compare/test_runner.py`), and a teacher output that is read from the cache
 (`tests/teacher/test_cache.py`).
-
-**Cached features** change more than rounding: the images are seen in a few fixed views, not in all
-162. So their rows show how much of the effect of augmentation these views keep.
 """
 
 
@@ -180,15 +182,9 @@ def page(result: Result) -> str:
         Markdown.
     """
     lines = [
-        _PAGE,
-        f"[fast-paths.json](fast-paths.json): `{result['command']}` at commit {result['commit']}, "
-        f"{result['date']}. {hardware_line(result['environment'])}.",
+        "# Do the fast paths cost accuracy?",
         "",
-        f"The images are those of the first 20 classes of Tiny ImageNet at 32x32. The teacher "
-        f"({TEACHER}, {result['teacher_accuracy']:.1f} %) was trained on all 10,000, and the "
-        f"students ({STUDENT}) on {FRACTION:.0%} of them, {EPOCHS} epochs each, with crops, flips "
-        "and a cosine schedule. Accuracy is measured on the 1,000 published validation images, "
-        f"after the last epoch, with {result['seeds']} seeds.",
+        *_opening(result),
         "",
         "| path | accuracy of each seed, % | mean, % | compared with | difference, points |",
         "|---|---|---:|---|---:|",
@@ -201,7 +197,43 @@ def page(result: Result) -> str:
     removed = [row["path"] for row in result["rows"] if row["path"] not in PATHS]
     if removed:
         lines += ["", f"Removed from the package since then: {'; '.join(removed)}."]
+    lines += [
+        "",
+        _DETAILS,
+        "The images are those of the first 20 classes of Tiny ImageNet at 32x32. The teacher "
+        f"({TEACHER}, {result['teacher_accuracy']:.1f} %) was trained on all 10,000, and the "
+        f"students ({STUDENT}) on {FRACTION:.0%} of them, {EPOCHS} epochs each, with crops, flips "
+        "and a cosine schedule. Accuracy is measured on the 1,000 published validation images, "
+        f"after the last epoch, with {result['seeds']} seeds.{_note(result)}",
+        "",
+        f"[fast-paths.json](fast-paths.json): `{result['command']}` at commit {result['commit']}, "
+        f"{result['date']}. {hardware_line(result['environment'])}.",
+    ]
     return "\n".join([*lines, ""])
+
+
+def _note(result: Result) -> str:
+    """What has changed in the package since the runs, if the JSON says it."""
+    return f" {result['note']}" if "note" in result else ""
+
+
+def _opening(result: Result) -> Lines:
+    """The question, the answer and its certainty, computed from the rows."""
+    question = "- **Question:** Does a faster way to train the same student change its accuracy?"
+    rows = [row for row in result["rows"] if row.get("gap_half") is not None]
+    if not rows:
+        return [question, "- **Answer:** None: one seed has no interval."]
+    shown = [row["path"] for row in rows if abs(row["gap"]) > row["gap_half"]]
+    low, high = min(row["gap"] for row in rows), max(row["gap"] for row in rows)
+    widest = max(abs(row["gap"]) + row["gap_half"] for row in rows)
+    return [
+        question,
+        f"- **Answer:** A difference is shown for {'; '.join(shown) or 'no path'}; the {len(rows)} "
+        f"mean differences go from {low:+.2f} to {high:+.2f} points.",
+        f"- **Certainty:** With {result['seeds']} seeds the 95 % intervals are wide: differences "
+        f"of up to {widest:.1f} points are not excluded; the intervals are not corrected for "
+        "their number.",
+    ]
 
 
 def _gap(row: Result) -> str:

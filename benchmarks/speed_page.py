@@ -27,46 +27,46 @@ from dskd.errors import InputError
 
 PAGE = Path(__file__).parents[1] / "docs/results/speed.md"
 
-_INTRODUCTION = """\
-# Speed
-
-This page shows the time of a training step, compared with a reference implementation and with the
-best rates of the machine. `python benchmarks/speed_page.py` writes it from the JSON files that are
-named below. Only the CPU was measured.
-"""
+_SPEEDS = {
+    "kd_over_reference": "KD",
+    "kd_cached_over_reference": "KD with cached logits",
+    "dskd_cached_over_reference": "DSKD with cached features",
+}
+"""The ratios that are a speed relative to the reference step."""
 
 _METHOD = """\
 ## What is compared
 
 For each pair of models, all rows take turns: each takes one step in every round, so that other work
 on the machine slows all of them equally. A time is the median over the rounds. `quartiles` are the
-first and the third quartile, and `n` is the number of rounds. The very first step of each row, with
-its warm-up and compilation, is shown separately and does not count, nor does the round after it.
-The images are noise in the number and size of CIFAR-100, and the weights are untrained, because
-time does not depend on either.
+first and the third quartile, and `n` is the number of rounds. The first step of each row includes
+warm-up and compilation. It has a column of its own and is not counted, and neither is the round
+after it. The images are noise in the number and size of CIFAR-100, and the weights are untrained,
+because time does not depend on either.
 
 **The reference step** (`reference-kd`, and `reference-ce` for the student alone) follows the style
 of published toolkits (`benchmarks/reference.py`). It uses float32, channels-first memory and eager
-mode. Each image becomes a PIL image and is cropped, mirrored, turned into a tensor and normalised
+mode. Each image becomes a PIL image, and is cropped, mirrored, turned into a tensor and normalised
 separately, in a DataLoader with 2 workers. The teacher runs in every step under `no_grad`, with its
 BatchNorm layers. Loss and accuracy are read by `.item()` in each step. A test shows that its loss
 equals ours on the same images. It runs in a separate process, so that settings of our process (such
-as the allocator) do not affect it. In each turn it takes two steps and the second one counts;
-otherwise the work of its workers during other turns would not be timed.
+as the allocator) do not affect it. In each turn it takes two steps, and only the second one counts:
+its workers prepare a batch while other rows take their turns, and this time would not be measured.
 
 **Our steps** are whole steps of shipped recipes: crops and flips of the batch, teacher outputs,
 losses, gradients, update, and metrics. `bfloat16` is `train.precision=bfloat16`. In both precisions
 the memory format is channels-last and the teacher's BatchNorm is fused, as by default. `ce` is the
-student alone. `at`, `crd` and `reviewkd` read features: attention maps, a contrast with a memory of
-images, and a fusion of stages. `kd-compiled` and `dskd-compiled` are the same steps with
-`train.compile=true`.
+student alone. `at`, `crd` and `reviewkd` read feature maps of both models: `at` compares attention
+maps, `crd` contrasts each image with a memory of other images, and `reviewkd` fuses stages.
+`kd-compiled` and `dskd-compiled` are the same steps with `train.compile=true`.
 
-**Floor** is the number of multiply-adds of a step's convolutions and matrix products, forward and
-backward (counted by `torch.utils.flop_counter`), divided by the best rate of the machine in that
-precision. This rate is measured in the same run, on a large matrix product and on a 3x3
-convolution. The time above the floor goes to normalisation, activations and additions, which move
-memory and multiply little, and to layers that are too small for that rate. `speed-up` is relative
-to the reference step: for `ce` to that of the student alone, for all others to that of KD.
+**Floor** is the shortest time that the arithmetic of a step can take on this machine. It is the
+number of multiply-adds of the step's convolutions and matrix products, forward and backward
+(counted by `torch.utils.flop_counter`), divided by the best rate of the machine in that precision.
+This rate is measured in the same run, on a large matrix product and on a 3x3 convolution. Time
+above the floor goes to normalisation, activations and additions, which move memory and multiply
+little, and to layers that are too small for that rate. `speed-up` is relative to the reference
+step: for `ce` to that of the student alone, for all others to that of KD.
 """
 
 _CACHE = """\
@@ -74,11 +74,13 @@ _CACHE = """\
 
 `kd-cached` is KD with `teacher.cache=logits`, and `dskd-cached` is DSKD with
 `teacher.cache=features`. Both are runs of shipped recipes. First, an epoch of one run fills an
-empty cache: `cold step` is its step, and `time to fill` is the teacher's part of it, with writing.
-Then a second run repeats the same epoch with the full cache, in turns with all other rows: `warm
-step`. The last two columns are the size and the time for all training images of CIFAR-100, computed
-from the bytes of a record and the time to fill. The warm records were in the file cache of the
-system. A step with a cache that is larger than memory reads from the disk.
+empty cache. `cold step` is the time of a step in this epoch, and `time to fill` is the teacher's
+part of the epoch, including the writing. Then a second run repeats the same epoch with the full
+cache, in turns with all other rows: this is the `warm step`. `hits` is the share of the teacher
+outputs that were read from the cache. The last two columns are the size and the time for all
+training images of CIFAR-100, computed from the bytes of a record and the time to fill. During the
+warm steps, the operating system held the records in memory. If a cache is larger than memory, a
+step reads from the disk.
 
 A cache of logits holds the views that the epoch plan draws, so it fills up while runs continue. A
 single run finds `1 - (161/162)^e` of the outputs in epoch `e`, counted from 0: 48 % over 240
@@ -97,12 +99,13 @@ of steps, and of epochs of CIFAR-100, after which this time is saved.
 _SCALING = """\
 ## As work grows
 
-For the number of images, the epoch plan is drawn and the batches are cropped and flipped without
-any training step. `predicted` is the memory that the package predicts before it reads the images
-(the size of their decoded file). `used` is the growth of a new process that read them. `memory` of
-a training step contains weights, gradients, optimizer state and activations, without those of the
-teacher. Students that share a teacher are at the same step and use the same teacher outputs; a
-single student has its own.
+The first table shows how the cost of an epoch grows with the number of images. There, the epoch
+plan is drawn and the batches are cropped and flipped, without any training step. `predicted` is the
+memory that the package predicts before it reads the images, which is the size of their decoded
+file. `used` is the memory by which a new process grew when it read them. In the tables of training
+steps, `memory` contains weights, gradients, optimizer state and activations, without those of the
+teacher. Students that share a teacher take the same step at the same time and use the same teacher
+outputs; a single student has its own.
 """
 
 _REPRODUCE = """\
@@ -125,7 +128,7 @@ def page(results: dict[str, Result]) -> str:
         Markdown.
     """
     first = next(iter(results.values()))
-    parts = [_INTRODUCTION, "## The ratios\n", *_ratios(first), _METHOD]
+    parts = ["# Speed\n", *_opening(first), "## The ratios\n", *_ratios(first), _METHOD]
     for name, result in results.items():
         parts += _run(name, result)
     parts += [_CACHE]
@@ -139,10 +142,28 @@ def page(results: dict[str, Result]) -> str:
     return "\n".join([*parts, _REPRODUCE])
 
 
+def _opening(result: Result) -> Lines:
+    found = result["ratios"]
+    speeds = [f"{found[name]:.2f} for {words}" for name, words in _SPEEDS.items() if name in found]
+    answer = f"The speed relative to the reference step is {', '.join(speeds)}."
+    if "dskd_over_kd_time" in found:
+        answer += f" A DSKD step takes {found['dskd_over_kd_time']:.2f} times as long as a KD step."
+    return [
+        "- **Question:** How fast is a training step, compared with a reference step in the style "
+        "of published toolkits?",
+        f"- **Answer:** {answer}",
+        "- **Certainty:** These ratios come from one run on the CPU of one machine. They compare "
+        "our steps in bfloat16 with a reference step in float32; the tables below show both "
+        "precisions.",
+        "",
+    ]
+
+
 def _ratios(result: Result) -> Lines:
     text = (
-        f"The pair is `resnet32x4` and `resnet8x4`, with batches of {result['batch_size']}, on the "
-        "CPU. Each ratio is one of medians over the rounds of one run."
+        "The teacher is `resnet32x4` and the student `resnet8x4`, with batches of "
+        f"{result['batch_size']}, on the CPU. Each ratio is that of two medians over the rounds of "
+        "one run."
     )
     return [text, "", *ratio_table(result), "", *ratio_meanings(), ""]
 
@@ -153,8 +174,9 @@ def _run(name: str, result: Result) -> Lines:
         "",
         f"[{name}]({name}): `{result['command']}` at commit {result['commit']}, "
         f"with {result['images']:,} images.",
-        f"{hardware_line(result['environment'])}. The load of the minute before was "
+        f"{hardware_line(result['environment'])}. The load of the machine in the minute before was "
         f"{result['machine']['load']:.1f}.",
+        *([result["note"]] if "note" in result else []),
         "",
         *machine_table(result),
         "",

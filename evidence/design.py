@@ -46,6 +46,8 @@ class Study(Settings):
     """The name of the study and of its page."""
     title: str
     """The title of its page."""
+    question: str | None = None
+    """What the study asks, as its page says it."""
     teacher: TrainedTeacher
     """The teacher of all students."""
     baseline: str

@@ -61,6 +61,7 @@ def facts_of(
     return {
         "study": study.name,
         "title": study.title,
+        "question": study.question,
         "command": command_of(study),
         "commit": commit,
         "date": date.today().isoformat(),

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-LEVEL = 0.05
-"""A difference is significant if its corrected p-value is below this."""
-SEEDS_OF_FIRST = 5
-"""Seeds that the protocol requires before it calls a method first."""
+from evidence.numbers import number, p_text, verdict
+from evidence.opening import SEEDS_OF_FIRST, opening
+
 OURS = "dskd"
+DEFAULTS = "dskd:feature_target=matched:beta=10"
+"""DSKD's defaults, as changes of the preset ``paper``."""
 
 
 def page(facts: Mapping[str, Any]) -> str:
-    """Draws the page: how the study was computed, then a table for each group.
+    """Draws the page: the opening, a table for each group, then how the study was computed.
 
     The rows of a table are sorted by mean, the highest first.
 
@@ -23,7 +24,7 @@ def page(facts: Mapping[str, Any]) -> str:
     Returns:
         Markdown.
     """
-    lines = [f"# {facts['title']}", "", *_how(facts), ""]
+    lines = [f"# {facts['title']}", "", *opening(facts), "", _reading(facts), ""]
     lines += [f"![{facts['title']}]({facts['study']}.svg)", ""]
     for name, labels in facts["groups"].items():
         lines += [f"## {name}", "", *_table(facts, labels), ""]
@@ -31,7 +32,7 @@ def page(facts: Mapping[str, Any]) -> str:
         added = facts["deviation"] is not None
         title = "Is DSKD better than the best other method?" if added else "Is DSKD first?"
         lines += [f"## {title}", "", first(facts["first"], added), "", over(facts["first"]), ""]
-    return "\n".join([*lines, *_notes(facts)])
+    return "\n".join([*lines, "## Details", "", *_how(facts), "", *_notes(facts)])
 
 
 def first(facts: Mapping[str, Any], added: bool = False) -> str:
@@ -81,8 +82,8 @@ def _how(facts: Mapping[str, Any]) -> list[str]:
         f"{_rules(facts)} The student is {facts['recipe']['student']['name']}, trained for "
         f"{train['epochs']} epochs. The teacher is {teacher['name']}, trained for "
         f"{teacher['epochs']} epochs, with a test accuracy of {teacher['test_accuracy']:.1f} %. "
-        f"Accuracy is measured after the last epoch, on {facts['images']:,} test images."
-        f"{_preset(facts)} {state} Training the students took {facts['hours']:.1f} hours.",
+        f"Accuracy is measured after the last epoch, on {facts['images']:,} test images. "
+        f"{state} Training the students took {facts['hours']:.1f} hours.",
         "",
         f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}{_names(facts)}",
     ]
@@ -115,24 +116,24 @@ def machine_line(facts: Mapping[str, Any]) -> str:
 
 
 def _rules(facts: Mapping[str, Any]) -> str:
-    """Says whether the study follows the protocol, and on which images."""
+    """Says which images the study uses, and whether it follows the protocol."""
     split = facts["split"]
     if split is None:
         changes = f" ({', '.join(facts['changes'])})" if facts["changes"] else ""
         return f"Data set: {facts['recipe']['data']['name']}{changes}."
-    deviations = [*([facts["deviation"]] if facts["deviation"] else []), *facts["changes"]]
-    if deviations:
-        return (
-            f"**This study is not part of the [protocol](protocol.md)** ({', '.join(deviations)}). "
-            f"It uses the split `{split}`."
-        )
-    return f"This study follows the [protocol](protocol.md), on the split `{split}`."
+    if facts["deviation"] or facts["changes"]:
+        return f"The study uses the split `{split}`."
+    return f"The study follows the [protocol](protocol.md), on the split `{split}`."
 
 
-def _preset(facts: Mapping[str, Any]) -> str:
-    """Says that the plain name stands for a preset, if the page has it."""
-    used = facts["split"] is not None and OURS in facts["rows"]
-    return f" `{OURS}` alone is the preset `paper`, not the default." if used else ""
+def _reading(facts: Mapping[str, Any]) -> str:
+    """Explains the labels of DSKD, and where all other words are explained."""
+    ours = facts["split"] is not None and any(label.startswith(OURS) for label in facts["rows"])
+    preset = f"In the labels, `{OURS}` is DSKD with the preset `paper`" if ours else ""
+    if ours and DEFAULTS in facts["rows"]:
+        preset += f", and `{DEFAULTS}` is DSKD with its default settings"
+    words = "The [overview](README.md#words) explains the columns and words."
+    return f"{preset}. {words}" if preset else words
 
 
 def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:
@@ -162,54 +163,6 @@ def _extra(row: Mapping[str, Any]) -> str:
     return "" if row["extra_parameters"] is None else f"{row['extra_parameters']:,}"
 
 
-def verdict(row: Mapping[str, Any]) -> str:
-    """The verdict that the protocol allows: better, worse, or none.
-
-    Args:
-        row: A row, compared with the baseline of its page.
-
-    Example:
-        >>> verdict({"gap": 1.0, "gap_half": 0.5, "p_holm": 0.01})
-        'better'
-    """
-    gap, half, p = row["gap"], row["gap_half"], row["p_holm"]
-    if gap is None or half is None or p is None or p >= LEVEL or abs(gap) <= half:
-        return ""
-    return "better" if gap > 0 else "worse"
-
-
-def number(mean: float | None, half: float | None, form: str = ".2f") -> str:
-    """A mean and half the width of its interval: ``+1.25 ± 0.40``.
-
-    Args:
-        mean: The mean; None gives an empty text.
-        half: Half the width; None leaves it out.
-        form: The format of the mean.
-
-    Example:
-        >>> number(1.25, 0.4, "+.1f"), number(1.25, None), number(None, None)
-        ('+1.2 ± 0.4', '1.25', '')
-    """
-    if mean is None:
-        return ""
-    return f"{mean:{form}}" + ("" if half is None else f" ± {half:{form.removeprefix('+')}}")
-
-
-def p_text(value: float | None) -> str:
-    """A p-value as text.
-
-    Args:
-        value: The p-value; None gives an empty text.
-
-    Example:
-        >>> p_text(0.0123), p_text(0.0001)
-        ('0.012', '< 0.001')
-    """
-    if value is None:
-        return ""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _deployed(facts: Mapping[str, Any]) -> str:
     """Says how many parameters are deployed, and which methods deploy more."""
     deployed = {k: row["parameters"] for k, row in facts["rows"].items() if row["parameters"]}
@@ -232,12 +185,11 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         for label, one in facts["duplicates"].items()
     ]
     return [
-        "± is the 95 % interval over seeds (Student's t). It covers the noise of training only. "
-        "The test images are a sample, which no interval here covers; that adds about "
+        "± is the 95 % interval over seeds (Student's t). It covers the noise of training. It does "
+        "not cover that the test images are a sample, which adds about "
         f"± {max(errors, default=0):.1f} points (Wilson) to each accuracy. Differences are paired "
-        "by seed. *Better* and *worse* are defined in the protocol, and hold for these images and "
-        "this teacher. *Agreement* is the share of test images that student and teacher give the "
-        f"same class. *Extra parameters* are trained and then discarded.{_deployed(facts)}",
+        "by seed. *Better* and *worse* have the meaning of the protocol, and hold for these images "
+        f"and this teacher.{_deployed(facts)}",
         *(["", *failed] if failed else []),
         *(["", *same] if same else []),
         "",

@@ -7,9 +7,22 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dskd.compare.statistics import Difference, holm, interval, paired
-from evidence.page import machine_line, number, p_text
+from evidence.numbers import number, p_text, verdict
+from evidence.opening import bullets
+from evidence.page import machine_line
 
 BASELINE = "kd"
+_QUESTION = (
+    "Does deep supervision change what the stages of the student represent, and the gradients that "
+    "they receive?"
+)
+_COMPARED = (
+    "the linear probe",
+    "the similarity to the teacher's last stage",
+    "the similarity to the teacher's stage at the same depth",
+    "the gradient relative to that of the last stage",
+)
+"""The tables that compare DSKD with KD."""
 _SHOWN = (1, 2, 5, 10, 15, 20)
 """Epochs in the table over time."""
 
@@ -63,63 +76,112 @@ def page(facts: Mapping[str, Any]) -> str:
     Returns:
         Markdown.
     """
-    seeds = facts["seeds"]
     found = measured(facts)
     compared = _compared(facts, [found.probe, found.last, found.same, found.ratio])
     lines = [
-        "# Why: what deep supervision does to the shallow stages",
+        "# Why: the effect of deep supervision on the shallow stages",
         "",
-        "This study follows the [protocol](protocol.md). It measures students of the split "
-        "`final`, from the studies [table](table.md) and [defaults](defaults.md). The student is "
-        f"{facts['student']} and the teacher {facts['teacher']}, with {len(seeds)} "
-        f"seed{'s' if len(seeds) > 1 else ''} for each method. `dskd` alone is the preset `paper`, "
-        "not the default.",
+        *bullets(_QUESTION, _answer(compared), _certainty(facts, compared)),
         "",
-        f"[why.json](why.json): {machine_line(facts)}",
+        "In the tables, `dskd` is DSKD with the preset `paper`, and "
+        "`dskd:feature_target=matched:beta=10` is DSKD with its default settings. The [overview]("
+        "README.md#words) explains the other words.",
         "",
         "![Linear probe, similarity to the teacher and gradient of each stage](why.svg)",
         "",
         "## Linear probe of each stage",
         "",
-        "A linear classifier (logistic regression) is trained on the average-pooled map of each "
-        "stage, after the student was trained. The table shows its test accuracy in percent.",
+        "After the student was trained, a linear classifier (logistic regression) is trained on "
+        "the average-pooled feature map of each stage. The table shows its test accuracy in "
+        "percent.",
         "",
         *_stage_table(facts, found.probe, ".2f", compared[0]),
         "",
         "## Similarity of each stage to the teacher",
         "",
-        "Linear CKA with the teacher's last stage, on 512 test images, from 0 to 1.",
+        "The similarity is linear CKA on 512 test images. It is between 0 and 1. The first table "
+        "compares each stage of the student with the last stage of the teacher.",
         "",
         *_stage_table(facts, found.last, ".3f", compared[1]),
         "",
-        "Linear CKA of the shallow stages with the teacher's stage at the same relative depth. "
-        "`feature_target=matched` trains for this similarity.",
+        "The second table compares each shallow stage with the teacher's stage at the same "
+        "relative depth. `feature_target=matched` trains for this similarity.",
         "",
         *_stage_table(facts, found.same, ".3f", compared[2]),
         "",
         "## Gradient of each stage",
         "",
-        "The norm of the gradient of the whole objective with respect to the parameters of a "
-        f"stage, averaged over all steps of the first {_first_epochs(facts)} epochs.",
+        "The table shows the norm of the gradient of the whole objective with respect to the "
+        "parameters of a stage, averaged over all steps of the first "
+        f"{_first_epochs(facts)} epochs.",
         "",
         *_stage_table(facts, found.gradient, ".3f"),
         "",
-        "A larger loss gives larger gradients in all stages. So this table divides by the gradient "
-        "norm of the last stage.",
+        "A larger loss gives larger gradients in all stages. So the next table divides each norm "
+        "by that of the last stage.",
         "",
         *_stage_table(facts, found.ratio, ".3f", compared[3]),
         "",
         "## The branches of DSKD during training",
         "",
-        "The table shows means over seeds: the weight of each shallow stage, its two losses, and "
-        "the test accuracy of its branch.",
+        "The tables show means over seeds: the weight of each shallow stage, its two losses (of "
+        "the predictions and of the features), and the test accuracy of its branch in percent.",
         "",
         *_time_tables(facts),
-        "± is the 95 % interval over seeds (Student's t). Differences are paired by seed. The "
-        "p-values are corrected for all differences on this page (Holm).",
+        "## Details",
+        "",
+        *_details(facts),
         "",
     ]
     return "\n".join(lines)
+
+
+def _answer(compared: Sequence[Mapping[str, Sequence[Difference]]]) -> str:
+    """Counts the differences to KD that are significant, by table."""
+    significant: list[float] = []
+    parts = []
+    for name, rows in zip(_COMPARED, compared, strict=True):
+        gaps = [gap for own in rows.values() for gap in own]
+        shown = [gap.interval.mean for gap in gaps if _verdict(gap)]
+        parts.append(f"{len(shown)} of {len(gaps)} in {name}")
+        significant += shown
+    text = f"Significant differences between DSKD and `{BASELINE}`: {'; '.join(parts)}."
+    if not significant:
+        return text
+    positive = sum(gap > 0 for gap in significant)
+    if positive == len(significant):
+        return f"{text} In all of these, the value of DSKD is the larger one."
+    return f"{text} In {positive} of these {len(significant)}, the value of DSKD is the larger one."
+
+
+def _verdict(gap: Difference) -> str:
+    row = {"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": gap.p_holm}
+    return verdict(row)
+
+
+def _certainty(
+    facts: Mapping[str, Any], compared: Sequence[Mapping[str, Sequence[Difference]]]
+) -> str:
+    seeds = len(facts["seeds"])
+    count = sum(len(gaps) for rows in compared for gaps in rows.values())
+    return (
+        f"The {count} differences are paired over {seeds} seed{'s' if seeds > 1 else ''} and "
+        "corrected together (Holm); they describe the stages, and do not show that these changes "
+        "cause a higher accuracy."
+    )
+
+
+def _details(facts: Mapping[str, Any]) -> list[str]:
+    seeds = len(facts["seeds"])
+    return [
+        "The study follows the [protocol](protocol.md). It measures students of the split "
+        "`final`, from the studies [table](table.md) and [defaults](defaults.md). The student is "
+        f"{facts['student']} and the teacher {facts['teacher']}, with {seeds} "
+        f"seed{'s' if seeds > 1 else ''} for each method. ± is the 95 % interval over seeds "
+        "(Student's t).",
+        "",
+        f"[why.json](why.json): {machine_line(facts)}",
+    ]
 
 
 def _cka(facts: Mapping[str, Any], which: str) -> Value:

@@ -310,6 +310,7 @@ def test_the_page_shows_the_numbers_and_their_meaning() -> None:
     text = speed_page.page({"speed-2026-11-23.json": made_result()})
     ratio = ["`kd_over_reference`", "3.00", "2.00 to 2.50", "3", ">= 2.25", "yes"]
     assert ratio in cells_of(text)
+    assert "The speed relative to the reference step is 3.00 for KD" in text
     assert "[speed-2026-11-23.json](speed-2026-11-23.json)" in text
     step = ["reference-kd", "float32", "3,000", "2,500 to 3,500", "750"]
     assert step in [cells[:5] for cells in cells_of(text)]

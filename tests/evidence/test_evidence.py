@@ -7,13 +7,16 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
 from evidence.design import Study
 from evidence.facts import adjust, facts_of
-from evidence.page import first, page, verdict
+from evidence.numbers import verdict
+from evidence.opening import answer, certainty
+from evidence.page import first, page
 from evidence.prepare import classes_of, prepare
 from evidence.prepare import main as prepare_main
 from evidence.study import RESULTS, compare, compute, main, write
@@ -27,6 +30,7 @@ from dskd.compare.variants import method_variants
 from dskd.config.recipe import load
 from dskd.engine.result import Result
 from dskd.errors import InputError
+from dskd.storage.yaml_file import read_yaml_file
 from evidence import choose, design, figure, why
 
 NAMES = ("ablation", "exploration", "controls", "table", "weights", "mini")
@@ -189,6 +193,38 @@ def test_committed_pages_are_what_their_numbers_draw() -> None:
             draw = why_page if facts["study"] == "why" else page
             assert path.with_suffix(".md").read_text() == draw(facts), path.name
             assert path.with_suffix(".svg").is_file(), path.name
+
+
+def test_committed_results_have_the_words_of_their_studies() -> None:
+    studies = read_yaml_file(design.HERE / "studies.yaml", "studies")
+    for name, study in studies.items():
+        assert study["question"].endswith("?"), name
+        if (path := RESULTS / f"{name}.json").is_file():
+            facts = json.loads(path.read_text())
+            for key in ("title", "question", "deviation"):
+                assert facts[key] == study.get(key), f"{name}: {key}"
+            assert list(facts["groups"]) == list(study["groups"]), name
+
+
+def test_pages_of_results_open_with_a_question_its_answer_and_its_certainty() -> None:
+    names = {path.stem for path in RESULTS.glob("*.svg")}
+    for name in sorted(names | {"protocol", "speed", "fast-paths", "real-images"}):
+        lines = (RESULTS / f"{name}.md").read_text().splitlines()
+        bullets = [line.partition(":**")[0] for line in lines[2:12] if line.startswith("- **")]
+        assert bullets == ["- **Question", "- **Answer", "- **Certainty"], name
+
+
+def test_the_opening_of_real_images_has_the_numbers_of_its_runs() -> None:
+    gains = []
+    for name in ("real-tiny_imagenet", "real-cifar100-format"):
+        runs = json.loads((RESULTS / f"{name}.json").read_text())["runs"]
+        means = {
+            method: mean(run["test_accuracy"] for run in runs if run["method"] == method)
+            for method in ("ce", "kd", "dskd")
+        }
+        gains += [f"{means[method] - means['ce']:.2f}" for method in ("kd", "dskd")]
+    text = (RESULTS / "real-images.md").read_text().partition("- **Certainty")[0]
+    assert re.findall(r"\d+\.\d+", text) == gains
 
 
 def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
@@ -446,3 +482,87 @@ def test_first_is_said_of_five_seeds_and_a_difference() -> None:
     assert "**DSKD is not first.**" in first(facts | row(gap_half=1.5))
     assert "The protocol requires 5 seeds for this test." in first(facts | row() | {"seeds": 3})
     assert "**DSKD is better**, in a study that is not" in first(facts | row(), added=True)
+
+
+def opened(rows: Mapping[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    """The facts that an opening reads."""
+    return {
+        "rows": {
+            label: {"accuracies": [50.0] * 3, "mean": 50.0, "p": one["p_holm"]} | one
+            for label, one in rows.items()
+        },
+        "baseline": "kd",
+        "done": 9,
+        "runs": 9,
+        "first": None,
+        "split": "final",
+        "deviation": None,
+        "changes": [],
+    } | changes
+
+
+PLAIN = {"gap": None, "gap_half": None, "p_holm": None}
+"""A row that is not compared with the baseline."""
+
+
+def test_an_answer_names_the_rows_with_a_verdict_and_the_highest_mean() -> None:
+    facts = opened(
+        {
+            "kd": PLAIN,
+            "at": row(mean=51.0),
+            "sp": row(gap=-1.0, mean=49.0),
+            "crd": row(p_holm=0.2),
+            "pkt": row(mean=52.0, p_holm=0.0001),
+            "semckd": PLAIN | {"accuracies": [], "mean": None},
+        }
+    )
+    assert answer(facts) == (
+        "Better than `kd`: `pkt` and `at`. Worse: `sp`. No difference is shown for the other "
+        "tested row. The highest mean is 52.00 % (`pkt`; difference: +1.00 ± 0.50 "
+        "points, p < 0.001). All runs of `semckd` failed."
+    )
+    assert certainty(facts) == (
+        "Each row has 3 seeds and is compared with `kd`; the p-values are corrected for all 4 "
+        "comparisons of the page (Holm). With so few seeds, a difference that is not shown may "
+        "still exist."
+    )
+
+
+def test_an_answer_claims_no_difference_that_no_test_shows() -> None:
+    facts = opened({"kd": PLAIN, "at": row(p_holm=0.05), "sp": row(gap_half=1.0)})
+    assert answer(facts).startswith("None of the 2 tested rows is shown to differ from `kd`.")
+    many = opened({"kd": PLAIN} | {f"at:weight={weight}": row() for weight in range(5)})
+    assert answer(many).startswith("Better than `kd`: 5 rows. The highest")
+
+
+def test_one_seed_ranks_nothing() -> None:
+    one = {"accuracies": [50.0]}
+    facts = opened({"kd": PLAIN | one, "at": PLAIN | one | {"mean": 51.0, "gap": 1.0}})
+    assert answer(facts) == (
+        "All 9 runs are finished; the accuracies go from 50.00 % (`kd`) to 51.00 % (`at`)."
+    )
+    assert certainty(facts) == "One seed has no interval and no test, so this page ranks nothing."
+    mixed = opened({"kd": PLAIN, "at": row(), "sp": PLAIN | one | {"mean": 60.0}})
+    assert "The highest mean is 50.00 %" in answer(mixed)
+    assert certainty(mixed).startswith(
+        "1 row has one seed and no test; each other row has 3 seeds and is"
+    )
+
+
+def test_an_unfinished_study_has_no_answer() -> None:
+    facts = opened({"kd": PLAIN, "at": row()}, done=8)
+    assert answer(facts) == "None yet. **Not finished**: 8 of 9 runs are finished."
+
+
+def test_an_answer_says_whether_dskd_is_better_than_the_best_other_method() -> None:
+    found = row() | {"label": "dskd", "second": "at", "seeds": 5}
+    rows = {"kd": PLAIN, "dskd": row(), "at": row()}
+    said = answer(opened(rows, first=found))
+    assert said.endswith(
+        "DSKD's best row, `dskd`, is better than the best row of the other methods, `at` "
+        "(+1.00 ± 0.50 points, p = 0.010)."
+    )
+    assert "is not shown to differ from" in answer(opened(rows, first=found | {"p_holm": 0.2}))
+    assert "DSKD's best row" not in answer(opened(rows, first=found | {"seeds": 3}))
+    assert "all 3 comparisons" in certainty(opened(rows, first=found))
+    assert "all 2 comparisons" in certainty(opened(rows, first=found | {"second": "kd"}))
