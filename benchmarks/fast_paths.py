@@ -157,10 +157,11 @@ _DETAILS = """\
 The plain paths do not fuse the teacher's BatchNorm, compute the teacher outputs in every step, and
 use float32. The settings of the other paths are `teacher.fuse_batchnorm=true` (fused BatchNorm),
 `train.precision=bfloat16` (bfloat16), `train.compile=true` (compiled), `teacher.cache=logits`
-(cached logits), and `teacher.cache=features` with `teacher.views` (cached features). Each fast path is compared at the same seeds: with the same initial weights, and the
-same images in the same order. `difference` is the mean of the paired differences in test accuracy,
-with its 95 % interval. If an interval contains zero, no difference was found with so few seeds; the
-ends of the interval say how large a difference may be.
+(cached logits), and `teacher.cache=features` with `teacher.views` (cached features). Each fast path
+is compared at the same seeds: with the same initial weights, and the same images in the same order.
+`difference` is the mean of the paired differences in test accuracy, with its 95 % interval. If an
+interval contains zero, no difference was found with so few seeds; the ends of the interval say how
+large a difference may be.
 
 The rows with **cached features** differ by more than rounding. These students see each image in a
 few fixed views, while the other students see all 162 crops and flips. So these rows show how much

@@ -145,14 +145,14 @@ def page(results: dict[str, Result]) -> str:
 def _opening(result: Result) -> Lines:
     found = result["ratios"]
     speeds = [f"{found[name]:.2f} for {words}" for name, words in _SPEEDS.items() if name in found]
-    answer = f"The speed relative to the reference step is {', '.join(speeds)}."
+    answer = f"The speed relative to the reference step is {'; '.join(speeds)}."
     if "dskd_over_kd_time" in found:
         answer += f" A DSKD step takes {found['dskd_over_kd_time']:.2f} times as long as a KD step."
     return [
         "- **Question:** How fast is a training step, compared with a reference step in the style "
         "of published toolkits?",
         f"- **Answer:** {answer}",
-        "- **Certainty:** These ratios come from one run on the CPU of one machine. They compare "
+        "- **Certainty:** All values come from one run on the CPU of one machine. The speeds compare "
         "our steps in bfloat16 with a reference step in float32; the tables below show both "
         "precisions.",
         "",
