@@ -70,6 +70,7 @@ def check(case: Case, folder: Path) -> str:
     while not _killed(case, folder, arguments, seconds):
         shutil.rmtree(folder / "run")
         shutil.rmtree(folder / "outputs", ignore_errors=True)
+        (folder / "stderr.txt").unlink()
         seconds /= 2
     code, errors = runs.call(arguments[1], folder)
     # A process may be killed after its last write; then there is nothing to resume.
@@ -86,8 +87,7 @@ def _killed(
     allowed = {signal.SIGKILL: (-9,), signal.SIGTERM: (143, -15)}
     for number, (which, when) in enumerate(zip(case.signals, case.times, strict=True)):
         code = runs.signalled(arguments[number > 0], folder, which, when * seconds)
-        stderr = folder / "stderr.txt"
-        errors = stderr.read_text() if stderr.is_file() else ""
+        errors = (folder / "stderr.txt").read_text()
         # A signal may come after the last write, while the process ends: the run is finished then.
         if code == 0 or (number > 0 and code == 2 and "holds a finished run" in errors):
             return False

@@ -88,9 +88,10 @@ def start(
 
     Args:
         arguments: The arguments of ``dskd``.
-        stderr: A file for the output on stderr.
+        stderr: A file to which the output on stderr is appended.
         prepare: Called in the process before the command.
     """
+    stderr.touch()
     process = SERVER.Process(target=_main, args=(list(arguments), stderr, prepare))
     process.start()
     return process
@@ -138,7 +139,7 @@ def call(
     stderr = folder / "stderr.txt"
     stderr.unlink(missing_ok=True)
     code = wait(start(arguments, stderr, prepare))
-    return code, stderr.read_text() if stderr.is_file() else ""
+    return code, stderr.read_text()
 
 
 def signalled(arguments: Sequence[str], folder: Path, number: signal.Signals, after: float) -> int:
