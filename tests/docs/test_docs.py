@@ -108,15 +108,16 @@ def _keys(section: object) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_settings_that_a_page_names_exist(page: str) -> None:
     text = read(page).partition("## Renamed settings")[0]
+    text = re.sub(r"^```python.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     for command in re.findall(r"`[^`]+`|^(?:dskd|torchrun) .*$", text, flags=re.MULTILINE):
         named = re.findall(rf"(?<![\w./])(?:{'|'.join(SECTIONS)}|method)\.\w+", command)
-        named = [name for name in named if not name.endswith((".py", ".safetensors"))]
+        named = [name for name in named if not name.endswith((".py", ".pth", ".safetensors"))]
         assert set(named) <= known_settings(), command
 
 
 @pytest.mark.parametrize("page", GUIDES)
 def test_commands_of_a_page_exist_and_name_recipes_that_exist(page: str) -> None:
-    for line in re.findall(r"^\$? ?dskd (.*)$", read(page), flags=re.MULTILINE):
+    for line in re.findall(r"^\$? ?dskd (\S.*)$", read(page), flags=re.MULTILINE):
         words = line.partition("#")[0].split()
         assert words[0] in cli.commands, line
         options = {option for one in cli.commands[words[0]].params for option in one.opts}

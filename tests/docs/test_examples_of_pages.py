@@ -1,0 +1,89 @@
+"""The examples of the pages run: each page from its first block to its last, in a new folder.
+
+Python blocks and the lines of shell blocks that call ``dskd`` are run, with one epoch and fewer
+images. A block with a title is a file, which is written first.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dskd.cli.commands import run_command
+
+ROOT = Path(__file__).parents[2]
+PAGES = (
+    "docs/quick-start.md",
+    "docs/tutorials/digits.md",
+    "docs/tutorials/compare.md",
+    "docs/tutorials/own-module.md",
+    "docs/how-it-works/caching.md",
+    "docs/faq.md",
+)
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+SHORT = {
+    "train": "train.epochs=1 data.fraction=0.2",
+    "distill": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
+    "compare": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
+}
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """Language, title and text of each block of a page."""
+    return BLOCK.findall((ROOT / page).read_text())
+
+
+def shortened(line: str) -> list[str]:
+    """The arguments of a line that calls ``dskd``."""
+    words = line.partition("#")[0].split()[1:]
+    return [*words, *SHORT.get(words[0], "").split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_of_a_page_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "example"}
+    for language, title, text in blocks(page):
+        if title:
+            Path(title).write_text(text)
+        elif language == "python":
+            short = re.sub(r'"epochs": \d+', '"epochs": 1', text)
+            exec(compile(short, page, "exec"), names)
+        elif language == "sh":
+            for line in re.findall(r"^dskd .*", text, re.MULTILINE):
+                done = run_command(shortened(line))
+                assert done == 0 or "--resume" in line, line  # a finished run is not resumed
+
+
+@pytest.mark.slow
+def test_a_method_can_be_added_as_the_tutorial_says(tmp_path: Path) -> None:
+    for folder in ("src", "tests", "docs"):
+        ignored = shutil.ignore_patterns("__pycache__", "report", "results")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for _, title, text in blocks("docs/tutorials/add-a-method.md"):
+        if title:
+            (tmp_path / title).write_text(text)
+    environment = {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1", "PATH": ""}
+
+    def run(*arguments: str) -> None:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    tests = ("tests/methods/test_mimic.py", "tests/methods/test_every_method.py")
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "mimic")
+    run("docs/write_methods.py")
+    run("docs/write_settings.py")
+    assert "mimic" in (tmp_path / "docs/methods/README.md").read_text()
+    run("-m", "dskd", *shortened("dskd distill digits method.name=mimic method.weight=0.05"))
