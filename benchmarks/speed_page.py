@@ -152,9 +152,9 @@ def _opening(result: Result) -> Lines:
         "- **Question:** How fast is a training step, compared with a reference step in the style "
         "of published toolkits?",
         f"- **Answer:** {answer}",
-        "- **Certainty:** All values come from one run on the CPU of one machine. The speeds compare "
-        "our steps in bfloat16 with a reference step in float32; the tables below show both "
-        "precisions.",
+        "- **Certainty:** All values come from one run on the CPU of one machine. The speeds "
+        "compare our steps in bfloat16 with a reference step in float32; the tables below show "
+        "both precisions.",
         "",
     ]
 
