@@ -51,10 +51,27 @@ def test_the_methods_pages_are_what_the_code_says() -> None:
         assert (folder / name).read_text() == text, f"{name}: run python docs/write_methods.py"
 
 
-def test_the_readme_s_recipe_is_the_demo_s() -> None:
-    block = read("README.md").partition("```yaml\n")[2].partition("```")[0]
-    shipped = (SOURCE / "config/recipes/digits.yaml").read_text()
-    assert block == "".join(ln for ln in shipped.splitlines(True) if not ln.startswith("#"))
+def test_the_readme_is_short_and_in_its_order() -> None:
+    text = read("README.md")
+    assert len(text.splitlines()) <= 150
+    assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE) == [
+        "Install",
+        "Example",
+        "Command line",
+        "Results",
+        "Methods",
+        "Documentation",
+        "Contributing",
+        "Citation",
+        "Licence",
+    ]
+
+
+def test_the_readme_names_every_method() -> None:
+    section = read("README.md").partition("## Methods")[2].partition("## Documentation")[0]
+    rows = "".join(line for line in section.splitlines(True) if line.startswith("|"))
+    named = set(re.findall(r"(?<![\w/.-])([a-z]+)(?=\]|,|\s*\|)", rows.rpartition("---")[2]))
+    assert set(methods.names()) <= named
 
 
 def anchors(page: Path) -> set[str]:
@@ -73,14 +90,6 @@ def test_links_lead_somewhere(page: str) -> None:
         assert found.exists(), target
         if anchor:
             assert anchor in anchors(found), target
-
-
-def test_the_readme_maps_every_folder_of_the_package() -> None:
-    text = read("README.md").partition("## What is where")[2]
-    rows = set(re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE))
-    folders = {f"{path.parent.name}/" for path in SOURCE.glob("*/__init__.py")}
-    assert rows == folders | {"api.py"}
-    assert len(rows) <= 14
 
 
 @pytest.mark.parametrize("page", GUIDES)
