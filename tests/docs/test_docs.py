@@ -118,7 +118,9 @@ def _keys(section: object) -> set[str]:
 def test_settings_that_a_page_names_exist(page: str) -> None:
     text = read(page).partition("## Renamed settings")[0]
     text = re.sub(r"^```python.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    for command in re.findall(r"`[^`]+`|^(?:dskd|torchrun) .*$", text, flags=re.MULTILINE):
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    commands = re.findall(r"^(?:dskd|torchrun) .*$", text, flags=re.MULTILINE)
+    for command in [*re.findall(r"`[^`]+`", prose), *commands]:
         named = re.findall(rf"(?<![\w./])(?:{'|'.join(SECTIONS)}|method)\.\w+", command)
         named = [name for name in named if not name.endswith((".py", ".pth", ".safetensors"))]
         assert set(named) <= known_settings(), command
