@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 FACTS = Path(__file__).parent / "facts"
-CASES: dict[str, Any] = json.loads((FACTS / "losses.json").read_text())["cases"]
+FILES = ("losses", "losses2")
+CASES: dict[str, Any] = {
+    case: fact
+    for name in FILES
+    for case, fact in json.loads((FACTS / f"{name}.json").read_text())["cases"].items()
+}
 
 
 @functools.cache
@@ -38,13 +43,19 @@ def _arrays() -> dict[str, np.ndarray[Any, Any]]:
         arrays[name] = np.maximum(arrays[f"{name}_pre"], 0)
     arrays["s"], arrays["t"] = draw.randn(32, 64), draw.randn(32, 128)
     rounded = {n: a.astype(np.float32) if a.dtype.kind == "f" else a for n, a in arrays.items()}
-    with np.load(FACTS / "losses.npz") as stored:
-        return rounded | {name.removeprefix("in/"): stored[name] for name in stored.files}
+    for file in FILES:
+        with np.load(FACTS / f"{file}.npz") as stored:
+            rounded |= {name.removeprefix("in/"): stored[name] for name in stored.files}
+    return rounded
 
 
 def cases(prefix: str) -> set[str]:
     """The names of the cases that begin with this word."""
     return {case for case in CASES if case.split("_")[0] == prefix}
+
+
+SCALED: dict[str, dict[str, float]] = json.loads((FACTS / "losses2.json").read_text())["scaled"]
+"""Values of some cases with the logits of student and teacher multiplied by a number."""
 
 
 def given(name: str) -> Tensor:
@@ -85,3 +96,13 @@ def check(case: str, loss: Callable[..., Tensor], names: Sequence[str] | None = 
         first = torch.tensor(expected["first16"], dtype=torch.float64)
         scale = gradient.abs().max().item()
         torch.testing.assert_close(gradient.flatten()[:16], first, rtol=1e-4, atol=1e-6 * scale)
+
+
+def check_scaled(case: str, loss: Callable[..., Tensor]) -> None:
+    """A loss of the standard logits (and labels) has the values of `SCALED`, and is finite."""
+    for factor, expected in SCALED[case].items():
+        student = (float(factor) * given("logits_s").detach()).requires_grad_()
+        value = loss(student, float(factor) * given("logits_t").detach(), given("labels"))
+        assert value.item() == pytest.approx(expected, rel=1e-5)
+        (gradient,) = torch.autograd.grad(value, student)
+        assert gradient.isfinite().all()
