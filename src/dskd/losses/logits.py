@@ -125,8 +125,13 @@ def kd(
     return _reduce(temperature**2 * divergence, reduction)
 
 
-def _others(values: Tensor, labels: Tensor) -> Tensor:
-    """``values`` ``[B, K]`` without the column of each row's label: ``[B, K - 1]``."""
+def other_classes(values: Tensor, labels: Tensor) -> Tensor:
+    """``values`` ``[B, K]`` without the column of each row's label: ``[B, K - 1]``.
+
+    Example:
+        >>> other_classes(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([1]))
+        tensor([[1., 3.]])
+    """
     column = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
     return values.gather(1, column + (column >= labels[:, None]).long())
 
@@ -134,7 +139,7 @@ def _others(values: Tensor, labels: Tensor) -> Tensor:
 def _target_and_rest(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities of the label and of all other classes together: ``[B, 2]``."""
     target = log_probabilities.gather(1, labels[:, None])
-    rest = _others(log_probabilities, labels).logsumexp(1, keepdim=True)
+    rest = other_classes(log_probabilities, labels).logsumexp(1, keepdim=True)
     return torch.cat([target, rest], dim=1)
 
 
@@ -185,8 +190,8 @@ def dkd(
         reduction="none",
     ).sum(1)
     others = F.kl_div(
-        F.log_softmax(_others(student, labels), 1),
-        F.log_softmax(_others(teacher, labels), 1),
+        F.log_softmax(other_classes(student, labels), 1),
+        F.log_softmax(other_classes(teacher, labels), 1),
         log_target=True,
         reduction="none",
     ).sum(1)
