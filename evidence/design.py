@@ -8,13 +8,12 @@ from typing import Any
 
 from pydantic import Field
 
-from dskd import methods
 from dskd.compare.variants import method_variants
 from dskd.config.recipe import load
 from dskd.errors import InputError, unknown
 from dskd.settings import Count, Settings, validate
 from dskd.storage.yaml_file import read_yaml_file
-from evidence.choose import BASELINES, LEADING, baselines, best, configurations_of, leading
+from evidence.choose import BASELINES, LEADING, TABLE, baselines, best, configurations_of, leading
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "resnet8.yaml")
@@ -174,7 +173,7 @@ def varied(study: Study, recipe: str | None, changes: Sequence[str]) -> Study:
 
 
 def expand(labels: Sequence[str], out: Path) -> list[str]:
-    """Replaces ``all`` and the placeholders in <> by labels.
+    """Replaces ``all`` (the methods of the table) and the placeholders in <> by labels.
 
     Args:
         labels: Labels and placeholders.
@@ -188,7 +187,7 @@ def expand(labels: Sequence[str], out: Path) -> list[str]:
 
 def _expanded(label: str, out: Path) -> list[str]:
     if label == "all":
-        return methods.names()
+        return [*TABLE]
     if label == "<baselines>":
         return baselines(out / "table")
     if label == "<configurations of kd>":
