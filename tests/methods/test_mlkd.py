@@ -143,6 +143,15 @@ def test_the_class_level_alone_does_not_see_which_image_is_which() -> None:
     torch.testing.assert_close(level(2, 2.0)(s.flip(0), t), level(2, 2.0)(s, t))
 
 
+def test_the_batch_level_grows_with_the_batch_and_the_class_level_with_its_square() -> None:
+    s, t = torch.randn(2, 4, 5).double() * 5
+    alone = [level(index, 2.0)(s, t) for index in range(3)]
+    twice = [level(index, 2.0)(s.repeat(2, 1), t.repeat(2, 1)) for index in range(3)]
+    torch.testing.assert_close(twice[0], alone[0])
+    torch.testing.assert_close(twice[1], 2 * alone[1])
+    torch.testing.assert_close(twice[2], 4 * alone[2])
+
+
 @pytest.mark.parametrize("shape", [(1, 2), (1, 100), (7, 2), (8, 10)])
 def test_large_logits_give_finite_values_and_gradients(shape: tuple[int, int]) -> None:
     s, t = 100 * torch.randn(2, *shape).sign()
