@@ -4,34 +4,47 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test setup check docs bench scaling torture reproduce clean
+.PHONY: help demo test test-fast coverage setup check docs bench scaling torture reproduce clean
 
-demo: $(READY)
+help: ## lists these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
+
+demo: $(READY) ## trains on handwritten digits: a teacher and its students
 	$(BIN)/dskd demo
 
-test: $(READY)
-	$(BIN)/python -m pytest
+# One process per core, but at most four: each takes 1.5 GB of memory. More with
+# make test ARGS="--maxprocesses 16"; part of the tests with make test ARGS="-n 0 tests/data -k folder".
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+	-n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-setup: $(READY)
+test: $(READY) ## runs all tests
+	$(PYTEST) $(ARGS)
 
-check: $(READY)
+test-fast: $(READY) ## runs the tests that are not slow
+	$(PYTEST) -m "not slow and not distributed" $(ARGS)
+
+coverage: $(READY) ## runs all tests; fails if they execute less than 92 % of the lines
+	$(PYTEST) --cov --cov-report=term $(ARGS)
+
+setup: $(READY) ## installs the package and its tools in .venv
+
+check: $(READY) ## checks format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# The documentation site, in site/. Any warning is an error.
-docs: $(READY)
+docs: $(READY) ## builds the documentation in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Options go through ARGS, as in make bench ARGS=--quick
-bench: $(READY)
+bench: $(READY) ## measures the time of a training step
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
-scaling: $(READY)
+scaling: $(READY) ## measures how time and memory grow
 	$(BIN)/python benchmarks/scaling.py $(ARGS)
 
-# Every fault test; goes on where it was stopped, and writes the table of docs/reliability.md.
-torture: $(READY)
+# Goes on where it was stopped, and writes the table of docs/reliability.md.
+torture: $(READY) ## runs every fault test
 	$(BIN)/python tests/faults/torture.py $(ARGS)
 
 # make reproduce-mini DATA=..., and so for every study of evidence/studies.yaml: DATA holds
@@ -49,7 +62,7 @@ reproduce-why: $(READY)
 	$(BIN)/python -m evidence.why "$(OUT)" $(ARGS)
 
 .NOTPARALLEL: # a study takes what those before it chose
-reproduce: $(STUDIES:%=reproduce-%)
+reproduce: $(STUDIES:%=reproduce-%) ## repeats the studies; needs DATA, see evidence/studies.yaml
 
 # Made again when what it installs changes; the package itself is linked, not copied.
 $(READY): pyproject.toml constraints.txt
@@ -59,5 +72,5 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[timm,onnx,docs,dev]'
 	touch $(READY)
 
-clean:
-	rm -rf $(VENV) build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## removes .venv, caches and what was built
+	rm -rf $(VENV) build dist site src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

@@ -1,14 +1,16 @@
-"""What tests share: small models, small images, and one thread less to wait for."""
+"""Shared by all tests: small models, small images, one thread, and groups for parallel workers."""
 
 from __future__ import annotations
 
 import copy
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from dskd.data import Dataset, Split
 from dskd.engine.trainer import Trainer
@@ -21,6 +23,36 @@ from dskd.teacher.frozen import FrozenTeacher
 # Images and networks are small here: a second thread costs more than it does.
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist then reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips tests that need a GPU where there is none, and groups tests for parallel workers.
+
+    One worker runs all tests of a group. A group is a file, so that its fixtures are set up once.
+    All tests that start several training processes are one group, so that one of them runs at a
+    time. Workers start with the groups that take longest.
+    """
+    no_gpu = pytest.mark.skip(reason="no GPU")
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if item.get_closest_marker("distributed"):
+            item.add_marker(pytest.mark.xdist_group("distributed"))
+        elif not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    if hasattr(config, "workerinput"):
+        slow = Counter(_group(item) for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: (_group(item) != "distributed", -slow[_group(item)]))
+
+
+def _group(item: pytest.Item) -> str:
+    (mark,) = item.iter_markers("xdist_group")
+    return str(mark.args[0])
 
 
 @pytest.fixture(autouse=True)

@@ -217,7 +217,8 @@ def signature_settings(function: Callable[..., Any]) -> type[Settings]:
         name: (parameter.annotation, parameter.default)
         for name, parameter in setting_parameters(function).items()
     }
-    return create_model(function.__qualname__, __base__=Settings, **fields)
+    plain = {"use_attribute_docstrings": False}  # it searches the source of every caller
+    return create_model(function.__qualname__, __base__=Settings, __cls_kwargs__=plain, **fields)
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:

@@ -10,8 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
-SHORT = "epochs, teacher_epochs, seeds = 1, 1, 2"
-"""In place of the cell that is tagged `parameters`."""
+SHORT = """
+import functools
+import dskd
+epochs, teacher_epochs, seeds = 1, 1, 2
+dskd.load_dataset = functools.partial(dskd.load_dataset, fraction=0.1)
+"""
+"""In place of the cell that is tagged `parameters`: few epochs, and few training images."""
 
 
 def cells(notebook: Path) -> list[dict[str, Any]]:
@@ -19,6 +24,7 @@ def cells(notebook: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient")

@@ -98,7 +98,7 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
         for typo in list(_typos(key))[: None if whole else 1]:
             yield f"{typo} for {key}", Case(smallest, (f"{typo}=1",))
         wrong = WRONG[key]
-        for text in wrong if whole else {wrong[0], wrong[-1]}:
+        for text in wrong if whole else dict.fromkeys((wrong[0], wrong[-1])):
             yield f"{key}={text}", Case(smallest, ("train.epochs=30", f"{key}={text}"))
         yield f"no {key}", Case(_without(key), may_resolve=key not in _REQUIRED)
     for seed in range(_RANDOM if whole else _SAMPLE):

@@ -42,7 +42,11 @@ FAMILIES: tuple[ModuleType, ...] = (
 @pytest.mark.parametrize(
     ("family", "case"),
     [
-        pytest.param(family, case, id=f"{family.FAMILY}: {name}")
+        pytest.param(
+            *(family, case),
+            id=f"{family.FAMILY}: {name}",
+            marks=pytest.mark.xdist_group(family.__name__),
+        )
         for family in FAMILIES
         for name, case in family.cases(whole=False)
     ],

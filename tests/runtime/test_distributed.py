@@ -256,7 +256,9 @@ def _world_alone() -> int:
         return distributed.world_size()
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(
+    scope="module", params=[pytest.param(world, marks=pytest.mark.distributed) for world in (2, 4)]
+)
 def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What each of two, or four, processes has to say."""
     if request.param == 2:  # processes take long to start
@@ -401,6 +403,7 @@ def _timeless(path: Path) -> list[str]:
     return [line.partition('"seconds"')[0] for line in lines]
 
 
+@pytest.mark.distributed
 def test_a_stop_at_one_process_stops_all_at_the_same_step_and_the_run_goes_on(of_two: Path) -> None:
     (stopped, taken, numbers), other = (torch.load(of_two / f"{rank}.pt") for rank in (0, 1))
     assert stopped == other[0] == [signal.SIGTERM] * 2
@@ -412,6 +415,7 @@ def test_a_stop_at_one_process_stops_all_at_the_same_step_and_the_run_goes_on(of
     assert _timeless(whole) == _timeless(parts)
 
 
+@pytest.mark.distributed
 def test_processes_share_a_cache_of_teacher_outputs(of_two: Path) -> None:
     for rank in (0, 1):
         cold, warm = torch.load(of_two / f"cached{rank}.pt")
@@ -421,6 +425,7 @@ def test_processes_share_a_cache_of_teacher_outputs(of_two: Path) -> None:
     assert cold.read_bytes() == warm.read_bytes()
 
 
+@pytest.mark.distributed
 def test_several_processes_train_with_compiled_steps(of_two: Path) -> None:
     eager, compiled = (_losses(of_two / "0" / name) for name in ("eager", "compiled"))
     assert compiled == pytest.approx(eager, rel=1e-2)
@@ -431,11 +436,13 @@ def _losses(path: Path) -> list[float]:
     return [json.loads(line)["train_loss"] for line in lines]
 
 
+@pytest.mark.distributed
 def test_one_process_writes(of_two: Path) -> None:
     assert (of_two / "0/whole/teacher/result.json").is_file()
     assert not (of_two / "1").exists()
 
 
+@pytest.mark.distributed
 def test_another_number_of_processes_does_not_go_on(of_two: Path, tmp_path: Path) -> None:
     parts = of_two / "0/parts"
     kept = (parts / "result.json").read_bytes()
@@ -486,6 +493,7 @@ def _reached(process: subprocess.Popen[bytes], out: Path, epochs: int, log: Path
         time.sleep(0.02)
 
 
+@pytest.mark.distributed
 def test_the_command_goes_on_after_a_signal_and_after_a_death(of_two: Path, tmp_path: Path) -> None:
     out, port = tmp_path / "run", free_port()
     stopped, lost, ended = (tmp_path / name for name in ("stopped", "lost", "ended"))
@@ -520,6 +528,7 @@ def test_the_command_goes_on_after_a_signal_and_after_a_death(of_two: Path, tmp_
     assert _timeless(out) == _timeless(of_two / "0/whole")
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("victim", ["torchrun", "process 0"])
 def test_what_is_killed_takes_all_the_others_with_it(tmp_path: Path, victim: str) -> None:
     log, out = tmp_path / "log", tmp_path / "run"
