@@ -23,7 +23,8 @@ import machine
 import reference
 import torch
 from cached_steps import CachedSteps
-from method_cost import noise
+from interleave import interleave
+from noise import noise_data
 from results import PAIR, Result, ratios, row_result
 from rows import rows_of
 from speed_tables import (
@@ -34,7 +35,6 @@ from speed_tables import (
     ratio_table,
     step_table,
 )
-from turns import take_turns
 
 from dskd.data import Dataset
 from dskd.errors import InputError
@@ -55,7 +55,7 @@ def bench(chosen: argparse.Namespace) -> Result:
         chosen: The options of the command line.
     """
     reference.transforms((0.5,), (0.5,), 32)  # reports a missing package before any work
-    data = noise(chosen.images)
+    data = noise_data(chosen.images)
     before = machine.rates(chosen.machine_seconds)
     rows: list[Result] = []
     cached: list[Result] = []
@@ -91,7 +91,7 @@ def _pair(
 ) -> list[Result]:
     until = time.monotonic() + seconds
     rows = [*rows_of(pair, data, chosen.batch_size), *cached.rows()]
-    times = take_turns(
+    times = interleave(
         {row.key: row.runner for row in rows},
         chosen.rounds,
         warmup=chosen.warmup,

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from method_cost import noise, trainer_of
+from interleave import TrainerSteps
+from noise import noise_data, noise_trainer
 from results import Result
 from rows import Row, recipe_of
-from turns import Training
 
 from dskd.config.schema import Recipe
 from dskd.engine.trainer import Trainer
@@ -36,7 +36,7 @@ class CachedSteps:
 
     def __init__(self, pair: str, batch_size: int, steps: int, folder: Path) -> None:
         self.pair, self.batch_size, self.folder = pair, batch_size, folder
-        self.data = noise(batch_size * steps)
+        self.data = noise_data(batch_size * steps)
         self._fills: list[Result] = []
         self._warm: list[CachedOutputs] = []
 
@@ -49,10 +49,10 @@ class CachedSteps:
             fill = {"pair": self.pair, "row": name, "cache": cache} | self._fill(recipe)
             self._fills.append(fill)
             start = time.perf_counter()
-            trainer = trainer_of(recipe, self.data)
+            trainer = noise_trainer(recipe, self.data)
             seconds = time.perf_counter() - start
             self._warm.append(_started(trainer))
-            yield Row(self.pair, name, "bfloat16", Training(trainer), seconds)
+            yield Row(self.pair, name, "bfloat16", TrainerSteps(trainer), seconds)
 
     def results(self) -> list[Result]:
         """The cost of filling each cache, and the share of images that were found afterwards."""
@@ -62,9 +62,9 @@ class CachedSteps:
         ]
 
     def _fill(self, recipe: Recipe) -> Result:
-        trainer = trainer_of(recipe, self.data)
+        trainer = noise_trainer(recipe, self.data)
         outputs = _started(trainer)
-        runner, seconds, teacher = Training(trainer), list[float](), list[float]()
+        runner, seconds, teacher = TrainerSteps(trainer), list[float](), list[float]()
         for _ in range(trainer.steps):
             start = time.perf_counter()
             teacher.append(runner.step())

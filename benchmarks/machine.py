@@ -1,8 +1,9 @@
-"""The best rates of a machine, and the work of a computation."""
+"""The best rates of a machine, its hardware, and the work of a computation."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dskd.runtime import device as devices
 from dskd.settings import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -86,3 +88,25 @@ def multiply_adds(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops()) // 2
+
+
+def environment(device: torch.device, _: float = 0.0) -> dict[str, Any]:
+    """The hardware and the software of a measurement, of a GPU with driver, libraries and memory.
+
+    Args:
+        device: The device that trains.
+    """
+    found = devices.environment(device) | {"status": "measured"}
+    if device.type == "cuda":
+        found |= {"driver": _driver(), "cuda": torch.version.cuda}
+        found |= {"cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+        found |= {"gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory}
+    return found
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -9,18 +9,21 @@ each step. Of this package, only the networks are used.
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from machine import multiply_adds
+from noise import CPU, noise_data
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dskd.data import Split
 from dskd.errors import InputError
+from dskd.models.zoo import build
 
 WORKERS = 2
 TEMPERATURE = 4.0
@@ -103,32 +106,96 @@ class ReferenceStep:
         return F.kl_div(student, teacher, reduction="batchmean") * TEMPERATURE**2
 
 
-class ReferenceTraining:
-    """The steps of the reference with its DataLoader (`turns.CountedSteps`).
+class ReferenceSteps:
+    """The steps of the reference with its DataLoader (`interleave.CountedSteps`).
 
     Args:
-        step: The step.
+        step: The step, with its models on the device.
         images: The training images.
         batch_size: Images in a step.
+        device: The device of the models.
+        workers: Processes of the DataLoader.
     """
 
-    lead = 1  # else the work of the workers during other turns would not be timed
-    rest = 0.1  # the workers finish before the next turn begins
+    untimed = 1  # else the work of the workers during other turns would not be timed
+    pause = 0.1  # the workers finish before the next turn begins
 
-    def __init__(self, step: ReferenceStep, images: Images, batch_size: int) -> None:
-        self._step = step
-        self._batches = _endless(
-            DataLoader(images, batch_size, shuffle=True, num_workers=WORKERS, drop_last=True)
+    def __init__(
+        self,
+        step: ReferenceStep,
+        images: Images,
+        batch_size: int,
+        device: torch.device = CPU,
+        workers: int = WORKERS,
+    ) -> None:
+        self._step, self._device = step, device
+        loader = DataLoader(
+            images,
+            batch_size,
+            shuffle=True,
+            num_workers=workers,
+            drop_last=True,
+            pin_memory=device.type == "cuda",
         )
+        self._batches = _endless(loader)
 
     def step(self) -> float:
         """Takes a step. The seconds of the teacher are not measured."""
-        self._step(*next(self._batches))
+        images, labels = (part.to(self._device, non_blocking=True) for part in next(self._batches))
+        self._step(images, labels)
         return 0.0
 
+    def time_steps(self, count: int, untimed: int) -> float:
+        """Takes untimed steps, then timed ones, and returns the mean seconds of the timed ones.
+
+        Args:
+            count: Number of timed steps.
+            untimed: Number of untimed steps.
+        """
+        for _ in range(untimed):
+            self.step()
+        start = time.perf_counter()
+        for _ in range(count):
+            self.step()  # it reads its loss, so it waits for the device
+        return (time.perf_counter() - start) / count
+
+    def peak_memory(self) -> int:
+        """The most bytes that this process had on the GPU; 0 on a CPU."""
+        return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else 0
+
     def work(self) -> int:
-        """See `turns.CountedSteps.work`."""
+        """See `interleave.CountedSteps.work`."""
         return multiply_adds(self.step)
+
+
+def reference_steps(
+    pair: str,
+    method: str,
+    samples: int,
+    batch_size: int,
+    device: str = "cpu",
+    workers: int = WORKERS,
+) -> ReferenceSteps:
+    """The steps of the reference on images of noise, with an untrained teacher.
+
+    On a GPU, cuDNN chooses the fastest algorithms, as in published toolkits.
+
+    Args:
+        pair: Teacher and student.
+        method: ``kd``, or ``ce`` for labels alone.
+        samples: Number of training images.
+        batch_size: Images in a step.
+        device: ``cpu`` or ``cuda``.
+        workers: Processes of the DataLoader.
+    """
+    data, place = noise_data(samples), torch.device(device)
+    torch.backends.cudnn.benchmark = place.type == "cuda"
+    teacher, student = (
+        build(part, num_classes=len(data.classes)).to(place) for part in pair.split("-")
+    )
+    step = ReferenceStep(student, teacher if method == "kd" else None)
+    images = Images(data.train, transforms(data.mean, data.std, data.shape[1]))
+    return ReferenceSteps(step, images, batch_size, place, workers)
 
 
 def _endless(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[Any]:

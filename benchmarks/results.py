@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from interleave import Times
 from rows import Row
-from turns import Times
 
 PAIR = "resnet32x4-resnet8x4"
 """The pair of the ratios."""

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from apart import Apart
-from method_cost import noise, trainer_of
-from reference import Images, ReferenceStep, ReferenceTraining, transforms
-from turns import CountedSteps, Training
+from interleave import CountedSteps, TrainerSteps
+from noise import noise_trainer
+from reference import reference_steps
+from subprocess_steps import SubprocessSteps
 
 from dskd.config.recipe import load
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
-from dskd.models.zoo import build
 from dskd.settings import Precision
 
 METHODS = ("ce", "kd", "dskd", "at", "crd", "reviewkd")
@@ -65,9 +64,9 @@ def rows_of(pair: str, data: Dataset, batch_size: int) -> Iterator[Row]:
     variants += [(m, "bfloat16", f"{m}-compiled", ("train.compile=true",)) for m in COMPILED]
     for method, precision, name, others in variants:
         start = time.perf_counter()
-        trainer = trainer_of(recipe_of(pair, method, precision, batch_size, *others), data)
+        trainer = noise_trainer(recipe_of(pair, method, precision, batch_size, *others), data)
         seconds = time.perf_counter() - start
-        yield Row(pair, name, precision, Training(trainer), seconds)
+        yield Row(pair, name, precision, TrainerSteps(trainer), seconds)
 
 
 def recipe_of(
@@ -94,14 +93,6 @@ def recipe_of(
 def _reference_rows(pair: str, images: int, batch_size: int) -> Iterator[Row]:
     for name in ("ce", "kd"):
         start = time.perf_counter()
-        runner = Apart(partial(_reference, pair, name, images, batch_size))
+        runner = SubprocessSteps(partial(reference_steps, pair, name, images, batch_size))
         seconds = time.perf_counter() - start
         yield Row(pair, f"reference-{name}", "float32", runner, seconds)
-
-
-def _reference(pair: str, name: str, images: int, batch_size: int) -> ReferenceTraining:
-    data = noise(images)
-    teacher, student = (build(part, num_classes=len(data.classes)) for part in pair.split("-"))
-    step = ReferenceStep(student, teacher if name == "kd" else None)
-    split = Images(data.train, transforms(data.mean, data.std, data.shape[1]))
-    return ReferenceTraining(step, split, batch_size)

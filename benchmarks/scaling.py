@@ -20,13 +20,12 @@ from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import psutil
-import torch
 from bench import BATCH, LATEST, commit
-from method_cost import noise, teacher_of, trainer_of
+from interleave import Steps, Times, TrainerSteps, interleave
+from noise import CPU, noise_data, noise_trainer, untrained_teacher
 from results import PAIR, Result
 from rows import recipe_of
 from speed_tables import hardware_line, scaling_tables
-from turns import Steps, Times, Training, take_turns
 
 from dskd.compare.lockstep import LockstepRun
 from dskd.config.schema import Recipe
@@ -42,7 +41,6 @@ from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.cache import CachedOutputs
 from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
 
-CPU = torch.device("cpu")
 STAGES_PAIR = "vgg13-vgg8"
 """The pair with the most stages: five."""
 SHALLOW = 4
@@ -58,7 +56,7 @@ def by_images(counts: Iterable[int]) -> list[Result]:
 
 
 def _images(count: int) -> Result:
-    data = noise(count)
+    data = noise_data(count)
     with TemporaryDirectory(prefix="dskd-scaling-") as folder:
         path = Path(folder)
         files = FolderFiles(path, ())
@@ -110,12 +108,12 @@ def by_cache(counts: Iterable[int]) -> list[Result]:
     for count in counts:
         with TemporaryDirectory(prefix="dskd-scaling-") as folder:
             settings = ("teacher.cache=features", "teacher.views=1", f"teacher.cache_dir={folder}")
-            trainer = trainer_of(
-                recipe_of(PAIR, "dskd", "bfloat16", BATCH, *settings), noise(count)
+            trainer = noise_trainer(
+                recipe_of(PAIR, "dskd", "bfloat16", BATCH, *settings), noise_data(count)
             )
             teacher_outputs = trainer.teacher_outputs
             assert isinstance(teacher_outputs, CachedOutputs)
-            runner = Training(trainer)
+            runner = TrainerSteps(trainer)
             for _ in range(trainer.steps):
                 runner.step()
             files = [path.stat() for path in Path(folder).rglob("*") if path.is_file()]
@@ -139,9 +137,9 @@ def by_size(sizes: Iterable[int], rounds: int) -> list[Result]:
     """
     results = []
     for size in sizes:
-        data = noise(4 * BATCH, size=size)
+        data = noise_data(4 * BATCH, size=size)
         trainers = {
-            name: trainer_of(recipe_of(PAIR, name, "bfloat16", BATCH), data)
+            name: noise_trainer(recipe_of(PAIR, name, "bfloat16", BATCH), data)
             for name in ("kd", "dskd")
         }
         results.append({"size": size} | _timed(trainers, rounds))
@@ -154,10 +152,10 @@ def by_stages(rounds: int) -> list[Result]:
     Args:
         rounds: Steps of each that count.
     """
-    data = noise(4 * BATCH)
+    data = noise_data(4 * BATCH)
 
     def trainer(method: str, *others: str) -> Trainer:
-        return trainer_of(recipe_of(STAGES_PAIR, method, "bfloat16", BATCH, *others), data)
+        return noise_trainer(recipe_of(STAGES_PAIR, method, "bfloat16", BATCH, *others), data)
 
     trainers = {"kd": trainer("kd")}
     for first in range(SHALLOW, 0, -1):
@@ -172,8 +170,8 @@ def by_stages(rounds: int) -> list[Result]:
 
 
 def _timed(trainers: dict[str, Trainer], rounds: int) -> Result:
-    runners = {name: Training(trainer) for name, trainer in trainers.items()}
-    times = take_turns(runners, rounds, warmup=0)
+    runners = {name: TrainerSteps(trainer) for name, trainer in trainers.items()}
+    times = interleave(runners, rounds, warmup=0)
     return {
         "n": rounds,
         "seconds": {name: _median(one) for name, one in times.items()},
@@ -194,11 +192,11 @@ class LockstepStudents:
         shared: The shared outputs, which count the forward passes of the teacher.
     """
 
-    lead, rest = 0, 0.0
+    untimed, pause = 0, 0.0
 
     def __init__(self, recipe: Recipe, data: Dataset, count: int, folder: Path) -> None:
         images = DataLoaders(data, CPU)
-        teacher = teacher_of(recipe, images)
+        teacher = untrained_teacher(recipe, images)
         self.shared = SharedOutputs(TeacherOutputs(teacher))
         self.students = []
         for number in range(count):
@@ -225,15 +223,15 @@ def by_students(counts: Iterable[int], rounds: int) -> list[Result]:
         counts: Numbers of students.
         rounds: Steps of each that count.
     """
-    recipe, data = recipe_of(PAIR, "kd", "bfloat16", BATCH), noise(BATCH * (rounds + 4))
+    recipe, data = recipe_of(PAIR, "kd", "bfloat16", BATCH), noise_data(BATCH * (rounds + 4))
     with TemporaryDirectory(prefix="dskd-scaling-") as folder:
         groups = {
             count: LockstepStudents(recipe, data, count, Path(folder) / str(count))
             for count in counts
         }
-        plain = trainer_of(recipe_of(PAIR, "ce", "bfloat16", BATCH), data)
+        plain = noise_trainer(recipe_of(PAIR, "ce", "bfloat16", BATCH), data)
         runners: dict[str, Steps] = {str(count): group for count, group in groups.items()}
-        times = take_turns(runners | {"ce": Training(plain)}, rounds)
+        times = interleave(runners | {"ce": TrainerSteps(plain)}, rounds)
     alone = _median(times["1"])
     return [
         {

@@ -14,15 +14,15 @@ import bench
 import pytest
 import speed_page
 import torch
-from apart import Apart
 from cached_steps import CachedSteps
+from interleave import StepTime, Times, TrainerSteps, interleave
 from machine import multiply_adds
-from method_cost import trainer_of
-from reference import Images, ReferenceStep, ReferenceTraining, transforms
+from noise import noise_trainer
+from reference import Images, ReferenceStep, ReferenceSteps, transforms
 from results import RATIOS, ratios, row_result
 from rows import Row, recipe_of
 from scaling import LockstepStudents
-from turns import Step, Times, Training, take_turns
+from subprocess_steps import SubprocessSteps
 
 from dskd.config.recipe import load
 from dskd.data.epoch_plan import draw_plan
@@ -38,7 +38,7 @@ PAIR = "resnet32x4-resnet8x4"
 class Counter:
     """Takes steps that take no time."""
 
-    lead, rest = 0, 0.0
+    untimed, pause = 0, 0.0
 
     def __init__(self, names: list[str], name: str) -> None:
         self.names, self.name = names, name
@@ -54,7 +54,7 @@ class Counter:
 class Elsewhere:
     """Returns the process of its steps."""
 
-    lead, rest = 2, 0.25
+    untimed, pause = 2, 0.25
 
     def step(self) -> float:
         return float(os.getpid())
@@ -64,7 +64,7 @@ class Elsewhere:
 
 
 def made_row(name: str, precision: str, seconds: list[float], pair: str = PAIR) -> dict[str, Any]:
-    times = Times(9.0, [Step(second, second / 4) for second in seconds])
+    times = Times(9.0, [StepTime(second, second / 4) for second in seconds])
     row = Row(pair, name, precision, Counter([], name), 0.5)  # type: ignore[arg-type]
     return row_result(row, times, 2_000_000, 1_000_000)
 
@@ -85,14 +85,14 @@ def made_rows() -> list[dict[str, Any]]:
 def test_each_runner_takes_a_step_in_every_round() -> None:
     names: list[str] = []
     runners = {name: Counter(names, name) for name in "abc"}
-    times = take_turns(runners, 2, warmup=1)
+    times = interleave(runners, 2, warmup=1)
     assert "".join(names) == "abc" * 4
     assert [len(one.steps) for one in times.values()] == [2, 2, 2]
 
 
 def test_steps_apart_are_taken_in_another_process_at_their_own_pace() -> None:
-    apart = Apart(Elsewhere)
-    assert (apart.lead, apart.rest) == (2, 0.25)
+    apart = SubprocessSteps(Elsewhere)
+    assert (apart.untimed, apart.pause) == (2, 0.25)
     assert apart.step() not in (0.0, float(os.getpid()))
     assert apart.work() == 7
 
@@ -100,13 +100,13 @@ def test_steps_apart_are_taken_in_another_process_at_their_own_pace() -> None:
 def test_a_lead_is_taken_and_not_timed() -> None:
     names: list[str] = []
     runner = Counter(names, "a")
-    runner.lead = 2
-    assert len(take_turns({"a": runner}, 2, warmup=0)["a"].steps) == 2
+    runner.untimed = 2
+    assert len(interleave({"a": runner}, 2, warmup=0)["a"].steps) == 2
     assert len(names) == 1 + 2 * 3
 
 
 def test_rounds_stop_when_the_time_is_over_but_a_few_are_taken() -> None:
-    times = take_turns({"a": Counter([], "a")}, 50, until=0.0)
+    times = interleave({"a": Counter([], "a")}, 50, until=0.0)
     assert len(times["a"].steps) == 3
 
 
@@ -148,7 +148,7 @@ def test_multiply_adds_of_a_step_are_those_of_its_passes() -> None:
 
 @pytest.fixture
 def trainer() -> Trainer:
-    return trainer_of(load("digits", ["method={name: kd}"]), make_dataset(size=8))
+    return noise_trainer(load("digits", ["method={name: kd}"]), make_dataset(size=8))
 
 
 def test_the_reference_step_computes_what_our_step_does(trainer: Trainer) -> None:
@@ -193,9 +193,9 @@ def test_the_reference_is_fed_by_workers() -> None:
             given.append(images.shape)
             return 0.0, 0.0
 
-    training = ReferenceTraining(Look(), samples, 16)
+    steps = ReferenceSteps(Look(), samples, 16)
     for _ in range(4):  # two epochs
-        training.step()
+        steps.step()
     assert given == [(16, 3, 8, 8)] * 4
 
 
@@ -214,7 +214,7 @@ def test_without_torchvision_the_benchmark_ends_with_one_line(
 
 
 def test_a_trainer_takes_the_same_epoch_again(trainer: Trainer) -> None:
-    training = Training(trainer)
+    training = TrainerSteps(trainer)
     for _ in range(3):
         assert training.step() > 0
     assert (trainer.epoch, trainer.step) == (0, 1)

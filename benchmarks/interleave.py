@@ -14,7 +14,7 @@ from machine import multiply_adds
 
 from dskd.engine.trainer import Trainer
 
-FEWEST = 3
+MIN_ROUNDS = 3
 """Minimum number of rounds."""
 
 
@@ -22,13 +22,13 @@ class Steps(Protocol):
     """Something that takes steps.
 
     Attributes:
-        lead: Untimed steps at the beginning of each turn. Without them, a step that workers of a
+        untimed: Untimed steps at the beginning of each turn. Without them, a step that workers of a
             DataLoader prepared during other turns would be too fast.
-        rest: Seconds of pause after a turn, in which workers of a DataLoader finish.
+        pause: Seconds to wait after a turn, in which workers of a DataLoader finish.
     """
 
-    lead: int
-    rest: float
+    untimed: int
+    pause: float
 
     def step(self) -> float:
         """Takes a step, and returns the seconds of the teacher in it."""
@@ -43,15 +43,15 @@ class CountedSteps(Steps, Protocol):
         ...
 
 
-class Training:
+class TrainerSteps:
     """The steps of a trainer, which repeats the same epoch.
 
     Args:
         trainer: The trainer.
     """
 
-    lead = 0
-    rest = 0.0
+    untimed = 0
+    pause = 0.0
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -71,7 +71,7 @@ class Training:
         return multiply_adds(self.step)
 
 
-class Step(NamedTuple):
+class StepTime(NamedTuple):
     """Seconds of a step, and the seconds of the teacher in it."""
 
     seconds: float
@@ -88,10 +88,10 @@ class Times:
     """
 
     first: float
-    steps: list[Step] = field(default_factory=list)
+    steps: list[StepTime] = field(default_factory=list)
 
 
-def take_turns(
+def interleave(
     runners: Mapping[str, Steps],
     rounds: int,
     *,
@@ -113,19 +113,19 @@ def take_turns(
         for runner in runners.values():
             _timed(runner, 0)
     for done in range(rounds):
-        if done >= FEWEST and time.monotonic() > until:
+        if done >= MIN_ROUNDS and time.monotonic() > until:
             break
         for name, runner in runners.items():
-            times[name].steps.append(_timed(runner, runner.lead))
+            times[name].steps.append(_timed(runner, runner.untimed))
         on_round(done + 1)
     return times
 
 
-def _timed(runner: Steps, lead: int) -> Step:
-    for _ in range(lead):
+def _timed(runner: Steps, untimed: int) -> StepTime:
+    for _ in range(untimed):
         runner.step()
     start = time.perf_counter()
     teacher = runner.step()
     seconds = time.perf_counter() - start
-    time.sleep(runner.rest)
-    return Step(seconds, teacher)
+    time.sleep(runner.pause)
+    return StepTime(seconds, teacher)
