@@ -1,4 +1,4 @@
-"""Run entries one after the other within a time budget, and record each of them at once.
+"""Runs entries one after the other within a time budget, and records each of them at once.
 
 A worker process runs the entries and writes what each of them found into a JSON file. If an entry
 raises, its error is recorded. If an entry takes too long or ends the process, `supervise` records
@@ -97,26 +97,36 @@ def supervise(
     """
     result: Result = facts | {"entries": {}}
     _write(out, result)
-    while len(result["entries"]) < len(names) and deadline - time.time() > MIN_SECONDS:
-        known = len(result["entries"])
-        errors = _run_worker(command, deadline)
-        result = read(out)
-        if len(result["entries"]) == known:  # no entry began
-            result["error"] = errors
-            break
-        for entry in result["entries"].values():
-            if entry["status"] == "running":
-                entry |= {"status": "error", "error": errors}
-        _write(out, result)
+    with tempfile.TemporaryDirectory() as folder:
+        while len(result["entries"]) < len(names) and deadline - time.time() > MIN_SECONDS:
+            known = len(result["entries"])
+            code, errors = _run_worker(command, deadline, folder)
+            result = read(out)
+            if len(result["entries"]) == known:  # no entry began
+                result |= {"error": errors} if code else {}
+                break
+            for entry in result["entries"].values():
+                if entry["status"] == "running":
+                    entry |= {"status": "error", "error": errors}
+            _write(out, result)
     result["entries"] = {n: result["entries"].get(n, {"status": "not measured"}) for n in names}
     _write(out, result)
     return result
 
 
-def _run_worker(command: Sequence[str], deadline: float) -> str:
-    """Runs a worker until it ends, at most until the deadline; returns the end of its stderr."""
+def _run_worker(command: Sequence[str], deadline: float, folder: str) -> tuple[int, str]:
+    """Runs a worker until it ends, at most until the deadline.
+
+    Args:
+        command: Starts it.
+        deadline: By `time.time`.
+        folder: Its folder for temporary files.
+
+    Returns:
+        Its exit code, and the end of its stderr.
+    """
     # A file, not a pipe: a process that outlives the worker would keep a pipe open.
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command, stderr=errors, start_new_session=True, env={**os.environ, "TMPDIR": folder}
         )
@@ -128,7 +138,7 @@ def _run_worker(command: Sequence[str], deadline: float) -> str:
                 os.killpg(process.pid, signal.SIGKILL)  # and all that it started
             code = process.wait()
         errors.seek(0)
-        return f"the worker ended with {code}; {errors.read()[-_TAIL:]}"
+        return code, f"the worker ended with {code}; {errors.read()[-_TAIL:]}"
 
 
 def failed(result: Result) -> bool:

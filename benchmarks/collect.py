@@ -1,7 +1,7 @@
-"""Gathers finished runs into docs/results: ``python benchmarks/collect.py NAME FOLDER``.
+"""Collects finished runs into docs/results: ``python benchmarks/collect.py NAME FOLDER``.
 
-FOLDER holds ``teacher`` and ``<method>-seed<seed>`` as ``real_images.sh`` leaves them. Writes
-``docs/results/NAME.json`` and prints the table of it for a page.
+FOLDER holds ``teacher`` and ``<method>-seed<seed>``, as ``real_images.sh`` writes them. Writes
+``docs/results/NAME.json`` and prints its table for a page.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from typing import Any
 import yaml
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
-_KEPT = ("python", "packages", "processor", "cores", "threads", "device")
+_FACTS = ("python", "packages", "processor", "cores", "threads", "device")
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """What a finished run says of itself, without times and places."""
+    """The result, recipe and machine of a finished run, without times and folders."""
     numbers = json.loads((path / "result.json").read_text())
     result = {key: value for key, value in numbers.items() if "seconds" not in key}
     environment = json.loads((path / "environment.json").read_text())
     settings = yaml.safe_load((path / "recipe.yaml").read_text())
-    settings.pop("out", None)  # runs of the first version kept it
     del settings["data"]["root"], settings["data"]["cache_dir"]
     if settings["teacher"]:
         del settings["teacher"]["checkpoint"]
-    machine = {key: environment[key] for key in _KEPT}
+    machine = {key: environment[key] for key in _FACTS}
     return {"run": path.name, **result, "recipe": settings, "environment": machine}
 
 
 def table(teacher: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
-    """A row for the teacher and each method: accuracies of every seed, and their mean."""
+    """A table with a row for the teacher and for each method, with the accuracy of every seed."""
     lines = [
         "| | model | parameters | accuracy, last epoch, % (seeds) | mean | top-5 | agreement, % |",
         "|---|---|---:|---|---:|---:|---:|",
@@ -59,7 +58,7 @@ def table(teacher: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
 
 
 def main(name: str, folder: Path) -> None:
-    """Writes the JSON and prints the table."""
+    """Writes the JSON file and prints the table."""
     finished = sorted(folder.glob("*-seed*/result.json"), key=_order)
     runs = [read_run(path.parent) for path in finished]
     teacher = read_run(folder / "teacher")

@@ -1,4 +1,4 @@
-"""Time steps or epochs on a device in turns, with their peak memory."""
+"""Times steps or epochs on a device in turns, with their peak memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check and measure training on a GPU: ``python benchmarks/on_gpu.py``.
+"""Checks and measures training on a GPU: ``python benchmarks/on_gpu.py``.
 
 NOTHING OF THIS HAS RUN ON A GPU YET, only the ``--small`` form on a CPU. The first run on a GPU
 tests this script as much as the package.

@@ -4,7 +4,7 @@
 #   benchmarks/real_images.sh tiny DATA OUT    DATA holds tiny-imagenet-200/ (20 of its classes are used)
 #   benchmarks/real_images.sh cifar DATA OUT   DATA holds cifar-100-python/
 #
-# A run that is already there is kept, so the script can be started again after a stop.
+# Finished runs are not repeated, so the script can be started again after a stop.
 set -euo pipefail
 what=$1 data=$2 out=$3
 dskd=${DSKD:-dskd}

@@ -90,14 +90,14 @@ def test_each_runner_takes_a_step_in_every_round() -> None:
     assert [len(one.steps) for one in times.values()] == [2, 2, 2]
 
 
-def test_steps_apart_are_taken_in_another_process_at_their_own_pace() -> None:
-    apart = SubprocessSteps(Elsewhere)
-    assert (apart.untimed, apart.pause) == (2, 0.25)
-    assert apart.step() not in (0.0, float(os.getpid()))
-    assert apart.work() == 7
+def test_subprocess_steps_are_taken_in_another_process_at_their_own_pace() -> None:
+    steps = SubprocessSteps(Elsewhere)
+    assert (steps.untimed, steps.pause) == (2, 0.25)
+    assert steps.step() not in (0.0, float(os.getpid()))
+    assert steps.work() == 7
 
 
-def test_a_lead_is_taken_and_not_timed() -> None:
+def test_untimed_steps_are_taken_and_not_timed() -> None:
     names: list[str] = []
     runner = Counter(names, "a")
     runner.untimed = 2

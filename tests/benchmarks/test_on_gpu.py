@@ -14,6 +14,7 @@ from on_gpu import main
 SCRIPT = Path(__file__).parents[2] / "benchmarks/on_gpu.py"
 
 
+@pytest.mark.slow
 def test_all_checks_pass_and_all_cases_are_measured_in_small(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
