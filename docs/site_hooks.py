@@ -31,6 +31,8 @@ _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(
     r"(?P<image>!?)\[(?P<text>(?:\[[^]]*\]\([^)]*\)|[^][])*)\]\((?P<target>[^)\s]+)\)"
 )
+_ROW = re.compile(r"^\|.*$", re.MULTILINE)
+_CELL = re.compile(r"<t[hd]\b.*?</t[hd]>", re.DOTALL)
 _REMOTE = re.compile(
     r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>"
 )
@@ -72,7 +74,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     name = page.file.src_uri
     source = sources.get(name, f"docs/{name}")
     parts = _FENCE.split(markdown)
-    return "".join(part if i % 2 else relinked(part, source, name) for i, part in enumerate(parts))
+    return "".join(
+        part if i % 2 else relinked(_ROW.sub(_unescaped, part), source, name)
+        for i, part in enumerate(parts)
+    )
+
+
+def _unescaped(row: re.Match[str]) -> str:
+    """A row of a table as MkDocs needs it: in code, a pipe has no backslash."""
+    return re.sub(r"`[^`]*`", lambda code: code[0].replace(r"\|", "|"), row[0])
 
 
 def relinked(text: str, source: str, page: str) -> str:
@@ -118,6 +128,11 @@ def place_of(path: str) -> str | None:
     if (ROOT / path).is_dir():
         path += "/README.md"
     return path.removeprefix("docs/")
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lets a browser break a long label in a table, such as ``dskd:beta=1:alpha=0``."""
+    return _CELL.sub(lambda cell: re.sub(r"(?<=\w):(?=\w)", ":<wbr>", cell[0]), html)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

@@ -75,6 +75,14 @@ def test_a_link_has_its_place_on_the_site(text: str, source: str, page: str, exp
     assert site_hooks.relinked(text, source, page) == expected
 
 
+def test_tables_show_pipes_in_code_and_break_labels() -> None:
+    page = type("Page", (), {"file": type("File", (), {"src_uri": "faq.md"})})
+    shown = site_hooks.on_page_markdown("| `\\|e\\|` | a \\| b |\n`\\|`", page, None, None)
+    assert shown == "| `|e|` | a \\| b |\n`\\|`"
+    cell = site_hooks.on_page_content("<td><code>kd:kd=2</code></td> a:b", page, None, None)
+    assert cell == "<td><code>kd:<wbr>kd=2</code></td> a:b"
+
+
 def test_a_page_that_loads_from_elsewhere_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     page = type("Page", (), {"file": type("File", (), {"src_uri": "a.md"})})
     site_hooks.on_post_page('<script src="https://example.org/a.js">', page, None)
