@@ -49,6 +49,10 @@ def _arrays() -> dict[str, np.ndarray[Any, Any]]:
     return rounded
 
 
+EDGES: dict[str, Any] = json.loads((FACTS / "losses.json").read_text())["edges"]
+"""What mdistiller's kd and dkd give in float32 for the standard logits times a factor."""
+
+
 def cases(prefix: str) -> set[str]:
     """The names of the cases that begin with this word."""
     return {case for case in CASES if case.split("_")[0] == prefix}

@@ -15,11 +15,14 @@ from torch import Tensor
 from dskd.errors import InputError
 from dskd.losses import LOGIT_LOSSES, ce, dist, dkd, kd
 from dskd.losses.logits import PER_SAMPLE, bind
-from tests.reference_values import check
+from tests.reference_values import cases, check
 
 REFERENCE: dict[str, Callable[..., Tensor]] = {
     "ce": lambda s, y: ce(s, y),
     "kd_mdistiller": lambda s, t: kd(s, t, 4.0),
+    "kd_repdistiller": lambda s, t: kd(s, t, 4.0),
+    "kd_simkd": lambda s, t: kd(s, t, 4.0),
+    "kd_torchdistill_alpha0": lambda s, t, _: kd(s, t, 4.0) / 4**2,  # it has no T^2
     "kd_torchdistill_alpha0.5": lambda s, t, y: 0.5 * ce(s, y) + 0.5 * kd(s, t, 4.0),
     "dkd": lambda s, t, y: dkd(s, t, y, alpha=1.0, beta=8.0, temperature=4.0),
     "dkd_tckd_part": lambda s, t, y: dkd(s, t, y, alpha=1.0, beta=0.0, temperature=4.0),
@@ -33,6 +36,11 @@ REFERENCE: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("case", REFERENCE)
 def test_value_and_gradient_are_those_of_the_reference(case: str) -> None:
     check(case, REFERENCE[case])
+
+
+def test_no_reference_value_is_left_out() -> None:
+    prefixes = ("ce", "kd", "dkd", "dist", "logitstd")
+    assert set().union(*map(cases, prefixes)) == REFERENCE.keys()
 
 
 def naive_kd(s: Tensor, t: Tensor, temperature: float) -> float:

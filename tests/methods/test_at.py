@@ -44,6 +44,16 @@ def test_value_and_gradient_are_those_of_the_reference(case: str) -> None:
     check(case, REFERENCE[case])
 
 
+@pytest.mark.parametrize(
+    "case", [c for c in REFERENCE if "per_stage" in CASES[c].get("further", {})]
+)
+def test_the_value_of_each_stage_is_that_of_the_reference(case: str) -> None:
+    inputs = CASES[case]["inputs"]
+    pairs = zip(inputs["student"], inputs["teacher"], strict=True)
+    stages = [at_loss([given(s)], [given(t)]).item() for s, t in pairs]
+    assert stages == pytest.approx(CASES[case]["further"]["per_stage"], rel=1e-5)
+
+
 def test_no_reference_value_is_left_out() -> None:
     assert cases("at") == REFERENCE.keys() | OTHER.keys()
 

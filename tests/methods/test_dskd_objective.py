@@ -166,6 +166,20 @@ def test_the_terms_sum_to_the_objective_and_have_a_value_per_branch() -> None:
     assert terms.weights.sum().item() == pytest.approx(BRANCHES)
 
 
+@pytest.mark.parametrize("weights_per", ["batch", "sample"])
+def test_only_the_objective_has_a_gradient_and_the_logged_terms_have_none(weights_per: Any) -> None:
+    z_s, z_t, y, branch_logits, branch_maps, teacher_maps = made(2)
+    leaves = [tensor.requires_grad_() for tensor in (z_s, *branch_logits, *branch_maps)]
+    terms = DSKDObjective(weights_per=weights_per)(
+        z_s, z_t, y, branch_logits, branch_maps, teacher_maps
+    )
+    assert all(term.requires_grad for term in (terms.ce, terms.kd, terms.shallow))
+    for term in (terms.predictions, terms.features, terms.weights):
+        assert not term.requires_grad
+    gradients = torch.autograd.grad(terms.objective, leaves)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
 def test_a_loss_without_values_per_image_is_refused_where_weights_are_per_sample() -> None:
     with pytest.raises(InputError, match="needs a loss for every image, which 'dist'"):
         dskd_loss(*made(0), prediction_loss="dist", weights_per="sample")

@@ -13,7 +13,7 @@ from dskd.models.output import ModelOutput
 from tests.conftest import make_dataset, make_pair, staged
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of
-from tests.reference_values import cases, check
+from tests.reference_values import CASES, cases, check, given
 
 REFERENCE = ["nst_mdistiller", "nst_repdistiller"]
 
@@ -25,6 +25,16 @@ def _of_one(student: Tensor, teacher: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", REFERENCE)
 def test_value_and_gradient_are_those_of_the_reference(case: str) -> None:
     check(case, lambda *maps: nst_loss(maps[:3], maps[3:]))
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in REFERENCE if "per_stage" in CASES[c].get("further", {})]
+)
+def test_the_value_of_each_stage_is_that_of_the_reference(case: str) -> None:
+    inputs = CASES[case]["inputs"]
+    pairs = zip(inputs["student"], inputs["teacher"], strict=True)
+    stages = [nst_loss([given(s)], [given(t)]).item() for s, t in pairs]
+    assert stages == pytest.approx(CASES[case]["further"]["per_stage"], rel=1e-5)
 
 
 def test_no_reference_value_is_left_out() -> None:

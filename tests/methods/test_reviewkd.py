@@ -19,7 +19,7 @@ from dskd.models.staged_model import StagedModel
 from tests.conftest import make_dataset, make_pair, staged
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of
-from tests.reference_values import cases, check, parameters
+from tests.reference_values import CASES, cases, check, given, parameters
 
 REFERENCE: dict[str, Callable[..., Tensor]] = {
     "hcl_last": lambda f3, g3: reviewkd_loss([f3], [g3]),
@@ -34,6 +34,13 @@ PARTS = {"conv1": "enter", "conv2": "leave", "att_conv.0": "attention"}
 @pytest.mark.parametrize("case", REFERENCE)
 def test_value_and_gradient_are_those_of_the_reference(case: str) -> None:
     check(case, REFERENCE[case])
+
+
+def test_the_value_of_each_stage_is_that_of_the_reference() -> None:
+    case = CASES["hcl_multi"]
+    pairs = zip(case["inputs"]["student"], case["inputs"]["teacher"], strict=True)
+    stages = [reviewkd_loss([given(s)], [given(t)]).item() for s, t in pairs]
+    assert stages == pytest.approx(case["further"]["per_stage"], rel=1e-5)
 
 
 def test_no_reference_value_is_left_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -129,6 +130,32 @@ def reference_method() -> SemCKD:
             place = {"regressor.": "layers."}
             load(method.projections[3 * stage + target], f"regressor{stage}{target}", place)
     return method
+
+
+@pytest.mark.parametrize("softness", [None, 0.5, 1.0, 3.0])
+def test_the_attention_is_the_softmax_of_cosines(softness: float | None) -> None:
+    """Divided by the softness, which is 1 unless it is given."""
+    queries, keys = 3 * torch.randn(2, 2, 4).double(), 3 * torch.randn(2, 3, 4).double()
+    attention = layer_attention(queries, keys, *([] if softness is None else [softness]))
+    for b in range(2):
+        for i in range(2):
+            cosines = [
+                float(queries[b, i] @ keys[b, j] / (queries[b, i].norm() * keys[b, j].norm()))
+                for j in range(3)
+            ]
+            powers = [math.exp(cosine / (softness or 1.0)) for cosine in cosines]
+            expected = [power / sum(powers) for power in powers]
+            assert attention[b, i].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("softness", [0.0, -1.0, 1e-40, math.nan, math.inf])
+def test_attention_that_cannot_be_computed_is_refused(softness: float) -> None:
+    with pytest.raises(InputError, match="softness must be above 0"):
+        layer_attention(torch.ones(1, 1, 2), torch.ones(1, 2, 2), softness)
+    with pytest.raises(InputError, match="of one length are needed, got 2 and 3"):
+        layer_attention(torch.ones(1, 1, 2), torch.ones(1, 2, 3))
+    with pytest.raises(InputError, match=r"feature maps \[B, C, H, W\] are needed"):
+        similarities(torch.ones(2, 3))
 
 
 def test_value_and_gradient_of_the_method_are_those_of_the_reference() -> None:

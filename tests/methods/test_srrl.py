@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from dskd.models.spec import ModelSpec, StageSpec
 from tests.conftest import make_dataset, make_pair, staged
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import batch_of
-from tests.reference_values import cases, check, parameters
+from tests.reference_values import CASES, cases, check, given, parameters
 
 
 def test_the_loss_is_the_naive_loop() -> None:
@@ -60,11 +61,12 @@ def teacher_spec(nonnegative: bool) -> ModelSpec:
     )
 
 
-def test_value_and_gradient_are_those_of_the_reference() -> None:
+def reference_loss(**settings: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The method's own loss with the weights of the facts, for both vectors and the logits."""
     classifier = nn.Linear(128, 100).double()
     classifier.load_state_dict(parameters("srrl_cls"))
     pair = Pair(staged(), ModelSpec(100, (), 64), teacher_spec(True), classifier)
-    method = SRRL(pair).double()
+    method = SRRL(pair, **settings).double()
     weights = parameters("srrl")
     weights["transfer.0.weight"] = weights["transfer.0.weight"].flatten(1)
     state = {key.removeprefix("transfer."): value for key, value in weights.items()}
@@ -76,8 +78,23 @@ def test_value_and_gradient_are_those_of_the_reference() -> None:
         student, teacher = ModelOutput(logits, (), vector), ModelOutput(logits, (), target)
         return method.extra_losses(batch, student, teacher)["srrl"]
 
-    check("srrl", loss)
+    return loss
+
+
+def test_value_and_gradient_are_those_of_the_reference() -> None:
+    check("srrl", reference_loss())
     assert cases("srrl") == {"srrl"}
+
+
+@pytest.mark.parametrize(("feature", "regression"), [(1.0, 0.0), (0.0, 1.0), (2.0, 3.0)])
+def test_each_of_the_two_terms_has_its_own_weight_and_the_value_of_the_reference(
+    feature: float, regression: float
+) -> None:
+    loss = reference_loss(feature=feature, regression=regression)
+    value = loss(*(given(name) for name in ("s", "t", "logits_t")))
+    parts = CASES["srrl"]["further"]
+    expected = feature * parts["feature_part"] + regression * parts["logit_part"]
+    assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_connector_ends_in_relu_only_where_the_teacher_is_never_negative() -> None:
@@ -105,16 +122,6 @@ def test_the_classifier_never_learns_and_the_connector_does() -> None:
     for name, parameter in method.student.module.named_parameters():
         assert parameter.grad is not None
         assert bool(parameter.grad.any()) is not name.startswith("fc."), name
-
-
-def test_each_of_the_two_terms_has_its_own_weight() -> None:
-    def value(**settings: float) -> float:
-        method, images, teacher_output = made(**settings)
-        return float(method(batch_of(images), teacher_output).losses["srrl"].detach())
-
-    feature, regression = value(regression=0.0), value(feature=0.0)
-    assert min(feature, regression) > 0
-    assert value(feature=2.0, regression=3.0) == pytest.approx(2 * feature + 3 * regression)
 
 
 def test_a_teacher_that_does_not_end_in_a_linear_layer_is_refused() -> None:

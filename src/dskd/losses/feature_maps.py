@@ -5,19 +5,28 @@ Shapes: ``B`` images, ``C`` channels, ``H x W`` positions.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.errors import InputError
-from dskd.losses.checks import check_same_batch, check_same_channels
+from dskd.losses.checks import (
+    check_choice,
+    check_same_batch,
+    check_same_channels,
+    check_tensor,
+    described,
+)
 from dskd.losses.logits import Reduction
 from dskd.losses.precision import in_full_precision
 from dskd.runtime import distributed
 
 FeatureScale = Literal["relative", "none"]
+
+ZERO = 1e-20
+"""A teacher's map whose mean square is below this counts as a map of zeros."""
 
 
 @in_full_precision
@@ -30,7 +39,8 @@ def feature_loss(
     """``M = MSE(A, F_t) / mean(F_t^2)``: 0 for equal maps, 1 for a prediction of zeros.
 
     Source: Luo et al., IJCNN 2023, abstract (feature maps supervise shallow layers). The division
-    is *our choice*: a weight then means the same for every teacher.
+    is *our choice*: a weight then means the same for every teacher. A teacher's maps that are zero
+    everywhere (their mean square is below 1e-20) have no scale; they are compared as with ``none``.
 
     Args:
         adapted: The branch's map A, ``[B, C, H, W]``.
@@ -39,17 +49,21 @@ def feature_loss(
         reduction: ``mean`` over the batch, or ``none`` for one value per image, ``[B]``.
 
     Raises:
-        InputError: The shapes differ.
+        InputError: The shapes differ, or ``scale`` or ``reduction`` does not exist.
 
     Example:
         >>> target = torch.ones(2, 3, 4, 4)
         >>> feature_loss(torch.zeros_like(target), target).item()
         1.0
     """
+    check_choice("scale", scale, get_args(FeatureScale))
+    check_choice("reduction", reduction, get_args(Reduction))
+    for maps in (adapted, target):
+        check_tensor(maps, "feature maps [B, C, H, W]")
     if adapted.shape != target.shape:
         raise InputError(
-            f"feature maps differ in shape: branch {list(adapted.shape)}, "
-            f"teacher {list(target.shape)}"
+            f"feature maps differ in shape, got branch {described(adapted)}, "
+            f"teacher {described(target)}"
         )
     # mse_loss, or flattening, would give the gradient another memory layout than channels-last
     # maps have.
@@ -58,7 +72,7 @@ def feature_loss(
         size = distributed.weighted_mean(
             _norm(target).square().mean() / target[0].numel(), len(target)
         )
-        squared = squared / size.clamp_min(torch.finfo(target.dtype).tiny)
+        squared = squared / size.masked_fill(size < ZERO, 1)
     return squared.mean() if reduction == "mean" else squared
 
 

@@ -1,7 +1,8 @@
 """Losses on logits. DSKD can use each of them at its deep layer and in its branches.
 
 Every function computes in float32 or more, whatever the precision of the logits, and stays finite
-for logits of +-100. Shapes: ``B`` images, ``K`` classes.
+for logits of +-100. At temperatures above 20 it computes in float64, see `dskd.losses.divergence`.
+Shapes: ``B`` images, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dskd.errors import InputError, unknown
-from dskd.losses.checks import check_temperature
+from dskd.errors import InputError, brief, unknown
+from dskd.losses.checks import (
+    check_choice,
+    check_labels,
+    check_number,
+    check_same_shape,
+    check_temperature,
+    check_tensor,
+)
+from dskd.losses.divergence import SOFT, divergence, softened
 from dskd.losses.precision import in_full_precision
 
 Reduction = Literal["mean", "none"]
@@ -37,17 +46,20 @@ class LogitLoss(Protocol):
         ...
 
 
-def _check_shapes(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
+def _check_logits(student_logits: Tensor, teacher_logits: Tensor, classes: int = 1) -> None:
+    """Refuses logits of two shapes, or of fewer classes than this."""
+    check_same_shape(student_logits, teacher_logits, "logits [B, K]")
+    if student_logits.shape[1] < classes:
         raise InputError(
-            f"logits [B, K] of one shape are needed, got {list(student_logits.shape)} of the "
-            f"student, {list(teacher_logits.shape)} of the teacher"
+            f"logits of {classes} or more classes are needed, got {student_logits.shape[1]}"
         )
 
 
+def _check_reduction(reduction: Reduction) -> None:
+    check_choice("reduction", reduction, get_args(Reduction))
+
+
 def _reduce(per_sample: Tensor, reduction: Reduction) -> Tensor:
-    if reduction not in get_args(Reduction):
-        raise unknown("reduction", reduction, get_args(Reduction))
     return per_sample.mean() if reduction == "mean" else per_sample
 
 
@@ -60,10 +72,17 @@ def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") ->
         labels: int64, ``[B]``.
         reduction: ``mean`` over the batch, or ``none`` for one value per image.
 
+    Raises:
+        InputError: The shapes do not fit, or, on the CPU, a label is not one of the classes. (On a
+            GPU, the loss does not wait for the values of the labels, and torch refuses them.)
+
     Example:
         >>> round(ce(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)
         1.3863
     """
+    check_tensor(student_logits, "logits [B, K]")
+    check_labels(labels, student_logits)
+    _check_reduction(reduction)
     return F.cross_entropy(student_logits, labels, reduction=reduction)
 
 
@@ -104,7 +123,8 @@ def kd(
         reduction: ``mean`` over the batch, or ``none`` for one value per image.
 
     Raises:
-        InputError: The temperature is not above 0, or the shapes differ.
+        InputError: The temperature is not above 0, the shapes differ, or the reduction does not
+            exist.
 
     Example:
         >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
@@ -112,17 +132,19 @@ def kd(
         0.0
     """
     check_temperature(temperature)
-    _check_shapes(student_logits, teacher_logits)
+    if not isinstance(standardize, bool):
+        raise InputError(f"standardize must be true or false, got {brief(standardize)}")
+    _check_logits(student_logits, teacher_logits, classes=2 if standardize else 1)
+    _check_reduction(reduction)
     student, teacher = student_logits, teacher_logits
     if standardize:
         student, teacher = standardized(student), standardized(teacher)
-    divergence = F.kl_div(
-        F.log_softmax(student / temperature, dim=1),
-        F.log_softmax(teacher / temperature, dim=1),
-        log_target=True,
-        reduction="none",
-    ).sum(1)
-    return _reduce(temperature**2 * divergence, reduction)
+    values = divergence(
+        F.log_softmax(softened(student, temperature), dim=1),
+        F.log_softmax(softened(teacher, temperature), dim=1),
+        temperature,
+    )
+    return _reduce((temperature**2 * values).to(student.dtype), reduction)
 
 
 def other_classes(values: Tensor, labels: Tensor) -> Tensor:
@@ -172,7 +194,8 @@ def dkd(
         reduction: ``mean`` over the batch, or ``none`` for one value per image.
 
     Raises:
-        InputError: The temperature is not above 0, or the shapes differ.
+        InputError: The temperature is not above 0, the shapes do not fit, or, on the CPU, a label
+            is not one of the classes.
 
     Example:
         >>> logits, labels = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([2])
@@ -180,25 +203,28 @@ def dkd(
         0.0
     """
     check_temperature(temperature)
-    _check_shapes(student_logits, teacher_logits)
-    student = student_logits / temperature
-    teacher = teacher_logits / temperature
-    target = F.kl_div(
+    check_number("alpha", alpha)
+    check_number("beta", beta)
+    _check_logits(student_logits, teacher_logits, classes=2)
+    check_labels(labels, student_logits)
+    _check_reduction(reduction)
+    student = softened(student_logits, temperature)
+    teacher = softened(teacher_logits, temperature)
+    target = divergence(
         _target_and_rest(F.log_softmax(student, 1), labels),
         _target_and_rest(F.log_softmax(teacher, 1), labels),
-        log_target=True,
-        reduction="none",
-    ).sum(1)
-    others = F.kl_div(
+        temperature,
+    )
+    others = divergence(
         F.log_softmax(other_classes(student, labels), 1),
         F.log_softmax(other_classes(teacher, labels), 1),
-        log_target=True,
-        reduction="none",
-    ).sum(1)
-    return _reduce(temperature**2 * (alpha * target + beta * others), reduction)
+        temperature,
+    )
+    values = temperature**2 * (alpha * target + beta * others)
+    return _reduce(values.to(student_logits.dtype), reduction)
 
 
-def _correlation(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
+def _correlation(a: Tensor, b: Tensor, dim: int, eps: float) -> Tensor:
     """Pearson's correlation along ``dim``; 0 if either side is constant."""
     a = a - a.mean(dim, keepdim=True)
     b = b - b.mean(dim, keepdim=True)
@@ -233,7 +259,8 @@ def dist(
         reduction: ``mean`` only: the relation within a class has no value per image.
 
     Raises:
-        InputError: The temperature is not above 0, or ``reduction`` is ``none``.
+        InputError: The temperature is not above 0, the shapes differ, or ``reduction`` is not
+            ``mean``.
 
     Example:
         >>> logits = torch.tensor([[1.0, 2.0, 4.0], [3.0, 2.0, 0.0]])
@@ -241,17 +268,23 @@ def dist(
         0.0
     """
     check_temperature(temperature)
-    _check_shapes(student_logits, teacher_logits)
+    check_number("beta", beta)
+    check_number("gamma", gamma)
+    _check_logits(student_logits, teacher_logits)
+    _check_reduction(reduction)
     if reduction != "mean":
         raise InputError(
             "the loss 'dist' has no value for a single image (it relates a whole batch); "
             "weight the branches per batch"
         )
-    p = F.softmax(student_logits / temperature, dim=1)
-    q = F.softmax(teacher_logits / temperature, dim=1)
-    within_images = 1 - _correlation(p, q, dim=1).mean()
-    within_classes = 1 - _correlation(p, q, dim=0).mean()
-    return temperature**2 * (beta * within_images + gamma * within_classes)
+    p = F.softmax(softened(student_logits, temperature), dim=1)
+    q = F.softmax(softened(teacher_logits, temperature), dim=1)
+    # The norms fall with the temperature, and must not fall below the constant that is added.
+    eps = 1e-8 * min(1.0, SOFT / temperature) ** 2
+    within_images = 1 - _correlation(p, q, dim=1, eps=eps).mean()
+    within_classes = 1 - _correlation(p, q, dim=0, eps=eps).mean()
+    loss = temperature**2 * (beta * within_images + gamma * within_classes)
+    return loss.to(student_logits.dtype)
 
 
 LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -284,8 +317,7 @@ def bind(name: str, temperature: float, options: dict[str, Any]) -> LogitLoss:
         >>> loss(logits, logits, torch.tensor([0, 1]), reduction="mean").item()
         0.0
     """
-    if name not in LOGIT_LOSSES:
-        raise unknown("logit loss", name, LOGIT_LOSSES)
+    check_choice("logit loss", name, LOGIT_LOSSES)
     known = {
         "dkd": ("alpha", "beta", "temperature"),
         "dist": ("beta", "gamma", "temperature"),

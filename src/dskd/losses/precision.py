@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from dskd.errors import InputError, unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +25,14 @@ def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     """Makes a loss compute in float32 or more, outside of autocast.
 
     Converting the inputs alone is not enough: autocast would compute the matrix products inside
-    the loss in bfloat16 again.
+    the loss in bfloat16 again. If one input is in float64, all are computed in float64.
+
+    Tensors of the arguments, also those given by name or in lists, must be on one device. Python
+    refuses an unknown argument of a function with a TypeError; here it is an InputError, as for
+    every other setting.
+
+    Raises:
+        InputError: Tensors are on several devices, or an argument does not exist.
 
     Example:
         >>> @in_full_precision
@@ -33,28 +43,63 @@ def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:
         ...     overlap(half, half).dtype
         torch.float32
     """
+    parameters = inspect.signature(loss).parameters
+    known = [*parameters] if not _takes_any(parameters.values()) else None
 
     @functools.wraps(loss)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.autocast(_device(args), enabled=False):
-            return loss(*map(_raised, args), **{n: _raised(value) for n, value in kwargs.items()})
+        for name in kwargs:
+            if known is not None and name not in known:
+                raise unknown(f"argument of {loss.__name__}", name, known)
+        tensors = _tensors([*args, *kwargs.values()])
+        device, dtype = _device(tensors), _dtype(tensors)
+        with torch.autocast(device, enabled=False):
+            return loss(
+                *(_converted(value, dtype) for value in args),
+                **{name: _converted(value, dtype) for name, value in kwargs.items()},
+            )
 
     return wrapper
 
 
-def _device(values: Any) -> str:
-    """The device type of the first tensor among the values."""
+def _takes_any(parameters: Iterable[inspect.Parameter]) -> bool:
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _tensors(values: list[Any]) -> list[Tensor]:
+    """The tensors among the values and in their lists."""
+    found = []
     for value in values:
-        if isinstance(value, Tensor):
-            return value.device.type
-        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-            return value[0].device.type
-    return "cpu"
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(one, Tensor):
+                found.append(one)
+    return found
 
 
-def _raised(value: Any) -> Any:
+def _device(tensors: list[Tensor]) -> str:
+    """The type of the device that all tensors are on."""
+    if not tensors:
+        return "cpu"
+    first = tensors[0].device
+    for tensor in tensors:
+        if tensor.device != first:
+            raise InputError(
+                f"all tensors of a loss must be on one device, got {first} and {tensor.device}; "
+                "move them with tensor.to(device)"
+            )
+    return first.type
+
+
+def _dtype(tensors: list[Tensor]) -> torch.dtype:
+    for tensor in tensors:
+        if tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, Tensor):
-        return full_precision(value)
-    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-        return [full_precision(tensor) for tensor in value]
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, list | tuple):
+        return [_converted(one, dtype) for one in value]
     return value

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.data.loader import Batch
+from dskd.errors import InputError
+from dskd.losses.checks import check_lists, check_number
 from dskd.losses.feature_maps import pooled_alike
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
@@ -37,7 +39,8 @@ def at_loss(
         power: Exponent of the absolute values, above 0.
 
     Raises:
-        InputError: Two maps are not of the same images.
+        InputError: Two maps are not of the same images, the lists differ in length, or the power is
+            not above 0.
 
     Example:
         >>> import torch
@@ -45,6 +48,10 @@ def at_loss(
         >>> at_loss(maps, maps).item()
         0.0
     """
+    check_lists(student_maps=student_maps, teacher_maps=teacher_maps)
+    check_number("power", power)
+    if power <= 0:
+        raise InputError(f"power must be above 0, got {power}")
     pairs = [pooled_alike(s, t) for s, t in zip(student_maps, teacher_maps, strict=True)]
     terms = [(attention_map(s, power) - attention_map(t, power)).square().mean() for s, t in pairs]
     return sum(terms[1:], start=terms[0])

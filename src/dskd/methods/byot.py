@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dskd.data.loader import Batch
+from dskd.losses.checks import check_images, check_lists, check_tensor
 from dskd.losses.feature_maps import feature_loss, pool_to
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import kd as divergence
@@ -16,7 +17,15 @@ from dskd.losses.precision import in_full_precision
 from dskd.methods.contracts import Pair, StepOutput
 from dskd.methods.dsn import DSN, dsn_loss
 from dskd.models.output import ModelOutput
-from dskd.settings import Count, Positive, Weight, checked, takes_settings_of
+from dskd.settings import (
+    Count,
+    Positive,
+    Weight,
+    checked,
+    signature_settings,
+    takes_settings_of,
+    validate,
+)
 
 
 @in_full_precision
@@ -27,13 +36,18 @@ def byot_terms(
     branch_maps: Sequence[Tensor],
     student_map: Tensor,
     *,
-    ce: float = 1.0,
-    weight: float = 1.0,
-    kd: float = 1.0,
-    features: float = 0.03,
-    temperature: float = 3.0,
+    ce: Weight = 1.0,
+    weight: Weight = 1.0,
+    kd: Weight = 1.0,
+    features: Weight = 0.03,
+    temperature: Positive = 3.0,
 ) -> dict[str, Tensor]:
     """The weighted terms of `byot_loss` by name; see there for the arguments."""
+    check_lists(branch_logits=branch_logits, branch_maps=branch_maps)
+    check_tensor(student_logits, "logits [B, K]")
+    for feature_map in (student_map, *branch_maps):
+        check_tensor(feature_map, "feature maps [B, C, H, W]")
+        check_images(feature_map, len(student_logits), "feature maps [B, C, H, W]")
     deepest, last = student_logits.detach(), student_map.detach()
     predictions = [divergence(logits, deepest, temperature) for logits in branch_logits]
     maps = [feature_loss(m, pool_to(last, *m.shape[2:]), "none") for m in branch_maps]
@@ -52,7 +66,7 @@ def byot_loss(
     branch_logits: Sequence[Tensor],
     branch_maps: Sequence[Tensor],
     student_map: Tensor,
-    **settings: float,
+    **settings: Any,
 ) -> Tensor:
     r"""Self-distillation: the deepest classifier teaches those on the shallow stages.
 
@@ -76,14 +90,16 @@ def byot_loss(
             deepest map), and ``temperature``, T, above 0.
 
     Raises:
-        InputError: The shapes do not fit, or the temperature is not above 0.
+        InputError: The shapes do not fit, a setting does not exist or is out of range, or, on the
+            CPU, a label is not one of the classes.
 
     Example:
         >>> z, y, maps = torch.zeros(2, 4), torch.tensor([0, 3]), torch.ones(2, 3, 2, 2)
         >>> round(byot_loss(z, y, [z], [maps], maps).item(), 4)  # the two losses of the labels
         2.7726
     """
-    terms = byot_terms(student_logits, labels, branch_logits, branch_maps, student_map, **settings)
+    chosen = validate(signature_settings(byot_terms), settings).model_dump()
+    terms = byot_terms(student_logits, labels, branch_logits, branch_maps, student_map, **chosen)
     return torch.stack(list(terms.values())).sum()
 
 

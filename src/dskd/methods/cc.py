@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.data.loader import Batch
-from dskd.errors import unknown
-from dskd.losses.checks import check_same_batch, check_same_shape
+from dskd.losses.checks import check_choice, check_number, check_same_batch, check_same_shape
 from dskd.losses.precision import in_full_precision
 from dskd.losses.vectors import unit
 from dskd.methods.base import FeatureMethod
@@ -20,6 +19,9 @@ from dskd.models.output import ModelOutput
 from dskd.settings import Count, Positive, Weight, checked
 
 Congruence = Literal["neighbours", "gaussian", "bilinear"]
+
+LARGEST_GAMMA, LARGEST_ORDER = 100, 100
+"""Bounds within which every factor of the series is a number."""
 
 
 @in_full_precision
@@ -47,23 +49,24 @@ def cc_loss(
         student: ``[B, D]``.
         teacher: Vectors of the same images; for ``neighbours`` of the same length.
         form: One of the above.
-        gamma: The Gaussian's parameter.
-        order: The last power in its series.
+        gamma: The Gaussian's parameter, from 0 to 100.
+        order: The last power in its series, from 0 to 100.
 
     Raises:
-        InputError: The form does not exist, or the shapes do not fit.
+        InputError: The form does not exist, a number is out of range, or the shapes do not fit.
 
     Example:
         >>> cc_loss(torch.ones(3, 2), torch.zeros(3, 2)).item()
         2.0
     """
+    check_choice("form", form, get_args(Congruence))
+    check_number("gamma", gamma, least=0, most=LARGEST_GAMMA)
+    check_number("order", order, least=0, most=LARGEST_ORDER)
     check_same_batch(student, teacher, 2, "vectors [B, D]")
     if form == "neighbours":
         check_same_shape(student, teacher, "vectors [B, D]")
         away = (student - teacher).abs()
         return (away[:-1] * away[1:]).sum() / max(len(away) - 1, 1)
-    if form not in get_args(Congruence):
-        raise unknown("form", form, get_args(Congruence))
     # The bilinear kernel is the term of order 1 alone.
     factors = _taylor(gamma, order) if form == "gaussian" else [0.0, 1.0]
     return (_kernel(student, factors) - _kernel(teacher, factors)).square().mean()
@@ -73,7 +76,7 @@ def _taylor(gamma: float, order: int) -> list[float]:
     """The factors of the powers of ``x . y`` in ``exp(-gamma |x - y|^2)`` for unit x and y."""
     return [
         math.exp(-2 * gamma) * (2 * gamma) ** power / math.factorial(power)
-        for power in range(order + 1)
+        for power in range(int(order) + 1)
     ]
 
 

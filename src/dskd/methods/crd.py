@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from dskd.data.epoch_plan import draw_below
 from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses.checks import check_same_batch, check_temperature
+from dskd.losses.checks import (
+    check_indices,
+    check_same_batch,
+    check_temperature,
+    check_tensor,
+    described,
+)
 from dskd.losses.precision import full_precision, in_full_precision
 from dskd.methods.base import FeatureMethod
 from dskd.methods.checks import check_pooled
@@ -47,8 +53,15 @@ def crd_terms(
     log_z: Tensor,
     temperature: float = 0.07,
 ) -> CRDTerms:
-    """The loss of `crd_loss` and the constants that it used; see there for the arguments."""
+    """The loss of `crd_loss` and the constants that it used; see there for the arguments.
+
+    The rows in ``contrasted`` are not compared with the length of the memories here: in a training
+    step there are thousands for every image.
+    """
     _check_contrast(student, teacher, student_memory, teacher_memory, contrasted)
+    check_tensor(log_z, "two constants log_z [2]")
+    if len(log_z) != 2:
+        raise InputError(f"two constants log_z [2] are needed, got {described(log_z)}")
     check_temperature(temperature)
     images, drawn = len(student_memory), contrasted.shape[1]
     # Multiplying with the whole memory moves far less data than gathering the contrasted rows.
@@ -63,6 +76,7 @@ def crd_terms(
     return CRDTerms((positive + negative) / len(student), log_z)
 
 
+@in_full_precision
 def crd_loss(
     student: Tensor,
     teacher: Tensor,
@@ -98,7 +112,8 @@ def crd_loss(
         temperature: T, above 0.
 
     Raises:
-        InputError: The shapes do not fit, or the temperature is not above 0.
+        InputError: The shapes do not fit, the temperature is not above 0, or, on the CPU,
+            ``contrasted`` names rows that the memories do not have.
 
     Example:
         >>> vectors, memory = torch.eye(2), torch.eye(2)
@@ -108,6 +123,9 @@ def crd_loss(
         >>> bool(right < mistaken)
         True
     """
+    _check_contrast(student, teacher, student_memory, teacher_memory, contrasted)
+    rows = len(student_memory)
+    check_indices(contrasted, contrasted.shape, rows, "rows of the memories in contrasted")
     if log_z is None:
         log_z = torch.full((2,), math.inf, device=student.device)
     return crd_terms(
@@ -129,10 +147,16 @@ def _check_contrast(
         raise InputError(
             f"vectors and memories of one length are needed, got lengths {sorted(lengths)}"
         )
-    if contrasted.dim() != 2 or len(contrasted) != len(student) or contrasted.shape[1] < 2:
+    whole = isinstance(contrasted, Tensor) and contrasted.dtype == torch.int64
+    if (
+        not whole
+        or contrasted.dim() != 2
+        or len(contrasted) != len(student)
+        or contrasted.shape[1] < 2
+    ):
         raise InputError(
-            "contrasted must name each image's own row and one other at least, "
-            f"[{len(student)}, 1 + M], got {list(contrasted.shape)}"
+            "contrasted must name each image's own row and one other at least, int64 "
+            f"[{len(student)}, 1 + M], got {described(contrasted)}"
         )
 
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from dskd.data.loader import Batch
 from dskd.errors import InputError
 from dskd.losses.allocation import Allocation, allocate
+from dskd.losses.checks import check_images, check_lists, check_same_shape, check_tensor
 from dskd.losses.feature_maps import FeatureScale, feature_loss, pool_to
 from dskd.losses.logits import PER_SAMPLE, Reduction, bind
 from dskd.losses.logits import ce as cross_entropy
+from dskd.losses.precision import in_full_precision
 from dskd.methods.base import BranchedMethod
 from dskd.methods.branches import Branch, Downsampling
 from dskd.methods.checks import at_same_depth, check_stages
@@ -104,6 +106,7 @@ class DSKDObjective:
         self.allocation, self.tau = allocation, tau
         self.weights_per, self.feature_scale = weights_per, feature_scale
 
+    @in_full_precision
     def __call__(
         self,
         student_logits: Tensor,
@@ -114,6 +117,11 @@ class DSKDObjective:
         teacher_maps: Sequence[Tensor],
     ) -> DSKDTerms:
         """The terms for a batch; see `dskd_loss` for the arguments."""
+        check_same_shape(student_logits, teacher_logits, "logits [B, K]")
+        check_lists(branch_logits=branch_logits, branch_maps=branch_maps, teacher_maps=teacher_maps)
+        for maps in branch_maps:
+            check_tensor(maps, "branch_maps [B, C, H, W]")
+            check_images(maps, len(student_logits), "branch_maps [B, C, H, W]")
         per_sample = self.weights_per == "sample"
         reduction: Reduction = "none" if per_sample else "mean"
         predictions = torch.stack(
@@ -133,7 +141,7 @@ class DSKDObjective:
             by_labels = [cross_entropy(z, labels, reduction) for z in branch_logits]
             shallow = shallow + self.gamma * torch.stack(by_labels)
         # One process has all values of an image, so weights per sample need no average.
-        basis = shallow if per_sample else distributed.weighted_mean(shallow, len(labels))
+        basis = shallow if per_sample else distributed.weighted_mean(shallow, len(student_logits))
         weights = allocate(basis, self.allocation, self.tau)
         return DSKDTerms(
             ce=self.ce * cross_entropy(student_logits, labels),
@@ -188,7 +196,8 @@ def dskd_loss(
         A scalar.
 
     Raises:
-        InputError: A setting is out of range, or shapes do not fit.
+        InputError: A setting does not exist or is out of range, shapes do not fit, or, on the CPU,
+            a label is not one of the classes.
 
     Example:
         >>> z, y = torch.zeros(2, 3), torch.tensor([0, 1])

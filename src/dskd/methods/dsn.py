@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dskd.data.loader import Batch
+from dskd.errors import InputError
+from dskd.losses.checks import check_lists, check_tensor, described
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import BranchedMethod
@@ -31,10 +33,21 @@ def dsn_loss(branch_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         branch_logits: z_l, one or more tensors ``[B, K]``.
         labels: y, int64, ``[B]``.
 
+    Raises:
+        InputError: The shapes do not fit, or, on the CPU, a label is not one of the classes.
+
     Example:
         >>> round(dsn_loss([torch.zeros(2, 4), torch.zeros(2, 4)], torch.tensor([0, 3])).item(), 4)
         2.7726
     """
+    check_lists(branch_logits=branch_logits)
+    for logits in branch_logits:
+        check_tensor(logits, "branch_logits [B, K]")
+        if logits.shape != branch_logits[0].shape:
+            raise InputError(
+                f"branch_logits of one shape are needed, got {described(branch_logits[0])} and "
+                f"{described(logits)}"
+            )
     return torch.stack([cross_entropy(logits, labels) for logits in branch_logits]).sum()
 
 

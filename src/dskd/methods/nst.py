@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.data.loader import Batch
+from dskd.losses.checks import check_lists
 from dskd.losses.feature_maps import pooled_alike
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
@@ -37,7 +38,7 @@ def nst_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
         teacher_maps: As many; of two sizes, the larger map is average-pooled to the smaller.
 
     Raises:
-        InputError: Two maps are not of the same images.
+        InputError: Two maps are not of the same images, or the lists differ in length.
 
     Example:
         >>> import torch
@@ -45,6 +46,7 @@ def nst_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
         >>> round(nst_loss(maps, maps).item(), 4) + 0.0
         0.0
     """
+    check_lists(student_maps=student_maps, teacher_maps=teacher_maps)
     pairs = [pooled_alike(s, t) for s, t in zip(student_maps, teacher_maps, strict=True)]
     terms = [_discrepancy(_selectivity(s), _selectivity(t)) for s, t in pairs]
     return sum(terms[1:], start=terms[0])

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from dskd.data.loader import Batch
-from dskd.losses.checks import check_same_batch
+from dskd.losses.checks import check_number, check_same_batch
 from dskd.losses.precision import in_full_precision
 from dskd.losses.vectors import unit
 from dskd.methods.base import FeatureMethod
@@ -35,7 +35,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
         eps: Added to both probabilities inside the logarithm.
 
     Raises:
-        InputError: The vectors are not of the same images.
+        InputError: The vectors are not of the same images, or ``eps`` is below 0.
 
     Example:
         >>> import torch
@@ -43,6 +43,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
         >>> round(pkt_loss(vectors, 2 * vectors).item(), 5) + 0.0
         0.0
     """
+    check_number("eps", eps, least=0)
     check_same_batch(student, teacher, 2, "vectors [B, D]")
     q, p = _neighbourhood(student), _neighbourhood(teacher)
     return (p * ((p + eps) / (q + eps)).log()).mean()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dskd.data.loader import Batch
+from dskd.losses.checks import check_lists
 from dskd.losses.feature_maps import comparable, pool_to
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import RAMPED, FeatureMethod, ramp
@@ -44,7 +45,7 @@ def reviewkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]
             to the smaller.
 
     Raises:
-        InputError: Two maps are not of the same images and channels.
+        InputError: Two maps are not of the same images and channels, or the lists differ in length.
 
     Example:
         >>> maps = [torch.zeros(2, 3, 8, 8), torch.zeros(2, 5, 1, 1)]
@@ -52,6 +53,7 @@ def reviewkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]
         >>> reviewkd_loss(maps, others).item()
         5.0
     """
+    check_lists(student_maps=student_maps, teacher_maps=teacher_maps)
     pairs = zip(student_maps, teacher_maps, strict=True)
     return torch.stack([_hierarchical(*comparable(s, t)) for s, t in pairs]).sum()
 

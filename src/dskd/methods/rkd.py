@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.data.loader import Batch
-from dskd.losses.checks import check_same_batch
+from dskd.losses.checks import check_number, check_same_batch
 from dskd.losses.precision import in_full_precision
 from dskd.losses.vectors import unit
 from dskd.methods.base import FeatureMethod
@@ -42,13 +42,15 @@ def rkd_loss(
         angle: Weight of the angles.
 
     Raises:
-        InputError: The vectors are not of the same images.
+        InputError: The vectors are not of the same images, or a weight is not a number.
 
     Example:
         >>> vectors = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
         >>> rkd_loss(vectors, 3 * vectors).item() < 1e-12
         True
     """
+    check_number("distance", distance)
+    check_number("angle", angle)
     check_same_batch(student, teacher, 2, "vectors [B, D]")
     s, t = _differences(student), _differences(teacher)
     loss = distance * F.smooth_l1_loss(_distances(s), _distances(t))

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
+from dskd.losses.checks import (
+    check_images,
+    check_lists,
+    check_same_batch,
+    check_temperature,
+    check_tensor,
+    described,
+)
 from dskd.losses.feature_maps import comparable, pool_to
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
@@ -43,8 +51,8 @@ def semckd_loss(
         attention: ``[B, S, T]``, see `layer_attention`.
 
     Raises:
-        InputError: Two maps are not of the same images and channels, or the attention has another
-            shape.
+        InputError: Two maps are not of the same images and channels, the lists differ in length,
+            or the attention has another shape.
 
     Example:
         >>> maps = [torch.zeros(2, 3, 4, 4), torch.zeros(2, 5, 2, 2)]
@@ -52,12 +60,16 @@ def semckd_loss(
         >>> semckd_loss(maps, others, torch.full((2, 1, 2), 0.5)).item()
         2.5
     """
+    check_lists(student_maps=student_maps, teacher_maps=teacher_maps)
+    check_tensor(attention, "weights of attention [B, S, T]")
     pairs = [comparable(s, t) for s, t in zip(student_maps, teacher_maps, strict=True)]
+    for student, _ in pairs:
+        check_images(student, len(attention), "feature maps [B, C, H, W]")
     distances = torch.stack([(s - t).square().flatten(1).mean(1) for s, t in pairs], dim=1)
-    if attention.dim() != 3 or attention.flatten(1).shape != distances.shape:
+    if attention.flatten(1).shape != distances.shape:
         raise InputError(
             f"attention [B, S, T] for {distances.shape[1]} pairs of stages and "
-            f"{len(distances)} images is needed, got {list(attention.shape)}"
+            f"{len(distances)} images is needed, got {described(attention)}"
         )
     return (attention.flatten(1) * distances).sum() / attention.shape[:2].numel()
 
@@ -79,14 +91,18 @@ def layer_attention(queries: Tensor, keys: Tensor, softness: float = 1.0) -> Ten
         ``[B, S, T]``; the sum over the teacher's stages is 1.
 
     Raises:
-        InputError: ``softness`` is not above 0.
+        InputError: ``softness`` is not above 0, or the shapes do not fit.
 
     Example:
         >>> layer_attention(torch.zeros(1, 1, 2), torch.ones(1, 2, 2)).tolist()
         [[[0.5, 0.5]]]
     """
-    if not 0 < softness < float("inf"):
-        raise InputError(f"softness must be above 0, got {softness}")
+    check_temperature(softness, "softness")
+    check_same_batch(queries, keys, 3, "queries [B, S, D] and keys [B, T, D]")
+    if queries.shape[2] != keys.shape[2]:
+        raise InputError(
+            f"queries and keys of one length are needed, got {queries.shape[2]} and {keys.shape[2]}"
+        )
     energy = F.normalize(queries, dim=2) @ F.normalize(keys, dim=2).transpose(1, 2)
     return torch.softmax(energy / softness, dim=2)
 
@@ -102,10 +118,14 @@ def similarities(feature_map: Tensor) -> Tensor:
     Args:
         feature_map: ``[B, C, H, W]``.
 
+    Raises:
+        InputError: It is not such a map.
+
     Example:
         >>> similarities(torch.ones(2, 3, 1, 2)).tolist()
         [[6.0, 6.0], [6.0, 6.0]]
     """
+    check_tensor(feature_map, "feature maps [B, C, H, W]")
     rows = feature_map.flatten(1)
     return rows @ rows.T
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dskd.data.loader import Batch
-from dskd.losses.checks import check_same_shape
+from dskd.losses.checks import check_images, check_number, check_same_shape
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
 from dskd.methods.checks import check_classes, check_classifier, check_pooled
@@ -44,7 +44,8 @@ def srrl_loss(
         regression: beta, the weight of the logits.
 
     Raises:
-        InputError: Vectors or logits differ in shape.
+        InputError: Vectors or logits differ in shape, are not of the same images, or a weight is
+            not a number.
 
     Example:
         >>> import torch
@@ -52,8 +53,11 @@ def srrl_loss(
         >>> srrl_loss(zeros, ones, zeros, 2 * ones).item()
         5.0
     """
+    check_number("feature", feature)
+    check_number("regression", regression)
     check_same_shape(student, teacher, "vectors [B, D]")
     check_same_shape(student_logits, teacher_logits, "logits [B, K]")
+    check_images(student_logits, len(student), "logits [B, K]")
     of_vectors = (student - teacher).square().mean()
     of_logits = (student_logits - teacher_logits).square().mean()
     return feature * of_vectors + regression * of_logits

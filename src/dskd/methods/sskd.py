@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from dskd.data.loader import Batch
 from dskd.data.transforms import rotations
 from dskd.errors import InputError
-from dskd.losses.checks import check_same_batch, check_temperature
+from dskd.losses.checks import (
+    check_labels,
+    check_number,
+    check_same_batch,
+    check_same_shape,
+    check_temperature,
+    check_tensor,
+    described,
+)
 from dskd.losses.logits import kd
 from dskd.losses.precision import full_precision, in_full_precision
 from dskd.methods.base import FeatureMethod
@@ -53,13 +61,15 @@ def sskd_loss(
         temperature: T, above 0.
 
     Raises:
-        InputError: The shapes do not fit, or the temperature is not above 0.
+        InputError: The shapes do not fit, the temperature is not above 0, or the share is not from
+            0 to 1.
 
     Example:
         >>> vectors = torch.rand(8, 3)
         >>> round(sskd_loss(vectors, 2 * vectors).item(), 6)
         0.0
     """
+    check_number("share", share, least=0, most=1)
     check_same_batch(student, teacher, 2, "vectors [4 B, D]")
     targets = rotated_similarities(teacher)
     divergence = kd(rotated_similarities(student), targets, temperature, reduction="none")
@@ -89,13 +99,17 @@ def sskd_predictions(
         temperature: T, above 0.
 
     Raises:
-        InputError: The shapes do not fit, or the temperature is not above 0.
+        InputError: The shapes do not fit, the temperature is not above 0, the share is not from 0
+            to 1, or, on the CPU, a label is not one of the classes.
 
     Example:
         >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
         >>> sskd_predictions(logits, logits, torch.tensor([2])).item()
         0.0
     """
+    check_number("share", share, least=0, most=1)
+    check_same_shape(student_logits, teacher_logits, "logits [B, K]")
+    check_labels(labels, student_logits)
     divergence = kd(student_logits, teacher_logits, temperature, reduction="none")
     return _mean_over(divergence, trusted(teacher_logits, labels, share))
 
@@ -134,10 +148,11 @@ def rotated_similarities(vectors: Tensor) -> Tensor:
     Raises:
         InputError: They are not vectors of four views of each image.
     """
-    if vectors.dim() != 2 or len(vectors) == 0 or len(vectors) % VIEWS:
+    check_tensor(vectors, f"vectors [{VIEWS} B, D] of every image and its rotations")
+    if len(vectors) % VIEWS:
         raise InputError(
             f"vectors [{VIEWS} B, D] of every image and its rotations are needed, "
-            f"got {list(vectors.shape)}"
+            f"got {described(vectors)}"
         )
     images = len(vectors) // VIEWS
     units = F.normalize(vectors)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses.checks import check_same_shape
+from dskd.losses.checks import check_lists, check_same_shape, check_tensor
 from dskd.losses.feature_maps import pooled_alike
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
@@ -42,7 +42,7 @@ def vid_loss(
     Args:
         means: mu, ``[B, C, H, W]`` per stage, the output of a regressor for the student's map.
         teacher_maps: F_t, in the same shapes.
-        variances: v, ``[C]`` per stage, above 0.
+        variances: v, ``[C]`` per stage, above 0 (their values are not checked).
 
     Raises:
         InputError: The shapes do not fit.
@@ -52,6 +52,7 @@ def vid_loss(
         >>> vid_loss(maps, maps, [torch.ones(3)]).item()
         0.0
     """
+    check_lists(means=means, teacher_maps=teacher_maps, variances=variances)
     stages = zip(means, teacher_maps, variances, strict=True)
     terms = [_negative_log_likelihood(*stage) for stage in stages]
     return sum(terms[1:], start=terms[0])
@@ -59,7 +60,8 @@ def vid_loss(
 
 def _negative_log_likelihood(mean: Tensor, target: Tensor, variance: Tensor) -> Tensor:
     check_same_shape(mean, target, "feature maps [B, C, H, W]")
-    if mean.dim() != 4 or variance.shape != mean.shape[1:2]:
+    check_tensor(variance, "variances [C]")
+    if variance.shape != mean.shape[1:2]:
         raise InputError(
             f"a variance for each channel [C] of maps [B, C, H, W] is needed, got "
             f"{list(variance.shape)} for {list(mean.shape)}"

@@ -1,0 +1,50 @@
+"""Every loss refuses arguments that do not fit, with one line, and nothing but an InputError."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dskd import losses
+from dskd.errors import InputError
+from tests.losses.misfits import LOSSES, changes
+
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def test_no_loss_is_left_out() -> None:
+    public = [name for name in {*losses.__all__, *dir(losses)} if not name.startswith("_")]
+    functions = {name for name in public if inspect.isfunction(getattr(losses, name))}
+    assert functions == LOSSES.keys()
+
+
+@every_loss
+def test_every_argument_of_a_loss_is_tried(name: str) -> None:
+    kind, parameters = LOSSES[name], inspect.signature(getattr(losses, name)).parameters
+    tried = {*kind.tensors, *kind.numbers, *kind.choices}
+    assert parameters.keys() - tried <= {"prediction_options", "deep_options"}
+    assert tried <= parameters.keys()
+
+
+@every_loss
+def test_arguments_that_fit_are_taken(name: str) -> None:
+    value = getattr(losses, name)(**LOSSES[name].fitting())
+    assert value.isfinite().all()
+
+
+@every_loss
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_misfits_are_refused_in_one_line(name: str, data: st.DataObject) -> None:
+    kind = LOSSES[name]
+    arguments = kind.fitting()
+    change = data.draw(st.sampled_from(changes(kind)))
+    change(data.draw, kind, arguments)
+    with pytest.raises(InputError) as refusal:
+        getattr(losses, name)(**arguments)
+    assert "got" in str(refusal.value) or "unknown" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 300
