@@ -61,10 +61,9 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
     check_number("tau", tau)
     if not tau > 0:
         raise InputError(f"tau must be above 0, got {tau}")
-    if not isinstance(losses, Tensor) or losses.dim() not in (1, 2) or not losses.numel():
+    per_branch = isinstance(losses, Tensor) and losses.dim() in (1, 2) and losses.numel() > 0
+    if not per_branch or not losses.is_floating_point():
         raise InputError(f"losses [N] or [N, B] are needed, got {described(losses)}")
-    if not losses.is_floating_point():
-        raise InputError(f"losses must be floating-point numbers, got {described(losses)}")
     losses = losses.detach().clamp_min(0)  # rounding can make a divergence slightly negative
     count, tau = len(losses), min(max(tau, SHARPEST), SOFTEST)
     if count == 1 or allocation == "uniform":
