@@ -197,7 +197,7 @@ def no_list(draw: Draw, kind: Arguments, given: dict[str, Any]) -> None:
 def other_number(draw: Draw, kind: Arguments, given: dict[str, Any]) -> None:
     """An option that is not a number, or out of range."""
     name = draw(st.sampled_from([*kind.numbers]))
-    wrong = ["high", [1.0], True, float("nan"), float("inf"), kind.numbers[name]]
+    wrong = ["high", ["high"], True, float("nan"), float("inf"), kind.numbers[name]]
     given[name] = draw(st.sampled_from(wrong))
 
 
@@ -279,11 +279,26 @@ LOSSES: dict[str, Arguments] = {
         {"adapted": "B C H W", "target": "B C H W"}, choices=("scale", "reduction")
     ),
     "fitnet": Arguments({"student_map": "B C H W", "teacher_map": "B C H W"}),
+    "lskd": Arguments(LOGITS | LABELS, BELOW, {"alpha": NEVER, "beta": NEVER} | COLD, ("base",)),
+    "mlkd": Arguments(
+        LOGITS,
+        {},
+        dict.fromkeys(["instance_level", "batch_level", "class_level"], NEVER)
+        | {"temperatures": 4.0},
+        ("standardize",),
+    ),
+    "nkd": Arguments(LOGITS | LABELS, BELOW, {"gamma": NEVER} | COLD, ("reduction",)),
     "kd": Arguments(LOGITS, {}, COLD, ("reduction", "standardize")),
     "nst": Arguments(MAPS),
     "pkt": Arguments(VECTORS, {}, {"eps": -1.0}),
     "reviewkd": Arguments(ALIKE),
     "rkd": Arguments(VECTORS, {}, {"distance": NEVER, "angle": NEVER}),
+    "sdd": Arguments(
+        {"student_logits": "B M K", "teacher_logits": "B M K", "labels": "B"},
+        BELOW,
+        dict.fromkeys(["alpha", "beta", "complementary"], NEVER) | COLD,
+        ("base", "form"),
+    ),
     "semckd": Arguments(ALIKE | {"attention": "B P Q"}),
     "simkd": Arguments({"student_map": "B C H W", "teacher_map": "B C I J"}),
     "sp": Arguments({"student_map": "B C H W", "teacher_map": "B E I J"}),
@@ -291,6 +306,7 @@ LOSSES: dict[str, Arguments] = {
         VECTORS | {"teacher": "B D"} | LOGITS, {}, {"feature": NEVER, "regression": NEVER}
     ),
     "sskd": Arguments({"student": "R D", "teacher": "R E"}, {}, {"share": 1.5} | COLD),
+    "wttm": Arguments(LOGITS, {}, {"gamma": 0.0}, ("weighted",)),
     "vid": Arguments(
         {"means": "[B C* H* W*]", "teacher_maps": "[B C* H* W*]", "variances": "[C*]"}
     ),

@@ -52,16 +52,47 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
     "dsn": {"literature": {"ce": 1.0, "weight": 1.0}},
     "fitnet": {"literature": {**CRD_REPOSITORY, "weight": 100.0}},
     "kd": {"literature": {"ce": 0.1, "kd": 0.9}},
+    "lskd": {
+        "literature": {"base": "kd", "ce": 0.1, "kd": 9.0},
+        "literature-dkd": {
+            "base": "dkd",
+            "ce": 1.0,
+            "kd": 9.0,
+            "alpha": 1.0,
+            "beta": 8.0,
+            "warmup": 20.0,
+        },
+        "literature-mlkd": {"base": "mlkd", "ce": 0.1, "kd": 9.0},
+    },
+    "mlkd": {
+        "literature": {"ce": 0.1, "kd": 0.9},
+        "code": {
+            "ce": 0.2,
+            "kd": 0.9,
+            "instance_level": 1.5,
+            "batch_level": 0.5,
+            "class_level": 0.5,
+        },
+    },
+    "nkd": {"literature": {"ce": 1.0, "kd": 1.0, "gamma": 3.5, "temperature": 3.0}},
     "nst": {"literature": {**CRD_REPOSITORY, "weight": 50.0}},
     "pkt": {"literature": {**CRD_REPOSITORY, "weight": 30000.0}},
     "reviewkd": {"literature": {**CRD_REPOSITORY, "weight": 5.0, "warmup": 20.0}},
     "rkd": {"literature": {**CRD_REPOSITORY, "weight": 1.0, "distance": 25.0, "angle": 50.0}},
+    "sdd": {
+        "literature": {"ce": 0.1, "kd": 0.9, "scales": [1, 2], "warmup": 30.0},
+        "code": {"ce": 0.1, "kd": 0.9, "scales": [1, 2], "form": "code"},
+    },
     "semckd": {"literature": {"ce": 1.0, "kd": 1.0, "weight": 400.0}},
     "simkd": {"literature": {"ce": 0.0, "kd": 0.0, "weight": 1.0}},
     "sp": {"literature": {**CRD_REPOSITORY, "weight": 3000.0}},
     "srrl": {"literature": {**CRD_REPOSITORY, "feature": 1.0, "regression": 1.0}},
     "sskd": {"literature": {"ce": 0.1, "kd": 0.9, "ss": 10.0, "tf": 2.7, "head_epochs": 60}},
     "vid": {"literature": {**CRD_REPOSITORY, "weight": 1.0}},
+    "wttm": {
+        "literature": {"ce": 1.0, "kd": 3.0, "gamma": 0.1},
+        "ttm": {"ce": 1.0, "kd": 100.0, "gamma": 0.1, "weighted": False},
+    },
 }
 """The presets of every method; the methods' descriptions name the sources."""
 
@@ -92,10 +123,28 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "feature_loss": {"scale": "relative", "reduction": "mean"},
     "kd": {"temperature": 4.0, "standardize": False, "reduction": "mean"},
+    "lskd": {"base": "kd", "temperature": 2.0, "alpha": 1.0, "beta": 8.0},
+    "mlkd": {
+        "temperatures": (2.0, 3.0, 4.0, 5.0, 6.0),
+        "instance_level": 1.0,
+        "batch_level": 1.0,
+        "class_level": 1.0,
+        "standardize": False,
+    },
+    "nkd": {"gamma": 3.5, "temperature": 3.0, "reduction": "mean"},
     "pkt": {"eps": 1e-7},
     "rkd": {"distance": 25.0, "angle": 50.0},
+    "sdd": {
+        "base": "kd",
+        "temperature": 4.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "complementary": 2.0,
+        "form": "paper",
+    },
     "srrl": {"feature": 1.0, "regression": 1.0},
     "sskd": {"share": 0.75, "temperature": 0.5},
+    "wttm": {"gamma": 0.1, "weighted": True},
 }
 """The options of every loss, where it has any."""
 

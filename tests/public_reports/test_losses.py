@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from decimal import Decimal, localcontext
+from itertools import product
 
 import pytest
 import torch
@@ -58,14 +59,13 @@ def _plain_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return (temperature**2 * divergence).mean()
 
 
-@pytest.mark.parametrize("temperature", SOFT)
-@pytest.mark.parametrize("size", [1.0, 1e4])
+@pytest.mark.parametrize(
+    ("size", "temperature"), [*product([1.0], SOFT), *product([1e4], SOFT[1:])]
+)
 def test_a_high_temperature_gives_the_squares_of_centred_logits(
     size: float, temperature: float
 ) -> None:
     """Hinton et al., section 2.1: the limit of KD, and of both parts of DKD."""
-    if size / temperature > 10:
-        pytest.skip("these logits are not small against the temperature")
     student, teacher = size * torch.randn(2, 8, 50).double()
     difference = student - teacher
     limit = (difference - difference.mean(1, keepdim=True)).square().mean() / 2

@@ -58,6 +58,16 @@ def check_number(name: str, value: float, least: float = -math.inf, most: float 
         raise InputError(f"{name} must be {needed}, got {brief(value)}")
 
 
+def check_flag(name: str, value: bool) -> None:
+    """Refuses an option that is not true or false, such as a text, which would count as true.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be true or false, got {brief(value)}")
+
+
 def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
     """Refuses a name that is not one of the known names.
 

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dskd.errors import InputError, brief, unknown
+from dskd.errors import InputError, unknown
 from dskd.losses.checks import (
     check_choice,
+    check_flag,
     check_labels,
     check_number,
     check_same_shape,
@@ -46,7 +47,7 @@ class LogitLoss(Protocol):
         ...
 
 
-def _check_logits(student_logits: Tensor, teacher_logits: Tensor, classes: int = 1) -> None:
+def check_logits(student_logits: Tensor, teacher_logits: Tensor, classes: int = 1) -> None:
     """Refuses logits of two shapes, or of fewer classes than this."""
     check_same_shape(student_logits, teacher_logits, "logits [B, K]")
     if student_logits.shape[1] < classes:
@@ -55,7 +56,8 @@ def _check_logits(student_logits: Tensor, teacher_logits: Tensor, classes: int =
         )
 
 
-def _check_reduction(reduction: Reduction) -> None:
+def check_reduction(reduction: Reduction) -> None:
+    """Refuses a reduction that does not exist."""
     check_choice("reduction", reduction, get_args(Reduction))
 
 
@@ -82,7 +84,7 @@ def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") ->
     """
     check_tensor(student_logits, "logits [B, K]")
     check_labels(labels, student_logits)
-    _check_reduction(reduction)
+    check_reduction(reduction)
     return F.cross_entropy(student_logits, labels, reduction=reduction)
 
 
@@ -132,10 +134,9 @@ def kd(
         0.0
     """
     check_temperature(temperature)
-    if not isinstance(standardize, bool):
-        raise InputError(f"standardize must be true or false, got {brief(standardize)}")
-    _check_logits(student_logits, teacher_logits, classes=2 if standardize else 1)
-    _check_reduction(reduction)
+    check_flag("standardize", standardize)
+    check_logits(student_logits, teacher_logits, classes=2 if standardize else 1)
+    check_reduction(reduction)
     student, teacher = student_logits, teacher_logits
     if standardize:
         student, teacher = standardized(student), standardized(teacher)
@@ -205,9 +206,9 @@ def dkd(
     check_temperature(temperature)
     check_number("alpha", alpha)
     check_number("beta", beta)
-    _check_logits(student_logits, teacher_logits, classes=2)
+    check_logits(student_logits, teacher_logits, classes=2)
     check_labels(labels, student_logits)
-    _check_reduction(reduction)
+    check_reduction(reduction)
     student = softened(student_logits, temperature)
     teacher = softened(teacher_logits, temperature)
     target = divergence(
@@ -270,8 +271,8 @@ def dist(
     check_temperature(temperature)
     check_number("beta", beta)
     check_number("gamma", gamma)
-    _check_logits(student_logits, teacher_logits)
-    _check_reduction(reduction)
+    check_logits(student_logits, teacher_logits)
+    check_reduction(reduction)
     if reduction != "mean":
         raise InputError(
             "the loss 'dist' has no value for a single image (it relates a whole batch); "

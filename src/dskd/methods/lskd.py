@@ -7,8 +7,7 @@ from typing import ClassVar, Literal, get_args
 from torch import Tensor
 
 from dskd.data.loader import Batch
-from dskd.errors import unknown
-from dskd.losses.checks import check_same_shape
+from dskd.losses.checks import check_choice, check_labels, check_number, check_same_shape
 from dskd.losses.logits import dkd as dkd_loss
 from dskd.losses.logits import kd as kd_loss
 from dskd.losses.logits import standardized
@@ -56,7 +55,8 @@ def lskd_loss(
         beta: Weight of the other classes' part in ``dkd``.
 
     Raises:
-        InputError: ``base`` does not exist, the temperature is not above 0, or the shapes differ.
+        InputError: ``base`` does not exist, the temperature is not above 0, the shapes do not fit,
+            or, on the CPU, a label is not one of the classes.
 
     Example:
         >>> import torch
@@ -64,9 +64,11 @@ def lskd_loss(
         >>> round(lskd_loss(logits, 5 * logits - 1, torch.tensor([0])).item(), 6)
         0.0
     """
-    if base not in get_args(Base):
-        raise unknown("base loss", base, get_args(Base))
+    check_choice("base loss", base, get_args(Base))
+    check_number("alpha", alpha)
+    check_number("beta", beta)
     check_same_shape(student_logits, teacher_logits, "logits [B, K]")
+    check_labels(labels, student_logits)
     if base == "kd":
         return kd_loss(student_logits, teacher_logits, temperature, standardize=True)
     if base == "dkd":

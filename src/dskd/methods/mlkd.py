@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dskd.data.loader import Batch
-from dskd.losses.checks import check_same_shape, check_temperature
+from dskd.losses.checks import check_lists, check_number, check_same_shape, check_temperature
 from dskd.losses.logits import kd as kd_loss
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import LogitMethod
@@ -54,14 +54,22 @@ def mlkd_loss(
         standardize: Standardise the logits of the instance level, as `dskd.losses.lskd` does.
 
     Raises:
-        InputError: A temperature is not above 0, or the shapes differ.
+        InputError: A temperature is not above 0, there is none, a weight is not a number, or the
+            shapes differ.
 
     Example:
         >>> logits = torch.tensor([[1.0, 2.0, 3.0]])
         >>> mlkd_loss(logits, logits).item()
         0.0
     """
+    for name, weight in (
+        ("instance_level", instance_level),
+        ("batch_level", batch_level),
+        ("class_level", class_level),
+    ):
+        check_number(name, weight)
     check_same_shape(student_logits, teacher_logits, "logits [B, K]")
+    check_lists(temperatures=temperatures)
     terms = []
     for temperature in temperatures:
         check_temperature(temperature)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.data.loader import Batch
-from dskd.losses.checks import check_same_shape, check_temperature
-from dskd.losses.logits import Reduction, other_classes
+from dskd.losses.checks import check_labels, check_number, check_temperature
+from dskd.losses.logits import Reduction, check_logits, check_reduction, other_classes
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import LogitMethod
 from dskd.methods.contracts import Pair
@@ -43,7 +43,8 @@ def nkd_loss(
         reduction: ``mean`` over the batch, or ``none`` for one value per image.
 
     Raises:
-        InputError: The temperature is not above 0, or the shapes differ.
+        InputError: The temperature is not above 0, the shapes do not fit, or, on the CPU, a label
+            is not one of the classes.
 
     Example:
         >>> import torch
@@ -51,7 +52,10 @@ def nkd_loss(
         22.2003
     """
     check_temperature(temperature)
-    check_same_shape(student_logits, teacher_logits, "logits [B, K]")
+    check_number("gamma", gamma)
+    check_logits(student_logits, teacher_logits, classes=2)
+    check_labels(labels, student_logits)
+    check_reduction(reduction)
     label = labels[:, None]
     confidence = F.softmax(teacher_logits, dim=1).gather(1, label)[:, 0]
     target = -confidence * F.log_softmax(student_logits, dim=1).gather(1, label)[:, 0]

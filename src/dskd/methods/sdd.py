@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from dskd.data.loader import Batch
-from dskd.errors import InputError, unknown
-from dskd.losses.checks import check_same_shape
+from dskd.errors import InputError
+from dskd.losses.checks import (
+    check_choice,
+    check_indices,
+    check_number,
+    check_same_shape,
+    check_temperature,
+)
 from dskd.losses.feature_maps import pool_to
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import dkd as dkd_loss
@@ -67,15 +73,21 @@ def sdd_loss(
         form: ``paper`` or ``code``.
 
     Raises:
-        InputError: ``base`` or ``form`` does not exist, the temperature is not above 0, or the
-            shapes differ.
+        InputError: ``base`` or ``form`` does not exist, the temperature is not above 0, the shapes
+            do not fit, or, on the CPU, a label is not one of the classes.
 
     Example:
         >>> logits = torch.tensor([[[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]]])
         >>> sdd_loss(logits, logits, torch.tensor([2])).item()
         0.0
     """
+    check_choice("base loss", base, get_args(Base))
+    check_temperature(temperature)
+    check_number("alpha", alpha)
+    check_number("beta", beta)
     check_same_shape(student_logits, teacher_logits, "logits of cells [B, R, K]")
+    images, _, classes = student_logits.shape
+    check_indices(labels, (images,), classes, "labels [B]")
     weights = cell_weights(teacher_logits, labels, complementary, form)
     student, teacher = student_logits.flatten(0, 1), teacher_logits.flatten(0, 1)
     label = labels[:, None].expand_as(weights).flatten()
@@ -83,10 +95,8 @@ def sdd_loss(
         losses = kd_loss(student, teacher, temperature, reduction="none")
     elif base == "dkd":
         losses = dkd_loss(student, teacher, label, alpha, beta, temperature, reduction="none")
-    elif base == "nkd":
-        losses = nkd_loss(student, teacher, label, beta, temperature, reduction="none")
     else:
-        raise unknown("base loss", base, get_args(Base))
+        losses = nkd_loss(student, teacher, label, beta, temperature, reduction="none")
     weighted = weights * losses.view_as(weights)
     return weighted.sum(1).mean() if form == "paper" else weighted.mean()
 
@@ -116,8 +126,8 @@ def cell_weights(
         >>> cell_weights(logits, torch.tensor([2]), form="code")
         tensor([[1., 1., 2.]])
     """
-    if form not in get_args(Form):
-        raise unknown("form", form, get_args(Form))
+    check_choice("form", form, get_args(Form))
+    check_number("complementary", complementary)
     predicted = teacher_logits.argmax(2)
     compared = predicted if form == "paper" else predicted == labels[:, None]
     differs = compared != compared[:, :1]

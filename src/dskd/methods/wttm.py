@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.data.loader import Batch
-from dskd.errors import InputError
-from dskd.losses.checks import check_same_shape
+from dskd.losses.checks import check_flag, check_same_shape, check_temperature
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import LogitMethod
 from dskd.methods.contracts import Pair
@@ -49,8 +48,8 @@ def wttm_loss(
         0.0
     """
     check_same_shape(student_logits, teacher_logits, "logits [B, K]")
-    if not 0 < gamma < float("inf"):
-        raise InputError(f"gamma must be above 0, got {gamma}")
+    check_temperature(gamma, "gamma")
+    check_flag("weighted", weighted)
     powers = gamma * F.log_softmax(teacher_logits, dim=1)
     log_sums = powers.logsumexp(1, keepdim=True)
     divergence = F.kl_div(
