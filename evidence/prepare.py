@@ -102,7 +102,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--splits", nargs="+", choices=("tuning", "final"), default=["tuning", "final"]
+        "--splits",
+        nargs="+",
+        choices=("tuning", "final", "search", "claims"),
+        default=["tuning", "final"],
     )
     chosen = parser.parse_args()
     try:
