@@ -1,8 +1,8 @@
 """Trains a strong teacher on a split: ``python -m evidence.strong_teacher FOLDER OUT``.
 
 FOLDER holds ``train/<class>`` and ``val/<class>``, as `evidence.prepare` writes them. The teacher
-is trained with random crops, flips, TrivialAugment, mixup and CutMix (docs/results/protocol-first.md).
-OUT gets ``student.safetensors``, which ``teacher.checkpoint`` takes, and ``result.json``. The same
+is trained with random crops, flips, TrivialAugment, mixup and CutMix
+(docs/results/protocol-first.md). OUT gets ``student.safetensors``, which ``teacher.checkpoint`` takes, and ``result.json``. The same
 command continues a training that was stopped, and gives the same bytes.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import v2
 
 from dskd.data import Dataset, load_dataset
