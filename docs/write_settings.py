@@ -27,7 +27,7 @@ _METHOD = """## method
 
 `method.name` is one of the methods below; the default is `dskd`. The method's own settings stand
 next to it. `method.preset` selects a named set of settings: `literature` has the values of the
-method's publication, and `dskd` has `paper`. See also [the methods](methods/).
+method's publication, and `dskd` has `paper` and `paper-abstract`. See also [the methods](methods/).
 """
 
 

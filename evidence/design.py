@@ -58,7 +58,7 @@ class Study(Settings):
     split: str | None = None
     """The split of the protocol; None for all classes in DATA."""
     recipe: str = RECIPE
-    """The recipe that all students share."""
+    """The recipe that all students share: a shipped one, or a file of this folder."""
     extra_seeds: ExtraSeeds | None = None
     """Which labels get more seeds."""
     shares_runs_of: str | None = None
@@ -118,6 +118,8 @@ def find(name: str, out: Path) -> Study:
     if name not in known:
         raise unknown("study", name, known)
     study = validate(Study, {"name": name, **known[name]}, f"{name}.")
+    if (HERE / study.recipe).is_file():
+        study = study.model_copy(update={"recipe": str(HERE / study.recipe)})
     groups = {group: expand(labels, out) for group, labels in study.groups.items()}
     same = duplicates([label for labels in groups.values() for label in labels], study.recipe)
     groups = {group: [one for one in labels if one not in same] for group, labels in groups.items()}

@@ -10,7 +10,7 @@ from evidence.opening import SEEDS_OF_FIRST, opening
 
 OURS = "dskd"
 DEFAULTS = "dskd:feature_target=matched:beta=10"
-"""DSKD's defaults, as changes of the preset ``paper``."""
+"""DSKD's defaults, as changes of the preset ``paper-abstract``."""
 
 
 def page(facts: Mapping[str, Any]) -> str:
@@ -129,7 +129,7 @@ def _rules(facts: Mapping[str, Any]) -> str:
 def _reading(facts: Mapping[str, Any]) -> str:
     """Explains the labels of DSKD, and where all other words are explained."""
     ours = facts["split"] is not None and any(label.startswith(OURS) for label in facts["rows"])
-    preset = f"In the labels, `{OURS}` is DSKD with the preset `paper`" if ours else ""
+    preset = f"In the labels, `{OURS}` is DSKD with the preset `paper-abstract`" if ours else ""
     if ours and DEFAULTS in facts["rows"]:
         preset += f", and `{DEFAULTS}` is DSKD with its default settings"
     words = "The [overview](README.md#words) explains the columns and words."

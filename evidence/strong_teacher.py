@@ -2,8 +2,9 @@
 
 FOLDER holds ``train/<class>`` and ``val/<class>``, as `evidence.prepare` writes them. The teacher
 is trained with random crops, flips, TrivialAugment, mixup and CutMix
-(docs/results/protocol-first.md). OUT gets ``student.safetensors``, which ``teacher.checkpoint`` takes, and ``result.json``. The same
-command continues a training that was stopped, and gives the same bytes.
+(docs/results/protocol-first.md). OUT gets ``student.safetensors``, which ``teacher.checkpoint``
+takes, and ``result.json``. The same command continues a training that was stopped, and gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -64,14 +65,15 @@ class StrongTeacher:
             memory_format=torch.channels_last
         )
         with torch.autocast("cpu", torch.bfloat16):
-            return self.network(pixels).float()
+            logits: Tensor = self.network(pixels)
+        return logits.float()
 
     def train_epoch(self) -> None:
         """Trains for one epoch."""
         torch.manual_seed((self.seed + 1) * 100_000 + self.epoch)
         self.network.train()
         images, labels = self.data.train.images, self.data.train.labels
-        batches = torch.randperm(len(labels)).split(BATCH_SIZE)
+        batches = torch.split(torch.randperm(len(labels)), BATCH_SIZE)
         for step, rows in enumerate(batches):
             done = (self.epoch + step / len(batches)) / self.epochs
             for group in self.optimizer.param_groups:
@@ -80,7 +82,7 @@ class StrongTeacher:
             mixed, targets = self.mix(augmented.float(), labels[rows])
             loss = F.cross_entropy(self.logits(mixed), targets)
             self.optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             self.optimizer.step()
         self.epoch += 1
 
@@ -89,7 +91,9 @@ class StrongTeacher:
         """Top-1 accuracy on the test images, in percent."""
         self.network.eval()
         test = self.data.test
-        found = torch.cat([self.logits(images).argmax(1) for images in test.images.split(500)])
+        found = torch.cat(
+            [self.logits(images).argmax(1) for images in torch.split(test.images, 500)]
+        )
         return 100 * (found == test.labels).double().mean().item()
 
     def save(self, path: Path) -> None:

@@ -83,7 +83,7 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         *bullets(_QUESTION, _answer(compared), _certainty(facts, compared)),
         "",
-        "In the tables, `dskd` is DSKD with the preset `paper`, and "
+        "In the tables, `dskd` is DSKD with the preset `paper-abstract`, and "
         "`dskd:feature_target=matched:beta=10` is DSKD with its default settings. The [overview]("
         "README.md#words) explains the other words.",
         "",

@@ -235,7 +235,7 @@ COLD = {"temperature": 0.0}
 NEVER = float("nan")
 
 LOSSES: dict[str, Arguments] = {
-    "allocate": Arguments({"losses": "B"}, {}, {"tau": 0.0}, ("allocation",)),
+    "allocate": Arguments({"losses": "B"}, {}, {"tau": 0.0}, ("allocation", "scale", "weight_sum")),
     "at": Arguments(MAPS, {}, {"power": 0.0}),
     "byot": Arguments(
         LABELS | {"branch_logits": "[B K]", "branch_maps": "[B C I* J*]", "student_map": "B C H W"},
@@ -271,8 +271,21 @@ LOSSES: dict[str, Arguments] = {
             "teacher_maps": "[B C* H* W*]",
         },
         BELOW,
-        dict.fromkeys(["ce", "kd", "alpha", "beta", "gamma"], -1.0) | COLD | {"tau": 0.0},
-        ("allocation", "weights_per", "feature_scale", "prediction_loss", "deep_loss"),
+        dict.fromkeys(["ce", "kd", "alpha", "beta", "gamma"], -1.0)
+        | COLD
+        | {"tau": 0.0, "allocation_smoothing": 1.0},
+        (
+            "allocation",
+            "allocate",
+            "allocation_scale",
+            "allocation_basis",
+            "weight_sum",
+            "weights_per",
+            "feature_loss",
+            "feature_scale",
+            "prediction_loss",
+            "deep_loss",
+        ),
     ),
     "dsn": Arguments({"branch_logits": "[B K]", "labels": "B"}, BELOW),
     "feature_loss": Arguments(

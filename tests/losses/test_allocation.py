@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed
@@ -91,3 +93,39 @@ def test_losses_that_rounding_put_below_zero_count_as_zero(rule: Allocation) -> 
     weights = allocate(torch.tensor([-1e-8, 1e-8, 0.0]), rule)
     torch.testing.assert_close(weights, allocate(torch.tensor([0.0, 1e-8, 0.0]), rule))
     assert (weights >= 0).all()
+
+
+def test_raw_losses_in_the_softmax_and_a_sum_of_one() -> None:
+    losses = torch.tensor([1.0, 3.0, 0.5], dtype=torch.float64)
+    raw = allocate(losses, "hard-first", 2.0, "raw", "one")
+    torch.testing.assert_close(raw, torch.softmax(losses / 2, 0))
+    torch.testing.assert_close(
+        allocate(losses, "easy-first", 2.0, "raw"), 3 * torch.softmax(-losses / 2, 0)
+    )
+    torch.testing.assert_close(
+        allocate(losses, "ca-mkd", 1.0, "raw"), 3 * (1 - torch.softmax(losses, 0)) / 2
+    )
+    for rule in ALLOCATIONS:
+        torch.testing.assert_close(
+            allocate(losses, rule, weight_sum="one"), allocate(losses, rule) / 3
+        )
+    torch.testing.assert_close(allocate(losses, scale="raw"), allocate(losses))
+
+
+@pytest.mark.parametrize("rule", ALLOCATIONS)
+@pytest.mark.parametrize(
+    "values", [[1e38, 1.0], [torch.inf, 1.0], [torch.nan, 1.0], [0.0, 0.0], [1e-38, 2e-38]]
+)
+def test_raw_weights_are_finite_whatever_the_losses(rule: Allocation, values: list[float]) -> None:
+    for tau in (1e-40, 1.0, 1e40):
+        weights = allocate(torch.tensor(values), rule, tau, "raw")
+        assert weights.isfinite().all()
+        assert weights.sum().item() == pytest.approx(2)
+
+
+def test_unknown_scales_and_sums_are_refused() -> None:
+    unknown: Any = "rawer"
+    with pytest.raises(InputError, match="raw"):
+        allocate(torch.ones(2), scale=unknown)
+    with pytest.raises(InputError, match="sum of the weights"):
+        allocate(torch.ones(2), weight_sum=unknown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 
 from dskd.errors import InputError
+from dskd.losses.logits import kd
+from dskd.methods.branches import Branch
 from dskd.methods.contracts import Pair
 from dskd.methods.dskd import DSKD, dskd_loss
 from dskd.models.spec import ModelSpec, StageSpec
@@ -96,6 +99,29 @@ def test_each_part_of_the_shallow_loss_works_alone() -> None:
         {"deep_loss": "dkd"},
         {"deep_loss": "dist", "deep_options": {"temperature": 1.0}},
         {"deep_loss": "kd-standardized", "temperature": 2.0},
+        {"allocate": "separate"},
+        {"allocate": "separate", "allocation": "hard-first", "allocation_scale": "raw"},
+        {"allocation_basis": "progress"},
+        {"allocation_smoothing": 0.9, "allocate": "separate"},
+        {"weight_sum": "one"},
+        {"feature_loss": "pyramid"},
+        {"feature_loss": "cosine"},
+        {"feature_loss": "channel"},
+        {"feature_loss": "relation"},
+        {"deep_stage": "map"},
+        {"deep_stage": "both"},
+        {"deep_stage": "map", "gamma": 0.5, "weights_per": "sample"},
+        {"fuse": True},
+        {"fuse": True, "deep_stage": "map", "feature_loss": "pyramid"},
+        {"fuse": True, "deep_stage": "both", "adapter_width": 12, "supervise": [1]},
+        {"adapter": "linear"},
+        {"adapter_depth": 2},
+        {"adapter": "stride", "adapter_depth": 3},
+        {"classifier": "mlp"},
+        {"classifier": "teacher", "feature_target": "last"},
+        {"classifier": "teacher", "feature_target": "last", "fuse": True, "deep_stage": "both"},
+        DSKD.presets["paper"],
+        DSKD.presets["paper-abstract"],
     ],
     ids=str,
 )
@@ -140,10 +166,111 @@ def test_settings_change_the_losses() -> None:
         {"supervise": [2]},
         {"prediction_loss": "dkd"},
         {"deep_loss": "dkd"},
+        {"allocate": "separate"},
+        {"weight_sum": "one"},
+        {"feature_loss": "pyramid"},
+        {"feature_loss": "cosine"},
+        {"feature_loss": "channel"},
+        {"feature_loss": "relation"},
+        {"deep_stage": "map"},
+        {"deep_stage": "both"},
+        {"fuse": True},
+        {"adapter": "linear"},
+        {"adapter_depth": 2},
+        {"classifier": "mlp"},
+        {"prediction_warmup": 2.0},
     ):
         assert objective(**settings) != plain, settings
     assert objective(allocation="hard-first") != objective(allocation="hard-first", tau=0.3)
+    assert objective(allocation="hard-first") != objective(
+        allocation="hard-first", allocation_scale="raw"
+    )
+    last: dict[str, Any] = {"feature_target": "last"}
+    assert objective(**last) != objective(**last, classifier="teacher")
     assert objective() == plain
+
+
+def test_the_deep_stage_s_own_prediction_and_map_are_allocated() -> None:
+    batch = first_batch()
+    method, teacher = made(deep_stage="both", allocation="hard-first")
+    output = method(batch, teacher(batch.images))
+    assert {name for name in output.metrics if name.startswith("stage3/")} == {
+        "stage3/prediction",
+        "stage3/feature",
+        "stage3/weight",
+    }
+    student = method.student(batch.images)
+    own = kd(student.logits, teacher(batch.images).logits, 4.0)
+    torch.testing.assert_close(output.metrics["stage3/prediction"], own.detach())
+    weights = torch.stack([output.metrics[f"stage{stage}/weight"] for stage in (1, 2, 3)])
+    torch.testing.assert_close(weights.sum(), torch.tensor(3.0))
+    map_alone, teacher = made(deep_stage="map")
+    output = map_alone(batch, teacher(batch.images))
+    assert output.metrics["stage3/prediction"] == 0
+    assert output.metrics["stage3/feature"] > 0
+
+
+def test_fused_stages_bring_the_gradient_of_shallow_maps_to_the_deep_stage() -> None:
+    batch = first_batch()
+    method, _ = made(fuse=True, deep_stage="map", ce=0.0, kd=0.0, supervise=[1])
+    (shallow,) = method.branch_outputs(method.student(batch.images).stages)
+    torch.autograd.backward(shallow.map.sum())
+    assert any(g.abs().sum() > 0 for g in gradients(method.student.module.get_submodule("layer3")))
+
+
+def test_the_teacher_s_classifier_on_a_branch_is_never_trained() -> None:
+    batch = first_batch()
+    method, teacher = made(classifier="teacher", feature_target="last")
+    output = method(batch, teacher(batch.images))
+    output.objective.backward()
+    expected = teacher.model.linear_classifier
+    assert expected is not None
+    for branch in method.branches:
+        assert isinstance(branch, Branch)
+        assert isinstance(branch.classifier, nn.Linear)
+        assert torch.equal(branch.classifier.weight, expected.weight)
+        assert branch.classifier.weight.grad is None
+
+
+def test_weights_of_losses_rise_and_fall_with_the_epochs() -> None:
+    def shallow(epoch: int, **settings: Any) -> float:
+        torch.manual_seed(0)
+        method, teacher = made(allocation="uniform", **settings)
+        batch = replace(first_batch(), epoch=epoch)
+        return float(method(batch, teacher(batch.images)).losses["shallow"].detach())
+
+    whole = shallow(0)
+    maps = shallow(0, alpha=0.0)
+    logits = shallow(0, beta=0.0)
+    assert whole == pytest.approx(maps + logits)
+    assert shallow(0, prediction_warmup=4.0) == pytest.approx(maps + logits / 4)
+    assert shallow(3, prediction_warmup=4.0) == pytest.approx(whole)
+    assert shallow(1, prediction_epochs=4.0) == pytest.approx(maps + 0.75 * logits)
+    assert shallow(9, prediction_epochs=4.0) == pytest.approx(maps)
+    assert shallow(3, feature_epochs=4.0) == pytest.approx(maps / 4 + logits)
+    assert made(feature_epochs=4.0)[0].uncompiled
+    assert not made()[0].uncompiled
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fuse": True, "adapter": "stride"}, "leave out adapter and adapter_depth"),
+        ({"fuse": True, "adapter_depth": 2}, "leave out adapter and adapter_depth"),
+        ({"adapter": "linear", "adapter_depth": 2}, "leave out adapter_depth"),
+        ({"classifier": "teacher"}, "set feature_target=last"),
+        ({"weights_per": "sample", "feature_loss": "relation"}, "has one for the batch"),
+        ({"weights_per": "sample", "allocation_smoothing": 0.5}, "has one for the batch"),
+        ({"weights_per": "sample", "allocation_basis": "progress"}, "has one for the batch"),
+        ({"feature_loss": "pyramids"}, "pyramid"),
+        ({"allocation_smoothing": 1.0}, "allocation_smoothing"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        made(**settings)
 
 
 def test_matched_maps_are_those_of_the_same_relative_depth() -> None:

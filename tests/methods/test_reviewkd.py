@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dskd.errors import InputError
 from dskd.methods.contracts import Pair, StepOutput
-from dskd.methods.reviewkd import Fusion, ReviewKD, reviewkd_loss
+from dskd.methods.reviewkd import ReviewKD, reviewkd_loss
+from dskd.methods.stage_fusion import Fusion
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel

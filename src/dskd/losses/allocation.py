@@ -1,4 +1,4 @@
-"""Loss-based weight allocation: the weight of each shallow stage's loss in a step."""
+"""Loss-based weight allocation: the weight of each stage's loss in a step."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dskd.losses.precision import in_full_precision
 
 Allocation = Literal["proportional", "hard-first", "easy-first", "ca-mkd", "uniform"]
 ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
+AllocationScale = Literal["relative", "raw"]
+WeightSum = Literal["count", "one"]
 
 SHARPEST, SOFTEST = 1e-30, 1e30
 """A tau below the first counts as the first, and one above the second as the second, so that every
@@ -20,11 +22,17 @@ quotient stays in float32's range. The weights do not change by that."""
 
 
 @in_full_precision
-def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float = 1.0) -> Tensor:
-    r"""Weights of the shallow losses: ``w_l >= 0``, and they sum to the number of branches.
+def allocate(
+    losses: Tensor,
+    allocation: Allocation = "proportional",
+    tau: float = 1.0,
+    scale: AllocationScale = "relative",
+    weight_sum: WeightSum = "count",
+) -> Tensor:
+    r"""Weights of the losses: ``w_l >= 0``, and they sum to the number of branches.
 
     ``S`` are the losses of the ``N`` branches. All rules use ``r = S / mean(S)``, so that the scale
-    of the losses does not matter:
+    of the losses does not matter; with ``scale="raw"`` the softmax rules use ``r = S``:
 
     - ``proportional``: ``w = r``
     - ``hard-first``: ``w = N softmax(r / tau)``
@@ -37,7 +45,9 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
     are. No gradient passes through them. They are computed in float32 or more.
 
     Source: the abstract of Luo et al. (IJCNN 2023, arXiv 2202.07846) says that the allocation is
-    based on the losses; the rules are *our choice*. ``ca-mkd`` is the rule by which the same
+    based on the losses; the rules are *our choice*. A re-implementation for language models
+    (github.com/leahphw/babylm) reads the full text as ``hard-first`` with raw losses and a sum of
+    1. ``ca-mkd`` is the rule by which the same
     research group weights teachers: Zhang, Chen, Wang, Confidence-Aware Multi-Teacher Knowledge
     Distillation, ICASSP 2022, arXiv 2201.00007, equation 4.
 
@@ -46,18 +56,23 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
         allocation: The rule.
         tau: Temperature of the softmax rules, above 0. A small one favours single branches, a
             large one gives nearly equal weights.
+        scale: ``relative`` or ``raw``.
+        weight_sum: ``count``, or ``one``: all weights are divided by ``N``.
 
     Returns:
-        The weights, in the shape of ``losses``; each column sums to ``N``.
+        The weights, in the shape of ``losses``; each column sums to ``N``, or to 1.
 
     Raises:
-        InputError: The rule does not exist, tau is not above 0, or the losses have another shape.
+        InputError: The rule, scale or sum does not exist, tau is not above 0, or the losses have
+            another shape.
 
     Example:
         >>> allocate(torch.tensor([1.0, 3.0]))
         tensor([0.5000, 1.5000])
     """
     check_choice("allocation", allocation, ALLOCATIONS)
+    check_choice("allocation scale", scale, get_args(AllocationScale))
+    check_choice("sum of the weights", weight_sum, get_args(WeightSum))
     check_number("tau", tau)
     if not tau > 0:
         raise InputError(f"tau must be above 0, got {tau}")
@@ -65,7 +80,13 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
     if not per_branch or not losses.is_floating_point():
         raise InputError(f"losses [N] or [N, B] are needed, got {described(losses)}")
     losses = losses.detach().clamp_min(0)  # rounding can make a divergence slightly negative
-    count, tau = len(losses), min(max(tau, SHARPEST), SOFTEST)
+    weights = _weights(losses, allocation, min(max(tau, SHARPEST), SOFTEST), scale)
+    return weights / len(losses) if weight_sum == "one" else weights
+
+
+def _weights(losses: Tensor, allocation: Allocation, tau: float, scale: AllocationScale) -> Tensor:
+    """The weights with the sum ``N``."""
+    count = len(losses)
     if count == 1 or allocation == "uniform":
         return torch.ones_like(losses)
     infinite = losses.isinf()
@@ -76,7 +97,10 @@ def allocate(losses: Tensor, allocation: Allocation = "proportional", tau: float
     relative = torch.where(losses.amax(0) > 0, relative, torch.ones_like(losses))
     if allocation == "proportional":
         return relative
-    if allocation == "ca-mkd":
-        return count * (1 - torch.softmax(relative / tau, dim=0)) / (count - 1)
-    sign = 1 if allocation == "hard-first" else -1
-    return count * torch.softmax(sign * relative / tau, dim=0)
+    sign = -1 if allocation == "easy-first" else 1
+    basis = sign * relative
+    if scale == "raw":
+        basis = sign * torch.where(losses.isnan().any(0), 1, losses)
+        basis = basis - basis.amax(0)  # a small tau would otherwise make infinite quotients
+    shares = torch.softmax(basis / tau, dim=0)
+    return count * (1 - shares) / (count - 1) if allocation == "ca-mkd" else count * shares

@@ -1,18 +1,40 @@
-"""Auxiliary branches on the shallow stages, used in training only."""
+"""Auxiliary branches on the stages, used in training only."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dskd.losses.feature_maps import pool_to
+from dskd.methods.stage_fusion import Fusion
 from dskd.models.feature_maps import spatial_mean
 from dskd.models.spec import StageSpec
 
-Downsampling = Literal["pool", "stride"]
+Adapter = Literal["pool", "stride", "linear"]
+
+
+@dataclass(frozen=True)
+class AdapterForm:
+    """The form of a `MapAdapter`.
+
+    Attributes:
+        width: Channels inside the adapter; None for ``max(32, C_t / 2)``.
+        kind: How the map is brought to the target's size and channels.
+        depth: Number of 3x3 convolutions; with ``stride``, the least number.
+    """
+
+    width: int | None = None
+    kind: Adapter = "pool"
+    depth: int = 1
+
+
+BuildClassifier = Callable[[int], nn.Module]
+"""From the number of channels to a classifier."""
 
 
 class BranchOutput(NamedTuple):
@@ -27,16 +49,16 @@ class BranchOutput(NamedTuple):
     map: Tensor
 
 
-class Branch(nn.Module):
-    """An adapter and a classifier on one shallow stage: ``F_l -> A_l(F_l) -> z_l``.
+class MapAdapter(nn.Sequential):
+    """Brings a stage's map to the size and channels of a target: ``F_l -> A_l(F_l)``.
 
     With ``pool``, the stage's map is first average-pooled to the target's size if it is larger,
     which saves computation. Then it goes through a bottleneck of 1x1, 3x3 and 1x1 convolutions with
     BatchNorm and ReLU between them. With ``stride``, a 3x3 convolution with stride 2 halves the map
     as often as needed instead, so that the branch is about as deep as the stages it replaces; a map
     that is still too large is pooled at the end. Both adapters end in BatchNorm and ReLU only if
-    the target is never negative; otherwise they end in a convolution. The classifier sees the
-    average of the adapted map.
+    the target is never negative; otherwise they end in a convolution. ``linear`` pools and then has
+    a single 1x1 convolution.
 
     Source: *our choice*. The same research group uses bottlenecks like the first in SemCKD
     (AAAI 2021, arXiv 2012.03236) and SimKD (CVPR 2022, arXiv 2203.14001). The branches of BYOT
@@ -45,13 +67,55 @@ class Branch(nn.Module):
     Args:
         stage: The student's stage.
         target: The map that supervises it.
-        num_classes: K.
-        width: Channels inside the adapter; None for ``max(32, C_t / 2)``.
-        downsampling: How the map is brought to the target's size.
+        form: The adapter's form.
 
     Example:
-        >>> branch = Branch(StageSpec(16, 32, 32, True), StageSpec(64, 8, 8, True), num_classes=10)
-        >>> output = branch(torch.zeros(2, 16, 32, 32))
+        >>> adapter = MapAdapter(StageSpec(16, 32, 32, True), StageSpec(64, 8, 8, True))
+        >>> adapter(torch.zeros(2, 16, 32, 32)).shape
+        torch.Size([2, 64, 8, 8])
+    """
+
+    def __init__(
+        self,
+        stage: StageSpec,
+        target: StageSpec,
+        form: AdapterForm = AdapterForm(),
+    ) -> None:
+        width, kind, depth = form.width, form.kind, form.depth
+        inner = width or max(32, target.channels // 2)
+        if kind == "linear":
+            layers: list[nn.Module] = [nn.Conv2d(stage.channels, target.channels, 1)]
+        else:
+            body = _strided if kind == "stride" else _bottleneck
+            last = _conv_bn_relu if target.nonnegative else _conv
+            layers = [*body(stage, target, inner, depth), *last(inner, target.channels, 1)]
+        super().__init__(*layers)
+        self.size = (target.height, target.width)
+        self.pooled_first = kind != "stride"
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """A_l(F_l), ``[B, C_t, H, W]``, from the stage's map ``[B, C_l, H_l, W_l]``."""
+        if self.pooled_first:
+            feature_map = pool_to(feature_map, *self.size)
+        adapted: Tensor = super().forward(feature_map)  # type: ignore[no-untyped-call]
+        return pool_to(adapted, *self.size)
+
+
+class Branch(nn.Module):
+    """An adapter and a classifier on a stage: ``F_l -> A_l(F_l) -> z_l``.
+
+    The classifier sees the average of the adapted map.
+
+    Args:
+        stage: The student's stage.
+        target: The map that supervises it.
+        classifier: Builds the classifier for the target's channels.
+        form: The form of the adapter.
+
+    Example:
+        >>> stage, target = StageSpec(16, 32, 32, True), StageSpec(64, 8, 8, True)
+        >>> output = Branch(stage, target, linear_classifier(10))(torch.zeros(2, 16, 32, 32))
         >>> output.logits.shape, output.map.shape
         (torch.Size([2, 10]), torch.Size([2, 64, 8, 8]))
     """
@@ -60,48 +124,83 @@ class Branch(nn.Module):
         self,
         stage: StageSpec,
         target: StageSpec,
-        num_classes: int,
-        width: int | None = None,
-        downsampling: Downsampling = "pool",
+        classifier: BuildClassifier,
+        form: AdapterForm = AdapterForm(),
     ) -> None:
         super().__init__()
-        inner = width or max(32, target.channels // 2)
-        self.size = (target.height, target.width)
-        self.pooled_first = downsampling == "pool"
-        self.adapter = nn.Sequential(
-            *(
-                _bottleneck(stage.channels, inner)
-                if self.pooled_first
-                else _strided(stage, target, inner)
-            ),
-            *(
-                _conv_bn_relu(inner, target.channels, 1)
-                if target.nonnegative
-                else [nn.Conv2d(inner, target.channels, 1)]
-            ),
-        )
-        self.classifier = nn.Linear(target.channels, num_classes)
-        self.adapter.to(memory_format=torch.channels_last)
+        self.adapter = MapAdapter(stage, target, form)
+        self.classifier = classifier(target.channels)
 
     def forward(self, feature_map: Tensor) -> BranchOutput:
         """The branch's logits and map, from the stage's map ``[B, C_l, H_l, W_l]``."""
-        if self.pooled_first:
-            feature_map = pool_to(feature_map, *self.size)
-        adapted = pool_to(self.adapter(feature_map), *self.size)
+        adapted = self.adapter(feature_map)
         return BranchOutput(self.classifier(spatial_mean(adapted)), adapted)
 
 
-def _bottleneck(channels: int, inner: int) -> list[nn.Module]:
-    return [*_conv_bn_relu(channels, inner, 1), *_conv_bn_relu(inner, inner, 3)]
+class FusedBranch(nn.Module):
+    """A fusion with the deeper stages, and a classifier: ``F_l, U_l+1 -> A_l, U_l -> z_l``.
+
+    The classifier sees the average of the map A_l.
+
+    Args:
+        stage: The student's stage.
+        target: The map that supervises it.
+        classifier: Builds the classifier for the target's channels.
+        width: Channels of the fused maps U.
+        fuses: Whether there is a deeper map.
+    """
+
+    def __init__(
+        self,
+        stage: StageSpec,
+        target: StageSpec,
+        classifier: BuildClassifier,
+        width: int,
+        fuses: bool,
+    ) -> None:
+        super().__init__()
+        self.fusion = Fusion(stage, target, width, fuses)
+        self.classifier = classifier(target.channels)
+
+    def forward(self, feature_map: Tensor, deeper: Tensor | None) -> tuple[BranchOutput, Tensor]:
+        """The branch's output, and the fused map for the shallower stage."""
+        adapted, fused = self.fusion(feature_map, deeper)
+        return BranchOutput(self.classifier(spatial_mean(adapted)), adapted), fused
 
 
-def _strided(stage: StageSpec, target: StageSpec, inner: int) -> list[nn.Module]:
-    """A 3x3 convolution with stride 2 for every halving from the stage's size to the target's."""
+def linear_classifier(num_classes: int) -> BuildClassifier:
+    """Builds a linear layer."""
+    return lambda channels: nn.Linear(channels, num_classes)
+
+
+def mlp_classifier(num_classes: int) -> BuildClassifier:
+    """Builds two linear layers with GELU and dropout between them.
+
+    Source: the shallow heads of github.com/leahphw/babylm, whose authors had the full text of
+    Luo et al. (IJCNN 2023). The dropout of 0.1 is theirs, the width is *our choice*.
+    """
+    return lambda channels: nn.Sequential(
+        nn.Linear(channels, channels), nn.GELU(), nn.Dropout(0.1), nn.Linear(channels, num_classes)
+    )
+
+
+def _bottleneck(stage: StageSpec, target: StageSpec, inner: int, depth: int) -> list[nn.Module]:
+    convolutions = [one for _ in range(depth) for one in _conv_bn_relu(inner, inner, 3)]
+    return [*_conv_bn_relu(stage.channels, inner, 1), *convolutions]
+
+
+def _strided(stage: StageSpec, target: StageSpec, inner: int, depth: int) -> list[nn.Module]:
+    """3x3 convolutions; one has stride 2 for every halving from the stage to the target."""
     times = min(stage.height // target.height, stage.width // target.width)
     halvings = max(1, times).bit_length() - 1
-    widths = itertools.pairwise([stage.channels, *[inner] * max(1, halvings)])
-    stride = 2 if halvings else 1
-    return [one for pair in widths for one in _conv_bn_relu(*pair, 3, stride)]
+    count = max(depth, halvings)
+    widths = itertools.pairwise([stage.channels, *[inner] * count])
+    strides = [2] * halvings + [1] * (count - halvings)
+    return [
+        one
+        for pair, stride in zip(widths, strides, strict=True)
+        for one in _conv_bn_relu(*pair, 3, stride)
+    ]
 
 
 def _conv_bn_relu(
@@ -110,3 +209,7 @@ def _conv_bn_relu(
     conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return [conv, nn.BatchNorm2d(channels_out), nn.ReLU()]
+
+
+def _conv(channels_in: int, channels_out: int, kernel: int) -> list[nn.Module]:
+    return [nn.Conv2d(channels_in, channels_out, kernel)]

@@ -3,159 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses.allocation import Allocation, allocate
-from dskd.losses.checks import check_images, check_lists, check_same_shape, check_tensor
-from dskd.losses.feature_maps import FeatureScale, feature_loss, pool_to
-from dskd.losses.logits import PER_SAMPLE, Reduction, bind
-from dskd.losses.logits import ce as cross_entropy
-from dskd.losses.precision import in_full_precision
-from dskd.methods.base import BranchedMethod
-from dskd.methods.branches import Branch, Downsampling
-from dskd.methods.checks import at_same_depth, check_stages
+from dskd.losses.feature_maps import pool_to
+from dskd.methods.base import BranchedMethod, ramp
+from dskd.methods.branches import Adapter, AdapterForm, BranchOutput
+from dskd.methods.checks import check_stages
 from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
+from dskd.methods.deep_supervision import DSKDObjective, DSKDTerms
+from dskd.methods.dskd_branches import (
+    LAST,
+    ClassifierKind,
+    FeatureTarget,
+    choose_targets,
+    classifier_for,
+    fused_branches,
+    map_of,
+    map_spec,
+    plain_branches,
+)
 from dskd.models.output import ModelOutput
-from dskd.runtime import distributed
-from dskd.settings import Count, Positive, Weight, checked, takes_settings_of
+from dskd.settings import Count, Epochs, checked, takes_settings_of
 
-WeightsPer = Literal["batch", "sample"]
-
-
-class DSKDTerms(NamedTuple):
-    """The terms of DSKD's objective.
-
-    Attributes:
-        ce: ``ce * CE(z_s, y)``, scalar.
-        kd: ``kd * T^2 KL`` at the deep layer, scalar.
-        shallow: ``sum_l w_l S_l``, scalar.
-        predictions: ``P_l``, ``[N]``, detached.
-        features: ``M_l``, ``[N]``, detached.
-        weights: ``w_l``, ``[N]`` (the mean over the batch if weights are per sample).
-    """
-
-    ce: Tensor
-    kd: Tensor
-    shallow: Tensor
-    predictions: Tensor
-    features: Tensor
-    weights: Tensor
-
-    @property
-    def objective(self) -> Tensor:
-        """``D + sum_l w_l S_l``."""
-        return self.ce + self.kd + self.shallow
-
-
-class DSKDObjective:
-    """The objective of `dskd_loss` with its settings. This is the one list of them.
-
-    Args:
-        temperature: T of the deep layer and of the branches.
-        ce: Weight of the labels at the deep layer.
-        kd: Weight of the teacher at the deep layer.
-        alpha: Weight of the predictions P_l.
-        beta: Weight of the feature maps M_l.
-        gamma: Weight of the labels on the branches; DSN's term.
-        allocation: The rule for the weights w_l, see `dskd.losses.allocation.allocate`.
-        tau: Temperature of the softmax rules.
-        weights_per: One weight per stage for the ``batch``, or one for every ``sample``.
-        feature_scale: ``relative``, or ``none`` for a plain MSE.
-        prediction_loss: Logit loss of the branches: kl (or kd), kd-standardized, dkd, dist.
-        prediction_options: Its further settings, such as ``{"beta": 2.0}`` for dkd.
-        deep_loss: Logit loss of the deep layer, one of the same.
-        deep_options: Its further settings.
-
-    Raises:
-        InputError: A setting is out of range, or ``prediction_loss`` has no value per image while
-            weights are per sample.
-    """
-
-    @checked
-    def __init__(
-        self,
-        *,
-        temperature: Positive = 4.0,
-        ce: Weight = 1.0,
-        kd: Weight = 1.0,
-        alpha: Weight = 1.0,
-        beta: Weight = 10.0,
-        gamma: Weight = 0.0,
-        allocation: Allocation = "proportional",
-        tau: Positive = 1.0,
-        weights_per: WeightsPer = "batch",
-        feature_scale: FeatureScale = "relative",
-        prediction_loss: str = "kl",
-        prediction_options: dict[str, Any] | None = None,
-        deep_loss: str = "kd",
-        deep_options: dict[str, Any] | None = None,
-    ) -> None:
-        if weights_per == "sample" and prediction_loss not in PER_SAMPLE:
-            raise InputError(
-                f"weights_per=sample needs a loss for every image, which {prediction_loss!r} "
-                f"does not have; take weights_per=batch or one of {', '.join(sorted(PER_SAMPLE))}"
-            )
-        self.deep_loss = bind(deep_loss, temperature, deep_options or {})
-        self.prediction_loss = bind(prediction_loss, temperature, prediction_options or {})
-        self.ce, self.kd, self.alpha, self.beta, self.gamma = ce, kd, alpha, beta, gamma
-        self.allocation, self.tau = allocation, tau
-        self.weights_per, self.feature_scale = weights_per, feature_scale
-
-    @in_full_precision
-    def __call__(
-        self,
-        student_logits: Tensor,
-        teacher_logits: Tensor,
-        labels: Tensor,
-        branch_logits: Sequence[Tensor],
-        branch_maps: Sequence[Tensor],
-        teacher_maps: Sequence[Tensor],
-    ) -> DSKDTerms:
-        """The terms for a batch; see `dskd_loss` for the arguments."""
-        check_same_shape(student_logits, teacher_logits, "logits [B, K]")
-        check_lists(branch_logits=branch_logits, branch_maps=branch_maps, teacher_maps=teacher_maps)
-        for maps in branch_maps:
-            check_tensor(maps, "branch_maps [B, C, H, W]")
-            check_images(maps, len(student_logits), "branch_maps [B, C, H, W]")
-        per_sample = self.weights_per == "sample"
-        reduction: Reduction = "none" if per_sample else "mean"
-        predictions = torch.stack(
-            [
-                self.prediction_loss(z, teacher_logits, labels, reduction=reduction)
-                for z in branch_logits
-            ]
-        )
-        features = torch.stack(
-            [
-                feature_loss(adapted, target, self.feature_scale, reduction)
-                for adapted, target in zip(branch_maps, teacher_maps, strict=True)
-            ]
-        )
-        shallow = self.alpha * predictions + self.beta * features  # S_l
-        if self.gamma:
-            by_labels = [cross_entropy(z, labels, reduction) for z in branch_logits]
-            shallow = shallow + self.gamma * torch.stack(by_labels)
-        # One process has all values of an image, so weights per sample need no average.
-        basis = shallow if per_sample else distributed.weighted_mean(shallow, len(student_logits))
-        weights = allocate(basis, self.allocation, self.tau)
-        return DSKDTerms(
-            ce=self.ce * cross_entropy(student_logits, labels),
-            kd=self.kd * self.deep_loss(student_logits, teacher_logits, labels, reduction="mean"),
-            shallow=(weights * shallow).sum(0).mean(),
-            predictions=_over_images(predictions),
-            features=_over_images(features),
-            weights=_over_images(weights),
-        )
-
-
-def _over_images(values: Tensor) -> Tensor:
-    """``[N]`` or ``[N, B]`` to ``[N]``, detached."""
-    return values.detach().reshape(len(values), -1).mean(1)
+DeepStage = Literal["none", "map", "both"]
+PRESETS: dict[str, dict[str, Any]] = {
+    # These change only if a reader of the full text corrects them, unlike the defaults.
+    "paper": {
+        "temperature": 2.0,
+        "ce": 1.0,
+        "kd": 0.0,
+        "alpha": 0.5,
+        "beta": 0.5,
+        "gamma": 0.0,
+        "allocation": "hard-first",
+        "tau": 1.0,
+        "allocate": "separate",
+        "allocation_scale": "raw",
+        "allocation_basis": "loss",
+        "allocation_smoothing": 0.0,
+        "weight_sum": "one",
+        "weights_per": "batch",
+        "feature_loss": "mse",
+        "feature_scale": "none",
+        "feature_target": "last",
+        "deep_stage": "both",
+        "fuse": False,
+        "adapter": "linear",
+        "adapter_width": None,
+        "adapter_depth": 1,
+        "classifier": "mlp",
+        "supervise": None,
+        "prediction_loss": "kl",
+        "deep_loss": "kd",
+    },
+    "paper-abstract": {
+        "temperature": 4.0,
+        "ce": 1.0,
+        "kd": 1.0,
+        "alpha": 1.0,
+        "beta": 1.0,
+        "gamma": 0.0,
+        "allocation": "proportional",
+        "tau": 1.0,
+        "allocate": "joint",
+        "allocation_scale": "relative",
+        "allocation_basis": "loss",
+        "allocation_smoothing": 0.0,
+        "weight_sum": "count",
+        "weights_per": "batch",
+        "feature_loss": "mse",
+        "feature_scale": "relative",
+        "feature_target": "last",
+        "deep_stage": "none",
+        "fuse": False,
+        "adapter": "pool",
+        "adapter_width": None,
+        "adapter_depth": 1,
+        "classifier": "linear",
+        "supervise": None,
+        "prediction_loss": "kl",
+        "deep_loss": "kd",
+    },
+}
+FADING = "an epoch changes a weight of DSKD, and torch would compile each anew"
 
 
 @takes_settings_of(DSKDObjective)
@@ -177,6 +111,9 @@ def dskd_loss(
         M_l  = MSE(A_l, F_t) / mean(F_t^2)
         S_l  = alpha P_l + beta M_l + gamma CE(z_l, y)
         loss = D + sum_l w_l S_l,    w = allocate(S), without gradient
+
+    With ``allocate="separate"`` the predictions have the weights ``w = allocate(P)`` and the maps
+    have ``v = allocate(M)``.
 
     Source: Luo, Chen, Wang, Knowledge Distillation with Deep Supervision, IJCNN 2023,
     arXiv 2202.07846. A reconstruction from the abstract: that P, M and a loss-based allocation
@@ -206,7 +143,8 @@ def dskd_loss(
         1.0986
     """
     tensors = student_logits, teacher_logits, labels, branch_logits, branch_maps, teacher_maps
-    return DSKDObjective(**settings)(*tensors).objective
+    terms: DSKDTerms = DSKDObjective(**settings)(*tensors)
+    return terms.objective
 
 
 class DSKD(BranchedMethod):
@@ -221,16 +159,29 @@ class DSKD(BranchedMethod):
     class predictions and feature maps supervise the shallow layers, and that a loss-based weight
     allocation balances them. Every setting below is something that it leaves open: *our choice*.
     The defaults of ``feature_target`` and ``beta`` were chosen by measurement
-    (docs/results/protocol.md).
+    (docs/results/protocol.md). The preset ``paper-abstract`` is our first reading, in its simplest
+    form. The preset ``paper`` is the reading of a re-implementation for language models
+    (github.com/leahphw/babylm, 2025), whose authors had the full text: weak evidence, since it is
+    another modality. What it says and what we added is listed in docs/method.md.
 
     Args:
         pair: Student and teacher, of the same classes; the student has two stages or more.
         feature_target: ``last``, the teacher's last map for every branch, or ``matched``, the one
             at the same relative depth, ``ceil(l L_t / L)``.
+        deep_stage: Which terms of the student's last stage are among those of the shallow stages:
+            ``none``, its ``map``, or ``both`` its map and its prediction, the student's own.
+        fuse: Whether each stage is fused with the deeper ones before it is compared, as in
+            reviewkd (`dskd.methods.stage_fusion.Fusion`). The adapter settings then have no use.
         adapter: How an adapter brings a map to the teacher's size: ``pool`` first, or by a 3x3
-            convolution of ``stride`` 2 for every halving.
+            convolution of ``stride`` 2 for every halving; ``linear``: pool, then a 1x1 convolution.
         adapter_width: Channels inside an adapter; None for ``max(32, C_t / 2)``.
+        adapter_depth: Number of 3x3 convolutions in an adapter.
+        classifier: From an adapted map to a branch's logits: a ``linear`` layer, an ``mlp``, or the
+            ``teacher``'s own classifier, frozen. The teacher's needs ``feature_target=last``.
         supervise: Which shallow stages get a branch, from 1; None for all.
+        prediction_warmup: Epochs over which the weight of the branches' predictions rises.
+        prediction_epochs: Epochs over which it falls to 0; 0 for no fall.
+        feature_epochs: Epochs over which the weight of the maps falls to 0; 0 for no fall.
         **settings: The settings of the objective, see `DSKDObjective`.
 
     Raises:
@@ -246,28 +197,7 @@ class DSKD(BranchedMethod):
         ... )
     """
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # The reconstruction in its simplest form. The defaults may change with our measurements;
-        # these change only if a reader of the full text corrects them.
-        "paper": {
-            "temperature": 4.0,
-            "ce": 1.0,
-            "kd": 1.0,
-            "alpha": 1.0,
-            "beta": 1.0,
-            "gamma": 0.0,
-            "allocation": "proportional",
-            "tau": 1.0,
-            "weights_per": "batch",
-            "feature_target": "last",
-            "feature_scale": "relative",
-            "adapter": "pool",
-            "adapter_width": None,
-            "supervise": None,
-            "prediction_loss": "kl",
-            "deep_loss": "kd",
-        }
-    }
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
 
     @checked
     @takes_settings_of(DSKDObjective)
@@ -275,54 +205,136 @@ class DSKD(BranchedMethod):
         self,
         pair: Pair,
         *,
-        feature_target: Literal["last", "matched"] = "matched",
-        adapter: Downsampling = "pool",
+        feature_target: FeatureTarget = "matched",
+        deep_stage: DeepStage = "none",
+        fuse: bool = False,
+        adapter: Adapter = "pool",
         adapter_width: Count | None = None,
+        adapter_depth: Count = 1,
+        classifier: ClassifierKind = "linear",
         supervise: list[Count] | None = None,
+        prediction_warmup: Epochs = 0.0,
+        prediction_epochs: Epochs = 0.0,
+        feature_epochs: Epochs = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(pair, supervise)
-        student, teacher = check_stages(pair)
-        self.objective = DSKDObjective(**settings)
-        matched = at_same_depth(len(student), len(teacher))
-        self.targets = [
-            len(teacher) - 1 if feature_target == "last" else matched[stage]
-            for stage in self.supervised
-        ]
-        self.needs = TeacherNeeds(logits=True, stages=tuple(sorted(set(self.targets))))
-        classes = pair.student_spec.classes
-        self.branches = nn.ModuleList(
-            Branch(student[stage], teacher[target], classes, adapter_width, adapter)
-            for stage, target in zip(self.supervised, self.targets, strict=True)
+        _check_settings(feature_target, fuse, adapter, adapter_depth, classifier)
+        student, _ = check_stages(pair)
+        self.deep_stage: DeepStage = deep_stage
+        self.allocated = self.supervised + [len(student) - 1] * (deep_stage != "none")
+        self.targets = choose_targets(pair, self.allocated, feature_target, classifier)
+        self.needs = TeacherNeeds(
+            logits=True,
+            stages=tuple(sorted({target for target in self.targets if target != LAST})),
+            last=LAST in self.targets,
         )
+        self.objective = DSKDObjective(**settings)
+        self.objective.remember(len(self.allocated))
+        self.fading = prediction_warmup, prediction_epochs, feature_epochs
+        self.uncompiled = FADING if any(self.fading) else ""
+        stages = [
+            (student[stage], map_spec(pair, target))
+            for stage, target in zip(self.allocated, self.targets, strict=True)
+        ]
+        build = classifier_for(pair, classifier)
+        deep = stages.pop() if deep_stage != "none" else None
+        self.fuse = fuse
+        if fuse:
+            width = adapter_width or min(512, student[-1].channels)
+            self.branches, self.deep = fused_branches(stages, deep, build, width)
+        else:
+            form = AdapterForm(adapter_width, adapter, adapter_depth)
+            self.branches, self.deep = plain_branches(stages, deep, build, form)
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """``D + sum_l w_l S_l``, with the terms of each branch as metrics."""
         teacher = require_outputs(teacher)
         student = self.student(batch.images)
-        branches = self.branch_outputs(student.stages)
-        maps = [
-            pool_to(teacher.stages[target], *branch.map.shape[2:])
-            for target, branch in zip(self.targets, branches, strict=True)
-        ]
-        terms = self.objective(
+        branches, deep_map = self._run_branches(student.stages)
+        logits, maps = [b.logits for b in branches], [b.map for b in branches]
+        if deep_map is not None:
+            maps.append(deep_map)
+        if self.deep_stage == "both":
+            logits.append(student.logits)
+        terms: DSKDTerms = self.objective(
             student.logits,
             teacher.logits,
             batch.labels,
-            [branch.logits for branch in branches],
-            [branch.map for branch in branches],
+            logits,
             maps,
+            [
+                pool_to(map_of(teacher, target), *own.shape[2:])
+                for target, own in zip(self.targets, maps, strict=True)
+            ],
+            shares=self._shares(batch.epoch),
+            last_map_alone=self.deep_stage == "map",
         )
         losses = {"ce": terms.ce, "kd": terms.kd, "shallow": terms.shallow}
         return StepOutput(losses, student.logits, self._metrics(terms))
 
+    def branch_outputs(self, stages: tuple[Tensor, ...]) -> list[BranchOutput]:
+        """The output of each shallow branch for the student's stages."""
+        return self._run_branches(stages)[0]
+
+    def _run_branches(self, stages: tuple[Tensor, ...]) -> tuple[list[BranchOutput], Tensor | None]:
+        """The outputs of the shallow branches, and the adapted map of the deep stage."""
+        if not self.fuse:
+            deep_map = self.deep(stages[-1]) if self.deep is not None else None
+            return super().branch_outputs(stages), deep_map
+        deep_map, deeper = self.deep(stages[-1], None) if self.deep is not None else (None, None)
+        outputs: list[BranchOutput] = []
+        for stage, branch in reversed([*zip(self.supervised, self.branches, strict=True)]):
+            output, deeper = branch(stages[stage], deeper)
+            outputs.insert(0, output)
+        return outputs, deep_map
+
+    def _shares(self, epoch: int) -> tuple[float, float]:
+        """The shares of alpha and of beta that count in an epoch."""
+        warmup, predictions, features = self.fading
+        return ramp(epoch, warmup) * fall(epoch, predictions), fall(epoch, features)
+
     def _metrics(self, terms: DSKDTerms) -> dict[str, Tensor]:
+        named = {
+            "prediction": terms.predictions,
+            "feature": terms.features,
+            "weight": terms.weights,
+        }
+        if self.objective.separate:
+            named["feature_weight"] = terms.feature_weights
         return {
             f"stage{stage + 1}/{name}": values[branch]
-            for branch, stage in enumerate(self.supervised)
-            for name, values in (
-                ("prediction", terms.predictions),
-                ("feature", terms.features),
-                ("weight", terms.weights),
-            )
+            for branch, stage in enumerate(self.allocated)
+            for name, values in named.items()
         }
+
+
+def fall(epoch: int, epochs: float) -> float:
+    """The share of its weight that a loss has in an epoch, falling linearly to 0.
+
+    Args:
+        epoch: From 0.
+        epochs: The number of epochs until the weight is 0; 0 for the whole weight for ever.
+
+    Example:
+        >>> [fall(epoch, 4) for epoch in range(5)], fall(9, 0)
+        ([1.0, 0.75, 0.5, 0.25, 0.0], 1.0)
+    """
+    return max(0.0, 1 - epoch / epochs) if epochs else 1.0
+
+
+def _check_settings(
+    target: FeatureTarget, fuse: bool, adapter: Adapter, depth: int, classifier: ClassifierKind
+) -> None:
+    """Refuses settings that would have no effect together."""
+    if fuse and (adapter != "pool" or depth != 1):
+        raise InputError(
+            "fuse=true fuses stages in place of the adapters; leave out adapter and adapter_depth"
+        )
+    if adapter == "linear" and depth != 1:
+        raise InputError("adapter=linear has a single convolution; leave out adapter_depth")
+    if classifier == "teacher" and target != "last":
+        raise InputError(
+            "classifier=teacher applies the teacher's classifier to the branches' maps, which must "
+            "then be those of its last map; set feature_target=last"
+        )

@@ -14,7 +14,7 @@ from dskd.losses.checks import check_lists, check_tensor, described
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import BranchedMethod
-from dskd.methods.branches import Branch
+from dskd.methods.branches import Branch, linear_classifier
 from dskd.methods.contracts import Pair, StepOutput
 from dskd.models.output import ModelOutput
 from dskd.settings import Count, Weight, checked
@@ -58,9 +58,9 @@ class DSN(BranchedMethod):
 
     Source: Lee, Xie, Gallagher, Zhang, Tu, AISTATS 2015, arXiv 1409.5185, section 2.2. For the loss
     see `dskd.losses.dsn`. The branches are `dskd.methods.branches.Branch`, built for the student's
-    own last map, as dskd's preset ``paper`` builds them for the teacher's; the paper's are plain
-    classifiers on a layer. ``literature`` is the sum that the authors' public configuration
-    minimises: no loss has a weight.
+    own last map, as dskd's preset ``paper-abstract`` builds them for the teacher's; the paper's
+    are plain classifiers on a layer. ``literature`` is the sum that the authors' public
+    configuration minimises: no loss has a weight.
 
     Args:
         pair: The student, with two stages or more; no teacher is needed.
@@ -87,7 +87,8 @@ class DSN(BranchedMethod):
         super().__init__(pair, supervise)
         stages, classes = pair.student_spec.stages, pair.student_spec.classes
         self.branches = nn.ModuleList(
-            Branch(stages[stage], stages[-1], classes) for stage in self.supervised
+            Branch(stages[stage], stages[-1], linear_classifier(classes))
+            for stage in self.supervised
         )
         self.ce, self.weight = ce, weight
 

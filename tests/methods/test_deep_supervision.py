@@ -15,7 +15,8 @@ from torch import Tensor
 from dskd.errors import InputError
 from dskd.losses import feature_loss
 from dskd.losses.logits import bind
-from dskd.methods.dskd import DSKD, DSKDObjective, dskd_loss
+from dskd.methods.deep_supervision import AllocationHistory, DSKDObjective
+from dskd.methods.dskd import DSKD, dskd_loss
 from dskd.settings import signature_settings
 
 BATCH, CLASSES, BRANCHES = 5, 4, 3
@@ -208,7 +209,19 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_function_and_method_take_the_settings_of_the_objective() -> None:
     """They are written down once; all three have the same types and defaults."""
     once = signature_settings(DSKDObjective.__init__).model_fields
-    own = {"feature_target", "adapter", "adapter_width", "supervise"}
+    own = {
+        "feature_target",
+        "deep_stage",
+        "fuse",
+        "adapter",
+        "adapter_width",
+        "adapter_depth",
+        "classifier",
+        "supervise",
+        "prediction_warmup",
+        "prediction_epochs",
+        "feature_epochs",
+    }
     assert signature_settings(dskd_loss).model_fields.keys() == once.keys()
     method = signature_settings(DSKD.__init__).model_fields
     assert method.keys() == once.keys() | own
@@ -219,4 +232,63 @@ def test_function_and_method_take_the_settings_of_the_objective() -> None:
         assert method[name].metadata == field.metadata
     assert inspect.signature(dskd_loss).parameters.keys() >= once.keys()
     assert inspect.signature(DSKD).parameters.keys() == {"pair"} | method.keys()
-    assert DSKD.presets["paper"].keys() <= method.keys()
+    for preset in DSKD.presets.values():
+        assert preset.keys() <= method.keys()
+
+
+@pytest.mark.parametrize("scale", ["relative", "raw"])
+@pytest.mark.parametrize("weight_sum", ["count", "one"])
+def test_separate_weights_are_those_of_predictions_and_of_maps(scale: Any, weight_sum: Any) -> None:
+    """Against the equations: w from the divergences without T^2 if raw, v from the maps."""
+    z_s, z_t, y, logits, maps, targets = made(3)
+    found = dskd_loss(
+        z_s,
+        z_t,
+        y,
+        logits,
+        maps,
+        targets,
+        temperature=2.0,
+        kd=0.0,
+        alpha=0.5,
+        beta=0.25,
+        allocation="hard-first",
+        allocate="separate",
+        allocation_scale=scale,
+        weight_sum=weight_sum,
+        feature_scale="none",
+    )
+    p = [mean(kl_per_sample(z, z_t, 2.0)) for z in logits]
+    m = [float((a - f).square().mean()) for a, f in zip(maps, targets, strict=True)]
+    w_basis = [x / 4 for x in p] if scale == "raw" else [x / mean(p) for x in p]
+    v_basis = m if scale == "raw" else [x / mean(m) for x in m]
+    factor = 1 if weight_sum == "one" else BRANCHES
+    w, v = ([factor * x for x in softmax(basis)] for basis in (w_basis, v_basis))
+    expected = mean(ce_per_sample(z_s, y))
+    expected += sum(0.5 * a * b for a, b in zip(w, p, strict=True))
+    expected += sum(0.25 * a * b for a, b in zip(v, m, strict=True))
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_progress_divides_by_the_first_losses_and_smoothing_averages() -> None:
+    progress = AllocationHistory(2, "progress", 0.0)
+    assert progress(torch.tensor([2.0, 8.0])).tolist() == [1, 1]
+    assert progress(torch.tensor([1.0, 8.0])).tolist() == [0.5, 1]
+    smoothed = AllocationHistory(2, "loss", 0.75)
+    assert smoothed(torch.tensor([4.0, 8.0])).tolist() == [4, 8]
+    assert smoothed(torch.tensor([8.0, 8.0])).tolist() == [5, 8]
+    smoothed.eval()
+    assert smoothed(torch.tensor([9.0, 8.0])).tolist() == [6, 8]
+    smoothed.train()
+    assert smoothed(torch.tensor([5.0, 8.0])).tolist() == [5, 8]  # eval left no trace
+
+
+def test_the_history_of_the_losses_is_part_of_the_state() -> None:
+    objective = DSKDObjective(allocate="separate", allocation_smoothing=0.5)
+    objective.remember(BRANCHES)
+    objective(*made(0))
+    other = DSKDObjective(allocate="separate", allocation_smoothing=0.5)
+    other.remember(BRANCHES)
+    other.load_state_dict(objective.state_dict())
+    assert objective(*made(1)).shallow == other(*made(1)).shallow
+    assert not DSKDObjective().state_dict()
