@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dskd import methods
 from dskd.compare.variants import method_variants, weights_of
 from dskd.config import recipe
 from dskd.errors import InputError
@@ -17,7 +18,7 @@ from dskd.errors import InputError
         ("dskd:betta=1", "unknown setting 'method.betta'; did you mean 'method.beta'"),
         ("dskd:beta", "'beta' is not key=value"),
         ("dskd:beta=-1", "method.beta: input should be greater than or equal to 0"),
-        ("dskd:preset=paper", "presets are not allowed in a comparison"),
+        ("dskd:preset=papr", "unknown preset of dskd 'papr'; did you mean 'paper'"),
         (" , ", "no method is named"),
         ("kd:temperature=\t4", "cannot name a method: use at most 100 printable characters"),
     ],
@@ -36,6 +37,15 @@ def test_equal_weights_are_one_and_literature_has_each_method_s_own() -> None:
     assert weights_of("kd", published.method.options) == {"ce": 0.1, "kd": 0.9}
     assert weights_of("kd", varied.method.options) == {"ce": 0.1, "kd": 3.0}
     assert equal.method.options["temperature"] == 2.0
+
+
+def test_a_preset_takes_the_place_of_the_recipe_s_settings_and_of_the_weights() -> None:
+    plain = recipe.load("digits", ["method={name: dskd, tau: 5, gamma: 3}"])
+    (variant,) = method_variants(["dskd:preset=paper:beta=2"], plain, "equal")
+    paper = methods.find("dskd").presets["paper"]
+    assert variant.method.options == methods.resolve("dskd", {**paper, "beta": 2})
+    assert variant.method.options["kd"] == 0
+    assert variant.label == "dskd:preset=paper:beta=2"
 
 
 def test_all_means_every_method() -> None:

@@ -71,7 +71,8 @@ def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> l
     """The named methods, with all their settings.
 
     Settings come from these places, each overriding the ones before it: the defaults of the
-    method; the recipe, if it names the method; ``weights``; the settings in the name.
+    method; the recipe, if it names the method; ``weights``; the settings in the name. A preset in
+    the name, as in ``dskd:preset=paper``, takes the place of the recipe's settings and ``weights``.
 
     Args:
         texts: Names such as ``kd`` or ``all``, or with settings ``dskd:beta=0.1:gamma=1``. A text
@@ -95,11 +96,8 @@ def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> l
     for label in map(check_label, _labels(texts)):
         name, *changes = label.split(":")
         own = recipe.method.options if name == recipe.method.name else {}
-        settings = own | _weights(name, weights) | dict(map(_setting, changes))
-        if settings.pop("preset", None):
-            raise InputError(
-                f"{label}: presets are not allowed in a comparison; give the settings instead"
-            )
+        given = dict(map(_setting, changes))
+        settings = given if "preset" in given else own | _weights(name, weights) | given
         found[label] = MethodVariant(
             label, MethodSettings(name=name, **methods.resolve(name, settings))
         )
