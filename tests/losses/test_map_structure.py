@@ -31,7 +31,7 @@ def maps(seed: int = 0, shape: tuple[int, ...] = (3, 4, 8, 8)) -> tuple[Tensor, 
 
 def test_a_pyramid_has_the_sides_below_the_map_s() -> None:
     for side, sides in ((8, [8, 4, 2, 1]), (4, [4, 2, 1]), (3, [3, 2, 1]), (1, [1])):
-        levels = pyramid(torch.zeros(1, 2, side, side))
+        levels = list(pyramid(torch.zeros(1, 2, side, side)))
         assert [part.shape[-1] for _, part in levels] == sides
         assert [weight for weight, _ in levels] == [0.5**level for level in range(len(sides))]
 

@@ -6,7 +6,7 @@ Shapes: ``B`` images, ``C`` channels, ``H x W`` positions. All losses are 0 for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 import torch
@@ -25,7 +25,7 @@ LEVELS = (4, 2, 1)
 EPS = 1e-8
 
 
-def pyramid(difference: Tensor) -> list[tuple[float, Tensor]]:
+def pyramid(difference: Tensor) -> Iterator[tuple[float, Tensor]]:
     """A map and its pooled maps with sides 4, 2 and 1, with halving weights from 1.
 
     Sides that are not smaller than the map are skipped, and do not halve the weight.
@@ -36,9 +36,12 @@ def pyramid(difference: Tensor) -> list[tuple[float, Tensor]]:
         >>> [(weight, list(part.shape)) for weight, part in pyramid(torch.zeros(1, 3, 4, 4))]
         [(1.0, [1, 3, 4, 4]), (0.5, [1, 3, 2, 2]), (0.25, [1, 3, 1, 1])]
     """
-    smaller = [side for side in LEVELS if side < max(difference.shape[2:])]
-    pooled = [pool_to(difference, side, side) for side in smaller]
-    return [(0.5**level, part) for level, part in enumerate([difference, *pooled])]
+    weight = 1.0
+    yield weight, difference
+    for side in LEVELS:
+        if side < max(difference.shape[2:]):
+            weight /= 2
+            yield weight, pool_to(difference, side, side)
 
 
 @in_full_precision

@@ -185,8 +185,8 @@ def mlp_classifier(num_classes: int) -> BuildClassifier:
 
 
 def _bottleneck(stage: StageSpec, target: StageSpec, inner: int, depth: int) -> list[nn.Module]:
-    convolutions = [one for _ in range(depth) for one in _conv_bn_relu(inner, inner, 3)]
-    return [*_conv_bn_relu(stage.channels, inner, 1), *convolutions]
+    first = _conv_bn_relu(stage.channels, inner, 1)
+    return [*first, *(one for _ in range(depth) for one in _conv_bn_relu(inner, inner, 3))]
 
 
 def _strided(stage: StageSpec, target: StageSpec, inner: int, depth: int) -> list[nn.Module]:

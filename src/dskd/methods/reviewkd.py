@@ -59,11 +59,11 @@ def reviewkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]
 def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
     """The loss of one stage, from two maps of one shape."""
     # Pooling the difference gives the difference of the pooled maps.
-    (_, whole), *smaller = pyramid(student - teacher)
-    loss, total = whole.square().mean(), 1.0
-    for weight, part in smaller:
-        loss, total = loss + weight * part.square().mean(), total + weight
-    return loss / total
+    levels = [(w, part.square().mean()) for w, part in pyramid(student - teacher)]
+    loss = levels[0][1]
+    for weight, level in levels[1:]:
+        loss = loss + weight * level
+    return loss / sum(weight for weight, _ in levels)
 
 
 class ReviewKD(FeatureMethod):
