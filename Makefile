@@ -15,7 +15,7 @@ demo: $(READY) ## trains on handwritten digits: a teacher and its students
 # One process per core, but at most four: each takes 1.5 GB of memory. More with
 # make test ARGS="--maxprocesses 16"; part of the tests with make test ARGS="-n 0 tests/data -k folder".
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
-	-n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## runs all tests
 	$(PYTEST) $(ARGS)

@@ -1,4 +1,4 @@
-"""Shared by all tests: small models, small images, one thread, and groups for parallel workers."""
+"""Shared by all tests: small models, small images, one thread, the order of parallel tests."""
 
 from __future__ import annotations
 
@@ -29,30 +29,23 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist then reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips tests that need a GPU where there is none, and groups tests for parallel workers.
+    """Skips tests that need a GPU where there is none, and lets workers start with the long files.
 
-    One worker runs all tests of a group. A group is a file, so that its fixtures are set up once.
-    All tests that start several training processes are one group, so that one of them runs at a
-    time. Workers start with the groups that take longest.
+    With ``--dist loadfile`` one worker runs all tests of a file, so that its fixtures are set up
+    once. (Groups of pytest-xdist have no effect in pytest 9.2.)
     """
     no_gpu = pytest.mark.skip(reason="no GPU")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(no_gpu)
-        if item.get_closest_marker("distributed"):
-            item.add_marker(pytest.mark.xdist_group("distributed"))
-        elif not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     if hasattr(config, "workerinput"):
-        slow = Counter(_group(item) for item in items if item.get_closest_marker("slow"))
-        items.sort(key=lambda item: (_group(item) != "distributed", -slow[_group(item)]))
+        long = Counter(item.path for item in items if _is_long(item))
+        items.sort(key=lambda item: -long[item.path])
 
 
-def _group(item: pytest.Item) -> str:
-    (mark,) = item.iter_markers("xdist_group")
-    return str(mark.args[0])
+def _is_long(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("slow", "distributed"))
 
 
 @pytest.fixture(autouse=True)

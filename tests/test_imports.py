@@ -87,6 +87,7 @@ def test_modules_classes_and_functions_are_small() -> None:
     assert not large
 
 
+@pytest.mark.slow
 def test_imports_go_downward_only() -> None:
     upward = [
         f"{path.relative_to(ROOT)} imports {other}"
@@ -116,6 +117,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     assert not names & {"utils", "util", "common", "helpers", "misc"}
 
 
+@pytest.mark.slow
 def test_the_core_imports_without_torchvision_and_timm() -> None:
     code = (
         "import sys; sys.modules['timm'] = None; sys.modules['torchvision'] = None\n"

@@ -90,6 +90,7 @@ def test_each_runner_takes_a_step_in_every_round() -> None:
     assert [len(one.steps) for one in times.values()] == [2, 2, 2]
 
 
+@pytest.mark.slow
 def test_subprocess_steps_are_taken_in_another_process_at_their_own_pace() -> None:
     steps = SubprocessSteps(Elsewhere)
     assert (steps.untimed, steps.pause) == (2, 0.25)
@@ -180,6 +181,7 @@ def test_the_reference_s_images_are_cropped_and_mirrored() -> None:
     assert len({tuple(view.flatten().tolist()) for view in views}) > 10
 
 
+@pytest.mark.slow
 def test_the_reference_is_fed_by_workers() -> None:
     data = make_dataset(size=8)
     samples = Images(data.train, transforms(data.mean, data.std, 8))
@@ -340,6 +342,7 @@ def test_the_tables_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "`dskd_over_kd_time`" in [row[0] for row in cells_of(capsys.readouterr().out) if row]
 
 
+@pytest.mark.slow
 def test_caches_are_filled_first_and_then_found(tmp_path: Path) -> None:
     cached = CachedSteps("resnet56-resnet20", 8, 2, tmp_path)
     rows = list(cached.rows())

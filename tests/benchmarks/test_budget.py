@@ -60,6 +60,7 @@ def start(tmp_path: Path, seconds: float, minimum: float = 0.0) -> dict[str, Any
     return result
 
 
+@pytest.mark.slow
 def test_an_entry_that_raises_dies_or_hangs_is_recorded_and_the_next_goes_on(
     tmp_path: Path,
 ) -> None:

@@ -145,6 +145,7 @@ def test_distill_trains_the_teacher_first_and_says_what_came_of_it(
     assert (tmp_path / "run/teacher/student.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_teacher_s_checkpoint_is_taken_as_it_is(
     command: Command, finished: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_a_student_of_gray_images_looks_at_coloured_ones(
     assert (code, len(out.splitlines())) == (0, 6)
 
 
+@pytest.mark.slow
 def test_export_says_where_and_how_exactly(
     command: Command, finished: Path, tmp_path: Path
 ) -> None:
@@ -221,6 +223,7 @@ def test_export_says_where_and_how_exactly(
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
+@pytest.mark.slow
 def test_the_best_student_is_exported_under_its_own_name(
     command: Command, finished: Path, tmp_path: Path
 ) -> None:
@@ -308,6 +311,7 @@ def test_help_names_every_verb_and_so_does_no_verb_at_all(command: Command) -> N
     assert command() == (0, out, "")
 
 
+@pytest.mark.slow
 def test_demo_compares_three_students_of_one_teacher(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +361,7 @@ def shell(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_process_refuses_in_one_line(tmp_path: Path) -> None:
     done = shell("distill", "digits", "train.epoch=3", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -364,6 +369,7 @@ def test_a_process_refuses_in_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_process_distils_and_is_quiet_where_there_is_no_terminal(tmp_path: Path) -> None:
     done = shell("distill", "digits", *TINY, "out=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -445,6 +451,7 @@ def test_a_wrong_word_is_answered_with_the_right_one(
     assert all(word in line for word in words), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "words"),
     [

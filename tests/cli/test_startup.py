@@ -43,6 +43,7 @@ def test_commands_that_compute_nothing_do_not_import_torch(arguments: list[str])
     assert done.returncode == (2 if arguments == ["trian"] else 0)
 
 
+@pytest.mark.slow
 def test_the_package_imports_torch_when_a_name_needs_it() -> None:
     script = """
 import sys, dskd
@@ -56,6 +57,7 @@ assert "torch" in sys.modules and dskd.distill is distill
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_package_has_the_names_that_it_lists() -> None:
     script = "import dskd; [getattr(dskd, name) for name in dskd.__all__]; from dskd import *"
     done = python(script)

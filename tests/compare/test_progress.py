@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from rich.live import Live
 
@@ -11,6 +12,7 @@ from dskd.compare import progress
 from tests.compare.small_comparison import NAMES, small
 
 
+@pytest.mark.slow
 def test_the_live_table_shows_every_method(finished: Path) -> None:
     console = Console(width=160, record=True)
     with Live(console=console, auto_refresh=False) as shown:

@@ -64,6 +64,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path: Path, name: str) -> Non
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.slow
 def test_other_images_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "images"
     first, other = (make_dataset(classes=10, channels=1, size=8, seed=seed) for seed in (0, 1))
@@ -76,6 +77,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     run_grid(small(out, "ce,kd", seeds=1), Silent(), UserObjects(data=first))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False], ids=["of a checkpoint", "of its own"])
 def test_another_teacher_is_refused(finished: Path, tmp_path: Path, given: bool) -> None:
     out, weights = tmp_path / "taught", tmp_path / "teacher.safetensors"

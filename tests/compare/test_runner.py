@@ -21,6 +21,7 @@ from dskd.storage.run_files import LAST
 from tests.compare.small_comparison import NAMES, SMALL, Silent, StopsAfter, small, students
 
 
+@pytest.mark.slow
 def test_a_student_of_a_comparison_is_that_of_a_run_of_its_own(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -39,11 +40,13 @@ def test_a_student_of_a_comparison_is_that_of_a_run_of_its_own(
         assert (tmp_path / method / LAST).read_bytes() == students(finished)[f"{method}/seed1"]
 
 
+@pytest.mark.slow
 def test_sharing_the_teacher_changes_nothing(finished: Path, tmp_path: Path) -> None:
     run_grid(small(tmp_path / "alone", share_teacher=False), Silent())
     assert students(tmp_path / "alone") == students(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 7, 20, 31])
 def test_a_stopped_comparison_goes_on_to_the_same_bytes(
     finished: Path, tmp_path: Path, steps: int
@@ -69,6 +72,7 @@ class Dropping(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_students_that_drop_features_go_on_with_random_numbers_of_their_own(tmp_path: Path) -> None:
     given = UserObjects(student=Dropping())
 
@@ -85,6 +89,7 @@ def test_students_that_drop_features_go_on_with_random_numbers_of_their_own(tmp_
     assert len(found) == 3
 
 
+@pytest.mark.slow
 def test_what_is_finished_stays_and_more_can_be_added(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "grows"
     run_grid(small(out, "kd", seeds=1), Silent())
@@ -99,6 +104,7 @@ def test_what_is_finished_stays_and_more_can_be_added(finished: Path, tmp_path: 
     assert students(out) == students(finished)
 
 
+@pytest.mark.slow
 def test_a_method_that_diverges_is_told_of_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +129,7 @@ def test_a_method_that_diverges_is_told_of_and_the_others_go_on(
     assert summarize(again.variants, again.test_images)[0].test_accuracy is None
 
 
+@pytest.mark.slow
 def test_a_method_whose_student_is_useless_at_its_end_is_told_of_too(tmp_path: Path) -> None:
     changes = ["train.epochs=1", "train.batch_size=130"]  # it ends before another step
     names = ["kd:ce=0:kd=1.0e+25", "ce"]
@@ -140,6 +147,7 @@ def test_a_method_that_does_not_fit_is_named_before_any_work(tmp_path: Path) -> 
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_moved_goes_on(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run_grid(small(tmp_path / "here"), StopsAfter(20))
@@ -148,6 +156,7 @@ def test_a_comparison_that_was_moved_goes_on(finished: Path, tmp_path: Path) -> 
     assert students(tmp_path / "there") == students(finished)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_go_on_is_named_to_be_removed(tmp_path: Path) -> None:
     out = tmp_path / "damaged"
     with pytest.raises(Stopped):

@@ -10,6 +10,7 @@ from dskd.cli.commands import main
 from tests.compare.small_comparison import NAMES, SMALL
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_its_notes(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -423,6 +423,7 @@ def resolves_or_refuses(values: Any) -> None:
         assert re.fullmatch(r"\S[^\n]*", str(outcome))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(SECTIONS, st.dictionaries(NAMES, JUNK, max_size=3) | JUNK, max_size=4))
 @example({"method": {"preset": ["paper"]}})
@@ -438,6 +439,7 @@ def test_whatever_is_in_a_recipe_it_resolves_or_is_refused(values: dict[str, Any
     resolves_or_refuses(SMALLEST | merged)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(KEYS | NAMES, st.text(max_size=12) | JUNK.map(lambda value: yaml.safe_dump(value)))
 @example("train.epochs", "&a [*a]")
@@ -514,6 +516,7 @@ def test_another_method_keeps_the_settings_that_both_have() -> None:
         recipe.load("digits", ["method.name=kd", "method.beta=2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in recipe.shipped() if name != "digits"])
 def test_every_shipped_pair_takes_a_step(name: str) -> None:
     """Teacher, student and branches fit each other, at the recipe's own size of image."""

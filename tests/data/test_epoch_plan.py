@@ -43,6 +43,7 @@ def test_seeds_and_epochs_differ_and_repeat() -> None:
     assert draw_plan(1, 1, 50).order.tolist() == orders[3]
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_plan() -> None:
     code = "from dskd.data.epoch_plan import draw_plan; p = draw_plan(3, 7, 9, 4, True)"
     script = f"{code}; print(p.order.tolist(), p.views.tolist())"

@@ -45,6 +45,7 @@ def onnx_logits(path: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet8", "resnet8x4", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
 )
@@ -61,6 +62,7 @@ def test_every_family_gives_the_same_logits_for_any_batch(name: str, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["student.onnx"]
 
 
+@pytest.mark.slow
 def test_gray_images_that_are_not_square(tmp_path: Path) -> None:
     student = deployed("resnet8", (1, 16, 24))
     export_onnx(student, tmp_path / "student.onnx")
@@ -75,6 +77,7 @@ def test_gray_images_that_are_not_square(tmp_path: Path) -> None:
     assert [value.name for value in graph.output] == ["logits"]
 
 
+@pytest.mark.slow
 def test_a_graph_with_other_outputs_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +106,7 @@ class _Scaled(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     student = deployed()
     nn.init.constant_(next(student.model.module.parameters()), float("nan"))
@@ -144,6 +148,7 @@ class Fickle(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_a_module_that_no_graph_can_say_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +159,7 @@ def test_a_module_that_no_graph_can_say_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"there is no folder .*gone; create it first"):
         export_onnx(deployed(), tmp_path / "gone" / "student.onnx")
@@ -168,6 +174,7 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_links_are_replaced_and_what_they_lead_to_stays(tmp_path: Path) -> None:
     run, victim = tmp_path / "run", tmp_path / "victim"
     run.mkdir()

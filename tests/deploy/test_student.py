@@ -86,6 +86,7 @@ def test_the_file_tells_no_time_host_or_path(finished: dskd.Result, name: str) -
     assert json.loads(header)["__metadata__"].keys() == {"dskd"}
 
 
+@pytest.mark.slow
 def test_the_file_loads_without_this_package(finished: dskd.Result) -> None:
     code = (
         "import sys; sys.modules['dskd'] = None\n"
@@ -97,6 +98,7 @@ def test_the_file_loads_without_this_package(finished: dskd.Result) -> None:
     assert int(done.stdout) >= finished.parameters
 
 
+@pytest.mark.slow
 def test_the_student_needs_none_of_the_training_code(finished: dskd.Result) -> None:
     """The zoo builds it from the file alone: no methods, losses, data or trainer are imported."""
     code = (

@@ -68,6 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_files_it_promises(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names >= {
@@ -114,6 +115,7 @@ def test_the_student_s_file_tells_no_time_host_or_path(finished: Path) -> None:
     assert str(finished).encode() not in (finished / "student.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_recipe_that_is_kept_is_whole_and_runs_again(finished: Path, tmp_path: Path) -> None:
     kept = yaml.safe_load((finished / "recipe.yaml").read_text())
     assert kept["method"]["temperature"] == 4.0
@@ -122,6 +124,7 @@ def test_the_recipe_that_is_kept_is_whole_and_runs_again(finished: Path, tmp_pat
     assert timeless(tmp_path / "again") == timeless(finished)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +137,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     assert timeless(tmp_path / "same") == timeless(finished)
 
 
+@pytest.mark.slow
 def test_every_method_starts_from_the_same_student_and_sees_the_same_images(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +175,7 @@ def test_a_result_holds_what_the_files_say(finished: Path) -> None:
     assert dskd.evaluate(finished, "best").accuracy == result["best_test_accuracy"]
 
 
+@pytest.mark.slow
 def test_held_out_images_choose_the_best_epoch(tmp_path: Path) -> None:
     changes = ["data.fraction=1", "data.val_fraction=0.2", "method={name: ce}", "train.epochs=2"]
     result = run.distill(plan(tmp_path / "run", *changes))
@@ -181,6 +186,7 @@ def test_held_out_images_choose_the_best_epoch(tmp_path: Path) -> None:
     assert result.best_test_accuracy == best["test_accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ce", "kd", "dskd"])
 @pytest.mark.parametrize("stop_at", [1, 7, 10])
 def test_a_stopped_run_goes_on_to_the_same_end(
@@ -217,6 +223,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_stop_while_the_teacher_trains_is_resumed_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
 ) -> None:
@@ -249,6 +256,7 @@ def test_resume_without_a_run_starts_anew_and_says_so(
     assert "starting anew" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, finished: Path
 ) -> None:
@@ -272,6 +280,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     assert older.suffix == ".checkpoint"
 
 
+@pytest.mark.slow
 def test_a_new_run_s_first_checkpoint_comes_before_its_first_step(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +299,7 @@ def test_a_new_run_s_first_checkpoint_comes_before_its_first_step(
     assert (tmp_path / "run/student.safetensors").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_checkpoints_cost_a_share_of_the_training_that_the_metrics_show(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +326,7 @@ def test_checkpoints_cost_a_share_of_the_training_that_the_metrics_show(
     assert timeless(tmp_path / "cheap") == timeless(tmp_path / "dear") == timeless(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [["environment.json"], ["recipe.yaml"], []])
 def test_a_run_that_was_killed_as_it_began_or_was_removed_can_begin(
     tmp_path: Path, finished: Path, left: list[str]
@@ -404,6 +415,7 @@ def test_a_second_signal_does_not_wait_for_the_step(
     assert ended.value.code == 143
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_in_a_line_and_the_older_checkpoint_goes_on(
     tmp_path: Path,
     finished: Path,
@@ -435,6 +447,7 @@ def test_a_full_disk_ends_a_run_in_a_line_and_the_older_checkpoint_goes_on(
     assert (out / "student.safetensors").read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_refused_resumed_by_its_own_recipe_or_replaced(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -471,6 +484,7 @@ def test_other_images_are_refused_on_resume(tmp_path: Path, finished: Path) -> N
         dskd.distill(data=other, resume=True, **arguments)
 
 
+@pytest.mark.slow
 def test_a_finished_teacher_of_other_images_is_not_taken(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {
         "student": "resnet8",
@@ -519,6 +533,7 @@ def test_an_odd_last_batch_trains_without_harm(tmp_path: Path, images: int) -> N
     assert all(value.isfinite().all() for value in result.student.state_dict().values())
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_to_finite_weights_in_float32(tmp_path: Path, finished: Path) -> None:
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
     result = run.distill(plan(tmp_path / "run", teacher, "train.precision=bfloat16"))
@@ -527,6 +542,7 @@ def test_bfloat16_trains_to_finite_weights_in_float32(tmp_path: Path, finished: 
         assert value.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_process_with_its_state_saved(
     tmp_path: Path, number: signal.Signals, code: int
@@ -574,6 +590,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path, finished: Path) -> 
     run.distill(plan(out, teacher, "train.epochs=1"))
 
 
+@pytest.mark.slow
 def test_overwrite_takes_nothing_but_a_run_and_nothing_that_is_needed(
     tmp_path: Path, finished: Path
 ) -> None:
@@ -632,6 +649,7 @@ def test_parts_of_anything_else_make_a_folder_somebody_s(tmp_path: Path, overwri
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [["teacher=null"], ["teacher.epochs=1"]])
 def test_a_run_that_lies_in_the_teacher_s_place_is_not_the_run_s(
     tmp_path: Path, method: list[str]
@@ -682,6 +700,7 @@ def test_a_run_whose_folders_are_links_does_not_go_on(
     assert {path: path.stat().st_mtime_ns for path in outside.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_while_a_method_prepares_itself_is_told_and_starts_anew(
     tmp_path: Path,
@@ -714,6 +733,7 @@ def test_a_stop_while_a_method_prepares_itself_is_told_and_starts_anew(
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_another_teacher_is_refused_on_resume(tmp_path: Path, finished: Path) -> None:
     checkpoint = tmp_path / "teacher.safetensors"
     shutil.copy(finished / "teacher/student.safetensors", checkpoint)
@@ -731,6 +751,7 @@ def test_another_teacher_is_refused_on_resume(tmp_path: Path, finished: Path) ->
     assert str(moved) in (out / "recipe.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_what_a_killed_write_left_is_no_run_and_goes_with_it(
     tmp_path: Path, finished: Path
 ) -> None:

@@ -70,6 +70,7 @@ class Copies(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.names())
 def test_a_step_reads_nothing_but_the_finite_check_from_the_device(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -222,6 +223,7 @@ def test_nothing_bad_is_saved_when_a_run_is_stopped(
         run.distill(plan(tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_fused_run_resumes_to_the_byte(

@@ -154,6 +154,7 @@ def rows_of(page: str) -> dict[str, int]:
     return {row[1].strip(" `"): len(row[2].split(",")) for row in cells}
 
 
+@pytest.mark.slow
 def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
     study, out = small(), tmp_path / "out"
     seeds = dict.fromkeys(study.labels, 1)
@@ -171,6 +172,7 @@ def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
     assert "All 4 runs are finished." in (tmp_path / "small.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Path) -> None:
     study = small(seeds=1, groups={"All": ["kd", "fitnet:weight=1e30"]})
     compute(study, data, tmp_path / "out", tmp_path)
@@ -227,6 +229,7 @@ def test_the_opening_of_real_images_has_the_numbers_of_its_runs() -> None:
     assert re.findall(r"\d+\.\d+", text) == gains
 
 
+@pytest.mark.slow
 def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
     more = design.ExtraSeeds(seeds=2, labels=["kd", "dskd"])
     study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, extra_seeds=more, tests_first=True)
@@ -238,6 +241,7 @@ def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) ->
     assert re.search(r"to the others, in points, uncorrected: `kd` [+-]\d", text)
 
 
+@pytest.mark.slow
 def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     compute(small(seeds=1), data, out, tmp_path)
@@ -247,6 +251,7 @@ def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(data: Path, tmp_p
     assert not (out / "twin").exists()
 
 
+@pytest.mark.slow
 def test_a_study_shows_its_own_seeds_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     compute(small(), data, out, tmp_path)
@@ -285,6 +290,7 @@ def test_a_comparison_that_a_row_has_counts_once() -> None:
     assert question["p_holm"] == rows["dskd"]["p_holm"] == 0.02
 
 
+@pytest.mark.slow
 def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_path: Path) -> None:
     study = small(split=None, seeds=1, recipe="tiny_imagenet/resnet56-resnet20-32")
     words = data / "tiny-imagenet-200"
@@ -297,6 +303,7 @@ def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_p
     assert expected in (tmp_path / "small.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
     data: Path, tmp_path: Path
 ) -> None:
@@ -336,6 +343,7 @@ def test_a_stage_s_gradient_is_the_one_of_its_parameters() -> None:
     assert why.norms(net, ("a", "b")) == pytest.approx([6**0.5, 5.0])
 
 
+@pytest.mark.slow
 def test_a_long_study_wants_a_gpu_and_says_how_long_it_would_take(
     data: Path,
     tmp_path: Path,

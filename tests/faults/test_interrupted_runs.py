@@ -15,6 +15,7 @@ SAMPLES = {kills: 15, disk_faults: 27, damaged_checkpoints: 200, clocks: 4}
 """The families, and how many cases the sample of each has at least."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SAMPLES, ids=lambda one: one.__name__)
 def test_a_run_survives(family: ModuleType, tmp_path: Path) -> None:
     checked: list[str] = []

@@ -38,6 +38,7 @@ FAMILIES: tuple[ModuleType, ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch and Pillow, on damaged files
 @pytest.mark.parametrize(
     ("family", "case"),
@@ -45,7 +46,6 @@ FAMILIES: tuple[ModuleType, ...] = (
         pytest.param(
             *(family, case),
             id=f"{family.FAMILY}: {name}",
-            marks=pytest.mark.xdist_group(family.__name__),
         )
         for family in FAMILIES
         for name, case in family.cases(whole=False)

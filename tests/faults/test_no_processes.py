@@ -44,6 +44,7 @@ def load_recipe(folder: Path) -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_a_run_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = psutil.Process().children(recursive=True)
     started: set[psutil.Process] = set()

@@ -11,6 +11,7 @@ from tests.faults.nonfinite_numbers import FOR_TWO_PROCESSES, Case, Overflow
 from tests.runtime.test_distributed import together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [pytest.param(case, id=name) for name, case in nonfinite_numbers.cases(whole=False)]
 )

@@ -24,6 +24,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(losses, "base")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["at", "dskd", "simkd"])
 def test_a_loss_can_be_imported_first(name: str) -> None:
     """Whichever of the two packages is imported first."""

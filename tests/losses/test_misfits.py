@@ -35,6 +35,7 @@ def test_arguments_that_fit_are_taken(name: str) -> None:
     assert value.isfinite().all()
 
 
+@pytest.mark.slow
 @every_loss
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)

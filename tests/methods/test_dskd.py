@@ -78,6 +78,7 @@ def test_each_part_of_the_shallow_loss_works_alone() -> None:
     torch.testing.assert_close(output.losses["shallow"].detach(), weighted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -141,6 +142,7 @@ def test_every_option_works_and_lowers_the_loss(settings: dict[str, Any]) -> Non
     assert values[-1] < values[0]
 
 
+@pytest.mark.slow
 def test_settings_change_the_losses() -> None:
     batch = first_batch()
 

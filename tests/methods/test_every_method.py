@@ -105,6 +105,7 @@ def test_the_file_of_a_method_has_its_loss_as_a_function_and_its_class(name: str
     assert inspect.getdoc(getattr(losses, name))
 
 
+@pytest.mark.slow
 @every_method
 def test_twenty_steps_on_one_batch_lower_the_loss(name: str) -> None:
     values = train(*made(name, **constant(name, "GENTLE")), 20)
@@ -126,6 +127,7 @@ def test_the_teacher_never_changes(name: str) -> None:
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
+@pytest.mark.slow
 @every_method
 def test_a_resumed_method_goes_on_as_without_a_stop(name: str) -> None:
     method, teacher_outputs = made(name)
@@ -210,6 +212,7 @@ def test_bfloat16_autocast_gives_losses_in_float32(name: str) -> None:
     assert output.losses.keys() == expected.losses.keys()
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize("pair", [("vgg8", "wrn_16_2"), ("MobileNetV2", "resnet8x4")])
 def test_pairs_whose_stages_do_not_match(name: str, pair: tuple[str, str]) -> None:
@@ -263,6 +266,7 @@ def test_the_graph_is_the_same_in_every_step_if_the_method_says_so(name: str) ->
         assert graphs[0] == graphs[1] == graphs[2]
 
 
+@pytest.mark.slow
 @every_method
 def test_settings_out_of_range_are_refused(name: str) -> None:
     for key, parameter in settings_of(name).items():

@@ -187,6 +187,7 @@ def made(student: str = "resnet8", teacher: str = "resnet14", **settings: Any) -
     return SemCKD(pair, **settings), frozen, data.train.images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("student", "teacher"), [("vgg8", "resnet8"), ("resnet8", "vgg8")])
 def test_numbers_of_stages_and_sizes_may_differ(student: str, teacher: str) -> None:
     method, frozen, images = made(student, teacher)

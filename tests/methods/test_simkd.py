@@ -145,6 +145,7 @@ def test_logits_are_those_of_the_reference() -> None:
 # The input of the classifier
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_the_teacher_s_features_give_the_teacher_s_logits(name: str) -> None:
     """For every network of the zoo, with any layers between its last stage and its classifier."""

@@ -74,6 +74,7 @@ def test_a_stage_of_a_zoo_student_may_be_named() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("student", "teacher", "size"),
     [("wrn_16_1", "resnet8", 32), ("resnet8", "vgg8", 28)],
@@ -103,6 +104,7 @@ class Tokens(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_a_grid_of_tokens_is_projected_and_exported(tmp_path: Path) -> None:
     student = StagedModel(Tokens(), ["block"], mean=(0.5,) * 3, std=(0.25,) * 3)
     method, teacher = made(student, "resnet14")

@@ -53,6 +53,7 @@ def images() -> Tensor:
     return torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
 
 
+@pytest.mark.slow
 def test_the_result_is_that_of_all_that_is_deployed(finished: dskd.Result) -> None:
     plain = sum(p.numel() for p in dskd.load_model("resnet8", num_classes=10).parameters())
     assert finished.parameters > plain
@@ -84,6 +85,7 @@ def test_its_classifier_is_the_teacher_s_to_the_byte(finished: dskd.Result) -> N
         assert torch.equal(student[f"reused.classifier.{part}"], teacher[f"fc.{part}"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_it_is_exported(finished: dskd.Result, tmp_path: Path) -> None:
     student = dskd.load_deployed(finished.path)
@@ -95,6 +97,7 @@ def test_it_is_exported(finished: dskd.Result, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [2, 5])
 def test_a_stopped_run_goes_on_to_the_same_end(
     finished: dskd.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
@@ -155,6 +158,7 @@ class Net(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_modules_of_the_user(tmp_path: Path) -> None:
     data = make_dataset(4, per_class=4)
     result = dskd.distill(

@@ -174,6 +174,7 @@ def teacher_outputs(method: SSKD, teacher: FrozenTeacher) -> Any:
     return lambda epochs: ((b, teacher_output(b, method.needs)) for b in batches(epochs))
 
 
+@pytest.mark.slow
 def test_the_teachers_head_learns_to_find_images_and_nothing_else_does() -> None:
     method, teacher = made(head_epochs=6)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}

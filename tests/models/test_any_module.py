@@ -172,6 +172,7 @@ class Undo(nn.Module):
         return x * self.scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_torchvision_model(tmp_path: Path, data: Dataset, role: str) -> None:
     models = pytest.importorskip("torchvision.models")
@@ -192,6 +193,7 @@ def test_a_torchvision_transformer_teaches(tmp_path: Path, data: Dataset) -> Non
     check(distill(tmp_path / "run", data, own(), {"module": vit, "stages": stages}), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64), (32, 48)])
 def test_zoo_models_on_images_of_other_shapes(tmp_path: Path, shape: tuple[int, int]) -> None:
     square = make_dataset(CLASSES, per_class=4, size=max(shape))

@@ -76,12 +76,14 @@ def check(model: StagedModel, images: Tensor) -> StagedModel:
     return fast
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_the_whole_zoo(name: str) -> None:
     fast = check(staged(trained(build(name, num_classes=7))), random_images())
     assert norms(fast) == UNFOLDED.get(name, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stages", "left"),
     [
@@ -253,6 +255,7 @@ def test_bfloat16_weights_give_the_outputs_of_autocast(name: str) -> None:
     assert all(map(torch.equal, found.stages, expected.stages))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224"])
 def test_bfloat16_weights_of_timm_s_models(name: str) -> None:
     timm = pytest.importorskip("timm")

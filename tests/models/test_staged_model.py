@@ -98,6 +98,7 @@ def test_the_stages_of_vgg_are_its_blocks_behind_their_relu() -> None:
         assert torch.equal(one, F.relu(other))
 
 
+@pytest.mark.slow
 def test_every_zoo_model_is_described_for_images_of_64() -> None:
     for name in ZOO:
         spec = describe(staged(build(name, num_classes=5)), random_images(64, 64, 1))

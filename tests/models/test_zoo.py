@@ -80,6 +80,7 @@ def test_stages_at_32_are_the_field_s(name: str) -> None:
     assert tuple(out.logits.shape) == (4, 100)
 
 
+@pytest.mark.slow
 @every_network
 @pytest.mark.parametrize("size", [33, 64])
 def test_runs_on_other_sizes_channels_and_classes(name: str, size: int) -> None:
@@ -105,6 +106,7 @@ def check_forward(net: StagedNet, images: Tensor, stages: int) -> None:
     torch.testing.assert_close(classifier(out.pooled), out.logits)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     name=st.sampled_from(["resnet8", "resnet8x4", "wrn_16_1"]),
@@ -123,6 +125,7 @@ def test_residual_networks_halve_any_size_from_8(
     assert [tuple(stage.shape[-2:]) for stage in out.stages] == halved
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     name=st.sampled_from(["vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50"]),
@@ -143,6 +146,7 @@ def test_vgg_pools_a_fourth_time_from_64(size: int, last: int) -> None:
     assert out.stages[-1].shape[-1] == last
 
 
+@pytest.mark.slow
 @every_network
 def test_gradient_reaches_the_stem_from_every_stage(name: str) -> None:
     torch.manual_seed(0)

@@ -100,11 +100,13 @@ def head(chrome: Chrome, words: str) -> tuple[int, WebElement]:
     return next((i + 1, b) for i, b in enumerate(buttons) if words in b.text)
 
 
+@pytest.mark.slow
 def test_every_chart_is_drawn_without_a_word_on_the_console(page: Chrome) -> None:
     assert len(page.execute_script(_DRAWN)) == 11
     assert log_of(page, "browser") == []
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_of_a_network(page: Chrome) -> None:
     asked = [
         message["params"]["request"]["url"]
@@ -116,6 +118,7 @@ def test_nothing_is_asked_of_a_network(page: Chrome) -> None:
     assert {url.partition(":")[0] for url in asked} <= {"file", "data", "blob"}
 
 
+@pytest.mark.slow
 def test_the_table_is_sorted_by_mouse_and_by_keyboard(page: Chrome) -> None:
     number, button = head(page, "test accuracy")
     values = [float(value) for value in column(page, number)]
@@ -132,6 +135,7 @@ def test_the_table_is_sorted_by_mouse_and_by_keyboard(page: Chrome) -> None:
     assert len(sorted_by) == 1
 
 
+@pytest.mark.slow
 def test_what_has_no_value_stays_below(page: Chrome) -> None:
     number, button = head(page, "agreement")
     for _ in range(2):
@@ -141,6 +145,7 @@ def test_what_has_no_value_stays_below(page: Chrome) -> None:
         assert all(values[:-1])
 
 
+@pytest.mark.slow
 def test_everything_is_reached_by_the_tab_key(page: Chrome) -> None:
     reached = []
     for _ in range(60):
@@ -151,6 +156,7 @@ def test_everything_is_reached_by_the_tab_key(page: Chrome) -> None:
     assert any(element.get_attribute("role") == "region" for element in reached)
 
 
+@pytest.mark.slow
 def test_the_theme_follows_the_system_and_the_button(page: Chrome) -> None:
     colours = [(style(page, "body", "backgroundColor"), style(page, ".xtick text", "fill"))]
     assert colours[0][0] == LIGHT
@@ -167,6 +173,7 @@ def test_the_theme_follows_the_system_and_the_button(page: Chrome) -> None:
     assert colours[0][1] != colours[1][1]
 
 
+@pytest.mark.slow
 def test_a_method_is_chosen_for_all_charts_at_once(page: Chrome) -> None:
     script = """
         return [...document.querySelectorAll('.chart')].filter(chart => chart.data).map(chart =>
@@ -182,12 +189,14 @@ def test_a_method_is_chosen_for_all_charts_at_once(page: Chrome) -> None:
     assert page.execute_script(script) == before
 
 
+@pytest.mark.slow
 def test_charts_that_are_folded_away_are_drawn_when_they_open(page: Chrome) -> None:
     page.find_element(By.CSS_SELECTOR, "#stages summary").send_keys(Keys.ENTER)
     WebDriverWait(page, 20).until(lambda c: len(c.execute_script(_DRAWN)) == 15)
     wait_until_drawn(page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 390, 768])
 def test_the_page_is_never_wider_than_the_screen(page: Chrome, width: int) -> None:
     metrics = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": True}
@@ -204,6 +213,7 @@ def test_the_page_is_never_wider_than_the_screen(page: Chrome, width: int) -> No
         assert chart.size["width"] <= width
 
 
+@pytest.mark.slow
 def test_it_prints_in_light_and_goes_back(page: Chrome) -> None:
     prefer(page, "dark")
     page.execute_script("""

@@ -78,6 +78,7 @@ def page(folder: Path) -> Page:
     return Page((folder / "report.html").read_text())
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network(page: Page, folder: Path) -> None:
     for _, attributes in page.tags:
         for key in ("src", "href"):
@@ -165,6 +166,7 @@ def test_the_same_numbers_are_beside_it(folder: Path) -> None:
     assert 100 * (1 - different["count"] / 500) == pytest.approx(agreement)
 
 
+@pytest.mark.slow
 def test_sections_without_data_say_so_in_a_sentence(tmp_path: Path) -> None:
     alone = distilled(tmp_path / "ce", "method={name: ce}", "teacher=null")
     page = Page(reported([alone], tmp_path / "alone.html").read_text())
@@ -180,6 +182,7 @@ def test_sections_without_data_say_so_in_a_sentence(tmp_path: Path) -> None:
     assert len(page.find("th", scope="row")) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_finished_yet(tmp_path: Path) -> None:
     run = distilled(tmp_path / "ce", "method={name: ce}", "teacher=null", "train.epochs=1")
     (run / "result.json").unlink()
@@ -206,6 +209,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Dataset]:
     return Page(reported([result.path], path / "report.html", given).read_text()), data
 
 
+@pytest.mark.slow
 def test_names_of_classes_are_only_ever_text(hostile: tuple[Page, Dataset]) -> None:
     page, _ = hostile
     assert len(page.find("script")) == 3  # the library, the figures, the page's own
@@ -219,6 +223,7 @@ def test_names_of_classes_are_only_ever_text(hostile: tuple[Page, Dataset]) -> N
     )
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_are_escaped_and_a_root_that_is_none_is_told(tmp_path: Path) -> None:
     data = dataclasses.replace(make_dataset(2, per_class=3), classes=("a", "\udcff"))
     teacher = dskd.load_model("resnet8", num_classes=2)
@@ -283,6 +288,7 @@ def test_only_reports_are_replaced(folder: Path, tmp_path: Path) -> None:
     reported([run], output)
 
 
+@pytest.mark.slow
 def test_the_command_says_where_the_page_is(
     folder: Path,
     tmp_path: Path,

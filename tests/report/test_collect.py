@@ -47,6 +47,7 @@ def seeds(gathered: CollectedRuns) -> dict[str, list[int]]:
     return {runs.label: sorted(runs.folders) for runs in gathered.methods}
 
 
+@pytest.mark.slow
 def test_runs_are_grouped_by_method_and_settings(runs: Path) -> None:
     found = collect([runs / name for name in ("kd0", "ce0", "kd1", "cold0")])
     assert seeds(found) == {"kd": [0, 1], "ce": [0], "kd:temperature=1.0": [0]}
@@ -68,6 +69,7 @@ def test_a_lone_method_needs_no_settings_in_its_name(runs: Path) -> None:
     assert seeds(collect([runs / "cold0"])) == {"kd": [0]}
 
 
+@pytest.mark.slow
 def test_a_comparison_tells_what_became_of_every_seed(comparison: Path) -> None:
     found = collect([comparison])
     assert seeds(found) == {"kd": [0], "ce": [0, 1]}
@@ -101,6 +103,7 @@ def test_a_single_run_may_be_unfinished_too(comparison: Path) -> None:
     assert sorted(found.methods[0].variant.failed) == [1, 2]
 
 
+@pytest.mark.slow
 def test_what_does_not_belong_together_is_refused(
     runs: Path, comparison: Path, tmp_path: Path
 ) -> None:

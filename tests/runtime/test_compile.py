@@ -73,6 +73,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("name", ["kd", "dskd"])
 def test_a_run_of_traced_steps(
@@ -81,6 +82,7 @@ def test_a_run_of_traced_steps(
     check(tmp_path, monkeypatch, teacher, f"method={{name: {name}}}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods.names())
 def test_torch_sees_the_whole_of_every_method(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does the same operations then, so the numbers are the same to the byte."""
@@ -99,6 +101,7 @@ def test_torch_sees_the_whole_of_every_method(name: str, monkeypatch: pytest.Mon
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_kept_answers_are_those_of_the_teacher_as_it_is(tmp_path: Path, teacher: str) -> None:
     """So runs share them, compiled or not."""
@@ -109,6 +112,7 @@ def test_kept_answers_are_those_of_the_teacher_as_it_is(tmp_path: Path, teacher:
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_a_student_of_a_comparison_is_that_of_a_run_of_its_own(
     tmp_path: Path, teacher: str
@@ -122,6 +126,7 @@ def test_a_student_of_a_comparison_is_that_of_a_run_of_its_own(
     assert together == (tmp_path / "alone" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
 def test_a_run_of_compiled_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
@@ -153,6 +158,7 @@ def test_a_model_whose_stages_are_read_by_hooks_is_refused(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_is_told_before_any_work(tmp_path: Path, teacher: str) -> None:
     run_folder = tmp_path / "run"
     words = ["data.fraction=0.1", "teacher.name=resnet8", teacher, "train.compile=true"]

@@ -269,6 +269,7 @@ def said(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return [torch.load(out / f"said{rank}.pt") for rank in range(request.param)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_gradients_are_those_of_one_process(said: list[Any], name: str) -> None:
     expected = gradients(name)
@@ -547,6 +548,7 @@ def test_what_is_killed_takes_all_the_others_with_it(tmp_path: Path, victim: str
     if victim == "torchrun":
         assert said == ["dskd: stopped; the state is saved, go on with --resume"]
     else:
+        assert len(said) == 1, log.read_text()
         (line,) = said
         assert line.startswith("dskd, process 1: another process of this run died")
         assert line.endswith("go on with --resume")

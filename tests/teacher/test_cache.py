@@ -193,6 +193,7 @@ def named(batch: Batch) -> list[tuple[int, int]]:
     return [*zip(batch.indices.tolist(), batch.views.tolist(), strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_answer_is_the_same_whoever_asked_first(
     tmp_path: Path, teacher: FrozenTeacher, precision: Any
@@ -489,6 +490,7 @@ def without(out: Path, *names: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.endswith(told)} for row in rows(out)]
 
 
+@pytest.mark.slow
 @each_kind
 def test_cold_and_warm_runs_are_the_same_to_the_byte(
     taught: Path, tmp_path: Path, kind: str, method: str
@@ -509,6 +511,7 @@ def test_cold_and_warm_runs_are_the_same_to_the_byte(
     assert json.loads((tmp_path / "warm/result.json").read_text())["teacher_cache_hit_rate"] == 1
 
 
+@pytest.mark.slow
 def test_kept_logits_change_a_run_by_rounding_alone(taught: Path, tmp_path: Path) -> None:
     changes = overrides(taught, tmp_path, "logits", "kd")
     distill(tmp_path / "kept", changes)
@@ -525,6 +528,7 @@ def test_kept_logits_change_a_run_by_rounding_alone(taught: Path, tmp_path: Path
     assert (tmp_path / "kept16/student.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize(("stop_at", "saved"), [(7, True), (10, True), (8, False)])
 def test_a_stopped_run_goes_on_to_the_same_end(
@@ -564,6 +568,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert without(tmp_path / "whole", *hits) == without(tmp_path / "parts", *hits)
 
 
+@pytest.mark.slow
 def test_runs_at_once_fill_one_store_and_change_nothing(taught: Path, tmp_path: Path) -> None:
     together = overrides(taught, tmp_path / "together", "logits", "kd")
     command = [sys.executable, "-m", "dskd", "distill", "digits", *together]
@@ -611,6 +616,7 @@ def test_a_method_that_reads_more_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_kept_is_refused_before_any_work(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -629,6 +635,7 @@ def test_what_cannot_be_kept_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_store_may_move_and_a_run_may_not_change_its_kind(taught: Path, tmp_path: Path) -> None:
     changes = overrides(taught, tmp_path / "a", "logits", "kd")
     out = tmp_path / "run"
@@ -642,6 +649,7 @@ def test_a_store_may_move_and_a_run_may_not_change_its_kind(taught: Path, tmp_pa
         distill(out, overrides(taught, tmp_path / "b", "features", "kd"), resume=True)
 
 
+@pytest.mark.slow
 def test_without_a_folder_answers_go_to_the_cache(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -651,6 +659,7 @@ def test_without_a_folder_answers_go_to_the_cache(
     assert len(list((tmp_path / "cache/teacher-outputs").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_trained_first_has_its_answers_kept(tmp_path: Path) -> None:
     changes = [
         *SMALL,
@@ -671,6 +680,7 @@ class Silent:
     def on_end(self, run: LockstepRun, failure: str | None) -> None: ...
 
 
+@pytest.mark.slow
 def test_students_of_a_comparison_share_a_store_and_are_those_of_runs_of_their_own(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

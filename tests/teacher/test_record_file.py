@@ -274,6 +274,7 @@ def test_several_processes_fill_one_store(tmp_path: Path) -> None:
     assert (words[there] == record(np.arange(COUNT))[there]).all()
 
 
+@pytest.mark.slow
 def test_a_killed_writer_harms_nothing(tmp_path: Path) -> None:
     count, words = 50_000, 256
     endless = WRITER.replace("range(60)", "iter(int, 1)")

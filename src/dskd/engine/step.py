@@ -51,14 +51,14 @@ def train_step(
         ProcessLost: Another process died.
     """
     forward: Callable[..., Any] = method if parallel is None else parallel
-    with autocast(batch.images.device, precision):
+    with autocast(batch.images.device, precision), distributed.step_communication():
         teacher = teacher_outputs(batch, method.needs)
         output: StepOutput = forward(batch, teacher)
     optimizer.zero_grad(set_to_none=True)
     objective = output.objective
     if parallel is not None:
         objective = objective * distributed.local_loss_scale(len(batch.labels), batch.global_size)
-    with distributed.backward_communication():
+    with distributed.step_communication():
         objective.backward()  # type: ignore[no-untyped-call]
     logits = teacher.logits if teacher is not None and method.needs.logits else None
     require_finite(method, batch, logits, output.losses, optimizer)

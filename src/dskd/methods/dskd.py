@@ -137,6 +137,7 @@ def dskd_loss(
             a label is not one of the classes.
 
     Example:
+        >>> import torch
         >>> z, y = torch.zeros(2, 3), torch.tensor([0, 1])
         >>> maps = [torch.ones(2, 4, 2, 2)]
         >>> round(dskd_loss(z, z, y, [z], maps, maps).item(), 4)  # only the loss of the labels

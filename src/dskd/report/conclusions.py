@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from dskd.compare.columns import interval_text
-from dskd.compare.statistics import CONFIDENCE, Difference
+from dskd.compare.statistics import Difference
 from dskd.compare.summary import BASELINE, STUDENT, Summary
 
-_LEVEL = 1 - CONFIDENCE
+_LEVEL = 0.05
 _MOST_NAMED = 3
 Verdict = Literal["better", "worse", "not significant"]
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
@@ -43,12 +44,12 @@ from dskd.runtime.process_group import (
     TIMEOUT,
     all_gather,
     alone,
-    backward_communication,
     communication,
     current,
     process_group,
     rank,
     require_single_process,
+    step_communication,
     world_size,
 )
 
@@ -59,7 +60,6 @@ __all__ = [
     "all_reduce_max",
     "all_reduce_sum",
     "all_true",
-    "backward_communication",
     "broadcast",
     "data_parallel",
     "independently",
@@ -74,6 +74,7 @@ __all__ = [
     "rank",
     "require_single_process",
     "shard_map",
+    "step_communication",
     "weighted_mean",
     "world_size",
 ]
@@ -235,7 +236,9 @@ def data_parallel(module: nn.Module, *, static_graph: bool) -> nn.Module:
     """
     if current() is None:
         return module
-    with communication():
+    with communication(), warnings.catch_warnings():
+        # Newer versions of torch have another name for it, which older ones lack.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         return nn.parallel.DistributedDataParallel(
             module,
             broadcast_buffers=False,

@@ -169,8 +169,10 @@ def communication() -> Iterator[None]:
 
 
 @contextmanager
-def backward_communication() -> Iterator[None]:
-    """As other communication, for a backward pass that may also fail for reasons of its own.
+def step_communication() -> Iterator[None]:
+    """As other communication, for passes of a model that may also fail for reasons of their own.
+
+    torch communicates in the backward pass, and in the forward pass after the first one.
 
     Raises:
         ProcessLost: Another process died or does not answer.
