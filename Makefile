@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-fast coverage setup check docs bench scaling torture reproduce clean
+.PHONY: help demo test test-fast coverage setup check pages docs bench scaling torture reproduce clean
 
 help: ## lists these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
@@ -32,6 +32,11 @@ check: $(READY) ## checks format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+pages: $(READY) ## writes the pages that come from the code, and README's table of methods
+	$(BIN)/python docs/write_settings.py
+	$(BIN)/python docs/write_methods.py
+	$(BIN)/python docs/write_commands.py
 
 docs: $(READY) ## builds the documentation in site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

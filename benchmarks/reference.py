@@ -44,7 +44,7 @@ def transforms(mean: Sequence[float], std: Sequence[float], size: int) -> Any:
         T = importlib.import_module("torchvision.transforms")
     except ImportError as error:
         raise InputError(
-            f"the reference step needs torchvision ({error}); pip install 'dskd[timm]'"
+            f"the reference step needs torchvision ({error}); pip install timm torchvision"
         ) from error
     steps = [T.RandomCrop(size, padding=4), T.RandomHorizontalFlip(), T.ToTensor()]
     return T.Compose([*steps, T.Normalize(mean, std)])

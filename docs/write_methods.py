@@ -1,4 +1,7 @@
-"""Writes docs/methods/ from the code and the measured costs: ``python docs/write_methods.py``."""
+"""Writes docs/methods/ and the table of methods in README.md: ``python docs/write_methods.py``.
+
+Everything comes from the code, except for the costs, which were measured.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,32 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from write_settings import arguments, table
 
 from dskd import losses, methods
 from dskd.compare.variants import weights_of
-from dskd.methods.base import Method
+from dskd.methods.base import LearnsFrom, Method
 from dskd.settings import signature_settings
 
 FOLDER = Path(__file__).with_name("methods")
 COST = FOLDER / "cost.json"
+README = Path(__file__).parents[1] / "README.md"
 _NOTE = (
     "`python docs/write_methods.py` writes this page from the code and from measurements; a test "
     "compares them."
 )
+_KINDS = {
+    "labels": "labels alone",
+    "logits": "the teacher's logits",
+    "feature maps": "its feature maps",
+    "relations": "relations between images",
+    "classifier": "the teacher's classifier",
+    "shallow stages": "logits and maps on shallow stages",
+}
+"""The rows of the table in README.md, by `dskd.methods.base.Method.learns_from`."""
 
 
 def pages() -> dict[str, str]:
@@ -145,7 +158,45 @@ def _pure_function(name: str) -> list[str]:
     return [f"```python\n{call}\n```", _prose(function)]
 
 
+def source(name: str) -> tuple[str, str] | None:
+    """Where a method was published: its arXiv number or none, and as in "Yang et al., ICLR 2021".
+
+    It is read off the first paragraph of the docstring that begins with ``Source:``. None if there
+    is no such paragraph, or if it has neither an arXiv number nor a conference and a year.
+    """
+    text = " ".join(_doc(methods.find(name)).partition("Source:")[2].partition("\n\n")[0].split())
+    arxiv = re.search(r"arXiv (\d{4}\.\d{4,5})", text)
+    venue = re.search(r"[A-Z]\w* (?:19|20)\d\d\b", text)
+    if not arxiv and not venue:
+        return None
+    authors = text.partition(",")[0].removesuffix(" et al.")
+    return arxiv[1] if arxiv else "", f"{authors} et al., {venue[0]}" if venue else ""
+
+
+def readme() -> str:
+    """README.md with the table of today's methods."""
+    rows = ["| what the student learns from | methods |", "|---|---|"]
+    for kind in get_args(LearnsFrom):
+        listed = [_linked(name) for name in methods.names() if _learns_from(name) == kind]
+        rows.append(f"| {_KINDS[kind]} | {', '.join(listed)} |")
+    before, _, rest = README.read_text().partition(rows[0])
+    return before + "\n".join(rows) + "\n\n" + rest.partition("\n\n")[2]
+
+
+def _learns_from(name: str) -> str:
+    return methods.find(name).learns_from
+
+
+def _linked(name: str) -> str:
+    """A method's name with a link to its paper on arXiv, or with authors, conference and year."""
+    arxiv, venue = source(name) or ("", "")
+    if arxiv:
+        return f"[{name}](https://arxiv.org/abs/{arxiv})"
+    return f"{name} ({venue})" if venue else name
+
+
 if __name__ == "__main__":
+    README.write_text(readme())
     FOLDER.mkdir(exist_ok=True)
     for file, text in pages().items():
         (FOLDER / file).write_text(text)

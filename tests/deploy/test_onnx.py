@@ -130,7 +130,8 @@ def test_a_missing_package_is_named_with_the_extra(
     with pytest.raises(InputError) as refused:
         export_onnx(deployed(), tmp_path / "student.onnx")
     assert str(refused.value) == (
-        f"exporting to ONNX needs {package}; install it with: pip install 'dskd[onnx]'"
+        f"exporting to ONNX needs {package}; install it with: "
+        "pip install onnx onnxruntime onnxscript"
     )
     assert not list(tmp_path.iterdir())
 

@@ -68,7 +68,8 @@ def test_a_method_can_be_added_as_the_tutorial_says(tmp_path: Path) -> None:
     for folder in ("src", "tests", "docs"):
         ignored = shutil.ignore_patterns("__pycache__", "report", "results")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, tmp_path)
     for _, title, text in blocks("docs/tutorials/add-a-method.md"):
         if title:
             (tmp_path / title).write_text(text)
@@ -81,9 +82,15 @@ def test_a_method_can_be_added_as_the_tutorial_says(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
-    tests = ("tests/methods/test_mimic.py", "tests/methods/test_every_method.py")
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "mimic")
+    own = ("tests/methods/test_mimic.py", "tests/methods/test_hint.py")
+    general = ("tests/methods/test_every_method.py", "tests/methods/test_presets.py")
+    tests = (*own, *general, "tests/losses/test_misfits.py")
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "mimic or hint")
     run("docs/write_methods.py")
     run("docs/write_settings.py")
-    assert "mimic" in (tmp_path / "docs/methods/README.md").read_text()
-    run("-m", "dskd", *shortened("dskd distill digits method.name=mimic method.weight=0.05"))
+    for page in ("docs/methods/README.md", "docs/settings.md"):
+        assert "mimic" in (tmp_path / page).read_text()
+    readme = (tmp_path / "README.md").read_text()
+    assert "[mimic](https://arxiv.org/abs/1312.6184)" in readme
+    assert "[hint](https://arxiv.org/abs/1412.6550)" in readme
+    run("-m", "dskd", *shortened("dskd distill digits method.name=mimic method.kd=0.05"))

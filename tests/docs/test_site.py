@@ -92,7 +92,7 @@ def test_a_page_that_loads_from_elsewhere_is_noticed(caplog: pytest.LogCaptureFi
 
 def test_the_commands_page_is_what_the_code_says() -> None:
     assert (DOCS / "commands.md").read_text() == write_commands.page(), (
-        "run python docs/write_commands.py"
+        "docs/commands.md: run make pages"
     )
 
 

@@ -58,6 +58,8 @@ class Place(NamedTuple):
 class Arguments:
     """The arguments of a loss.
 
+    Example: ``Arguments({"student_logits": "B K", "labels": "B"}, indices={"labels": "K"})``.
+
     Attributes:
         tensors: The letters of each tensor, by the name of the argument; in brackets for a list.
         indices: Which tensors are int64, and the letter whose size their values are below.
@@ -225,103 +227,10 @@ def changes(kind: Arguments) -> list[Change]:
     return found
 
 
-MAPS = {"student_maps": "[B C* H* W*]", "teacher_maps": "[B E* I* J*]"}
-ALIKE = {"student_maps": "[B C* H* W*]", "teacher_maps": "[B C* I* J*]"}
-LOGITS = {"student_logits": "B K", "teacher_logits": "B K"}
-VECTORS = {"student": "B D", "teacher": "B E"}
-LABELS = {"student_logits": "B K", "labels": "B"}
-BELOW = {"labels": "K"}
-COLD = {"temperature": 0.0}
-NEVER = float("nan")
-
-LOSSES: dict[str, Arguments] = {
+SHARED: dict[str, Arguments] = {
     "allocate": Arguments({"losses": "B"}, {}, {"tau": 0.0}, ("allocation", "scale", "weight_sum")),
-    "at": Arguments(MAPS, {}, {"power": 0.0}),
-    "byot": Arguments(
-        LABELS | {"branch_logits": "[B K]", "branch_maps": "[B C I* J*]", "student_map": "B C H W"},
-        BELOW,
-        dict.fromkeys(["ce", "weight", "kd", "features"], -1.0) | COLD,
-    ),
-    "cc": Arguments(
-        {"student": "B D", "teacher": "B D"}, {}, {"gamma": -1.0, "order": -1}, ("form",)
-    ),
-    "ce": Arguments(LABELS, BELOW, {}, ("reduction",)),
-    "crd": Arguments(
-        {
-            "student": "B D",
-            "teacher": "B D",
-            "student_memory": "N D",
-            "teacher_memory": "N D",
-            "contrasted": "B M",
-            "log_z": "Z",
-        },
-        {"contrasted": "N"},
-        COLD,
-    ),
-    "dist": Arguments(LOGITS, {}, {"beta": NEVER, "gamma": NEVER} | COLD, ("reduction",)),
-    "dkd": Arguments(
-        LOGITS | LABELS, BELOW, {"alpha": NEVER, "beta": NEVER} | COLD, ("reduction",)
-    ),
-    "dskd": Arguments(
-        LOGITS
-        | LABELS
-        | {
-            "branch_logits": "[B K]",
-            "branch_maps": "[B C* H* W*]",
-            "teacher_maps": "[B C* H* W*]",
-        },
-        BELOW,
-        dict.fromkeys(["ce", "kd", "alpha", "beta", "gamma"], -1.0)
-        | COLD
-        | {"tau": 0.0, "allocation_smoothing": 1.0},
-        (
-            "allocation",
-            "allocate",
-            "allocation_scale",
-            "allocation_basis",
-            "weight_sum",
-            "weights_per",
-            "feature_loss",
-            "feature_scale",
-            "prediction_loss",
-            "deep_loss",
-        ),
-    ),
-    "dsn": Arguments({"branch_logits": "[B K]", "labels": "B"}, BELOW),
     "feature_loss": Arguments(
         {"adapted": "B C H W", "target": "B C H W"}, choices=("scale", "reduction")
     ),
-    "fitnet": Arguments({"student_map": "B C H W", "teacher_map": "B C H W"}),
-    "lskd": Arguments(LOGITS | LABELS, BELOW, {"alpha": NEVER, "beta": NEVER} | COLD, ("base",)),
-    "mlkd": Arguments(
-        LOGITS,
-        {},
-        dict.fromkeys(["instance_level", "batch_level", "class_level"], NEVER)
-        | {"temperatures": 4.0},
-        ("standardize",),
-    ),
-    "nkd": Arguments(LOGITS | LABELS, BELOW, {"gamma": NEVER} | COLD, ("reduction",)),
-    "kd": Arguments(LOGITS, {}, COLD, ("reduction", "standardize")),
-    "nst": Arguments(MAPS),
-    "pkt": Arguments(VECTORS, {}, {"eps": -1.0}),
-    "reviewkd": Arguments(ALIKE),
-    "rkd": Arguments(VECTORS, {}, {"distance": NEVER, "angle": NEVER}),
-    "sdd": Arguments(
-        {"student_logits": "B M K", "teacher_logits": "B M K", "labels": "B"},
-        BELOW,
-        dict.fromkeys(["alpha", "beta", "complementary"], NEVER) | COLD,
-        ("base", "form"),
-    ),
-    "semckd": Arguments(ALIKE | {"attention": "B P Q"}),
-    "simkd": Arguments({"student_map": "B C H W", "teacher_map": "B C I J"}),
-    "sp": Arguments({"student_map": "B C H W", "teacher_map": "B E I J"}),
-    "srrl": Arguments(
-        VECTORS | {"teacher": "B D"} | LOGITS, {}, {"feature": NEVER, "regression": NEVER}
-    ),
-    "sskd": Arguments({"student": "R D", "teacher": "R E"}, {}, {"share": 1.5} | COLD),
-    "wttm": Arguments(LOGITS, {}, {"gamma": 0.0}, ("weighted",)),
-    "vid": Arguments(
-        {"means": "[B C* H* W*]", "teacher_maps": "[B C* H* W*]", "variances": "[C*]"}
-    ),
 }
-"""The arguments of every ``dskd.losses.NAME``."""
+"""The arguments of the losses that are not a method's; a method's are in its test file."""

@@ -14,9 +14,16 @@ from dskd.losses.feature_maps import pool_to
 from dskd.methods.at import AT, at_loss, attention_map
 from dskd.models.output import ModelOutput
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, PairLoss, check_finite, check_full_precision
 from tests.methods.inputs import batch_of
 from tests.reference_values import CASES, cases, check, given
+
+ARGUMENTS = Arguments(
+    {"student_maps": "[B C* H* W*]", "teacher_maps": "[B E* I* J*]"}, numbers={"power": 0.0}
+)
+DEFAULTS = {"power": 2.0}
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 1000.0}}
 
 
 def _of_three(*maps: Tensor) -> Tensor:

@@ -14,8 +14,31 @@ from dskd.methods.byot import BYOT, byot_loss, byot_terms
 from dskd.methods.dsn import DSN
 from dskd.settings import signature_settings
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, first_batch
+
+ARGUMENTS = Arguments(
+    {
+        "student_logits": "B K",
+        "labels": "B",
+        "branch_logits": "[B K]",
+        "branch_maps": "[B C I* J*]",
+        "student_map": "B C H W",
+    },
+    indices={"labels": "K"},
+    numbers={"ce": -1.0, "weight": -1.0, "kd": -1.0, "features": -1.0, "temperature": 0.0},
+)
+DEFAULTS = {"ce": 1.0, "weight": 1.0, "kd": 1.0, "features": 0.03, "temperature": 3.0}
+PRESETS = {
+    "literature": {
+        "ce": 1.0,
+        "weight": 0.7,
+        "kd": 0.3 / 3**2,
+        "features": 0.03,
+        "temperature": 3.0,
+    }
+}
 
 
 def softmax(row: list[float], t: float = 1.0) -> list[float]:

@@ -17,6 +17,7 @@ from dskd.methods.contracts import Pair
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import (
     VECTORS,
     PairLoss,
@@ -26,6 +27,12 @@ from tests.methods.edge_cases import (
     check_relations,
 )
 from tests.reference_values import cases, check, given, parameters
+
+ARGUMENTS = Arguments(
+    {"student": "B D", "teacher": "B D"}, numbers={"gamma": -1.0, "order": -1}, choices=("form",)
+)
+DEFAULTS = {"form": "neighbours", "gamma": 0.4, "order": 2}
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 0.02}}
 
 
 def _norm(form: Congruence) -> PairLoss:

@@ -7,7 +7,14 @@ import torch
 from dskd.losses.logits import ce
 from dskd.methods.ce import CE
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.inputs import DATA, batch_of
+
+ARGUMENTS = Arguments(
+    {"student_logits": "B K", "labels": "B"}, indices={"labels": "K"}, choices=("reduction",)
+)
+DEFAULTS = {"reduction": "mean"}
+PRESETS: dict[str, dict[str, float]] = {}
 
 
 def test_the_only_loss_is_that_of_the_labels() -> None:

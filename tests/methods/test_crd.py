@@ -16,9 +16,25 @@ from dskd.methods.crd import CRD, crd_loss, crd_terms, updated_memory
 from dskd.models.spec import ModelSpec
 from dskd.teacher.frozen import FrozenTeacher
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, first_batch
 from tests.reference_values import CASES, cases, check, given, parameters
+
+ARGUMENTS = Arguments(
+    {
+        "student": "B D",
+        "teacher": "B D",
+        "student_memory": "N D",
+        "teacher_memory": "N D",
+        "contrasted": "B M",
+        "log_z": "Z",
+    },
+    indices={"contrasted": "N"},
+    numbers={"temperature": 0.0},
+)
+DEFAULTS = {"log_z": None, "temperature": 0.07}
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 0.8}}
 
 SMALL = {"negatives": 16}
 GENTLE = {"weight": 0.1}

@@ -7,7 +7,16 @@ import torch
 from dskd.losses.logits import ce, dist
 from dskd.methods.dist import DIST
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.inputs import DATA, batch_of
+
+ARGUMENTS = Arguments(
+    {"student_logits": "B K", "teacher_logits": "B K"},
+    numbers={"beta": float("nan"), "gamma": float("nan"), "temperature": 0.0},
+    choices=("reduction",),
+)
+DEFAULTS = {"beta": 1.0, "gamma": 1.0, "temperature": 4.0, "reduction": "mean"}
+PRESETS = {"literature": {"ce": 1.0, "kd": 1.0, "beta": 2.0, "gamma": 2.0}}
 
 
 def test_the_losses_are_those_of_labels_and_relations() -> None:

@@ -11,7 +11,17 @@ from dskd.losses.logits import ce, dkd
 from dskd.methods.contracts import StepOutput
 from dskd.methods.dkd import DKD
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.inputs import DATA, batch_of
+
+ARGUMENTS = Arguments(
+    {"student_logits": "B K", "teacher_logits": "B K", "labels": "B"},
+    indices={"labels": "K"},
+    numbers={"alpha": float("nan"), "beta": float("nan"), "temperature": 0.0},
+    choices=("reduction",),
+)
+DEFAULTS = {"alpha": 1.0, "beta": 8.0, "temperature": 4.0, "reduction": "mean"}
+PRESETS = {"literature": {"ce": 1.0, "kd": 1.0, "alpha": 1.0, "beta": 8.0, "warmup": 20.0}}
 
 IMAGES = DATA.train.images[:8]
 

@@ -13,8 +13,12 @@ from dskd.methods.contracts import Pair
 from dskd.methods.dsn import DSN, dsn_loss
 from dskd.models.spec import ModelSpec, StageSpec
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, first_batch
+
+ARGUMENTS = Arguments({"branch_logits": "[B K]", "labels": "B"}, indices={"labels": "K"})
+PRESETS = {"literature": {"ce": 1.0, "weight": 1.0}}
 
 
 def test_the_loss_is_the_sum_over_the_branches() -> None:

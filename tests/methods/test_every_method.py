@@ -1,22 +1,20 @@
 """The contract that every method follows. A new method needs no entry here.
 
-The test file of a method, ``test_NAME.py``, may set two constants for these tests: ``SMALL``,
-settings that make the method fit for a few images and seconds, and ``GENTLE``, smaller weights
-than the published ones, which belong to larger images and hundreds of epochs.
+`tests.methods.declared` lists what the test file of a method declares for these tests.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import math
-from pathlib import Path
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from write_methods import source
 from write_settings import arguments
 
 from dskd import losses, methods
@@ -30,6 +28,7 @@ from dskd.methods.contracts import StepOutput
 from dskd.settings import Count, Positive, Share, Weight, setting_parameters
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged
+from tests.methods import declared
 
 NAMES = methods.names()
 USUAL = "at cc crd dist dkd dskd fitnet kd nst pkt reviewkd rkd semckd simkd sp srrl sskd vid"
@@ -37,12 +36,6 @@ USUAL = "at cc crd dist dkd dskd fitnet kd nst pkt reviewkd rkd semckd simkd sp 
 WITHOUT_TEACHER = {"byot", "ce", "dsn"}
 every_method = pytest.mark.parametrize("name", NAMES)
 DATA = make_dataset(classes=4, per_class=6, size=16)
-
-
-def constant(name: str, key: str) -> dict[str, Any]:
-    """``SMALL`` or ``GENTLE`` of the test file of a method; empty if the file has none."""
-    value: dict[str, Any] = getattr(importlib.import_module(f"tests.methods.test_{name}"), key, {})
-    return value
 
 
 def settings_of(name: str) -> dict[str, inspect.Parameter]:
@@ -59,7 +52,7 @@ def made(name: str, data: Any = DATA, **settings: Any) -> tuple[Method, TeacherO
     channels, classes = data.shape[0], len(data.classes)
     teacher = staged("resnet14", classes, channels) if kind.needs_teacher else None
     pair, frozen = make_pair(staged("resnet8", classes, channels), teacher, data)
-    method = kind(pair, **constant(name, "SMALL") | settings)
+    method = kind(pair, **declared.small(name) | settings)
     teacher_outputs = TeacherOutputs(frozen)
     epoch = [(batch, teacher_outputs(batch, method.needs)) for batch in batches(data)]
     method.train()
@@ -93,24 +86,24 @@ def test_the_methods_that_are_usually_compared_are_there() -> None:
 
 
 @every_method
-def test_every_method_has_a_test_file(name: str) -> None:
-    assert Path(__file__).with_name(f"test_{name}.py").exists()
-
-
-@every_method
 def test_the_file_of_a_method_has_its_loss_as_a_function_and_its_class(name: str) -> None:
     kind = methods.find(name)
-    assert issubclass(kind, Method)
+    assert issubclass(kind, Method), f"the class {kind.__name__} must derive from Method"
     assert methods.summary(name) == (inspect.getdoc(kind) or "").splitlines()[0]
-    assert inspect.getdoc(getattr(losses, name))
+    assert hasattr(losses, name), f"write the loss as a function {name}_loss in methods/{name}.py"
+    assert inspect.getdoc(getattr(losses, name)), f"{name}_loss needs a docstring with its formula"
 
 
 @pytest.mark.slow
 @every_method
 def test_twenty_steps_on_one_batch_lower_the_loss(name: str) -> None:
-    values = train(*made(name, **constant(name, "GENTLE")), 20)
-    assert all(math.isfinite(value) for value in values)
-    assert sum(values[-3:]) / 3 < values[0]
+    values = train(*made(name, **declared.gentle(name)), 20)
+    hint = (
+        "if the loss is right and its weight too large for 24 small images, declare smaller "
+        f"weights as GENTLE in tests/methods/test_{name}.py"
+    )
+    assert all(math.isfinite(value) for value in values), hint
+    assert sum(values[-3:]) / 3 < values[0], hint
 
 
 @every_method
@@ -119,12 +112,13 @@ def test_the_teacher_never_changes(name: str) -> None:
     if teacher_outputs.teacher is None:
         assert not method.needs_teacher
         return
-    assert method.needs
+    assert method.needs, "set needs to the teacher outputs that the method reads"
     before = state(teacher_outputs.teacher)
     train(method, teacher_outputs, 3)
-    assert all(p.grad is None for p in teacher_outputs.teacher.parameters())
+    changed = "copy a part of the teacher that the method trains or changes"
+    assert all(p.grad is None for p in teacher_outputs.teacher.parameters()), changed
     after = teacher_outputs.teacher.state_dict()
-    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert all(torch.equal(value, after[key]) for key, value in before.items()), changed
 
 
 @pytest.mark.slow
@@ -150,7 +144,10 @@ def test_a_resumed_method_goes_on_as_without_a_stop(name: str) -> None:
     found = go_on(fresh, second)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        assert torch.equal(value, found[key]), key
+        assert torch.equal(value, found[key]), (
+            f"{key} differs after a resume: keep what a step depends on in parameters or buffers, "
+            "and draw random numbers from batch.seeds"
+        )
 
 
 @every_method
@@ -161,19 +158,19 @@ def test_auxiliary_parts_learn_and_are_not_deployed(name: str) -> None:
     before = {key: p.detach().clone() for key, p in extra.items()}
     train(method, teacher_outputs, 3)
     still = [key for key, p in extra.items() if torch.equal(before[key], p)]
-    assert not still, "the optimizer has parameters that no loss reaches"
+    assert not still, "no loss reaches these parameters: use them or leave them out"
     deployed = method.deployed()
     if type(method).assemble.__func__ is not Method.assemble.__func__:  # type: ignore[attr-defined]
-        assert set(map(id, deployed.parameters())) > student
+        assert set(map(id, deployed.parameters())) > student, "deployed() must hold the student"
     else:
-        assert deployed is method.student.module
+        assert deployed is method.student.module, "a larger deployed() needs assemble() too"
         assert list(deployed.state_dict()) == list(staged("resnet8").module.state_dict())
     unlearned = [
         key
         for key, p in method.student.named_parameters()
         if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
     ]
-    assert not unlearned
+    assert not unlearned, "these parameters of the student get no gradient"
 
 
 @every_method
@@ -184,11 +181,15 @@ def test_the_deployed_student_is_the_one_that_is_evaluated(name: str) -> None:
     with torch.no_grad():
         evaluated = method.classifier_logits(images)["student"]
         shipped = method.deployed()(method.student.normalize(images))
-    torch.testing.assert_close(shipped, evaluated)
+    torch.testing.assert_close(
+        shipped,
+        evaluated,
+        msg=lambda text: f'deployed() must give classifier_logits(images)["student"]: {text}',
+    )
     rebuilt = type(method).assemble(staged("resnet8").module, method.deploy_config())
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
         k: v.shape for k, v in method.deployed().state_dict().items()
-    }
+    }, "assemble() must build the module that deployed() returns, from deploy_config() alone"
 
 
 @every_method
@@ -199,14 +200,17 @@ def test_small_batches_and_two_classes(name: str, size: int) -> None:
     batch = batches(data, size)[0]
     output = train_step(method, teacher_outputs, batch, optimizer_of(method), "float32")
     assert output.objective.isfinite()
-    assert all(p.isfinite().all() for p in method.parameters())
+    broken = [key for key, p in method.named_parameters() if not p.isfinite().all()]
+    assert not broken, "a gradient is NaN or Inf: look for 0 / 0, sqrt(0) and log(0)"
 
 
 @every_method
 def test_bfloat16_autocast_gives_losses_in_float32(name: str) -> None:
     method, teacher_outputs = made(name)
     output = train_step(method, teacher_outputs, batches()[0], optimizer_of(method), "bfloat16")
-    assert {loss.dtype for loss in output.losses.values()} == {torch.float32}
+    assert {loss.dtype for loss in output.losses.values()} == {torch.float32}, (
+        f"put @in_full_precision above {name}_loss"
+    )
     exact, teacher_outputs = made(name)
     expected = train_step(exact, teacher_outputs, batches()[0], optimizer_of(exact), "float32")
     assert output.losses.keys() == expected.losses.keys()
@@ -220,7 +224,7 @@ def test_pairs_whose_stages_do_not_match(name: str, pair: tuple[str, str]) -> No
     kind = methods.find(name)
     teacher = staged(pair[1], 3) if kind.needs_teacher else None
     given, frozen = make_pair(staged(pair[0], 3), teacher, data)
-    method = kind(given, **constant(name, "SMALL"))
+    method = kind(given, **declared.small(name))
     teacher_outputs = TeacherOutputs(frozen)
     output = train_step(
         method, teacher_outputs, batches(data, 4)[0], optimizer_of(method), "float32"
@@ -236,7 +240,9 @@ def test_the_step_does_not_depend_on_the_random_state(name: str) -> None:
     for one in (method, twin):
         torch.rand(len(outputs) + 1)
         outputs.append(train_step(one, teacher_outputs, batches()[0], optimizer_of(one), "float32"))
-    assert torch.equal(outputs[0].objective, outputs[1].objective)
+    assert torch.equal(outputs[0].objective, outputs[1].objective), (
+        "draw random numbers from batch.seeds (draw_below in dskd/data/epoch_plan.py)"
+    )
 
 
 def autograd_graph(method: Method, output: StepOutput) -> list[tuple[str, list[int]]]:
@@ -263,7 +269,17 @@ def test_the_graph_is_the_same_in_every_step_if_the_method_says_so(name: str) ->
         for batch in (*batches()[:2], *batches(size=5, seed=1)[-1:])
     ]
     if method.static_graph:
-        assert graphs[0] == graphs[1] == graphs[2]
+        assert graphs[0] == graphs[1] == graphs[2], (
+            "the steps do not use the same parameters in the same order: set static_graph = False"
+        )
+
+
+def is_refused(name: str, key: str, value: object) -> bool:
+    try:
+        made(name, **{key: value})
+    except InputError:
+        return True
+    return False
 
 
 @pytest.mark.slow
@@ -281,8 +297,10 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
                 continue
             if kind == dict[str, Any] | None and isinstance(value, dict):
                 continue
-            with pytest.raises(InputError):
-                made(name, **{key: value})
+            assert is_refused(name, key, value), (
+                f"{key}={value!r} must be an InputError: put @checked above __init__ and annotate "
+                "the setting with a type of dskd.settings"
+            )
     with pytest.raises(InputError, match="unknown setting"):
         methods.resolve(name, {"no_such_setting": 1})
 
@@ -293,28 +311,38 @@ def test_published_weights_are_settings_of_the_method(name: str) -> None:
     for preset in kind.presets:
         assert methods.resolve(name, {"preset": preset})
     if name not in ("ce", "dskd"):
-        assert "literature" in kind.presets
+        assert "literature" in kind.presets, (
+            'presets needs an entry "literature" with the weights of the publication, or with the '
+            "defaults if it has none"
+        )
 
 
 @every_method
 def test_every_method_says_its_formula_its_source_and_its_settings(name: str) -> None:
     kind = methods.find(name)
     doc = inspect.getdoc(kind) or ""
-    assert "``" in doc.splitlines()[0]
+    assert re.search("``[^`]+``", doc.splitlines()[0]), (
+        "the first line of the class's docstring needs the objective in double backticks"
+    )
     if name != "ce":
-        assert "Source:" in doc
-        assert "arXiv" in doc or "20" in doc
+        assert source(name), (
+            "the class's docstring needs a paragraph that begins with Source: and has an arXiv "
+            'number ("arXiv 1503.02531") or a conference with its year ("CVPR 2023")'
+        )
     described = arguments(kind)
-    for key in settings_of(name):
-        assert described[key], key
+    missing = [key for key in settings_of(name) if not described.get(key)]
+    assert not missing, "describe these settings under Args: in the class's docstring"
 
 
 @every_method
 def test_a_method_that_learns_from_a_teacher_says_so(name: str) -> None:
     kind = methods.find(name)
-    assert "ce" in settings_of(name)
+    assert "ce" in settings_of(name), "every method has a setting ce, the weight of the labels"
+    assert (kind.learns_from == "labels") != kind.needs_teacher, (
+        "set learns_from to what the student learns from (LearnsFrom in dskd/methods/base.py)"
+    )
     if kind.needs_teacher:
-        assert "kd" in settings_of(name)
+        assert "kd" in settings_of(name), "a method with a teacher has a setting kd"
         pair, _ = make_pair(staged("resnet8"), None, DATA)
         with pytest.raises(InputError, match="needs a teacher"):
             kind(pair)
@@ -336,5 +364,5 @@ def test_a_prepared_part_is_frozen_afterwards() -> None:
         method, _ = made(name)
         held = {id(p) for g in optimizer_of(method).param_groups for p in g["params"]}
         frozen = [p for p in method.parameters() if not p.requires_grad]
-        assert frozen
+        assert frozen, f"{name}: what prepare() has trained must be frozen (requires_grad_(False))"
         assert not held & set(map(id, frozen))

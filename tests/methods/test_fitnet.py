@@ -12,8 +12,12 @@ from dskd.methods.fitnet import FitNet, Regressor, fitnet_loss
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.reference_values import CASES, cases, check, given, parameters
+
+ARGUMENTS = Arguments({"student_map": "B C H W", "teacher_map": "B C H W"})
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 100.0}}
 
 GENTLE = {"weight": 1.0}
 REFERENCE = ["hint_mdistiller_mse", "hint_repdistiller", "hint_simkd"]

@@ -8,7 +8,16 @@ import torch
 from dskd.losses.logits import ce, kd
 from dskd.methods.kd import KD
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.inputs import DATA, batch_of
+
+ARGUMENTS = Arguments(
+    {"student_logits": "B K", "teacher_logits": "B K"},
+    numbers={"temperature": 0.0},
+    choices=("reduction", "standardize"),
+)
+DEFAULTS = {"temperature": 4.0, "standardize": False, "reduction": "mean"}
+PRESETS = {"literature": {"ce": 0.1, "kd": 0.9}}
 
 
 @pytest.mark.parametrize("standardize", [False, True])

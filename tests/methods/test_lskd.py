@@ -15,9 +15,30 @@ from dskd.methods import resolve
 from dskd.methods.lskd import LSKD, Base, lskd_loss
 from dskd.methods.mlkd import mlkd_loss
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, batch_of
 from tests.reference_values import cases, check, check_scaled
+
+ARGUMENTS = Arguments(
+    {"student_logits": "B K", "teacher_logits": "B K", "labels": "B"},
+    indices={"labels": "K"},
+    numbers={"alpha": float("nan"), "beta": float("nan"), "temperature": 0.0},
+    choices=("base",),
+)
+DEFAULTS = {"base": "kd", "temperature": 2.0, "alpha": 1.0, "beta": 8.0}
+PRESETS = {
+    "literature": {"base": "kd", "ce": 0.1, "kd": 9.0},
+    "literature-dkd": {
+        "base": "dkd",
+        "ce": 1.0,
+        "kd": 9.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "warmup": 20.0,
+    },
+    "literature-mlkd": {"base": "mlkd", "ce": 0.1, "kd": 9.0},
+}
 
 BASES: tuple[Base, ...] = get_args(Base)
 LABELS = torch.tensor([0, 4, 2, 0])

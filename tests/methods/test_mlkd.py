@@ -14,9 +14,32 @@ from dskd.losses.logits import ce, kd
 from dskd.methods import resolve
 from dskd.methods.mlkd import MLKD, mlkd_loss
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, batch_of
 from tests.reference_values import cases, check, check_scaled
+
+ARGUMENTS = Arguments(
+    {"student_logits": "B K", "teacher_logits": "B K"},
+    numbers={
+        "instance_level": float("nan"),
+        "batch_level": float("nan"),
+        "class_level": float("nan"),
+        "temperatures": 4.0,
+    },
+    choices=("standardize",),
+)
+DEFAULTS = {
+    "temperatures": (2.0, 3.0, 4.0, 5.0, 6.0),
+    "instance_level": 1.0,
+    "batch_level": 1.0,
+    "class_level": 1.0,
+    "standardize": False,
+}
+PRESETS = {
+    "literature": {"ce": 0.1, "kd": 0.9},
+    "code": {"ce": 0.2, "kd": 0.9, "instance_level": 1.5, "batch_level": 0.5, "class_level": 0.5},
+}
 
 CODE = (4.0, 3.0, 5.0, 2.0, 6.0)
 """The temperatures of the authors' code for CIFAR-100."""

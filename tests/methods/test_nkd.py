@@ -13,9 +13,19 @@ from dskd.errors import InputError
 from dskd.losses.logits import ce
 from dskd.methods.nkd import NKD, nkd_loss
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, batch_of
 from tests.reference_values import cases, check, check_scaled
+
+ARGUMENTS = Arguments(
+    {"student_logits": "B K", "teacher_logits": "B K", "labels": "B"},
+    indices={"labels": "K"},
+    numbers={"gamma": float("nan"), "temperature": 0.0},
+    choices=("reduction",),
+)
+DEFAULTS = {"gamma": 3.5, "temperature": 3.0, "reduction": "mean"}
+PRESETS = {"literature": {"ce": 1.0, "kd": 1.0, "gamma": 3.5, "temperature": 3.0}}
 
 REFERENCE: dict[str, Callable[..., Tensor]] = {
     "nkd_T1_g1.5": lambda s, t, y: nkd_loss(s, t, y, 1.5, 1.0),

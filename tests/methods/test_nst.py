@@ -11,9 +11,13 @@ from dskd.losses.feature_maps import pool_to
 from dskd.methods.nst import NST, nst_loss
 from dskd.models.output import ModelOutput
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of
 from tests.reference_values import CASES, cases, check, given
+
+ARGUMENTS = Arguments({"student_maps": "[B C* H* W*]", "teacher_maps": "[B E* I* J*]"})
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 50.0}}
 
 REFERENCE = ["nst_mdistiller", "nst_repdistiller"]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dskd.errors import InputError
 from dskd.methods.pkt import PKT, pkt_loss
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import (
     VECTORS,
     check_finite,
@@ -21,6 +22,10 @@ from tests.methods.edge_cases import (
 )
 from tests.methods.inputs import DATA, batch_of
 from tests.reference_values import cases, check
+
+ARGUMENTS = Arguments({"student": "B D", "teacher": "B E"}, numbers={"eps": -1.0})
+DEFAULTS = {"eps": 1e-07}
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 30000.0}}
 
 REFERENCE = ["pkt_mdistiller", "pkt_repdistiller", "pkt_torchdistill"]
 

@@ -18,9 +18,13 @@ from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of
 from tests.reference_values import CASES, cases, check, given, parameters
+
+ARGUMENTS = Arguments({"student_maps": "[B C* H* W*]", "teacher_maps": "[B C* I* J*]"})
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 5.0, "warmup": 20.0}}
 
 REFERENCE: dict[str, Callable[..., Tensor]] = {
     "hcl_last": lambda f3, g3: reviewkd_loss([f3], [g3]),

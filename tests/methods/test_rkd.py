@@ -13,6 +13,7 @@ from torch import Tensor
 from dskd.errors import InputError
 from dskd.methods.rkd import RKD, rkd_loss
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import (
     VECTORS,
     check_finite,
@@ -22,6 +23,12 @@ from tests.methods.edge_cases import (
 )
 from tests.methods.inputs import DATA, batch_of
 from tests.reference_values import cases, check
+
+ARGUMENTS = Arguments(
+    {"student": "B D", "teacher": "B E"}, numbers={"distance": float("nan"), "angle": float("nan")}
+)
+DEFAULTS = {"distance": 25.0, "angle": 50.0}
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 1.0, "distance": 25.0, "angle": 50.0}}
 
 REFERENCE: dict[str, Callable[..., Tensor]] = {
     "rkd_distance": partial(rkd_loss, distance=1.0, angle=0.0),

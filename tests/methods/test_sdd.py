@@ -18,9 +18,34 @@ from dskd.methods.nkd import nkd_loss
 from dskd.methods.sdd import SDD, Base, Form, cell_vectors, cell_weights, sdd_loss
 from dskd.models.output import ModelOutput
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import batch_of
 from tests.reference_values import cases, check, parameters
+
+ARGUMENTS = Arguments(
+    {"student_logits": "B M K", "teacher_logits": "B M K", "labels": "B"},
+    indices={"labels": "K"},
+    numbers={
+        "alpha": float("nan"),
+        "beta": float("nan"),
+        "complementary": float("nan"),
+        "temperature": 0.0,
+    },
+    choices=("base", "form"),
+)
+DEFAULTS = {
+    "base": "kd",
+    "temperature": 4.0,
+    "alpha": 1.0,
+    "beta": 8.0,
+    "complementary": 2.0,
+    "form": "paper",
+}
+PRESETS = {
+    "literature": {"ce": 0.1, "kd": 0.9, "scales": [1, 2], "warmup": 30.0},
+    "code": {"ce": 0.1, "kd": 0.9, "scales": [1, 2], "form": "code"},
+}
 
 BASES: tuple[Base, ...] = get_args(Base)
 FORMS: tuple[Form, ...] = get_args(Form)

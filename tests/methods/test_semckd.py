@@ -17,9 +17,15 @@ from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.teacher.frozen import FrozenTeacher
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of
 from tests.reference_values import CASES, cases, check, given, parameters
+
+ARGUMENTS = Arguments(
+    {"student_maps": "[B C* H* W*]", "teacher_maps": "[B C* I* J*]", "attention": "B P Q"}
+)
+PRESETS = {"literature": {"ce": 1.0, "kd": 1.0, "weight": 400.0}}
 
 GENTLE = {"weight": 1.0}
 

@@ -20,9 +20,13 @@ from dskd.models.spec import ModelSpec, StageSpec, describe
 from dskd.models.staged_model import StagedModel
 from dskd.teacher.frozen import FrozenTeacher
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of
 from tests.reference_values import CASES, cases, check, given, parameters
+
+ARGUMENTS = Arguments({"student_map": "B C H W", "teacher_map": "B C I J"})
+PRESETS = {"literature": {"ce": 0.0, "kd": 0.0, "weight": 1.0}}
 
 DATA = make_dataset(size=32)
 

@@ -11,6 +11,7 @@ from dskd.errors import InputError
 from dskd.methods.sp import SP, sp_loss
 from dskd.models.output import ModelOutput
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import (
     VECTORS,
     check_finite,
@@ -20,6 +21,9 @@ from tests.methods.edge_cases import (
 )
 from tests.methods.inputs import DATA, batch_of
 from tests.reference_values import CASES, cases, check, given
+
+ARGUMENTS = Arguments({"student_map": "B C H W", "teacher_map": "B E I J"})
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 3000.0}}
 
 REFERENCE = ["sp_mdistiller", "sp_repdistiller", "sp_simkd", "sp_stage1"]
 OTHER = {"sp_torchdistill": "rows divided by their absolute sum, see below"}

@@ -16,9 +16,17 @@ from dskd.methods.srrl import SRRL, srrl_loss
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import batch_of
 from tests.reference_values import CASES, cases, check, given, parameters
+
+ARGUMENTS = Arguments(
+    {"student": "B D", "teacher": "B D", "student_logits": "B K", "teacher_logits": "B K"},
+    numbers={"feature": float("nan"), "regression": float("nan")},
+)
+DEFAULTS = {"feature": 1.0, "regression": 1.0}
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "feature": 1.0, "regression": 1.0}}
 
 
 def test_the_loss_is_the_naive_loop() -> None:

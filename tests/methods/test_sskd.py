@@ -31,8 +31,15 @@ from dskd.models.spec import ModelSpec, StageSpec
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA
+
+ARGUMENTS = Arguments(
+    {"student": "R D", "teacher": "R E"}, numbers={"share": 1.5, "temperature": 0.0}
+)
+DEFAULTS = {"share": 0.75, "temperature": 0.5}
+PRESETS = {"literature": {"ce": 0.1, "kd": 0.9, "ss": 10.0, "tf": 2.7, "head_epochs": 60}}
 
 SMALL = {"head_epochs": 1}
 

@@ -14,8 +14,14 @@ from dskd.methods.vid import VID, ConditionalGaussian, vid_loss
 from dskd.models.output import ModelOutput
 from dskd.teacher.frozen import FrozenTeacher
 from tests.conftest import make_dataset, make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.reference_values import cases, check, given, parameters
+
+ARGUMENTS = Arguments(
+    {"means": "[B C* H* W*]", "teacher_maps": "[B C* H* W*]", "variances": "[C*]"}
+)
+PRESETS = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 1.0}}
 
 REFERENCE = ["vid_mdistiller", "vid_repdistiller", "vid_simkd"]
 

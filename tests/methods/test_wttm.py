@@ -13,9 +13,21 @@ from dskd.losses.logits import ce
 from dskd.methods import resolve
 from dskd.methods.wttm import WTTM, wttm_loss
 from tests.conftest import make_pair, staged
+from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, batch_of
 from tests.reference_values import cases, check, check_scaled
+
+ARGUMENTS = Arguments(
+    {"student_logits": "B K", "teacher_logits": "B K"},
+    numbers={"gamma": 0.0},
+    choices=("weighted",),
+)
+DEFAULTS = {"gamma": 0.1, "weighted": True}
+PRESETS = {
+    "literature": {"ce": 1.0, "kd": 3.0, "gamma": 0.1},
+    "ttm": {"ce": 1.0, "kd": 100.0, "gamma": 0.1, "weighted": False},
+}
 
 GAMMAS = (0.1, 0.2, 0.5, 1, 1.5)
 

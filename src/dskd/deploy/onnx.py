@@ -81,7 +81,8 @@ def _import(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError:
         raise InputError(
-            f"exporting to ONNX needs {package}; install it with: pip install 'dskd[onnx]'"
+            f"exporting to ONNX needs {package}; install it with: "
+            "pip install onnx onnxruntime onnxscript"
         ) from None
 
 

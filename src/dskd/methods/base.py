@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -19,6 +19,11 @@ from dskd.methods.contracts import (
     require_outputs,
 )
 from dskd.models.output import ModelOutput
+
+LearnsFrom = Literal[
+    "labels", "logits", "feature maps", "relations", "classifier", "shallow stages"
+]
+"""The kinds of methods, as the table in README.md groups them."""
 
 
 class Method(nn.Module):
@@ -38,6 +43,7 @@ class Method(nn.Module):
         uncompiled: Why torch cannot compile it (``train.compile``); empty if it can.
         presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
             of the publication; the defaults have ``ce = kd = 1`` instead.
+        learns_from: What the student mainly learns from; the documentation groups methods by it.
     """
 
     needs: TeacherNeeds = TeacherNeeds()
@@ -46,6 +52,7 @@ class Method(nn.Module):
     static_graph: ClassVar[bool] = True
     uncompiled: str = ""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    learns_from: ClassVar[LearnsFrom] = "labels"
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
@@ -127,6 +134,7 @@ class LogitMethod(Method):
     """
 
     needs = TeacherNeeds(logits=True)
+    learns_from: ClassVar[LearnsFrom] = "logits"
 
     def __init__(self, pair: Pair, ce: float, kd: float, temperature: float) -> None:
         super().__init__(pair)
@@ -162,6 +170,8 @@ class FeatureMethod(Method):
     Raises:
         InputError: There is no teacher, or the classes differ.
     """
+
+    learns_from: ClassVar[LearnsFrom] = "feature maps"
 
     def __init__(self, pair: Pair, ce: float, kd: float, temperature: float) -> None:
         super().__init__(pair)
@@ -209,6 +219,7 @@ class BranchedMethod(Method):
     """
 
     branches: nn.ModuleList
+    learns_from: ClassVar[LearnsFrom] = "shallow stages"
 
     def __init__(self, pair: Pair, supervise: list[int] | None) -> None:
         super().__init__(pair)

@@ -129,6 +129,7 @@ class BYOT(DSN):
         InputError: A setting is out of range, or the student has no shallow stage.
     """
 
+    learns_from = "labels"
     presets: ClassVar = {
         "literature": {
             "ce": 1.0,

@@ -118,6 +118,7 @@ class CC(FeatureMethod):
         InputError: A setting is out of range, or one of the two has no pooled vector.
     """
 
+    learns_from = "relations"
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 0.02}}
     needs = TeacherNeeds(logits=True, pooled=True)
 

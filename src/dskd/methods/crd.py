@@ -214,6 +214,7 @@ class CRD(FeatureMethod):
             fewer than two images.
     """
 
+    learns_from = "relations"
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 0.8}}
     needs = TeacherNeeds(logits=True, pooled=True)
     distributed = False  # each process would remember its own images only

@@ -73,6 +73,7 @@ class DSN(BranchedMethod):
     """
 
     needs_teacher = False
+    learns_from = "labels"
     presets: ClassVar = {"literature": {"ce": 1.0, "weight": 1.0}}
 
     @checked

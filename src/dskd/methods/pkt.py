@@ -79,6 +79,7 @@ class PKT(FeatureMethod):
         InputError: A setting is out of range, or one of the two has no pooled vector.
     """
 
+    learns_from = "relations"
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 30000.0}}
     needs = TeacherNeeds(logits=True, pooled=True)
 

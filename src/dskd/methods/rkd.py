@@ -102,6 +102,7 @@ class RKD(FeatureMethod):
         InputError: A setting is out of range, or one of the two has no pooled vector.
     """
 
+    learns_from = "relations"
     presets: ClassVar = {
         "literature": {"ce": 1.0, "kd": 0.0, "weight": 1.0, "distance": 25.0, "angle": 50.0}
     }

@@ -93,6 +93,7 @@ class SimKD(FeatureMethod):
             in a linear layer.
     """
 
+    learns_from = "classifier"
     presets: ClassVar = {"literature": {"ce": 0.0, "kd": 0.0, "weight": 1.0}}
 
     @checked

@@ -71,6 +71,7 @@ class SP(FeatureMethod):
         InputError: A setting is out of range, or one of the two has no stages.
     """
 
+    learns_from = "relations"
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 3000.0}}
 
     @checked

@@ -94,6 +94,7 @@ class SRRL(FeatureMethod):
     """
 
     needs = TeacherNeeds(logits=True, pooled=True)
+    learns_from = "classifier"
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "feature": 1.0, "regression": 1.0}}
 
     @checked

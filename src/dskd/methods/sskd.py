@@ -230,6 +230,7 @@ class SSKD(FeatureMethod):
             images are not square.
     """
 
+    learns_from = "relations"
     presets: ClassVar = {
         "literature": {"ce": 0.1, "kd": 0.9, "ss": 10.0, "tf": 2.7, "head_epochs": 60}
     }

@@ -73,7 +73,7 @@ def _timm() -> ModuleType:
         return importlib.import_module("timm")
     except ImportError:
         raise InputError(
-            "timm models need timm; install it with: pip install 'dskd[timm]'"
+            "timm models need timm; install it with: pip install timm torchvision"
         ) from None
 
 
