@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,12 +38,12 @@ from dskd.engine.metrics import EpochMetrics
 from dskd.engine.prepare import prepare
 from dskd.engine.step import train_step
 from dskd.engine.trainer import Trainer
-from dskd.errors import InputError, NonFiniteError, Stopped
+from dskd.errors import InputError, NonFiniteError, ProcessLost, Stopped
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
 from dskd.runtime import compile as compiling
-from dskd.runtime import device, distributed
-from dskd.runtime.signals import StopRequest
+from dskd.runtime import device, distributed, process_group
+from dskd.runtime.signals import StopRequest, stop_requests
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged
 
@@ -544,14 +546,82 @@ def test_what_is_killed_takes_all_the_others_with_it(tmp_path: Path, victim: str
     for one in alive:
         one.kill()
     assert not alive, log.read_text()
-    said = [line for line in log.read_text().splitlines() if line.startswith(("dskd:", "dskd,"))]
+    text = log.read_text()
+    # Other processes write to the log too, and may do so in the middle of a line.
+    said = re.findall(r"dskd(?:, process \d)?: .*", text)
     if victim == "torchrun":
-        assert said == ["dskd: stopped; the state is saved, go on with --resume"]
+        assert said == ["dskd: stopped; the state is saved, go on with --resume"], text
     else:
-        assert len(said) == 1, log.read_text()
-        (line,) = said
-        assert line.startswith("dskd, process 1: another process of this run died")
-        assert line.endswith("go on with --resume")
+        assert len(said) == 1, text
+        assert said[0].startswith("dskd, process 1: another process of this run died"), text
+        assert "go on with --resume" in said[0], text
+
+
+class _Refuses(nn.Module):
+    def forward(self, error: Exception) -> None:
+        raise error
+
+
+@pytest.mark.usefixtures("joined")
+@pytest.mark.parametrize(
+    ("error", "recognized"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer"), True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (InputError("a setting does not fit"), False),
+    ],
+)
+def test_a_loss_is_recognized_wherever_the_backend_reports_it(
+    error: Exception, recognized: bool
+) -> None:
+    """As in a forward pass, where `DistributedDataParallel` communicates too."""
+    ended = pytest.raises(ProcessLost if recognized else type(error))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with ended, distributed.process_group(CPU), stop_requests():
+            _Refuses()(error)
+        # torchrun sends SIGTERM to a process that lost another: it must still be able to say so.
+        assert (signal.getsignal(signal.SIGTERM) != handler) == recognized
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.usefixtures("joined")
+@pytest.mark.parametrize("backend", ["hangs", "fails"])
+def test_a_backend_that_does_not_end_keeps_no_process_from_reporting_a_loss(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    released = threading.Event()
+
+    def destroy() -> None:
+        assert backend == "hangs"
+        assert released.wait(60)
+
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", destroy)
+    monkeypatch.setattr(process_group, "PATIENCE_SECONDS", 0.1)
+    with pytest.raises(ProcessLost, match="another process"), distributed.process_group(CPU):
+        raise ProcessLost("another process of this run died")
+    released.set()
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """As one of two processes, of which the other is not needed."""
+    for key, value in environment(0, 2, 1).items():
+        monkeypatch.setenv(key, value)
+    place = f"file://{tmp_path / 'store'}"
+
+    def join(_backend: str) -> process_group.Group:
+        torch.distributed.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+        assert torch.distributed.group.WORLD is not None
+        return process_group.Group(0, 1, torch.distributed.group.WORLD)
+
+    destroy = torch.distributed.destroy_process_group
+    monkeypatch.setattr(process_group, "_join", join)
+    yield
+    if torch.distributed.is_initialized():
+        destroy()
 
 
 @pytest.fixture

@@ -48,18 +48,16 @@ def train_step(
 
     Raises:
         NonFiniteError: A number is NaN or infinite.
-        ProcessLost: Another process died.
     """
     forward: Callable[..., Any] = method if parallel is None else parallel
-    with autocast(batch.images.device, precision), distributed.step_communication():
+    with autocast(batch.images.device, precision):
         teacher = teacher_outputs(batch, method.needs)
         output: StepOutput = forward(batch, teacher)
     optimizer.zero_grad(set_to_none=True)
     objective = output.objective
     if parallel is not None:
         objective = objective * distributed.local_loss_scale(len(batch.labels), batch.global_size)
-    with distributed.step_communication():
-        objective.backward()  # type: ignore[no-untyped-call]
+    objective.backward()  # type: ignore[no-untyped-call]
     logits = teacher.logits if teacher is not None and method.needs.logits else None
     require_finite(method, batch, logits, output.losses, optimizer)
     optimizer.step()

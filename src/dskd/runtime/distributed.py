@@ -46,10 +46,10 @@ from dskd.runtime.process_group import (
     alone,
     communication,
     current,
+    is_loss,
     process_group,
     rank,
     require_single_process,
-    step_communication,
     world_size,
 )
 
@@ -63,6 +63,7 @@ __all__ = [
     "broadcast",
     "data_parallel",
     "independently",
+    "is_loss",
     "is_rank_zero",
     "launched_rank",
     "launched_world_size",
@@ -74,7 +75,6 @@ __all__ = [
     "rank",
     "require_single_process",
     "shard_map",
-    "step_communication",
     "weighted_mean",
     "world_size",
 ]

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -24,6 +24,10 @@ TIMEOUT = timedelta(seconds=50)
 """How long a process waits for the others in a step. All processes end within a minute."""
 LONG_TIMEOUT = timedelta(hours=1)
 """How long it waits for work that one process does alone, such as a download."""
+PATIENCE_SECONDS = 5.0
+"""How long a process that lost another waits for its own part of the communication to end."""
+_OF_BACKENDS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+"""Words in the errors of a backend."""
 PARENT_CHECK_SECONDS = 1.0
 """How often a process checks that the torchrun that started it is still alive."""
 
@@ -104,13 +108,64 @@ def process_group(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     with communication():
         _current = _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    lost = False
     try:
-        with _stopped_with_torchrun():
+        with _stopped_with_torchrun(), _losses_recognized():
             yield
             all_gather(None)  # no process leaves while another still needs it
+    except ProcessLost:
+        lost = True
+        raise
     finally:
         _current = None
+        _leave(lost)
+
+
+@contextmanager
+def _losses_recognized() -> Iterator[None]:
+    """Turns a backend's error from anywhere in the run into `ProcessLost`.
+
+    `DistributedDataParallel` communicates in forward and backward passes, which may also fail for
+    reasons of their own.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_loss(error):
+            with communication():
+                raise
+        raise
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error says that another process is lost.
+
+    Example:
+        >>> is_loss(ProcessLost("gone")), is_loss(RuntimeError("shapes differ"))
+        (True, False)
+    """
+    if isinstance(error, ProcessLost | dist.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _OF_BACKENDS)
+
+
+def _leave(lost: bool) -> None:
+    """Ends the communication of this process.
+
+    After a loss, neither an error nor a backend that hangs keeps the process from reporting it.
+    """
+    if not lost:
         dist.destroy_process_group()
+        return
+
+    def destroy() -> None:
+        with suppress(Exception):
+            dist.destroy_process_group()
+
+    thread = threading.Thread(target=destroy, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -160,33 +215,14 @@ def communication() -> Iterator[None]:
     """
     try:
         yield
+    except ProcessLost:
+        raise
     except RuntimeError as error:
         reason = first_line(error).partition(". ")[0]
         raise ProcessLost(
             f"another process of this run died or does not answer ({reason}); see what it said, "
             "and go on with --resume"
         ) from error
-
-
-@contextmanager
-def step_communication() -> Iterator[None]:
-    """As other communication, for passes of a model that may also fail for reasons of their own.
-
-    torch communicates in the backward pass, and in the forward pass after the first one.
-
-    Raises:
-        ProcessLost: Another process died or does not answer.
-    """
-    if _current is None:
-        yield
-        return
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
-            with communication():
-                raise
-        raise
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dskd.errors import ProcessLost, Quit
+from dskd.errors import Quit
 from dskd.runtime import distributed
 
 
@@ -57,8 +57,9 @@ def stop_requests() -> Iterator[StopRequest]:
     }
     try:
         yield request
-    except ProcessLost:
-        before.clear()  # torchrun now sends SIGTERM to the rest: let them report the loss first
+    except RuntimeError as error:
+        if distributed.is_loss(error):
+            before.clear()  # torchrun now sends SIGTERM to the rest: let them report the loss first
         raise
     finally:
         for number, handler in before.items():
