@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,11 +21,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Gets one number each time the images of a folder are decoded."""
     calls: list[int] = []
 
-    def decode(*arguments: object) -> object:
+    def decode(*arguments: Any) -> object:
         calls.append(len(calls))
-        return image_decoding.decode(*arguments)  # type: ignore[arg-type]
+        return image_decoding.decode_all(*arguments)
 
-    monkeypatch.setattr(image_folder, "decode", decode)
+    monkeypatch.setattr(image_folder, "decode_all", decode)
     return calls
 
 

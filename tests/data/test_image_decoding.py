@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 
 from dskd.data import image_decoding
 from dskd.data.archives import FolderFiles
-from dskd.data.image_decoding import decode, is_image, square, to_rgb
+from dskd.data.image_decoding import decode, is_image
+from dskd.data.pixels import convert, square
 from dskd.errors import InputError
 
 
@@ -139,7 +141,7 @@ def test_one_pixel(tmp_path: Path) -> None:
 
 def test_rgb_is_left_as_it_is() -> None:
     image = _colours((1, 2, 3), (4, 5, 6))
-    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image))
+    assert np.array_equal(np.asarray(convert(image)), np.asarray(image))
 
 
 def test_many_images_keep_their_order(tmp_path: Path) -> None:
@@ -163,12 +165,12 @@ def test_threads_share_the_pixels_that_are_decoded_at_a_time(
 ) -> None:
     seen: list[int] = []
 
-    def noted(image: Image.Image) -> Image.Image:
+    def noted(image: Image.Image, *more: Any) -> Image.Image:
         seen.append(image_decoding._BUDGET.pixels)
         time.sleep(0.001)
-        return to_rgb(image)
+        return convert(image, *more)
 
-    monkeypatch.setattr(image_decoding, "to_rgb", noted)
+    monkeypatch.setattr(image_decoding, "convert", noted)
     monkeypatch.setattr(image_decoding, "_MAX_PIXELS", at_once)
     monkeypatch.setattr(image_decoding, "_CHUNK", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 4)

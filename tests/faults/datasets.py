@@ -144,7 +144,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a class with one image": ("read", lambda root: _keep(1, root / "train/cat", root / "val/cat")),
     "classes with one image": ("read", lambda root: _keep(1, *root.glob("*/*"))),
     "an empty class": ("refused", lambda root: _keep(0, root / "train/cat")),
-    "an empty class in val": ("refused", lambda root: _keep(0, root / "val/cat")),
+    "an empty class in val": ("read", lambda root: _keep(0, root / "val/cat")),
     "empty classes": ("refused", lambda root: _keep(0, *root.glob("*/*"))),
     "a class with hidden files only": ("refused", lambda root: [
         path.rename(path.with_name("." + path.name)) for path in (root / "train/cat").iterdir()]),
@@ -152,10 +152,10 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "one class": ("refused", lambda root: _remove(root / "train/dog", root / "val/dog")),
     "no val": ("refused", lambda root: _remove(root / "val")),
     "a val that is a file": ("refused", lambda root: _to_file(root / "val")),
-    "a class missing in val": ("refused", lambda root: _remove(root / "val/dog")),
+    "a class missing in val": ("read", lambda root: _remove(root / "val/dog")),
     "a class that is a file": ("refused", lambda root: _to_file(root / "train/dog")),
     "a circular link": ("read", lambda root: (root / "train/cat/l").symlink_to(root)),
-    "a broken link": ("read", lambda root: (root / "train/cat/l.png").symlink_to("nothing")),
+    "a broken link": ("refused", lambda root: (root / "train/cat/l.png").symlink_to("nothing")),
     "an image of another size": ("refused", lambda root: _image(
         root / "train/cat/9.png", (9, 16))),
     "an empty image file": ("refused", lambda root: (root / "val/cat/9.png").write_bytes(b"")),

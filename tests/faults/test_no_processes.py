@@ -77,10 +77,10 @@ def test_an_error_in_a_decoding_thread_ends_the_run(
 ) -> None:
     read = image_decoding._read
 
-    def dying(files: Any, name: str, size: int | None) -> Any:
+    def dying(files: Any, name: str, *more: Any) -> Any:
         if "70" in name:
             raise MemoryError("in a thread")
-        return read(files, name, size)
+        return read(files, name, *more)
 
     monkeypatch.setattr(image_decoding, "_read", dying)
     with pytest.raises(MemoryError, match="in a thread"):

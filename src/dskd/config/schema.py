@@ -41,6 +41,12 @@ def _class_choice(value: Any) -> Any:
     raise ValueError("how many classes, 2 or more, or a list of their names is needed")
 
 
+def _rising(values: tuple[float, float]) -> tuple[float, float]:
+    if not values[0] < values[1]:
+        raise ValueError("the first value must be below the second")
+    return values
+
+
 ClassChoice = Annotated[int | list[str] | None, BeforeValidator(_class_choice)]
 
 
@@ -59,7 +65,17 @@ class DataSettings(Settings):
     """Fraction of the training images to use. It is the same in every class."""
     val_fraction: Fraction = 0.0
     """Fraction of the training images held out for validation. The split does not depend on the
-    seed."""
+    seed. In a folder without val and test, the student is tested on these images."""
+    channels: Literal[1, 3] | None = None
+    """For your own images: 3 for RGB or 1 for gray. None means RGB."""
+    value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None
+    """For your own images: the lowest and the highest value of a pixel, which become 0 and 255. For
+    12 bits they are [0, 4095]. None uses the range of the file's type."""
+    max_pixels: Count | None = None
+    """For your own images: most pixels of an image file. None uses 89,478,485, Pillow's limit."""
+    skip_bad: bool = False
+    """For your own images: leave out files that cannot be used, and list them in the run's
+    skipped_images.txt. By default they are an error."""
     crop_padding: Annotated[Natural, Field(le=256)] = 0
     """Pixels of zero padding around an image before the random crop. 0 turns the crop off."""
     flip: bool = False

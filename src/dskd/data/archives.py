@@ -11,6 +11,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
@@ -29,7 +30,7 @@ class Files(ABC):
     Attributes:
         root: The folder or the archive.
         names: Sorted names relative to ``root``, separated by ``/``; names of folders end in ``/``.
-        stamp: A hash of names, sizes and modification times.
+        stamp: A hash of names, sizes and times of change.
     """
 
     root: Path
@@ -52,31 +53,48 @@ class Files(ABC):
 class FolderFiles(Files):
     """The files in some parts of a folder.
 
+    The times of change are those of the content and of the inode. The second also changes when a
+    file takes the place of another of the same size and content time.
+
     Args:
         root: The folder.
         parts: The files and folders in it to include; all others are ignored.
-        depth: Levels of folders to enter below ``root``.
+        depth: Levels of folders to enter below ``root``; None for all.
+
+    Attributes:
+        unreadable: Why a name cannot be read as a file, such as a dangling link.
 
     Raises:
         InputError: A folder cannot be listed.
     """
 
-    def __init__(self, root: Path, parts: Iterable[str], depth: int = 0) -> None:
+    def __init__(self, root: Path, parts: Iterable[str], depth: int | None = 0) -> None:
         self.root = root
         try:
-            found = sorted(_walk(root, "", depth, frozenset(parts)))
+            facts = root.stat()
+            above = frozenset({(facts.st_dev, facts.st_ino)})
+            found = sorted(_walk(root, "", depth, above, frozenset(parts)))
         except OSError as error:
             raise InputError(f"cannot list {root}: {error}; check data.root") from error
-        self._sizes = {name: size for name, size, _ in found}
-        self.names = list(self._sizes)
-        self.stamp = _hash(found)
+        self._stamps = {one.name: one[1:4] for one in found}
+        self.unreadable = {one.name: one.problem for one in found if one.problem}
+        self.names = list(self._stamps)
+        self.stamp = _hash((name, *stamp) for name, stamp in self._stamps.items())
+
+    def stamp_of(self, name: str) -> str:
+        """Size and times of change of a file, as text."""
+        return " ".join(map(str, self._stamps[name]))
+
+    def size_of(self, name: str) -> int:
+        """The bytes of a file."""
+        return self._stamps[name][0]
 
     def read(self, name: str) -> bytes:
         """See `Files.read`."""
-        if name not in self._sizes:
+        if name not in self._stamps:
             raise self.missing(name)
-        if self._sizes[name] > _MEMORY_CHECKED:
-            require_memory(self._sizes[name], f"the bytes of {self.where(name)}")
+        if self.size_of(name) > _MEMORY_CHECKED:
+            require_memory(self.size_of(name), f"the bytes of {self.where(name)}")
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
@@ -222,33 +240,60 @@ def existing_path(root: Path) -> Path:
     return path
 
 
+class _Entry(NamedTuple):
+    """A file or folder, with its size and times of change; ``problem`` if it cannot be read."""
+
+    name: str
+    size: int = 0
+    changed: int = 0
+    moved: int = 0
+    problem: str = ""
+
+
 def _walk(
-    root: Path, prefix: str, depth: int, only: frozenset[str] | None = None
-) -> Iterator[tuple[str, int, int]]:
-    """Name, size and modification time of all files down to ``depth`` levels below a folder."""
+    root: Path,
+    prefix: str,
+    depth: int | None,
+    above: frozenset[tuple[int, int]],
+    only: frozenset[str] | None = None,
+) -> Iterator[_Entry]:
+    """The files and folders down to ``depth`` levels below a folder.
+
+    Args:
+        root: The folder.
+        prefix: The folder in it that is listed.
+        depth: Levels to enter; None for all.
+        above: Device and inode of the folders above, where a link may lead back to.
+        only: Names that count on this level; None for all.
+    """
     with os.scandir(root / prefix) as entries:
         for entry in entries:
             if only is not None and entry.name not in only:
                 continue
             name = prefix + entry.name
             if entry.is_dir():
-                yield name + "/", 0, 0
-                if depth > 0:
-                    yield from _walk(root, name + "/", depth - 1)
+                yield _Entry(name + "/")
+                facts = entry.stat()
+                place = facts.st_dev, facts.st_ino
+                if depth != 0 and place not in above:
+                    below = None if depth is None else depth - 1
+                    yield from _walk(root, name + "/", below, above | {place})
             elif entry.is_file():
                 facts = entry.stat()
-                yield name, facts.st_size, facts.st_mtime_ns
+                yield _Entry(name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            else:
+                yield _Entry(name, problem="dangling link" if entry.is_symlink() else "no file")
 
 
 def _archive_stamp(path: Path) -> str:
     facts = path.stat()
-    return _hash([(path.name, facts.st_size, facts.st_mtime_ns)])
+    return _hash([(path.name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)])
 
 
-def _hash(rows: Iterable[tuple[str, int, int]]) -> str:
+def _hash(rows: Iterable[tuple[str, int, int, int]]) -> str:
     digest = hashlib.sha256()
-    for name, size, changed in rows:
-        digest.update(os.fsencode(name) + f"\0{size}\0{changed}\n".encode())
+    for name, *stamp in rows:
+        digest.update(os.fsencode(name) + "".join(f"\0{one}" for one in stamp).encode() + b"\n")
     return digest.hexdigest()
 
 

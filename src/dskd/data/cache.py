@@ -1,8 +1,8 @@
 """A cache of decoded data sets on disk.
 
-A data set is one safetensors file. Its name holds a hash of the path and the requested size, then a
-hash of the state of the source files (name, size and modification time of each). If that state
-changes, a new file replaces the old one.
+A data set is one safetensors file. Its name holds a hash of the path and of the settings that the
+images depend on, then a hash of the state of the source files (name, size and times of change of
+each). If that state changes, a new file replaces the old one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dskd.data.archives import Files
 from dskd.data.dataset import Dataset, Split
@@ -25,21 +26,22 @@ from dskd.data.download import cache_folder
 from dskd.runtime.memory import require_memory
 from dskd.storage.atomic import part_for, sweep
 
-VERSION = 1
+VERSION = 2
 """Increase when the same files are decoded to other images."""
 
-_FACTS = ("name", "classes", "mean", "std", "notes", "ids")
+SPLITS = ("train", "test", "validation")
+_FACTS = ("name", "classes", "mean", "std", "notes", "ids", "skipped", "test_is_held_out")
 
 
 def cached(
-    name: str, files: Files, size: int | None, cache: Path | None, build: Callable[[], Dataset]
+    name: str, files: Files, key: object, cache: Path | None, build: Callable[[], Dataset]
 ) -> Dataset:
     """Read a data set from the cache, or build it and write it to the cache.
 
     Args:
         name: Name of the data set.
         files: Its source files.
-        size: Requested height and width of the images.
+        key: What the images depend on besides the files, such as their size.
         cache: The cache folder, see `dskd.data.download.cache_folder`.
         build: Builds the data set from the source files.
 
@@ -50,7 +52,7 @@ def cached(
         InputError: ``build`` fails, or the data set does not fit into memory.
     """
     folder = cache_folder(cache)
-    place = _short_hash(f"{VERSION}\0{size}\0".encode() + os.fsencode(files.root))
+    place = place_of(files, key)
     path = folder / f"{name}-{place}-{_short_hash(files.stamp.encode())}.safetensors"
     sweep(folder, f"{name}-*.safetensors")
     found = _read(path)
@@ -69,6 +71,11 @@ def cached(
     return dataset
 
 
+def place_of(files: Files, key: object) -> str:
+    """The part of a file name that is the same for all states of the same files."""
+    return _short_hash(f"{VERSION}\0{key}\0".encode() + os.fsencode(files.root))
+
+
 def _read(path: Path) -> Dataset | None:
     """Read a cache file; None if it is missing or damaged."""
     try:
@@ -79,12 +86,17 @@ def _read(path: Path) -> Dataset | None:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            splits = {
-                name: Split(file.get_tensor(f"{name}_images"), file.get_tensor(f"{name}_labels"))
-                for name in ("train", "test")
+            found: dict[str, Any] = {
+                name: Split(
+                    file.get_tensor(f"{name}_images"),
+                    file.get_tensor(f"{name}_labels"),
+                    tuple(facts[f"{name}_names"]),
+                )
+                for name in SPLITS
+                if f"{name}_images" in file.keys()  # noqa: SIM118 (not a mapping)
             }
             values: dict[str, Any] = {key: _to_tuple(facts[key]) for key in _FACTS}
-            dataset = Dataset(train=splits["train"], test=splits["test"], **values)
+            dataset = Dataset(**found, **values)
             intact = file.metadata()["check"] == _checksum(dataset)
     except Exception:  # a file that cannot be read is built again
         return None
@@ -94,20 +106,24 @@ def _read(path: Path) -> Dataset | None:
 def _write(dataset: Dataset, path: Path) -> None:
     """Write a cache file; it appears under its name only if it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        "train_images": dataset.train.images,
-        "train_labels": dataset.train.labels,
-        "test_images": dataset.test.images,
-        "test_labels": dataset.test.labels,
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, split in _splits(dataset).items():
+        tensors |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
     with part_for(path) as part:
         save_file(tensors, part, {"facts": _facts(dataset), "check": _checksum(dataset)})
         with part.open("rb+") as file:
             os.fsync(file.fileno())
 
 
+def _splits(dataset: Dataset) -> dict[str, Split]:
+    """The splits that exist, by the name of their attribute."""
+    found = {name: getattr(dataset, name) for name in SPLITS}
+    return {name: split for name, split in found.items() if split is not None}
+
+
 def _facts(dataset: Dataset) -> str:
-    return json.dumps({key: getattr(dataset, key) for key in _FACTS})
+    names = {f"{name}_names": split.names for name, split in _splits(dataset).items()}
+    return json.dumps({key: getattr(dataset, key) for key in _FACTS} | names)
 
 
 def _to_tuple(value: Any) -> Any:

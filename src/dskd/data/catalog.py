@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dskd.data.dataset import Dataset
+    from dskd.data.read_options import ReadOptions
 
-LoadFunction = Callable[[Path | None, int | None, Path | None], "Dataset"]
-"""Takes ``root``, ``size`` and ``cache_dir`` (see `dskd.data.registry.load_dataset`)."""
+LoadFunction = Callable[[Path | None, "ReadOptions", Path | None], "Dataset"]
+"""Takes ``root``, how images are read, and ``cache_dir`` (see `dskd.data.registry`)."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class DatasetEntry:
         description: One line for a list.
         module: Name of the module that loads it, within `dskd.data`.
         function: Name of its `LoadFunction` in that module.
+        own_images: Whether the images are the user's own, of any format.
     """
 
     description: str
     module: str
     function: str = "load"
+    own_images: bool = False
 
     def load_function(self) -> LoadFunction:
         """Import the function that loads the data set."""
@@ -48,7 +51,7 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
         "cifar100": DatasetEntry("CIFAR-100, 32x32, 100 classes", "cifar", "load_cifar100"),
         "tiny_imagenet": DatasetEntry("Tiny ImageNet, 64x64, 200 classes", "tiny_imagenet"),
         "folder": DatasetEntry(
-            "your images, in ROOT/train/CLASS and ROOT/val/CLASS", "image_folder"
+            "your images, in ROOT/train/CLASS and ROOT/val/CLASS", "image_folder", own_images=True
         ),
     }
 )

@@ -21,6 +21,7 @@ from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, distinct_names
 from dskd.data.download import download
 from dskd.data.image_decoding import resize
+from dskd.data.read_options import ReadOptions
 from dskd.data.restricted_pickle import read_pickle
 from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
@@ -111,18 +112,18 @@ CIFAR100 = Published(
 )
 
 
-def load_cifar10(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
+def load_cifar10(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dataset:
     """Load CIFAR-10; see `load`."""
-    return load(CIFAR10, root, size, cache_dir)
+    return load(CIFAR10, root, options, cache_dir)
 
 
-def load_cifar100(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
+def load_cifar100(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dataset:
     """Load CIFAR-100; see `load`."""
-    return load(CIFAR100, root, size, cache_dir)
+    return load(CIFAR100, root, options, cache_dir)
 
 
 def load(
-    published: Published, root: Path | None, size: int | None, cache_dir: Path | None
+    published: Published, root: Path | None, options: ReadOptions, cache_dir: Path | None
 ) -> Dataset:
     """Load CIFAR-10, CIFAR-100, or other images in files of the same format.
 
@@ -130,7 +131,8 @@ def load(
         published: `CIFAR10` or `CIFAR100`.
         root: The published folder or archive, or the folder that contains it; it is only read.
             None downloads the archive into the cache folder.
-        size: Height and width to resize to, see `dskd.data.image_decoding.square`; None keeps 32.
+        options: Its size is the height and width to resize to, see `dskd.data.pixels.square`; None
+            keeps 32.
         cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:
@@ -140,7 +142,7 @@ def load(
     Raises:
         InputError: A file is missing, damaged, malicious or has another format.
     """
-    files = _find(published, root, cache_dir)
+    files, size = _find(published, root, cache_dir), options.size
     return cached(published.name, files, size, cache_dir, lambda: _build(published, files, size))
 
 

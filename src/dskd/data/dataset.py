@@ -20,10 +20,13 @@ class Split:
     Attributes:
         images: uint8, ``[N, channels, height, width]``.
         labels: int64, ``[N]``, from 0 to K - 1.
+        names: Name of the file of each image; empty if the images do not come from files of their
+            own.
     """
 
     images: Tensor
     labels: Tensor
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -42,7 +45,8 @@ class Split:
 
     def take(self, indices: Tensor) -> Split:
         """Select the images at ``indices`` (int64), in that order."""
-        return Split(self.images[indices], self.labels[indices])
+        names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
+        return Split(self.images[indices], self.labels[indices], names)
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,13 @@ class Dataset:
         classes: Name of each class, by label.
         mean: Mean of each channel, on the scale from 0 to 1.
         std: Standard deviation of each channel, on the scale from 0 to 1.
-        validation: Validation split, taken off the training images by ``data.val_fraction``; None
-            without one.
+        validation: Validation split, a folder of its own or taken off the training images by
+            ``data.val_fraction``; None without one.
         notes: Lines that tell the user about oddities of the files.
         ids: A second name of each class, by label, such as its WordNet id; may be empty.
+        skipped: Names of image files that were left out, each with the reason.
+        test_is_held_out: Whether ``data.val_fraction`` took the test split off the training images,
+            because there was no other.
     """
 
     name: str
@@ -71,6 +78,8 @@ class Dataset:
     validation: Split | None = None
     notes: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    test_is_held_out: bool = False
 
     def __post_init__(self) -> None:
         for where, split in self.splits().items():

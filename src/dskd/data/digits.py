@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dskd.data.dataset import Dataset, Split, channel_statistics
+from dskd.data.read_options import ReadOptions
 from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
 
@@ -16,7 +17,7 @@ _TEST = 500
 _SEED = 0
 
 
-def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
+def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dataset:
     """Load the digits: 1797 gray images of 8x8, ten classes.
 
     The split into 1297 training and 500 test images is fixed and stratified by class.
@@ -26,7 +27,7 @@ def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset
 
     Args:
         root: Must be None: the files come with scikit-learn.
-        size: Height and width to resize to (bilinear); None keeps 8.
+        options: Its size is the height and width to resize to (bilinear); None keeps 8.
         cache_dir: Not used.
 
     Returns:
@@ -42,8 +43,8 @@ def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset
 
     digits = load_digits()
     levels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    if size not in (None, 8):
-        levels = _resize(levels, size)
+    if options.size not in (None, 8):
+        levels = _resize(levels, options.size)
     images = torch.from_numpy(levels).unsqueeze(1)
     labels = torch.from_numpy(digits.target.astype(np.int64))
     train, test = train_test_split(

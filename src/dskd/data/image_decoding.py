@@ -1,82 +1,164 @@
-"""Decode image files of any size and mode to uint8 images of one size."""
+"""Decode image files of any format, size and mode to uint8 images of one size."""
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from dskd.data.archives import Files
+from dskd.data.pixels import RGB, NoRangeError, PixelForm, convert, square
 from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
-) | frozenset((".pgm", ".pbm", ".pnm"))
-"""Lower-case suffixes of image files."""
-
-# Pillow detects the format by the content, and some formats (EPS) would start a program.
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_REFUSED = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"))
+"""Formats that start a program or that Pillow only identifies."""
 _CHUNK = 64
 """Files of one task of a thread."""
 _MAX_PIXELS = 2**27
-"""Most pixels that all threads together decode at a time; Pillow allows fewer in one image."""
+"""Most pixels that all threads together decode at a time. A single image may have more."""
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """The formats that are read: all that Pillow and its plug-ins can read safely."""
+    Image.init()
+    return tuple(sorted(Image.OPEN.keys() - _REFUSED))
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The lower-case suffixes of image files."""
+    readable = formats()
+    return frozenset(
+        suffix.lower() for suffix, name in Image.registered_extensions().items() if name in readable
+    )
 
 
 def is_image(name: str) -> bool:
     """Whether a file name has an image suffix; hidden files (``.x.png``) do not count."""
     file = name.rsplit("/", 1)[-1]
-    return not file.startswith(".") and PurePosixPath(file).suffix.lower() in SUFFIXES
+    return not file.startswith(".") and PurePosixPath(file).suffix.lower() in suffixes()
 
 
-def decode(files: Files, names: Sequence[str], size: int | None) -> Tensor:
-    """Decode image files in threads.
+class BadImageError(InputError):
+    """An image file cannot be used. `reason` says why in a few words, for counting."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class Decoded:
+    """What became of the files.
+
+    Attributes:
+        images: uint8, ``[len(good), C, height, width]``.
+        good: The index of each image among the names.
+        bad: The error of each other file, by its index.
+        deepest: The largest value of the images with 16 bits or more; None if there was none.
+    """
+
+    images: Tensor
+    good: list[int]
+    bad: dict[int, BadImageError]
+    deepest: float | None = None
+
+
+def decode(files: Files, names: Sequence[str], size: int | None, form: PixelForm = RGB) -> Tensor:
+    """Decode image files in threads; the first that cannot be used is an error.
 
     Args:
         files: The tree of files.
         names: Names of the image files, at least one.
         size: Height and width of the result, see `square`; None keeps the size of the images,
             which must then all have the same size.
+        form: What pixels become.
 
     Returns:
-        uint8, ``[len(names), 3, height, width]``.
+        uint8, ``[len(names), C, height, width]``.
 
     Raises:
         InputError: An image does not decode or has too many pixels, the images have different
             sizes and ``size`` is None, or the result does not fit into memory.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        first = _read(files, names[0], size)
-        height, width = first.shape[:2]
-        require_memory(
-            len(names) * first.size, f"{len(names)} images of {width}x{height} from {files.root}"
-        )
-        images = np.empty((len(names), 3, height, width), np.uint8)
+    found = decode_all(files, names, size, form)
+    for error in found.bad.values():
+        raise error
+    return found.images
 
-        def fill(index: int) -> None:
-            image = _read(files, names[index], size)
-            if image.shape != first.shape:
-                raise InputError(
-                    f"{files.where(names[0])} is {width}x{height}, but {files.where(names[index])} "
-                    f"is {image.shape[1]}x{image.shape[0]}; give all one size with data.size"
-                )
-            images[index] = image.transpose(2, 0, 1)
 
+def decode_all(
+    files: Files,
+    names: Sequence[str],
+    size: int | None,
+    form: PixelForm = RGB,
+    known: Mapping[int, NDArray[np.uint8]] | None = None,
+) -> Decoded:
+    """Decode image files in threads, and find every file that cannot be used.
+
+    Args:
+        files: The tree of files.
+        names: Names of the image files, at least one.
+        size: See `decode`.
+        form: What pixels become.
+        known: Images ``[C, height, width]`` that were decoded before, by the index of the name.
+
+    Raises:
+        InputError: The images have different sizes and ``size`` is None, or the result does not fit
+            into memory.
+    """
+    known = known or {}
+    depths: list[float] = []
+    bad: dict[int, BadImageError] = {}
+    first = _first(files, names, size, form, bad)
+    if first is None:
+        return Decoded(torch.empty(0, form.channels, 1, 1, dtype=torch.uint8), [], bad)
+    start = len(bad)  # all before it are bad
+    height, width = first.shape[:2]
+    require_memory(
+        len(names) * first.size, f"{len(names)} images of {width}x{height} from {files.root}"
+    )
+    images = np.empty((len(names), form.channels, height, width), np.uint8)
+
+    def fill(index: int) -> None:
+        if index in bad:
+            return
+        if index in known and known[index].shape == images.shape[1:]:
+            images[index] = known[index]
+            return
+        try:
+            image = _read(files, names[index], size, form, depths)
+        except BadImageError as error:
+            bad[index] = error
+            return
+        if image.shape != first.shape:
+            raise InputError(
+                f"{files.where(names[start])} is {width}x{height}, but {files.where(names[index])} "
+                f"is {image.shape[1]}x{image.shape[0]}; give all one size with data.size"
+            )
+        images[index] = image.transpose(2, 0, 1)
+
+    with _pillow_without_limit():
         _in_threads(fill, len(names))
-    return torch.from_numpy(images)
+    good = [index for index in range(len(names)) if index not in bad]
+    whole = torch.from_numpy(images)
+    chosen = whole if len(good) == len(names) else whole[torch.tensor(good)]
+    return Decoded(chosen, good, dict(sorted(bad.items())), max(depths, default=None))
 
 
 def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -105,68 +187,74 @@ def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return resized
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
-    """Crop the largest centred square and resize it to ``size`` pixels.
-
-    Shrinking by a whole factor averages blocks of pixels (Pillow's BOX filter). All other factors
-    use BICUBIC, which in Pillow is antialiased.
-    """
-    if image.size == (size, size):
-        return image
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    whole = side % size == 0
-    return image.resize(
-        (size, size),
-        Image.Resampling.BOX if whole else Image.Resampling.BICUBIC,
-        box=(left, top, left + side, top + side),
-    )
+def _first(
+    files: Files,
+    names: Sequence[str],
+    size: int | None,
+    form: PixelForm,
+    bad: dict[int, BadImageError],
+) -> NDArray[Any] | None:
+    """The first image that decodes, whose shape all others must have; notes those before it."""
+    with _pillow_without_limit():
+        for index, name in enumerate(names):
+            try:
+                return _read(files, name, size, form)
+            except BadImageError as error:
+                bad[index] = error
+    return None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to upright 8-bit RGB.
-
-    The EXIF orientation is applied. Transparent pixels are blended with white. 16-bit gray keeps
-    its upper eight bits; an animation keeps its first frame.
-
-    Raises:
-        ValueError: The mode has no fixed range (32-bit float).
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        levels = np.asarray(image) >> 8  # 16 bits, or 32 bits with a sign
-        np.clip(levels, 0, 255, out=levels)
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("32-bit float images have no fixed range; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _read(files: Files, name: str, size: int | None) -> NDArray[Any]:
-    """Decode one image to uint8, ``[height, width, 3]``."""
-    data = files.read(name)
+def _read(
+    files: Files,
+    name: str,
+    size: int | None,
+    form: PixelForm = RGB,
+    depths: list[float] | None = None,
+) -> NDArray[Any]:
+    """Decode one image to uint8, ``[height, width, C]``."""
+    where = files.where(name)
     try:
-        with (
-            Image.open(io.BytesIO(data), formats=_FORMATS) as image,
-            _BUDGET.reserve(image.width * image.height),
-        ):
-            sample = to_rgb(image)
-            return np.asarray(sample if size is None else square(sample, size))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{files.where(name)} is too large an image: {error}; shrink it or remove it"
-        ) from error
+        data = files.read(name)
+    except InputError as error:
+        raise BadImageError(str(error), "unreadable") from error
+    if not data:
+        raise BadImageError(f"cannot decode {where}: it is empty", "empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
+            pixels = image.width * image.height
+            if pixels > form.max_pixels:
+                raise BadImageError(
+                    f"{where} is too large an image: {pixels:,} pixels, and data.max_pixels is "
+                    f"{form.max_pixels:,}; raise it, shrink the image or remove it",
+                    "too many pixels",
+                )
+            with _BUDGET.reserve(pixels):
+                sample = convert(image, form, depths)
+                array = np.asarray(sample if size is None else square(sample, size))
+    except (InputError, MemoryError):
+        raise
     except Exception as error:  # Pillow raises many types on a damaged file
-        raise InputError(
-            f"cannot decode {files.where(name)}: {type(error).__name__}: {error}; "
-            "replace it or remove it"
+        floats = isinstance(error, NoRangeError)
+        kind = "ValueError" if floats else type(error).__name__
+        raise BadImageError(
+            f"cannot decode {where}: {kind}: {error}; replace it or remove it",
+            "floats without data.value_range" if floats else "damaged",
         ) from error
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+_PILLOW = threading.RLock()
+
+
+@contextmanager
+def _pillow_without_limit() -> Iterator[None]:
+    """Turns Pillow's own limit of pixels off, which is checked before ``max_pixels`` can be."""
+    with _PILLOW:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 class _PixelBudget:

@@ -7,117 +7,153 @@ from pathlib import Path
 
 import torch
 
-from dskd.data.archives import Files, FolderFiles, existing_path
+from dskd.data.archives import FolderFiles, existing_path
 from dskd.data.cache import cached
+from dskd.data.class_folders import EVALUATION, TRAIN, ClassFolders, scan
 from dskd.data.dataset import Dataset, Split, channel_statistics
-from dskd.data.image_decoding import SUFFIXES, decode, is_image
+from dskd.data.decoded_images import DecodedImages
+from dskd.data.image_decoding import decode_all
+from dskd.data.read_options import ReadOptions
+from dskd.data.subset import hold_out
 from dskd.errors import InputError, printable
 
+SHOWN = 5
+"""Names of files that a message lists."""
 
-def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
+
+def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dataset:
     """Load the images in ``root/train/CLASS/`` and ``root/val/CLASS/``.
 
-    The classes are the folders in ``train``, sorted by name. ``val`` is the test split and must
-    have the same classes. Images become upright RGB, see `dskd.data.image_decoding.to_rgb`. Hidden
-    files and folders are ignored; the notes count all other files that are not images.
+    The classes are the folders in ``train``, sorted by name. Images may lie in folders within a
+    class. The evaluation split is called ``val``, ``valid``, ``validation`` or ``test``. If there
+    is a validation and a test folder, the first is the validation split and the second the test
+    split. If there is neither, ``val_fraction`` of the training images become the test split.
+    Images become upright RGB or gray, see `dskd.data.pixels.convert`. Hidden files, and folders
+    that tools leave behind, are ignored; the notes count them, and all other files that are not
+    images.
 
     Args:
         root: The folder; it is only read.
-        size: Height and width of the images, see `dskd.data.image_decoding.square`; None keeps
-            the size of the images, which must then all have the same size.
+        options: How it is read.
         cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:
-        Images ``[N, 3, height, width]``; mean and standard deviation are those of ``train``.
+        Images ``[N, C, height, width]``; mean and standard deviation are those of ``train``.
 
     Raises:
-        InputError: A folder is missing or empty, ``val`` has other classes, an image does not
-            decode, or the images have different sizes and ``size`` is None.
+        InputError: A folder is missing or empty, a split has classes that ``train`` lacks, images
+            cannot be used, or the images have different sizes and ``size`` is None.
     """
     if root is None:
         raise InputError("data.root is missing: the data set 'folder' needs the images' folder")
-    files = FolderFiles(existing_path(root), ("train", "val"), depth=2)
-    return cached("folder", files, size, cache_dir, lambda: _build(files, size))
+    files = FolderFiles(existing_path(root), (TRAIN, *EVALUATION), depth=None)
+    folders = scan(files)
+    held_out = 0.0 if folders.evaluation else options.val_fraction
+    if folders.validation and options.val_fraction:
+        raise InputError(
+            f"{files.where(folders.validation)} is the validation split; drop data.val_fraction"
+        )
+    if not folders.evaluation and not held_out:
+        raise InputError(
+            f"{files.root} has no val/CLASS/ or test/CLASS/; add one, or hold a part of train/ out "
+            "with data.val_fraction=0.2"
+        )
+    key = options.size, options.form, options.skip_bad, held_out
+    return cached("folder", files, key, cache_dir, lambda: _build(folders, options, cache_dir))
 
 
-def _build(files: Files, size: int | None) -> Dataset:
-    classes = _classes(files, "train")
-    _compare(files, classes, _classes(files, "val"))
-    train = _images(files, "train", classes)
-    test = _images(files, "val", classes)
-    images = decode(files, [name for name, _ in train + test], size)
-    labels = torch.tensor([label for _, label in train + test], dtype=torch.int64)
-    cut = len(train)
-    mean, std = channel_statistics(images[:cut])
+def _build(folders: ClassFolders, options: ReadOptions, cache_dir: Path | None) -> Dataset:
+    files = folders.files
+    names = [name for split in folders.images.values() for name, _ in split]
+    kept = DecodedImages(files, (options.size, options.form), cache_dir)
+    found = decode_all(files, names, options.size, options.form, kept.rows(names))
+    skipped = [*folders.bad, *((names[index], error.reason) for index, error in found.bad.items())]
+    if skipped and not options.skip_bad:
+        kept.write([names[index] for index in found.good], found.images)
+        raise _bad(folders, skipped, list(found.bad.values()))
+    kept.remove()
+    splits = _splits(folders, found.good, found.images)
+    train = splits.pop(TRAIN)
+    if len(train) == 0:
+        raise _bad(folders, skipped, list(found.bad.values()))
+    validation = splits.get(folders.validation) if folders.validation else None
+    test = splits[folders.evaluation] if folders.evaluation else None
+    notes = [*folders.notes, *_left_out(skipped), *_shallow(found.deepest)]
+    held_out = test is None
+    if test is None:
+        test, train = hold_out(train, options.val_fraction)
+        notes.append(
+            f"there is no val/ or test/ folder: {len(test)} of the {len(test) + len(train)} "
+            "training images are held out, and the student is tested on them"
+        )
+    mean, std = channel_statistics(train.images)
     return Dataset(
         name="folder",
-        train=Split(images[:cut], labels[:cut]),
-        test=Split(images[cut:], labels[cut:]),
-        classes=tuple(classes),
+        train=train,
+        test=test,
+        validation=validation,
+        classes=tuple(folders.classes),
         mean=mean,
         std=std,
-        notes=_ignored(files),
+        notes=tuple(notes),
+        skipped=tuple(f"{name}: {reason}" for name, reason in skipped),
+        test_is_held_out=held_out,
     )
 
 
-def _classes(files: Files, part: str) -> list[str]:
-    """The class folders in ``train`` or ``val``, sorted."""
-    if f"{part}/" not in files.names:
-        raise InputError(
-            f"{files.where(part)} is missing; data.root must hold train/CLASS/ and val/CLASS/"
+def _splits(folders: ClassFolders, good: Sequence[int], images: torch.Tensor) -> dict[str, Split]:
+    """The splits by folder; ``good`` says which of all names became the ``images``."""
+    everything = [(part, *one) for part, split in folders.images.items() for one in split]
+    chosen = [everything[index] for index in good]
+    splits = {}
+    for part in folders.images:
+        rows = torch.tensor([row for row, one in enumerate(chosen) if one[0] == part]).long()
+        labels = torch.tensor([one[2] for one in chosen if one[0] == part], dtype=torch.int64)
+        splits[part] = Split(
+            images[rows[0] : rows[-1] + 1] if len(rows) else images[:0],  # rows are consecutive
+            labels,
+            tuple(one[1] for one in chosen if one[0] == part),
         )
-    found = []
-    for name in files.names:
-        match name.split("/"):
-            case [top, folder, ""] if top == part and not folder.startswith("."):
-                found.append(folder)
-    if not found:
-        raise InputError(f"{files.where(part)} holds no class folder; make one for each class")
-    return sorted(found)
+    return splits
 
 
-def _compare(files: Files, train: Sequence[str], test: Sequence[str]) -> None:
-    missing, extra = sorted(set(train) - set(test)), sorted(set(test) - set(train))
-    if missing:
-        raise InputError(
-            f"{files.where('val')} lacks the classes {_some(missing)} of train; add their folders"
-        )
-    if extra:
-        raise InputError(
-            f"{files.where('val')} has the classes {_some(extra)}, which train lacks; remove them"
-        )
+def _bad(
+    folders: ClassFolders, bad: Sequence[tuple[str, str]], errors: Sequence[InputError]
+) -> InputError:
+    """The error about images that cannot be used."""
+    if len(bad) == 1 and errors:
+        return InputError(f"{errors[0]}, or leave it out with data.skip_bad=true")
+    return InputError(
+        f"{_counted(bad)} in {folders.files.root}: {_named(bad)}; replace or remove them, or leave "
+        "them out with data.skip_bad=true"
+    )
 
 
-def _images(files: Files, part: str, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """Names and labels of the images in ``train`` or ``val``."""
-    labels = {name: label for label, name in enumerate(classes)}
-    found = []
-    for name in files.names:
-        match name.split("/"):
-            case [top, folder, _] if top == part and folder in labels and is_image(name):
-                found.append((name, labels[folder]))
-    for label in sorted(set(labels.values()) - {label for _, label in found}):
-        raise InputError(
-            f"{files.where(f'{part}/{classes[label]}')} holds no image "
-            f"({', '.join(sorted(SUFFIXES))}); add some, or remove the class from train and val"
-        )
-    return found
+def _left_out(bad: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{_counted(bad)} and left out: {_named(bad)}"] if bad else []
 
 
-def _ignored(files: Files) -> tuple[str, ...]:
-    """A note on files that are neither hidden nor images of a class."""
-    ignored = []
-    for name in files.names:
-        parts = name.rstrip("/").split("/")
-        expected = len(parts) < 3 if name.endswith("/") else len(parts) == 3 and is_image(name)
-        if not expected and not any(part.startswith(".") for part in parts):
-            ignored.append(name)
-    if not ignored:
-        return ()
-    example = printable(ignored[0])
-    return (f"{len(ignored)} files ignored that are no images of a class, such as {example}",)
+def _counted(bad: Sequence[tuple[str, str]]) -> str:
+    """How many files cannot be used, for each reason."""
+    reasons = [reason for _, reason in bad]
+    counts = ", ".join(f"{one}: {reasons.count(one)}" for one in dict.fromkeys(reasons))
+    return (
+        f"{len(bad)} images cannot be used ({counts})"
+        if len(bad) > 1
+        else (f"1 image cannot be used ({reasons[0]})")
+    )
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+def _named(bad: Sequence[tuple[str, str]]) -> str:
+    shown = ", ".join(printable(name) for name, _ in bad[:SHOWN])
+    return shown if len(bad) <= SHOWN else f"{shown} and {len(bad) - SHOWN} more"
+
+
+def _shallow(deepest: float | None) -> list[str]:
+    """A note on 16-bit images that use a small part of the range."""
+    if deepest is None or deepest >= 2**14:
+        return []
+    return [
+        f"the images with 16 bits have values up to {deepest:g} of 65535, and few levels are left "
+        f"of them in 8 bits; set data.value_range=[0,{deepest:g}]"
+    ]

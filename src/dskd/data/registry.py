@@ -7,6 +7,8 @@ from pathlib import Path
 
 from dskd.data.catalog import DATASETS
 from dskd.data.dataset import Dataset
+from dskd.data.pixels import RGB
+from dskd.data.read_options import read_options
 from dskd.data.subset import choose_classes, split_validation, take_fraction
 from dskd.errors import InputError, unknown
 
@@ -14,12 +16,16 @@ from dskd.errors import InputError, unknown
 def load_dataset(
     name: str,
     *,
-    root: Path | None = None,
+    root: str | Path | None = None,
     size: int | None = None,
     classes: int | Sequence[str] | None = None,
     fraction: float = 1.0,
     val_fraction: float = 0.0,
-    cache_dir: Path | None = None,
+    channels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
+    skip_bad: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> Dataset:
     """Load a data set into memory, or a part of it.
 
@@ -35,6 +41,11 @@ def load_dataset(
         fraction: Fraction of the training images to select, above 0 and at most 1.
         val_fraction: Fraction of the training images for the validation split, at least 0 and
             below 1.
+        channels: 3 for RGB or 1 for gray; for the data set ``folder``, as are the next three. None
+            means RGB.
+        value_range: Lowest and highest value of a pixel, which become 0 and 255.
+        max_pixels: Most pixels of an image file; None for `dskd.data.pixels.MAX_PIXELS`.
+        skip_bad: Leave out image files that cannot be used, and list them.
         cache_dir: Folder for downloads and decoded images; None takes ``DSKD_CACHE``, else the
             user's cache folder.
 
@@ -48,10 +59,16 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    if size is not None and size < 1:
-        raise InputError(f"data.size must be at least 1, got {size}")
+    options = read_options(size, val_fraction, channels, value_range, max_pixels, skip_bad)
+    entry = DATASETS[name]
+    if not entry.own_images and (options.form != RGB or skip_bad or channels or max_pixels):
+        raise InputError(
+            f"data.channels, value_range, max_pixels and skip_bad are for your own images, and "
+            f"{name} has a fixed format; drop them"
+        )
+    places = [None if path is None else Path(path) for path in (root, cache_dir)]
     try:
-        dataset = DATASETS[name].load_function()(root, size, cache_dir)
+        dataset = entry.load_function()(places[0], options, places[1])
     except OSError as error:
         raise InputError(f"cannot read {name}: {error}; check data.root") from error
     return take_part(dataset, classes, fraction, val_fraction)
@@ -73,4 +90,6 @@ def take_part(
     """
     if classes is not None:
         dataset = choose_classes(dataset, classes)
-    return take_fraction(split_validation(dataset, val_fraction), fraction)
+    if not dataset.test_is_held_out:
+        dataset = split_validation(dataset, val_fraction)
+    return take_fraction(dataset, fraction)

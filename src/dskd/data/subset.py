@@ -45,7 +45,8 @@ def choose_classes(dataset: Dataset, classes: int | Sequence[str]) -> Dataset:
     def narrow(split: Split) -> Split:
         labels = new_labels[split.labels]
         indices = torch.nonzero(labels >= 0).flatten()
-        return Split(split.images[indices], labels[indices])
+        chosen = split.take(indices)
+        return Split(chosen.images, labels[indices], chosen.names)
 
     return replace(
         dataset,
@@ -72,17 +73,31 @@ def split_validation(dataset: Dataset, val_fraction: float) -> Dataset:
         raise InputError(f"data.val_fraction must be at least 0 and below 1, got {val_fraction}")
     if val_fraction == 0:
         return dataset
+    validation, train = hold_out(dataset.train, val_fraction)
+    return replace(dataset, train=train, validation=validation)
+
+
+def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
+    """Hold out a fraction of each class, rounded to whole images; one image of each stays at least.
+
+    Args:
+        split: The training images.
+        fraction: The fraction, ``data.val_fraction``.
+
+    Returns:
+        The images that are held out, and the rest.
+
+    Raises:
+        InputError: No image is held out.
+    """
     held_out, rest = _divide(
-        dataset.train.labels,
-        lambda count: min(_round(count * val_fraction), count - 1),
-        _VALIDATION_SEED,
+        split.labels, lambda count: min(_round(count * fraction), count - 1), _VALIDATION_SEED
     )
     if len(held_out) == 0:
         raise InputError(
-            f"data.val_fraction {val_fraction} holds out no image of {len(dataset.train)}; "
-            "give a larger one"
+            f"data.val_fraction {fraction} holds out no image of {len(split)}; give a larger one"
         )
-    return replace(dataset, train=dataset.train.take(rest), validation=dataset.train.take(held_out))
+    return split.take(held_out), split.take(rest)
 
 
 def take_fraction(dataset: Dataset, fraction: float) -> Dataset:

@@ -16,6 +16,7 @@ from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, distinct_names
 from dskd.data.download import download
 from dskd.data.image_decoding import decode, is_image
+from dskd.data.read_options import ReadOptions
 from dskd.errors import InputError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -30,7 +31,7 @@ _ANNOTATIONS = "val/val_annotations.txt"
 _SIDE = 64
 
 
-def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset:
+def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dataset:
     """Load Tiny ImageNet: 200 classes with 500 training and 50 test images each, 64x64.
 
     The classes are those of ``wnids.txt`` (which may list fewer), sorted by WordNet id. The name
@@ -40,7 +41,8 @@ def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset
     Args:
         root: The published folder or zip archive, or the folder that contains it; it is only read.
             None downloads the archive into the cache folder.
-        size: Height and width to resize to, see `dskd.data.image_decoding.square`; None means 64.
+        options: Its size is the height and width to resize to, see `dskd.data.pixels.square`; None
+            means 64.
         cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
 
     Returns:
@@ -50,7 +52,7 @@ def load(root: Path | None, size: int | None, cache_dir: Path | None) -> Dataset
         InputError: A file is missing, damaged or differs in format from the published one.
     """
     files = _find(root, cache_dir)
-    side = size or _SIDE
+    side = options.size or _SIDE
     return cached("tiny_imagenet", files, side, cache_dir, lambda: _build(files, side))
 
 

@@ -65,8 +65,9 @@ def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
         InputError: It cannot be read, or a setting does not apply to images in memory.
     """
     if given is not None:
-        for key in ("root", "size", "cache_dir"):
-            if getattr(settings, key) is not None:
+        of_files = "root", "size", "cache_dir", "channels", "value_range", "max_pixels", "skip_bad"
+        for key in of_files:
+            if getattr(settings, key) not in (None, False):
                 raise InputError(f"data.{key} does not apply to images given in Python; drop it")
         return take_part(given, settings.classes, settings.fraction, settings.val_fraction)
     if settings.name.startswith("<"):

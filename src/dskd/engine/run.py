@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from dskd.config.schema import Recipe
+from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import UserObjects, build_run, build_teacher_outputs, load_data
 from dskd.engine.finish import finish
@@ -16,9 +17,11 @@ from dskd.engine.preflight import check_processes
 from dskd.engine.prepare import Prepared, label_method, prepare, trains_teacher
 from dskd.engine.result import Result
 from dskd.engine.train_teacher import get_teacher
+from dskd.errors import printable
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import HELD_OUT_IMAGES, SKIPPED_IMAGES
 
 log = logging.getLogger("dskd")
 
@@ -100,6 +103,7 @@ def _train(prepared: Prepared, data: DataLoaders, directory: RunDirectory, resum
     continues = resume and directory.begun
     if not continues:
         directory.start(recipe.plain(), devices.environment(device))
+    _list_images(data.data, directory)
     teacher = get_teacher(prepared, data, directory.path / "teacher", resume)
     outputs = build_teacher_outputs(recipe, data.train, teacher, prepared.needs)
     outputs.open()
@@ -109,3 +113,13 @@ def _train(prepared: Prepared, data: DataLoaders, directory: RunDirectory, resum
         directory.start(recipe.plain(), devices.environment(device))
     run.train()
     return finish(run)
+
+
+def _list_images(data: Dataset, directory: RunDirectory) -> None:
+    """Writes which image files were left out and which were held out."""
+    held_out = data.test if data.test_is_held_out else data.validation
+    listed = held_out.names if held_out is not None else ()
+    for name, lines in ((SKIPPED_IMAGES, data.skipped), (HELD_OUT_IMAGES, listed)):
+        if lines:
+            text = "".join(f"{printable(line)}\n" for line in lines)
+            directory.write_bytes(name, text.encode())

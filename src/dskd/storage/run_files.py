@@ -14,6 +14,8 @@ NONFINITE = "nonfinite.json"
 """Describes the step in which NaN or Inf ended the run; see `dskd.errors.NonFiniteError`."""
 FAILED = "failed.txt"
 """Written by a comparison: why this run has no result."""
+SKIPPED_IMAGES, HELD_OUT_IMAGES = "skipped_images.txt", "held_out_images.txt"
+"""Image files that were left out, each with the reason, and those that were held out."""
 CHECKPOINTS, TENSORBOARD, TEACHER = "checkpoints", "tensorboard", "teacher"
 """Folders. ``teacher`` is the run of a teacher that this run trains first."""
 
@@ -24,6 +26,8 @@ FILES = (
     METRICS,
     NONFINITE,
     FAILED,
+    SKIPPED_IMAGES,
+    HELD_OUT_IMAGES,
     "student.onnx",
     "student_best.onnx",
 )

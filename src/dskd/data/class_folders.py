@@ -1,0 +1,215 @@
+"""Find the images of each class in a folder. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dskd.data.archives import FolderFiles
+from dskd.data.image_decoding import is_image
+from dskd.errors import InputError, printable
+
+TRAIN = "train"
+VALIDATION = ("val", "valid", "validation")
+TEST = "test"
+EVALUATION = (*VALIDATION, TEST)
+TOOLS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
+"""Folders that tools leave behind."""
+TOOL_FILES = frozenset(("thumbs.db", "desktop.ini"))
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """The images of an image folder.
+
+    Attributes:
+        files: The files of the folder.
+        classes: The class folders in ``train``, sorted.
+        images: Names and labels of the images of each split, by the name of its folder.
+        validation: The folder of the validation split, if there is a test folder too.
+        evaluation: The folder of the test split; empty if there is ``train`` alone.
+        bad: Images that cannot be read, each with the reason.
+        notes: Lines about what is ignored or unusual.
+    """
+
+    files: FolderFiles
+    classes: list[str]
+    images: dict[str, list[tuple[str, int]]]
+    validation: str
+    evaluation: str
+    bad: list[tuple[str, str]]
+    notes: list[str]
+
+
+def scan(files: FolderFiles) -> ClassFolders:
+    """Find the splits, the classes and the images.
+
+    Args:
+        files: The files of the folder, at any depth.
+
+    Raises:
+        InputError: ``train`` is missing or empty, a class of it has no image, two folders could be
+            the validation split, or a split has classes that ``train`` lacks.
+    """
+    parts = _parts(files)
+    classes = _class_folders(files, TRAIN)
+    if TRAIN not in parts or not classes:
+        what = "is missing" if TRAIN not in parts else "holds no class folder"
+        raise InputError(
+            f"{files.where(TRAIN)} {what}; data.root must hold a folder for each class in train/ "
+            "and in val/, as in train/CLASS/ and val/CLASS/"
+        )
+    validation, evaluation = _evaluation(files, parts)
+    labels = {name: label for label, name in enumerate(classes)}
+    images: dict[str, list[tuple[str, int]]] = {}
+    bad: list[tuple[str, str]] = []
+    notes = _ignored(files) + _alike(classes)
+    for part in filter(None, (validation, evaluation)):
+        notes += _compare(files, part, classes, _class_folders(files, part))
+    for part in filter(None, (TRAIN, validation, evaluation)):
+        images[part] = _images(files, part, labels, bad)
+        present = {label for _, label in images[part]}
+        there = set(_class_folders(files, part))
+        empty = [name for name in classes if name in there and labels[name] not in present]
+        if empty and part == TRAIN:
+            raise InputError(
+                f"{files.where(f'{TRAIN}/{empty[0]}')} holds no image, such as a .jpg file; "
+                "add some, or remove the folder"
+            )
+        if empty:
+            notes.append(f"{part} has no image of {_some(empty)}: trained, and never tested")
+        if not images[part]:
+            raise InputError(f"{files.where(part)} holds no image of any class; add some")
+    return ClassFolders(files, classes, images, validation, evaluation, bad, notes)
+
+
+def _parts(files: FolderFiles) -> set[str]:
+    """The folders right below the root."""
+    return {name[:-1] for name in files.names if name.count("/") == 1 and name.endswith("/")}
+
+
+def _evaluation(files: FolderFiles, parts: set[str]) -> tuple[str, str]:
+    """The folders of the validation split and of the test split, each perhaps empty."""
+    found = [name for name in VALIDATION if name in parts]
+    if len(found) > 1:
+        raise InputError(
+            f"{files.root} has {' and '.join(f'{name}/' for name in found)}, and one validation "
+            "split is needed; rename or remove the others"
+        )
+    (validation,) = found or [""]
+    return (validation, TEST) if TEST in parts else ("", validation)
+
+
+def _class_folders(files: FolderFiles, part: str) -> list[str]:
+    """The class folders of a split, sorted."""
+    found = []
+    for name in files.names:
+        match name.split("/"):
+            case [top, folder, ""] if top == part and not _is_tool(folder):
+                found.append(folder)
+    return sorted(found)
+
+
+def _images(
+    files: FolderFiles, part: str, labels: dict[str, int], bad: list[tuple[str, str]]
+) -> list[tuple[str, int]]:
+    """Names and labels of the images of a split; those that cannot be read go to ``bad``."""
+    found = []
+    for name in files.names:
+        if not name.startswith(f"{part}/") or not is_image(name):
+            continue
+        folders = name.split("/")[1:-1]
+        if not folders or folders[0] not in labels:
+            continue
+        if any(_is_tool(folder) for folder in folders):
+            continue
+        reason = files.unreadable.get(name) or ("" if files.size_of(name) else "empty")
+        if reason:
+            bad.append((name, reason))
+        else:
+            found.append((name, labels[folders[0]]))
+    return found
+
+
+def _is_tool(name: str) -> bool:
+    """Whether a file or folder is hidden or was left behind by a tool."""
+    return name.startswith(".") or name in TOOLS or name.lower() in TOOL_FILES
+
+
+def _compare(
+    files: FolderFiles, part: str, train: Sequence[str], other: Sequence[str]
+) -> list[str]:
+    """Refuses classes that train lacks, and notes those that the other split lacks."""
+    missing, extra = sorted(set(train) - set(other)), sorted(set(other) - set(train))
+    for one in extra:
+        for twin in train:
+            if _plain(one) == _plain(twin):
+                raise InputError(
+                    f"{files.where(part)} has the class {_quoted(one)} where train has "
+                    f"{_quoted(twin)}: they differ only in {_difference(one, twin)}; rename one"
+                )
+    if extra:
+        raise InputError(
+            f"{files.where(part)} has the classes {_some(extra)}, which train lacks; remove them, "
+            "or add them to train"
+        )
+    return [f"{part} lacks the classes {_some(missing)}: trained, and never tested"] * bool(missing)
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Notes on classes whose names differ only in form."""
+    first: dict[str, str] = {}
+    notes = []
+    for name in classes:
+        twin = first.setdefault(_plain(name), name)
+        if twin != name:
+            notes.append(
+                f"the classes {_quoted(twin)} and {_quoted(name)} differ only in "
+                f"{_difference(twin, name)}; they count as two"
+            )
+    return notes
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def _difference(one: str, other: str) -> str:
+    if unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other):
+        return "their Unicode form"
+    if one.strip() == other.strip():
+        return "spaces at an end"
+    return "upper and lower case" if one.casefold() == other.casefold() else "case, form or spaces"
+
+
+def _quoted(name: str) -> str:
+    return ascii(name) if name != unicodedata.normalize("NFC", name) else repr(printable(name))
+
+
+def _ignored(files: FolderFiles) -> list[str]:
+    """Notes on files that are no images of a class, and on folders of tools."""
+    strange, tools = [], Counter[str]()
+    for name in files.names:
+        parts = name.rstrip("/").split("/")
+        tool = next((part for part in parts if _is_tool(part)), None)
+        if tool is not None:
+            tools[tool] += not name.endswith("/")
+        elif not name.endswith("/") and not (len(parts) > 2 and is_image(name)):
+            strange.append(name)
+    notes = []
+    if strange:
+        count = f"{len(strange)} files" if len(strange) > 1 else "1 file"
+        example = printable(strange[0])
+        notes.append(f"{count} ignored, because they are no images of a class, such as {example}")
+    named = [f"{printable(name)} ({count} files)" for name, count in tools.items() if name in TOOLS]
+    if named:
+        notes.append(f"ignored: {', '.join(named)}")
+    return notes
+
+
+def _some(names: Sequence[str] | Iterable[str]) -> str:
+    names = list(map(printable, names))
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,0 +1,58 @@
+"""Images that were decoded before bad files ended an attempt; the next one takes them over."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dskd.data.archives import FolderFiles
+from dskd.data.cache import place_of
+from dskd.data.download import cache_folder
+from dskd.storage.atomic import part_for
+
+
+class DecodedImages:
+    """The decoded images of an attempt that failed, by name, size and times of each file.
+
+    Args:
+        files: The source files.
+        key: What the images depend on besides the files.
+        cache: The cache folder.
+    """
+
+    def __init__(self, files: FolderFiles, key: object, cache: Path | None) -> None:
+        self.files = files
+        self.path = cache_folder(cache) / f"unfinished-{place_of(files, key)}.safetensors"
+
+    def rows(self, names: Sequence[str]) -> dict[int, NDArray[np.uint8]]:
+        """The images that are there and whose files have not changed, by the index of the name."""
+        try:
+            with safe_open(self.path, framework="np") as file:
+                stamps = json.loads(file.metadata()["stamps"])
+                images = file.get_tensor("images")
+        except Exception:  # missing or damaged: all is decoded again
+            return {}
+        row_of = {(name, stamp): row for row, (name, stamp) in enumerate(stamps)}
+        wanted = ((index, (name, self.files.stamp_of(name))) for index, name in enumerate(names))
+        return {index: images[row_of[key]] for index, key in wanted if key in row_of}
+
+    def write(self, names: Sequence[str], images: Tensor) -> None:
+        """Writes images. Nothing happens if the disk does not take them."""
+        stamps = [(name, self.files.stamp_of(name)) for name in names]
+        with contextlib.suppress(Exception):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with part_for(self.path) as part:
+                save_file({"images": images}, part, {"stamps": json.dumps(stamps)})
+
+    def remove(self) -> None:
+        """Removes the file, if there is one."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()

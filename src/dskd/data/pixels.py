@@ -1,0 +1,136 @@
+"""What the pixels of an image become: upright, 8 bits, RGB or gray, and of one size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import ExifTags, Image
+
+MAX_PIXELS = 89_478_485
+"""Most pixels of an image, if no other number is set: Pillow's own limit."""
+
+
+@dataclass(frozen=True)
+class PixelForm:
+    """What pixels become.
+
+    Attributes:
+        channels: 3 for RGB, 1 for gray.
+        value_range: The values that become 0 and 255; None for those of the file's type.
+        max_pixels: Most pixels of an image.
+    """
+
+    channels: int = 3
+    value_range: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
+
+
+RGB = PixelForm()
+
+
+class NoRangeError(ValueError):
+    """An image has floats, and nothing says which of them are black and white."""
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Crop the largest centred square and resize it to ``size`` pixels.
+
+    Shrinking by a whole factor averages blocks of pixels (Pillow's BOX filter). All other factors
+    use BICUBIC, which in Pillow is antialiased.
+    """
+    if image.size == (size, size):
+        return image
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    whole = side % size == 0
+    return image.resize(
+        (size, size),
+        Image.Resampling.BOX if whole else Image.Resampling.BICUBIC,
+        box=(left, top, left + side, top + side),
+    )
+
+
+def convert(
+    image: Image.Image, form: PixelForm = RGB, depths: list[float] | None = None
+) -> Image.Image:
+    """Convert an image of any mode to upright 8-bit RGB or gray.
+
+    The EXIF orientation is applied; no other EXIF tag is read. Transparent pixels are blended with
+    white. 16-bit gray keeps its upper eight bits, unless ``form`` has a range of values; an
+    animation keeps its first frame.
+
+    Args:
+        image: The image.
+        form: What pixels become.
+        depths: Gets the largest value of an image with more than 8 bits.
+
+    Raises:
+        NoRangeError: The mode has no fixed range (32-bit float), and ``form`` has none either.
+    """
+    image = _upright(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bits(image, form.value_range, depths)
+    elif image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        image = _stretched(image, form.value_range)
+    else:
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        image = _stretched(image, form.value_range)
+    mode = "RGB" if form.channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How an image with an EXIF orientation is turned upright."""
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation wants it. EXIF data that cannot be read has none."""
+    image.load()  # which turns a TIFF by itself
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation) or 0)
+    except Exception:  # damaged EXIF data raise many types
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_8_bits(
+    image: Image.Image, value_range: tuple[float, float] | None, depths: list[float] | None
+) -> Image.Image:
+    """Gray with 8 bits, from 16 or 32 bits or from floats."""
+    values = np.asarray(image)
+    if value_range is None:
+        if image.mode == "F":
+            raise NoRangeError(
+                "32-bit float images have no fixed range; save it with 8 or 16 bits, or set "
+                "data.value_range"
+            )
+        if depths is not None:
+            depths.append(float(values.max()))
+        levels = values >> 8  # 16 bits, or 32 bits with a sign
+        np.clip(levels, 0, 255, out=levels)
+        return Image.fromarray(levels.astype(np.uint8))
+    low, high = value_range
+    spread = (values.astype(np.float64) - low) * (255 / (high - low))
+    return Image.fromarray(np.nan_to_num(np.clip(spread, 0, 255)).round().astype(np.uint8))
+
+
+def _stretched(image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
+    """An image with 8 bits, with its values from ``value_range`` spread to 0 to 255."""
+    if value_range is None:
+        return image
+    low, high = value_range
+    table = [round(min(255.0, max(0.0, (v - low) * 255 / (high - low)))) for v in range(256)]
+    return image.point(table * len(image.getbands()))
