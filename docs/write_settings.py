@@ -21,6 +21,24 @@ These are all keys of a recipe, with their defaults and meanings. The command li
 `key=value`. In Python, a section is a mapping, as in `train={"epochs": 10}`. An unknown key or a
 value out of range is refused before any work starts.
 
+On the command line, the setting decides how its value is read:
+
+- **Text and paths** are taken as they stand, with `#`, `: `, quotes and spaces: `out=2024-11-28`,
+  or `'out=run #1'` in the quotes of the shell.
+- **Numbers** are decimal: `train.lr=1e-2`; `seed=007` is 7.
+- **True and false** are also `on`, `off`, `yes`, `no`, `1` and `0`.
+- **Lists** stand in brackets: `student.stages=[layer1, layer2]`. Their parts are read in the same
+  way. Put a part with a comma, ` #` or `: ` in quotes: `data.classes=[007, 'a, b']`.
+- **Mappings**, and options of any type, are YAML: `student.options={drop_rate: 0.1}`.
+
+`null` is None where a setting may be None; a file of that name is `./null`. An empty value is
+refused. `~` at the start of a path is the home folder, on the command line, in files and in Python.
+`dskd compare` reads the settings in `dskd:beta=3` in the same way.
+
+In a recipe file, YAML's rules hold: what follows ` #` is a comment. Some text is read differently
+by versions of YAML: `on`, `no`, `007`, `1e-3`, `1:30`, `2024-11-28`. It stays this text where text
+is needed, and is refused in options of any type unless it is in quotes.
+
 `python docs/write_settings.py` writes this page from the code, and a test compares them.
 """
 _METHOD = """## method

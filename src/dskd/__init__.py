@@ -15,9 +15,9 @@ from dskd.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does the same
     from dskd import losses
-    from dskd.api import compare_methods, distill, train
+    from dskd.api import compare_methods, distill, export, predict, train
     from dskd.data import Dataset, Split, load_dataset
-    from dskd.deploy.student import evaluate, load_deployed, predict
+    from dskd.deploy.student import evaluate, load_deployed
     from dskd.engine.result import Result
     from dskd.models.factory import load_model
 
@@ -32,6 +32,7 @@ __all__ = [
     "compare_methods",
     "distill",
     "evaluate",
+    "export",
     "load_dataset",
     "load_deployed",
     "load_model",
@@ -47,10 +48,11 @@ _MODULES = {
     "compare_methods": "dskd.api",
     "distill": "dskd.api",
     "evaluate": "dskd.deploy.student",
+    "export": "dskd.api",
     "load_dataset": "dskd.data",
     "load_deployed": "dskd.deploy.student",
     "load_model": "dskd.models.factory",
-    "predict": "dskd.deploy.student",
+    "predict": "dskd.api",
     "train": "dskd.api",
 }
 """The module of each name that is imported on first use."""

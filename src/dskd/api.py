@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from dskd.compare.grid import plan
 from dskd.compare.progress import live_table
@@ -20,10 +20,14 @@ from dskd.compare.variants import Weights
 from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
+from dskd.deploy.onnx import export_onnx
+from dskd.deploy.student import DeployedStudent, Which, load_deployed
+from dskd.deploy.student import predict as predict_deployed
 from dskd.engine import run
 from dskd.engine.build import UserObjects, name_of
 from dskd.engine.result import Result
-from dskd.errors import InputError
+from dskd.errors import InputError, unknown
+from dskd.storage.paths import as_path
 
 Section = Mapping[str, Any]
 """Settings of a section of a recipe, as in ``{"epochs": 10}``."""
@@ -170,11 +174,75 @@ def compare_methods(
         student, teacher, data, {"name": "ce"}, train, seed, None, allow_code
     )
     assert recipe.out is not None, "a resolved recipe has its folder"
-    path = Path(out) if out is not None else Path("runs/compare") / recipe.out.parent.name
+    path = as_path(out, "out") if out is not None else Path("runs/compare") / recipe.out.parent.name
     grid = plan(recipe, methods, path, seeds=seeds, weights=weights, share_teacher=share_teacher)
     with live_table(grid) as callback:
         comparison = run_grid(grid, callback, objects)
     return summarize(comparison.variants, comparison.test_images)
+
+
+def predict(
+    run: str | Path | DeployedStudent,
+    images: Sequence[str | Path],
+    which: Which = "last",
+    *,
+    student: nn.Module | None = None,
+    allow_code: bool = False,
+) -> Tensor:
+    """Predicts the probability of each class for image files with the student of a run.
+
+    Args:
+        run: Folder of the run, or a student that `dskd.load_deployed` returned.
+        images: Paths of the files, of any size.
+        which: Use the weights of the ``last`` or of the ``best`` epoch.
+        student: The module, if it was given in Python.
+        allow_code: Allow models given as ``package.module:function``.
+
+    Returns:
+        float32, ``[N, K]``.
+
+    Raises:
+        InputError: There is no finished run, or a file is missing or does not decode.
+    """
+    if not isinstance(run, DeployedStudent):
+        run = load_deployed(run, which, student=student, allow_code=allow_code)
+    return predict_deployed(run, images)
+
+
+def export(
+    run: str | Path,
+    output: str | Path | None = None,
+    which: Which = "last",
+    *,
+    format: str = "onnx",
+    student: nn.Module | None = None,
+    allow_code: bool = False,
+) -> Path:
+    """Exports the student of a run to ONNX, for other programs to run.
+
+    The graph takes ``images``, float32 ``[N, C, H, W]`` from 0 to 1, and returns ``logits``.
+
+    Args:
+        run: Folder of the run.
+        output: File to write; by default ``student.onnx`` or ``student_best.onnx`` in the run.
+        which: Export the weights of the ``last`` or of the ``best`` epoch.
+        format: ``onnx``.
+        student: The module, if it was given in Python.
+        allow_code: Allow models given as ``package.module:function``.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: There is no finished run, or its student cannot be exported.
+    """
+    if format != "onnx":
+        raise unknown("format", format, ["onnx"])
+    deployed = load_deployed(run, which, student=student, allow_code=allow_code)
+    name = "student_best.onnx" if which == "best" else "student.onnx"
+    path = as_path(output, "output") if output is not None else as_path(run, "run") / name
+    export_onnx(deployed, path)
+    return path
 
 
 def _resolved(

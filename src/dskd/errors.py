@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import shlex
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import date
 from typing import Any
 
@@ -58,26 +61,79 @@ class Stopped(BaseException):
 
     Attributes:
         signal: Number of the signal. The command line exits with 128 plus this number.
-        message: What the command line prints.
+        message: What the command line prints: what is saved, and how to go on.
     """
-
-    message = "stopped; the state is saved, go on with --resume"
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.signal = number
+        self.message = self._message()
+
+    def _message(self) -> str:
+        return f"stopped; the state is saved, go on with {option('resume')}"
 
 
 class Quit(Stopped):
     """A second signal stopped the run at once. Only the checkpoints written before are saved."""
 
-    message = "stopped at once; what was saved before is intact"
+    def _message(self) -> str:
+        return "stopped at once; what was saved before is intact"
 
 
 class Unsaved(Stopped):
     """A signal stopped the run before its first step, when there was no state to save."""
 
-    message = "stopped before the first step; with --resume the run starts anew"
+    def _message(self) -> str:
+        return f"stopped before the first step; with {option('resume')} the run starts anew"
+
+
+_commands: ContextVar[bool] = ContextVar("commands", default=False)
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """Has messages speak of commands and their options within the block, not of Python calls."""
+    token = _commands.set(True)
+    try:
+        yield
+    finally:
+        _commands.reset(token)
+
+
+def option(name: str, value: str = "True") -> str:
+    """An option as the user gives it. Every message that names one takes it from here.
+
+    Args:
+        name: The keyword argument of the Python function.
+        value: An example of its value.
+
+    Example:
+        >>> option("resume"), option("root", "FOLDER")
+        ('resume=True', 'root=FOLDER')
+        >>> with on_command_line():
+        ...     print(option("resume"), option("root", "FOLDER"))
+        --resume --root FOLDER
+    """
+    if not _commands.get():
+        return f"{name}={value}"
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value == "True" else f"{flag} {value}"
+
+
+def call(name: str, *arguments: object) -> str:
+    """A command, or the Python function of the same name.
+
+    Example:
+        >>> call("evaluate", "runs/a")
+        "dskd.evaluate('runs/a')"
+        >>> with on_command_line():
+        ...     print(call("evaluate", "runs/a"))
+        `dskd evaluate runs/a`
+    """
+    texts = [str(argument) for argument in arguments]
+    if _commands.get():
+        return f"`{shlex.join(['dskd', name, *texts])}`"
+    return f"dskd.{name}({', '.join(map(repr, texts))})"
 
 
 def printable(text: str) -> str:

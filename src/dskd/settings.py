@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
@@ -37,13 +38,22 @@ def _not_boolean(value: Any) -> Any:
     return value
 
 
-def _path(value: Any) -> Any:
+def expand_path(value: Any) -> Any:
+    """A user's text or path as a path, with ``~`` for the home folder; else the value itself.
+
+    Raises:
+        ValueError: It is no path.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise ValueError("a path is needed")
     try:
-        return Path(value).expanduser() if isinstance(value, str | Path) else value
+        return Path(value).expanduser() if isinstance(value, str) else value
     except RuntimeError:
-        raise ValueError("that user has no home folder") from None
+        raise ValueError(
+            "that user has no home folder; write the whole path, or ./~ for a file of that name"
+        ) from None
 
 
 _number = BeforeValidator(_not_boolean)
@@ -72,7 +82,7 @@ Percent = Annotated[float, _number, Field(ge=0, le=100)]
 """A number from 0 to 100."""
 Seed = Annotated[int, _number, Field(ge=0, lt=2**63)]
 """A seed of a random generator: a whole number of 0 or more."""
-PathSetting = Annotated[Path, BeforeValidator(_path)]
+PathSetting = Annotated[Path, BeforeValidator(expand_path)]
 """A path of a file or folder; ``~`` is the home folder."""
 
 # Choices. They stand here so that a recipe can be read without importing torch.
@@ -154,7 +164,7 @@ def _in_one_line(error: ErrorDetails, where: str, known: list[str]) -> InputErro
         close = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
         fix = f"; did you mean {close[0]!r}?" if close else ""
     if kind in ("string_type", "path_type") and type(given) in (int, float):
-        fix = f"; put it in quotes if that is its name, as in '{key}=\"{brief(given)}\"'"
+        fix = f"; put it in quotes if that is its name, as in {key.rpartition('.')[2]}: '{given}'"
     return InputError(f"{key}: {message[:1].lower()}{message[1:]}, got {brief(given)}{fix}")
 
 

@@ -12,7 +12,7 @@ from dskd.storage.run_files import LAST
 
 
 def test_out_belongs_to_the_comparison(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="give its folder with --out"):
+    with pytest.raises(InputError, match="give its folder with out=FOLDER"):
         load_plan("digits", [f"out={tmp_path}"], ["kd"], None, seeds=1)
 
 

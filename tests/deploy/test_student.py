@@ -186,7 +186,7 @@ def test_a_function_of_one_s_own_runs_only_where_that_is_allowed(
         out=out,
         allow_code=True,
     )
-    with pytest.raises(InputError, match="--allow-code"):
+    with pytest.raises(InputError, match="allow_code=True"):
         dskd.load_deployed(out)
     assert dskd.load_deployed(out, allow_code=True).name == "mine_for_deployed:make"
 

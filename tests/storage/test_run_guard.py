@@ -68,7 +68,7 @@ def test_a_run_does_not_overwrite_files_that_it_reads(tmp_path: Path) -> None:
         {"teacher": {"name": "resnet14", "checkpoint": inside}},
         {"teacher": None, "data": {"name": "folder", "root": str(tmp_path / "images")}},
     ):
-        with pytest.raises(InputError, match="--overwrite would empty"):
+        with pytest.raises(InputError, match="overwrite=True would empty"):
             directory.check(RECIPE | changed, resume=False, overwrite=True)
 
 

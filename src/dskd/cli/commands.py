@@ -17,14 +17,27 @@ from dskd.cli import console, listing
 from dskd.cli.exit_codes import exit_code, open_streams, say
 from dskd.compare.variants import Weights
 from dskd.config import recipe
-from dskd.errors import Stopped
+from dskd.errors import Stopped, on_command_line
 from dskd.runtime import launch
+from dskd.storage.paths import as_path
 from dskd.version import __version__
 
 if TYPE_CHECKING:
     from dskd.engine.result import Result
 
-_PATH = click.Path(path_type=Path)
+
+class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+    """A path; ``~`` is the home folder, as in a recipe."""
+
+    name = "path"
+
+    def convert(
+        self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        return as_path(value, (param.name if param else None) or "path")
+
+
+_PATH = _PathType()
 _RECIPE = click.argument("recipe_name", metavar="RECIPE")
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
@@ -40,6 +53,7 @@ _RUN = click.argument("run_path", metavar="RUN", type=_PATH)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Make a vision model small: knowledge distillation with deep supervision."""
+    context.with_resource(on_command_line())
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

@@ -11,8 +11,9 @@ from dskd.deploy.student import evaluate
 from dskd.engine import run
 from dskd.engine.prepare import teacher_recipe
 from dskd.engine.result import Result
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.runtime import distributed
+from dskd.storage.atomic import check_writable
 from dskd.storage.run_files import LAST
 
 log = logging.getLogger("dskd")
@@ -40,8 +41,11 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
     """
     distributed.require_single_process("the demo")
     if out.name in ("", ".."):
-        raise InputError(f"the demo makes a folder of its own; name it, as in --out {out / 'demo'}")
+        raise InputError(
+            f"the demo makes a folder of its own; name it, as in {option('out', str(out / 'demo'))}"
+        )
     out = _free(out)
+    check_writable(out, option("out", "FOLDER"))
     plan = recipe.load("digits", overrides)
     if plan.teacher is None:
         raise InputError("the demo needs a teacher; set teacher.name")

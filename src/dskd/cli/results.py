@@ -31,10 +31,10 @@ def prediction_rows(student: DeployedStudent, images: Sequence[Path], top: int) 
 
 def evaluation_rows(evaluation: EvaluationResult) -> list[list[str]]:
     """Accuracy on the test split."""
-    return [
-        ["test accuracy, %", f"{evaluation.accuracy:.2f}"],
-        ["test top-5 accuracy, %", f"{evaluation.accuracy_top5:.2f}"],
-    ]
+    rows = [["test accuracy, %", f"{evaluation.accuracy:.2f}"]]
+    if evaluation.accuracy_top5 is not None:
+        rows.append(["test top-5 accuracy, %", f"{evaluation.accuracy_top5:.2f}"])
+    return rows
 
 
 def result_rows(result: Result) -> list[list[str]]:
@@ -44,9 +44,10 @@ def result_rows(result: Result) -> list[list[str]]:
         ["method", result.method],
         ["parameters", f"{result.parameters:,}"],
         ["test accuracy, last epoch, %", f"{result.test_accuracy:.2f}"],
-        ["test top-5 accuracy, last epoch, %", f"{result.test_accuracy_top5:.2f}"],
-        [f"test accuracy, {best}, %", f"{result.best_test_accuracy:.2f}"],
     ]
+    if result.test_accuracy_top5 is not None:
+        rows.append(["test top-5 accuracy, last epoch, %", f"{result.test_accuracy_top5:.2f}"])
+    rows.append([f"test accuracy, {best}, %", f"{result.best_test_accuracy:.2f}"])
     if result.teacher_accuracy is not None and result.agreement is not None:
         rows += [
             ["teacher's test accuracy, %", f"{result.teacher_accuracy:.2f}"],

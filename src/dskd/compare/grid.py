@@ -11,7 +11,7 @@ from dskd import methods
 from dskd.compare.variants import MethodVariant, Weights, method_variants
 from dskd.config.recipe import load
 from dskd.config.schema import Recipe
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.storage.run_files import LAST
 
 
@@ -113,7 +113,9 @@ def load_plan(
     """
     overrides = list(overrides)
     if any(override.startswith("out=") for override in overrides):
-        raise InputError("out has no effect on a comparison; give its folder with --out")
+        raise InputError(
+            f"out has no effect on a comparison; give its folder with {option('out', 'FOLDER')}"
+        )
     label = recipe_name.removesuffix(".yaml").removesuffix(".yml")
     path = out or Path("runs") / "compare" / label.strip("./").replace("/", "-")
     return plan(load(recipe_name, overrides), names, path, **options)

@@ -19,7 +19,7 @@ from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, LockstepRun
 from dskd.compare.reader import COMPARISON, read_facts, read_failure, read_result
 from dskd.data import Dataset
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.runtime import device as devices
 from dskd.storage.atomic import explain_disk_errors, is_part, replace_file
 from dskd.storage.diff import differences
@@ -124,7 +124,9 @@ def merged_facts(grid: Grid, data: Dataset | None = None) -> dict[str, Any]:
         own |= {"test_images": len(data.test), "data": data.fingerprint()}
     if not (grid.path / COMPARISON).is_file():
         if grid.path.is_dir() and any(map(_is_foreign, grid.path.iterdir())):
-            raise InputError(f"{grid.path} holds other files; choose another folder with --out")
+            raise InputError(
+                f"{grid.path} holds other files; choose another folder with {_other_folder()}"
+            )
         return own
     there = read_facts(grid.path)
     _check_same(grid.path, there, own)
@@ -145,12 +147,12 @@ def _check_same(path: Path, there: dict[str, Any], own: dict[str, Any]) -> None:
     if listed := differences(same, {key: own[key] for key in same}):
         raise InputError(
             f"{path} holds a comparison of another recipe: {listed}; choose another folder with "
-            "--out"
+            f"{_other_folder()}"
         )
     if "data" in own and there["data"] not in (None, own["data"]):
         raise InputError(
             f"{path} holds a comparison on other images; give the same, or choose another folder "
-            "with --out"
+            f"with {_other_folder()}"
         )
 
 
@@ -168,7 +170,7 @@ def _merged_variants(
         if listed := differences(before["method"], variant["method"]):
             raise InputError(
                 f"{variant['label']} has other settings in {path}: {listed}; choose another folder "
-                "with --out"
+                f"with {_other_folder()}"
             )
     return list(merged.values())
 
@@ -192,9 +194,13 @@ def with_teacher(
     if facts["teacher"] not in (None, fingerprint):
         raise InputError(
             f"{path} holds a comparison with another teacher; give the same, or choose another "
-            "folder with --out"
+            f"folder with {_other_folder()}"
         )
     return facts | {"teacher": fingerprint}
+
+
+def _other_folder() -> str:
+    return option("out", "FOLDER")
 
 
 def _is_foreign(path: Path) -> bool:

@@ -33,11 +33,12 @@ from dskd.engine.build import (
 from dskd.engine.preflight import rehearse
 from dskd.engine.prepare import Prepared, check_cache, prepare_teacher
 from dskd.engine.train_teacher import get_teacher
-from dskd.errors import InputError, NonFiniteError
+from dskd.errors import InputError, NonFiniteError, Stopped, option
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.compile import check_compiler
+from dskd.runtime.single_run import single_run
 from dskd.storage.atomic import check_writable, refuse_links, remove_parts
 from dskd.storage.lock import lock_folder
 from dskd.storage.run_directory import RunDirectory
@@ -64,14 +65,23 @@ def run_grid(grid: Grid, callback: Callback, objects: UserObjects | None = None)
         Stopped: A signal asked for a stop. The same call continues.
     """
     distributed.require_single_process("a comparison")
-    objects = objects or UserObjects()
+    try:
+        with single_run():
+            return _run_grid(grid, callback, objects or UserObjects())
+    except Stopped as stopped:
+        how = stopped.message.partition(";")[0]
+        stopped.message = f"{how}; start the comparison again in the same way, and it goes on"
+        raise
+
+
+def _run_grid(grid: Grid, callback: Callback, objects: UserObjects) -> Comparison:
     merged_facts(grid)
-    check_writable(grid.path, "--out")
+    check_writable(grid.path, option("out", "FOLDER"))
     device = devices.pick(grid.recipe.train.device)
     devices.set_up(device)
     prepared = _prepare(grid, device, objects)
     data = prepared.data
-    with lock_folder(grid.path, "--out"):
+    with lock_folder(grid.path, option("out", "FOLDER")):
         remove_parts(grid.path, OWN_FILES)
         facts = merged_facts(grid, data)
         if not (grid.path / COMPARISON).is_file():

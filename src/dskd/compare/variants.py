@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 from dskd import methods
 from dskd.config.schema import MethodSettings, Recipe
+from dskd.config.text_values import method_setting_value
 from dskd.errors import InputError, brief, unknown
 from dskd.settings import Weight, setting_parameters, signature_settings
-from dskd.storage.yaml_file import read_yaml
 
 Weights = Literal["equal", "literature"]
 LONGEST_LABEL = 100
@@ -96,7 +96,7 @@ def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> l
     for label in map(check_label, _labels(texts)):
         name, *changes = label.split(":")
         own = recipe.method.options if name == recipe.method.name else {}
-        given = dict(map(_setting, changes))
+        given = dict(_setting(name, change) for change in changes)
         settings = given if "preset" in given else own | _weights(name, weights) | given
         found[label] = MethodVariant(
             label, MethodSettings(name=name, **methods.resolve(name, settings))
@@ -121,15 +121,15 @@ def _labels(texts: Iterable[str]) -> list[str]:
             elif label:
                 labels.append(label)
     if not labels:
-        raise InputError("no method is named; name some, as in --methods ce,kd,dskd")
+        raise InputError("no method is named; name some, as in ce,kd,dskd")
     return labels
 
 
-def _setting(change: str) -> tuple[str, Any]:
+def _setting(name: str, change: str) -> tuple[str, Any]:
     key, equals, text = change.partition("=")
     if not equals:
         raise InputError(f"{change!r} is not key=value; write a method as in dskd:beta=0.1")
-    return key, read_yaml(text, key)
+    return key, method_setting_value(name, key, text)
 
 
 def _weights(name: str, weights: Weights) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from typing import Any
 
 from dskd import methods
 from dskd.config.schema import MethodSettings, Recipe, TeacherSettings, TrainSettings
+from dskd.config.text_values import setting_value
 from dskd.data.catalog import DATASETS
-from dskd.errors import InputError, brief, unknown
+from dskd.errors import InputError, brief, call, unknown
 from dskd.settings import known_keys, signature_settings, unknown_key, validate
-from dskd.storage.yaml_file import read_yaml, read_yaml_file
+from dskd.storage.paths import as_path
+from dskd.storage.yaml_file import Ambiguous, read_yaml_file
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -37,12 +39,13 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         2
     """
     values, label = _read(name)
-    overrides = list(overrides)
-    others = [o.partition("=")[2] for o in overrides if o.startswith("method.name=")]
+    changes = [_split(override) for override in overrides]
+    others = [text for key, text in changes if key == "method.name"]
     if others and isinstance(values.get("method"), dict):
-        values["method"] = _shared(values["method"], read_yaml(others[-1], "method.name"))
-    for override in overrides:
-        _override(values, override)
+        values["method"] = _shared(values["method"], others[-1])
+    method = _last_method(values, changes)
+    for key, text in changes:
+        _override(values, key, text, method)
     return resolve(values, Path("runs") / label)
 
 
@@ -58,7 +61,7 @@ def load_by_labels(name: str, overrides: Iterable[str] = ()) -> Recipe:
         key = override.partition("=")[0]
         if key.split(".")[0] in ("teacher", "method"):
             raise InputError(
-                f"{key} has no effect on training by labels; use `dskd distill {name}`"
+                f"{key} has no effect on training by labels; use {call('distill', name)}"
             )
     return load(name, [*overrides, "method={name: ce}", "teacher=null"])
 
@@ -102,6 +105,9 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     _check_cache_settings(recipe.teacher)
     options = methods.resolve(recipe.method.name, recipe.method.options)
     method = MethodSettings(name=recipe.method.name, **options)
+    for key, free in (("student", recipe.student), ("teacher", recipe.teacher)):
+        _refuse_ambiguous(free.options if free else {}, f"{key}.options")
+    _refuse_ambiguous(options, "method")
     if recipe.teacher is None and methods.find(method.name).needs_teacher:
         raise InputError(f"the method {method.name!r} needs a teacher; set teacher.name")
     out = recipe.out or folder / f"{method.name}-seed{recipe.seed}"
@@ -114,11 +120,10 @@ def all_keys(values: Mapping[str, Any]) -> list[str]:
     Args:
         values: The recipe as plain values. Only the method's name is read.
     """
-    method = values.get("method")
-    name = method.get("name", "dskd") if isinstance(method, dict) else "dskd"
+    name = _method_name(values)
     keys = known_keys(Recipe)
     if name in methods.names():
-        keys += known_keys(signature_settings(methods.find(name).__init__), "method.")
+        keys += known_keys(signature_settings(methods.find(str(name)).__init__), "method.")
     return keys
 
 
@@ -151,7 +156,7 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
     if name in shipped():
         path, label = _recipes() / f"{name}.yaml", name
     elif name.endswith((".yaml", ".yml")):
-        path, label = Path(name), Path(name).stem
+        path, label = as_path(name, "recipe"), Path(name).stem
     else:
         raise unknown("recipe", name, [*shipped(), "<your own>.yaml"])
     return read_yaml_file(path, "recipe"), label
@@ -165,12 +170,32 @@ def _shared(settings: dict[str, Any], method: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key in known}
 
 
-def _override(values: dict[str, Any], override: str) -> None:
-    """Sets ``a.b=value`` in nested values. The value is read as YAML."""
+def _split(override: str) -> tuple[str, str]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"{brief(override)} is not key=value; write it as in train.epochs=10")
-    value = read_yaml(text, f"{key}: the value {brief(text)}")
+    return key, text
+
+
+def _last_method(values: Mapping[str, Any], changes: Iterable[tuple[str, str]]) -> object:
+    """The method that the recipe ends with. It types its settings, which may come before it."""
+    name = _method_name(values)
+    for key, text in changes:
+        if key == "method.name":
+            name = text
+        elif key == "method":
+            name = _method_name({"method": setting_value(key, text, name)})
+    return name
+
+
+def _method_name(values: Mapping[str, Any]) -> object:
+    method = values.get("method")
+    return method.get("name", "dskd") if isinstance(method, dict) else "dskd"
+
+
+def _override(values: dict[str, Any], key: str, text: str, method: object) -> None:
+    """Sets ``a.b=text`` in nested values."""
+    value = setting_value(key, text, method)
     *path, last = key.split(".")
     section = values
     for part in path:
@@ -181,3 +206,21 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise unknown_key(key, all_keys(values))
         section = inner
     section[last] = value
+
+
+def _refuse_ambiguous(value: object, key: str) -> None:
+    """Refuses text that may not be meant as text, in settings of any type."""
+    if isinstance(value, Ambiguous):
+        raise InputError(
+            f"{key}: {value} may be text, a number, a date or a truth value; write '{value}' in "
+            "quotes if it is text, else as in 0.001 or true"
+        )
+    parts = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    for name, part in parts:
+        _refuse_ambiguous(part, f"{key}.{name}")

@@ -24,14 +24,15 @@ def cache_folder(cache: Path | None) -> Path:
             user's cache folder (``~/.cache/dskd`` on Linux).
 
     Raises:
-        InputError: The path begins with ``~`` and names a user without a home folder.
+        InputError: The folder is in the home folder of a user who has none.
     """
-    chosen = cache or os.environ.get("DSKD_CACHE") or pooch.os_cache("dskd")
+    chosen = cache or os.environ.get("DSKD_CACHE")
     try:
-        return Path(chosen).expanduser().absolute()
+        return Path(chosen or pooch.os_cache("dskd")).expanduser().absolute()
     except RuntimeError:
         raise InputError(
-            f"the cache folder {chosen} is of a user without a home folder; set DSKD_CACHE"
+            f"the cache folder {chosen or '~/.cache/dskd'} is of a user without a home folder; set "
+            "the environment variable DSKD_CACHE to a folder"
         ) from None
 
 

@@ -11,6 +11,7 @@ from dskd.data.pixels import RGB
 from dskd.data.read_options import read_options
 from dskd.data.subset import choose_classes, split_validation, take_fraction
 from dskd.errors import InputError, unknown
+from dskd.storage.paths import as_path
 
 
 def load_dataset(
@@ -66,9 +67,10 @@ def load_dataset(
             f"data.channels, value_range, max_pixels and skip_bad are for your own images, and "
             f"{name} has a fixed format; drop them"
         )
-    places = [None if path is None else Path(path) for path in (root, cache_dir)]
+    folder = as_path(root, "data.root") if root is not None else None
+    cache = as_path(cache_dir, "data.cache_dir") if cache_dir is not None else None
     try:
-        dataset = entry.load_function()(places[0], options, places[1])
+        dataset = entry.load_function()(folder, options, cache)
     except OSError as error:
         raise InputError(f"cannot read {name}: {error}; check data.root") from error
     return take_part(dataset, classes, fraction, val_fraction)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dskd.deploy.student import DeployedStudent
 from dskd.errors import InputError, first_line
 from dskd.storage.atomic import replace_file
+from dskd.storage.paths import as_path
 
 TOLERANCE = 1e-4
 """Largest allowed difference of the outputs, relative to the largest output."""
@@ -37,7 +38,7 @@ class _Normalized(nn.Module):
         return logits
 
 
-def export_onnx(deployed: DeployedStudent, path: Path) -> float:
+def export_onnx(deployed: DeployedStudent, path: str | Path) -> float:
     """Export the student to ONNX and compare its outputs with those of the student.
 
     The graph takes ``images``, float32 ``[N, C, H, W]`` from 0 to 1 with any N, normalises them,
@@ -54,6 +55,7 @@ def export_onnx(deployed: DeployedStudent, path: Path) -> float:
         InputError: A package or the folder is missing, or the outputs differ by more than
             `TOLERANCE`. Then nothing is written.
     """
+    path = as_path(path, "output")
     _import("onnx"), _import("onnxscript")
     runtime = _import("onnxruntime")
     if not path.parent.is_dir():

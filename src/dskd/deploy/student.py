@@ -19,12 +19,13 @@ from dskd.data.image_decoding import decode
 from dskd.data.loader import MemoryLoader
 from dskd.engine.build import copied, load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
-from dskd.errors import InputError, brief, unknown
+from dskd.errors import InputError, brief, option, unknown
 from dskd.models.factory import TIMM, load_model
 from dskd.models.size_check import check_size
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import pick
 from dskd.settings import Count, Number, Positive, Settings, validate
+from dskd.storage.paths import as_path
 from dskd.storage.run_files import BEST, LAST
 from dskd.storage.weights import load_weights, read_metadata, read_weights
 from dskd.storage.yaml_file import read_yaml_file
@@ -85,9 +86,9 @@ def load_deployed(
         InputError: There is no finished run, or its student was given in Python and is not given
             again.
     """
-    path = Path(run) / _file(which)
+    path = as_path(run, "run") / _file(which)
     if not path.parent.is_dir():
-        raise InputError(f"there is no run {run}; check the path")
+        raise InputError(f"there is no run {path.parent}; check the path")
     metadata, weights = _read_metadata(path), read_weights(path)
 
     def build() -> nn.Module:
@@ -105,8 +106,9 @@ def load_deployed(
 def _build(metadata: _Metadata, run: str | Path, allow_code: bool) -> nn.Module:
     if metadata.model.startswith("<"):
         raise InputError(
-            f"the student of {run} was given in Python as {metadata.model}; give it again, as in "
-            "dskd.evaluate(run, student=module)"
+            f"the student of {run} was given in Python as {metadata.model}; give it again there: "
+            "dskd.evaluate, dskd.predict and dskd.export take it, as in "
+            f"dskd.evaluate({str(run)!r}, student=module)"
         )
     channels, height, _ = metadata.shape
     options = dict(metadata.options)
@@ -161,7 +163,7 @@ def evaluate(
         InputError: There is no finished run, or its data set cannot be loaded.
     """
     deployed = load_deployed(run, which, student=student, allow_code=allow_code)
-    settings = read_yaml_file(Path(run) / "recipe.yaml", "recipe").get("data")
+    settings = read_yaml_file(as_path(run, "run") / "recipe.yaml", "recipe").get("data")
     if isinstance(settings, dict) and root is not None:
         settings["root"] = root
     data = load_data(validate(DataSettings, settings or {}, "data."), data)
@@ -172,7 +174,8 @@ def evaluate(
         if found != expected:
             raise InputError(
                 f"the images are not those of the run: their {what} are {brief(found)}, the "
-                f"student has {brief(expected)}; give the run's own images with --root"
+                f"student has {brief(expected)}; give the run's own images with "
+                f"{option('root', 'FOLDER')}"
             )
     device = pick("auto")
     model = deployed.model.to(device)
@@ -199,7 +202,7 @@ def predict(deployed: DeployedStudent, images: Sequence[str | Path]) -> Tensor:
     """
     if not images:
         raise InputError("there is no image to predict; give one or more")
-    batch = torch.cat([_read_image(Path(path), deployed.shape) for path in images])
+    batch = torch.cat([_read_image(as_path(path, "image"), deployed.shape) for path in images])
     probabilities: Tensor = deployed.model(batch).logits.softmax(1)
     return probabilities
 

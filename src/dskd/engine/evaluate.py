@@ -24,13 +24,13 @@ class EvaluationResult:
 
     Attributes:
         accuracy: Top-1, in percent.
-        accuracy_top5: In percent. With five classes or fewer it is 100.
+        accuracy_top5: In percent; None with five classes or fewer, of which it says nothing.
         predictions: int64 ``[N]``, the predicted class of each image.
         finite: Whether every logit was finite.
     """
 
     accuracy: float
-    accuracy_top5: float
+    accuracy_top5: float | None
     predictions: Tensor
     finite: bool
 
@@ -79,7 +79,9 @@ def epoch_accuracies(method: Method, data: DataLoaders) -> dict[str, float]:
     distributed.broadcast(method.buffers())
     found = evaluate_accuracy(method, method.classifier_logits, data.test)
     student = found.pop("student")
-    row = {"test_accuracy": student.accuracy, "test_accuracy_top5": student.accuracy_top5}
+    row = {"test_accuracy": student.accuracy}
+    if student.accuracy_top5 is not None:
+        row["test_accuracy_top5"] = student.accuracy_top5
     row |= {f"{name}/test_accuracy": other.accuracy for name, other in found.items()}
     if data.validation is not None:
         found = evaluate_accuracy(method, method.classifier_logits, data.validation)
@@ -88,15 +90,16 @@ def epoch_accuracies(method: Method, data: DataLoaders) -> dict[str, float]:
 
 
 def _top_classes(logits: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The five best classes of each image, and whether all its logits are finite.
+    """The five best classes of each image, whether its logits are finite, and their number.
 
-    int64 ``[B, 6]`` by name, on the CPU.
+    int64 ``[B, 7]`` by name, on the CPU.
     """
     return {
         name: torch.cat(
             [
                 values.topk(min(5, values.shape[1]), dim=1).indices,
                 values.isfinite().all(1, keepdim=True),
+                values.new_full((len(values), 1), values.shape[1], dtype=torch.int64),
             ],
             1,
         ).cpu()
@@ -105,8 +108,7 @@ def _top_classes(logits: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _result(found: Tensor, labels: Tensor) -> EvaluationResult:
-    best, finite = found[:, :-1], found[:, -1]
+    best, finite, classes = found[:, :-2], found[:, -2], int(found[0, -1])
     hits = best == labels[:, None]
-    return EvaluationResult(
-        percent(hits[:, 0]), percent(hits.any(1)), best[:, 0], bool(finite.all())
-    )
+    top5 = percent(hits.any(1)) if classes > 5 else None
+    return EvaluationResult(percent(hits[:, 0]), top5, best[:, 0], bool(finite.all()))

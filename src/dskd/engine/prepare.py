@@ -9,6 +9,7 @@ import torch
 from dskd import methods
 from dskd.config.schema import MethodSettings, ModelSettings, Recipe
 from dskd.data import Dataset
+from dskd.data.download import cache_folder
 from dskd.data.loader import MemoryLoader
 from dskd.engine.build import UserObjects, build_model, build_teacher_outputs
 from dskd.engine.preflight import check_split_size, rehearse
@@ -139,6 +140,8 @@ def check_cache(prepared: Prepared) -> None:
     recipe, teacher = prepared.recipe, prepared.teacher
     if recipe.teacher is None or recipe.teacher.cache == "none":
         return
+    if recipe.teacher.cache_dir is None:
+        cache_folder(None)  # before a teacher is trained
     if teacher is None or teacher.training is not None or not prepared.needs:
         return
     loader = MemoryLoader(prepared.data.train, torch.device("cpu"))

@@ -24,7 +24,8 @@ class Result:
         method: Name of the method.
         parameters: Of the deployed student.
         test_accuracy: Top-1 on the test split after the last epoch, in percent.
-        test_accuracy_top5: Top-5 on the test split after the last epoch, in percent.
+        test_accuracy_top5: Top-5 on the test split after the last epoch, in percent; None with
+            five classes or fewer.
         best_test_accuracy: Top-1 on the test split after the best epoch, in percent.
         best_epoch: From 1.
         best_chosen_on: ``validation`` if there is a validation split. Otherwise ``test``, and then
@@ -46,7 +47,7 @@ class Result:
     method: str
     parameters: Size
     test_accuracy: Percent
-    test_accuracy_top5: Percent
+    test_accuracy_top5: Percent | None
     best_test_accuracy: Percent
     best_epoch: Size
     best_chosen_on: Literal["validation", "test"]

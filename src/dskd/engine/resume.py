@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dskd.config.schema import Recipe
-from dskd.errors import InputError, brief
+from dskd.errors import InputError, brief, option
 from dskd.runtime import distributed
 from dskd.storage.diff import differences
 
@@ -28,18 +28,21 @@ def check_same_run(
     """
     if listed := differences(state["recipe"], recipe.plain()):
         raise InputError(
-            f"the checkpoint in {path} is of another recipe: {listed}; start again with --overwrite"
+            f"the checkpoint in {path} is of another recipe: {listed}; start again with "
+            f"{option('overwrite')}"
         )
     for what, words in (("data", "other images"), ("teacher", "another teacher")):
         if state["fingerprints"][what] != fingerprints[what]:
             raise InputError(
-                f"{path} was started with {words}; give the same, or start again with --overwrite"
+                f"{path} was started with {words}; give the same, or start again with "
+                f"{option('overwrite')}"
             )
     before = len(state["trainer"]["processes"])
     if before != distributed.world_size():
         raise InputError(
             f"{path} was started with {before} processes, and there are "
-            f"{distributed.world_size()}; start as many, or start again with --overwrite"
+            f"{distributed.world_size()}; start as many, or start again with "
+            f"{option('overwrite')}"
         )
 
 

@@ -16,7 +16,7 @@ from dskd.engine.progress import epoch_bar
 from dskd.engine.result import student_metadata
 from dskd.engine.resume import check_same_run, named_numbers
 from dskd.engine.trainer import Trainer
-from dskd.errors import InputError, NonFiniteError, Stopped, Unsaved, first_line
+from dskd.errors import InputError, NonFiniteError, Stopped, Unsaved, first_line, option
 from dskd.runtime import distributed
 from dskd.runtime.signals import stop_requests
 from dskd.storage.run_directory import RunDirectory
@@ -126,7 +126,7 @@ class TrainingRun:
         except Exception as error:  # the file may hold anything, and torch raises many types
             raise InputError(
                 f"the checkpoint in {self.directory.path} does not fit the model or the method as "
-                f"they are now: {first_line(error)}; start again with --overwrite"
+                f"they are now: {first_line(error)}; start again with {option('overwrite')}"
             ) from error
         self._saved_at = self.position
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from dskd.errors import InputError, first_line, unknown
+from dskd.errors import InputError, first_line, option, unknown
 from dskd.models.catalog import ZOO
 from dskd.models.zoo import build
 
@@ -111,8 +111,8 @@ def _from_function(
 ) -> nn.Module:
     if not allow_code:
         raise InputError(
-            f"the model {name!r} would run your own code; if you trust it, add --allow-code "
-            "(allow_code=True in Python)"
+            f"the model {name!r} would run your own code; if you trust it, add "
+            f"{option('allow_code')}"
         )
     module_name, _, function_name = name.partition(":")
     try:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dskd.errors import InputError, first_line
 from dskd.models.eval_mode import eval_mode
 from dskd.models.output import ModelOutput
-from dskd.models.staged_model import StagedModel
+from dskd.models.staged_model import StagedModel, submodule_names
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ModelSpec:
         classes: Number of classes, the length of the logits.
         stages: The stages, shallow to deep; empty if none were named.
         pooled: Length of the pooled vector; None without one.
-        submodules: Names of the model's top submodules, which can be named as stages.
+        submodules: Names of submodules, which can be named as stages, for messages.
         last: The last feature map, see `dskd.models.output.ModelOutput`.
         average_pooled: Whether the pooled vector is the average of the last feature map.
         linear_logits: Whether the logits are the model's linear layer applied to that vector.
@@ -84,7 +84,7 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
         classes=output.logits.shape[1],
         stages=tuple(map(_stage_spec, output.stages)),
         pooled=output.pooled.shape[-1] if output.pooled is not None else None,
-        submodules=tuple(name for name, _ in model.module.named_children()),
+        submodules=submodule_names(model.module),
         last=_stage_spec(output.last) if output.last is not None else None,
         average_pooled=_is_average(output.last, output.pooled),
         linear_logits=_has_linear_logits(model.linear_classifier, output),

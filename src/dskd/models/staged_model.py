@@ -150,12 +150,31 @@ def _check_submodule(module: nn.Module, name: str) -> None:
     names = [n for n, _ in module.named_modules(remove_duplicate=False) if n]
     if name in names:
         return
-    top = [n for n, _ in module.named_children()]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise InputError(
-        f"{type(module).__name__} has no submodule {name!r}; {hint}its parts: {', '.join(top)}"
+        f"{type(module).__name__} has no submodule {name!r}; {hint}its parts: "
+        f"{', '.join(submodule_names(module))}"
     )
+
+
+def submodule_names(module: nn.Module) -> tuple[str, ...]:
+    """The parts of a module that can be stages, for a message, also those in a list of blocks.
+
+    Example:
+        >>> blocks = nn.Sequential(*(nn.Identity() for _ in range(6)))
+        >>> submodule_names(nn.ModuleDict({"stem": nn.Identity(), "blocks": blocks}))
+        ('stem', 'blocks', 'blocks.0 ... blocks.5')
+    """
+    names: list[str] = []
+    for name, child in module.named_children():
+        if not isinstance(child, nn.ModuleList):  # it never runs itself
+            names.append(name)
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            inner = [f"{name}.{part}" for part, _ in child.named_children()]
+            if len(inner) > 1 or isinstance(child, nn.ModuleList):
+                names += inner if len(inner) < 3 else [f"{inner[0]} ... {inner[-1]}"]
+    return tuple(names)
 
 
 def _find_classifier(module: nn.Module) -> str | None:

@@ -8,23 +8,24 @@ from pathlib import Path
 
 from dskd.config.schema import DataSettings
 from dskd.engine.build import UserObjects, load_data
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.report.collect import collect
 from dskd.report.contents import make_contents
 from dskd.report.html_page import GENERATOR, render
 from dskd.report.tables import as_csv, as_json, as_latex, method_rows
 from dskd.settings import validate
-from dskd.storage.atomic import replace_file
+from dskd.storage.atomic import check_writable, replace_file
+from dskd.storage.paths import as_path
 
 log = logging.getLogger("dskd")
 _TABLES = (".csv", ".json", ".tex")
 
 
 def make_report(
-    paths: Sequence[Path],
-    output: Path = Path("report.html"),
+    paths: Sequence[str | Path],
+    output: str | Path = Path("report.html"),
     *,
-    root: Path | None = None,
+    root: str | Path | None = None,
     given: UserObjects | None = None,
 ) -> Path:
     """Writes the report of finished runs. The runs are only read.
@@ -44,7 +45,8 @@ def make_report(
             or a file would be replaced that is not a report.
     """
     given = given or UserObjects()
-    collected = collect(paths)
+    output = as_path(output, "output")
+    collected = collect([as_path(path, "run") for path in paths])
     _check_output(output)
     settings = collected.recipe.data
     if root is not None:
@@ -70,13 +72,17 @@ def _check_output(output: Path) -> None:
         InputError: The folder is missing, or another file has one of the names.
     """
     if output.suffix != ".html":
-        raise InputError(f"the page {output} must end in .html; write --output report.html")
+        raise InputError(
+            f"the page {output} must end in .html; write {option('output', 'report.html')}"
+        )
     if not output.parent.is_dir():
         raise InputError(f"there is no folder {output.parent}; make it first")
+    check_writable(output.parent.absolute(), option("output", "PAGE.html"))
     if output.is_file() and f'content="{GENERATOR}"' in output.read_text("utf-8", "replace"):
         return
     for path in (output, *(output.with_suffix(suffix) for suffix in _TABLES)):
         if path.exists():
             raise InputError(
-                f"{path} exists and is not part of a report; choose another name with --output"
+                f"{path} exists and is not part of a report; choose another name with "
+                f"{option('output', 'PAGE.html')}"
             )

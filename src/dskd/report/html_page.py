@@ -131,7 +131,7 @@ def _facts(report: ReportContents) -> list[tuple[str, str]]:
     seeds = sorted({seed for summary in report.summaries for seed in summary.seeds})
     facts = [
         ("methods", str(len(report.summaries))),
-        ("seeds", ", ".join(map(str, seeds)) or "none yet"),
+        ("seeds" if len(seeds) != 1 else "seed", ", ".join(map(str, seeds)) or "none yet"),
         ("epochs", str(recipe.train.epochs)),
         ("test images", f"{report.test_images:,}"),
     ]

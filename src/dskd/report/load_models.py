@@ -10,7 +10,7 @@ from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data import Dataset
 from dskd.deploy.student import load_deployed
 from dskd.engine.build import UserObjects, build_model
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
 from dskd.storage.run_files import LAST
 from dskd.storage.weights import load_weights, read_weights
@@ -31,7 +31,7 @@ def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel
     if deployed.classes != data.classes or deployed.shape != data.shape:
         raise InputError(
             f"the images are not those that {folder} was trained on: their classes or size "
-            "differ; give the images of the run with --root"
+            f"differ; give the images of the run with {option('root', 'FOLDER')}"
         )
     return deployed.model
 

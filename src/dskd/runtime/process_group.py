@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from dskd.errors import InputError, ProcessLost, first_line
+from dskd.errors import InputError, ProcessLost, first_line, option
 from dskd.runtime.launch import launched_world_size
 
 A = TypeVar("A")
@@ -221,7 +221,7 @@ def communication() -> Iterator[None]:
         reason = first_line(error).partition(". ")[0]
         raise ProcessLost(
             f"another process of this run died or does not answer ({reason}); see what it said, "
-            "and go on with --resume"
+            f"and go on with {option('resume')}"
         ) from error
 
 

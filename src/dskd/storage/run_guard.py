@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dskd.errors import InputError
+from dskd.errors import InputError, call, option
 from dskd.storage.atomic import check_writable, is_part, refuse_links, remove_folder
 from dskd.storage.diff import differences
 from dskd.storage.json_file import read_json
@@ -46,7 +46,9 @@ def check_folder(
             be replaced, a run of another recipe, a finished run, or links.
     """
     if resume and overwrite:
-        raise InputError("--resume and --overwrite exclude each other; give one")
+        raise InputError(
+            f"{option('resume')} and {option('overwrite')} exclude each other; give one"
+        )
     check_writable(folder, "out=")
     if not folder.is_dir() or not any(map(_is_in_use, folder.iterdir())):
         return
@@ -54,8 +56,8 @@ def check_folder(
         raise InputError(f"{folder} holds other files; choose another folder with out=")
     if not resume and not overwrite:
         raise InputError(
-            f"{folder} already holds a run; continue it (--resume), replace it "
-            "(--overwrite) or choose another folder (out=)"
+            f"{folder} already holds a run; continue it ({option('resume')}), replace it "
+            f"({option('overwrite')}) or choose another folder (out=)"
         )
     if overwrite:
         _check_nothing_needed(folder, recipe, trains_teacher)
@@ -64,7 +66,7 @@ def check_folder(
         if (folder / RESULT).is_file():
             raise InputError(
                 f"{folder} holds a finished run; look at it with "
-                f"`dskd evaluate {folder}` or replace it with --overwrite"
+                f"{call('evaluate', folder)} or replace it with {option('overwrite')}"
             )
 
 
@@ -158,7 +160,7 @@ def _check_nothing_needed(folder: Path, recipe: Mapping[str, Any], trains_teache
     for needed in filter(None, files):
         if Path(needed).resolve().is_relative_to(folder.resolve()):
             raise InputError(
-                f"{needed} lies in {folder}, which --overwrite would empty; move it out "
+                f"{needed} lies in {folder}, which {option('overwrite')} would empty; move it out "
                 "first, or choose another folder with out="
             )
 

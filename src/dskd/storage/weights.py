@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dskd.errors import InputError, brief, first_line
+from dskd.errors import InputError, brief, first_line, option
 
 _WRAPPERS = ("model", "state_dict", "student")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -191,7 +191,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
         InputError: The file is missing, damaged, or not written by this package.
     """
     if not path.is_file():
-        raise InputError(f"there is no {path}; has the run finished? continue it with --resume")
+        raise InputError(
+            f"there is no {path}; has the run finished? continue it with {option('resume')}"
+        )
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, Any] = json.loads((file.metadata() or {})["dskd"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,75 @@ _MAX_VALUE_LENGTH = 2**12
 _MAX_VALUES = 10**5
 
 
-class _Loader(yaml.SafeLoader):
-    """Loads plain values, and refuses more of them than a recipe can need.
+class Ambiguous(str):
+    """Text without quotes that versions of YAML read differently: ``on``, ``007``, ``2024-11-28``.
+
+    Where a setting is text, it is this text. Where a setting may be of any type, nobody can know.
+    """
+
+    __slots__ = ()
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Loads lists, mappings and text, and refuses more of them than a recipe can need.
 
     Aliases let a few lines of YAML stand for any number of values, and a very long number takes
     hours to parse.
     """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML replaces it in subclasses)
 
     def compose_document(self) -> yaml.Node | None:
         node = super().compose_document()
         if _count_values(node, {}) > _MAX_VALUES:
             raise yaml.YAMLError(f"it holds more than {_MAX_VALUES} values")
         return node
+
+
+class _Loader(_TextLoader):
+    """Loads plain values.
+
+    Numbers, truth values and null are those that all versions of YAML agree on. Other texts that
+    YAML 1.1 takes for numbers, truth values or dates are `Ambiguous`.
+    """
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        text = str(self.construct_scalar(node))
+        plain = node.style is None
+        return Ambiguous(text) if plain and _differs_between_versions(text) else text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
+for _kind, _pattern, _starts in (
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}",
+        re.compile(f"^(?:{_pattern})$"),
+        [*_starts, ""] if _kind == "null" else [*_starts],
+    )
+
+
+_NUMBER_OF_YAML_1_2 = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+
+
+def _differs_between_versions(text: str) -> bool:
+    if _NUMBER_OF_YAML_1_2.fullmatch(text):  # such as 1e-3 and 08
+        return True
+    resolvers = yaml.SafeLoader.yaml_implicit_resolvers.get(text[:1], [])
+    return any(
+        pattern.match(text) and tag.rpartition(":")[2] in ("bool", "int", "float", "timestamp")
+        for tag, pattern in resolvers
+    )
 
 
 def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
@@ -46,6 +104,8 @@ def _count_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
 def read_yaml(text: str, what: str) -> Any:
     """Parses YAML that holds plain values.
 
+    Text that versions of YAML read differently is returned as `Ambiguous` text.
+
     Args:
         text: The YAML.
         what: Names the source in an error, as in ``"the recipe mine.yaml"``.
@@ -57,17 +117,31 @@ def read_yaml(text: str, what: str) -> Any:
         >>> read_yaml("[layer1, layer2]", "student.stages")
         ['layer1', 'layer2']
     """
+    return _load(text, what, _Loader)
+
+
+def read_yaml_text(text: str, what: str) -> Any:
+    """Parses YAML as `read_yaml` does, and takes every value in it as text.
+
+    Example:
+        >>> read_yaml_text("[on, 007]", "data.classes")
+        ['on', '007']
+    """
+    return _load(text, what, _TextLoader)
+
+
+def _load(text: str, what: str, loader: type[_TextLoader]) -> Any:
     if len(text) > _MAX_LENGTH:
         raise InputError(f"{what} is longer than {_MAX_LENGTH} letters; no recipe is")
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         reason = f"{place}{error.problem or error.context}"
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
-    except ValueError as error:  # a date that does not exist, a number of thousands of digits
+    except ValueError as error:  # a number of thousands of digits
         reason = str(error)
     except RecursionError:
         reason = "it is nested too deeply"
