@@ -1,7 +1,7 @@
 """Writes docs/results/speed.md: ``python benchmarks/speed_page.py docs/results/speed-DATE.json``.
 
 Each JSON file is a copy of the benchmarks/latest.json of a run on a quiet machine. With several
-files (for example with several batch sizes), the ratios are those of the first.
+files (of several days or batch sizes), the newest comes first, and the ratios are those of it.
 """
 
 from __future__ import annotations
@@ -127,19 +127,26 @@ def page(results: dict[str, Result]) -> str:
     Returns:
         Markdown.
     """
+    results = dict(sorted(results.items(), key=lambda item: item[1]["date"], reverse=True))
     first = next(iter(results.values()))
     parts = ["# Speed\n", *_opening(first), "## The ratios\n", *_ratios(first), _METHOD]
     for name, result in results.items():
         parts += _run(name, result)
     parts += [_CACHE]
     for result in results.values():
-        parts += [f"Batch {result['batch_size']}:", "", *cache_table(result), ""]
-    for result in results.values():
-        if compiled := compiled_table(result):
-            parts += [_COMPILED, f"Batch {result['batch_size']}:", "", *compiled, ""]
-    if "scaling" in first:
-        parts += [_SCALING, *_scaling(first["scaling"])]
+        parts += [f"{_title(result)}:", "", *cache_table(result), ""]
+    compiled = {_title(result): compiled_table(result) for result in results.values()}
+    if any(compiled.values()):
+        parts += [_COMPILED]
+    for title, table in compiled.items():
+        parts += [f"{title}:", "", *table, ""] if table else []
+    for scaling in [result["scaling"] for result in results.values() if "scaling" in result][:1]:
+        parts += [_SCALING, *_scaling(scaling)]
     return "\n".join([*parts, _REPRODUCE])
+
+
+def _title(result: Result) -> str:
+    return f"Batch {result['batch_size']}, {result['date']}"
 
 
 def _opening(result: Result) -> Lines:
@@ -152,9 +159,9 @@ def _opening(result: Result) -> Lines:
         "- **Question:** How fast is a training step, compared with a reference step in the style "
         "of published toolkits?",
         f"- **Answer:** {answer}",
-        "- **Certainty:** All values come from one run on the CPU of one machine. The speeds "
-        "compare our steps in bfloat16 with a reference step in float32; the tables below show "
-        "both precisions.",
+        "- **Certainty:** All values come from one run on the CPU of one machine, "
+        f"{result['date']}. The speeds compare our steps in bfloat16 with a reference step in "
+        "float32; the tables below show both precisions.",
         "",
     ]
 
@@ -170,7 +177,7 @@ def _ratios(result: Result) -> Lines:
 
 def _run(name: str, result: Result) -> Lines:
     lines = [
-        f"## Batch {result['batch_size']}, {result['date']}",
+        f"## {_title(result)}",
         "",
         f"[{name}]({name}): `{result['command']}` at commit {result['commit']}, "
         f"with {result['images']:,} images.",
@@ -182,7 +189,7 @@ def _run(name: str, result: Result) -> Lines:
         "",
     ]
     for pair in dict.fromkeys(row["pair"] for row in result["rows"]):
-        lines += [f"### {pair}, batch {result['batch_size']}", "", *step_table(result, pair), ""]
+        lines += [f"### {pair}, {_title(result).lower()}", "", *step_table(result, pair), ""]
     return lines
 
 

@@ -308,6 +308,17 @@ def test_the_page_shows_when_compilation_breaks_even() -> None:
     assert [f"{PAIR} dskd", "2,000", "1,250", "0.62", "100.0", "never", ""] in cells
 
 
+def test_of_several_runs_the_newest_comes_first_and_gives_the_ratios() -> None:
+    old = made_result() | {"date": "2026-01-01", "scaling": made_scaling()}
+    new = made_result() | {"date": "2026-02-01", "ratios": {"kd_over_reference": 4.0}}
+    text = speed_page.page({"old.json": old, "new.json": new})
+    assert "relative to the reference step is 4.00 for KD" in text
+    assert text.index("[new.json]") < text.index("[old.json]")
+    assert text.count("## As work grows") == 1
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(headings) == len(set(headings))
+
+
 def test_the_page_shows_the_numbers_and_their_meaning() -> None:
     text = speed_page.page({"speed-2026-11-23.json": made_result()})
     ratio = ["`kd_over_reference`", "3.00", "2.00 to 2.50", "3", ">= 2.25", "yes"]

@@ -445,7 +445,7 @@ def test_streams_that_are_closed_are_no_error(tmp_path: Path, closed: str) -> No
     ],
     ids=repr,
 )
-def test_a_wrong_word_is_answered_with_the_right_one(
+def test_the_error_of_a_wrong_word_suggests_the_right_one(
     refused: Refused, arguments: list[str], words: list[str]
 ) -> None:
     line = refused(*arguments)

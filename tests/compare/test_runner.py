@@ -130,7 +130,7 @@ def test_a_method_that_diverges_is_told_of_and_the_others_go_on(
 
 
 @pytest.mark.slow
-def test_a_method_whose_student_is_useless_at_its_end_is_told_of_too(tmp_path: Path) -> None:
+def test_a_method_whose_student_has_nonfinite_logits_is_reported_too(tmp_path: Path) -> None:
     changes = ["train.epochs=1", "train.batch_size=130"]  # it ends before another step
     names = ["kd:ce=0:kd=1.0e+25", "ce"]
     plan = load_plan("digits", [*SMALL, *changes], names, tmp_path / "out", seeds=1)

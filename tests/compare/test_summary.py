@@ -57,7 +57,7 @@ def test_seconds_are_the_student_s_own() -> None:
     assert summarize([variant("kd", 70.0)], 1000)[0].seconds == 3.0
 
 
-def test_a_method_whose_seeds_all_failed_is_still_told_of() -> None:
+def test_a_method_whose_seeds_all_failed_is_still_listed() -> None:
     (found,) = summarize([variant("at", failed={0: "the loss is not finite"})], 1000)
     assert (found.seeds, found.test_accuracy, found.failed) == (
         (),

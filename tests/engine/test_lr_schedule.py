@@ -1,4 +1,4 @@
-"""Learning rates against the rules of the field."""
+"""Learning rates against the usual rules of the literature."""
 
 from __future__ import annotations
 

@@ -105,8 +105,8 @@ def test_branches_never_reach_the_student_s_files(finished: Path) -> None:
     keys = dskd.load_model("resnet8", num_classes=10, in_channels=1).state_dict().keys()
     for name in ("student.safetensors", "student_best.safetensors"):
         assert safetensors.torch.load_file(finished / name).keys() == keys
-    beside = safetensors.torch.load_file(finished / "auxiliary.safetensors")
-    assert all(key.startswith("branches.") for key in beside)
+    auxiliary = safetensors.torch.load_file(finished / "auxiliary.safetensors")
+    assert all(key.startswith("branches.") for key in auxiliary)
 
 
 def test_the_student_s_file_tells_no_time_host_or_path(finished: Path) -> None:
@@ -117,10 +117,10 @@ def test_the_student_s_file_tells_no_time_host_or_path(finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_recipe_that_is_kept_is_whole_and_runs_again(finished: Path, tmp_path: Path) -> None:
-    kept = yaml.safe_load((finished / "recipe.yaml").read_text())
-    assert kept["method"]["temperature"] == 4.0
-    again = recipe.resolve(kept | {"out": str(tmp_path / "again")}, tmp_path)
+def test_the_stored_recipe_is_whole_and_runs_again(finished: Path, tmp_path: Path) -> None:
+    stored = yaml.safe_load((finished / "recipe.yaml").read_text())
+    assert stored["method"]["temperature"] == 4.0
+    again = recipe.resolve(stored | {"out": str(tmp_path / "again")}, tmp_path)
     run.distill(again)
     assert timeless(tmp_path / "again") == timeless(finished)
 
@@ -769,7 +769,7 @@ def test_what_a_killed_write_left_is_no_run_and_goes_with_it(
     assert not list(out.glob(".*.part"))
 
 
-def test_the_recipe_that_is_kept_can_be_given_to_another_run(
+def test_the_stored_recipe_can_be_given_to_another_run(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

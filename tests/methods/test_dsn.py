@@ -51,11 +51,11 @@ def made(**settings: Any) -> DSN:
 
 def test_every_classifier_has_a_loss() -> None:
     method, batch = made(ce=0.5, weight=2.0).eval(), first_batch()
-    heads = method.classifier_logits(batch.images)
-    assert list(heads) == ["student", "stage1", "stage2"]
+    classifiers = method.classifier_logits(batch.images)
+    assert list(classifiers) == ["student", "stage1", "stage2"]
     output = method(batch, None)
-    torch.testing.assert_close(output.losses["ce"], 0.5 * ce(heads["student"], batch.labels))
-    shallow = sum(ce(heads[name], batch.labels) for name in ("stage1", "stage2"))
+    torch.testing.assert_close(output.losses["ce"], 0.5 * ce(classifiers["student"], batch.labels))
+    shallow = sum(ce(classifiers[name], batch.labels) for name in ("stage1", "stage2"))
     torch.testing.assert_close(output.losses["shallow"], 2.0 * shallow)
     assert not method.needs
 

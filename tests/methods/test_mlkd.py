@@ -54,9 +54,9 @@ def level(index: int, *temperatures: float) -> Callable[[Tensor, Tensor], Tensor
 def masked(s: Tensor, t: Tensor) -> Tensor:
     """What a mask of the images that the teacher is surest about would give."""
     confidence = t.softmax(1).amax(1)
-    kept = confidence <= confidence.median()
+    confident = confidence <= confidence.median()
     each = torch.stack([kd(s, t, temperature, reduction="none") for temperature in CODE])
-    return torch.where(kept, each.sum(0), 0).mean()
+    return torch.where(confident, each.sum(0), 0).mean()
 
 
 def two_views(first: float, by_labels: float, by_teacher: float) -> Callable[..., Tensor]:

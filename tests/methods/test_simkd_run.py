@@ -90,9 +90,9 @@ def test_its_classifier_is_the_teacher_s_to_the_byte(finished: dskd.Result) -> N
 def test_it_is_exported(finished: dskd.Result, tmp_path: Path) -> None:
     student = dskd.load_deployed(finished.path)
     assert export_onnx(student, tmp_path / "student.onnx") < 1e-4
-    training_run = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    runtime = onnxruntime.InferenceSession(tmp_path / "student.onnx")
     samples = images()
-    (logits,) = training_run.run(["logits"], {"images": (samples / 255).numpy()})
+    (logits,) = runtime.run(["logits"], {"images": (samples / 255).numpy()})
     expected = student.model(samples).logits
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-4)
 

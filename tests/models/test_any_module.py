@@ -334,7 +334,7 @@ def test_a_buffer_that_is_infinite_from_the_start_may_stay_so(tmp_path: Path) ->
     assert result.student.state_dict()["mask"].isinf().any()
 
 
-def test_settings_beside_objects_apply_or_are_refused(tmp_path: Path) -> None:
+def test_settings_next_to_objects_apply_or_are_refused(tmp_path: Path) -> None:
     data = make_dataset(classes=4, per_class=10, size=8, channels=1)
     result = dskd.train(
         student="resnet8",

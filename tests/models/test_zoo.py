@@ -47,12 +47,12 @@ def stage_facts(name: str) -> list[list[int]]:
     return maps[0 if name.startswith("vgg") else 1 : -1]
 
 
-def test_the_zoo_is_the_field_s() -> None:
+def test_the_zoo_is_that_of_the_reference() -> None:
     assert list(ZOO) == list(FACTS)
 
 
 @every_network
-def test_state_has_the_keys_shapes_and_order_of_the_field(name: str) -> None:
+def test_state_has_the_keys_shapes_and_order_of_the_reference(name: str) -> None:
     net = on_meta(name)
     state = [[key, list(value.shape)] for key, value in net.state_dict().items()]
     assert state == FACTS[name]["state_dict"]
@@ -60,7 +60,7 @@ def test_state_has_the_keys_shapes_and_order_of_the_field(name: str) -> None:
 
 
 @every_network
-def test_a_checkpoint_of_the_field_loads(name: str) -> None:
+def test_a_checkpoint_of_the_reference_loads(name: str) -> None:
     counter = "num_batches_tracked"
     checkpoint = {
         key: torch.tensor(7) if key.endswith(counter) else torch.rand(shape)
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_the_field_loads(name: str) -> None:
 
 
 @every_network
-def test_stages_at_32_are_the_field_s(name: str) -> None:
+def test_stages_at_32_are_those_of_the_reference(name: str) -> None:
     out = on_meta(name).forward_stages(torch.empty(4, 3, 32, 32, device="meta"))
     assert [list(stage.shape) for stage in out.stages] == stage_facts(name)
     assert out.pooled is not None

@@ -45,7 +45,7 @@ class State:
         return [f"{path}.{number}" for number in sorted(found, key=int)]
 
 
-Field = Callable[[State, Tensor], tuple[list[Tensor], Tensor]]
+Reference = Callable[[State, Tensor], tuple[list[Tensor], Tensor]]
 
 
 def resnet(s: State, x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -172,7 +172,7 @@ def depthwise_pointwise(s: State, path: str, first: int, x: Tensor, stride: int)
 
 
 @pytest.mark.parametrize(
-    ("name", "field", "size"),
+    ("name", "reference", "size"),
     [
         ("resnet20", resnet, 32),
         ("resnet8x4", resnet, 32),
@@ -188,7 +188,9 @@ def depthwise_pointwise(s: State, path: str, first: int, x: Tensor, stride: int)
     ],
 )
 @torch.no_grad()
-def test_network_computes_what_the_field_s_does(name: str, field: Field, size: int) -> None:
+def test_a_network_computes_what_the_reference_does(
+    name: str, reference: Reference, size: int
+) -> None:
     torch.manual_seed(0)
     net = build(name, num_classes=10).eval()
     for module in net.modules():
@@ -198,7 +200,7 @@ def test_network_computes_what_the_field_s_does(name: str, field: Field, size: i
             module.running_mean = torch.randn(module.num_features) * 0.1
             module.running_var = torch.rand(module.num_features) + 0.5
     images = torch.randn(2, 3, size, size)
-    maps, logits = field(State(net.state_dict()), images)
+    maps, logits = reference(State(net.state_dict()), images)
     out = net.forward_stages(images)
     assert len(maps) == len(out.stages)
     for ours, theirs in zip((*out.stages, out.logits), (*maps, logits), strict=True):

@@ -145,7 +145,7 @@ def test_a_method_has_one_colour_in_all_charts(folder: Path) -> None:
     assert len(set.union(*colours.values())) == 4
 
 
-def test_the_same_numbers_are_beside_it(folder: Path) -> None:
+def test_the_same_numbers_are_in_files_next_to_it(folder: Path) -> None:
     rows = list(csv.DictReader((folder / "report.csv").open()))
     record = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
     assert {row["method"] for row in rows} == {"ce", "kd", "dskd", "simkd"}

@@ -80,7 +80,7 @@ def test_of_many_methods_the_first_few_are_named() -> None:
     assert "1 is significantly worse than kd (worst)" in said
 
 
-def test_details_answer_for_ce_and_dskd() -> None:
+def test_details_are_given_for_ce_and_dskd() -> None:
     said = details(summaries(ce=WORSE, kd=KD, dskd=OPEN))
     assert said == [
         "ce (labels only) minus kd: -9.99 ± 0.10 points over 4 seeds (significantly worse).",

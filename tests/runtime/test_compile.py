@@ -103,7 +103,7 @@ def test_torch_sees_the_whole_of_every_method(name: str, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("traced")
-def test_kept_answers_are_those_of_the_teacher_as_it_is(tmp_path: Path, teacher: str) -> None:
+def test_cached_outputs_are_those_of_the_uncompiled_teacher(tmp_path: Path, teacher: str) -> None:
     """So runs share them, compiled or not."""
     keep = ("method={name: kd}", "teacher.cache=logits", f"teacher.cache_dir={tmp_path / 'store'}")
     run.distill(plan(tmp_path / "plain", teacher, *keep, "train.compile=false"))

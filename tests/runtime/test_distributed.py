@@ -297,7 +297,7 @@ def test_what_one_process_refuses_all_refuse(said: list[Any]) -> None:
     assert [one["refusals"] for one in said] == [refused] * len(said)
 
 
-def test_judging_is_shared_and_all_get_the_whole(said: list[Any]) -> None:
+def test_evaluation_is_shared_and_all_get_the_whole(said: list[Any]) -> None:
     accuracy, top5, predictions = _evaluated()
     for one in said:
         assert one["evaluated"][:2] == [accuracy, top5]
@@ -448,11 +448,11 @@ def test_one_process_writes(of_two: Path) -> None:
 @pytest.mark.distributed
 def test_another_number_of_processes_does_not_go_on(of_two: Path, tmp_path: Path) -> None:
     parts = of_two / "0/parts"
-    kept = (parts / "result.json").read_bytes()
+    result = (parts / "result.json").read_bytes()
     (parts / "result.json").unlink()
     with pytest.raises(InputError, match="started with 2 processes, and there are 1"):
         run.distill(_plan(parts), resume=True)
-    (parts / "result.json").write_bytes(kept)
+    (parts / "result.json").write_bytes(result)
 
 
 @contextmanager

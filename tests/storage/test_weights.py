@@ -140,7 +140,7 @@ def test_written_weights_and_metadata_are_read_back(tmp_path: Path) -> None:
     assert read_metadata(path) == {"mean": [0.5], "name": "resnet8"}
 
 
-def test_a_prefix_of_only_some_keys_is_kept(tmp_path: Path) -> None:
+def test_a_prefix_of_only_some_keys_stays(tmp_path: Path) -> None:
     path = tmp_path / "own.pth"
     state = {"module.weight": torch.ones(2), "scale": torch.ones(1)}
     torch.save(state, path)
@@ -180,7 +180,7 @@ HOSTILE: dict[str, Callable[[Path], Runs]] = {
 }
 
 
-@pytest.mark.parametrize("where", ["alone", "beside", "among", "inside", "plain pickle"])
+@pytest.mark.parametrize("where", ["alone", "next to", "among", "inside", "plain pickle"])
 @pytest.mark.parametrize("attack", HOSTILE)
 def test_nothing_in_a_file_is_executed(
     tmp_path: Path, state: State, attack: str, where: str
@@ -189,7 +189,7 @@ def test_nothing_in_a_file_is_executed(
     runs = HOSTILE[attack](mark)
     contents = {
         "alone": runs,
-        "beside": {"model": state, "test_accuracy": runs},
+        "next to": {"model": state, "test_accuracy": runs},
         "among": {**state, "x": runs},
         "inside": {"model": state, "opt": argparse.Namespace(lr=runs)},
     }

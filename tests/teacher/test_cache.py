@@ -1,4 +1,4 @@
-"""Answers that are kept: the teacher's to rounding, of this teacher alone, and runs repeat."""
+"""Cached teacher outputs: equal up to rounding, never of another teacher, and runs repeat."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def teacher() -> FrozenTeacher:
     return FrozenTeacher(model, DATA.train.images[:8])
 
 
-def kept(
+def cached(
     teacher: FrozenTeacher, folder: Path, needs: TeacherNeeds = LOGITS, **changes: Any
 ) -> CachedOutputs:
     arguments: dict[str, Any] = {
@@ -74,7 +74,7 @@ def kept(
 
 
 def opened(*arguments: Any, **changes: Any) -> CachedOutputs:
-    teacher_outputs = kept(*arguments, **changes)
+    teacher_outputs = cached(*arguments, **changes)
     teacher_outputs.open()
     return teacher_outputs
 
@@ -90,13 +90,13 @@ def silent(_images: Tensor) -> Any:
     raise AssertionError("the teacher was asked")
 
 
-# ---- what is answered
+# ---- the values
 
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("needs", [LOGITS, ALL])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_kept_answers_are_the_teacher_s_to_rounding(
+def test_cached_outputs_are_the_teacher_s_up_to_rounding(
     tmp_path: Path, teacher: FrozenTeacher, needs: TeacherNeeds, flip: bool, precision: Any
 ) -> None:
     teacher_outputs = opened(teacher, tmp_path, needs, flip=flip, precision=precision)
@@ -195,7 +195,7 @@ def named(batch: Batch) -> list[tuple[int, int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_an_answer_is_the_same_whoever_asked_first(
+def test_the_first_and_later_reads_give_the_same_output(
     tmp_path: Path, teacher: FrozenTeacher, precision: Any
 ) -> None:
     """In whatever company: batches of other sizes and seeds, and few that are missing."""
@@ -269,7 +269,7 @@ def test_the_log_says_where_how_large_and_what_is_there(
     assert f"{100 * (48 + 16) / (48 * 18 + 16):.1f} % already there" in caplog.text
 
 
-# ---- whose answers they are
+# ---- one cache for each teacher, images and views
 
 
 def other_weights(teacher: FrozenTeacher) -> FrozenTeacher:
@@ -331,38 +331,43 @@ TEACHERS = [other_weights, other_mean, other_std, other_stages, other_structure]
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_an_answer_depends_on_has_a_store_of_its_own(
+def test_everything_that_an_output_depends_on_has_a_cache_of_its_own(
     tmp_path: Path, teacher: FrozenTeacher, change: dict[str, Any]
 ) -> None:
     views_of_each: dict[str, Any] = {"kind": "features", "views": 5}
     one, other = (
-        kept(teacher, tmp_path, **views_of_each),
-        kept(teacher, tmp_path, **views_of_each | change),
+        cached(teacher, tmp_path, **views_of_each),
+        cached(teacher, tmp_path, **views_of_each | change),
     )
     assert one.records.path != other.records.path
     assert one.records.facts != other.records.facts
 
 
 @pytest.mark.parametrize("change", TEACHERS)
-def test_another_teacher_has_a_store_of_its_own(
+def test_another_teacher_has_a_cache_of_its_own(
     tmp_path: Path, teacher: FrozenTeacher, change: Any
 ) -> None:
-    assert kept(teacher, tmp_path).records.path != kept(change(teacher), tmp_path).records.path
+    assert cached(teacher, tmp_path).records.path != cached(change(teacher), tmp_path).records.path
 
 
-def test_what_is_kept_of_an_answer_is_in_the_key(tmp_path: Path, teacher: FrozenTeacher) -> None:
+def test_which_outputs_are_cached_is_in_the_key(tmp_path: Path, teacher: FrozenTeacher) -> None:
     needs = [ALL, replace(ALL, stages=(2,)), replace(ALL, pooled=False), replace(ALL, last=False)]
-    assert len({kept(teacher, tmp_path, one).records.path for one in needs}) == 4
+    assert len({cached(teacher, tmp_path, one).records.path for one in needs}) == 4
 
 
-def test_labels_and_equal_teachers_share_a_store(tmp_path: Path, teacher: FrozenTeacher) -> None:
+def test_labels_and_equal_teachers_share_a_cache(tmp_path: Path, teacher: FrozenTeacher) -> None:
     labels = of_images(DATA.train.images, DATA.train.labels.flip(0))
-    assert kept(teacher, tmp_path).records.path == kept(teacher, tmp_path, data=labels).records.path
+    assert (
+        cached(teacher, tmp_path).records.path
+        == cached(teacher, tmp_path, data=labels).records.path
+    )
     twin = FrozenTeacher(copy.deepcopy(teacher.model))
-    assert kept(teacher, tmp_path).records.path == kept(twin, tmp_path).records.path
+    assert cached(teacher, tmp_path).records.path == cached(twin, tmp_path).records.path
 
 
-def test_the_key_s_parts_lie_beside_the_answers(tmp_path: Path, teacher: FrozenTeacher) -> None:
+def test_the_parts_of_the_key_are_next_to_the_records(
+    tmp_path: Path, teacher: FrozenTeacher
+) -> None:
     teacher_outputs = opened(teacher, tmp_path)
     facts = json.loads((teacher_outputs.records.path / FACTS).read_text())
     assert teacher_outputs.records.path.name == facts["sha256"][:32]
@@ -384,10 +389,10 @@ def test_a_teacher_whose_code_was_changed_is_told(
     )
     for look in (CachedOutputs.check, CachedOutputs.open):
         with pytest.raises(InputError, match=r"not this teacher's \(logits differ\).*code"):
-            look(kept(teacher, tmp_path))
+            look(cached(teacher, tmp_path))
 
 
-def test_a_damaged_answer_is_asked_for_again(
+def test_a_damaged_record_is_computed_again(
     tmp_path: Path, teacher: FrozenTeacher, caplog: pytest.LogCaptureFixture
 ) -> None:
     teacher_outputs = opened(teacher, tmp_path)
@@ -417,12 +422,12 @@ def huge(teacher: FrozenTeacher) -> FrozenTeacher:
     return FrozenTeacher(model)
 
 
-def test_numbers_too_large_for_float16_are_never_kept(
+def test_numbers_too_large_for_float16_are_never_cached(
     tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = huge(teacher)
     with pytest.raises(InputError, match=r"\(logits\) reach .*e\+0\d, more than float16 holds; "):
-        kept(large, tmp_path).check()
+        cached(large, tmp_path).check()
     assert not list(tmp_path.iterdir())
     opened(large, tmp_path / "bfloat16", precision="bfloat16")
     teacher_outputs = opened(teacher, tmp_path / "float32")
@@ -467,7 +472,7 @@ each_kind = pytest.mark.parametrize(("kind", "method"), KINDS)
 
 def overrides(taught: Path, folder: Path, kind: str, method: str) -> list[str]:
     own = ["teacher.views=4"] if kind == "features" else []
-    place = [f"teacher.cache={kind}", f"teacher.cache_dir={folder / 'answers'}"]
+    place = [f"teacher.cache={kind}", f"teacher.cache_dir={folder / 'outputs'}"]
     return [
         *SMALL,
         f"teacher.checkpoint={taught}",
@@ -512,20 +517,20 @@ def test_cold_and_warm_runs_are_the_same_to_the_byte(
 
 
 @pytest.mark.slow
-def test_kept_logits_change_a_run_by_rounding_alone(taught: Path, tmp_path: Path) -> None:
+def test_cached_logits_change_a_run_by_rounding_alone(taught: Path, tmp_path: Path) -> None:
     changes = overrides(taught, tmp_path, "logits", "kd")
-    distill(tmp_path / "kept", changes)
+    distill(tmp_path / "cached", changes)
     plain = [c for c in changes if not c.startswith(("teacher.cache", "teacher.cache_dir"))]
     result = distill(tmp_path / "live", plain)
     assert result.teacher_cache_hit_rate is None
-    for one, other in zip(rows(tmp_path / "kept"), rows(tmp_path / "live"), strict=True):
+    for one, other in zip(rows(tmp_path / "cached"), rows(tmp_path / "live"), strict=True):
         assert "teacher_cache_hit_rate" not in other
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-2)
-    bfloat16 = "train.precision=bfloat16"  # which is kept as it is
-    distill(tmp_path / "kept16", [*changes, bfloat16])
+    bfloat16 = "train.precision=bfloat16"  # cached as it is
+    distill(tmp_path / "cached16", [*changes, bfloat16])
     distill(tmp_path / "live16", [*plain, bfloat16])
     weights = (tmp_path / "live16/student.safetensors").read_bytes()
-    assert (tmp_path / "kept16/student.safetensors").read_bytes() == weights
+    assert (tmp_path / "cached16/student.safetensors").read_bytes() == weights
 
 
 @pytest.mark.slow
@@ -569,7 +574,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
 
 
 @pytest.mark.slow
-def test_runs_at_once_fill_one_store_and_change_nothing(taught: Path, tmp_path: Path) -> None:
+def test_runs_at_once_fill_one_cache_and_change_nothing(taught: Path, tmp_path: Path) -> None:
     together = overrides(taught, tmp_path / "together", "logits", "kd")
     command = [sys.executable, "-m", "dskd", "distill", "digits", *together]
     runs = [
@@ -583,7 +588,7 @@ def test_runs_at_once_fill_one_store_and_change_nothing(taught: Path, tmp_path: 
     for one in runs:
         _, errors = one.communicate(timeout=240)
         assert one.returncode == 0, errors.decode()
-    assert len(list((tmp_path / "together/answers").iterdir())) == 1
+    assert len(list((tmp_path / "together/outputs").iterdir())) == 1
     for seed in (0, 1):
         alone = overrides(taught, tmp_path / f"alone{seed}", "logits", "kd")
         distill(tmp_path / f"own{seed}", [*alone, f"seed={seed}"])
@@ -617,7 +622,7 @@ def test_a_method_that_reads_more_is_refused_before_any_work(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_kept_is_refused_before_any_work(
+def test_what_cannot_be_cached_is_refused_before_any_work(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = overrides(taught, tmp_path, "logits", "kd")
@@ -627,8 +632,8 @@ def test_what_cannot_be_kept_is_refused_before_any_work(
             distill(tmp_path / "run", changes)
     assert not list(tmp_path.iterdir())
     distill(tmp_path / "first", changes)
-    (store,) = (tmp_path / "answers").iterdir()
-    with (store / RECORDS).open("r+b") as file:
+    (cache,) = (tmp_path / "outputs").iterdir()
+    with (cache / RECORDS).open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(InputError, match=r"records\.bin is damaged: it has 1000 of"):
         distill(tmp_path / "run", changes)
@@ -636,7 +641,7 @@ def test_what_cannot_be_kept_is_refused_before_any_work(
 
 
 @pytest.mark.slow
-def test_a_store_may_move_and_a_run_may_not_change_its_kind(taught: Path, tmp_path: Path) -> None:
+def test_a_cache_may_move_and_a_run_may_not_change_its_kind(taught: Path, tmp_path: Path) -> None:
     changes = overrides(taught, tmp_path / "a", "logits", "kd")
     out = tmp_path / "run"
     distill(out, changes)
@@ -650,7 +655,7 @@ def test_a_store_may_move_and_a_run_may_not_change_its_kind(taught: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_without_a_folder_answers_go_to_the_cache(
+def test_without_a_folder_outputs_go_to_the_user_s_cache(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DSKD_CACHE", str(tmp_path / "cache"))
@@ -660,7 +665,7 @@ def test_without_a_folder_answers_go_to_the_cache(
 
 
 @pytest.mark.slow
-def test_a_teacher_that_is_trained_first_has_its_answers_kept(tmp_path: Path) -> None:
+def test_outputs_of_a_teacher_that_is_trained_first_are_cached(tmp_path: Path) -> None:
     changes = [
         *SMALL,
         "method.name=kd",
@@ -681,7 +686,7 @@ class Silent:
 
 
 @pytest.mark.slow
-def test_students_of_a_comparison_share_a_store_and_are_those_of_runs_of_their_own(
+def test_students_of_a_comparison_share_a_cache_and_are_those_of_single_runs(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = overrides(taught, tmp_path, "features", "ce")
@@ -693,7 +698,7 @@ def test_students_of_a_comparison_share_a_store_and_are_those_of_runs_of_their_o
         students[share] = {
             path.parent.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob(LAST)
         }
-        assert len(list((tmp_path / "answers").iterdir())) == 1
+        assert len(list((tmp_path / "outputs").iterdir())) == 1
         assert "teacher_cache_hit_rate" not in rows(out / "ce/seed0")[0]
         hits = [
             [r["teacher_cache_hit_rate"] for r in rows(out / f"{m}/seed1")] for m in ("kd", "dskd")

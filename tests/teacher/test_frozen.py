@@ -1,4 +1,4 @@
-"""The teacher answers and never changes."""
+"""The teacher gives outputs and never changes."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_dropout_and_batch_norm_are_inert(teacher: FrozenTeacher, images: Tensor
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
 
 
-def test_it_answers_as_the_model_in_eval_mode(
+def test_its_outputs_are_those_of_the_model_in_eval_mode(
     teacher: FrozenTeacher, net: nn.Module, images: Tensor
 ) -> None:
     assert torch.equal(teacher(images).logits, net.eval()((images / 255 - 0.5) / 0.5))
 
 
-def test_a_student_learns_through_the_answers_without_touching_it(
+def test_a_student_learns_through_the_outputs_without_changing_it(
     teacher: FrozenTeacher, images: Tensor
 ) -> None:
     student = nn.Linear(3 * 8 * 8, 5)
