@@ -53,13 +53,17 @@ def distill(
     trained. A teacher given by name is trained first, unless it has a ``checkpoint``.
 
     Args:
-        student: As in ``"resnet8"`` or ``{"module": net, "stages": ["layer1", "layer2"]}``.
-        teacher: As in ``"resnet20"`` or ``{"name": "resnet20", "checkpoint": "teacher.pth"}``;
-            None for a method without a teacher.
-        data: As in ``"digits"`` or ``{"name": "folder", "root": "images", "size": 64}``.
-        method: As in ``"kd"`` or ``{"name": "dskd", "beta": 2.0}``.
-        train: As in ``{"epochs": 10, "lr": 0.05}``; see `dskd.config.schema.TrainSettings`.
-        seed: Seed of everything random, such as first weights and the order of the images.
+        student: A name, a module or settings, as in ``"resnet8"`` or
+            ``{"module": net, "stages": ["layer1", "layer2"]}``.
+        teacher: A name, a module or settings, as in ``"resnet20"`` or
+            ``{"name": "resnet20", "checkpoint": "teacher.pth"}``; None for a method without a
+            teacher.
+        data: A name, a data set or settings, as in ``"digits"`` or
+            ``{"name": "folder", "root": "images", "size": 64}``.
+        method: A name or settings, as in ``"kd"`` or ``{"name": "dskd", "beta": 2.0}``.
+        train: Settings of the training, as in ``{"epochs": 10, "lr": 0.05}``; see the section
+            ``train`` of the settings.
+        seed: The seed of everything random, such as first weights and the order of the images.
         out: The run's folder; by default ``runs/<student>-<teacher>-<data>/<method>-seed<seed>``.
         resume: Continue an interrupted run.
         overwrite: Replace an existing run.
@@ -136,16 +140,18 @@ def compare_methods(
     share_teacher: bool = True,
     allow_code: bool = False,
 ) -> list[Summary]:
-    """Distils by several methods at several seeds, with one teacher and the same batches.
+    """Compares methods: trains a student by each method at each seed.
 
-    Finished runs stay: the same call continues a comparison, and more methods or seeds extend it.
+    All students learn from one teacher, and those of a seed see the same batches. Finished runs
+    stay: the same call continues a comparison, and more methods or seeds extend it.
 
     Args:
         student: As for `distill`.
         teacher: As for `distill`. It is trained once.
         data: As for `distill`.
-        methods: Names, also with settings, as in ``["kd", "dskd", "dskd:beta=0.1"]``.
-        seeds: Number of seeds, from ``seed`` on.
+        methods: Names of methods, with settings if you like, as in
+            ``["kd", "dskd", "dskd:beta=0.1"]``.
+        seeds: The number of seeds: ``seed``, ``seed + 1`` and so on.
         weights: ``equal`` sets ``ce = kd = 1`` in all methods that have them. ``literature`` takes
             the weights of each method's publication.
         train: As for `distill`.

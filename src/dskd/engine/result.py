@@ -16,29 +16,30 @@ from dskd.settings import Number, Percent, Size
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         path: The run directory.
         student: The deployed student after the last epoch, on the CPU, in eval mode.
         method: Name of the method.
-        parameters: Of the deployed student.
+        parameters: Number of parameters of the deployed student.
         test_accuracy: Top-1 on the test split after the last epoch, in percent.
         test_accuracy_top5: Top-5 on the test split after the last epoch, in percent; None with
             five classes or fewer.
         best_test_accuracy: Top-1 on the test split after the best epoch, in percent.
-        best_epoch: From 1.
+        best_epoch: The best epoch, counted from 1.
         best_chosen_on: ``validation`` if there is a validation split. Otherwise ``test``, and then
             the best accuracy is optimistic.
         teacher_accuracy: The teacher's top-1 on the test split; None without a teacher.
         agreement: Share of the test images for which student and teacher predict the same class,
             in percent; None without a teacher.
         seconds: Time of all training steps.
-        teacher_seconds: The part of it that teacher outputs took.
+        teacher_seconds: The part of ``seconds`` that the teacher's outputs took.
         checkpoint_seconds: Time spent on checkpoints.
         teacher_cache_hit_rate: Share of the samples whose teacher outputs were in the cache
             (``teacher.cache``); None without a cache.
-        extra_parameters: Trained in addition to the student and not deployed.
+        extra_parameters: Number of parameters that were trained with the student and are not
+            deployed.
         memory: Bytes that a training step holds (see `dskd.engine.trainer.Trainer`).
     """
 

@@ -1,7 +1,7 @@
 """START HERE: from a recipe to a trained student.
 
-`distill` prepares the run, gets the teacher, trains, and returns the result. `train` does the same
-with the labels in place of a teacher. What happens in a step is in `dskd.engine.step`.
+`distill` prepares the run, gets the teacher, trains the student, and returns the result. `train`
+does the same without a teacher. The training step is in `dskd.engine.step`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def train(
 
     Raises:
         InputError: Something in the recipe cannot be used. Nothing is left behind.
-        NonFiniteError: A number became NaN or infinite. No weight of it is saved.
+        NonFiniteError: A number became NaN or infinite. Nothing is saved after that.
         Stopped: A signal asked for a stop. The state is saved.
     """
     recipe = recipe.changed(method=label_method(), teacher=None)
@@ -72,7 +72,7 @@ def distill(
 
     Raises:
         InputError: Something in the recipe cannot be used. Nothing is left behind.
-        NonFiniteError: A number became NaN or infinite. No weight of it is saved.
+        NonFiniteError: A number became NaN or infinite. Nothing is saved after that.
         Stopped: A signal asked for a stop. The state is saved.
         ProcessLost: Another process of the run died.
     """
@@ -110,7 +110,7 @@ def _train(prepared: Prepared, data: DataLoaders, directory: RunDirectory, resum
     outputs.open()
     run = build_run(recipe, prepared.student, data, outputs, directory)
     run.begin(resume)
-    if continues:  # only now: until here the folder might belong to something else
+    if continues:  # not earlier: `begin` refuses a folder that belongs to another run
         directory.start(recipe.plain(), devices.environment(device))
     run.train()
     return finish(run)

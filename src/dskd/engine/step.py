@@ -18,7 +18,7 @@ from dskd.runtime.nonfinite import require_finite
 from dskd.settings import Precision
 
 GetTeacherOutputs = Callable[[Batch, TeacherNeeds], ModelOutput | None]
-"""From a batch and what a method reads to the teacher's outputs."""
+"""Takes a batch and the needs of a method, and gives the teacher's outputs."""
 
 
 def train_step(
@@ -38,11 +38,11 @@ def train_step(
     5. The optimizer's update.
 
     Args:
-        method: The student and all that is trained with it.
-        teacher_outputs: Where the teacher's outputs come from.
+        method: The student and the parts that are trained with it.
+        teacher_outputs: Computes the teacher's outputs, or reads them from the cache.
         batch: This process's samples.
-        optimizer: Of the method's parameters.
-        precision: Of the forward passes. Losses and weights stay in float32.
+        optimizer: The optimizer of the method's parameters.
+        precision: The precision of the forward passes. Losses and weights stay in float32.
         parallel: The method as `dskd.runtime.distributed.data_parallel` wrapped it; None for one
             process.
 

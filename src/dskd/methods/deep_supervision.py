@@ -88,7 +88,7 @@ class AllocationHistory(nn.Module):
 
 
 class DSKDObjective(nn.Module):
-    """The objective of `dskd_loss` with its settings. This is the one list of them.
+    """The objective of `dskd_loss`. Its settings are declared here and nowhere else.
 
     Args:
         temperature: T of the deep layer and of the branches.
@@ -102,18 +102,19 @@ class DSKDObjective(nn.Module):
         allocate: ``joint``: one weight for S_l. ``separate``: P_l and M_l have weights of their
             own, each by the same rule.
         allocation_scale: ``relative``: the rule sees losses divided by their mean. ``raw``: the
-            softmax rules see the losses, predictions without their factor T^2.
+            softmax rules see the losses themselves, and predictions without the factor T^2.
         allocation_basis: ``loss``, or ``progress`` for losses divided by their first values.
         allocation_smoothing: Factor of a moving average of what the rule sees; 0 for none.
         weight_sum: The sum of the weights: ``count`` for the number of branches, or ``one``.
         weights_per: One weight per stage for the ``batch``, or one for every ``sample``.
         feature_loss: How maps are compared: ``mse``, or ``pyramid``, ``cosine``, ``channel`` or
             ``relation`` of `dskd.losses.map_structure`.
-        feature_scale: ``relative``, or ``none`` for a plain MSE.
+        feature_scale: ``relative``: the MSE is divided by the mean square of the teacher's map.
+            ``none``: a plain MSE.
         prediction_loss: Logit loss of the branches: kl (or kd), kd-standardized, dkd, dist.
-        prediction_options: Its further settings, such as ``{"beta": 2.0}`` for dkd.
-        deep_loss: Logit loss of the deep layer, one of the same.
-        deep_options: Its further settings.
+        prediction_options: Further settings of this loss, such as ``{"beta": 2.0}`` for dkd.
+        deep_loss: Logit loss of the deep layer, from the same list.
+        deep_options: Further settings of this loss.
 
     Raises:
         InputError: A setting is out of range, or weights are per sample and a loss has no value per

@@ -116,9 +116,9 @@ def dskd_loss(
     have ``v = allocate(M)``.
 
     Source: Luo, Chen, Wang, Knowledge Distillation with Deep Supervision, IJCNN 2023,
-    arXiv 2202.07846. A reconstruction from the abstract: that P, M and a loss-based allocation
-    act on the shallow layers is the paper's; the forms of M_l, S_l and of the allocation are
-    *our choice*.
+    arXiv 2202.07846. A reconstruction from the abstract. The abstract says that predictions, maps
+    and a loss-based allocation act on the shallow layers. The forms of M_l, of S_l and of the
+    allocation are *our choice*.
 
     Args:
         student_logits: z_s, ``[B, K]``.
@@ -158,31 +158,32 @@ class DSKD(BranchedMethod):
     Source: Luo, Chen, Wang, Knowledge Distillation with Deep Supervision, IJCNN 2023,
     arXiv 2202.07846. **A reconstruction from the abstract.** The abstract says that the teacher's
     class predictions and feature maps supervise the shallow layers, and that a loss-based weight
-    allocation balances them. Every setting below is something that it leaves open: *our choice*.
+    allocation balances them. It leaves every setting below open: each is *our choice*.
     The defaults of ``feature_target`` and ``beta`` were chosen by measurement
     (docs/results/protocol.md). The preset ``paper-abstract`` is our first reading, in its simplest
     form. The preset ``paper`` is the reading of a re-implementation for language models
-    (github.com/leahphw/babylm, 2025), whose authors had the full text: weak evidence, since it is
-    another modality. What it says and what we added is listed in docs/method.md.
+    (github.com/leahphw/babylm, 2025), whose authors had the full text. This is weak evidence,
+    because it is about another modality. docs/method.md lists what comes from it and what we added.
 
     Args:
         pair: Student and teacher, of the same classes; the student has two stages or more.
         feature_target: ``last``, the teacher's last map for every branch, or ``matched``, the one
             at the same relative depth, ``ceil(l L_t / L)``.
-        deep_stage: Which terms of the student's last stage are among those of the shallow stages:
-            ``none``, its ``map``, or ``both`` its map and its prediction, the student's own.
+        deep_stage: Which terms of the student's last stage join the weighted terms: ``none``, its
+            ``map``, or ``both`` its map and the student's own prediction.
         fuse: Whether each stage is fused with the deeper ones before it is compared, as in
-            reviewkd (`dskd.methods.stage_fusion.Fusion`). The adapter settings then have no use.
-        adapter: How an adapter brings a map to the teacher's size: ``pool`` first, or by a 3x3
-            convolution of ``stride`` 2 for every halving; ``linear``: pool, then a 1x1 convolution.
+            reviewkd (`dskd.methods.stage_fusion.Fusion`). The adapter settings then do not apply.
+        adapter: How a map gets the size of the teacher's map. ``pool``: average-pooling, then a
+            bottleneck of convolutions. ``stride``: a 3x3 convolution of stride 2 for every halving.
+            ``linear``: average-pooling, then a 1x1 convolution.
         adapter_width: Channels inside an adapter; None for ``max(32, C_t / 2)``.
         adapter_depth: Number of 3x3 convolutions in an adapter.
         classifier: From an adapted map to a branch's logits: a ``linear`` layer, an ``mlp``, or the
             ``teacher``'s own classifier, frozen. The teacher's needs ``feature_target=last``.
         supervise: Which shallow stages get a branch, from 1; None for all.
         prediction_warmup: Epochs over which the weight of the branches' predictions rises.
-        prediction_epochs: Epochs over which it falls to 0; 0 for no fall.
-        feature_epochs: Epochs over which the weight of the maps falls to 0; 0 for no fall.
+        prediction_epochs: Epochs over which this weight falls to 0; 0 if it does not fall.
+        feature_epochs: Epochs over which the weight of the maps falls to 0; 0 if it does not fall.
         **settings: The settings of the objective, see `DSKDObjective`.
 
     Raises:
