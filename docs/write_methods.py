@@ -126,6 +126,7 @@ def _summary(name: str) -> str:
 def _markdown(text: str) -> str:
     """Prose of a docstring as Markdown, with code in single backticks."""
     text = re.sub(r"::\n", ":\n", text).replace("``", "`")
+    text = re.sub(r"docs/([\w/-]+\.md)", r"[docs/\1](../\1)", text)
     return text.strip()
 
 
