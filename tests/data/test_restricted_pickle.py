@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,37 @@ def test_an_array_must_fill_its_shape() -> None:
         assert data != good
         with pytest.raises(InputError, match="shape"):
             read_pickle(data, "train")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        b"X\x08\x00\x00\x00xxxxxxxxJ\x00\x00\x00\x01",  # text, 2**24 times
+        b"J\x00\x00\x00\x01X\x08\x00\x00\x00xxxxxxxx",
+        b"G@\x00\x00\x00\x00\x00\x00\x00J\x03\x00\x00\x00",  # 2.0
+        b"J\xff\xff\xff\xffJ\xfa\xff\xff\xff",  # -1, -6
+        b"J\x06\x00\x00\x00" + 8 * b"J\x01\x00\x00\x00",
+        b"\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x40J\x00\x00\x00\x00",  # 2**62, 0
+    ],
+)
+def test_a_shape_that_is_not_one_is_refused_before_it_takes_memory(shape: bytes) -> None:
+    good = python2_pickle({b"data": np.zeros((2, 3), np.uint8)})
+    forged = good.replace(b"(J\x02\x00\x00\x00J\x03\x00\x00\x00", b"(" + shape)
+    assert forged != good
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="an array cannot have the shape"):
+            read_pickle(forged, "train")
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 2, 1, 3), (1,) * 7 + (6,), (0, 6)])
+def test_arrays_have_up_to_eight_dimensions(shape: tuple[int, ...]) -> None:
+    found = read_pickle(python2_pickle({b"data": np.ones(shape, np.uint8)}), "train")["data"]
+    assert isinstance(found, np.ndarray)
+    assert found.shape == shape
 
 
 def test_no_mangled_file_raises_anything_else() -> None:

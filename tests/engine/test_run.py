@@ -28,10 +28,12 @@ from dskd.cli.commands import main
 from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.engine import run, training_run
+from dskd.engine.build import load_data
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.prepare import prepare
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Quit, Stopped
+from dskd.models.zoo import build
 from dskd.runtime.device import environment
 from dskd.storage import checkpoint
 from dskd.storage.run_directory import RunDirectory
@@ -99,6 +101,9 @@ def test_metrics_say_an_epoch_a_line_and_what_every_stage_does(finished: Path) -
         assert row["stage1/weight"] + row["stage2/weight"] == pytest.approx(2)
         total = sum(row[f"loss/{name}"] for name in ("ce", "kd", "shallow"))
         assert row["train_loss"] == pytest.approx(total, rel=1e-5)
+        right = row["train_accuracy"] * 130 / 100  # of 130 images
+        assert right == pytest.approx(round(right), abs=1e-3)
+        assert 0 < right < 130
 
 
 def test_branches_never_reach_the_student_s_files(finished: Path) -> None:
@@ -174,6 +179,26 @@ def test_a_result_holds_what_the_files_say(finished: Path) -> None:
     assert isinstance(evaluated, EvaluationResult)
     assert evaluated.accuracy == result["test_accuracy"]
     assert dskd.evaluate(finished, "best").accuracy == result["best_test_accuracy"]
+
+
+def test_the_accuracy_of_a_run_is_that_of_its_files_counted_by_hand(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    kept = recipe.load(str(finished / "recipe.yaml"))
+    data = load_data(kept.data)
+    predictions = []
+    for name in ("student.safetensors", "teacher/student.safetensors"):
+        net = build("resnet8", num_classes=10, in_channels=1).eval()
+        net.load_state_dict(safetensors.torch.load_file(finished / name))
+        pixels = data.test.images.float() / 255
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+        with torch.no_grad():
+            logits = net((pixels - mean) / std)
+        predictions.append(logits.argmax(1))
+    right = [100 * (p == data.test.labels).double().mean().item() for p in predictions]
+    assert all(len(found.unique()) > 1 for found in predictions)
+    assert [result["test_accuracy"], result["teacher_accuracy"]] == pytest.approx(right, abs=0.3)
+    agreement = 100 * (predictions[0] == predictions[1]).double().mean().item()
+    assert result["agreement"] == pytest.approx(agreement, abs=0.3)
 
 
 @pytest.mark.slow

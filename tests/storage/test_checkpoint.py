@@ -167,3 +167,25 @@ def test_a_verified_file_that_cannot_be_loaded_is_damaged(tmp_path: Path) -> Non
         checkpoint.read(path)
     with pytest.raises(DamagedCheckpoint, match="cannot be read: Is a directory"):
         checkpoint.read(tmp_path)
+
+
+class _Call:
+    """Pickled as a call."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call[0], self.call[1:]
+
+
+def test_a_hostile_checkpoint_with_a_valid_checksum_runs_no_code(tmp_path: Path) -> None:
+    file, path, mark = io.BytesIO(), tmp_path / "x.checkpoint", tmp_path / "mark"
+    torch.save(state(1) | {"best": {"epoch": _Call(os.mkdir, str(mark))}}, file)
+    payload = file.getvalue()
+    path.write_bytes(checkpoint.MAGIC + hashlib.sha256(payload).digest() + payload)
+    with pytest.raises(DamagedCheckpoint, match="cannot be loaded"):
+        checkpoint.read(path)
+    assert not mark.exists()
+    torch.load(io.BytesIO(payload), weights_only=False)
+    assert mark.exists(), "the payload must be one that runs"

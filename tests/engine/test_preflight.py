@@ -1,0 +1,45 @@
+"""What cannot be trained is refused in one line before anything is written."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dskd
+from dskd.errors import InputError
+from tests.conftest import make_dataset
+
+
+class Unfinished(nn.Module):
+    """A classifier that fails in training mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU())
+        self.classifier = nn.Linear(4, 4)
+
+    def forward(self, images: Tensor) -> Any:
+        if self.training:
+            raise RuntimeError("a branch that was never written\nand more")
+        return self.classifier(self.features(images).mean((2, 3)))
+
+
+def test_a_module_that_fails_in_training_mode_only_is_refused_before_any_work(
+    tmp_path: Path,
+) -> None:
+    student = Unfinished().eval()
+    before = copy.deepcopy(student.state_dict())
+    assert student(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
+    with pytest.raises(InputError) as refused:
+        dskd.train(student=student, data=make_dataset(), out=tmp_path / "run")
+    assert str(refused.value) == (
+        "Unfinished cannot be trained on these images: a branch that was never written"
+    )
+    assert not (tmp_path / "run").exists()
+    assert not student.training
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
