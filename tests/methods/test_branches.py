@@ -38,6 +38,18 @@ def test_a_strided_adapter_halves_the_map_as_often_as_needed() -> None:
         assert branch(torch.zeros(2, 5, size, size)).map.shape == (2, 12, side, side)
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 32), (32, 16)])
+def test_a_strided_adapter_halves_as_often_as_both_sides_allow(height: int, width: int) -> None:
+    branch = Branch(
+        StageSpec(5, height, width, True),
+        StageSpec(12, 8, 8, True),
+        linear_classifier(4),
+        AdapterForm(kind="stride"),
+    )
+    assert [conv.stride[0] for conv in convolutions(branch)] == [2, 1]
+    assert branch(torch.zeros(2, 5, height, width)).map.shape == (2, 12, 8, 8)
+
+
 def convolutions(branch: Branch) -> list[nn.Conv2d]:
     return [m for m in branch.adapter if isinstance(m, nn.Conv2d)]
 

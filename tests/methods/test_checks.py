@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dskd import methods
 from dskd.errors import InputError
 from dskd.methods.checks import (
     at_same_depth,
@@ -50,3 +51,14 @@ def test_a_pair_that_does_not_fit_is_refused() -> None:
         check_pooled(Pair(student, spec(2, pooled=None), spec(2)))
     with pytest.raises(InputError, match="not those of a linear layer"):
         check_classifier(Pair(student, spec(2), spec(2)))
+
+
+@pytest.mark.parametrize("name", ["crd", "pkt", "rkd", "srrl", "sskd"])
+def test_methods_on_vectors_refuse_models_without_them(name: str) -> None:
+    student, without = staged(), spec(2, pooled=None)
+    for what, pair in {
+        "student": Pair(student, without, spec(2)),
+        "teacher": Pair(student, spec(2), without),
+    }.items():
+        with pytest.raises(InputError, match=f"the vector that the {what}'s classifier sees"):
+            methods.find(name)(pair)
