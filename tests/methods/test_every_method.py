@@ -364,5 +364,9 @@ def test_a_prepared_part_is_frozen_afterwards() -> None:
         method, _ = made(name)
         held = {id(p) for g in optimizer_of(method).param_groups for p in g["params"]}
         frozen = [p for p in method.parameters() if not p.requires_grad]
-        assert frozen, f"{name}: what prepare() has trained must be frozen (requires_grad_(False))"
+        computed = [b for key, b in method.named_buffers() if not key.startswith("student.")]
+        assert frozen or computed, (
+            f"{name}: what prepare() has trained must be frozen (requires_grad_(False)), and what "
+            "it has computed must be a buffer"
+        )
         assert not held & set(map(id, frozen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -257,3 +258,25 @@ def ramp(epoch: int, warmup: float) -> float:
         [0.25, 0.5, 0.75, 1.0, 1.0]
     """
     return min((epoch + 1) / warmup, 1.0) if warmup else 1.0
+
+
+DECAYED = "method.decay_to changes weights in every epoch, and torch would compile each anew"
+"""Why torch does not compile a method whose weights fall."""
+
+
+def decayed(epoch: int, begin: float, end: float) -> float:
+    """The share of its weight that a loss has in an epoch: 1, then half a cosine down to 0.
+
+    Args:
+        epoch: From 0.
+        begin: Epochs after which the weight begins to fall.
+        end: Epochs after which it is 0; 0 for a weight that never falls.
+
+    Example:
+        >>> [round(decayed(epoch, 2, 4), 2) for epoch in range(5)]
+        [1.0, 1.0, 0.5, 0.0, 0.0]
+    """
+    if not end:
+        return 1.0
+    passed = min(max((epoch + 1 - begin) / (end - begin), 0.0), 1.0)
+    return 0.5 * (1 + math.cos(math.pi * passed))
