@@ -90,7 +90,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 """A device; ``auto`` is a GPU if there is one, else the CPU."""
 Precision = Literal["float32", "bfloat16"]
 """Number format of the forward passes."""
-OptimizerName = Literal["sgd", "adamw"]
+OptimizerName = Literal["sgd", "adamw", "dot"]
 """An optimizer."""
 Schedule = Literal["step", "cosine"]
 """A learning-rate schedule."""

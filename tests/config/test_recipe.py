@@ -256,6 +256,7 @@ WRONG = {
     "train.warmup": [*NUMBERS, "30"],
     "train.optimizer": CHOICE,
     "train.momentum": [*SHARES, "1"],
+    "train.dot_delta": [*SHARES, "1"],
     "train.nesterov": SWITCH,
     "train.compile": SWITCH,
     "train.weight_decay": NUMBERS,
@@ -357,7 +358,8 @@ def check_wording(line: str) -> None:
         ),
         (
             {"train": {"optimizer": "adam"}},
-            "train.optimizer: input should be 'sgd' or 'adamw', got 'adam'; did you mean 'adamw'?",
+            "train.optimizer: input should be 'sgd', 'adamw' or 'dot', got 'adam'; "
+            "did you mean 'adamw'?",
         ),
         (
             {"out": 2024},

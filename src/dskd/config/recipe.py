@@ -110,6 +110,7 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     _refuse_ambiguous(options, "method")
     if recipe.teacher is None and methods.find(method.name).needs_teacher:
         raise InputError(f"the method {method.name!r} needs a teacher; set teacher.name")
+    _check_dot(recipe.train, method.name)
     out = recipe.out or folder / f"{method.name}-seed{recipe.seed}"
     return recipe.changed(method=method, out=out)
 
@@ -136,6 +137,31 @@ def _check_schedule(train: TrainSettings, teacher: TeacherSettings | None) -> No
         )
     if train.nesterov and train.momentum == 0:
         raise InputError("train.nesterov needs train.momentum above 0")
+
+
+def _check_dot(train: TrainSettings, method: str) -> None:
+    """Refuses ``train.optimizer=dot`` where it makes no sense, and its setting without it."""
+    if train.optimizer != "dot":
+        if train.dot_delta != TrainSettings.model_fields["dot_delta"].default:
+            raise InputError("train.dot_delta needs train.optimizer=dot")
+        return
+    if not methods.find(method).needs_teacher:
+        raise InputError(
+            "train.optimizer=dot separates the gradients of labels and teacher, and the method "
+            f"{method!r} has no teacher; set train.optimizer=sgd"
+        )
+    if train.nesterov:
+        raise InputError("train.optimizer=dot has no Nesterov momentum; drop train.nesterov")
+    if train.compile:
+        raise InputError(
+            "train.compile=true: torch compiles one backward pass of a step, and "
+            "train.optimizer=dot takes two; drop one of them"
+        )
+    if not train.dot_delta <= train.momentum < 1 - train.dot_delta:
+        raise InputError(
+            f"train.dot_delta: {train.dot_delta:g} moves the momentum {train.momentum:g} below 0 "
+            "or to 1 and more; make it smaller"
+        )
 
 
 def _check_cache_settings(teacher: TeacherSettings | None) -> None:

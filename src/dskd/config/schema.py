@@ -165,9 +165,14 @@ class TrainSettings(Settings):
     warmup: Weight = 0.0
     """Epochs at the start in which the learning rate rises linearly from 0."""
     optimizer: OptimizerName = "sgd"
-    """``sgd`` or ``adamw``."""
+    """``sgd``, ``adamw``, or ``dot``: sgd in which the gradients of the labels and of distillation
+    have a momentum of their own (DOT, ICCV 2023), for all methods with a teacher. A teacher that is
+    trained first is trained by sgd then."""
     momentum: Fraction = 0.9
-    """Momentum of sgd."""
+    """Momentum of sgd and dot."""
+    dot_delta: Fraction = 0.075
+    """How far dot moves the two momenta apart: that of the labels is momentum - dot_delta, that of
+    distillation momentum + dot_delta. 0.09 is the published value for ImageNet."""
     nesterov: bool = False
     """Use Nesterov momentum with sgd."""
     weight_decay: Weight = 5e-4

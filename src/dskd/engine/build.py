@@ -233,6 +233,7 @@ def build_trainer(
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
+        dot_delta=settings.dot_delta,
     )
     schedule = partial(
         learning_rate,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from dskd.engine.dot import DOT
+
 
 class SavedTensors:
     """Bytes of tensors. Tensors that share memory count once.
@@ -47,7 +49,7 @@ def saved_for_backward() -> Iterator[SavedTensors]:
 def held_by_training(module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of weights, buffers, gradients and optimizer state.
 
-    Every trained weight counts a gradient of its size, also before the first step.
+    Every trained weight counts a gradient of its size, also before the first step; with `DOT` two.
     """
     weights = SavedTensors()
     for tensor in (*module.parameters(), *module.buffers()):
@@ -58,4 +60,6 @@ def held_by_training(module: nn.Module, optimizer: torch.optim.Optimizer) -> int
             if isinstance(value, Tensor):
                 state.add(value)
     gradients = sum(p.nbytes for p in module.parameters() if p.requires_grad)
+    if isinstance(optimizer, DOT):
+        gradients *= 2
     return weights.bytes + state.bytes + gradients

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dskd.engine.dot import DOT
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.settings import OptimizerName
@@ -22,6 +23,7 @@ def make_optimizer(
     momentum: float,
     nesterov: bool,
     weight_decay: float,
+    dot_delta: float = 0.075,
 ) -> torch.optim.Optimizer:
     """An optimizer of the student and of all that is trained with it.
 
@@ -40,6 +42,10 @@ def make_optimizer(
     optimizer: torch.optim.Optimizer
     if name == "adamw":
         optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=fused)
+    elif name == "dot":
+        optimizer = DOT(
+            parameters, lr, momentum=momentum, delta=dot_delta, weight_decay=weight_decay
+        )
     else:
         optimizer = torch.optim.SGD(
             parameters,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dskd import methods
-from dskd.config.schema import MethodSettings, ModelSettings, Recipe
+from dskd.config.schema import MethodSettings, ModelSettings, Recipe, TrainSettings
 from dskd.data import Dataset
 from dskd.data.download import cache_folder
 from dskd.data.loader import MemoryLoader
@@ -114,7 +115,10 @@ def teacher_recipe(recipe: Recipe) -> Recipe:
     teacher = recipe.teacher
     assert teacher is not None
     own = {"epochs": teacher.epochs, "lr": teacher.lr}
-    schedule = {key: value for key, value in own.items() if value is not None}
+    schedule: dict[str, Any] = {key: value for key, value in own.items() if value is not None}
+    if recipe.train.optimizer == "dot":  # there is nothing to distil
+        default = TrainSettings.model_fields["dot_delta"].default
+        schedule |= {"optimizer": "sgd", "dot_delta": default}
     return recipe.changed(
         student=ModelSettings(**{key: getattr(teacher, key) for key in ModelSettings.model_fields}),
         teacher=None,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dskd.data.loader import Batch
+from dskd.engine.dot import DOT
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput, TeacherNeeds
 from dskd.models.output import ModelOutput
@@ -33,7 +34,8 @@ def train_step(
 
     1. The teacher's outputs for the batch: from its forward pass, or from the cache.
     2. The method's named losses; their sum is the objective.
-    3. The gradients, averaged over all processes.
+    3. The gradients, averaged over all processes. `DOT` takes those of the labels and of all other
+       losses separately.
     4. A check that teacher logits, losses and gradients are finite. If not, no weight changes.
     5. The optimizer's update.
 
@@ -49,16 +51,27 @@ def train_step(
     Raises:
         NonFiniteError: A number is NaN or infinite.
     """
-    forward: Callable[..., Any] = method if parallel is None else parallel
+    separate = optimizer if isinstance(optimizer, DOT) else None
+    forward: Callable[..., Any] = parallel if parallel is not None and not separate else method
     with autocast(batch.images.device, precision):
         teacher = teacher_outputs(batch, method.needs)
         output: StepOutput = forward(batch, teacher)
     optimizer.zero_grad(set_to_none=True)
-    objective = output.objective
-    if parallel is not None:
-        objective = objective * distributed.local_loss_scale(len(batch.labels), batch.global_size)
-    objective.backward()  # type: ignore[no-untyped-call]
+    _backward(output, batch, separate, parallel is not None)
     logits = teacher.logits if teacher is not None and method.needs.logits else None
-    require_finite(method, batch, logits, output.losses, optimizer)
+    further = separate.distillation_gradients if separate else {}
+    require_finite(method, batch, logits, output.losses, optimizer, further)
     optimizer.step()
     return output
+
+
+def _backward(output: StepOutput, batch: Batch, separate: DOT | None, is_parallel: bool) -> None:
+    """Computes the gradients of a step, averaged over all processes."""
+    scale = distributed.local_loss_scale(len(batch.labels), batch.global_size)
+    if separate is not None:
+        separate.take_gradients(output.losses, scale)
+        return
+    objective = output.objective
+    if is_parallel:
+        objective = objective * scale
+    objective.backward()  # type: ignore[no-untyped-call]

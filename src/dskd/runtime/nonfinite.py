@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +41,7 @@ def require_finite(
     teacher_logits: Tensor | None,
     losses: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    further: Mapping[Tensor, Tensor] = MappingProxyType({}),
 ) -> None:
     """Raises before the optimizer steps if a number of this step is NaN or infinite.
 
@@ -52,11 +54,14 @@ def require_finite(
         teacher_logits: None without a teacher.
         losses: Scalars by name.
         optimizer: Owns the parameters whose gradients are checked.
+        further: Second gradients of some of its parameters, which are checked too.
 
     Raises:
         NonFiniteError: A number is NaN or infinite in one of the processes.
     """
-    finite = distributed.all_true(_finite_parts(teacher_logits, losses, optimizer)).tolist()
+    finite = distributed.all_true(
+        _finite_parts(teacher_logits, losses, optimizer, further)
+    ).tolist()
     if all(finite):
         return
     own = {name: loss.item() for name, loss in losses.items()}
@@ -69,7 +74,7 @@ def require_finite(
         step_facts(batch, [part for part, fine in zip(PARTS, finite, strict=True) if not fine])
         | {
             "losses": {name: f"{value:g}" for name, value in shown.items()},
-            "gradients": [n for n, p in method.named_parameters() if _bad_gradient(p)],
+            "gradients": _bad_gradients(method, further),
             "indices": list(dict.fromkeys(itertools.chain.from_iterable(i for _, i in of_all))),
         }
     )
@@ -79,6 +84,7 @@ def _finite_parts(
     teacher_logits: Tensor | None,
     losses: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    further: Mapping[Tensor, Tensor],
 ) -> Tensor:
     """Whether each of `PARTS` is finite, bool ``[3]``."""
     gradients = [
@@ -87,6 +93,7 @@ def _finite_parts(
         for parameter in group["params"]
         if parameter.grad is not None
     ]
+    gradients += further.values()
     loss = torch.stack([loss.detach() for loss in losses.values()])
     # The largest absolute value: NaN and Inf pass through it, and it cannot overflow.
     largest = torch.nn.utils.get_total_norm(gradients or [loss], norm_type=math.inf)
@@ -203,5 +210,11 @@ def _first(names: Sequence[str]) -> str:
     return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
-def _bad_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+def _bad_gradients(method: nn.Module, further: Mapping[Tensor, Tensor]) -> list[str]:
+    """The names of the parameters that have a gradient which is not finite."""
+    return [
+        name
+        for name, parameter in method.named_parameters()
+        for gradient in (parameter.grad, further.get(parameter))
+        if gradient is not None and not bool(gradient.isfinite().all())
+    ]
