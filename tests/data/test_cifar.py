@@ -188,3 +188,17 @@ def test_refuses_what_does_not_fit_into_memory(
     write_cifar100(tmp_path)
     with pytest.raises(InputError, match=r"24 images of 1000000x1000000 need 65\.5 TiB .* GiB"):
         load(tmp_path, size=10**6)
+
+
+def test_names_of_classes_have_200_letters_at_most(
+    tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    folder = write_cifar100(tmp_path, classes=4)
+    for length in (200, 201):
+        names = [*"abc", "x" * length]
+        (folder / "meta").write_bytes(pickle.dumps({b"fine_label_names": names}, 2))
+        if length == 200:
+            assert list(load(tmp_path).classes) == names
+        else:
+            with pytest.raises(InputError, match="class names of 200 letters at most"):
+                load(tmp_path)

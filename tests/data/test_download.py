@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from typing import Any
 
 import pooch
 import pytest
+from rich.console import Console
 
-from dskd.data import cifar, load_dataset, tiny_imagenet
+from dskd.data import cifar, download, load_dataset, tiny_imagenet
 from dskd.errors import InputError
 from tests.data.file_writers import write_cifar10, write_tar, write_tiny_imagenet, write_zip
 
@@ -147,3 +149,28 @@ def test_a_damaged_archive_is_fetched_again(server: Server, tmp_path: Path) -> N
     (cache / "cifar-10-python.tar.gz").write_bytes(b"damaged")
     assert load_dataset("cifar10", cache_dir=cache).fingerprint() == first.fingerprint()
     assert len(server.requests) == 2
+
+
+def test_the_progress_bar_counts_starts_again_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        download, "Console", lambda **_: Console(file=shown, force_terminal=True, width=100)
+    )
+    bar = download._ProgressBar("a.zip")
+    bar.reset()  # nothing was received
+    bar.total = 100
+    bar.update(40)
+    (task,) = bar._progress.tasks
+    assert (task.completed, task.total) == (40, 100)
+    bar.update(20)
+    assert len(bar._progress.tasks) == 1
+    assert task.completed == 60
+    bar.reset()
+    assert task.completed == 0
+    bar.update(100)
+    assert task.completed == 100
+    assert bar._progress.live.is_started
+    bar.close()
+    assert not bar._progress.live.is_started
+    assert bar._progress.live.transient, "a bar that is done leaves no line"
+    assert "downloading a.zip" in shown.getvalue()

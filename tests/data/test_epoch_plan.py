@@ -142,3 +142,13 @@ def test_batches_have_their_channels_last_in_memory() -> None:
 def test_an_unknown_argument_is_an_error() -> None:
     with pytest.raises(ValueError, match="non-negative"):
         draw_plan(-1, 0, 5)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_the_parts_of_a_plan_have_types_that_index(flip: bool, padding: int) -> None:
+    for views in (None, draw_views(6, padding, flip, 1)):
+        plan = draw_plan(0, 0, 6, padding, flip, views)
+        whole = (plan.order, plan.views, plan.dy, plan.dx, plan.seeds)
+        assert {part.dtype for part in whole} == {torch.int64}
+        assert plan.flip.dtype == torch.bool

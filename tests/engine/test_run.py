@@ -194,6 +194,11 @@ def test_the_accuracy_of_a_run_is_that_of_its_files_counted_by_hand(finished: Pa
         with torch.no_grad():
             logits = net((pixels - mean) / std)
         predictions.append(logits.argmax(1))
+        facts = read_metadata(finished / name)
+        assert [facts["mean"], facts["std"]] == [
+            pytest.approx(list(data.mean)),
+            pytest.approx(list(data.std)),
+        ]
     right = [100 * (p == data.test.labels).double().mean().item() for p in predictions]
     assert all(len(found.unique()) > 1 for found in predictions)
     assert [result["test_accuracy"], result["teacher_accuracy"]] == pytest.approx(right, abs=0.3)

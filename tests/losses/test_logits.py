@@ -159,3 +159,9 @@ def test_logits_of_two_shapes_are_refused(loss: Any) -> None:
 def test_a_reduction_that_does_not_exist_is_refused() -> None:
     with pytest.raises(InputError, match="unknown reduction 'sum'"):
         kd(torch.zeros(2, 3), torch.zeros(2, 3), reduction="sum")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, -1.0, True, "2"])
+def test_an_option_that_is_no_number_of_0_or_more_is_refused(value: Any) -> None:
+    with pytest.raises(InputError, match="'beta' of the logit loss 'dkd' must be a number"):
+        bind("dkd", 4.0, {"beta": value})

@@ -136,3 +136,13 @@ def test_other_misfits_are_refused() -> None:
 def test_one_level_is_the_plain_feature_loss() -> None:
     a, b = maps(shape=(3, 4, 1, 1))
     assert pyramid_loss(a, b).item() == pytest.approx(feature_loss(a, b).item())
+
+
+def test_a_name_gives_the_loss_of_this_name() -> None:
+    a, b = maps()
+    expected = {"mse": feature_loss(a, b), "pyramid": pyramid_loss(a, b)}
+    expected |= {"cosine": cosine_loss(a, b), "channel": channel_loss(a, b)}
+    expected |= {"relation": relation_loss(a, b)}
+    found = {name: bind_feature_loss(name, "relative")(a, b, "mean").item() for name in NAMES}
+    assert found == {name: value.item() for name, value in expected.items()}
+    assert len(set(found.values())) == len(NAMES)

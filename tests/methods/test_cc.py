@@ -180,3 +180,8 @@ def test_every_option_changes_the_loss() -> None:
 def test_a_model_without_a_pooled_vector_is_refused(lengths: tuple[int | None, int | None]) -> None:
     with pytest.raises(InputError, match=r"the vector that the (student|teacher)'s"):
         of_lengths(*lengths)
+
+
+def test_misfits_are_told_of_student_and_teacher() -> None:
+    with pytest.raises(InputError, match=r"got \[4, 3\] of the student, \[4, 5\] of the teacher"):
+        cc_loss(torch.ones(4, 3), torch.ones(4, 5))

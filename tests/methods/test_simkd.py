@@ -248,3 +248,12 @@ def test_the_losses_are_those_of_the_reused_classifier_s_logits() -> None:
 
 def test_the_factor_makes_the_projector_narrower() -> None:
     assert [made(factor=factor)[0].plan.width for factor in (1, 2, 8, 999)] == [64, 32, 8, 1]
+
+
+def test_the_projector_computes_in_channels_last() -> None:
+    pair, _ = make_pair(staged("resnet8"), staged("resnet14"), make_dataset())
+    projector = SimKD(pair).reused.projector
+    kernels = [layer.weight for layer in projector if isinstance(layer, nn.Conv2d)]
+    large = [kernel for kernel in kernels if kernel.shape[2] > 1]
+    assert large
+    assert all(k.is_contiguous(memory_format=torch.channels_last) for k in large)

@@ -245,3 +245,9 @@ def test_images_that_are_not_square_are_refused() -> None:
     teacher_output: ModelOutput = teacher(batch.images)
     with pytest.raises(InputError, match=r"must be square, and these are 8x16"):
         method(wide, teacher_output)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_the_loss_of_the_head_refuses_a_temperature_out_of_range(temperature: float) -> None:
+    with pytest.raises(InputError, match="temperature"):
+        sskd_head(torch.rand(4, 3), temperature)

@@ -239,3 +239,10 @@ def test_other_models_have_none() -> None:
 def test_options_that_read_other_files_are_refused(option: str) -> None:
     with pytest.raises(InputError, match=f"the option '{option}' of timm is not allowed"):
         load_model("timm/resnet10t", num_classes=3, options={option: "evil.pth"})
+
+
+def test_the_five_nearest_models_of_timm_are_named() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(InputError, match="unknown timm model 'resnet5'; the nearest: ") as refused:
+        load_model("timm/resnet5", num_classes=4)
+    assert str(refused.value).count(",") == 4

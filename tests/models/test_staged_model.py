@@ -521,3 +521,14 @@ def test_whether_the_logits_are_the_linear_layer_s_is_told_from_images(
             return scale * logits
 
     assert describe(staged(Scaled(), ["deep"]), random_images()).linear_logits is linear_logits
+
+
+def test_what_a_spec_says_about_the_classifier_is_yes_or_no() -> None:
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())
+    spec = describe(StagedModel(plain, mean=(0.5,) * 3, std=(0.5,) * 3), images)
+    assert spec.linear_logits is False
+    assert spec.average_pooled is False
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    spec = describe(StagedModel(linear, mean=(0.5,) * 3, std=(0.5,) * 3), images)
+    assert spec.linear_logits is True

@@ -174,3 +174,28 @@ def test_a_machine_without_a_compiler_is_told_before_any_work(tmp_path: Path, te
     assert "train.compile=true: torch cannot compile here (InvalidCxxCompiler: " in line
     assert "Traceback" not in said.stderr
     assert not run_folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "gpu", "mode"),
+    [
+        ("inductor", True, "reduce-overhead"),
+        ("inductor", False, None),
+        ("aot_eager", True, None),
+    ],
+)
+def test_cuda_graphs_are_for_inductor_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, backend: str, gpu: bool, mode: str | None
+) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert compiling._options() == {"backend": backend, "mode": mode}
+
+
+def test_torch_raises_where_it_would_stop_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = torch._dynamo.config
+    for name in ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit"):
+        monkeypatch.setattr(config, name, getattr(config, name))
+    compiling._fail_rather_than_fall_back()
+    assert config.recompile_limit == config.accumulated_recompile_limit == 10_000
+    assert config.fail_on_recompile_limit_hit is True

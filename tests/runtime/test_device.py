@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
+from typing import Any
 
 import pytest
 import torch
 
+from dskd.errors import InputError
+from dskd.runtime import device
 from dskd.runtime.device import set_up
 
 resource = pytest.importorskip("resource")
@@ -34,3 +38,37 @@ def test_memory_that_a_step_frees_is_reused_by_the_next() -> None:
     set_up(torch.device("cpu"))
     one_step = 8 * (16 << 20) // resource.getpagesize()
     assert page_faults(rounds=4) < one_step
+
+
+def test_a_gpu_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.pick("auto") == device.pick("cuda") == torch.device("cuda")
+    assert device.pick("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.pick("auto") == torch.device("cpu")
+    with pytest.raises(InputError, match="torch sees no GPU here"):
+        device.pick("cuda")
+
+
+def test_a_gpu_computes_repeatably_and_does_not_fill_new_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    deterministic = torch.utils.deterministic
+    places: list[tuple[Any, str]] = [
+        (deterministic, "fill_uninitialized_memory"),
+        (torch.backends.cudnn, "benchmark"),
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32"),
+    ]
+    before = [getattr(place, name) for place, name in places]
+    try:
+        device._make_deterministic()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert [getattr(place, name) for place, name in places] == [False] * 4
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        for (place, name), value in zip(places, before, strict=True):
+            setattr(place, name, value)

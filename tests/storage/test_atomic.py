@@ -149,3 +149,24 @@ def test_sweep_removes_only_old_temporary_files(tmp_path: Path) -> None:
     sweep(tmp_path, "x")
     assert list(tmp_path.iterdir()) == [new]
     sweep(tmp_path / "missing", "x")
+
+
+def test_the_bytes_that_are_needed_are_written_to_see_that_they_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda number: sizes.append(os.fstat(number).st_size))
+    check_writable(tmp_path / "run", "--out")
+    assert sizes == [4096]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc")
+def test_no_write_leaves_a_file_open(tmp_path: Path) -> None:
+    replace_file(tmp_path / "a", b"1")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        replace_file(tmp_path / "a", b"2")
+        with replacing(tmp_path / "b") as file:
+            file.write(b"3")
+        check_writable(tmp_path, "--out")
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2

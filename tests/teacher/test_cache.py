@@ -32,9 +32,11 @@ from dskd.engine import run
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.methods.contracts import TeacherNeeds
+from dskd.models.output import ModelOutput
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import autocast
 from dskd.storage.run_files import LAST
+from dskd.teacher import cache
 from dskd.teacher.cache import CachedOutputs
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
@@ -723,3 +725,21 @@ def test_a_comparison_names_the_method_that_reads_more(taught: Path, tmp_path: P
     with pytest.raises(InputError, match=r"^dskd: teacher\.cache=logits: the method dskd reads"):
         run_grid(grid, Silent())
     assert not (tmp_path / "compared").exists()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_few_images_are_repeated_to_a_full_batch_in_channels_last(count: int) -> None:
+    seen = list[Tensor]()
+
+    def forward(images: Tensor) -> ModelOutput:
+        seen.append(images)
+        return ModelOutput(images.flatten(1).float(), (images.float(),), None)
+
+    few = torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8)
+    output = cache._in_a_full_batch(forward, few)
+    (images,) = seen
+    assert len(images) == cache.SMALLEST_BATCH
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(image, few[row % count]) for row, image in enumerate(images))
+    assert torch.equal(output.logits, few.flatten(1).float())
+    assert len(output.stages[0]) == count
