@@ -25,6 +25,7 @@ from dskd.engine.step import train_step
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
+from dskd.models.output import ModelOutput
 from dskd.settings import Count, Positive, Share, Weight, setting_parameters
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged
@@ -370,3 +371,28 @@ def test_a_prepared_part_is_frozen_afterwards() -> None:
             "it has computed must be a buffer"
         )
         assert not held & set(map(id, frozen))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_TEACHER])
+def test_a_method_reads_no_output_of_the_teacher_that_it_does_not_declare(name: str) -> None:
+    method, teacher_outputs = made(name)
+    batch, needs = batches()[0], method.needs
+    whole = teacher_outputs(batch, needs)
+    assert whole is not None
+
+    def declared_or_nan(tensor: Tensor, is_declared: bool) -> Tensor:
+        return tensor if is_declared else torch.full_like(tensor, torch.nan)
+
+    assert whole.pooled is not None
+    assert whole.last is not None
+    part = ModelOutput(
+        declared_or_nan(whole.logits, needs.logits),
+        tuple(declared_or_nan(s, i in needs.stages) for i, s in enumerate(whole.stages)),
+        declared_or_nan(whole.pooled, needs.pooled),
+        declared_or_nan(whole.last, needs.last),
+    )
+    before = copy.deepcopy(method)
+    expected, found = before(batch, whole).losses, method(batch, part).losses
+    assert {key: value.item() for key, value in found.items()} == {
+        key: value.item() for key, value in expected.items()
+    }
