@@ -169,8 +169,9 @@ def test_the_progress_bar_counts_starts_again_and_goes(monkeypatch: pytest.Monke
     assert task.completed == 0
     bar.update(100)
     assert task.completed == 100
-    assert bar._progress.live.is_started
+    started = [bar._progress.live.is_started]
     bar.close()
-    assert not bar._progress.live.is_started
+    started.append(bar._progress.live.is_started)
+    assert started == [True, False]
     assert bar._progress.live.transient, "a bar that is done leaves no line"
     assert "downloading a.zip" in shown.getvalue()
