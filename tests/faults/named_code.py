@@ -88,7 +88,7 @@ def check(case: tuple[str, str], folder: Path) -> str:
     assert not {"mark_module", "antigravity"} & {*sys.modules} - modules, "a module was imported"
     a_function = name.count(":") == 1 and not name.startswith(("timm/", "http", "file"))
     if a_function and place in ("student.name", "teacher.name", "student's file"):
-        assert "--allow-code" in line, f"the message does not name the option: {line}"
+        assert "allow_code=True" in line, f"the message does not name the option: {line}"
     return "refused"
 
 

@@ -60,6 +60,17 @@ def _without(key: str) -> str:
     return yaml.safe_dump(values)
 
 
+def _with(key: str, text: str) -> str:
+    """The recipe of the digits with all defaults, but with another value of a key."""
+    values = copy.deepcopy(load("digits").plain())
+    *path, last = key.split(".")
+    section = values
+    for part in path:
+        section = section[part]
+    section[last] = yaml.safe_load(text)
+    return yaml.safe_dump(values)
+
+
 def _random(seed: int) -> str:
     """A recipe with a few random values, keys or letters."""
     draw = random.Random(seed)
@@ -99,7 +110,7 @@ def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
             yield f"{typo} for {key}", Case(smallest, (f"{typo}=1",))
         wrong = WRONG[key]
         for text in wrong if whole else dict.fromkeys((wrong[0], wrong[-1])):
-            yield f"{key}={text}", Case(smallest, ("train.epochs=30", f"{key}={text}"))
+            yield f"{key}={text}", Case(_with(key, text))
         yield f"no {key}", Case(_without(key), may_resolve=key not in _REQUIRED)
     for seed in range(_RANDOM if whole else _SAMPLE):
         yield f"random {seed}", Case(_random(seed), may_resolve=True)
