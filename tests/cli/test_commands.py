@@ -486,10 +486,10 @@ def test_damaged_images_are_named(refused: Refused, tmp_path: Path) -> None:
     assert str(broken) in refused("distill", mine)
     broken.write_text("no image")
     assert str(broken) in refused("train", mine)
-    shutil.rmtree(root / "val/owl")
-    (root / "val/owl").mkdir()
+    shutil.rmtree(root / "train/owl")
+    (root / "train/owl").mkdir()
     line = refused("distill", mine)
-    assert str(root / "val/owl") in line
+    assert str(root / "train/owl") in line
     assert "no image" in line
 
 

@@ -25,7 +25,11 @@ from tests.faults.outcomes import refusal
 FAMILY = "unusual data sets"
 
 _BATCH = 4
-SMALL: dict[str, dict[str, Any]] = {"sskd": {"head_epochs": 1}, "crd": {"negatives": 4}}
+SMALL: dict[str, dict[str, Any]] = {
+    "sskd": {"head_epochs": 1},
+    "crd": {"negatives": 4},
+    "wkd": {"cost": "classifier"},  # by default it needs two images of each class
+}
 """Settings that let a method train on a few images."""
 
 

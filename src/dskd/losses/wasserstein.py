@@ -66,8 +66,8 @@ def transport(
         InputError: A number is out of range, or the shapes do not fit.
 
     Example:
-        >>> left, right = torch.tensor([[50.0, 0.0]]), torch.tensor([[0.0, 50.0]])
-        >>> round(transport(left, right, 1 - torch.eye(2), temperature=1.0).item(), 4)
+        >>> left, right = torch.tensor([[10.0, 0.0]]), torch.tensor([[0.0, 10.0]])
+        >>> round(transport(left, right, 1 - torch.eye(2), temperature=1.0).item(), 2)
         1.0
     """
     check_temperature(temperature)
