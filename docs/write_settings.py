@@ -62,7 +62,11 @@ def page() -> str:
         inherited = ModelSettings.model_fields if model is TeacherSettings else {}
         if inherited:
             about += " It has all keys of `student`, and these:"
-        fields = {name: f for name, f in model.model_fields.items() if name not in inherited}
+        fields = {
+            name: f
+            for name, f in model.model_fields.items()
+            if name not in inherited or f.description != inherited[name].description
+        }
         parts.append(f"## {section}\n\n{about}\n\n{table(f'{section}.', fields, {})}")
     own = {name: Recipe.model_fields[name] for name in ("seed", "out")}
     parts.append(f"## The run\n\n{table('', own, {})}")

@@ -217,6 +217,7 @@ SHARES = ["-0.1", "1.5", ".nan", ".inf", "half", "true", "null", "[1]", "{a: 1}"
 NUMBERS = ["-1", ".nan", ".inf", "much", "true", "null", "[1]", "{a: 1}"]
 TEXT = ["5", "null", "true", "[a]", "{a: 1}"]
 PATHS = ["5", "true", "[a]", "{a: 1}", '""', '"a\\0b"']
+ONLY_TEXT = ["5", "true", "[a]", "{a: 1}"]
 SWITCH = ["7", "maybe", "null", "[true]", "{a: 1}"]
 LISTS = ["5", "layer1", "[]", "[null]", "[[a]]", "{a: 1}", "true"]
 CHOICE = ["best", "5", "null", "true", "[step]", "{a: 1}"]
@@ -238,8 +239,9 @@ WRONG = {
     "student.stages": [*LISTS, "[1]"],
     "student.mean": [*LISTS, "[a]", "[.nan]", "[.inf]", "[true]"],
     "student.std": [*LISTS, "[a]", "[.nan]", "[.inf]", "[true]", "[0]", "[-1]"],
+    "student.checkpoint": PATHS,
+    "student.checkpoint_key": ONLY_TEXT,
     "student.options": ["5", "text", "null", "[a]", "{1: 2}"],
-    "teacher.checkpoint": PATHS,
     "teacher.epochs": [value for value in WHOLE if value != "null"],
     "teacher.fuse_batchnorm": SWITCH,
     "teacher.lr": [*(value for value in NUMBERS if value != "null"), "0", "1e7"],
@@ -279,7 +281,8 @@ def test_every_key_is_tried() -> None:
 
 MODELS = ("student", "teacher")
 # On the command line, these are names.
-_NAMES = {(key, text) for key, texts in WRONG.items() if texts in (TEXT, PATHS) for text in texts}
+_TYPED = (TEXT, PATHS, ONLY_TEXT)
+_NAMES = {(key, text) for key, texts in WRONG.items() if texts in _TYPED for text in texts}
 _NAMES |= {(key, text) for key in ("data.name", "method.name") for text in TEXT}
 _NAMES |= {("data.classes", "[null]"), ("data.name", '""')}
 _NAMES |= {

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -501,7 +502,8 @@ def test_a_folder_with_a_run_is_refused_resumed_by_its_own_recipe_or_replaced(
 
 def test_other_images_are_refused_on_resume(tmp_path: Path, finished: Path) -> None:
     teacher = str(finished / "teacher/student.safetensors")
-    data = make_dataset(classes=10, channels=1, size=8)
+    digits: dict[str, Any] = {"classes": tuple("0123456789")}  # those of the teacher
+    data = replace(make_dataset(classes=10, channels=1, size=8), **digits)
     arguments: dict[str, Any] = {
         "student": "resnet8",
         "teacher": {"name": "resnet8", "checkpoint": teacher},
@@ -510,7 +512,7 @@ def test_other_images_are_refused_on_resume(tmp_path: Path, finished: Path) -> N
     }
     dskd.distill(data=data, **arguments)
     (tmp_path / "run/result.json").unlink()
-    other = make_dataset(classes=10, channels=1, size=8, seed=1)
+    other = replace(make_dataset(classes=10, channels=1, size=8, seed=1), **digits)
     with pytest.raises(InputError, match="other images"):
         dskd.distill(data=other, resume=True, **arguments)
 

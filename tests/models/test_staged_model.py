@@ -492,7 +492,8 @@ def test_an_error_of_ours_is_passed_on_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (lambda x: {"logits": x}, "Body gives dict, not logits"),
+        (lambda x: {"map": x}, "Body gives dict, not logits"),
+        (lambda x: {"logits": x}, r"Body gives \[2, 3, 16, 16\], not logits"),
         (lambda x: x, r"Body gives \[2, 3, 16, 16\], not logits"),
     ],
 )

@@ -281,7 +281,10 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
         ([1, 2], "holds no state_dict, but list"),
         ({}, "holds no state_dict, but dict"),
         ({"model": {}}, "holds no state_dict, but dict"),
-        ({"net": {"weight": torch.ones(2)}}, "'net' is dict, not a tensor; known forms: bare, or"),
+        (
+            {"net": {"weight": [1.0]}, "epoch": 1},
+            "'net' is dict, 'epoch' is int; known forms: bare",
+        ),
         ({1: torch.ones(2)}, "1 is Tensor"),
         (torch.ones(2), "holds no state_dict, but Tensor"),
     ],

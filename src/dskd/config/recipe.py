@@ -107,6 +107,8 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     method = MethodSettings(name=recipe.method.name, **options)
     for key, free in (("student", recipe.student), ("teacher", recipe.teacher)):
         _refuse_ambiguous(free.options if free else {}, f"{key}.options")
+        if free and free.checkpoint_key is not None and free.checkpoint is None:
+            raise InputError(f"{key}.checkpoint_key does nothing without {key}.checkpoint; drop it")
     _refuse_ambiguous(options, "method")
     if recipe.teacher is None and methods.find(method.name).needs_teacher:
         raise InputError(f"the method {method.name!r} needs a teacher; set teacher.name")

@@ -92,13 +92,19 @@ class ModelSettings(Settings):
     stages: Annotated[list[str], Field(min_length=1)] | None = None
     """Submodules whose outputs are the stages, shallow to deep. None uses those of a zoo model."""
     mean: Annotated[list[Number], Field(min_length=1)] | None = None
-    """Mean of each channel for the normalisation, where pixels lie between 0 and 1. None uses the
-    model's own values, or else the data set's."""
+    """Mean of each channel for the normalisation, where pixels lie between 0 and 1. None uses that
+    of the checkpoint or of the model, or else the data set's."""
     std: Annotated[list[Positive], Field(min_length=1)] | None = None
-    """Standard deviation of each channel. None uses the model's own values, or else the data
-    set's."""
+    """Standard deviation of each channel. None uses that of the checkpoint or of the model, or else
+    the data set's."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More arguments for the constructor of a timm model or of your own function."""
+    checkpoint: PathSetting | None = None
+    """File with weights to start from. A classifier of other classes is left out. None draws all
+    weights from the seed."""
+    checkpoint_key: str | None = None
+    """Where the weights are in the checkpoint, as in ``state_dict`` or ``ema.module``. None finds
+    them, and takes the moving average (EMA) if there is one."""
 
 
 class TeacherSettings(ModelSettings):
@@ -213,6 +219,7 @@ class Recipe(Settings):
         places = (
             ("data", "root"),
             ("data", "cache_dir"),
+            ("student", "checkpoint"),
             ("teacher", "checkpoint"),
             ("teacher", "cache_dir"),
         )

@@ -15,6 +15,7 @@ from dskd.config.schema import DataSettings, ModelSettings, Recipe
 from dskd.data import Dataset, load_dataset, take_part
 from dskd.data.epoch_plan import draw_views, largest_batch
 from dskd.data.loader import DataLoaders, Loader
+from dskd.engine.load_checkpoint import file_statistics, load_checkpoint
 from dskd.engine.lr_schedule import learning_rate
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.trainer import Trainer
@@ -27,6 +28,7 @@ from dskd.models.spec import ModelSpec, describe
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import distributed
 from dskd.runtime.compile import compile_in_place
+from dskd.storage.file_facts import read_facts
 from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.cache import CachedOutputs, cached_views
 from dskd.teacher.frozen import FrozenTeacher
@@ -88,6 +90,8 @@ def build_model(
 ) -> StagedModel:
     """A model with fresh weights drawn from ``seed``, or a copy of the one given.
 
+    It gets the weights of its checkpoint, if the settings name one.
+
     The copy is trained, moved and frozen; the caller's own module stays as it is.
     """
     channels, height, _ = data.shape
@@ -111,14 +115,19 @@ def build_model(
             allow_code=allow_code,
         )
     default_mean, default_std = pretrained_statistics(module, channels) or (data.mean, data.std)
-    mean = settings.mean if settings.mean is not None else default_mean
-    std = settings.std if settings.std is not None else default_std
+    facts = read_facts(settings.checkpoint)
+    stored_mean, stored_std = file_statistics(settings, facts)
+    mean = stored_mean if stored_mean is not None else default_mean
+    std = stored_std if stored_std is not None else default_std
     if len(mean) != channels or len(std) != channels:
         raise InputError(
             f"mean and std of {settings.name} have {len(mean)} and {len(std)} channels, the "
             f"images {channels}; give {channels} of each"
         )
-    return StagedModel(module, settings.stages, mean=mean, std=std)
+    model = StagedModel(module, settings.stages, mean=mean, std=std)
+    if settings.checkpoint is not None:
+        load_checkpoint(model, settings, facts, data)
+    return model
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
+from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy, percent
 from dskd.engine.result import Result
 from dskd.engine.training_run import TrainingRun
 from dskd.runtime import distributed
@@ -32,26 +32,24 @@ def finish(run: TrainingRun) -> Result:
     if auxiliary := method.auxiliary_state_dict():
         tensors = {key: value.cpu().contiguous() for key, value in auxiliary.items()}
         run.directory.write_bytes("auxiliary.safetensors", safetensors.torch.save(tensors))
-    result = _result(run, student, _evaluate_teacher(run))
+    result = _result(run, student, _teacher_predictions(run))
     run.directory.write_json("result.json", result.numbers() | {"fingerprints": run.fingerprints})
     run.directory.close()
     return result
 
 
-def _evaluate_teacher(run: TrainingRun) -> EvaluationResult | None:
+def _teacher_predictions(run: TrainingRun) -> Tensor | None:
+    """The teacher's predictions on the test split, which were made before the first step."""
     teacher = run.trainer.teacher_outputs.teacher
     if teacher is None:
         return None
-    return evaluate_accuracy(
-        teacher, lambda images: {"teacher": teacher(images).logits}, run.data.test
-    )["teacher"]
+    assert teacher.test_predictions is not None, "get_teacher evaluates the teacher"
+    return teacher.test_predictions
 
 
-def _result(
-    run: TrainingRun, student: EvaluationResult, teacher: EvaluationResult | None
-) -> Result:
+def _result(run: TrainingRun, student: EvaluationResult, teacher: Tensor | None) -> Result:
     method, rows = run.trainer.method, run.rows
-    deployed = method.deployed()
+    deployed, labels = method.deployed(), run.data.test.labels.cpu()
     checkpoints = sum(row["checkpoint_seconds"] for row in rows) + run.checkpoint_seconds
     rates = [row["teacher_cache_hit_rate"] for row in rows if "teacher_cache_hit_rate" in row]
     return Result(
@@ -64,8 +62,8 @@ def _result(
         best_test_accuracy=run.best.accuracy,
         best_epoch=run.best.epoch,
         best_chosen_on="validation" if run.data.validation is not None else "test",
-        teacher_accuracy=teacher.accuracy if teacher else None,
-        agreement=student.agreement(teacher) if teacher else None,
+        teacher_accuracy=percent(teacher == labels) if teacher is not None else None,
+        agreement=percent(student.predictions == teacher) if teacher is not None else None,
         seconds=round(sum(row["seconds"] for row in rows), 3),
         teacher_seconds=round(sum(row["teacher_seconds"] for row in rows), 3),
         checkpoint_seconds=round(distributed.on_rank_zero(lambda: checkpoints)(), 3),

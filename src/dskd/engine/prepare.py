@@ -17,7 +17,6 @@ from dskd.engine.preflight import check_split_size, rehearse
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.compile import check_compiler
-from dskd.storage.weights import load_weights, read_weights
 from dskd.teacher.frozen import FrozenTeacher
 
 
@@ -94,9 +93,6 @@ def prepare_teacher(
         training = prepare(teacher_recipe(recipe), data, named, device)
         return PreparedTeacher(training.student, training)
     model = build_model(settings, data, recipe.seed, objects.teacher, objects.allow_code)
-    if settings.checkpoint is not None:
-        what = f"the teacher checkpoint {settings.checkpoint}"
-        load_weights(model.module, read_weights(settings.checkpoint), what)
     return PreparedTeacher(model, None)
 
 

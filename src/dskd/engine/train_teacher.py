@@ -11,6 +11,7 @@ from dskd.data.loader import DataLoaders
 from dskd.engine.build import PROBE, build_run
 from dskd.engine.finish import finish
 from dskd.engine.prepare import Prepared
+from dskd.engine.teacher_accuracy import evaluate_teacher
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
@@ -28,7 +29,7 @@ log = logging.getLogger("dskd")
 def get_teacher(
     prepared: Prepared, data: DataLoaders, folder: Path, resume: bool
 ) -> FrozenTeacher | None:
-    """The frozen teacher of a prepared run, on the device of its data.
+    """The frozen and evaluated teacher of a prepared run, on the device of its data.
 
     A teacher without a checkpoint is trained first, in ``folder``, unless it was trained there
     before.
@@ -55,7 +56,9 @@ def get_teacher(
         _train(teacher.training, data, directory, resume)
         weights = distributed.on_rank_zero(read_weights)(directory.path / LAST)
         load_weights(teacher.model.module, weights, f"the teacher in {directory.path}")
-    return freeze(teacher.model, data, recipe.teacher.fuse_batchnorm, recipe.train.precision)
+    frozen = freeze(teacher.model, data, recipe.teacher.fuse_batchnorm, recipe.train.precision)
+    evaluate_teacher(frozen, data, recipe.teacher.name)
+    return frozen
 
 
 def freeze(

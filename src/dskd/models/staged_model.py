@@ -12,6 +12,7 @@ module can meet the contract in two ways:
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from dskd.errors import InputError
 from dskd.models.feature_hooks import feature_hooks
 from dskd.models.feature_maps import shape_text, to_feature_map, to_vector
+from dskd.models.logits import find_logits
 from dskd.models.output import ModelOutput
 from dskd.models.staged_net import StagedNet
 
@@ -41,6 +43,10 @@ class StagedModel(nn.Module):
         std: Standard deviation of each channel, on the scale from 0 to 1, which divides.
         classifier: Name of the submodule whose input is the pooled vector. None takes the
             module's own ``get_classifier()`` (timm), else its last linear layer.
+
+    Attributes:
+        class_order: int64 ``[K]``: which of the module's logits each class has, if the module has
+            the classes in another order; None if the order is the same.
 
     Raises:
         InputError: A name does not exist, or mean and std do not fit.
@@ -77,8 +83,10 @@ class StagedModel(nn.Module):
         for key, values in (("mean", mean), ("std", std)):
             statistic = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
             self.register_buffer(key, statistic, persistent=False)
+        self.register_buffer("class_order", None, persistent=False)
         self.mean: Tensor
         self.std: Tensor
+        self.class_order: Tensor | None
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise images as the module expects them.
@@ -115,13 +123,17 @@ class StagedModel(nn.Module):
                 f"{type(self.module).__name__} gives {shape_text(output.logits)}, not logits "
                 "[B, K]; wrap it in a module that returns only logits"
             )
+        if self.class_order is not None:
+            output = output._replace(logits=output.logits[:, self.class_order])
         return output
 
     @property
     def linear_classifier(self) -> nn.Linear | None:
         """The linear layer from the pooled vector to the logits; None if there is none."""
         layer = self.module.get_submodule(self.classifier) if self.classifier else None
-        return layer if isinstance(layer, nn.Linear) else None
+        if not isinstance(layer, nn.Linear):
+            return None
+        return layer if self.class_order is None else _reordered(layer, self.class_order)
 
     @property
     def returns_stages(self) -> bool:
@@ -139,11 +151,21 @@ class StagedModel(nn.Module):
     def _forward_with_hooks(self, images: Tensor) -> ModelOutput:
         names = self.stage_names or ()
         with feature_hooks(self.module, names, self.classifier) as features:
-            logits = self.module(images)
+            output = self.module(images)
+        logits = find_logits(output, len(images), type(self.module).__name__)
         outputs = features.ordered(names)
         maps = [to_feature_map(o, n, images, self.prefix_tokens) for n, o in outputs.items()]
         last = maps[-1] if maps else None
         return ModelOutput(logits, tuple(maps), to_vector(features.pooled), last)
+
+
+def _reordered(layer: nn.Linear, order: Tensor) -> nn.Linear:
+    """A copy of a linear layer with its outputs in another order."""
+    twin = copy.deepcopy(layer)
+    with torch.no_grad():
+        for new, old in zip(twin.parameters(), layer.parameters(), strict=True):
+            new.copy_(old[order])
+    return twin
 
 
 def _check_submodule(module: nn.Module, name: str) -> None:

@@ -13,7 +13,6 @@ from dskd.engine.build import UserObjects, build_model
 from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
 from dskd.storage.run_files import LAST
-from dskd.storage.weights import load_weights, read_weights
 
 
 def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel:
@@ -61,10 +60,10 @@ def load_teacher(
         )
     # The weights are in the file, so nothing is downloaded again.
     options = {key: value for key, value in settings.options.items() if key != "pretrained"}
-    plain = settings.model_copy(update={"options": options})
+    key = settings.checkpoint_key if weights == settings.checkpoint else None
+    found = {"options": options, "checkpoint": weights, "checkpoint_key": key}
+    plain = settings.model_copy(update=found)
     model = build_model(plain, data, 0, given.teacher, given.allow_code)
-    if weights is not None:
-        load_weights(model.module, read_weights(weights), f"the teacher in {weights}")
     return model.eval()
 
 

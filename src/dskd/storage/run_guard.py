@@ -156,7 +156,8 @@ def _check_nothing_needed(folder: Path, recipe: Mapping[str, Any], trains_teache
             f"{teacher} is no part of the run in {folder}, and the new run would train its "
             "teacher there; move it out first, or choose another folder with out="
         )
-    files = ((recipe["teacher"] or {}).get("checkpoint"), recipe["data"]["root"])
+    models = (recipe["teacher"] or {}, recipe["student"])
+    files = (*(model.get("checkpoint") for model in models), recipe["data"]["root"])
     for needed in filter(None, files):
         if Path(needed).resolve().is_relative_to(folder.resolve()):
             raise InputError(

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from dskd.errors import InputError, brief, first_line, option
+from dskd.errors import InputError, brief, option
+from dskd.storage.checkpoint_reader import read_content
+from dskd.storage.state_dicts import find_state, match_keys
 
-_WRAPPERS = ("model", "state_dict", "student")
-_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+METADATA = "dskd"
+"""Key of a file's metadata: what `write_weights` was given, as JSON."""
 _COUNTERS = ".num_batches_tracked"
 
 
-def _safe_types() -> list[Any]:
-    """Types that training scripts store along with tensors and that are harmless to rebuild."""
-    scalar = np.float64().__reduce__()[0]  # where it lives depends on NumPy's version
-    types = ["float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"]
-    return [
-        argparse.Namespace,
-        np.dtype,
-        (scalar, "numpy.core.multiarray.scalar"),  # written by NumPy 1
-        (scalar, "numpy._core.multiarray.scalar"),  # written by NumPy 2
-        *{type(np.dtype(name)) for name in types},
-    ]
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """Reads the state_dict of a checkpoint.
 
-    The file is a ``.safetensors`` file or was written by ``torch.save``. The state_dict may lie
-    under the key ``model``, ``state_dict`` or ``student``. Apart from tensors and plain
-    containers, only argparse.Namespace and NumPy scalars are allowed. Prefixes of DataParallel
-    and torch.compile are left in the keys; `load_weights` removes them.
+    The file may be one of safetensors or of ``torch.save``, and the state_dict may lie under a key
+    (see `dskd.storage.state_dicts.find_state`). Prefixes are left in the keys; `load_weights`
+    removes them.
 
     Args:
         path: The file.
+        key: Where the weights are in the file; None finds them.
 
     Returns:
         The tensors by the keys of the file.
@@ -52,45 +37,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: The file is missing, damaged, holds other objects, or holds no state_dict.
     """
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint file {path}; check the path")
-    content = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise InputError(
-            f"{path} holds no state_dict, but {type(content).__name__} {brief(content)}"
-        )
-    for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise InputError(
-                f"{path} holds no state_dict: {brief(key)} is {type(value).__name__}, "
-                f"not a tensor; known forms: bare, or under {', '.join(_WRAPPERS)}"
-            )
-    return dict(content)
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"cannot read the checkpoint {path}: {error}") from None
-
-
-def _torch(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_safe_types()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]
-        raise InputError(
-            f"{path} is not a file of plain weights and is not opened "
-            f"({named[0] if named else 'damaged, or unsafe'}); save the state_dict() alone"
-        ) from None
-    except Exception as error:  # a damaged file can make the reader raise almost anything
-        raise InputError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
+    return find_state(read_content(path), key, path)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
@@ -122,7 +69,8 @@ def fitting(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> Mappi
         InputError: As `load_weights`.
     """
     own = model.state_dict()
-    weights = _without_prefixes(weights, own)
+    of_file = weights
+    weights = match_keys(weights, model, what)
     # Before PyTorch 0.4.1, BatchNorm did not count batches; load_state_dict then starts at 0.
     required = {key for key in own if not key.endswith(_COUNTERS)}
     missing, left = sorted(required - weights.keys()), sorted(weights.keys() - own.keys())
@@ -134,6 +82,7 @@ def fitting(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> Mappi
                 for word, keys in (("missing", missing), ("left over", left))
                 if keys
             )
+            + _other_names(of_file, own)
         )
     for key, tensor in weights.items():
         found, expected = list(tensor.shape), list(own[key].shape)
@@ -148,16 +97,16 @@ def fitting(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> Mappi
     return weights
 
 
-def _without_prefixes(
-    weights: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> Mapping[str, Tensor]:
-    """Removes the prefixes that DataParallel and torch.compile add to every key."""
-    while not weights.keys() & own.keys():
-        prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in weights)), None)
-        if prefix is None:
-            break
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    return weights
+def _other_names(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Names the first parts of the file's keys, if the model has none of them."""
+    there = list(dict.fromkeys(key.split(".")[0] for key in weights))
+    here = list(dict.fromkeys(key.split(".")[0] for key in own))
+    if set(there) & set(here):
+        return ""
+    return (
+        f"; the file's keys begin with {', '.join(there[:4])}, the model's with "
+        f"{', '.join(here[:4])}"
+    )
 
 
 def _last_matrix(state: Mapping[str, Tensor]) -> str | None:
@@ -178,7 +127,7 @@ def write_weights(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
     tensors = {
         key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
     }
-    return safetensors.torch.save(tensors, {"dskd": json.dumps(metadata, sort_keys=True)})
+    return safetensors.torch.save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -196,7 +145,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         )
     try:
         with safetensors.safe_open(path, "pt") as file:
-            metadata: dict[str, Any] = json.loads((file.metadata() or {})["dskd"])
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})[METADATA])
     except (safetensors.SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} was not written by dskd or is damaged: {error}") from None
     if not isinstance(metadata, dict):

@@ -26,6 +26,8 @@ class FrozenTeacher(nn.Module):
 
     Attributes:
         model: The trained model as given.
+        test_predictions: int64 ``[N]``: the predicted class of each test image; None until the
+            teacher is evaluated.
 
     Example:
         >>> from dskd.models.zoo import build
@@ -39,6 +41,7 @@ class FrozenTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
+        self.test_predictions: Tensor | None = None
         self.eval()
         self._fused = self.model if fuse_on is None else fuse_batchnorm(self.model, fuse_on)
         self._fused_bfloat16 = self._fused
@@ -50,12 +53,14 @@ class FrozenTeacher(nn.Module):
         return super().train(False)
 
     def fingerprint(self) -> str:
-        """A hash of every weight and buffer, equal for equal teachers."""
+        """A hash of every weight and buffer and the class order, equal for equal teachers."""
         digest = hashlib.sha256()
         for name, value in self.model.state_dict().items():
             digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
             flat = value.detach().cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().data)
+        if self.model.class_order is not None:
+            digest.update(f"class order {self.model.class_order.tolist()}".encode())
         return digest.hexdigest()
 
     # Not torch.inference_mode: its tensors cannot be saved for the student's backward pass.

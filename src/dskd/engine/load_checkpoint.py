@@ -1,0 +1,143 @@
+"""Load a file of weights into a teacher or a student, and use what the file says about them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dskd.config.schema import ModelSettings, TeacherSettings
+from dskd.data import Dataset
+from dskd.errors import InputError, brief
+from dskd.models.staged_model import StagedModel
+from dskd.storage.file_facts import FileFacts
+from dskd.storage.state_dicts import match_keys
+from dskd.storage.weights import load_weights, read_weights
+
+log = logging.getLogger("dskd")
+
+
+def file_statistics(
+    settings: ModelSettings, facts: FileFacts | None
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Mean and std as the user set them, else as the file says; None where neither does.
+
+    A setting that contradicts the file wins, and a line says so.
+    """
+    chosen = []
+    for key in ("mean", "std"):
+        own, stored = getattr(settings, key), getattr(facts, key, None)
+        if own is not None and stored is not None and not _close(own, stored):
+            log.warning(
+                "%s.%s=%s is used, but %s was trained with %s",
+                *(_role(settings), key, list(own), settings.checkpoint, _rounded(stored)),
+            )
+        chosen.append(own if own is not None else stored)
+    return chosen[0], chosen[1]
+
+
+def load_checkpoint(
+    model: StagedModel, settings: ModelSettings, facts: FileFacts | None, data: Dataset
+) -> None:
+    """Loads the settings' checkpoint.
+
+    A teacher must fit wholly. If its file has the classes in another order, its logits are put
+    into the order of the data set. A student may have another classifier, which is left out.
+
+    Args:
+        model: Gets the weights.
+        settings: With a checkpoint.
+        facts: What the file says; None for a file of another program.
+        data: The data set of the run.
+
+    Raises:
+        InputError: The file cannot be read, does not fit, or is of other classes or channels.
+    """
+    assert settings.checkpoint is not None
+    what = f"the {_role(settings)} checkpoint {settings.checkpoint}"
+    weights = read_weights(settings.checkpoint, settings.checkpoint_key)
+    if facts is not None and facts.shape is not None:
+        _check_shape(facts.shape, data, what)
+    if not isinstance(settings, TeacherSettings):
+        _start(model, weights, facts, data, what)
+        return
+    order = _class_order(facts, data, what)
+    load_weights(model.module, weights, what)
+    if order is not None:
+        log.info("%s has its classes in another order; its logits are mapped by name", what)
+        model.class_order = torch.tensor(order, device=model.mean.device)
+
+
+def _role(settings: ModelSettings) -> str:
+    return "teacher" if isinstance(settings, TeacherSettings) else "student"
+
+
+def _close(one: Sequence[float], other: Sequence[float]) -> bool:
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(abs(a - b) < 1e-3 for a, b in pairs)
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def _check_shape(shape: tuple[int, int, int], data: Dataset, what: str) -> None:
+    if shape[0] != data.shape[0]:
+        raise InputError(
+            f"{what} is of a model for images with {shape[0]} channels, and the images of "
+            f"{data.name} have {data.shape[0]}; give a checkpoint for these"
+        )
+    if shape != data.shape:
+        log.info(
+            "%s was trained on images of %dx%d, and those of %s are %dx%d",
+            *(what, shape[2], shape[1], data.name, data.shape[2], data.shape[1]),
+        )
+
+
+def _class_order(facts: FileFacts | None, data: Dataset, what: str) -> list[int] | None:
+    """Where the file has each class of the data set; None if the order is the same or unknown."""
+    if facts is None or facts.classes is None or facts.classes == data.classes:
+        return None
+    if sorted(facts.classes) != sorted(data.classes):
+        raise InputError(
+            f"{what} has the classes {brief(list(facts.classes))}, and {data.name} has "
+            f"{brief(list(data.classes))}; give a teacher for these, or choose data.classes"
+        )
+    return [facts.classes.index(name) for name in data.classes]
+
+
+def _start(
+    model: StagedModel,
+    weights: Mapping[str, Tensor],
+    facts: FileFacts | None,
+    data: Dataset,
+    what: str,
+) -> None:
+    """Loads first weights; a classifier of other classes, or none at all, keeps its own."""
+    own = model.module.state_dict()
+    fitted = match_keys(weights, model.module, what)
+    head = {key for key in own if _in_classifier(model, key)}
+    others = facts is not None and facts.classes not in (None, data.classes)
+    classes = len(data.classes)
+    left_out = {key for key in head if others or key not in fitted}
+    left_out |= {k for k in own.keys() & fitted.keys() if _differs(fitted[k], own[k], classes)}
+    load_weights(model.module, {**fitted, **{key: own[key] for key in left_out}}, what)
+    if left_out:
+        log.info(
+            "%s: the classifier (%s) is left out, as its classes are not those of %s; it starts "
+            "from random weights",
+            *(what, ", ".join(sorted(left_out)), data.name),
+        )
+    log.info("the student starts from %s", what.removeprefix("the student "))
+
+
+def _in_classifier(model: StagedModel, key: str) -> bool:
+    return model.classifier is not None and key.startswith(f"{model.classifier}.")
+
+
+def _differs(there: Tensor, here: Tensor, classes: int) -> bool:
+    """Whether a tensor has one row for each class, and the file's has another number of rows."""
+    same = there.dim() > 0 and there.shape[1:] == here.shape[1:]
+    return same and len(here) == classes and len(there) != classes

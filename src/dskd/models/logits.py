@@ -1,0 +1,66 @@
+"""Take the logits from what a classifier returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dskd.errors import InputError
+
+
+def find_logits(output: Any, samples: int, name: str) -> Any:
+    """The logits in the output of a module.
+
+    An output may be a tensor, or hold the logits: as ``logits`` (Hugging Face, torchvision's
+    GoogLeNet), or as its only tensor ``[B, K]``.
+
+    Args:
+        output: What the module returned: a tensor, tuple, mapping or object.
+        samples: The batch size B.
+        name: Of the module, for the error.
+
+    Returns:
+        The logits; the output itself if it holds no tensor ``[B, K]``.
+
+    Raises:
+        InputError: It holds several such tensors, and none is called ``logits``.
+
+    Example:
+        >>> import torch
+        >>> find_logits({"logits": torch.zeros(2, 3), "features": torch.ones(2, 9)}, 2, "Net").shape
+        torch.Size([2, 3])
+    """
+    parts = _parts(output)
+    if isinstance(parts.get("logits"), Tensor):
+        return parts["logits"]
+    fitting = {
+        key: part
+        for key, part in parts.items()
+        if isinstance(part, Tensor) and part.dim() == 2 and len(part) == samples
+    }
+    if len(fitting) > 1:
+        listed = ", ".join(f"{key} {list(part.shape)}" for key, part in fitting.items())
+        raise InputError(
+            f"{name} gives {listed}, not logits [B, K] alone; wrap it in a module that "
+            "returns only logits"
+        )
+    return next(iter(fitting.values()), output)
+
+
+def _parts(output: Any) -> dict[str, Any]:
+    """The parts of an output by name or number."""
+    if isinstance(output, Tensor):
+        return {}
+    if isinstance(output, Mapping):
+        return {str(key): part for key, part in output.items()}
+    if isinstance(output, tuple) and hasattr(output, "_asdict"):
+        return dict(output._asdict())
+    if isinstance(output, tuple | list):
+        return {f"output {number}": part for number, part in enumerate(output)}
+    if is_dataclass(output) or hasattr(output, "logits"):
+        found = dict(getattr(output, "__dict__", {}))
+        return found | {"logits": getattr(output, "logits", None)}
+    return {}
