@@ -13,8 +13,10 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from dskd.deploy import onnx as export
+from dskd.deploy.attention import attention
 from dskd.deploy.onnx import export_onnx
 from dskd.deploy.student import DeployedStudent
 from dskd.errors import InputError
@@ -185,3 +187,97 @@ def test_links_are_replaced_and_what_they_lead_to_stays(tmp_path: Path) -> None:
     export_onnx(deployed(), run / "student.onnx")
     assert victim.read_text() == "mine"
     assert not (run / "student.onnx").is_symlink()
+
+
+class Windows(nn.Module):
+    """Attention over five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 4), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.embed(images.flatten(2).transpose(1, 2)).unflatten(1, (2, 4, -1))
+        mixed = scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True)
+        logits: Tensor = self.head(mixed.mean((1, 2, 3)))
+        return logits
+
+
+@pytest.mark.slow
+def test_attention_over_five_dimensions_is_exported(tmp_path: Path) -> None:
+    student = deployed(Windows(), (3, 8, 8))
+    export_onnx(student, tmp_path / "student.onnx")
+    images = torch.rand(3, 3, 8, 8)
+    with torch.no_grad():
+        expected = student.model(images).logits
+    torch.testing.assert_close(
+        onnx_logits(tmp_path / "student.onnx", images), expected, rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("nest_tiny", 32, {"embed_dims": (8, 16, 16), "num_heads": (1, 2, 2), "depths": (1, 1, 1)}),
+        (
+            "hiera_tiny_224",
+            64,
+            {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1), "q_pool": 3},
+        ),
+    ],
+)
+def test_transformers_of_timm_with_windows_are_exported(
+    name: str, size: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    timm = pytest.importorskip("timm")
+    module = timm.create_model(name, num_classes=5, img_size=size, **options)
+    fused = {n: getattr(part, "fused_attn", None) for n, part in module.named_modules()}
+    assert export_onnx(deployed(module, (3, size, size)), tmp_path / "student.onnx") <= 1e-4
+    assert fused == {n: getattr(part, "fused_attn", None) for n, part in module.named_modules()}
+
+
+@pytest.mark.parametrize("mask", [None, "bool", "float"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", [(2, 6, 8), (2, 2, 2, 6, 8)])
+def test_plain_attention_is_that_of_torch(
+    mask: str | None, causal: bool, shape: tuple[int, ...]
+) -> None:
+    if mask and causal:
+        pytest.skip("torch allows one of them")
+    query, key, value = (torch.rand(shape) for _ in range(3))
+    bias = {
+        None: None,
+        "bool": torch.eye(6, dtype=torch.bool).roll(1) | torch.eye(6, dtype=torch.bool),
+        "float": torch.rand(6, 6),
+    }[mask]
+    found = attention(query, key, value, bias, is_causal=causal, scale=0.3)
+    expected = scaled_dot_product_attention(query, key, value, bias, is_causal=causal, scale=0.3)
+    torch.testing.assert_close(found, expected)
+
+
+def test_plain_attention_shares_heads_as_torch_does() -> None:
+    query, key = torch.rand(2, 4, 6, 8), torch.rand(2, 2, 6, 8)
+    torch.testing.assert_close(
+        attention(query, key, key, enable_gqa=True),
+        scaled_dot_product_attention(query, key, key, enable_gqa=True),
+    )
+
+
+def test_the_innermost_cause_of_a_failed_export_is_one_line_without_colours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        try:
+            try:
+                raise AssertionError("\x1b[1;31monly 4D\x1b[0m keys\nmore")
+            except AssertionError as error:
+                raise RuntimeError("translation") from error
+        except RuntimeError as error:
+            raise ValueError("Failed. \x1b[96mThis is step 3/3\x1b[0m\nNext steps:") from error
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(InputError) as refused:
+        export_onnx(deployed(), tmp_path / "student.onnx")
+    assert str(refused.value) == "torch cannot export resnet8 to ONNX: only 4D keys"
+    assert not list(tmp_path.iterdir())

@@ -188,21 +188,51 @@ def evaluate_(run_path: Path, best: bool, root: Path | None, allow_code: bool) -
 
 @cli.command("predict")
 @_RUN
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=_PATH)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @_BEST
 @click.option(
     "--top", type=click.IntRange(1), default=5, show_default=True, help="Classes per image."
 )
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "jsonl"]),
+    help="[default: by the suffix of --out, else table]",
+)
+@click.option("--out", type=_PATH, help="File to write.  [default: standard output]")
 @_CODE
 def predict_(
-    run_path: Path, images: tuple[Path, ...], best: bool, top: int, allow_code: bool
+    run_path: Path,
+    images: tuple[str, ...],
+    best: bool,
+    top: int,
+    form: str | None,
+    out: Path | None,
+    allow_code: bool,
 ) -> None:
-    """Predict the classes of image files with a run's student."""
-    from dskd.cli.results import prediction_rows
+    """Predict the classes of image files with a run's student.
+
+    IMAGE is a file, a folder with all folders in it, or a pattern in quotes such as
+    'photos/**/*.jpg'. Files that cannot be used are skipped and reported on standard error; the
+    exit code is 0 if at least one image was predicted, else 2. Example:
+
+        dskd predict runs/digits/dskd-seed0 photos --out classes.csv
+    """
+    from dskd.cli.results import prediction_cells
+    from dskd.deploy import prediction_file
+    from dskd.deploy.predict import Skipped, predict_batches
     from dskd.deploy.student import load_deployed
 
+    chosen = prediction_file.choose_format(form, out)
     student = load_deployed(run_path, "best" if best else "last", allow_code=allow_code)
-    console.table(["image", "class", "probability, %"], prediction_rows(student, images, top))
+    skipped, shown = Skipped(), min(top, len(student.classes))
+    rows = prediction_file.rows(predict_batches(student, images, skipped), student.classes, shown)
+    if chosen is None:
+        console.table(["image", "class", "probability, %"], prediction_cells(rows))
+    else:
+        prediction_file.write_rows(rows, chosen, shown, out)
+    for line in skipped.lines():
+        click.echo(line, err=True)
 
 
 @cli.command("export")

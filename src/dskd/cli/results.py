@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
-from dskd.deploy.student import DeployedStudent, predict
+from dskd.deploy.prediction_file import Row
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.result import Result
 
 
-def prediction_rows(student: DeployedStudent, images: Sequence[Path], top: int) -> list[list[str]]:
-    """The most likely classes of each image, one row per class.
-
-    Args:
-        student: The model that predicts.
-        images: Image files.
-        top: Classes per image.
-    """
-    rows = []
-    shown = min(top, len(student.classes))
-    best = predict(student, images).topk(shown, dim=1)
-    for path, values, labels in zip(
-        images, best.values.tolist(), best.indices.tolist(), strict=True
-    ):
-        for value, label in zip(values, labels, strict=True):
-            rows.append([str(path), student.classes[label], f"{100 * value:.2f}"])
-    return rows
+def prediction_cells(rows: Iterable[Row]) -> list[list[str]]:
+    """Predictions as cells of a table, one row per class."""
+    return [[image, name, f"{100 * p:.2f}"] for image, classes in rows for name, p in classes]
 
 
 def evaluation_rows(evaluation: EvaluationResult) -> list[list[str]]:

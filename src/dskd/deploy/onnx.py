@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dskd.deploy.attention import Unfused
 from dskd.deploy.student import DeployedStudent
 from dskd.errors import InputError, first_line
 from dskd.storage.atomic import replace_file
@@ -20,6 +22,8 @@ from dskd.storage.paths import as_path
 TOLERANCE = 1e-4
 """Largest allowed difference of the outputs, relative to the largest output."""
 _BATCH = 4
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+"""Escape sequences of a terminal."""
 
 
 class _Normalized(nn.Module):
@@ -34,7 +38,8 @@ class _Normalized(nn.Module):
         self.std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.module((images - self.mean) / self.std)
+        with Unfused():
+            logits: Tensor = self.module((images - self.mean) / self.std)
         return logits
 
 
@@ -65,7 +70,7 @@ def export_onnx(deployed: DeployedStudent, path: str | Path) -> float:
     model = _Normalized(deployed).eval()
     example = torch.rand(_BATCH, *deployed.shape, generator=torch.Generator().manual_seed(0))
     graph = _graph(model, example, deployed.name)
-    difference = _difference(runtime, graph, model, example)
+    difference = _difference(runtime, graph, deployed, example)
     if not difference <= TOLERANCE:
         raise InputError(
             f"the exported student differs from the student by {difference:.1e} relative "
@@ -76,6 +81,14 @@ def export_onnx(deployed: DeployedStudent, path: str | Path) -> float:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     return difference
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost cause, without the colours of a terminal."""
+    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = inner
+    text = _COLOURS.sub("", str(error)).strip()
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def _import(package: str) -> ModuleType:
@@ -104,7 +117,7 @@ def _graph(model: nn.Module, example: Tensor, name: str) -> bytes:
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many types
-            raise InputError(f"torch cannot export {name} to ONNX: {first_line(error)}") from error
+            raise InputError(f"torch cannot export {name} to ONNX: {_cause(error)}") from error
         assert program is not None, "dynamo=True returns the program"
         try:
             graph: bytes = program.model_proto.SerializeToString()
@@ -115,12 +128,12 @@ def _graph(model: nn.Module, example: Tensor, name: str) -> bytes:
 
 
 @torch.no_grad()
-def _difference(runtime: Any, graph: bytes, model: nn.Module, example: Tensor) -> float:
+def _difference(runtime: Any, graph: bytes, student: DeployedStudent, example: Tensor) -> float:
     """The largest relative difference, over a batch and a single image."""
     session = runtime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     differences = []
     for images in (example, example[:1]):
-        expected = model(images)
+        expected = student.model(images).logits
         try:
             (found,) = session.run(["logits"], {"images": images.numpy()})
         except Exception as error:  # onnxruntime has its own types

@@ -17,10 +17,12 @@ from dskd.data import Dataset
 from dskd.data.archives import FolderFiles
 from dskd.data.image_decoding import decode
 from dskd.data.loader import MemoryLoader
-from dskd.engine.build import copied, load_data
+from dskd.data.pixels import PixelForm
+from dskd.engine.build import load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.errors import InputError, brief, option, unknown
 from dskd.models.factory import TIMM, load_model
+from dskd.models.plain_copy import plain_copy
 from dskd.models.size_check import check_size
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import pick
@@ -33,6 +35,8 @@ from dskd.storage.yaml_file import read_yaml_file
 Which = Literal["last", "best"]
 """The weights of the last epoch, or of the epoch with the best accuracy."""
 
+_BATCH = 16
+"""Images that `predict` runs at a time."""
 _Extent = Annotated[Count, Field(le=4096)]
 
 
@@ -92,7 +96,7 @@ def load_deployed(
     metadata, weights = _read_metadata(path), read_weights(path)
 
     def build() -> nn.Module:
-        module = _build(metadata, run, allow_code) if student is None else copied(student)
+        module = _build(metadata, run, allow_code) if student is None else plain_copy(student)
         return methods.find(metadata.method).assemble(module, metadata.deploy_config)
 
     if student is None and metadata.model.startswith(TIMM):  # its options determine its size
@@ -202,24 +206,34 @@ def predict(deployed: DeployedStudent, images: Sequence[str | Path]) -> Tensor:
     """
     if not images:
         raise InputError("there is no image to predict; give one or more")
-    batch = torch.cat([_read_image(as_path(path, "image"), deployed.shape) for path in images])
-    probabilities: Tensor = deployed.model(batch).logits.softmax(1)
-    return probabilities
+    parts = []
+    for start in range(0, len(images), _BATCH):
+        paths = images[start : start + _BATCH]
+        batch = torch.cat([read_image(as_path(path, "image"), deployed.shape) for path in paths])
+        logits: Tensor = deployed.model(batch.to(deployed.model.mean.device)).logits
+        parts.append(logits.softmax(1).cpu())
+    return torch.cat(parts)
 
 
-def _read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """Read a file as input of the student: uint8 ``[1, C, H, W]``."""
+def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Read a file as input of the student: uint8 ``[1, C, H, W]``.
+
+    Args:
+        path: The file.
+        shape: Channels, height and width of the student's images.
+
+    Raises:
+        InputError: The file is missing or does not decode, or has another size and the student's
+            images are not square.
+    """
     if not path.is_file():
         raise InputError(f"there is no image {path}; check the path")
     channels, height, width = shape
     files = FolderFiles(path.parent, [path.name])
-    image = decode(files, [path.name], height if height == width else None)
+    image = decode(files, [path.name], height if height == width else None, PixelForm(channels))
     if image.shape[2:] != (height, width):
         raise InputError(
             f"{path} is {image.shape[3]}x{image.shape[2]}, the student was trained on images of "
             f"{width}x{height}; resize it"
         )
-    if channels == 1:  # the luma of ITU-R 601, as in Pillow's mode L
-        luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-        return (image * luma).sum(1, keepdim=True).round().to(torch.uint8)
     return image

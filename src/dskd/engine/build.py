@@ -24,6 +24,7 @@ from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.factory import load_model, pretrained_statistics
+from dskd.models.plain_copy import plain_copy, unwrap
 from dskd.models.spec import ModelSpec, describe
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import distributed
@@ -56,8 +57,9 @@ class UserObjects:
 
 
 def name_of(given: object) -> str:
-    """The name in a recipe of an object that has no name: ``<ResNet>``."""
-    return f"<{type(given).__name__}>"
+    """The name in a recipe of an object that has no name: ``<ResNet>``, also if it is wrapped."""
+    plain = unwrap(given) if isinstance(given, nn.Module) else given
+    return f"<{type(plain).__name__}>"
 
 
 def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
@@ -92,13 +94,14 @@ def build_model(
 
     It gets the weights of its checkpoint, if the settings name one.
 
-    The copy is trained, moved and frozen; the caller's own module stays as it is.
+    The copy is trained, moved and frozen; the caller's own module stays as it is. Wrappers, such as
+    torch.compile and DataParallel, are left out of the copy.
     """
     channels, height, _ = data.shape
     if given is not None:
         if settings.options:
             raise InputError("options do not apply to a module given in Python; drop them")
-        module = copied(given)
+        module = plain_copy(given)
     elif settings.name.startswith("<"):
         raise InputError(
             f"the model {settings.name} was given in Python; give it again, as in "
@@ -128,28 +131,6 @@ def build_model(
     if settings.checkpoint is not None:
         load_checkpoint(model, settings, facts, data)
     return model
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A copy of a module that was given in Python.
-
-    Raises:
-        InputError: It cannot be copied, or its state_dict holds something else than tensors.
-    """
-    try:
-        twin = copy.deepcopy(module)
-    except Exception as error:  # tensors with a history, old weight_norm, open files
-        raise InputError(
-            f"{type(module).__name__} cannot be copied ({error}); give it as it is before its "
-            "first forward pass, or by a function (package.module:function)"
-        ) from error
-    for key, value in twin.state_dict().items():
-        if not isinstance(value, torch.Tensor):
-            raise InputError(
-                f"{type(module).__name__} keeps {key!r} in its state_dict, which is no tensor; "
-                "files of weights hold tensors only"
-            )
-    return twin
 
 
 def measure_model(model: StagedModel, data: Dataset, what: str) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,12 @@ from dskd.data.loader import MemoryLoader
 from dskd.engine.build import UserObjects, build_model, build_teacher_outputs
 from dskd.engine.preflight import check_split_size, rehearse
 from dskd.methods.contracts import TeacherNeeds
+from dskd.models.frozen_parts import frozen_note
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.compile import check_compiler
 from dskd.teacher.frozen import FrozenTeacher
+
+log = logging.getLogger("dskd")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ def prepare(recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.d
         check_compiler(device)
     teacher = prepare_teacher(recipe, data, objects, device)
     student = build_model(recipe.student, data, recipe.seed, objects.student, objects.allow_code)
+    if note := frozen_note(student.module, f"student {recipe.student.name}"):
+        log.info(note)
     needs = rehearse(recipe, data, student, teacher.model if teacher else None)
     prepared = Prepared(recipe, data, student, teacher, needs)
     check_cache(prepared)

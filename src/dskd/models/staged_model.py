@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dskd.errors import InputError
 from dskd.models.feature_hooks import feature_hooks
 from dskd.models.feature_maps import shape_text, to_feature_map, to_vector
+from dskd.models.frozen_parts import parts_in_eval_mode
 from dskd.models.logits import find_logits
 from dskd.models.output import ModelOutput
 from dskd.models.staged_net import StagedNet
@@ -79,6 +80,7 @@ class StagedModel(nn.Module):
             raise InputError(f"a stage is named twice in {list(stages)}; name each once")
         self.classifier = classifier or _find_classifier(module)
         self.prefix_tokens = _find_prefix_tokens(module)
+        self._always_eval = parts_in_eval_mode(module)
         # Not in the state dict: the file of a student has the keys of its module.
         for key, values in (("mean", mean), ("std", std)):
             statistic = torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
@@ -106,6 +108,16 @@ class StagedModel(nn.Module):
         if not images.is_floating_point():
             images = images.to(self.mean.dtype) / 255
         return (images - self.mean) / self.std
+
+    def train(self, mode: bool = True) -> StagedModel:
+        """Set training or evaluation mode, except for parts that came frozen.
+
+        They stay in evaluation mode, see `dskd.models.frozen_parts.parts_in_eval_mode`.
+        """
+        super().train(mode)
+        for name in self._always_eval:
+            self.module.get_submodule(name).training = False
+        return self
 
     def forward(self, images: Tensor) -> ModelOutput:
         """Run the model on images (see `normalize`)."""

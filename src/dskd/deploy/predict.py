@@ -1,0 +1,178 @@
+"""Predict the classes of many image files, batch by batch."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dskd.data.image_decoding import BadImageError, is_image
+from dskd.deploy.student import DeployedStudent, read_image
+from dskd.engine.evaluate import PIXELS
+from dskd.errors import InputError, printable
+
+_NAMED = 5
+"""Skipped files that a report names."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Predictions for some images, in the order of the inputs.
+
+    Attributes:
+        images: The files, named as the user gave them.
+        probabilities: float32, ``[N, K]``, on the CPU.
+    """
+
+    images: tuple[str, ...]
+    probabilities: Tensor
+
+
+@dataclass
+class Skipped:
+    """Inputs that could not be used. It holds counts and a few examples, however many there are.
+
+    Attributes:
+        reasons: How many inputs were skipped, by reason.
+        first: The first few inputs, each with what is wrong.
+    """
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    first: list[str] = field(default_factory=list)
+
+    def add(self, path: str, reason: str, message: str) -> None:
+        """Notes an input."""
+        self.reasons[reason] += 1
+        if len(self.first) < _NAMED:
+            self.first.append(f"{path}: {message}")
+
+    def __len__(self) -> int:
+        return self.reasons.total()
+
+    def lines(self) -> list[str]:
+        """A report: counts by reason, then the first few. Empty if nothing was skipped."""
+        if not len(self):
+            return []
+        counts = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        more = len(self) - len(self.first)
+        lines = [f"skipped {len(self)}: {counts}", *(f"  {line}" for line in self.first)]
+        lines += [f"  and {more} more"] if more else []
+        return [printable(line) for line in lines]
+
+
+def find_images(inputs: Sequence[str | Path], skipped: Skipped) -> Iterator[str]:
+    """Yields the image files of inputs: files, folders with all folders in them, and patterns.
+
+    A file is taken whatever its suffix. In a folder, files with the suffix of an image are taken;
+    hidden files and folders are left out. A pattern such as ``photos/**/*.jpg`` may match both. An
+    input that exists is never read as a pattern.
+
+    Args:
+        inputs: As the user gave them.
+        skipped: Notes what is missing or holds no image.
+    """
+    for given in inputs:
+        path = os.fspath(given)
+        if os.path.lexists(path):
+            yield from _images_at(path, skipped)
+        elif glob.has_magic(path):
+            matched = False
+            for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (keeps the name as given)
+                matched = True
+                # With ** a pattern matches the files in folders too.
+                if "**" not in path or not Path(match).is_dir():
+                    yield from _images_at(match, skipped)
+            if not matched:
+                skipped.add(path, "missing", "the pattern matches no file")
+        else:
+            skipped.add(path, "missing", "there is no such file or folder")
+
+
+def predict_batches(
+    deployed: DeployedStudent, inputs: Sequence[str | Path], skipped: Skipped
+) -> Iterator[Batch]:
+    """Predicts the classes of image files. Memory does not grow with the number of files.
+
+    Args:
+        deployed: The student; it runs on its device.
+        inputs: Files, folders and patterns, see `find_images`.
+        skipped: Notes the inputs that cannot be used.
+
+    Raises:
+        InputError: No image of the inputs can be used.
+
+    Yields:
+        Predictions in the order of the inputs; the files of a folder are sorted by name.
+    """
+    device = deployed.model.mean.device
+    _, height, width = deployed.shape
+    size = max(1, min(500, PIXELS[device.type] // (height * width)))
+    found, predicted = find_images(inputs, skipped), False
+    while names := list(islice(found, size)):
+        good, images = [], []
+        for name in names:
+            try:
+                images.append(read_image(Path(name), deployed.shape))
+                good.append(name)
+            except InputError as error:
+                skipped.add(name, _reason(name, error), str(error))
+        if images:
+            predicted = True
+            yield Batch(tuple(good), _probabilities(deployed, torch.cat(images)))
+    if not predicted:
+        raise InputError(f"no image can be used: {'; '.join(skipped.lines()) or 'none was given'}")
+
+
+@torch.no_grad()
+def _probabilities(deployed: DeployedStudent, images: Tensor) -> Tensor:
+    logits: Tensor = deployed.model(images.to(deployed.model.mean.device)).logits
+    return logits.softmax(1).cpu()
+
+
+def _reason(path: str, error: InputError) -> str:
+    if isinstance(error, BadImageError):
+        return error.reason
+    file = Path(path)
+    if file.exists():
+        return "of another size"
+    return "dangling links" if file.is_symlink() else "missing"
+
+
+def _images_at(path: str, skipped: Skipped) -> Iterator[str]:
+    """The image files at a path that exists."""
+    if not Path(path).is_dir():
+        yield path
+        return
+    count = 0
+    for image in _walk(path, frozenset(), skipped):
+        count += 1
+        yield image
+    if not count:
+        skipped.add(path, "folders without images", "this folder holds no image")
+
+
+def _walk(folder: str, above: frozenset[Path], skipped: Skipped) -> Iterator[str]:
+    """The images in a folder and below, sorted; links that lead back up are not followed."""
+    real = Path(folder).resolve()
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        skipped.add(folder, "unreadable folders", error.strerror or str(error))
+        return
+    for entry in found:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, above | {real}, skipped)
+        elif is_image(entry.name):
+            yield entry.path
