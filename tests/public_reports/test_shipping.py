@@ -291,7 +291,12 @@ def test_bad_files_are_skipped_counted_and_named(run: Path, tmp_path: Path) -> N
     (tmp_path / "in" / "link.png").symlink_to("gone.png")
     (tmp_path / "none").mkdir()
     out = tmp_path / "out.csv"
-    inputs = [tmp_path / "in", tmp_path / "none", tmp_path / "gone.png", f"{tmp_path}/*.jpg"]
+    inputs: list[str | Path] = [
+        tmp_path / "in",
+        tmp_path / "none",
+        tmp_path / "gone.png",
+        f"{tmp_path}/*.jpg",
+    ]
     code, text, said = predict(run, *inputs, "--out", out)
     assert (code, text) == (0, "")
     first, *named = said.splitlines()

@@ -197,7 +197,7 @@ def evaluate_(run_path: Path, best: bool, root: Path | None, allow_code: bool) -
     "--format",
     "form",
     type=click.Choice(["table", "csv", "json", "jsonl"]),
-    help="[default: by the suffix of --out, else table]",
+    help="Format of the predictions.  [default: by the suffix of --out, else table]",
 )
 @click.option("--out", type=_PATH, help="File to write.  [default: standard output]")
 @_CODE
