@@ -213,6 +213,7 @@ def test_shards_are_refused() -> None:
     class FullyShardedDataParallel(nn.Module):
         """Named as torch's, which needs several processes."""
 
+    FullyShardedDataParallel.__qualname__ = "FullyShardedDataParallel"
     FullyShardedDataParallel.__module__ = "torch.distributed.fsdp.fully_sharded_data_parallel"
     with pytest.raises(InputError, match="holds only a part of its weights"):
         plain_copy(FullyShardedDataParallel())
@@ -301,7 +302,7 @@ def test_bad_files_are_skipped_counted_and_named(run: Path, tmp_path: Path) -> N
     assert (code, text) == (0, "")
     first, *named = said.splitlines()
     assert first == (
-        "skipped 9: 4 damaged, 2 missing, 1 empty, 1 dangling links, 1 folders without images"
+        "skipped 9: 4 damaged, 2 missing, 1 dangling links, 1 empty, 1 folders without images"
     )
     assert len(named) == 6
     assert "bad0.png: cannot decode" in named[0]
@@ -354,7 +355,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
     sizes: list[int] = []
     student = dskd.load_deployed(run)
     student.model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr("dskd.deploy.predict.PIXELS", {"cpu": 4 * 8 * 8})
+    monkeypatch.setattr("dskd.deploy.predict.PIXELS", {"cpu": 4 * 16 * 16})
     batches = predict_batches(student, [path] * 30, Skipped())
     assert len(next(batches).images) == 4
     assert sizes == [4]  # the others are not read before they are asked for

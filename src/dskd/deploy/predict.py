@@ -60,7 +60,8 @@ class Skipped:
         """A report: counts by reason, then the first few. Empty if nothing was skipped."""
         if not len(self):
             return []
-        counts = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
+        ordered = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
+        counts = ", ".join(f"{count} {reason}" for reason, count in ordered)
         more = len(self) - len(self.first)
         lines = [f"skipped {len(self)}: {counts}", *(f"  {line}" for line in self.first)]
         lines += [f"  and {more} more"] if more else []
@@ -83,13 +84,12 @@ def find_images(inputs: Sequence[str | Path], skipped: Skipped) -> Iterator[str]
         if os.path.lexists(path):
             yield from _images_at(path, skipped)
         elif glob.has_magic(path):
-            matched = False
-            for match in sorted(glob.glob(path, recursive=True)):  # noqa: PTH207 (keeps the name as given)
-                matched = True
-                # With ** a pattern matches the files in folders too.
-                if "**" not in path or not Path(match).is_dir():
+            matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (names as given)
+            for match in matches:
+                # With ** a pattern matches the files in folders too, and follows links.
+                if "**" not in path or not (Path(match).is_dir() or _is_in_loop(Path(match))):
                     yield from _images_at(match, skipped)
-            if not matched:
+            if not matches:
                 skipped.add(path, "missing", "the pattern matches no file")
         else:
             skipped.add(path, "missing", "there is no such file or folder")
@@ -156,6 +156,14 @@ def _images_at(path: str, skipped: Skipped) -> Iterator[str]:
         yield image
     if not count:
         skipped.add(path, "folders without images", "this folder holds no image")
+
+
+def _is_in_loop(path: Path) -> bool:
+    """Whether a path leads through a link back to a folder that contains the link."""
+    return any(
+        folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+        for folder in path.parents
+    )
 
 
 def _walk(folder: str, above: frozenset[Path], skipped: Skipped) -> Iterator[str]:
