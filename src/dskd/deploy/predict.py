@@ -35,6 +35,21 @@ class Batch:
     probabilities: Tensor
 
 
+@dataclass(frozen=True)
+class BadInput:
+    """An input that cannot be used.
+
+    Attributes:
+        path: As the user gave it.
+        reason: Why, in a few words, for counting.
+        message: What is wrong.
+    """
+
+    path: str
+    reason: str
+    message: str
+
+
 @dataclass
 class Skipped:
     """Inputs that could not be used. It holds counts and a few examples, however many there are.
@@ -47,11 +62,11 @@ class Skipped:
     reasons: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
 
-    def add(self, path: str, reason: str, message: str) -> None:
+    def add(self, bad: BadInput) -> None:
         """Notes an input."""
-        self.reasons[reason] += 1
+        self.reasons[bad.reason] += 1
         if len(self.first) < _NAMED:
-            self.first.append(f"{path}: {message}")
+            self.first.append(f"{bad.path}: {bad.message}")
 
     def __len__(self) -> int:
         return self.reasons.total()
@@ -68,7 +83,7 @@ class Skipped:
         return [printable(line) for line in lines]
 
 
-def find_images(inputs: Sequence[str | Path], skipped: Skipped) -> Iterator[str]:
+def find_images(inputs: Sequence[str | Path]) -> Iterator[str | BadInput]:
     """Yields the image files of inputs: files, folders with all folders in them, and patterns.
 
     A file is taken whatever its suffix. In a folder, files with the suffix of an image are taken;
@@ -77,22 +92,28 @@ def find_images(inputs: Sequence[str | Path], skipped: Skipped) -> Iterator[str]
 
     Args:
         inputs: As the user gave them.
-        skipped: Notes what is missing or holds no image.
+
+    Yields:
+        The path of an image, or an input that is missing or holds no image, in their order.
     """
     for given in inputs:
         path = os.fspath(given)
         if os.path.lexists(path):
-            yield from _images_at(path, skipped)
+            yield from _images_at(path)
         elif glob.has_magic(path):
             matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (names as given)
+            if "**" in path:  # it matches the files in folders too, and follows links
+                matches = [
+                    match
+                    for match in matches
+                    if not (Path(match).is_dir() or _is_in_loop(Path(match)))
+                ]
             for match in matches:
-                # With ** a pattern matches the files in folders too, and follows links.
-                if "**" not in path or not (Path(match).is_dir() or _is_in_loop(Path(match))):
-                    yield from _images_at(match, skipped)
+                yield from _images_at(match)
             if not matches:
-                skipped.add(path, "missing", "the pattern matches no file")
+                yield BadInput(path, "missing", "the pattern matches no file")
         else:
-            skipped.add(path, "missing", "there is no such file or folder")
+            yield BadInput(path, "missing", "there is no such file or folder")
 
 
 def predict_batches(
@@ -114,15 +135,18 @@ def predict_batches(
     device = deployed.model.mean.device
     _, height, width = deployed.shape
     size = max(1, min(500, PIXELS[device.type] // (height * width)))
-    found, predicted = find_images(inputs, skipped), False
-    while names := list(islice(found, size)):
+    found, predicted = find_images(inputs), False
+    while taken := list(islice(found, size)):
         good, images = [], []
-        for name in names:
+        for one in taken:
+            if isinstance(one, BadInput):
+                skipped.add(one)
+                continue
             try:
-                images.append(read_image(Path(name), deployed.shape))
-                good.append(name)
+                images.append(read_image(Path(one), deployed.shape))
+                good.append(one)
             except InputError as error:
-                skipped.add(name, _reason(name, error), str(error))
+                skipped.add(BadInput(one, _reason(one, error), str(error)))
         if images:
             predicted = True
             yield Batch(tuple(good), _probabilities(deployed, torch.cat(images)))
@@ -145,17 +169,17 @@ def _reason(path: str, error: InputError) -> str:
     return "dangling links" if file.is_symlink() else "missing"
 
 
-def _images_at(path: str, skipped: Skipped) -> Iterator[str]:
+def _images_at(path: str) -> Iterator[str | BadInput]:
     """The image files at a path that exists."""
     if not Path(path).is_dir():
         yield path
         return
-    count = 0
-    for image in _walk(path, frozenset(), skipped):
-        count += 1
-        yield image
-    if not count:
-        skipped.add(path, "folders without images", "this folder holds no image")
+    empty = True
+    for found in _walk(path, frozenset()):
+        empty = False
+        yield found
+    if empty:
+        yield BadInput(path, "folders without images", "this folder holds no image")
 
 
 def _is_in_loop(path: Path) -> bool:
@@ -166,7 +190,7 @@ def _is_in_loop(path: Path) -> bool:
     )
 
 
-def _walk(folder: str, above: frozenset[Path], skipped: Skipped) -> Iterator[str]:
+def _walk(folder: str, above: frozenset[Path]) -> Iterator[str | BadInput]:
     """The images in a folder and below, sorted; links that lead back up are not followed."""
     real = Path(folder).resolve()
     if real in above:
@@ -175,12 +199,12 @@ def _walk(folder: str, above: frozenset[Path], skipped: Skipped) -> Iterator[str
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        skipped.add(folder, "unreadable folders", error.strerror or str(error))
+        yield BadInput(folder, "unreadable folders", error.strerror or str(error))
         return
     for entry in found:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(entry.path, above | {real}, skipped)
+            yield from _walk(entry.path, above | {real})
         elif is_image(entry.name):
             yield entry.path

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from dskd.deploy.predict import Batch
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.storage.atomic import replacing
 
 Format = Literal["csv", "json", "jsonl"]
@@ -62,7 +62,7 @@ def choose_format(form: str | None, path: Path | None) -> Format | None:
             return known
     raise InputError(
         f"a file of predictions is csv, json or jsonl, not {form or 'without a suffix'}; "
-        "give one of them as its suffix or with --format"
+        f"give one of them as its suffix or with {option('format', 'csv')}"
     )
 
 
