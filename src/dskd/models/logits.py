@@ -39,7 +39,7 @@ def find_logits(output: Any, samples: int, name: str) -> Any:
     fitting = {
         key: part
         for key, part in parts.items()
-        if isinstance(part, Tensor) and part.dim() == 2 and len(part) == samples
+        if isinstance(part, Tensor) and part.dim() == 2 and part.shape[0] == samples
     }
     if len(fitting) > 1:
         listed = ", ".join(f"{key} {list(part.shape)}" for key, part in fitting.items())

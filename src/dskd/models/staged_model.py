@@ -164,7 +164,8 @@ class StagedModel(nn.Module):
         names = self.stage_names or ()
         with feature_hooks(self.module, names, self.classifier) as features:
             output = self.module(images)
-        logits = find_logits(output, len(images), type(self.module).__name__)
+        # len() would fix the batch size of a module that is exported.
+        logits = find_logits(output, images.shape[0], type(self.module).__name__)
         outputs = features.ordered(names)
         maps = [to_feature_map(o, n, images, self.prefix_tokens) for n, o in outputs.items()]
         last = maps[-1] if maps else None
