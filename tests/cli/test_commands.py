@@ -133,6 +133,7 @@ def test_train_teaches_by_labels(
     assert "agreement" not in out
 
 
+@pytest.mark.slow
 def test_distill_trains_the_teacher_first_and_says_what_came_of_it(
     command: Command, images: Path, tmp_path: Path
 ) -> None:
@@ -387,6 +388,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed_are_no_error(tmp_path: Path, closed: str) -> None:
     line = f"{sys.executable} -m dskd list methods {closed}"

@@ -550,6 +550,7 @@ def test_an_objective_that_is_not_finite_stops_before_the_weights_change(
     assert exit_.value.code == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [33, 34, 2])
 def test_an_odd_last_batch_trains_without_harm(tmp_path: Path, images: int) -> None:
     data = make_dataset(classes=2, per_class=20, size=8)
@@ -699,6 +700,7 @@ def test_a_run_that_lies_in_the_teacher_s_place_is_not_the_run_s(
     assert (out / "teacher" / "student.safetensors").read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_the_teacher_s_folder_has_one_owner_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

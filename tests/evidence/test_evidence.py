@@ -402,6 +402,7 @@ def table(**better: float) -> dict[str, list[float]]:
     return {name: [better.get(name, 40.0)] * 3 for name in choose.TABLE}
 
 
+@pytest.mark.slow
 def test_the_baselines_are_the_best_two_of_the_table_without_the_fixed_methods(
     tmp_path: Path,
 ) -> None:

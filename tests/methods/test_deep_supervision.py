@@ -135,6 +135,7 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), SETTINGS)
 @settings(max_examples=120, deadline=None)
 def test_the_objective_is_the_naive_loop(seed: int, chosen: dict[str, Any]) -> None:

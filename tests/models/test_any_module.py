@@ -105,6 +105,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[key]) for key, value in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature_target", ["last", "matched"])
 @pytest.mark.parametrize(
     ("student", "teacher", "branches"),
@@ -146,6 +147,7 @@ def test_ones_own_modules_in_both_roles(tmp_path: Path, data: Dataset) -> None:
     assert not any(part._forward_hooks for part in result.student.modules())
 
 
+@pytest.mark.slow
 def test_a_teacher_sees_the_images_by_its_own_mean_and_std(tmp_path: Path, data: Dataset) -> None:
     """Weights that compensate another mean and std give the same run."""
     torch.manual_seed(5)

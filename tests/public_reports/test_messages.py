@@ -79,6 +79,7 @@ def test_every_option_that_a_message_names_exists() -> None:
         assert call("evaluate", "a b") == "`dskd evaluate 'a b'`"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_there_is_named_in_the_words_of_the_caller(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +138,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
 def test_commands_for_a_module_of_the_user_s_own_name_calls_that_work(
     own: dskd.Result, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -66,6 +66,7 @@ def _nobody(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_a_run_in_a_thread_gives_the_student_that_it_gives_alone(tmp_path: Path) -> None:
     alone = [_train(seed, tmp_path / f"alone{seed}") for seed in (0, 1)]
     with ThreadPoolExecutor(1) as pool:
@@ -76,6 +77,7 @@ def test_a_run_in_a_thread_gives_the_student_that_it_gives_alone(tmp_path: Path)
     assert alone[0] != alone[1]
 
 
+@pytest.mark.slow
 def test_a_second_run_at_the_same_time_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

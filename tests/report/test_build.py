@@ -269,6 +269,7 @@ def test_images_that_are_not_to_be_had_are_asked_for(
     assert not list(tmp_path.glob("report.*"))
 
 
+@pytest.mark.slow
 def test_only_reports_are_replaced(folder: Path, tmp_path: Path) -> None:
     run = folder / "runs/ce/seed0"
     for output, words in (

@@ -16,6 +16,7 @@ def test_a_value_has_4096_letters_at_most() -> None:
         read_yaml("a: " + "x" * 4097, "it")
 
 
+@pytest.mark.slow
 def test_a_text_has_a_megabyte_at_most(tmp_path: Path) -> None:
     comment = "#" + "x" * 2**20
     text = "a: 1\n" + comment
@@ -27,6 +28,7 @@ def test_a_text_has_a_megabyte_at_most(tmp_path: Path) -> None:
         read_yaml_file(tmp_path / "long.yaml", "recipe")
 
 
+@pytest.mark.slow
 def test_there_are_100000_values_at_most() -> None:
     wide = "[" + "1," * 99_999 + "]"  # and the list
     assert len(read_yaml(wide, "it")) == 99_999

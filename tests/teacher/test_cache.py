@@ -217,6 +217,7 @@ def test_the_first_and_later_reads_give_the_same_output(
             assert torch.equal(here.logits, there.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({"dskd", "at", "fitnet", "kd", "rkd", "simkd", "sp"}))
 def test_a_method_learns_the_same_from_a_bank(
     tmp_path: Path, teacher: FrozenTeacher, name: str

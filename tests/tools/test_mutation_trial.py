@@ -73,6 +73,7 @@ def test_a_change_of_the_spelling_alone_is_not_valid() -> None:
     assert not is_valid(plus, b"x = (y) \n")
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_changes() -> None:
     one, other = (mutation_trial.draw(mutation_trial.CHECKOUT, 30, seed) for seed in (3, 4))
     assert one == mutation_trial.draw(mutation_trial.CHECKOUT, 30, 3)
