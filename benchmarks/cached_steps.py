@@ -19,8 +19,6 @@ from dskd.teacher.outputs import CacheCounts
 
 CACHES = {"kd": "logits", "dskd": "features"}
 """The cache of each method: the logits of all views, or all outputs that it reads of some views."""
-CHECKSUM_BYTES = 8
-"""Bytes of the checksum of a record."""
 
 
 class CachedSteps:
@@ -75,7 +73,7 @@ class CachedSteps:
             "fill_seconds": sum(teacher),
             "cold_step_seconds": statistics.median(seconds),
             "cold_hits": _hit_rate(outputs),
-            "bytes_a_view": 2 * outputs.records.words + CHECKSUM_BYTES,
+            "bytes_a_view": outputs.records.bytes_a_record,
         }
 
 

@@ -244,9 +244,10 @@ def test_the_size_is_as_predicted(tmp_path: Path, teacher: FrozenTeacher) -> Non
     teacher_outputs = opened(teacher, tmp_path / "logits")
     assert teacher_outputs.records.size == (images * 18 + probed) * (2 * classes + 8)
     views_of_each = opened(teacher, tmp_path / "features", TeacherNeeds(logits=True, stages=(2,)))
-    assert views_of_each.records.size == (images * 3 + probed) * (2 * (classes + 64 * 4 * 4) + 8)
+    of_both = 2 * (classes + 64 * 4 * 4) + 2 * 8  # each tensor has a checksum of its own
+    assert views_of_each.records.size == (images * 3 + probed) * of_both
     for one in (teacher_outputs, views_of_each):
-        files = [p for p in one.records.path.iterdir() if p.suffix == ".bin"]
+        files = [*one.records.path.glob("*/*.bin")]
         assert sum(path.stat().st_size for path in files) == one.records.size
 
 
@@ -343,7 +344,7 @@ def test_everything_that_an_output_depends_on_has_a_cache_of_its_own(
         cached(teacher, tmp_path, **views_of_each | change),
     )
     assert one.records.path != other.records.path
-    assert one.records.facts != other.records.facts
+    assert one.records.files["logits"].facts != other.records.files["logits"].facts
 
 
 @pytest.mark.parametrize("change", TEACHERS)
@@ -353,9 +354,40 @@ def test_another_teacher_has_a_cache_of_its_own(
     assert cached(teacher, tmp_path).records.path != cached(change(teacher), tmp_path).records.path
 
 
-def test_which_outputs_are_cached_is_in_the_key(tmp_path: Path, teacher: FrozenTeacher) -> None:
-    needs = [ALL, replace(ALL, stages=(2,)), replace(ALL, pooled=False), replace(ALL, last=False)]
-    assert len({cached(teacher, tmp_path, one).records.path for one in needs}) == 4
+def test_methods_share_the_tensors_that_both_read(
+    tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one method had computed, another finds; it has only its further tensors computed."""
+    few, both = TeacherNeeds(logits=True, stages=(2,)), TeacherNeeds(logits=True, stages=(0, 2))
+    first = opened(teacher, tmp_path, few)
+    for batch in batches(first):
+        first(batch, few)
+    second = opened(teacher, tmp_path, both)
+    names = {path.parent.name for path in tmp_path.glob("*/*/records.bin")}
+    assert names == {"logits", "stage-1", "stage-3"}
+    kept = {name: second.records.files[name].filled() for name in second.records.files}
+    assert kept["logits"] == kept["stage 3"] > kept["stage 1"] > 0
+    expected = [second(batch, both) for batch in batches(second)]
+    third = opened(teacher, tmp_path, few)
+    monkeypatch.setattr(teacher, "forward", silent)
+    for batch, both_read in zip(batches(third), expected, strict=True):
+        read = third(batch, few)
+        assert read is not None
+        assert both_read is not None
+        assert torch.equal(read.logits, both_read.logits)
+        assert torch.equal(read.stages[2], both_read.stages[2])
+
+
+def test_a_tensor_that_is_added_does_not_hide_a_changed_teacher(
+    tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(teacher, tmp_path, kind="features")
+    forward = teacher.forward
+    monkeypatch.setattr(
+        teacher, "forward", lambda x: (o := forward(x))._replace(logits=o.logits * 1.05)
+    )
+    with pytest.raises(InputError, match=r"not this teacher's \(logits differ\)"):
+        opened(teacher, tmp_path, ALL)
 
 
 def test_labels_and_equal_teachers_share_a_cache(tmp_path: Path, teacher: FrozenTeacher) -> None:
@@ -372,12 +404,12 @@ def test_the_parts_of_the_key_are_next_to_the_records(
     tmp_path: Path, teacher: FrozenTeacher
 ) -> None:
     teacher_outputs = opened(teacher, tmp_path)
-    facts = json.loads((teacher_outputs.records.path / FACTS).read_text())
+    facts = json.loads((teacher_outputs.records.path / "logits" / FACTS).read_text())
     assert teacher_outputs.records.path.name == facts["sha256"][:32]
     assert facts["teacher"]["weights"] == teacher.fingerprint()
     assert facts["teacher"]["mean"] == [0.5, 0.5, 0.5]
     assert facts["images"]["shape"] == [48, 3, 16, 16]
-    assert facts["parts"] == {"logits": {"shape": [4], "type": "float16"}}
+    assert (facts["tensor"], facts["shape"], facts["type"]) == ("logits", [4], "float16")
     assert (facts["padding"], facts["flip"], facts["views"]) == (1, True, 18)
 
 
@@ -400,7 +432,7 @@ def test_a_damaged_record_is_computed_again(
 ) -> None:
     teacher_outputs = opened(teacher, tmp_path)
     good = [teacher_outputs(batch, LOGITS) for batch in batches(teacher_outputs)]
-    path = teacher_outputs.records.path / RECORDS
+    path = teacher_outputs.records.path / "logits" / RECORDS
     records = np.fromfile(path, np.int16)
     records[records != 0] ^= 0x0100
     records.tofile(path)
@@ -636,7 +668,7 @@ def test_what_cannot_be_cached_is_refused_before_any_work(
     assert not list(tmp_path.iterdir())
     distill(tmp_path / "first", changes)
     (cache,) = (tmp_path / "outputs").iterdir()
-    with (cache / RECORDS).open("r+b") as file:
+    with (cache / "logits" / RECORDS).open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(InputError, match=r"records\.bin is damaged: it has 1000 of"):
         distill(tmp_path / "run", changes)

@@ -3,8 +3,9 @@
 ``logits`` caches the logits of every view of an image that the epoch plan can draw. ``features``
 caches all that the method reads, for a few fixed views of each image. A SHA-256 over everything
 that the outputs depend on names the folder, so another teacher, other images or other settings
-have a folder of their own. When a folder is opened, the live teacher's outputs for a few images
-are compared with the cached ones; that also notices a model whose code was changed.
+have a folder of their own. Each tensor has its own records, so methods that read different outputs
+share what both read. When a folder is opened, the live teacher's outputs for a few images are
+compared with the cached ones. That also notices a model whose code was changed.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from dskd.runtime.device import autocast
 from dskd.runtime.memory import readable
 from dskd.runtime.nonfinite import step_facts
 from dskd.settings import Precision
-from dskd.teacher.cache_layout import RecordLayout, selected_outputs, stage_name
+from dskd.teacher.cache_layout import OutputRecords, selected_outputs, stage_name
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import CacheCounts, TeacherForward, TeacherOutputs
-from dskd.teacher.record_file import Indices, RecordFile, Words
+from dskd.teacher.record_file import Indices, Words
 
 log = logging.getLogger("dskd")
 
 CacheKind = Literal["logits", "features"]
-VERSION = 1
+VERSION = 2
 """Raise it when the same facts come to stand for other records."""
 COMPARED = 16
 """Images whose outputs are compared when a cache is opened."""
@@ -130,7 +131,6 @@ class CachedOutputs(TeacherOutputs):
         )
         self.compared_images, self.precision = loader.probe(COMPARED), precision
         self.live = self._live_outputs(teacher)
-        self.layout = RecordLayout(self.live, needs)
         parts = {
             "version": VERSION,
             "teacher": {**facts, **_teacher_facts(teacher)},
@@ -140,16 +140,16 @@ class CachedOutputs(TeacherOutputs):
             "flip": flip,
             "kind": kind,
             "views": views,
-            "parts": self.layout.describe(),
         }
         key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
         first = len(loader) * views
         self.compared = first + np.arange(len(self.compared_images))
-        self.records = RecordFile(
+        self.records = OutputRecords(
             (folder or cache_folder(None) / "teacher-outputs") / key[:32],
             {"sha256": key, **parts},
             first + len(self.compared_images),
-            self.layout.words,
+            self.live,
+            needs,
         )
 
     def _live_outputs(self, teacher: FrozenTeacher) -> ModelOutput:
@@ -165,9 +165,8 @@ class CachedOutputs(TeacherOutputs):
         """
         self._packed_live()
         self.records.require_room()
-        if self.records.path.is_dir():
-            self.records.load()
-            self._compare()
+        self.records.load()
+        self._compare()
 
     def open(self) -> None:
         """Opens the cache and reports its size.
@@ -187,20 +186,20 @@ class CachedOutputs(TeacherOutputs):
         )
         self.records.add(self.compared, self._packed_live())
 
-    def _packed_live(self) -> Words:
+    def _packed_live(self) -> dict[str, Words]:
         try:
-            return self.layout.pack(self.live, self.records.words)
+            return self.records.pack(self.live)
         except NonFiniteError as error:
             raise InputError(str(error)) from error
 
     def _compare(self) -> None:
         """Refuses cached outputs that differ from the live teacher's by more than rounding."""
-        words, there = self.records.read(self.compared)
-        rows = torch.from_numpy(there).to(self.compared_images.device)
-        cached = selected_outputs(self.layout.unpack(words, rows.device), self.layout.needs)
-        for name, tensor in selected_outputs(self.live, self.layout.needs).items():
+        live, device = selected_outputs(self.live, self.records.needs), self.compared_images.device
+        for name in self.records.existing():
+            cached, there = self.records.read_tensor(name, self.compared, device)
+            rows, tensor = torch.from_numpy(there).to(device), live[name]
             largest = tensor.abs().max() * _TOLERANCE.get(tensor.dtype, _DEFAULT_TOLERANCE)
-            if ((tensor - cached[name])[rows].abs() > largest).any():
+            if ((tensor - cached)[rows].abs() > largest).any():
                 raise InputError(
                     f"the outputs in {self.records.path} are not this teacher's ({name} differ), "
                     "though its weights are the same: its code was changed; remove that folder"
@@ -210,25 +209,26 @@ class CachedOutputs(TeacherOutputs):
         self, forward: TeacherForward, batch: Batch, needs: TeacherNeeds
     ) -> tuple[ModelOutput, int]:
         """The stored outputs, after the teacher computed those that were missing."""
-        assert needs | self.layout.needs == self.layout.needs, "these outputs are not cached"
+        known, device = self.records.needs, batch.images.device
+        assert needs | known == known, "these outputs are not cached"
         numbers = self._record_numbers(batch)
-        words, there = self.records.read(numbers)
+        output, there = self.records.read(numbers, device)
         if not there.all():
             missing = np.flatnonzero(~there)
             images = batch.images
             if len(missing) < len(numbers):
-                rows = torch.from_numpy(missing).to(images.device)
+                rows = torch.from_numpy(missing).to(device)
                 images = images[rows].contiguous(memory_format=torch.channels_last)
             self.records.add(numbers[missing], self._packed(forward, images, batch))
-            words[missing], written = self.records.read(numbers[missing])
+            output, written = self.records.read(numbers, device)
             if not written.all():
                 problem = "a record reads back differently from what was written"
                 raise OSError(errno.EIO, problem, str(self.records.path))
-        return self.layout.unpack(words, batch.images.device), int(there.sum())
+        return output, int(there.sum())
 
-    def _packed(self, forward: TeacherForward, images: Tensor, batch: Batch) -> Words:
+    def _packed(self, forward: TeacherForward, images: Tensor, batch: Batch) -> dict[str, Words]:
         try:
-            return self.layout.pack(_in_a_full_batch(forward, images), self.records.words)
+            return self.records.pack(_in_a_full_batch(forward, images))
         except NonFiniteError as error:
             raise NonFiniteError(str(error), step_facts(batch, ["teacher"])) from error
 

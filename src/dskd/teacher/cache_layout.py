@@ -1,8 +1,13 @@
-"""How the teacher's outputs for one sample lie in a record of the cache."""
+"""How the teacher's outputs lie in a cache: each tensor in a record file of its own.
+
+So methods that read different outputs of the same teacher share what both read.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,22 +17,24 @@ from torch import Tensor
 from dskd.errors import NonFiniteError
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
-from dskd.teacher.record_file import Words
+from dskd.teacher.record_file import CHECKSUM_BYTES, Indices, Mask, RecordFile, Words, require_room
 
 
 @dataclass(frozen=True)
-class RecordPart:
-    """One tensor of the teacher's outputs, as a record stores it.
+class OutputTensor:
+    """One tensor of the teacher's outputs, as its records store it.
+
+    A feature map is stored with its channels last.
 
     Attributes:
+        name: As in messages, such as ``stage 2``.
         shape: For one sample, as the model gives it: ``[K]``, ``[D]`` or ``[C, H, W]``.
         dtype: Of the teacher's output.
-        start: Its first word in the record.
     """
 
+    name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    start: int
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -39,77 +46,165 @@ class RecordPart:
         """Its length in two-byte words."""
         return int(np.prod(self.shape))
 
-
-class RecordLayout:
-    """Packs teacher outputs into records: tensor after tensor, maps with the channels last.
-
-    Args:
-        output: Any output of the teacher, for types and shapes.
-        needs: Which outputs are stored.
-
-    Attributes:
-        parts: The tensors of a record by name.
-        words: Length of a record in two-byte words.
-        needs: Which outputs are stored.
-    """
-
-    def __init__(self, output: ModelOutput, needs: TeacherNeeds) -> None:
-        self.parts: dict[str, RecordPart] = {}
-        self.words = 0
-        for name, tensor in selected_outputs(output, needs).items():
-            part = RecordPart(tuple(tensor.shape[1:]), tensor.dtype, self.words)
-            self.parts[name] = part
-            self.words += part.words
-        self.needs = needs | TeacherNeeds()  # with its stages in order
-
     def describe(self) -> dict[str, Any]:
-        """The parts of a record as plain values."""
-        return {
-            name: {
-                "shape": list(part.shape),
-                "type": str(part.stored_dtype).removeprefix("torch."),
-            }
-            for name, part in self.parts.items()
-        }
+        """The tensor as plain values."""
+        stored = str(self.stored_dtype).removeprefix("torch.")
+        return {"tensor": self.name, "shape": list(self.shape), "type": stored}
 
-    def pack(self, output: ModelOutput, words: int) -> Words:
-        """Teacher outputs as records of ``words`` words, int16 ``[B, words]``.
+    def pack(self, tensor: Tensor, words: int) -> Words:
+        """Outputs ``[B, ...]`` as records of ``words`` words, int16 ``[B, words]``.
 
         Raises:
             NonFiniteError: A number is not finite, or too large for the stored type.
         """
-        packed = np.zeros((len(output.logits), words), np.int16)
-        for name, tensor in selected_outputs(output, self.needs).items():
-            part = self.parts[name]
-            stored = tensor.to(part.stored_dtype)
-            if not stored.isfinite().all():
-                raise NonFiniteError(_not_storable(name, tensor))
-            flat = (stored.permute(0, 2, 3, 1) if stored.dim() == 4 else stored).flatten(1)
-            packed[:, part.start : part.start + part.words] = flat.view(torch.int16).cpu().numpy()
+        stored = tensor.to(self.stored_dtype)
+        if not stored.isfinite().all():
+            raise NonFiniteError(_not_storable(self.name, tensor))
+        packed = np.zeros((len(tensor), words), np.int16)
+        flat = (stored.permute(0, 2, 3, 1) if stored.dim() == 4 else stored).flatten(1)
+        packed[:, : self.words] = flat.view(torch.int16).cpu().numpy()
         return packed
 
-    def unpack(self, words: Words, device: torch.device) -> ModelOutput:
-        """Records as teacher outputs on a device, in the types in which the teacher gives them."""
+    def unpack(self, words: Words, device: torch.device) -> Tensor:
+        """Records as outputs on a device, in the type in which the teacher gives them."""
         records = torch.from_numpy(words)
         if device.type == "cuda":
             records = records.pin_memory()  # else the host waits for the copy
         records = records.to(device, non_blocking=True)
-        found: dict[str, Tensor] = {}
-        for name, part in self.parts.items():
-            flat = records[:, part.start : part.start + part.words].view(part.stored_dtype)
-            tensor = flat.to(part.dtype).contiguous()
-            if len(part.shape) == 3:
-                channels, height, width = part.shape
-                tensor = tensor.view(-1, height, width, channels).permute(0, 3, 1, 2)
-            found[name] = tensor
-        empty = records.new_empty(0)  # a stage that is not stored keeps its place
-        stages = [found.get(stage_name(i), empty) for i in range(max((-1, *self.needs.stages)) + 1)]
-        logits = found.get("logits", empty)
-        return ModelOutput(logits, tuple(stages), found.get("pooled"), found.get("last"))
+        tensor = records[:, : self.words].view(self.stored_dtype).to(self.dtype).contiguous()
+        if len(self.shape) == 3:
+            channels, height, width = self.shape
+            tensor = tensor.view(-1, height, width, channels).permute(0, 3, 1, 2)
+        return tensor
+
+
+class OutputRecords:
+    """The record files of a teacher's outputs.
+
+    Args:
+        path: The folder of all tensors of this teacher. It need not exist yet.
+        facts: What the outputs depend on, as plain values.
+        count: Number of records of each tensor.
+        output: Any output of the teacher, for types and shapes.
+        needs: Which tensors are used.
+
+    Attributes:
+        path: The folder.
+        tensors: The tensors by name.
+        files: The record file of each tensor.
+        needs: Which tensors are used.
+        size: Bytes of all files when all records exist.
+        bytes_a_record: Bytes of one record of every tensor, with the checksums.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        facts: Mapping[str, Any],
+        count: int,
+        output: ModelOutput,
+        needs: TeacherNeeds,
+    ) -> None:
+        self.path = path
+        self.needs = needs | TeacherNeeds()  # with its stages in order
+        self.tensors = {
+            name: OutputTensor(name, tuple(tensor.shape[1:]), tensor.dtype)
+            for name, tensor in selected_outputs(output, needs).items()
+        }
+        self.files = {
+            name: RecordFile(
+                path / name.replace(" ", "-"), {**facts, **tensor.describe()}, count, tensor.words
+            )
+            for name, tensor in self.tensors.items()
+        }
+        self.size = sum(file.size for file in self.files.values())
+        self.bytes_a_record = sum(2 * file.words + CHECKSUM_BYTES for file in self.files.values())
+
+    def require_room(self) -> None:
+        """Refuses records that the disk cannot hold once all of them exist.
+
+        Raises:
+            InputError: There is too little space; the message names both sizes.
+        """
+        require_room(self.path, sum(file.missing_bytes() for file in self.files.values()))
+
+    def load(self) -> None:
+        """Verifies and maps the files that exist; writes nothing.
+
+        Raises:
+            InputError: A file is damaged or holds something else.
+        """
+        for name in self.existing():
+            self.files[name].load()
+
+    def existing(self) -> list[str]:
+        """The names of the tensors that have a record file."""
+        return [name for name, file in self.files.items() if file.path.is_dir()]
+
+    def open(self) -> None:
+        """Makes the files that do not exist, and verifies all of them.
+
+        Raises:
+            InputError: The disk cannot hold them, or one is damaged or holds something else.
+        """
+        self.require_room()
+        for file in self.files.values():
+            file.open()
+
+    def filled(self) -> float:
+        """Share of the records that exist."""
+        return float(np.mean([file.filled() for file in self.files.values()]))
+
+    def read(self, numbers: Indices, device: torch.device) -> tuple[ModelOutput, Mask]:
+        """Reads records by number.
+
+        Args:
+            numbers: int64 ``[B]``.
+            device: The device of the outputs.
+
+        Returns:
+            The outputs, and bool ``[B]``: whether all tensors of a sample exist. The outputs of a
+            sample for which one does not are arbitrary.
+        """
+        found, exists = {}, np.ones(len(numbers), bool)
+        for name, file in self.files.items():
+            words, there = file.read(numbers)
+            found[name], exists = words, exists & there
+        tensors = {name: self.tensors[name].unpack(words, device) for name, words in found.items()}
+        empty = torch.empty(0, dtype=torch.int16, device=device)  # keeps the place of a stage
+        last = max((-1, *self.needs.stages))
+        stages = tuple(tensors.get(stage_name(index), empty) for index in range(last + 1))
+        logits = tensors.get("logits", empty)
+        return ModelOutput(logits, stages, tensors.get("pooled"), tensors.get("last")), exists
+
+    def read_tensor(self, name: str, numbers: Indices, device: torch.device) -> tuple[Tensor, Mask]:
+        """Reads the records of one tensor: its values, and for which samples they exist."""
+        words, there = self.files[name].read(numbers)
+        return self.tensors[name].unpack(words, device), there
+
+    def pack(self, output: ModelOutput) -> dict[str, Words]:
+        """Teacher outputs as records of each tensor.
+
+        Raises:
+            NonFiniteError: A number is not finite, or too large for the stored type.
+        """
+        return {
+            name: self.tensors[name].pack(tensor, self.files[name].words)
+            for name, tensor in selected_outputs(output, self.needs).items()
+        }
+
+    def add(self, numbers: Indices, packed: Mapping[str, Words]) -> None:
+        """Adds records that `pack` made; existing ones stay as they are.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        for name, words in packed.items():
+            self.files[name].add(numbers, words)
 
 
 def stage_name(index: int) -> str:
-    """What a record calls a stage, counted from 0 here."""
+    """The name of a stage in a cache; ``index`` counts from 0."""
     return f"stage {index + 1}"
 
 

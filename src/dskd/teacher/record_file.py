@@ -36,8 +36,33 @@ FACTS, RECORDS, CHECKS = "facts.json", "records.bin", "checks.bin"
 _WORDS_A_FACTOR = 4
 _SEED = 0x64736B64
 
+CHECKSUM_BYTES = 8
+"""Bytes of the checksum of a record."""
+
 Words = NDArray[np.int16]
 Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+def require_room(path: Path, needed: int) -> None:
+    """Refuses records that the disk cannot hold.
+
+    Args:
+        path: The folder of the records. It need not exist.
+        needed: Bytes that still need disk space.
+
+    Raises:
+        InputError: There is too little space; the message names both sizes.
+    """
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed + RESERVE > free:
+        raise InputError(
+            f"the teacher outputs in {path} still need {readable(needed)} of disk and "
+            f"{readable(RESERVE)} to spare, {readable(free)} are free; free some, choose a "
+            "folder on another disk with teacher.cache_dir, or keep fewer: a smaller "
+            "teacher.views, or teacher.cache=none"
+        )
 
 
 class RecordFile:
@@ -66,7 +91,7 @@ class RecordFile:
         self.path = path
         self.facts = json.loads(json.dumps(facts, default=str))
         self.words = -(-words // _WORDS_A_FACTOR) * _WORDS_A_FACTOR
-        self._sizes = {RECORDS: records * self.words * 2, CHECKS: records * 8}
+        self._sizes = {RECORDS: records * self.words * 2, CHECKS: records * CHECKSUM_BYTES}
         self.size = sum(self._sizes.values())
         checked = self.words // _WORDS_A_FACTOR
         # Odd factors: a change of any single word changes the checksum.
@@ -88,29 +113,13 @@ class RecordFile:
             return 0
         return min(getattr(state, "st_blocks", 0) * 512, self._sizes[name])
 
-    def require_room(self) -> None:
-        """Refuses records that the disk cannot hold once all of them exist.
-
-        Raises:
-            InputError: There is too little space; the message names both sizes.
-        """
-        there = next(folder for folder in self.path.absolute().parents if folder.exists())
-        needed, free = self.missing_bytes(), shutil.disk_usage(there).free
-        if needed + RESERVE > free:
-            raise InputError(
-                f"the teacher outputs in {self.path} still need {readable(needed)} of disk and "
-                f"{readable(RESERVE)} to spare, {readable(free)} are free; free some, choose a "
-                "folder on another disk with teacher.cache_dir, or keep fewer: a smaller "
-                "teacher.views, or teacher.cache=none"
-            )
-
     def open(self) -> None:
         """Makes the folder if there is none, and verifies it.
 
         Raises:
             InputError: The disk cannot hold it, or the folder is damaged or holds something else.
         """
-        self.require_room()
+        require_room(self.path, self.missing_bytes())
         sweep(self.path.parent, self.path.name)
         try:
             if not self.path.is_dir():
@@ -168,7 +177,7 @@ class RecordFile:
         """Share of the records that exist."""
         return np.count_nonzero(self._checks) / len(self._checks)
 
-    def read(self, indices: Indices) -> tuple[Words, NDArray[np.bool_]]:
+    def read(self, indices: Indices) -> tuple[Words, Mask]:
         """Reads records by number.
 
         Args:
