@@ -107,6 +107,8 @@ class CATKD(FeatureMethod):
     arXiv 2304.12777. The default weight is that of the authors' code. ``literature`` has its values
     for resnet32x4-resnet8x4; there and for the other pairs of similar architecture the maps are not
     scaled (weights from 0.7 to 15). For different architectures they are (weights from 15 to 600).
+    All these weights were published for 100 classes (CIFAR-100). With another number of classes,
+    tune the weight.
 
     The authors replace the classifier by a 1x1 convolution without a bias, also in the teacher,
     whose predictions change by that. Here both models keep their bias in their logits: *our

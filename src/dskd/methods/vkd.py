@@ -7,7 +7,6 @@ from typing import ClassVar, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
@@ -145,28 +144,41 @@ class VKD(FeatureMethod):
 class OrthogonalProjector(nn.Module):
     """A linear layer without bias whose weight has orthonormal columns, or rows if it narrows.
 
-    torch computes the weight from a free parameter in every step: by the matrix exponential if it
-    is square, else by Householder reflections. This is never done in half precision.
+    The weight is a product of Householder reflections, computed in every step from a free parameter
+    and never in half precision. Its signs are constants. torch's `orthogonal`, which the authors
+    use, reads them from the free parameter: the first step with weight decay makes its weight zero.
 
     Args:
         features: The student's.
         target: The teacher's.
 
     Example:
-        >>> weight = OrthogonalProjector(3, 5).linear.weight
+        >>> weight = OrthogonalProjector(3, 5).weight
         >>> torch.allclose(weight.T @ weight, torch.eye(3), atol=1e-5)
         True
     """
 
     def __init__(self, features: int, target: int) -> None:
         super().__init__()
-        self.linear = orthogonal(nn.Linear(features, target, bias=False))
+        self.narrows = target < features
+        tall = max(features, target), min(features, target)
+        factors, _ = torch.geqrf(torch.randn(tall))
+        self.reflections = nn.Parameter(factors.tril(-1))
+        self.signs: Tensor
+        self.register_buffer("signs", torch.where(factors.diagonal() < 0, -1.0, 1.0))
+
+    @property
+    def weight(self) -> Tensor:
+        """W, ``[D_t, D_s]``."""
+        below = self.reflections.tril(-1)
+        scales = 2 / (1 + below.square().sum(0))
+        columns: Tensor = torch.linalg.householder_product(below, scales) * self.signs
+        return columns.T if self.narrows else columns
 
     def forward(self, vectors: Tensor) -> Tensor:
         """``W z``, ``[B, D_t]``, from ``[B, D_s]``."""
         with torch.autocast(vectors.device.type, enabled=False):
-            projected: Tensor = self.linear(full_precision(vectors))
-        return projected
+            return F.linear(full_precision(vectors), self.weight)
 
 
 def _averages(spec: ModelSpec) -> bool:
