@@ -210,6 +210,55 @@ def test_training_by_labels_reads_neither_teacher_nor_method() -> None:
             load_by_labels("digits", [override])
 
 
+# ---- augmentations
+
+
+def test_a_set_stands_for_settings_that_can_be_changed() -> None:
+    data = load("digits", ["data.augment=cifar"]).data
+    assert (data.crop_padding, data.flip, data.augmentation.used()) == (4, True, [])
+    data = load("digits", ["data.augment=strong", "data.random_erasing=0", "data.flip=no"]).data
+    assert (data.crop_padding, data.flip) == (0, False)
+    assert data.augmentation.used() == ["crop_scale", "auto_augment"]
+    assert data.crop_scale == (0.08, 1)
+
+
+def test_a_set_on_the_command_line_replaces_the_augmentations_of_the_file() -> None:
+    assert load("digits").data.crop_padding == 1
+    assert load("digits", ["data.augment=none"]).data.crop_padding == 0
+    changed = load(
+        "digits", ["data.augment=imagenet", "data.crop_padding=3", "data.crop_scale=null"]
+    )
+    assert changed.data.augmentation.used() == []
+    assert changed.data.crop_padding == 3
+
+
+def test_a_resolved_recipe_has_every_setting_of_the_set() -> None:
+    plain = load("digits", ["data.augment=strong"]).plain()
+    assert plain["data"]["auto_augment"] == "trivialaugment"
+    assert resolve(plain, Path("runs")).plain() == plain
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["data.crop_scale=[0.1,1]"], "data.crop_scale and data.crop_padding are two kinds"),
+        (["data.interpolation=bilinear"], "data.interpolation does nothing without"),
+        (["data.crop_ratio=[1,1]"], "data.crop_ratio does nothing without data.crop_scale"),
+        (
+            ["data.augment=imagenet", "teacher.cache=logits", "method.name=kd"],
+            "teacher.cache=logits needs .* data.crop_scale draws any number",
+        ),
+        (
+            ["data.augment=strong", "teacher.cache=features"],
+            "data.crop_scale and data.auto_augment and data.random_erasing draw any number",
+        ),
+    ],
+)
+def test_augmentations_that_contradict_are_refused(changes: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load("digits", changes)
+
+
 # ---- what is refused
 
 WHOLE = ["0", "1.5", "many", "true", "null", "[1]", "{a: 1}", "-3", "1e30", "9" * 40]
@@ -230,6 +279,13 @@ WRONG = {
     "data.val_fraction": [*SHARES, "1"],
     "data.crop_padding": [*WHOLE[1:], "257"],
     "data.flip": SWITCH,
+    "data.augment": [*CHOICE, "cifar10"],
+    "data.crop_scale": ["0.5", "[0.1]", "[0,1]", "[0.5,0.1]", "[0.1,1.5]", "[a,b]", "true"],
+    "data.crop_ratio": ["1", "[1]", "[0,1]", "[2,1]", "[.nan,1]", "null", "true"],
+    "data.auto_augment": [*CHOICE, "autoaugment"],
+    "data.color_jitter": [*NUMBERS, "1.5"],
+    "data.random_erasing": [*NUMBERS, "1.5"],
+    "data.interpolation": [*CHOICE, "nearest"],
     "data.channels": ["0", "2", "1.5", "gray", "[1]"],
     "data.value_range": ["5", "[1]", "[0,1,2]", "[a,b]", "[.nan,1]", "[1,1]", "[2,1]", "{a: 1}"],
     "data.max_pixels": [value for value in WHOLE if value != "null"],

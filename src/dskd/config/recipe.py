@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from dskd import methods
-from dskd.config.schema import MethodSettings, Recipe, TeacherSettings, TrainSettings
+from dskd.config.schema import (
+    AUGMENTATIONS,
+    DataSettings,
+    MethodSettings,
+    Recipe,
+    TeacherSettings,
+    TrainSettings,
+)
 from dskd.config.text_values import setting_value
 from dskd.data.catalog import DATASETS
 from dskd.errors import InputError, brief, call, unknown
@@ -25,7 +32,8 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """Loads a recipe by name or from a YAML file, and applies overrides.
 
     If an override changes ``method.name``, the file's method settings that the new method also has
-    (such as ``temperature``) stay. The other ones are dropped.
+    (such as ``temperature``) stay. The other ones are dropped. An override of ``data.augment``
+    drops the file's augmentations.
 
     Args:
         name: A name of `shipped`, or the path of a YAML file.
@@ -44,6 +52,9 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     if others and isinstance(values.get("method"), dict):
         values["method"] = _shared(values["method"], others[-1])
     method = _last_method(values, changes)
+    if any(key == "data.augment" for key, _ in changes) and isinstance(values.get("data"), dict):
+        kept = {key: one for key, one in values["data"].items() if key not in AUGMENTATIONS}
+        values["data"] = kept
     for key, text in changes:
         _override(values, key, text, method)
     return resolve(values, Path("runs") / label)
@@ -103,6 +114,7 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
         raise unknown("data set", recipe.data.name, DATASETS)
     _check_schedule(recipe.train, recipe.teacher)
     _check_cache_settings(recipe.teacher)
+    _check_augmentation(recipe.data, recipe.teacher)
     options = methods.resolve(recipe.method.name, recipe.method.options)
     method = MethodSettings(name=recipe.method.name, **options)
     for key, free in (("student", recipe.student), ("teacher", recipe.teacher)):
@@ -172,6 +184,26 @@ def _check_cache_settings(teacher: TeacherSettings | None) -> None:
         default = TeacherSettings.model_fields[key].default
         if teacher and teacher.cache not in kinds and getattr(teacher, key) != default:
             raise InputError(f"teacher.{key} needs teacher.cache={' or '.join(kinds)}")
+
+
+def _check_augmentation(data: DataSettings, teacher: TeacherSettings | None) -> None:
+    """Refuses augmentations that contradict each other or the cache, and settings of none."""
+    used = [f"data.{name}" for name in data.augmentation.used()]
+    if data.crop_scale and data.crop_padding:
+        raise InputError(
+            "data.crop_scale and data.crop_padding are two kinds of random crop; set "
+            "data.crop_padding=0 or data.crop_scale=null"
+        )
+    for key in ("crop_ratio", "interpolation"):
+        default = DataSettings.model_fields[key].default
+        if data.crop_scale is None and getattr(data, key) != default:
+            raise InputError(f"data.{key} does nothing without data.crop_scale; drop it")
+    if used and teacher and teacher.cache != "none":
+        raise InputError(
+            f"teacher.cache={teacher.cache} needs a limited number of views of an image, and "
+            f"{' and '.join(used)} draw{'s' if len(used) == 1 else ''} any number; set "
+            "teacher.cache=none, or turn the augmentation off"
+        )
 
 
 def _recipes() -> Path:

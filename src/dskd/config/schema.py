@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from dskd.data.augmentation import SETS, Augmentation, AugmentSet, AutoAugment, Interpolation
 from dskd.settings import (
     Count,
     DeviceName,
@@ -47,6 +48,12 @@ def _rising(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
+def _ordered(values: tuple[float, float] | None) -> tuple[float, float] | None:
+    if values is not None and values[0] > values[1]:
+        raise ValueError("the first value must not be above the second")
+    return values
+
+
 ClassChoice = Annotated[int | list[str] | None, BeforeValidator(_class_choice)]
 
 
@@ -76,12 +83,64 @@ class DataSettings(Settings):
     skip_bad: bool = False
     """For your own images: leave out files that cannot be used, and list them in the run's
     skipped_images.txt. By default they are an error."""
+    augment: AugmentSet = "none"
+    """Named set of the augmentations below; each can be set besides. ``none`` leaves their
+    defaults. ``cifar``: crop_padding 4 and flip. ``imagenet``: crop_scale [0.08, 1] and flip.
+    ``strong``: imagenet with trivialaugment and random_erasing 0.1, as torchvision trains. On the
+    command line, it replaces the augmentations of the recipe file."""
     crop_padding: Annotated[Natural, Field(le=256)] = 0
     """Pixels of zero padding around an image before the random crop. 0 turns the crop off."""
     flip: bool = False
     """Mirror an image with probability 0.5."""
+    crop_scale: Annotated[tuple[Share, Share] | None, AfterValidator(_ordered)] = None
+    """Random resized crop: the smallest and the largest part of the image's area that is kept. None
+    turns it off."""
+    crop_ratio: Annotated[tuple[Positive, Positive], AfterValidator(_ordered)] = (3 / 4, 4 / 3)
+    """Smallest and largest ratio of the random resized crop's width to its height."""
+    auto_augment: AutoAugment = "none"
+    """``randaugment`` (two operations of magnitude 9), ``trivialaugment`` (one operation of random
+    magnitude), or ``none``. For gray and RGB images, as color_jitter is."""
+    color_jitter: Annotated[Weight, Field(le=1)] = 0.0
+    """Largest relative change of brightness, contrast and saturation. 0 turns it off."""
+    random_erasing: Annotated[Weight, Field(le=1)] = 0.0
+    """Probability that a rectangle of an image becomes noise."""
+    interpolation: Interpolation = "bicubic"
+    """How the random resized crop is resized: ``bilinear`` or ``bicubic``."""
     cache_dir: PathSetting | None = None
     """Folder for downloads and decoded images. None uses the user's cache folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_set(cls, values: Any) -> Any:
+        """Adds the settings that ``augment`` stands for; those that are given stay."""
+        name = values.get("augment") if isinstance(values, dict) else None
+        return {**SETS[name], **values} if isinstance(name, str) and name in SETS else values
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done with the images besides the padded crop and the flip."""
+        return Augmentation(
+            self.crop_scale,
+            self.crop_ratio,
+            self.auto_augment,
+            self.color_jitter,
+            self.random_erasing,
+            self.interpolation,
+        )
+
+
+AUGMENTATIONS = (
+    "augment",
+    "crop_padding",
+    "flip",
+    "crop_scale",
+    "crop_ratio",
+    "auto_augment",
+    "color_jitter",
+    "random_erasing",
+    "interpolation",
+)
+"""The keys of ``data`` that say how training images are augmented."""
 
 
 class ModelSettings(Settings):

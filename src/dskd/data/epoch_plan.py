@@ -10,22 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
+
 
 @dataclass(frozen=True)
 class EpochPlan:
     """The order of the samples and the augmented view of each, for one epoch.
 
     A view is one way to crop and flip an image. Its number is ``(dy * side + dx) * 2 + flip`` with
-    ``side = 2 * padding + 1``.
+    ``side = 2 * padding + 1``. The operations of an `Augmentation` draw from `seeds`, and their
+    views have no number.
 
     Attributes:
         order: int64 ``[N]``, a permutation of the samples.
         dy: int64 ``[N]``, vertical crop offset of each sample, from 0 to 2 * padding.
         dx: int64 ``[N]``, horizontal crop offset of each sample, from 0 to 2 * padding.
         flip: bool ``[N]``, whether a sample is mirrored left to right.
-        seeds: int64 ``[N]``, a random number for each sample; methods draw from it.
+        seeds: int64 ``[N]``, a random number for each sample. Methods and augmentations draw from
+            it.
         padding: Width of the border of zeros around the image before the crop, in pixels.
         epoch: Number of the epoch, from 0.
+        augmentation: What else is done with the images.
     """
 
     order: Tensor
@@ -35,6 +40,7 @@ class EpochPlan:
     seeds: Tensor
     padding: int
     epoch: int = 0
+    augmentation: Augmentation = NO_AUGMENTATION
 
     @property
     def views(self) -> Tensor:
@@ -162,6 +168,7 @@ def draw_plan(
     padding: int = 0,
     flip: bool = False,
     views_of_each: Tensor | None = None,
+    augmentation: Augmentation = NO_AUGMENTATION,
 ) -> EpochPlan:
     """Draw the plan of an epoch.
 
@@ -177,6 +184,7 @@ def draw_plan(
         views_of_each: int64 ``[N, V]``, the views that each sample is limited to, drawn by
             `draw_views` with the same padding and flip; each is equally likely. None for all views.
             The rest of the plan is the same either way.
+        augmentation: What else is done with the images.
 
     Example:
         >>> draw_plan(0, 0, 4).order.sort().values
@@ -203,6 +211,7 @@ def draw_plan(
         seeds=torch.from_numpy(stream(4).integers(0, 2**63 - 1, num_samples)),
         padding=padding,
         epoch=epoch,
+        augmentation=augmentation,
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dskd.data.dataset import Dataset, Split
 from dskd.data.epoch_plan import EpochPlan
-from dskd.data.transforms import crop_and_flip
+from dskd.data.transforms import crop_and_flip, distort, random_resized_crops
 
 AUGMENT_BYTES = 16 << 20
 """Bytes of images that a GPU augments in one call."""
@@ -142,7 +142,10 @@ class MemoryLoader(Loader):
             rows = [plan.order[share] for _, (share, _) in group]
             joined = torch.cat(rows)
             offsets = plan.dy[joined], plan.dx[joined], plan.flip[joined]
-            augmented = crop_and_flip(self.images[joined], *offsets, plan.padding)
+            seeds, more = plan.seeds[joined], plan.augmentation
+            augmented = random_resized_crops(self.images[joined], seeds, more)
+            augmented = crop_and_flip(augmented, *offsets, plan.padding)
+            augmented = distort(augmented, seeds, more)
             parts = torch.split(augmented, [len(own) for own in rows])
             for images, own, (step, (share, global_size)) in zip(parts, rows, group, strict=True):
                 yield Batch(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dskd import methods
-from dskd.config.schema import DataSettings, ModelSettings, Recipe
+from dskd.config.schema import AUGMENTATIONS, DataSettings, ModelSettings, Recipe
 from dskd.data import Dataset, load_dataset, take_part
 from dskd.data.epoch_plan import draw_views, largest_batch
 from dskd.data.loader import DataLoaders, Loader
@@ -79,7 +79,7 @@ def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
             f"this run's images were given in Python as {settings.name}; give them again, as "
             "in dskd.evaluate(run, data=dataset)"
         )
-    chosen = settings.model_dump(exclude={"name", "crop_padding", "flip"})
+    chosen = settings.model_dump(exclude={"name", *AUGMENTATIONS})
     return load_dataset(settings.name, **chosen)
 
 
@@ -247,6 +247,7 @@ def build_trainer(
         flip=recipe.data.flip,
         precision=settings.precision,
         views_of_each=_views_of_each(recipe, len(loader)),
+        augmentation=recipe.data.augmentation,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
 from dskd.data.epoch_plan import EpochPlan, draw_plan, steps
 from dskd.data.loader import Batch, Loader
 from dskd.engine.memory_usage import held_by_training, saved_for_backward
@@ -44,6 +45,7 @@ class Trainer:
         precision: Of the forward passes. Losses and weights stay in float32.
         views_of_each: The views that each image is limited to; None for all
             (`dskd.data.epoch_plan.draw_views`).
+        augmentation: What else is done with the images.
 
     Attributes:
         epoch: Epochs done.
@@ -72,12 +74,13 @@ class Trainer:
         flip: bool,
         precision: Precision,
         views_of_each: Tensor | None = None,
+        augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
         self.method, self.teacher_outputs, self.loader = method, teacher_outputs, loader
         self.optimizer, self.learning_rate = optimizer, learning_rate
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
         self.padding, self.flip, self.precision = padding, flip, precision
-        self.views_of_each = views_of_each
+        self.views_of_each, self.augmentation = views_of_each, augmentation
         self.steps = steps(len(loader), batch_size, distributed.world_size())
         self.epoch, self.step = 0, 0
         self.metrics, self.seconds = EpochMetrics(), 0.0
@@ -130,7 +133,8 @@ class Trainer:
     def plan(self, epoch: int) -> EpochPlan:
         """Everything random about an epoch."""
         samples = len(self.loader)
-        return draw_plan(self.seed, epoch, samples, self.padding, self.flip, self.views_of_each)
+        how = self.padding, self.flip, self.views_of_each, self.augmentation
+        return draw_plan(self.seed, epoch, samples, *how)
 
     def prepare(self, check: Callable[[], None] = lambda: None) -> None:
         """Lets the method train what it needs before the student's first step.
