@@ -164,8 +164,10 @@ def test_auxiliary_parts_learn_and_are_not_deployed(name: str) -> None:
     if type(method).assemble.__func__ is not Method.assemble.__func__:  # type: ignore[attr-defined]
         assert set(map(id, deployed.parameters())) > student, "deployed() must hold the student"
     else:
-        assert deployed is method.student.module, "a larger deployed() needs assemble() too"
-        assert list(deployed.state_dict()) == list(staged("resnet8").module.state_dict())
+        if type(method).deployed is Method.deployed:  # norm merges a part into a copy
+            assert deployed is method.student.module
+        plain = list(staged("resnet8").module.state_dict())
+        assert list(deployed.state_dict()) == plain, "a larger deployed() needs assemble() too"
     unlearned = [
         key
         for key, p in method.student.named_parameters()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy, percent
 from dskd.engine.result import Result
 from dskd.engine.training_run import TrainingRun
+from dskd.methods.base import Method
 from dskd.runtime import distributed
 from dskd.runtime.nonfinite import nonfinite_logits_error
 from dskd.storage.run_files import LAST
@@ -73,8 +74,11 @@ def _result(run: TrainingRun, student: EvaluationResult, teacher: Tensor | None)
     )
 
 
-def _extra_parameters(method: nn.Module, deployed: nn.Module) -> int:
-    """How many of the method's trained parameters are not deployed."""
-    shipped = {id(parameter) for parameter in deployed.parameters()}
+def _extra_parameters(method: Method, deployed: nn.Module) -> int:
+    """How many of the method's trained parameters are not deployed.
+
+    Those of the student are: a method may deploy a copy of it.
+    """
+    shipped = {id(p) for module in (method.student, deployed) for p in module.parameters()}
     trained = (p for p in method.parameters() if p.requires_grad)
     return sum(p.numel() for p in trained if id(p) not in shipped)

@@ -89,7 +89,8 @@ class Method(nn.Module):
         """The trained module to ship: the plain student, with its own keys.
 
         A method whose student needs more than itself (simkd) returns a larger module, which takes
-        the same normalised images. `deploy_config` and `assemble` then say how to build it.
+        the same normalised images. `deploy_config` and `assemble` then say how to build it. A
+        method that merges a part of its own into the student's weights (norm) returns a copy.
         """
         return self.student.module
 
