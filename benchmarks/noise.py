@@ -16,7 +16,7 @@ from dskd.engine.build import (
     build_trainer,
 )
 from dskd.engine.prepare import prepare
-from dskd.engine.train_teacher import freeze, get_teacher
+from dskd.engine.train_teacher import freeze, given_teacher
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
 from dskd.models.zoo import build
@@ -104,7 +104,7 @@ def begin_noise_run(recipe: Recipe, images: DataLoaders) -> TrainingRun:
     directory = RunDirectory(recipe.out)
     resume = directory.begun
     directory.start(recipe.plain(), {})
-    teacher = get_teacher(prepared, images, recipe.out / "teacher", resume)
+    teacher = given_teacher(prepared, images, [])
     outputs = build_teacher_outputs(recipe, images.train, teacher, prepared.needs)
     outputs.open()
     run = build_run(recipe, prepared.student, images, outputs, directory)

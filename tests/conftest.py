@@ -7,10 +7,12 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import nn
 
 from dskd.data import Dataset, Split
 from dskd.engine.trainer import Trainer
@@ -87,6 +89,12 @@ def make_dataset(
     names = tuple(f"class{label}" for label in range(classes))
     statistics = (0.5,) * channels, (0.25,) * channels
     return Dataset("made", split(per_class), split(5), names, *statistics)
+
+
+def trusted(teacher: nn.Module | dict[str, Any]) -> dict[str, Any]:
+    """A module as a teacher that a run takes untrained; settings without a module stay."""
+    settings = {"module": teacher} if isinstance(teacher, nn.Module) else teacher
+    return {**settings, "trust": True} if "module" in settings else settings
 
 
 def staged(name: str = "resnet8", classes: int = 4, channels: int = 3) -> StagedModel:

@@ -82,7 +82,8 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
 def test_another_teacher_is_refused(finished: Path, tmp_path: Path, given: bool) -> None:
     out, weights = tmp_path / "taught", tmp_path / "teacher.safetensors"
     shutil.copy(finished / "teacher" / LAST, weights)
-    changes = [*SMALL, *([f"teacher.checkpoint={weights}"] if given else [])]
+    trusted = [f"teacher.checkpoint={weights}", "teacher.trust=true"]
+    changes = [*SMALL, *(trusted if given else [])]
 
     def grid(names: str) -> Grid:
         return load_plan("digits", changes, [names], out, seeds=1)

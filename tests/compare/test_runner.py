@@ -33,6 +33,7 @@ def test_a_student_of_a_comparison_is_that_of_a_run_of_its_own(
                 f"method={{name: {method}}}",
                 "seed=1",
                 f"teacher.checkpoint={finished / 'teacher' / LAST}",
+                "teacher.trust=true",
                 f"out={tmp_path / method}",
             ],
         )

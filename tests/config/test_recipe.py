@@ -300,6 +300,7 @@ WRONG = {
     "student.options": ["5", "text", "null", "[a]", "{1: 2}"],
     "teacher.epochs": [value for value in WHOLE if value != "null"],
     "teacher.fuse_batchnorm": SWITCH,
+    "teacher.trust": SWITCH,
     "teacher.lr": [*(value for value in NUMBERS if value != "null"), "0", "1e7"],
     "teacher.cache": CHOICE,
     "teacher.views": WHOLE,

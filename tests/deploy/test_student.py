@@ -22,7 +22,7 @@ from torch import nn
 import dskd
 from dskd.errors import InputError
 from dskd.storage.weights import read_metadata
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, trusted
 
 FILES = ["student.safetensors", "student_best.safetensors"]
 
@@ -46,7 +46,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
     """A student with auxiliary branches, distilled for one epoch."""
     return dskd.distill(
         student="resnet8",
-        teacher={"module": dskd.load_model("resnet8", num_classes=10, in_channels=1)},
+        teacher=trusted(dskd.load_model("resnet8", num_classes=10, in_channels=1)),
         data={"name": "digits", "fraction": 0.1},
         train={"epochs": 1},
         out=tmp_path_factory.mktemp("deployed") / "run",

@@ -39,7 +39,7 @@ from dskd.runtime.device import environment
 from dskd.storage import checkpoint
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.weights import read_metadata
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, trusted
 
 SMALL = [
     "data.fraction=0.1",
@@ -83,10 +83,14 @@ def test_a_run_leaves_the_files_it_promises(finished: Path) -> None:
         "metrics.jsonl",
         "environment.json",
         "result.json",
+        "teacher_accuracy.json",
         "tensorboard",
         "teacher",
     }
     assert not [path for path in finished.rglob("*") if path.suffix == ".part"]
+    facts = json.loads((finished / "teacher_accuracy.json").read_text())
+    result = json.loads((finished / "result.json").read_text())
+    assert facts["test_accuracy"] == result["teacher_accuracy"]
     environment = json.loads((finished / "environment.json").read_text())
     assert torch.__version__.startswith(environment["packages"]["torch"])
 
@@ -506,7 +510,7 @@ def test_other_images_are_refused_on_resume(tmp_path: Path, finished: Path) -> N
     data = replace(make_dataset(classes=10, channels=1, size=8), **digits)
     arguments: dict[str, Any] = {
         "student": "resnet8",
-        "teacher": {"name": "resnet8", "checkpoint": teacher},
+        "teacher": {"name": "resnet8", "checkpoint": teacher, "trust": True},
         "train": {"epochs": 1},
         "out": tmp_path / "run",
     }
@@ -559,7 +563,7 @@ def test_an_odd_last_batch_trains_without_harm(tmp_path: Path, images: int) -> N
     )
     result = dskd.distill(
         student="resnet8",
-        teacher=dskd.load_model("resnet8", num_classes=2),
+        teacher=trusted(dskd.load_model("resnet8", num_classes=2)),
         data=few,
         train={"epochs": 1, "batch_size": 32},
         out=tmp_path / "run",

@@ -18,7 +18,7 @@ import dskd
 from dskd import methods
 from dskd.data import Dataset, Split
 from dskd.models.zoo import build
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, trusted
 from tests.data.file_writers import cifar_entries, python3_pickle, write_cifar100, write_folder
 from tests.faults.outcomes import refusal
 
@@ -88,10 +88,10 @@ def _train(folder: Path, data: Any, method: str = "ce", student: str = "resnet8"
     dataset = data.get("dataset")
     classes = len(dataset.classes) if dataset is not None else 2
     torch.manual_seed(0)
-    needs = methods.find(method).needs_teacher
+    teacher = build("resnet14", num_classes=classes, in_channels=3)
     result = dskd.distill(
         student=student,
-        teacher=build("resnet14", num_classes=classes, in_channels=3) if needs else None,
+        teacher=trusted(teacher) if methods.find(method).needs_teacher else None,
         data=data,
         method={"name": method, **SMALL.get(method, {})},
         train={"epochs": 1, "batch_size": _BATCH, "lr": 1e-3},

@@ -17,7 +17,7 @@ from dskd.data import Dataset
 from dskd.engine.result import Result
 from dskd.errors import InputError, NonFiniteError
 from dskd.models.staged_model import StagedModel
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, trusted
 
 CLASSES = 3
 QUICK = {"epochs": 1, "batch_size": 8, "lr": 0.01, "device": "cpu"}
@@ -75,7 +75,7 @@ def own(stages: list[str] | None = None, **settings: Any) -> dict[str, Any]:
 def distill(out: Path, data: Dataset, student: Any, teacher: Any, **settings: Any) -> Result:
     return dskd.distill(
         student=student,
-        teacher=teacher,
+        teacher=trusted(teacher),
         data=data,
         method={"name": "dskd", **settings},
         train=QUICK,
@@ -271,7 +271,7 @@ def test_a_module_that_views_its_maps_works_in_both_roles(tmp_path: Path, channe
 
     result = dskd.distill(
         student={"module": flat(), "stages": ["conv1", "conv2"]},
-        teacher={"module": flat(), "stages": ["conv2"]},
+        teacher=trusted({"module": flat(), "stages": ["conv2"]}),
         data=data,
         train={"epochs": 1, "batch_size": 4},
         out=tmp_path / "run",

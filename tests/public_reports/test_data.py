@@ -224,7 +224,7 @@ def test_gray_stays_gray_and_serves_a_teacher_with_one_channel(root: Path, tmp_p
     checkpoint.write_bytes(write_weights(build("resnet8", num_classes=2, in_channels=1), {}))
     result = dskd.distill(
         student="resnet8",
-        teacher={"name": "resnet8", "checkpoint": str(checkpoint)},
+        teacher={"name": "resnet8", "checkpoint": str(checkpoint), "trust": True},
         data={"name": "folder", "root": str(root), "size": 8, "channels": 1},
         method="kd",
         train={"epochs": 1, "batch_size": 4},

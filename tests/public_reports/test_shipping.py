@@ -26,7 +26,7 @@ from dskd.deploy.predict import Skipped, predict_batches
 from dskd.errors import InputError
 from dskd.models.plain_copy import plain_copy
 from dskd.storage import checkpoint
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, trusted
 
 
 def net() -> nn.Sequential:
@@ -119,7 +119,7 @@ def test_a_wrapped_teacher_teaches_as_the_plain_one(kind: str, tmp_path: Path) -
     for name, given in (("wrapped", teacher), ("plain", plain_copy(teacher))):
         dskd.distill(
             student="resnet8",
-            teacher=given,
+            teacher=trusted(given),
             data=data,
             method="kd",
             train={"epochs": 1, "batch_size": 4},

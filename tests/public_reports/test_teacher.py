@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -13,17 +15,19 @@ import torch
 from torch import Tensor, nn
 
 import dskd
+from dskd import methods
 from dskd.config.recipe import resolve
 from dskd.config.schema import ModelSettings, TeacherSettings
 from dskd.data import Dataset
-from dskd.engine.build import build_model
-from dskd.engine.teacher_accuracy import likely_order, near_chance
-from dskd.errors import InputError
+from dskd.engine.build import UserObjects, build_model
+from dskd.engine.teacher_accuracy import likely_order, near_chance, surely_near_chance
+from dskd.errors import InputError, Stopped
 from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build
 from dskd.storage.weights import write_weights
 from dskd.teacher.frozen import FrozenTeacher
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, stop_at
+from tests.report.report_runs import reported
 
 DATA = make_dataset(classes=4, per_class=8)
 IMAGES = DATA.test.images[:5]
@@ -188,6 +192,181 @@ def test_another_order_of_the_classes_is_found_and_noise_is_none() -> None:
     assert likely_order(labels, labels, 10) is None
 
 
+@pytest.mark.parametrize(("classes", "enough", "few"), [(2, 120, 60), (10, 30, 5), (100, 60, 10)])
+def test_a_refusal_takes_enough_images(classes: int, enough: int, few: int) -> None:
+    def surely(images: int) -> bool:
+        labels = torch.arange(images) % classes
+        return surely_near_chance(torch.zeros_like(labels), labels, classes)
+
+    assert surely(enough)
+    assert not surely(few)
+
+
+def test_a_teacher_that_is_weak_or_may_be_decent_is_not_surely_near_chance() -> None:
+    labels, draw = torch.arange(10000) % 100, torch.Generator().manual_seed(0)
+    guesses = torch.randint(100, (10000,), generator=draw)
+    weak = torch.where(torch.rand(10000, generator=draw) < 0.03, labels, guesses)
+    assert surely_near_chance(guesses, labels, 100)
+    assert not surely_near_chance(weak, labels, 100)
+    rare = torch.zeros(500, dtype=torch.long)
+    rare[:5] = 1  # one in a hundred: 99 % accuracy is a guess, and it is also that of a good model
+    assert near_chance(torch.zeros_like(rare), rare, 2)
+    assert not surely_near_chance(torch.zeros_like(rare), rare, 2)
+
+
+class ByTint(nn.Module):
+    """Tells the classes of DATA apart by their tint, and names them in an order of its own."""
+
+    def __init__(self, order: list[int], centres: Tensor) -> None:
+        super().__init__()
+        self.order, self.conv = order, nn.Conv2d(3, 8, 3)
+        self.centres = nn.Buffer(centres)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        level = images.mean((1, 2, 3))[:, None] + 0 * self.conv(images).mean((1, 2, 3))[:, None]
+        logits: Tensor = -self.scale * (level - self.centres).square()[:, self.order]
+        return logits
+
+
+def by_tint(order: list[int], data: Dataset) -> ByTint:
+    mean, std = torch.tensor(data.mean)[:, None, None], torch.tensor(data.std)[:, None, None]
+    level = ((data.train.images / 255 - mean) / std).mean((1, 2, 3))
+    centres = [level[data.train.labels == label].mean() for label in range(len(data.classes))]
+    return ByTint(order, torch.stack(centres))
+
+
+MANY = make_dataset(classes=4, per_class=20)
+
+
+def distilled(tmp_path: Path, module: nn.Module, method: Any = "kd", **teacher: Any) -> Any:
+    return dskd.distill(
+        student="resnet8",
+        teacher={"module": module, "stages": ["conv"], **teacher},
+        data=MANY,
+        method=method,
+        train={"epochs": 1, "batch_size": 40},
+        out=tmp_path / "run",
+    )
+
+
+def test_a_teacher_with_its_classes_in_another_order_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    right = (
+        r"the teacher <ByTint> is no better than a guess: its test accuracy is 0\.00 % "
+        r"\(20 images\); "
+        r"likely cause: its classes are in another order: for 'class0' it predicts class 3, which "
+        r"is 'class3' here; give the classes in its order with data\.classes, or set "
+        r"teacher\.trust=true to use it all the same$"
+    )
+    with pytest.raises(InputError, match=right):
+        distilled(tmp_path, by_tint([1, 2, 3, 0], MANY))
+    assert not list(tmp_path.iterdir())
+    replaced = tmp_path / "run"
+    assert distilled(tmp_path, by_tint([0, 1, 2, 3], MANY)).teacher_accuracy == 100
+    before = {path: path.read_bytes() for path in replaced.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="no better than a guess"):
+        dskd.distill(
+            student="resnet8",
+            teacher=by_tint([1, 2, 3, 0], MANY),
+            data=MANY,
+            method="kd",
+            out=replaced,
+            overwrite=True,
+        )
+    assert before == {path: path.read_bytes() for path in replaced.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_trusted_teacher_is_warned_about_and_its_accuracy_is_in_run_and_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = by_tint([1, 2, 3, 0], MANY)
+    result = distilled(tmp_path, module, trust=True)
+    assert result.teacher_accuracy == 0
+    assert "does not fit the classes: likely cause: its classes are in another order" in caplog.text
+    right = {"name": "<ByTint>", "test_accuracy": 0.0, "test_images": 20, "near_chance": True}
+    assert json.loads((result.path / "teacher_accuracy.json").read_text()) == right
+    given = UserObjects(data=MANY, teacher=module)
+    page = reported([result.path], tmp_path / "report.html", given)
+    text = html.unescape(page.read_text())
+    assert "The teacher <ByTint> is no better than a guess: it is right on 0.00 % of the 20" in text
+
+
+@pytest.mark.slow
+def test_the_teachers_accuracy_is_written_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 0, 0)
+    with pytest.raises(Stopped):
+        distilled(tmp_path, by_tint([0, 1, 2, 3], MANY))
+    right = {"name": "<ByTint>", "test_accuracy": 100.0, "test_images": 20, "near_chance": False}
+    assert json.loads((tmp_path / "run/teacher_accuracy.json").read_text()) == right
+
+
+def test_a_method_that_compares_features_alone_takes_a_teacher_of_other_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InputError, match="no better than a guess"):
+        distilled(tmp_path, by_tint([1, 2, 3, 0], MANY), {"name": "nst"})
+    distilled(tmp_path, by_tint([1, 2, 3, 0], MANY), {"name": "nst", "kd": 0.0})
+    assert "does not fit the classes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "right"),
+    [
+        ("ce", {}, False),
+        ("byot", {}, False),
+        ("kd", {}, True),
+        ("fitnet", {"kd": 0}, False),
+        ("rkd", {"preset": "literature"}, False),
+        ("simkd", {"preset": "literature"}, True),
+        ("srrl", {"kd": 0}, True),
+        ("catkd", {"kd": 0}, True),
+        ("sskd", {"kd": 0}, True),
+        ("sskd", {"kd": 0, "tf": 0}, False),
+        ("wkd", {"kd": 0, "feature": 1}, False),
+        ("wkd", {}, True),
+        ("dskd", {"preset": "paper"}, True),
+        ("dskd", {"kd": 0, "alpha": 0}, False),
+        ("dskd", {"kd": 0, "alpha": 0, "classifier": "teacher"}, True),
+    ],
+)
+def test_which_methods_read_the_teachers_classes(
+    name: str, settings: dict[str, Any], right: bool
+) -> None:
+    assert methods.find(name).reads_classes(methods.resolve(name, settings)) is right
+
+
+def test_a_comparison_refuses_a_teacher_before_anything_is_written(tmp_path: Path) -> None:
+    def compare(*names: str) -> None:
+        dskd.compare_methods(
+            student="resnet8",
+            teacher=by_tint([1, 2, 3, 0], MANY),
+            data=MANY,
+            methods=names,
+            seeds=1,
+            train={"epochs": 1, "batch_size": 40},
+            out=tmp_path / "compared",
+        )
+
+    with pytest.raises(InputError, match="no better than a guess"):
+        compare("ce", "kd")
+    assert not list(tmp_path.iterdir())
+    compare("ce")
+
+
+def test_trust_without_a_given_teacher_is_refused(tmp_path: Path) -> None:
+    values = {"data": {"name": "digits"}, "student": {"name": "resnet8"}}
+    taught = {"teacher": {"name": "resnet8", "trust": True}}
+    with pytest.raises(
+        InputError, match=r"teacher\.trust does nothing without teacher\.checkpoint"
+    ):
+        resolve(values | taught, tmp_path)
+
+
 @pytest.mark.slow
 def test_the_teacher_is_evaluated_before_the_first_step_and_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -197,7 +376,7 @@ def test_the_teacher_is_evaluated_before_the_first_step_and_once(
     with caplog.at_level(logging.INFO, "dskd"):
         result = dskd.distill(
             student="resnet8",
-            teacher=module,
+            teacher={"module": module, "trust": True},
             data=DATA,
             method="kd",
             train={"epochs": 1, "batch_size": 16},

@@ -22,7 +22,7 @@ from dskd.engine.build import UserObjects
 from dskd.errors import InputError
 from dskd.report import cost
 from dskd.report.build import make_report
-from tests.conftest import make_dataset
+from tests.conftest import make_dataset, trusted
 from tests.report.report_runs import compared, distilled, reported
 
 HOSTILE = (
@@ -200,7 +200,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Dataset]:
     teacher = dskd.load_model("resnet8", num_classes=4)
     result = dskd.distill(
         student="resnet8",
-        teacher=teacher,
+        teacher=trusted(teacher),
         data=data,
         train={"epochs": 1, "batch_size": 4},
         out=path / "run",
@@ -229,7 +229,7 @@ def test_names_that_are_no_text_are_escaped_and_a_root_that_is_none_is_told(tmp_
     teacher = dskd.load_model("resnet8", num_classes=2)
     result = dskd.distill(
         student="resnet8",
-        teacher=teacher,
+        teacher=trusted(teacher),
         data=data,
         train={"epochs": 1, "batch_size": 4},
         out=tmp_path / "run",

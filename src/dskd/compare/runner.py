@@ -32,7 +32,7 @@ from dskd.engine.build import (
 )
 from dskd.engine.preflight import rehearse
 from dskd.engine.prepare import Prepared, check_cache, prepare_teacher
-from dskd.engine.train_teacher import get_teacher
+from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.errors import InputError, NonFiniteError, Stopped, option
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices
@@ -42,6 +42,7 @@ from dskd.runtime.single_run import single_run
 from dskd.storage.atomic import check_writable, refuse_links, remove_parts
 from dskd.storage.lock import lock_folder
 from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import TEACHER
 from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
 
 log = logging.getLogger("dskd")
@@ -81,14 +82,17 @@ def _run_grid(grid: Grid, callback: Callback, objects: UserObjects) -> Compariso
     devices.set_up(device)
     prepared = _prepare(grid, device, objects)
     data = prepared.data
+    loaders = DataLoaders(data, device)
+    teacher = given_teacher(prepared, loaders, [variant.method for variant in grid.variants])
     with lock_folder(grid.path, option("out", "FOLDER")):
         remove_parts(grid.path, OWN_FILES)
         facts = merged_facts(grid, data)
         if not (grid.path / COMPARISON).is_file():
             write_facts(grid.path, facts, device)
-        loaders = DataLoaders(data, device)
-        folder = grid.path / "teacher"
-        teacher = get_teacher(prepared, loaders, folder, resume=RunDirectory(folder).begun)
+        if teacher is None:
+            folder = grid.path / TEACHER
+            resume = RunDirectory(folder).begun
+            teacher = trained_teacher(prepared, loaders, folder, resume)
         write_facts(grid.path, with_teacher(grid.path, facts, teacher), device)
         repair_rows(grid)
         outputs = build_teacher_outputs(grid.recipe, loaders.train, teacher, prepared.needs)

@@ -121,6 +121,12 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
         _refuse_ambiguous(free.options if free else {}, f"{key}.options")
         if free and free.checkpoint_key is not None and free.checkpoint is None:
             raise InputError(f"{key}.checkpoint_key does nothing without {key}.checkpoint; drop it")
+    taught = recipe.teacher
+    if taught and taught.trust and taught.checkpoint is None and not taught.name.startswith("<"):
+        raise InputError(
+            "teacher.trust does nothing without teacher.checkpoint, since a teacher that is "
+            "trained first is not refused; drop it"
+        )
     _refuse_ambiguous(options, "method")
     if recipe.teacher is None and methods.find(method.name).needs_teacher:
         raise InputError(f"the method {method.name!r} needs a teacher; set teacher.name")

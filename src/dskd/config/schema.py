@@ -172,6 +172,9 @@ class TeacherSettings(ModelSettings):
     checkpoint: PathSetting | None = None
     """File with the teacher's weights. None trains the teacher first, into ``teacher`` in the run's
     folder."""
+    trust: bool = False
+    """Use a given teacher that is no better than a guess on the test images. By default it is
+    refused, if there are enough test images to tell and the method reads its classes."""
     epochs: Count | None = None
     """Epochs of the teacher's own training. None uses train.epochs."""
     lr: Rate | None = None

@@ -44,7 +44,7 @@ def _teacher_predictions(run: TrainingRun) -> Tensor | None:
     teacher = run.trainer.teacher_outputs.teacher
     if teacher is None:
         return None
-    assert teacher.test_predictions is not None, "get_teacher evaluates the teacher"
+    assert teacher.test_predictions is not None, "it is evaluated before"
     return teacher.test_predictions
 
 

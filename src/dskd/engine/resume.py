@@ -46,6 +46,19 @@ def check_same_run(
         )
 
 
+def check_same_everywhere(fingerprints: Mapping[str, str | None]) -> None:
+    """Refuses processes that do not have the same data and teacher.
+
+    Raises:
+        InputError: They differ.
+    """
+    if any(other != fingerprints for other in distributed.all_gather(fingerprints)):
+        raise InputError(
+            "the processes of this run have different images or teachers; give the same "
+            "files to every machine"
+        )
+
+
 def named_numbers(values: Any, *needed: str) -> dict[str, Any]:
     """Named numbers, as a checkpoint holds them.
 

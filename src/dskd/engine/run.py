@@ -16,13 +16,14 @@ from dskd.engine.finish import finish
 from dskd.engine.preflight import check_processes
 from dskd.engine.prepare import Prepared, label_method, prepare, trains_teacher
 from dskd.engine.result import Result
-from dskd.engine.train_teacher import get_teacher
+from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.errors import printable
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.single_run import single_run
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import HELD_OUT_IMAGES, SKIPPED_IMAGES
+from dskd.storage.run_files import HELD_OUT_IMAGES, SKIPPED_IMAGES, TEACHER
+from dskd.teacher.frozen import FrozenTeacher
 
 log = logging.getLogger("dskd")
 
@@ -90,22 +91,33 @@ def distill(
         with distributed.independently():
             prepared = prepare(recipe, data, objects, device)
         loaders = DataLoaders(data, device)
+        # A run that has begun has passed this; other images or another teacher are refused later.
+        learning = [] if resume and directory.begun else [recipe.method]
+        teacher = given_teacher(prepared, loaders, learning)
         with directory.locked():
             # Another run may have started here while the data was read.
             directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
             if overwrite:
                 directory.clear()
-            return _train(prepared, loaders, directory, resume)
+            return _train(prepared, teacher, loaders, directory, resume)
 
 
-def _train(prepared: Prepared, data: DataLoaders, directory: RunDirectory, resume: bool) -> Result:
-    """Gets the teacher, then trains and evaluates the student."""
+def _train(
+    prepared: Prepared,
+    given: FrozenTeacher | None,
+    data: DataLoaders,
+    directory: RunDirectory,
+    resume: bool,
+) -> Result:
+    """Trains the teacher if it is not given, then trains and evaluates the student."""
     recipe, device = prepared.recipe, data.train.device
     continues = resume and directory.begun
     if not continues:
         directory.start(recipe.plain(), devices.environment(device))
     _list_images(data.data, directory)
-    teacher = get_teacher(prepared, data, directory.path / "teacher", resume)
+    teacher = given
+    if teacher is None:
+        teacher = trained_teacher(prepared, data, directory.path / TEACHER, resume)
     outputs = build_teacher_outputs(recipe, data.train, teacher, prepared.needs)
     outputs.open()
     run = build_run(recipe, prepared.student, data, outputs, directory)

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 from torch import Tensor
 
+from dskd.config.schema import Recipe
 from dskd.data.loader import DataLoaders
-from dskd.engine.evaluate import evaluate_accuracy
+from dskd.engine.evaluate import evaluate_accuracy, percent
+from dskd.errors import InputError
+from dskd.storage.run_files import TeacherFile
 from dskd.teacher.frozen import FrozenTeacher
 
 log = logging.getLogger("dskd")
 
 LEVEL = 0.05
 """A teacher is near chance if a guess is as accurate with at least this probability."""
+SLIGHT = 0.2
+"""Cohen's kappa below which two raters agree only slightly (Landis and Koch, Biometrics 33, 1977).
+A teacher is refused if the test images show that its kappa is lower."""
 _PERMUTED_LEVEL = 1e-4
+_OTHER_CAUSES = (
+    "likely causes: weights or classes of another task, or another mean and std; check "
+    "teacher.checkpoint, teacher.mean and teacher.std"
+)
+_TRUST = "set teacher.trust=true to use it all the same"
 
 
-def evaluate_teacher(teacher: FrozenTeacher, data: DataLoaders, name: str) -> None:
+def evaluate_teacher(teacher: FrozenTeacher, data: DataLoaders, name: str, *, refuse: bool) -> None:
     """Evaluates a teacher on the test split, on which the student is evaluated, and prints it.
 
-    A warning says if the teacher is near chance, and whether its classes in another order would
-    explain that. No random generator is touched. The predictions stay in the teacher, so that the
-    end of the run does not compute them again.
+    A teacher that is no better than a guess is refused if `surely_near_chance` holds, else a
+    warning says so. Both say whether its classes in another order would explain it. No random
+    generator is touched. The predictions stay in the teacher, so that the end of the run does not
+    compute them again.
 
     Args:
         teacher: Gets its ``test_predictions``.
         data: On the device of the teacher.
         name: Of the teacher, for the line.
+        refuse: Whether it may be refused. If not, it is only warned about.
+
+    Raises:
+        InputError: The teacher is refused.
     """
     device = data.test.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -39,25 +57,53 @@ def evaluate_teacher(teacher: FrozenTeacher, data: DataLoaders, name: str) -> No
             teacher, lambda images: {"teacher": teacher(images).logits}, data.test
         )["teacher"]
     teacher.test_predictions = result.predictions
-    labels, classes = data.test.labels.cpu(), len(data.data.classes)
+    labels, names = data.test.labels.cpu(), data.data.classes
     log.info(
         "the teacher %s has a test accuracy of %.2f %% (%d images)",
         *(name, result.accuracy, len(labels)),
     )
-    if order := likely_order(result.predictions, labels, classes):
-        names = data.data.classes
-        moved = next(label for label in range(classes) if order[label] != label)
-        log.warning(
-            "the teacher %s seems to have its classes in another order: for %r it predicts class "
-            "%d, which is %r here; give the classes in its order with data.classes",
-            *(name, names[moved], order[moved], names[order[moved]]),
+    near = near_chance(result.predictions, labels, len(names))
+    cause = _order_cause(likely_order(result.predictions, labels, len(names)), names)
+    if near and refuse and surely_near_chance(result.predictions, labels, len(names)):
+        raise InputError(
+            f"the teacher {name} is no better than a guess: its test accuracy is "
+            f"{result.accuracy:.2f} % ({len(labels)} images); {cause or _OTHER_CAUSES}, or {_TRUST}"
         )
-    elif near_chance(result.predictions, labels, classes):
-        log.warning(
-            "the teacher %s is no better than a guess; likely causes: weights or classes of "
-            "another task, or another mean and std (teacher.mean, teacher.std)",
-            name,
-        )
+    if cause:
+        log.warning("the teacher %s does not fit the classes: %s", name, cause)
+    elif near:
+        log.warning("the teacher %s is no better than a guess; %s", name, _OTHER_CAUSES)
+
+
+def _order_cause(order: list[int] | None, names: Sequence[str]) -> str:
+    """What a teacher with its classes in another order predicts, and the fix; empty without one."""
+    if order is None:
+        return ""
+    moved = next(label for label in range(len(names)) if order[label] != label)
+    return (
+        f"likely cause: its classes are in another order: for {names[moved]!r} it predicts class "
+        f"{order[moved]}, which is {names[order[moved]]!r} here; give the classes in its order "
+        "with data.classes"
+    )
+
+
+def teacher_facts(
+    teacher: FrozenTeacher | None, recipe: Recipe, data: DataLoaders
+) -> dict[str, Any] | None:
+    """How good the teacher of a run is, see `dskd.storage.run_files.TeacherFile`.
+
+    Returns:
+        Plain values; None without a teacher, or if it was not evaluated.
+    """
+    if teacher is None or teacher.test_predictions is None or recipe.teacher is None:
+        return None
+    predictions, labels = teacher.test_predictions, data.test.labels.cpu()
+    return TeacherFile(
+        name=recipe.teacher.name,
+        test_accuracy=percent(predictions == labels),
+        test_images=len(labels),
+        near_chance=near_chance(predictions, labels, len(data.data.classes)),
+    ).model_dump()
 
 
 def near_chance(predictions: Tensor, labels: Tensor, classes: int) -> bool:
@@ -76,10 +122,40 @@ def near_chance(predictions: Tensor, labels: Tensor, classes: int) -> bool:
         >>> near_chance(labels, labels, 4), near_chance(torch.zeros_like(labels), labels, 4)
         (False, True)
     """
-    counts = [torch.bincount(part, minlength=classes).double() for part in (predictions, labels)]
-    guess = float((counts[0] * counts[1]).sum()) / len(labels) ** 2
     hits = int((predictions == labels).sum())
-    return bool(binom.sf(hits - 1, len(labels), guess) >= LEVEL)
+    return bool(binom.sf(hits - 1, len(labels), _guess(predictions, labels, classes)) >= LEVEL)
+
+
+def surely_near_chance(predictions: Tensor, labels: Tensor, classes: int) -> bool:
+    """Whether a teacher near chance is known to be so: the images would show one that is not.
+
+    ``kappa = (accuracy - guess) / (1 - guess)`` is 0 for a guess and 1 without an error (Cohen
+    1960). The upper limit of its 95 % confidence interval (Clopper and Pearson) must be below
+    `SLIGHT`. At chance this takes about 20 images of ten classes, or 100 of two.
+
+    Args:
+        predictions: As for `near_chance`.
+        labels: As for `near_chance`.
+        classes: As for `near_chance`.
+
+    Example:
+        >>> labels = torch.arange(100) % 4
+        >>> guesses = torch.zeros_like(labels)
+        >>> surely_near_chance(guesses, labels, 4), surely_near_chance(guesses[:8], labels[:8], 4)
+        (True, False)
+    """
+    if not near_chance(predictions, labels, classes):
+        return False
+    guess = _guess(predictions, labels, classes)
+    hits = int((predictions == labels).sum())
+    highest = binomtest(hits, len(labels)).proportion_ci(0.95, "exact").high
+    return bool(highest < guess + SLIGHT * (1 - guess))
+
+
+def _guess(predictions: Tensor, labels: Tensor, classes: int) -> float:
+    """The accuracy of a guess that draws from the classes as often as the teacher predicts them."""
+    counts = [torch.bincount(part, minlength=classes).double() for part in (predictions, labels)]
+    return float((counts[0] * counts[1]).sum()) / len(labels) ** 2
 
 
 def likely_order(predictions: Tensor, labels: Tensor, classes: int) -> list[int] | None:

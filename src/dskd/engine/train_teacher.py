@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from dskd import methods
+from dskd.config.schema import MethodSettings
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import PROBE, build_run
 from dskd.engine.finish import finish
@@ -26,13 +28,43 @@ from dskd.teacher.outputs import TeacherOutputs
 log = logging.getLogger("dskd")
 
 
-def get_teacher(
+def given_teacher(
+    prepared: Prepared, data: DataLoaders, learning: Iterable[MethodSettings]
+) -> FrozenTeacher | None:
+    """The frozen and evaluated teacher, if it was given: a module, or one with a checkpoint.
+
+    It is evaluated before anything is written, so that nothing is left of a run whose teacher is
+    refused.
+
+    Args:
+        prepared: The run.
+        data: Loaders on the device that trains.
+        learning: The methods that learn from the teacher. If none reads its classes, it may have
+            others, and so it is not refused.
+
+    Returns:
+        None for a method that needs no teacher, or if the run trains the teacher first.
+
+    Raises:
+        InputError: The teacher is no better than a guess, and ``teacher.trust`` is not set.
+    """
+    teacher, settings = prepared.teacher, prepared.recipe.teacher
+    if teacher is None or teacher.training is not None or not _needs_teacher(prepared):
+        return None
+    assert settings is not None
+    frozen = _freeze(prepared, teacher.model, data)
+    reads_classes = any(
+        methods.find(one.name).reads_classes(methods.resolve(one.name, one.options))
+        for one in learning
+    )
+    evaluate_teacher(frozen, data, settings.name, refuse=reads_classes and not settings.trust)
+    return frozen
+
+
+def trained_teacher(
     prepared: Prepared, data: DataLoaders, folder: Path, resume: bool
 ) -> FrozenTeacher | None:
-    """The frozen and evaluated teacher of a prepared run, on the device of its data.
-
-    A teacher without a checkpoint is trained first, in ``folder``, unless it was trained there
-    before.
+    """Trains the teacher in ``folder``, unless it was trained there before; freezes and evaluates.
 
     Args:
         prepared: The run.
@@ -41,24 +73,33 @@ def get_teacher(
         resume: Whether an interrupted training goes on.
 
     Returns:
-        None for a method that needs no teacher.
+        None if the run trains no teacher.
 
     Raises:
-        InputError: The weights do not fit, or the folder holds another teacher, or is in use.
+        InputError: The folder holds another teacher, or is in use.
         Stopped: A signal asked for a stop; the state is saved.
     """
-    recipe, teacher = prepared.recipe, prepared.teacher
-    if teacher is None or not methods.find(recipe.method.name).needs_teacher:
+    teacher, settings = prepared.teacher, prepared.recipe.teacher
+    if teacher is None or teacher.training is None or not _needs_teacher(prepared):
         return None
-    assert recipe.teacher is not None
-    if teacher.training is not None:
-        directory = RunDirectory(folder)
-        _train(teacher.training, data, directory, resume)
-        weights = distributed.on_rank_zero(read_weights)(directory.path / LAST)
-        load_weights(teacher.model.module, weights, f"the teacher in {directory.path}")
-    frozen = freeze(teacher.model, data, recipe.teacher.fuse_batchnorm, recipe.train.precision)
-    evaluate_teacher(frozen, data, recipe.teacher.name)
+    assert settings is not None
+    directory = RunDirectory(folder)
+    _train(teacher.training, data, directory, resume)
+    weights = distributed.on_rank_zero(read_weights)(directory.path / LAST)
+    load_weights(teacher.model.module, weights, f"the teacher in {directory.path}")
+    frozen = _freeze(prepared, teacher.model, data)
+    evaluate_teacher(frozen, data, settings.name, refuse=False)
     return frozen
+
+
+def _needs_teacher(prepared: Prepared) -> bool:
+    return methods.find(prepared.recipe.method.name).needs_teacher
+
+
+def _freeze(prepared: Prepared, model: StagedModel, data: DataLoaders) -> FrozenTeacher:
+    recipe = prepared.recipe
+    assert recipe.teacher is not None
+    return freeze(model, data, recipe.teacher.fuse_batchnorm, recipe.train.precision)
 
 
 def freeze(

@@ -14,13 +14,14 @@ from dskd.data.loader import DataLoaders
 from dskd.engine.evaluate import epoch_accuracies
 from dskd.engine.progress import epoch_bar
 from dskd.engine.result import student_metadata
-from dskd.engine.resume import check_same_run, named_numbers
+from dskd.engine.resume import check_same_everywhere, check_same_run, named_numbers
+from dskd.engine.teacher_accuracy import teacher_facts
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped, Unsaved, first_line, option
 from dskd.runtime import distributed
 from dskd.runtime.signals import stop_requests
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import BEST, NONFINITE
+from dskd.storage.run_files import BEST, NONFINITE, TEACHER_FACTS
 
 log = logging.getLogger("dskd")
 
@@ -86,11 +87,7 @@ class TrainingRun:
             OSError: The first checkpoint cannot be written.
             Unsaved: A signal asked for a stop while the method prepared itself.
         """
-        if any(other != self.fingerprints for other in distributed.all_gather(self.fingerprints)):
-            raise InputError(
-                "the processes of this run have different images or teachers; give the same "
-                "files to every machine"
-            )
+        check_same_everywhere(self.fingerprints)
         state, damaged = self.directory.newest_checkpoint() if resume else (None, [])
         for line in damaged:
             log.warning("%s; using the one before", line)
@@ -100,6 +97,8 @@ class TrainingRun:
         elif resume:
             log.info("%s has no checkpoint yet: starting anew", self.directory.path)
         self.directory.rewind(self.rows)
+        if facts := teacher_facts(self.trainer.teacher_outputs.teacher, self.recipe, self.data):
+            self.directory.write_json(TEACHER_FACTS, facts)
         if state is None:
             self._prepare_method()
         self.trainer.synchronize()

@@ -68,6 +68,17 @@ class Method(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not define forward")
 
+    @classmethod
+    def reads_classes(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether the student learns the teacher's classes: by its logits or its classifier.
+
+        A method that compares features alone can learn from a teacher of other classes.
+
+        Args:
+            settings: The method's settings.
+        """
+        return cls.needs_teacher
+
     def prepare(self, teacher_epochs: TeacherEpochs) -> None:
         """Trains parts that must be ready before the student trains; most methods have none.
 
@@ -179,6 +190,11 @@ class FeatureMethod(Method):
         super().__init__(pair)
         check_classes(pair)
         self.ce, self.kd, self.temperature = ce, kd, temperature
+
+    @classmethod
+    def reads_classes(cls, settings: Mapping[str, Any]) -> bool:
+        """By the weight of the teacher's predictions, or if it uses the teacher's classifier."""
+        return cls.learns_from == "classifier" or bool(settings["kd"])
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """The losses of the labels, of the predictions and of the method itself."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -151,6 +152,11 @@ class CATKD(FeatureMethod):
         for what, spec in (("student", pair.student_spec), ("teacher", check_classes(pair))):
             _check_maps(spec, what)
         self.weight, self.size, self.normalize = weight, size, normalize
+
+    @classmethod
+    def reads_classes(cls, settings: Mapping[str, Any]) -> bool:
+        """Always: there is a map for each class."""
+        return True
 
     def extra_losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput

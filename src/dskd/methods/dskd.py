@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -248,6 +248,12 @@ class DSKD(BranchedMethod):
         else:
             form = AdapterForm(adapter_width, adapter, adapter_depth)
             self.branches, self.deep = plain_branches(stages, deep, build, form)
+
+    @classmethod
+    def reads_classes(cls, settings: Mapping[str, Any]) -> bool:
+        """By the weights of the predictions, or in the branches' classifiers."""
+        weights = settings["kd"], settings["alpha"]
+        return any(weights) or settings["classifier"] == "teacher"
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """``D + sum_l w_l S_l``, with the terms of each branch as metrics."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -258,6 +259,11 @@ class SSKD(FeatureMethod):
         self.share_ss, self.share_tf, self.head_epochs = share_ss, share_tf, head_epochs
         self.student_head = _head(student)
         self.teacher_head = _head(teacher).requires_grad_(False)
+
+    @classmethod
+    def reads_classes(cls, settings: Mapping[str, Any]) -> bool:
+        """By the weights of the predictions, for images that are rotated or not."""
+        return super().reads_classes(settings) or bool(settings["tf"])
 
     def prepare(self, teacher_epochs: TeacherEpochs) -> None:
         """Trains the teacher's head."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -219,6 +220,11 @@ class WKD(Method):
         self.needs = TeacherNeeds(self.compares_logits, pooled=vectors, last=feature > 0)
         if feature:
             self.projector = _projector(pair, hidden)
+
+    @classmethod
+    def reads_classes(cls, settings: Mapping[str, Any]) -> bool:
+        """Unless only maps are compared."""
+        return bool(settings["kd"]) or not settings["feature"]
 
     def prepare(self, teacher_epochs: TeacherEpochs) -> None:
         """Computes the cost of each two classes from the teacher's outputs for their images."""

@@ -15,7 +15,8 @@ from dskd.report.analysis import Analysis, ModelCosts, analyze
 from dskd.report.collect import CollectedRuns
 from dskd.report.cost import Cost
 from dskd.runtime import device as devices
-from dskd.storage.run_files import LAST
+from dskd.storage.json_file import read_json
+from dskd.storage.run_files import LAST, TEACHER_FACTS, TeacherFile
 from dskd.storage.weights import read_metadata
 
 SHARED = ("data", "student", "teacher", "train")
@@ -60,6 +61,17 @@ class ReportContents:
         """The test accuracy of each teacher; more than one if runs trained their own."""
         found = (result["teacher_accuracy"] for result in self.results())
         return sorted({accuracy for accuracy in found if accuracy is not None})
+
+    def teachers_near_chance(self) -> list[TeacherFile]:
+        """The teachers of finished runs that are no better than a guess, each once."""
+        found: dict[tuple[str, float], TeacherFile] = {}
+        for folder in (f for m in self.collected.methods for f in m.folders.values()):
+            if (folder / TEACHER_FACTS).is_file():  # older versions wrote none
+                fix = f"remove {folder} and make the run again"
+                teacher = read_json(folder / TEACHER_FACTS, TeacherFile, fix)
+                if teacher.near_chance:
+                    found[teacher.name, teacher.test_accuracy] = teacher
+        return list(found.values())
 
     def larger_students(self) -> list[Summary]:
         """The methods that deploy more than the plain student."""

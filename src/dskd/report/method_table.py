@@ -10,6 +10,7 @@ from dskd.compare.columns import Column
 from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, sampling_note, span
 from dskd.compare.statistics import Interval
 from dskd.compare.summary import BASELINE, Summary
+from dskd.errors import printable
 from dskd.report.contents import ReportContents
 from dskd.report.intervals import DrawnInterval, Scale, draw, scale_of
 
@@ -151,6 +152,14 @@ def _teachers_note(contents: ReportContents) -> str:
     )
 
 
+def _near_chance_note(contents: ReportContents) -> str:
+    return " ".join(
+        f"The teacher {printable(teacher.name)} is no better than a guess: it is right on "
+        f"{teacher.test_accuracy:.2f} % of the {teacher.test_images:,} test images."
+        for teacher in contents.teachers_near_chance()
+    )
+
+
 _NOTES: Sequence[Callable[[ReportContents], str]] = (
     lambda _: INTERVALS,
     lambda contents: sampling_note(contents.summaries, contents.test_images),
@@ -159,4 +168,5 @@ _NOTES: Sequence[Callable[[ReportContents], str]] = (
     lambda _: COST,
     _larger_students_note,
     _teachers_note,
+    _near_chance_note,
 )

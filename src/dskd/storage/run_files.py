@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dskd.settings import Count, Percent
 from dskd.storage.lock import LOCK_PID
 
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
@@ -12,6 +13,8 @@ LAST, BEST = "student.safetensors", "student_best.safetensors"
 METRICS, RESULT = "metrics.jsonl", "result.json"
 NONFINITE = "nonfinite.json"
 """Describes the step in which NaN or Inf ended the run; see `dskd.errors.NonFiniteError`."""
+TEACHER_FACTS = "teacher_accuracy.json"
+"""How good the teacher of the run is, see `TeacherFile`; written before the first step."""
 FAILED = "failed.txt"
 """Written by a comparison: why this run has no result."""
 SKIPPED_IMAGES, HELD_OUT_IMAGES = "skipped_images.txt", "held_out_images.txt"
@@ -25,6 +28,7 @@ FILES = (
     "auxiliary.safetensors",
     METRICS,
     NONFINITE,
+    TEACHER_FACTS,
     FAILED,
     SKIPPED_IMAGES,
     HELD_OUT_IMAGES,
@@ -47,3 +51,21 @@ class ResultFile(BaseModel):
     model_config = ConfigDict(extra="allow")  # metrics, and what later versions add
 
     fingerprints: dict[str, str | None] = Field(default_factory=dict)
+
+
+class TeacherFile(BaseModel):
+    """``teacher_accuracy.json``.
+
+    Attributes:
+        name: Name of the model.
+        test_accuracy: Top-1 on the test split, in percent.
+        test_images: Size of the test split.
+        near_chance: Whether a guess would be as accurate.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    test_accuracy: Percent
+    test_images: Count
+    near_chance: bool
