@@ -35,7 +35,7 @@ def baselines(table: Path) -> list[str]:
     Raises:
         InputError: The table is not finished.
     """
-    means = _means(table, TABLE, "table")
+    means = mean_accuracies(table, TABLE, "table")
     others = [label for label in means if label not in FIXED]
     return sorted(others, key=lambda label: means[label], reverse=True)[:BASELINES]
 
@@ -50,7 +50,7 @@ def leading(folder: Path, labels: Sequence[str]) -> list[str]:
     Raises:
         InputError: A configuration is not finished.
     """
-    return _highest(_means(folder, labels, "configurations", SEEDS[:1]), LEADING)
+    return highest(mean_accuracies(folder, labels, "configurations", SEEDS[:1]), LEADING)
 
 
 def best(folder: Path, labels: Sequence[str]) -> list[str]:
@@ -63,11 +63,16 @@ def best(folder: Path, labels: Sequence[str]) -> list[str]:
     Raises:
         InputError: A configuration is not finished.
     """
-    return _highest(_means(folder, leading(folder, labels), "configurations"), 1)
+    return highest(mean_accuracies(folder, leading(folder, labels), "configurations"), 1)
 
 
-def _highest(means: Mapping[str, float], count: int) -> list[str]:
-    """The best labels of each method, at most ``count``, the highest mean first."""
+def highest(means: Mapping[str, float], count: int) -> list[str]:
+    """The best labels of each method, the highest mean first.
+
+    Args:
+        means: The mean accuracy of each label.
+        count: Most labels of a method.
+    """
     of_method: dict[str, list[str]] = {}
     for label in means:
         of_method.setdefault(label.partition(":")[0], []).append(label)
@@ -109,12 +114,18 @@ def _scaled(name: str, label: str, factor: float) -> str:
     return ":".join([label, *(f"{key}={factor * weights[key]:g}" for key in own)])
 
 
-def _means(
+def mean_accuracies(
     folder: Path, labels: Sequence[str], study: str, seeds: Sequence[int] = SEEDS
 ) -> dict[str, float]:
     """Mean test accuracy after the last epoch, in the order of the labels.
 
     A label with a failed run has no mean and is left out.
+
+    Args:
+        folder: The folder of the comparison.
+        labels: Its labels.
+        study: The study that computes them, for the message.
+        seeds: The seeds of the mean.
 
     Raises:
         InputError: A run is missing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,18 @@ from dskd.config.recipe import load
 from dskd.errors import InputError, unknown
 from dskd.settings import Count, Settings, validate
 from dskd.storage.yaml_file import read_yaml_file
+from evidence import first
 from evidence.choose import BASELINES, LEADING, TABLE, baselines, best, configurations_of, leading
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "resnet8.yaml")
+FIRST: dict[str, Callable[[Path], list[str]]] = {
+    "<all methods>": lambda out: first.all_methods(),
+    "<drawn configurations>": first.searched,
+    "<leading six>": first.leading,
+    "<chosen configurations>": first.chosen,
+}
+"""The placeholders of the study "DSKD first", each with what it stands for."""
 _FIXED_SETTINGS = ("teacher.name", "teacher.epochs", "teacher.checkpoint", "data.root")
 
 
@@ -27,6 +35,8 @@ class TrainedTeacher(Settings):
     """The model; None for the teacher of the recipe."""
     epochs: Count
     """Epochs of its training."""
+    strong: bool = False
+    """Whether `evidence.strong_teacher` trains it, with mixed images, and not the recipe."""
 
 
 class ExtraSeeds(Settings):
@@ -57,6 +67,8 @@ class Study(Settings):
     """Labels, by the heading that they have on the page."""
     split: str | None = None
     """The split of the protocol; None for all classes in DATA."""
+    protocol: str = "protocol"
+    """The page of its rules, in docs/results."""
     recipe: str = RECIPE
     """The recipe that all students share: a shipped one, or a file of this folder."""
     extra_seeds: ExtraSeeds | None = None
@@ -190,6 +202,8 @@ def expand(labels: Sequence[str], out: Path) -> list[str]:
 def _expanded(label: str, out: Path) -> list[str]:
     if label == "all":
         return [*TABLE]
+    if label in FIRST:
+        return FIRST[label](out)
     if label == "<baselines>":
         return baselines(out / "table")
     if label == "<configurations of kd>":
@@ -226,7 +240,13 @@ def run_count(study: Study) -> int:
     extra = study.extra_seeds
     if extra is None:
         return study.seeds * len(study.labels)
+    searched = 2 + first.BASELINES
     tuned = 2 + BASELINES  # kd and dskd have configurations too
-    several = {"<baselines>": BASELINES, "<leading configurations>": tuned * LEADING}
+    several = {
+        "<baselines>": BASELINES,
+        "<leading configurations>": tuned * LEADING,
+        "<leading six>": searched * first.LEADING,
+        "<chosen configurations>": searched,
+    }
     more = sum(several.get(label, 1) for label in extra.labels)
     return study.seeds * len(study.labels) + (extra.seeds - study.seeds) * more

@@ -67,6 +67,7 @@ def facts_of(
         "date": date.today().isoformat(),
         "environment": machine(device.pick("auto")),
         "split": study.split,
+        "protocol": study.protocol,
         "deviation": study.deviation,
         "changes": study.changes,
         "images": comparison.test_images,

@@ -83,7 +83,8 @@ def outside_protocol(facts: Mapping[str, Any]) -> str:
     deviations = [*([facts["deviation"]] if facts["deviation"] else []), *facts["changes"]]
     if facts["split"] is None or not deviations:
         return ""
-    return f" **This study is not part of the [protocol](protocol.md)** ({', '.join(deviations)})."
+    rules = f"[protocol]({facts.get('protocol', 'protocol')}.md)"
+    return f" **This study is not part of the {rules}** ({', '.join(deviations)})."
 
 
 def _most_seeds(rows: Mapping[str, Mapping[str, Any]]) -> int:

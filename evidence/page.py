@@ -123,12 +123,15 @@ def _rules(facts: Mapping[str, Any]) -> str:
         return f"Data set: {facts['recipe']['data']['name']}{changes}."
     if facts["deviation"] or facts["changes"]:
         return f"The study uses the split `{split}`."
-    return f"The study follows the [protocol](protocol.md), on the split `{split}`."
+    rules = f"[protocol]({facts.get('protocol', 'protocol')}.md)"
+    return f"The study follows the {rules}, on the split `{split}`."
 
 
 def _reading(facts: Mapping[str, Any]) -> str:
     """Explains the labels of DSKD, and where all other words are explained."""
-    ours = facts["split"] is not None and any(label.startswith(OURS) for label in facts["rows"])
+    # In the recipe of the first protocol, "dskd" is a preset. In that of the second, it is not.
+    first_protocol = facts["split"] is not None and facts.get("protocol", "protocol") == "protocol"
+    ours = first_protocol and any(label.startswith(OURS) for label in facts["rows"])
     preset = f"In the labels, `{OURS}` is DSKD with the preset `paper-abstract`" if ours else ""
     if ours and DEFAULTS in facts["rows"]:
         preset += f", and `{DEFAULTS}` is DSKD with its default settings"

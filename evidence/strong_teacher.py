@@ -115,7 +115,7 @@ class StrongTeacher:
 
 
 def train(folder: Path, out: Path, name: str, epochs: int, seed: int) -> None:
-    """Trains the teacher, or continues its training.
+    """Trains the teacher, or continues its training. A finished one stays as it is.
 
     Args:
         folder: The image folder of the split.
@@ -124,6 +124,8 @@ def train(folder: Path, out: Path, name: str, epochs: int, seed: int) -> None:
         epochs: Length of the training.
         seed: Seed of the weights and of all augmentation.
     """
+    if (out / "result.json").is_file():
+        return
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = out / "checkpoint.pt", out / "metrics.jsonl"
     teacher = StrongTeacher(load_dataset("folder", root=folder, size=32), name, epochs, seed)
@@ -136,7 +138,13 @@ def train(folder: Path, out: Path, name: str, epochs: int, seed: int) -> None:
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
     replace_file(out / "student.safetensors", write_weights(teacher.network, {}))
-    result = {"model": name, "epochs": epochs, "seed": seed, "test_accuracy": teacher.accuracy()}
+    result = {
+        "model": name,
+        "epochs": epochs,
+        "seed": seed,
+        "test_accuracy": teacher.accuracy(),
+        "parameters": sum(weight.numel() for weight in teacher.network.parameters()),
+    }
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

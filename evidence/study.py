@@ -23,7 +23,7 @@ from dskd.compare.reader import Comparison
 from dskd.config.recipe import load
 from dskd.engine import run
 from dskd.errors import InputError, NonFiniteError, Stopped
-from evidence import figure
+from evidence import figure, strong_teacher
 from evidence.design import Study, find, steps, varied
 from evidence.facts import commit_of_code, facts_of
 from evidence.page import page
@@ -42,10 +42,12 @@ def teacher_of(study: Study, root: Path, out: Path) -> Path:
         root: The folder of the images.
         out: The folder of all studies.
     """
-    name, epochs = study.teacher_name, study.teacher.epochs
-    trained = "-".join([name, str(epochs), *study.changes])
+    name, epochs, strong = study.teacher_name, study.teacher.epochs, study.teacher.strong
+    trained = "-".join([name, str(epochs), *(["strong"] if strong else []), *study.changes])
     folder = out / "teachers" / (study.split or study.name) / trained
-    if not (folder / "result.json").is_file():
+    if strong:
+        strong_teacher.train(root, folder, name, epochs, seed=0)
+    elif not (folder / "result.json").is_file():
         own = [f"student.name={name}", f"train.epochs={epochs}", f"data.root={root}"]
         run.train(load(study.recipe, [*study.changes, *own, f"out={folder}"]), resume=True)
     return folder / "student.safetensors"

@@ -32,6 +32,7 @@ from dskd.engine.result import Result
 from dskd.errors import InputError
 from dskd.storage.yaml_file import read_yaml_file
 from evidence import choose, design, figure, why
+from evidence import first as first_study
 
 NAMES = ("ablation", "exploration", "controls", "table", "weights", "mini")
 
@@ -454,6 +455,36 @@ def test_every_baseline_has_eight_configurations_that_exist(name: str) -> None:
     tuned = choose.configurations_of(name)
     assert len(set(tuned)) == 8
     assert len(method_variants(tuned, load("digits"), "equal")) == 8
+
+
+@pytest.mark.parametrize("name", [n for n in first_study.all_methods() if n not in ("ce", "dskd")])
+def test_every_method_of_the_second_protocol_has_24_configurations_that_exist(name: str) -> None:
+    """They are drawn anew each time, and are the same."""
+    drawn = first_study.configurations(name)
+    assert drawn == first_study.configurations(name)
+    assert drawn[0] == name
+    assert len(set(drawn)) == 24
+    assert len(method_variants(drawn, load("digits"), "equal")) == 24
+
+
+def test_drawn_values_lie_in_the_stated_space() -> None:
+    for variant in method_variants(first_study.configurations("at"), load("digits"), "equal"):
+        options = variant.method.options
+        assert options["kd"] in (0, 0.5, 1, 2)
+        assert options["temperature"] in (2, 4, 8)
+        assert 1000 / 16 * 0.99 < options["weight"] < 1000 * 16 * 1.01
+
+
+@pytest.mark.slow
+def test_the_second_protocol_chooses_its_baselines_then_six_then_one(tmp_path: Path) -> None:
+    names = first_study.all_methods()
+    better = {"ce": 50, "kd": 49, "dskd": 48, "crd": 47, "at": 46, "sp": 45, "vid": 44}
+    means = {name: [float(better.get(name, 40))] for name in names}
+    finished(tmp_path / "first-search", means)
+    assert first_study.baselines(tmp_path) == ["crd", "at", "sp", "vid"]
+    with pytest.raises(InputError, match=r"no space of dskd; it follows the study forms"):
+        first_study.searched(tmp_path)
+    assert design.find("first-baselines", tmp_path).labels == names
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dskd.errors import InputError, brief, unknown
 from dskd.settings import Weight, setting_parameters, signature_settings
 
 Weights = Literal["equal", "literature"]
-LONGEST_LABEL = 100
+LONGEST_LABEL = 150
 """Characters of a label, which also names a folder."""
 
 

@@ -1,0 +1,163 @@
+"""The configurations and choices of the study "DSKD first" (docs/results/protocol-first.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dskd import methods
+from dskd.compare.variants import weights_of
+from dskd.errors import InputError
+from dskd.settings import signature_settings
+from dskd.storage.yaml_file import read_yaml_file
+from evidence.choose import FIXED, highest, mean_accuracies
+
+SPACES = read_yaml_file(Path(__file__).parent / "spaces.yaml", "spaces")
+"""For each method, the settings that vary and their values; ``baseline`` stands for all others."""
+UNCACHED = ("sskd",)
+"""Methods whose teacher outputs cannot be cached. They run in studies of their own."""
+BASELINES = 4
+"""Number of baselines."""
+CONFIGURATIONS = 24
+"""Configurations of each searched method. The first one is its defaults."""
+LEADING = 6
+"""Configurations of each searched method that run with all `SEEDS`."""
+SEEDS = range(3)
+"""Seeds that the search chooses by."""
+DRAWS_FROM = 20261128
+"""Seed of the draws, together with the name of the method."""
+
+
+def all_methods() -> list[str]:
+    """The methods of the study, in alphabetical order, without those of `UNCACHED`."""
+    return [name for name in methods.names() if name not in UNCACHED]
+
+
+def baselines(out: Path) -> list[str]:
+    """The methods with the highest accuracy at seed 0, without those that are never baselines.
+
+    Args:
+        out: The folder of all studies.
+
+    Raises:
+        InputError: The study ``first-baselines`` is not finished.
+    """
+    folder = out / "first-search"
+    means = mean_accuracies(folder, all_methods(), "first-baselines", SEEDS[:1])
+    others = [label for label in means if label not in FIXED]
+    return sorted(others, key=means.__getitem__, reverse=True)[:BASELINES]
+
+
+def searched(out: Path) -> list[str]:
+    """The configurations of KD, DSKD and the baselines.
+
+    Args:
+        out: The folder of all studies.
+    """
+    return [label for name in ("kd", "dskd", *baselines(out)) for label in configurations(name)]
+
+
+def leading(out: Path) -> list[str]:
+    """The six configurations of each searched method with the highest accuracy at seed 0.
+
+    Args:
+        out: The folder of all studies.
+    """
+    folder = out / "first-search"
+    means = mean_accuracies(folder, searched(out), "first-search", SEEDS[:1])
+    return highest(means, LEADING)
+
+
+def chosen(out: Path) -> list[str]:
+    """The configuration of each searched method with the highest mean, among the `leading` ones.
+
+    Args:
+        out: The folder of all studies.
+    """
+    means = mean_accuracies(out / "first-search", leading(out), "first-search", SEEDS)
+    return highest(means, 1)
+
+
+def configurations(name: str) -> list[str]:
+    """Draws the configurations of a method: its defaults, then draws from its space.
+
+    The draws depend on `DRAWS_FROM` and the name alone. A configuration that was drawn before is
+    drawn again.
+
+    Args:
+        name: The method.
+
+    Returns:
+        `CONFIGURATIONS` labels, all different.
+
+    Raises:
+        InputError: The space of DSKD is not stated yet.
+
+    Example:
+        >>> drawn = configurations("kd")
+        >>> drawn[0], len(set(drawn))
+        ('kd', 24)
+    """
+    space = space_of(name)
+    random = np.random.default_rng([DRAWS_FROM, *name.encode()])
+    found = [name]
+    while len(found) < CONFIGURATIONS:
+        drawn = {key: _draw(values, random) for key, values in space.items()}
+        label = _label(name, drawn)
+        if label not in found:
+            found.append(label)
+    return found
+
+
+def space_of(name: str) -> dict[str, Any]:
+    """The settings of a method that vary, each with its values.
+
+    Args:
+        name: The method.
+
+    Raises:
+        InputError: The space of DSKD is not stated yet.
+    """
+    if name in FIXED and name not in SPACES:
+        raise InputError(f"spaces.yaml has no space of {name}; it follows the study forms")
+    if name in FIXED:
+        return dict(SPACES[name])
+    known = signature_settings(methods.find(name).__init__).model_fields
+    shared = SPACES["baseline"] if _own_weights(name) else SPACES["kd"]
+    found = {key: values for key, values in shared.items() if key == "weights" or key in known}
+    return {**found, **SPACES.get(name, {})}
+
+
+def _own_weights(name: str) -> dict[str, float]:
+    """The weights of a method's own losses. A ``weight`` of all of them stands alone."""
+    weights = weights_of(name, methods.resolve(name, {}))
+    own = {key: value for key, value in weights.items() if key not in ("ce", "kd", "ratio")}
+    return {"weight": own["weight"]} if "weight" in own else own
+
+
+def _draw(values: Any, random: np.random.Generator) -> Any:
+    """One value: of a list, or log-uniform, rounded to three digits."""
+    if isinstance(values, Mapping):
+        low, high = np.log([values["low"], values["high"]])
+        return float(f"{np.exp(random.uniform(low, high)):.3g}")
+    return values[int(random.integers(len(values)))]
+
+
+def _label(name: str, drawn: Mapping[str, Any]) -> str:
+    """The label of a configuration; settings that have their defaults are left out."""
+    defaults = methods.resolve(name, {"kd": 1.0} if "kd" in drawn else {})
+    changes = {key: value for key, value in drawn.items() if key != "weights"}
+    if "weights" in drawn:
+        own = _own_weights(name)
+        changes |= {key: float(f"{drawn['weights'] * value:.3g}") for key, value in own.items()}
+    different = {key: value for key, value in changes.items() if value != defaults[key]}
+    return ":".join([name, *(f"{key}={_text(value)}" for key, value in different.items())])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
