@@ -22,6 +22,8 @@ from dskd.settings import signature_settings
 FOLDER = Path(__file__).with_name("methods")
 COST = FOLDER / "cost.json"
 README = Path(__file__).parents[1] / "README.md"
+UNPUBLISHED = "unpublished"
+"""The source of a method that has no publication."""
 _NOTE = (
     "`python docs/write_methods.py` writes this page from the code and from measurements; a test "
     "compares them."
@@ -163,9 +165,12 @@ def source(name: str) -> tuple[str, str] | None:
     """Where a method was published: its arXiv number or none, and as in "Yang et al., ICLR 2021".
 
     It is read off the first paragraph of the docstring that begins with ``Source:``. None if there
-    is no such paragraph, or if it has neither an arXiv number nor a conference and a year.
+    is no such paragraph, or if it has neither an arXiv number nor a conference and a year. A method
+    without a publication says ``Source: unpublished``.
     """
     text = " ".join(_doc(methods.find(name)).partition("Source:")[2].partition("\n\n")[0].split())
+    if text.startswith(UNPUBLISHED):
+        return "", UNPUBLISHED
     arxiv = re.search(r"arXiv (\d{4}\.\d{4,5})", text)
     venue = re.search(r"[A-Z]\w* (?:19|20)\d\d\b", text)
     if not arxiv and not venue:

@@ -44,7 +44,7 @@ def test_another_recipe_is_refused_and_told(finished: Path) -> None:
     with pytest.raises(InputError, match=r"recipe\.train\.lr is 0\.05 there, 0\.1 here"):
         run_grid(other, Silent())
     other = load_plan("digits", [*SMALL, "data.val_fraction=0.1"], [NAMES], finished, seeds=2)
-    with pytest.raises(InputError, match=r"recipe\.data\.val_fraction is 0\.0 there, 0\.1 here"):
+    with pytest.raises(InputError, match=r"recipe\.data\.val_fraction is None there, 0\.1 here"):
         run_grid(other, Silent())
 
 

@@ -276,7 +276,7 @@ WRONG = {
     "data.size": ["0", "1.5", "big", "true", "[8]", "{a: 1}", "5000"],
     "data.classes": ["1", "0", "-2", "2.5", "cat", "true", "[]", "[[a]]", "[null]", "{a: 1}"],
     "data.fraction": [*SHARES, "0"],
-    "data.val_fraction": [*SHARES, "1"],
+    "data.val_fraction": [*(share for share in SHARES if share != "null"), "1"],
     "data.crop_padding": [*WHOLE[1:], "257"],
     "data.flip": SWITCH,
     "data.augment": [*CHOICE, "cifar10"],

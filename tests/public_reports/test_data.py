@@ -238,21 +238,52 @@ def test_train_alone_is_divided_and_the_images_are_listed(root: Path, tmp_path: 
         file.unlink()
     for folder in (root / "val" / "a", root / "val" / "b", root / "val"):
         folder.rmdir()
-    with pytest.raises(InputError, match=r"hold a part of train/ out with data\.val_fraction=0\.2"):
-        load(root)
+    with pytest.raises(InputError, match=r"data\.val_fraction=0 holds no image out"):
+        load(root, val_fraction=0.0)
     dataset = load(root, val_fraction=0.5)
     assert dataset.train.labels.bincount().tolist() == [2, 2]
     assert dataset.test.labels.bincount().tolist() == [2, 2]
     assert dataset.validation is None
     assert not {*dataset.train.names} & {*dataset.test.names}
-    assert "4 of the 8 training images are held out, and the student is tested on them" in (
-        " ".join(dataset.notes)
-    )
+    assert (
+        "4 of the 8 training images are held out (data.val_fraction=0.5), and the student is "
+        "tested on them"
+    ) in " ".join(dataset.notes)
     settings = {"name": "folder", "root": str(root), "size": 8, "val_fraction": 0.5}
     small = {"epochs": 1, "batch_size": 4}
     out = tmp_path / "run"
     dskd.train(student="resnet8", data=settings, train=small, out=out)
     assert tuple((out / "held_out_images.txt").read_text().split()) == dataset.test.names
+
+
+def test_class_folders_without_a_split_are_divided(tmp_path: Path) -> None:
+    """As users have them: photos/rose/1.jpg, with stray files next to the classes."""
+    root = tmp_path / "photos"
+    for name in ("rose", "tulip"):
+        for number in range(5):
+            write(root / name / f"{number}.png", 40 * number)
+        write(root / name / "more" / "5.png", 200)
+    write(root / "loose.png", 1)
+    (root / "LICENSE.txt").write_text("free")
+    write(root / ".cache" / "hidden" / "0.png", 1)
+    dataset = load(root)
+    assert dataset.classes == ("rose", "tulip")
+    assert dataset.train.labels.bincount().tolist() == [5, 5]
+    assert dataset.test.labels.bincount().tolist() == [1, 1]
+    assert not {*dataset.train.names} & {*dataset.test.names}
+    assert {"rose/more/5.png", "tulip/0.png"} <= {*dataset.train.names, *dataset.test.names}
+    notes = " ".join(dataset.notes)
+    assert "2 of the 12 training images are held out (data.val_fraction=0.2)" in notes
+    assert "2 files ignored, because they are no images of a class, such as LICENSE.txt" in notes
+    assert len(load(root, val_fraction=0.5).test) == 6
+    assert load(root).fingerprint() == dataset.fingerprint()
+
+
+def test_a_class_folder_without_an_image_is_named_with_its_path(tmp_path: Path) -> None:
+    write(tmp_path / "photos" / "rose" / "0.png", 3)
+    (tmp_path / "photos" / "tulip").mkdir()
+    with pytest.raises(InputError, match=r"photos/tulip holds no image, such as a \.jpg file"):
+        load(tmp_path / "photos")
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "test"])

@@ -70,9 +70,10 @@ class DataSettings(Settings):
     """Classes to use: a number N for the first N, or a list of names. None uses all."""
     fraction: Share = 1.0
     """Fraction of the training images to use. It is the same in every class."""
-    val_fraction: Fraction = 0.0
+    val_fraction: Fraction | None = None
     """Fraction of the training images held out for validation. The split does not depend on the
-    seed. In a folder without val and test, the student is tested on these images."""
+    seed. In a folder without val and test, the student is tested on these images. None means 0.2 in
+    such a folder, and 0 otherwise."""
     channels: Literal[1, 3] | None = None
     """For your own images: 3 for RGB or 1 for gray. None means RGB."""
     value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None

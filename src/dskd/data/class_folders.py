@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dskd.data.archives import FolderFiles
 from dskd.data.image_decoding import is_image
@@ -26,6 +27,7 @@ class ClassFolders:
 
     Attributes:
         files: The files of the folder.
+        train: The folder of the training images; empty if the class folders lie in the root.
         classes: The class folders in ``train``, sorted.
         images: Names and labels of the images of each split, by the name of its folder.
         validation: The folder of the validation split, if there is a test folder too.
@@ -35,6 +37,7 @@ class ClassFolders:
     """
 
     files: FolderFiles
+    train: str
     classes: list[str]
     images: dict[str, list[tuple[str, int]]]
     validation: str
@@ -43,54 +46,65 @@ class ClassFolders:
     notes: list[str]
 
 
-def scan(files: FolderFiles) -> ClassFolders:
-    """Find the splits, the classes and the images.
+def scan(root: Path) -> ClassFolders:
+    """Find the splits, the classes and the images of a folder.
 
     Args:
-        files: The files of the folder, at any depth.
+        root: The folder. It is only read.
 
     Raises:
-        InputError: ``train`` is missing or empty, a class of it has no image, two folders could be
-            the validation split, or a split has classes that ``train`` lacks.
+        InputError: It cannot be listed, there is no class folder, a class of the training images
+            has no image, two folders could be the validation split, or a split has classes that the
+            training images lack.
     """
-    parts = _parts(files)
-    classes = _class_folders(files, TRAIN)
-    if TRAIN not in parts or not classes:
-        what = "is missing" if TRAIN not in parts else "holds no class folder"
+    parts = _entries(root)
+    train = TRAIN if {TRAIN, *EVALUATION} & {*parts} else ""
+    files = FolderFiles(root, (TRAIN, *EVALUATION) if train else parts, depth=None)
+    classes = _class_folders(files, train)
+    if not classes:
+        problem = "is missing" if train and train not in parts else "holds no class folder"
         raise InputError(
-            f"{files.where(TRAIN)} {what}; data.root must hold a folder for each class in train/ "
-            "and in val/, as in train/CLASS/ and val/CLASS/"
+            f"{files.where(train) if train else root} {problem}; data.root must hold a folder for "
+            "each class, as in CLASS/, or as in train/CLASS/ and val/CLASS/"
         )
     validation, evaluation = _evaluation(files, parts)
     labels = {name: label for label, name in enumerate(classes)}
     images: dict[str, list[tuple[str, int]]] = {}
     bad: list[tuple[str, str]] = []
-    notes = _ignored(files) + _alike(classes)
+    notes = _ignored(files, train) + _alike(classes)
     for part in filter(None, (validation, evaluation)):
         notes += _compare(files, part, classes, _class_folders(files, part))
-    for part in filter(None, (TRAIN, validation, evaluation)):
+    for part in (train, *filter(None, (validation, evaluation))):
         images[part] = _images(files, part, labels, bad)
         present = {label for _, label in images[part]}
         there = set(_class_folders(files, part))
         empty = [name for name in classes if name in there and labels[name] not in present]
-        if empty and part == TRAIN:
+        if empty and part == train:
             raise InputError(
-                f"{files.where(f'{TRAIN}/{empty[0]}')} holds no image, such as a .jpg file; "
+                f"{files.where(_prefix(train) + empty[0])} holds no image, such as a .jpg file; "
                 "add some, or remove the folder"
             )
         if empty:
             notes.append(f"{part} has no image of {_some(empty)}: trained, and never tested")
         if not images[part]:
             raise InputError(f"{files.where(part)} holds no image of any class; add some")
-    return ClassFolders(files, classes, images, validation, evaluation, bad, notes)
+    return ClassFolders(files, train, classes, images, validation, evaluation, bad, notes)
 
 
-def _parts(files: FolderFiles) -> set[str]:
-    """The folders right below the root."""
-    return {name[:-1] for name in files.names if name.count("/") == 1 and name.endswith("/")}
+def _entries(root: Path) -> list[str]:
+    """The files and folders right below the root that are not hidden."""
+    try:
+        return [entry.name for entry in root.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"cannot list {root}: {error}; check data.root") from error
 
 
-def _evaluation(files: FolderFiles, parts: set[str]) -> tuple[str, str]:
+def _prefix(part: str) -> str:
+    """How the names of the files of a split begin."""
+    return f"{part}/" if part else ""
+
+
+def _evaluation(files: FolderFiles, parts: Sequence[str]) -> tuple[str, str]:
     """The folders of the validation split and of the test split, each perhaps empty."""
     found = [name for name in VALIDATION if name in parts]
     if len(found) > 1:
@@ -106,9 +120,10 @@ def _class_folders(files: FolderFiles, part: str) -> list[str]:
     """The class folders of a split, sorted."""
     found = []
     for name in files.names:
-        match name.split("/"):
-            case [top, folder, ""] if top == part and not _is_tool(folder):
-                found.append(folder)
+        if name.startswith(_prefix(part)):
+            match name.removeprefix(_prefix(part)).split("/"):
+                case [folder, ""] if not _is_tool(folder):
+                    found.append(folder)
     return sorted(found)
 
 
@@ -118,9 +133,9 @@ def _images(
     """Names and labels of the images of a split; those that cannot be read go to ``bad``."""
     found = []
     for name in files.names:
-        if not name.startswith(f"{part}/") or not is_image(name):
+        if not name.startswith(_prefix(part)) or not is_image(name):
             continue
-        folders = name.split("/")[1:-1]
+        folders = name.removeprefix(_prefix(part)).split("/")[:-1]
         if not folders or folders[0] not in labels:
             continue
         if any(_is_tool(folder) for folder in folders):
@@ -188,15 +203,16 @@ def _quoted(name: str) -> str:
     return ascii(name) if name != unicodedata.normalize("NFC", name) else repr(printable(name))
 
 
-def _ignored(files: FolderFiles) -> list[str]:
+def _ignored(files: FolderFiles, train: str) -> list[str]:
     """Notes on files that are no images of a class, and on folders of tools."""
+    depth = 2 if train else 1
     strange, tools = [], Counter[str]()
     for name in files.names:
         parts = name.rstrip("/").split("/")
         tool = next((part for part in parts if _is_tool(part)), None)
         if tool is not None:
             tools[tool] += not name.endswith("/")
-        elif not name.endswith("/") and not (len(parts) > 2 and is_image(name)):
+        elif not name.endswith("/") and not (len(parts) > depth and is_image(name)):
             strange.append(name)
     notes = []
     if strange:

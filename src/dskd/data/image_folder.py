@@ -1,4 +1,4 @@
-"""The user's own images, in one folder for each class under ``train`` and ``val``."""
+"""The user's own images, in one folder for each class, with or without ``train`` and ``val``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from dskd.data.archives import FolderFiles, existing_path
+from dskd.data.archives import existing_path
 from dskd.data.cache import cached
-from dskd.data.class_folders import EVALUATION, TRAIN, ClassFolders, scan
+from dskd.data.class_folders import ClassFolders, scan
 from dskd.data.dataset import Dataset, Split, channel_statistics
 from dskd.data.decoded_images import DecodedImages
 from dskd.data.image_decoding import decode_all
@@ -19,15 +19,19 @@ from dskd.errors import InputError, printable
 
 SHOWN = 5
 """Names of files that a message lists."""
+HELD_OUT = 0.2
+"""Fraction of the images that are the test split of a folder without one, if none is set."""
 
 
 def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dataset:
-    """Load the images in ``root/train/CLASS/`` and ``root/val/CLASS/``.
+    """Load the images in ``root/train/CLASS/`` and ``root/val/CLASS/``, or in ``root/CLASS/``.
 
-    The classes are the folders in ``train``, sorted by name. Images may lie in folders within a
-    class. The evaluation split is called ``val``, ``valid``, ``validation`` or ``test``. If there
-    is a validation and a test folder, the first is the validation split and the second the test
-    split. If there is neither, ``val_fraction`` of the training images become the test split.
+    The classes are the folders in ``train``, sorted by name. Without ``train`` and any evaluation
+    folder, they are the folders in ``root``. Images may lie in folders within a class. The
+    evaluation split is called ``val``, ``valid``, ``validation`` or ``test``. If there is a
+    validation and a test folder, the first is the validation split and the second the test split.
+    If there is neither, ``val_fraction`` of the training images (0.2 if it is not set) become the
+    test split.
     Images become upright RGB or gray, see `dskd.data.pixels.convert`. Hidden files, and folders
     that tools leave behind, are ignored; the notes count them, and all other files that are not
     images.
@@ -46,23 +50,28 @@ def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dat
     """
     if root is None:
         raise InputError("data.root is missing: the data set 'folder' needs the images' folder")
-    files = FolderFiles(existing_path(root), (TRAIN, *EVALUATION), depth=None)
-    folders = scan(files)
-    held_out = 0.0 if folders.evaluation else options.val_fraction
+    folders = scan(existing_path(root))
+    files, chosen = folders.files, options.val_fraction
+    held_out = 0.0 if folders.evaluation else HELD_OUT if chosen is None else chosen
     if folders.validation and options.val_fraction:
         raise InputError(
             f"{files.where(folders.validation)} is the validation split; drop data.val_fraction"
         )
     if not folders.evaluation and not held_out:
         raise InputError(
-            f"{files.root} has no val/CLASS/ or test/CLASS/; add one, or hold a part of train/ out "
-            "with data.val_fraction=0.2"
+            f"{files.root} has no val/CLASS/ or test/CLASS/, and data.val_fraction=0 holds no "
+            "image out; add a folder, or drop data.val_fraction"
         )
     key = options.size, options.form, options.skip_bad, held_out
-    return cached("folder", files, key, cache_dir, lambda: _build(folders, options, cache_dir))
+    return cached(
+        "folder", files, key, cache_dir, lambda: _build(folders, options, held_out, cache_dir)
+    )
 
 
-def _build(folders: ClassFolders, options: ReadOptions, cache_dir: Path | None) -> Dataset:
+def _build(
+    folders: ClassFolders, options: ReadOptions, fraction: float, cache_dir: Path | None
+) -> Dataset:
+    """Decodes the images; ``fraction`` of them are held out if there is no test split."""
     files = folders.files
     names = [name for split in folders.images.values() for name, _ in split]
     kept = DecodedImages(files, (options.size, options.form), cache_dir)
@@ -73,7 +82,7 @@ def _build(folders: ClassFolders, options: ReadOptions, cache_dir: Path | None) 
         raise _bad(folders, skipped, list(found.bad.values()))
     kept.remove()
     splits = _splits(folders, found.good, found.images)
-    train = splits.pop(TRAIN)
+    train = splits.pop(folders.train)
     if len(train) == 0:
         raise _bad(folders, skipped, list(found.bad.values()))
     validation = splits.get(folders.validation) if folders.validation else None
@@ -81,10 +90,11 @@ def _build(folders: ClassFolders, options: ReadOptions, cache_dir: Path | None) 
     notes = [*folders.notes, *_left_out(skipped), *_shallow(found.deepest)]
     held_out = test is None
     if test is None:
-        test, train = hold_out(train, options.val_fraction)
+        test, train = hold_out(train, fraction)
         notes.append(
             f"there is no val/ or test/ folder: {len(test)} of the {len(test) + len(train)} "
-            "training images are held out, and the student is tested on them"
+            f"training images are held out (data.val_fraction={fraction:g}), and the student is "
+            "tested on them"
         )
     mean, std = channel_statistics(train.images)
     return Dataset(

@@ -15,20 +15,20 @@ class ReadOptions:
     Attributes:
         size: Height and width of the images, see `dskd.data.pixels.square`; None keeps the data
             set's own.
-        val_fraction: Fraction of the training images that is held out.
+        val_fraction: Fraction of the training images that is held out; None for the default.
         form: What pixels become.
         skip_bad: Leave out images that cannot be used.
     """
 
     size: int | None = None
-    val_fraction: float = 0.0
+    val_fraction: float | None = None
     form: PixelForm = RGB
     skip_bad: bool = False
 
 
 def read_options(
     size: int | None,
-    val_fraction: float,
+    val_fraction: float | None,
     channels: int | None,
     value_range: tuple[float, float] | None,
     max_pixels: int | None,
@@ -41,7 +41,7 @@ def read_options(
     """
     if size is not None and size < 1:
         raise InputError(f"data.size must be at least 1, got {size}")
-    if not 0 <= val_fraction < 1:
+    if val_fraction is not None and not 0 <= val_fraction < 1:
         raise InputError(f"data.val_fraction must be at least 0 and below 1, got {val_fraction}")
     if channels not in (None, 1, 3):
         raise InputError(f"data.channels must be 1 for gray or 3 for RGB, got {channels}")

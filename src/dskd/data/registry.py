@@ -21,7 +21,7 @@ def load_dataset(
     size: int | None = None,
     classes: int | Sequence[str] | None = None,
     fraction: float = 1.0,
-    val_fraction: float = 0.0,
+    val_fraction: float | None = None,
     channels: int | None = None,
     value_range: tuple[float, float] | None = None,
     max_pixels: int | None = None,
@@ -41,7 +41,7 @@ def load_dataset(
             selects all.
         fraction: Fraction of the training images to select, above 0 and at most 1.
         val_fraction: Fraction of the training images for the validation split, at least 0 and
-            below 1.
+            below 1; the test split of a folder without one. None means 0.2 there, and else 0.
         channels: 3 for RGB or 1 for gray; for the data set ``folder``, as are the next three. None
             means RGB.
         value_range: Lowest and highest value of a pixel, which become 0 and 255.
@@ -73,7 +73,7 @@ def load_dataset(
         dataset = entry.load_function()(folder, options, cache)
     except OSError as error:
         raise InputError(f"cannot read {name}: {error}; check data.root") from error
-    return take_part(dataset, classes, fraction, val_fraction)
+    return take_part(dataset, classes, fraction, val_fraction or 0.0)
 
 
 def take_part(

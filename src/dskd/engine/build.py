@@ -73,7 +73,7 @@ def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
         for key in of_files:
             if getattr(settings, key) not in (None, False):
                 raise InputError(f"data.{key} does not apply to images given in Python; drop it")
-        return take_part(given, settings.classes, settings.fraction, settings.val_fraction)
+        return take_part(given, settings.classes, settings.fraction, settings.val_fraction or 0.0)
     if settings.name.startswith("<"):
         raise InputError(
             f"this run's images were given in Python as {settings.name}; give them again, as "

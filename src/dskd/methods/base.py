@@ -140,7 +140,7 @@ class LogitMethod(Method):
         pair: Student and teacher, of the same classes.
         ce: Weight of the labels.
         kd: Weight of the teacher's logits; `logit_losses` applies it.
-        temperature: T of the logits.
+        temperature: T of the logits, for `logit_losses`.
 
     Raises:
         InputError: There is no teacher, or the classes differ.
@@ -149,7 +149,7 @@ class LogitMethod(Method):
     needs = TeacherNeeds(logits=True)
     learns_from: ClassVar[LearnsFrom] = "logits"
 
-    def __init__(self, pair: Pair, ce: float, kd: float, temperature: float) -> None:
+    def __init__(self, pair: Pair, ce: float, kd: float, temperature: float = 1.0) -> None:
         super().__init__(pair)
         check_classes(pair)
         self.ce, self.kd, self.temperature = ce, kd, temperature
