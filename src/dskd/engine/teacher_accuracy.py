@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom, binomtest
+from scipy.special import bdtrc, betaincinv  # scipy.stats takes half a second to import
 from torch import Tensor
 
 from dskd.config.schema import Recipe
@@ -123,7 +122,7 @@ def near_chance(predictions: Tensor, labels: Tensor, classes: int) -> bool:
         (False, True)
     """
     hits = int((predictions == labels).sum())
-    return bool(binom.sf(hits - 1, len(labels), _guess(predictions, labels, classes)) >= LEVEL)
+    return _at_least(hits, len(labels), _guess(predictions, labels, classes)) >= LEVEL
 
 
 def surely_near_chance(predictions: Tensor, labels: Tensor, classes: int) -> bool:
@@ -147,9 +146,14 @@ def surely_near_chance(predictions: Tensor, labels: Tensor, classes: int) -> boo
     if not near_chance(predictions, labels, classes):
         return False
     guess = _guess(predictions, labels, classes)
-    hits = int((predictions == labels).sum())
-    highest = binomtest(hits, len(labels)).proportion_ci(0.95, "exact").high
+    hits, images = int((predictions == labels).sum()), len(labels)
+    highest = betaincinv(hits + 1, images - hits, 0.975) if hits < images else 1.0
     return bool(highest < guess + SLIGHT * (1 - guess))
+
+
+def _at_least(hits: int, images: int, probability: float) -> float:
+    """The probability that a guess is right for at least ``hits`` of the images (binomial)."""
+    return float(bdtrc(hits - 1, images, probability)) if hits else 1.0
 
 
 def _guess(predictions: Tensor, labels: Tensor, classes: int) -> float:
@@ -179,11 +183,15 @@ def likely_order(predictions: Tensor, labels: Tensor, classes: int) -> list[int]
     """
     by_class = torch.argsort(labels, stable=True)
     fitted, tested = by_class[::2], by_class[1::2]
+    own = int((predictions[tested] == labels[tested]).sum())
+    if 2 * own > len(tested):
+        return None  # no order is twice as accurate
+    from scipy.optimize import linear_sum_assignment  # slow to import, and seldom needed
+
     confusion = np.zeros((classes, classes), int)
     np.add.at(confusion, (labels[fitted].numpy(), predictions[fitted].numpy()), 1)
     _, order = linear_sum_assignment(confusion, maximize=True)
     hits = int((torch.from_numpy(order)[labels[tested]] == predictions[tested]).sum())
-    own = int((predictions[tested] == labels[tested]).sum())
-    if hits < 2 * max(own, 1) or binom.sf(hits - 1, len(tested), 1 / classes) > _PERMUTED_LEVEL:
+    if hits < 2 * max(own, 1) or _at_least(hits, len(tested), 1 / classes) > _PERMUTED_LEVEL:
         return None
     return [int(label) for label in order]
