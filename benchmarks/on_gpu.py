@@ -3,9 +3,9 @@
 NOTHING OF THIS HAS RUN ON A GPU YET, only the ``--small`` form on a CPU. The first run on a GPU
 tests this script as much as the package.
 
-It needs the repository and a Python with the package's dependencies; the reference steps also need
-torchvision. It checks first and then measures, most important things first, and writes each entry
-into the JSON file as soon as it is done (see `budget`). Entries that do not fit into ``--minutes``
+It needs the repository and a Python with the package's dependencies. It checks first and then
+measures, most important things first, and writes each entry into the JSON file as soon as it is
+done (see `budget`). Entries that do not fit into ``--minutes``
 are recorded as not measured. Images are noise, and teachers are untrained.
 """
 

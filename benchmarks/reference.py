@@ -8,7 +8,6 @@ each step. Of this package, only the networks are used.
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,9 +19,9 @@ from noise import CPU, noise_data
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchvision import transforms as T
 
 from dskd.data import Split
-from dskd.errors import InputError
 from dskd.models.zoo import build
 
 WORKERS = 2
@@ -36,16 +35,7 @@ def transforms(mean: Sequence[float], std: Sequence[float], size: int) -> Any:
         mean: Mean of each channel.
         std: Standard deviation of each channel.
         size: Side of the crop in pixels.
-
-    Raises:
-        InputError: torchvision is not installed.
     """
-    try:
-        T = importlib.import_module("torchvision.transforms")
-    except ImportError as error:
-        raise InputError(
-            f"the reference step needs torchvision ({error}); pip install timm torchvision"
-        ) from error
     steps = [T.RandomCrop(size, padding=4), T.RandomHorizontalFlip(), T.ToTensor()]
     return T.Compose([*steps, T.Normalize(mean, std)])
 

@@ -118,9 +118,10 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_the_core_imports_without_torchvision_and_timm() -> None:
+def test_torchvision_and_timm_are_imported_only_for_their_models() -> None:
     code = (
-        "import sys; sys.modules['timm'] = None; sys.modules['torchvision'] = None\n"
-        "import dskd, dskd.cli.commands; dskd.load_model('resnet8', num_classes=3)"
+        "import sys, dskd, dskd.cli.commands; dskd.load_model('resnet8', num_classes=3)\n"
+        "assert not {'timm', 'torchvision'} & sys.modules.keys()\n"
+        "dskd.load_model('timm/test_resnet', num_classes=3); assert 'timm' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

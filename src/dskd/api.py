@@ -1,14 +1,16 @@
 """The package from Python: distil, train and compare models.
 
-Each part of a run is a name, an object, or a mapping with the settings of its section in a recipe.
-Such a mapping may also hold an object, under ``module`` for a model and ``dataset`` for the data.
+A run is a recipe, and arguments that take the place of its parts. Each part is a name, an object,
+or a mapping with the settings of its section in a recipe. Such a mapping may also hold an object,
+under ``module`` for a model and ``dataset`` for the data. Without a recipe, settings that suit the
+models and the data are filled in (see `dskd.config.chosen`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,35 +19,34 @@ from dskd.compare.progress import live_table
 from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
 from dskd.compare.variants import Weights
-from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
-from dskd.data import Dataset
 from dskd.deploy.onnx import export_onnx
 from dskd.deploy.student import DeployedStudent, Which, load_deployed
 from dskd.deploy.student import predict as predict_deployed
 from dskd.engine import run
-from dskd.engine.build import UserObjects, name_of
+from dskd.engine.arguments import Data, Model, Section, resolve_arguments
+from dskd.engine.build import UserObjects
+from dskd.engine.progress import python_output
 from dskd.engine.result import Result
-from dskd.errors import InputError, unknown
+from dskd.errors import unknown
 from dskd.storage.paths import as_path
-
-Section = Mapping[str, Any]
-"""Settings of a section of a recipe, as in ``{"epochs": 10}``."""
-T = TypeVar("T", nn.Module, Dataset)
 
 
 def distill(
+    student: Model | None = None,
     *,
-    student: str | nn.Module | Section,
-    teacher: str | nn.Module | Section | None = None,
-    data: str | Dataset | Section,
-    method: str | Section = "dskd",
+    teacher: Model | None = None,
+    data: Data | None = None,
+    method: str | Section | None = None,
+    epochs: int | None = None,
     train: Section | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    recipe: str | Path | Section | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_code: bool = False,
+    verbose: int = 1,
 ) -> Result:
     """Distils a student from a teacher.
 
@@ -53,21 +54,26 @@ def distill(
     trained. A teacher given by name is trained first, unless it has a ``checkpoint``.
 
     Args:
-        student: A name, a module or settings, as in ``"resnet8"`` or
+        student: A name, a module or settings, as in ``"timm/resnet18"`` or
             ``{"module": net, "stages": ["layer1", "layer2"]}``.
-        teacher: A name, a module or settings, as in ``"resnet20"`` or
-            ``{"name": "resnet20", "checkpoint": "teacher.pth"}``; None for a method without a
-            teacher.
-        data: A name, a data set or settings, as in ``"digits"`` or
-            ``{"name": "folder", "root": "images", "size": 64}``.
-        method: A name or settings, as in ``"kd"`` or ``{"name": "dskd", "beta": 2.0}``.
+        teacher: The same, as in ``{"name": "resnet20", "checkpoint": "teacher.pth"}``. None means
+            the recipe's, or none.
+        data: A folder of images, the name of a data set, a data set or settings, as in
+            ``"photos/"``, ``"digits"`` or ``{"name": "folder", "root": "images", "size": 64}``.
+        method: A name or settings, as in ``{"name": "dskd", "beta": 2.0}``; by default the
+            recipe's, or ``dskd``.
+        epochs: Short for ``train={"epochs": ...}``.
         train: Settings of the training, as in ``{"epochs": 10, "lr": 0.05}``; see the section
             ``train`` of the settings.
-        seed: The seed of everything random, such as first weights and the order of the images.
-        out: The run's folder; by default ``runs/<student>-<teacher>-<data>/<method>-seed<seed>``.
+        seed: The seed of everything random; by default the recipe's, or 0.
+        recipe: A shipped recipe, a YAML file, or its content as a mapping. The arguments change it.
+        out: The run's folder; by default the recipe's, or ``<method>-seed<seed>`` in
+            ``runs/<recipe>`` or ``runs/<student>-<teacher>-<data>``.
         resume: Continue an interrupted run.
         overwrite: Replace an existing run.
         allow_code: Allow models given as ``package.module:function``.
+        verbose: 1 for notes and a line for each epoch, on stderr or through `logging` where that is
+            set up. 0 for warnings only.
 
     Raises:
         InputError: An argument cannot be used.
@@ -75,40 +81,47 @@ def distill(
     Example:
         >>> import dskd, tempfile
         >>> result = dskd.distill(
-        ...     student="resnet8", teacher="resnet14", data={"name": "digits", "fraction": 0.1},
-        ...     train={"epochs": 1}, out=tempfile.mkdtemp(),
+        ...     "resnet8", teacher="resnet14", data={"name": "digits", "fraction": 0.1}, epochs=1,
+        ...     out=tempfile.mkdtemp(),
         ... )
         >>> result.parameters
         77754
     """
-    recipe, objects = _resolved(
-        student, teacher, data, _named(method, "method"), train, seed, out, allow_code
-    )
-    return run.distill(recipe, resume=resume, overwrite=overwrite, objects=objects)
+    parts = {"student": student, "teacher": teacher, "data": data}
+    settings = {"method": method, "epochs": epochs, "train": train, "seed": seed, "out": out}
+    with python_output(verbose):
+        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
+        return run.distill(resolved, resume=resume, overwrite=overwrite, objects=objects)
 
 
 def train(
+    student: Model | None = None,
     *,
-    student: str | nn.Module | Section,
-    data: str | Dataset | Section,
+    data: Data | None = None,
+    epochs: int | None = None,
     train: Section | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    recipe: str | Path | Section | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_code: bool = False,
+    verbose: int = 1,
 ) -> Result:
     """Trains a model on the labels alone.
 
     Args:
         student: As for `distill`.
         data: As for `distill`.
+        epochs: As for `distill`.
         train: As for `distill`.
         seed: As for `distill`.
-        out: The run's folder; by default ``runs/<student>-<data>/ce-seed<seed>``.
+        recipe: As for `distill`; its teacher and its method are ignored.
+        out: As for `distill`; the method is ``ce``.
         resume: As for `distill`.
         overwrite: As for `distill`.
         allow_code: As for `distill`.
+        verbose: As for `distill`.
 
     Raises:
         InputError: An argument cannot be used.
@@ -116,29 +129,35 @@ def train(
     Example:
         >>> import dskd, tempfile
         >>> result = dskd.train(
-        ...     student="resnet8", data={"name": "digits", "fraction": 0.1}, train={"epochs": 1},
+        ...     "resnet8", data={"name": "digits", "fraction": 0.1}, epochs=1,
         ...     out=tempfile.mkdtemp(),
         ... )
         >>> result.method
         'ce'
     """
-    recipe, objects = _resolved(student, None, data, {"name": "ce"}, train, seed, out, allow_code)
-    return run.train(recipe, resume=resume, overwrite=overwrite, objects=objects)
+    parts = {"student": student, "data": data}
+    settings = {"method": "ce", "epochs": epochs, "train": train, "seed": seed, "out": out}
+    with python_output(verbose):
+        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code, False)
+        return run.train(resolved, resume=resume, overwrite=overwrite, objects=objects)
 
 
 def compare_methods(
+    student: Model | None = None,
     *,
-    student: str | nn.Module | Section,
-    teacher: str | nn.Module | Section,
-    data: str | Dataset | Section,
+    teacher: Model | None = None,
+    data: Data | None = None,
     methods: Sequence[str],
     seeds: int = 3,
     weights: Weights = "equal",
+    epochs: int | None = None,
     train: Section | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    recipe: str | Path | Section | None = None,
     out: str | Path | None = None,
     share_teacher: bool = True,
     allow_code: bool = False,
+    verbose: int = 1,
 ) -> list[Summary]:
     """Compares methods: trains a student by each method at each seed.
 
@@ -149,17 +168,17 @@ def compare_methods(
         student: As for `distill`.
         teacher: As for `distill`. It is trained once.
         data: As for `distill`.
-        methods: Names of methods, with settings if you like, as in
-            ``["kd", "dskd", "dskd:beta=0.1"]``.
+        methods: Their names, also with settings, as in ``["kd", "dskd:beta=0.1"]``.
         seeds: The number of seeds: ``seed``, ``seed + 1`` and so on.
-        weights: ``equal`` sets ``ce = kd = 1`` in all methods that have them. ``literature`` takes
-            the weights of each method's publication.
+        weights: ``equal`` sets ``ce = kd = 1``; ``literature`` takes those of each publication.
+        epochs: As for `distill`.
         train: As for `distill`.
-        seed: The first seed, and the seed of the teacher.
-        out: Folder of the comparison; by default ``runs/compare/<student>-<teacher>-<data>``.
-        share_teacher: Compute teacher outputs once per step for all students of a seed. The
-            results are the same.
+        seed: The first seed, and the seed of the teacher. None means the recipe's, or 0.
+        recipe: As for `distill`; its method is ignored.
+        out: Folder of the comparison; by default named as for `distill`, in ``runs/compare``.
+        share_teacher: Compute teacher outputs once per step for all students of a seed.
         allow_code: As for `distill`.
+        verbose: As for `distill`.
 
     Returns:
         One summary per method in the folder.
@@ -170,18 +189,32 @@ def compare_methods(
     Example:
         >>> import dskd, tempfile
         >>> alone, distilled = dskd.compare_methods(
-        ...     student="resnet8", teacher="resnet14", data={"name": "digits", "fraction": 0.1},
-        ...     methods=["ce", "kd"], seeds=1, train={"epochs": 1}, out=tempfile.mkdtemp(),
+        ...     "resnet8", teacher="resnet14", data={"name": "digits", "fraction": 0.1},
+        ...     methods=["ce", "kd"], seeds=1, epochs=1, out=tempfile.mkdtemp(),
         ... )
         >>> distilled.label, distilled.difference
         ('kd', None)
     """
-    recipe, objects = _resolved(
-        student, teacher, data, {"name": "ce"}, train, seed, None, allow_code
-    )
+    parts = {"student": student, "teacher": teacher, "data": data}
+    settings = {"method": "ce", "epochs": epochs, "train": train, "seed": seed}
+    options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
+    with python_output(verbose):
+        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
+        return _compare(resolved, objects, methods, out, options)
+
+
+def _compare(
+    recipe: Recipe,
+    objects: UserObjects,
+    methods: Sequence[str],
+    out: str | Path | None,
+    options: Mapping[str, Any],
+) -> list[Summary]:
+    """Runs a comparison in its folder; ``options`` are those of `dskd.compare.grid.plan`."""
     assert recipe.out is not None, "a resolved recipe has its folder"
-    path = as_path(out, "out") if out is not None else Path("runs/compare") / recipe.out.parent.name
-    grid = plan(recipe, methods, path, seeds=seeds, weights=weights, share_teacher=share_teacher)
+    default = Path("runs/compare") / recipe.out.parent.name
+    path = default if out is None else as_path(out, "out")
+    grid = plan(recipe, methods, path, **options)
     with live_table(grid) as callback:
         comparison = run_grid(grid, callback, objects)
     return summarize(comparison.variants, comparison.test_images)
@@ -249,74 +282,3 @@ def export(
     path = as_path(output, "output") if output is not None else as_path(run, "run") / name
     export_onnx(deployed, path)
     return path
-
-
-def _resolved(
-    student: Any,
-    teacher: Any,
-    data: Any,
-    method: dict[str, Any],
-    train: Section | None,
-    seed: int,
-    out: str | Path | None,
-    allow_code: bool,
-) -> tuple[Recipe, UserObjects]:
-    """The checked recipe, and the objects that replace names in it."""
-    student_values, student_module = _split(student, "student", "module", nn.Module)
-    data_values, dataset = _split(data, "data", "dataset", Dataset)
-    teacher_values, teacher_module = (
-        _split(teacher, "teacher", "module", nn.Module) if teacher is not None else ({}, None)
-    )
-    for key in ("epochs", "lr"):
-        if teacher_module is not None and key in teacher_values:
-            raise InputError(f"teacher.{key} does not apply: a module counts as trained; drop it")
-    values: dict[str, Any] = {
-        "student": student_values,
-        "data": data_values,
-        "teacher": teacher_values or None,
-        "method": method,
-        "seed": seed,
-        "out": out,
-    }
-    if train is not None:
-        values["train"] = train
-    objects = UserObjects(dataset, student_module, teacher_module, allow_code)
-    parts = ("student", "teacher", "data") if teacher_values else ("student", "data")
-    return resolve(values, _folder(values, *parts)), objects
-
-
-def _folder(values: Mapping[str, Any], *parts: str) -> Path:
-    """The folder of all runs with these models and images."""
-    names = (str(values[part].get("name", "")) for part in parts)
-    return Path("runs") / "-".join(name.strip("<>").replace("/", "_") for name in names)
-
-
-def _split(part: Any, what: str, key: str, kind: type[T]) -> tuple[dict[str, Any], T | None]:
-    """Splits an argument into its settings and its object.
-
-    Args:
-        part: A name, an object, or a mapping.
-        what: Name of the argument, for an error.
-        key: Name of the object within a mapping.
-        kind: Type of the object.
-    """
-    if isinstance(part, kind):
-        return {"name": name_of(part)}, part
-    values = _named(part, what)
-    given = values.pop(key, None)
-    if given is None:
-        return values, None
-    if not isinstance(given, kind):
-        raise InputError(f"{what}: {key} must be a {kind.__name__}, got {type(given).__name__}")
-    return {"name": name_of(given)} | values, given
-
-
-def _named(part: Any, what: str) -> dict[str, Any]:
-    """A name or a mapping as settings."""
-    if isinstance(part, str):
-        return {"name": part}
-    if isinstance(part, Mapping):
-        return dict(part)
-    raise InputError(
-        f"{what}: a name, an object or a mapping of settings is needed, got {type(part).__name__}"
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -199,20 +198,6 @@ def test_the_reference_is_fed_by_workers() -> None:
     for _ in range(4):  # two epochs
         steps.step()
     assert given == [(16, 3, 8, 8)] * 4
-
-
-def test_without_torchvision_the_benchmark_ends_with_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--quick", "--out", str(tmp_path / "x.json")])
-    with pytest.raises(SystemExit) as left:
-        bench.main()
-    said = capsys.readouterr().err.strip()
-    assert left.value.code == 2
-    assert said.startswith("error: the reference step needs torchvision")
-    assert len(said.splitlines()) == 1
-    assert not (tmp_path / "x.json").exists()
 
 
 def test_a_trainer_takes_the_same_epoch_again(trainer: Trainer) -> None:

@@ -31,7 +31,18 @@ from dskd.models.catalog import ZOO
 from dskd.models.zoo import build
 from tests.data.file_writers import write_cifar100, write_folder
 
-VERBS = ["train", "distill", "compare", "report", "evaluate", "predict", "export", "list", "demo"]
+VERBS = [
+    "train",
+    "distill",
+    "compare",
+    "init",
+    "evaluate",
+    "predict",
+    "export",
+    "report",
+    "list",
+    "demo",
+]
 TINY = ["data.fraction=0.1", "teacher.name=resnet8", "train.epochs=1", "train.batch_size=64"]
 """The digits on a diet: 130 images, 3 steps."""
 
@@ -241,7 +252,7 @@ def tables() -> dict[str, Table]:
 
 
 NAMES = {
-    "models": [*ZOO, "timm/<name>"],
+    "models": [*ZOO, "timm/<name>", "torchvision/<name>"],
     "methods": methods.names(),
     "recipes": shipped(),
     "datasets": list(DATASETS),
@@ -404,7 +415,7 @@ def test_streams_that_are_closed_are_no_error(tmp_path: Path, closed: str) -> No
     ("arguments", "words"),
     [
         (["trian"], ["'trian'", "'train'", "dskd --help"]),
-        (["train"], ["RECIPE", "dskd train --help"]),
+        (["train"], ["--student", "recipe"]),
         (["train", "digits", "--resum"], ["'--resum'", "'--resume'"]),
         (["list", "model"], ["'model'", "'models'"]),
         (["export", "x", "--format", "onx"], ["'onx'", "'onnx'"]),

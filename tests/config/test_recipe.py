@@ -277,6 +277,7 @@ WRONG = {
     "data.classes": ["1", "0", "-2", "2.5", "cat", "true", "[]", "[[a]]", "[null]", "{a: 1}"],
     "data.fraction": [*SHARES, "0"],
     "data.val_fraction": [*(share for share in SHARES if share != "null"), "1"],
+    "data.test_fraction": [*SHARES, "0"],
     "data.crop_padding": [*WHOLE[1:], "257"],
     "data.flip": SWITCH,
     "data.augment": [*CHOICE, "cifar10"],
@@ -295,6 +296,7 @@ WRONG = {
     "student.stages": [*LISTS, "[1]"],
     "student.mean": [*LISTS, "[a]", "[.nan]", "[.inf]", "[true]"],
     "student.std": [*LISTS, "[a]", "[.nan]", "[.inf]", "[true]", "[0]", "[-1]"],
+    "student.pretrained": ["5", "0.5"],
     "student.checkpoint": PATHS,
     "student.checkpoint_key": ONLY_TEXT,
     "student.options": ["5", "text", "null", "[a]", "{1: 2}"],
@@ -322,6 +324,7 @@ WRONG = {
     "train.precision": CHOICE,
     "train.sync_batchnorm": SWITCH,
     "train.device": CHOICE,
+    "train.threads": [value for value in WHOLE if value != "null"],
     "seed": [*WHOLE[1:]],
     "out": PATHS,
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dskd.data import Dataset, Split
-from dskd.data.subset import choose_classes, split_validation, take_fraction
+from dskd.data.subset import choose_classes, split_validation, take_fraction, take_test_fraction
 from dskd.errors import InputError
 
 
@@ -151,3 +153,21 @@ def test_one_image_a_class_stays_in_training() -> None:
     assert torch.bincount(dataset.train.labels).tolist() == [1, 1]
     assert dataset.validation is not None
     assert dataset.validation.labels.tolist() == [1] * 9
+
+
+def test_a_fraction_of_the_evaluated_splits_is_taken_of_each_class() -> None:
+    dataset = _dataset([20, 40])
+    dataset = replace(dataset, test=dataset.train, validation=dataset.train)
+    part = take_test_fraction(dataset, 0.1)
+    assert part.train is dataset.train
+    for split in (part.test, part.validation):
+        assert split is not None
+        assert torch.bincount(split.labels).tolist() == [2, 4]
+    assert take_test_fraction(dataset, 1) is dataset
+    assert torch.bincount(take_test_fraction(dataset, 0.001).test.labels).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("number", [0, -0.1, 1.1])
+def test_a_test_fraction_out_of_range_is_refused(number: float) -> None:
+    with pytest.raises(InputError, match=r"data\.test_fraction must be above 0 and at most 1"):
+        take_test_fraction(_dataset([3, 4]), number)

@@ -234,7 +234,6 @@ def test_attention_over_five_dimensions_is_exported(tmp_path: Path) -> None:
 def test_transformers_of_timm_with_windows_are_exported(
     name: str, size: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    pytest.importorskip("timm")
     family, kind = name.split(".")
     build = getattr(importlib.import_module(f"timm.models.{family}"), kind)
     shape = size if family == "nest" else (size, size)

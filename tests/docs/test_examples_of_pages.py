@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from dskd.cli.commands import run_command
+from tests.data.file_writers import write_folder
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -26,6 +27,7 @@ PAGES = (
     "docs/faq.md",
 )
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+PHOTOS = "data.fraction=1 data.size=32 train.batch_size=4"
 SHORT = {
     "train": "train.epochs=1 data.fraction=0.2",
     "distill": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
@@ -41,7 +43,8 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
 def shortened(line: str) -> list[str]:
     """The arguments of a line that calls ``dskd``."""
     words = line.partition("#")[0].split()[1:]
-    return [*words, *SHORT.get(words[0], "").split()]
+    own_images = PHOTOS if "photos/" in words else ""
+    return [*words, *SHORT.get(words[0], "").split(), *own_images.split()]
 
 
 @pytest.mark.slow
@@ -50,6 +53,7 @@ def test_the_examples_of_a_page_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (write_folder(tmp_path / "split") / "train").rename(tmp_path / "photos")
     names: dict[str, object] = {"__name__": "example"}
     for language, title, text in blocks(page):
         if title:

@@ -49,7 +49,7 @@ SMALL = [
     "train.batch_size=32",
 ]
 """The digits on a diet: 130 images, 5 steps an epoch."""
-TIMES = ("epoch", "seconds", "teacher_seconds", "checkpoint_seconds")
+TIMES = ("epoch", "seconds", "data_seconds", "teacher_seconds", "checkpoint_seconds")
 
 
 def plan(out: Path, *overrides: str) -> Recipe:

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 import dskd
 from dskd.data import Dataset
@@ -120,7 +121,6 @@ def test_timm_in_both_roles(
     branches: int,
     feature_target: str,
 ) -> None:
-    pytest.importorskip("timm")
     result = distill(tmp_path / "run", data, student, teacher, feature_target=feature_target)
     check(result, branches)
     assert (tmp_path / "run" / "teacher" / "student.safetensors").is_file()
@@ -177,7 +177,6 @@ class Undo(nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_torchvision_model(tmp_path: Path, data: Dataset, role: str) -> None:
-    models = pytest.importorskip("torchvision.models")
     resnet = models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
     theirs = {"module": resnet, "stages": ["layer1", "layer2", "layer3", "layer4"]}
     if role == "student":
@@ -189,7 +188,6 @@ def test_a_torchvision_model(tmp_path: Path, data: Dataset, role: str) -> None:
 
 
 def test_a_torchvision_transformer_teaches(tmp_path: Path, data: Dataset) -> None:
-    models = pytest.importorskip("torchvision.models")
     vit = models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=CLASSES)
     stages = [f"encoder.layers.encoder_layer_{layer}" for layer in (0, 1)]
     check(distill(tmp_path / "run", data, own(), {"module": vit, "stages": stages}), 1)
@@ -237,8 +235,6 @@ def test_zoo_models_on_images_of_other_shapes(tmp_path: Path, shape: tuple[int, 
 def test_what_does_not_fit_leaves_nothing_behind(
     tmp_path: Path, data: Dataset, student: dict[str, Any], teacher: dict[str, Any], said: str
 ) -> None:
-    if str(teacher.get("name", "")).startswith("timm/"):
-        pytest.importorskip("timm")
     with pytest.raises(InputError, match=said) as caught:
         distill(tmp_path / "run", data, student or own(), teacher)
     assert "\n" not in str(caught.value)

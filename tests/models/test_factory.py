@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -75,13 +74,6 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 # timm
 
 
-@pytest.fixture
-def timm() -> ModuleType:
-    module: ModuleType = pytest.importorskip("timm")
-    return module
-
-
-@pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [None, 32])
 def test_a_timm_network(channels: int, size: int | None) -> None:
@@ -89,7 +81,6 @@ def test_a_timm_network(channels: int, size: int | None) -> None:
     assert logits_shape(model, channels) == (2, 7)
 
 
-@pytest.mark.usefixtures("timm")
 def test_a_timm_network_with_options() -> None:
     model = load_model(
         "timm/resnet18", num_classes=7, size=32, options={"channels": (4, 8, 12, 16)}
@@ -98,7 +89,6 @@ def test_a_timm_network_with_options() -> None:
     assert logits_shape(model, 3) == (2, 7)
 
 
-@pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_timm_transformer_is_made_for_the_size_of_the_images(channels: int) -> None:
     name = "timm/vit_tiny_patch16_224"
@@ -107,21 +97,19 @@ def test_a_timm_transformer_is_made_for_the_size_of_the_images(channels: int) ->
     assert model.state_dict()["pos_embed"].shape == (1, 1 + 4 * 4, 24)
 
 
-@pytest.mark.usefixtures("timm")
 def test_an_img_size_among_the_options_is_taken() -> None:
     options = VIT | {"img_size": [16, 24]}
     model = load_model("timm/vit_tiny_patch16_224", num_classes=7, size=32, options=options)
     assert model.state_dict()["pos_embed"].shape == (1, 1 + 2 * 3, 24)
 
 
-def test_a_timm_name_may_carry_the_tag_of_its_weights(timm: ModuleType) -> None:
+def test_a_timm_name_may_carry_the_tag_of_its_weights() -> None:
     name = next(name for name in timm.list_pretrained() if name.startswith("test_resnet."))
     assert logits_shape(load_model(f"timm/{name}", num_classes=7), 3) == (2, 7)
     with pytest.raises(InputError, match=r"timm/test_resnet\.zzz cannot be built .*zzz"):
         load_model("timm/test_resnet.zzz", num_classes=7)
 
 
-@pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -139,7 +127,6 @@ def test_an_unknown_timm_name_suggests_a_few_near_ones(name: str, said: str) -> 
     assert len(str(caught.value)) < 250
 
 
-@pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize("size", [None, 32])
 @pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])
 def test_a_wrong_option_of_timm_is_named(name: str, size: int | None) -> None:
@@ -149,26 +136,69 @@ def test_a_wrong_option_of_timm_is_named(name: str, size: int | None) -> None:
     assert str(caught.value).startswith(f"timm/{name} cannot be built with options {{'widht': 2}}")
 
 
-@pytest.mark.usefixtures("timm")
 @pytest.mark.parametrize("options", [{"num_heads": 5}, {"patch_size": "x"}, {"depth": -1.5}])
 def test_a_wrong_value_of_an_option_of_timm_is_one_line(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"^timm/vit_tiny_patch16_224 cannot be built with"):
         load_model("timm/vit_tiny_patch16_224", num_classes=7, size=32, options=options)
 
 
-@pytest.mark.usefixtures("timm")
 def test_an_img_size_that_a_model_does_not_take_is_named() -> None:
     with pytest.raises(InputError, match="unexpected keyword argument 'img_size'"):
         load_model("timm/test_resnet", num_classes=7, size=32, options={"img_size": 64})
 
 
-def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(name: str, package: str | None = None) -> ModuleType:
-        raise ImportError(f"No module named {name!r}")
+# torchvision
 
-    monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(InputError, match=r"pip install timm torchvision$"):
-        load_model("timm/resnet18", num_classes=7)
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("resnet18", 32, {"zero_init_residual": True}),
+        ("mobilenet_v3_small", 32, {"dropout": 0.0}),
+        ("googlenet", 32, {"init_weights": False}),
+    ],
+)
+def test_a_torchvision_network(name: str, size: int, options: dict[str, Any]) -> None:
+    model = load_model(f"torchvision/{name}", num_classes=7, size=size, options=options)
+    assert logits_shape(model, 3) == (2, 7)
+    assert logits_shape(model.train(), 3) == (2, 7), "no logits of auxiliary classifiers"
+
+
+@pytest.mark.slow
+def test_a_torchvision_transformer_is_made_for_the_size_of_the_images() -> None:
+    model = load_model("torchvision/vit_b_32", num_classes=7, size=64)
+    assert logits_shape(model, 3, size=64) == (2, 7)
+
+
+def test_torchvision_takes_rgb_images_only() -> None:
+    with pytest.raises(InputError, match=r"take RGB images, .* 1 channels; .*data\.channels=3"):
+        load_model("torchvision/resnet18", num_classes=7, in_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet81", "nearest: resnet18"),
+        ("fcn_resnet50", "nearest: "),  # it makes a map for each class, no classification
+        ("qqqqq", r"torchvision\.models\.list_models\(\) names them$"),
+    ],
+)
+def test_an_unknown_torchvision_name_suggests_a_few_near_ones(name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        load_model(f"torchvision/{name}", num_classes=7)
+    assert str(caught.value).startswith(f"unknown torchvision model {name!r}; ")
+
+
+def test_a_wrong_option_of_torchvision_is_named() -> None:
+    with pytest.raises(InputError, match=r"^torchvision/resnet18 cannot be built with .*'widht'"):
+        load_model("torchvision/resnet18", num_classes=7, options={"widht": 2})
+
+
+@pytest.mark.parametrize("option", ["weights", "weights_backbone"])
+def test_options_of_torchvision_that_read_other_files_are_refused(option: str) -> None:
+    with pytest.raises(InputError, match=f"the option '{option}' of torchvision is not allowed"):
+        load_model("torchvision/resnet18", num_classes=3, options={option: "DEFAULT"})
 
 
 # Functions of the user
@@ -222,7 +252,7 @@ def test_a_mistake_inside_the_function_keeps_its_traceback(own: str) -> None:
 # Mean and std
 
 
-def test_a_timm_model_has_its_own_mean_and_std(timm: ModuleType) -> None:
+def test_a_timm_model_has_its_own_mean_and_std() -> None:
     model = load_model("timm/resnet18", num_classes=7)
     assert pretrained_statistics(model, 3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert pretrained_statistics(model, 1) is None
@@ -242,7 +272,6 @@ def test_options_that_read_other_files_are_refused(option: str) -> None:
 
 
 def test_the_five_nearest_models_of_timm_are_named() -> None:
-    pytest.importorskip("timm")
     with pytest.raises(InputError, match="unknown timm model 'resnet5'; the nearest: ") as refused:
         load_model("timm/resnet5", num_classes=4)
     assert str(refused.value).count(",") == 4

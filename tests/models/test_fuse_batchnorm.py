@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -96,7 +97,6 @@ def test_the_whole_zoo(name: str) -> None:
     ],
 )
 def test_models_of_timm(name: str, stages: list[str], left: int) -> None:
-    timm = pytest.importorskip("timm")
     net = trained(timm.create_model(name, pretrained=False, num_classes=5))
     model = staged(net, stages)
     fast = check(model, random_images(224 if name.startswith("vit") else 64, count=2))
@@ -258,7 +258,6 @@ def test_bfloat16_weights_give_the_outputs_of_autocast(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224"])
 def test_bfloat16_weights_of_timm_s_models(name: str) -> None:
-    timm = pytest.importorskip("timm")
     images = random_images(224 if name.startswith("vit") else 64, count=2)
     teacher = FrozenTeacher(staged(trained(timm.create_model(name, num_classes=5))), images)
     fast = FrozenTeacher(teacher.model, images, bfloat16=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 import dskd
@@ -16,8 +17,6 @@ from dskd.errors import InputError
 from dskd.models.factory import load_model
 from dskd.storage.weights import write_weights
 from tests.conftest import make_dataset
-
-timm = pytest.importorskip("timm")
 
 VIT = "timm/vit_tiny_patch16_224"
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

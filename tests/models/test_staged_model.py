@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from dskd.errors import InputError
@@ -317,9 +319,14 @@ def test_a_models_own_prefix_tokens_are_used_also_where_it_is_wrapped() -> None:
     ],
 )
 def test_a_timm_transformer_shows_its_grid(options: dict[str, Any], prefix: int) -> None:
-    timm = pytest.importorskip("timm")
-    small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
-    net = timm.create_model("vit_tiny_patch16_224", num_classes=5, **small, **options).eval()
+    small: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 2,
+    }
+    net: Any = timm.create_model("vit_tiny_patch16_224", num_classes=5, **small, **options).eval()
     assert net.num_prefix_tokens == prefix
     images = random_images(32, 32)
     output = staged(net, ["patch_embed", "blocks.0", "blocks.1"])(images)
@@ -332,8 +339,13 @@ def test_a_timm_transformer_shows_its_grid(options: dict[str, Any], prefix: int)
 
 
 def test_a_timm_transformer_shows_the_grid_of_oblong_images() -> None:
-    timm = pytest.importorskip("timm")
-    small = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    small: dict[str, Any] = {
+        "img_size": (32, 48),
+        "patch_size": 8,
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 2,
+    }
     net = timm.create_model("vit_tiny_patch16_224", num_classes=5, **small)
     spec = describe(staged(net, ["blocks.0", "blocks.1"]), random_images(32, 48))
     assert [(s.height, s.width) for s in spec.stages] == [(4, 6), (4, 6)]
@@ -355,7 +367,7 @@ def test_channels_that_come_last_are_brought_to_the_front(height: int, width: in
 
 @pytest.mark.parametrize("source", ["timm", "torchvision"])
 def test_swin(source: str) -> None:
-    library = pytest.importorskip(source)
+    library = {"timm": timm, "torchvision": torchvision}[source]
     if source == "timm":
         names = ["layers.0", "layers.1"]
         net = library.create_model(

@@ -14,38 +14,24 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from dskd.cli import console, listing
+from dskd.cli.arguments import PATH, takes_recipe
 from dskd.cli.exit_codes import exit_code, open_streams, say
 from dskd.compare.variants import Weights
 from dskd.config import recipe
 from dskd.errors import Stopped, on_command_line
 from dskd.runtime import launch
-from dskd.storage.paths import as_path
 from dskd.version import __version__
 
 if TYPE_CHECKING:
     from dskd.engine.result import Result
 
 
-class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
-    """A path; ``~`` is the home folder, as in a recipe."""
-
-    name = "path"
-
-    def convert(
-        self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:
-        return as_path(value, (param.name if param else None) or "path")
-
-
-_PATH = _PathType()
-_RECIPE = click.argument("recipe_name", metavar="RECIPE")
-_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 _RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 _CODE = click.option("--allow-code", is_flag=True, help="Allow package.module:function models.")
 _BEST = click.option("--best", is_flag=True, help="Use the weights of the best epoch.")
-_ROOT = click.option("--root", type=_PATH, help="Folder of the data set's files.")
-_RUN = click.argument("run_path", metavar="RUN", type=_PATH)
+_ROOT = click.option("--root", type=PATH, help="Folder of the data set's files.")
+_RUN = click.argument("run_path", metavar="RUN", type=PATH)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -59,19 +45,23 @@ def cli(context: click.Context) -> None:
 
 
 @cli.command("train")
-@_RECIPE
-@_OVERRIDES
+@takes_recipe("data", "student", "epochs", "out")
 @_RESUME
 @_OVERWRITE
 @_CODE
 def train_(
-    recipe_name: str, overrides: tuple[str, ...], resume: bool, overwrite: bool, allow_code: bool
+    recipe_name: str | None,
+    overrides: list[str],
+    resume: bool,
+    overwrite: bool,
+    allow_code: bool,
 ) -> None:
-    """Train the recipe's student on the labels alone.
+    """Train a student on the labels alone.
 
-    RECIPE is a name of `dskd list recipes` or a YAML file. Example:
+    RECIPE is a name of `dskd list recipes` or a YAML file. Without one, settings that suit the
+    student and the data are chosen, and a line lists them. Example:
 
-        dskd train digits train.epochs=5
+        dskd train --data photos/ --student timm/mobilenetv4_conv_small
     """
     from dskd.engine import run
     from dskd.engine.build import UserObjects
@@ -82,20 +72,24 @@ def train_(
 
 
 @cli.command("distill")
-@_RECIPE
-@_OVERRIDES
+@takes_recipe("data", "teacher", "student", "method", "epochs", "out")
 @_RESUME
 @_OVERWRITE
 @_CODE
 def distill_(
-    recipe_name: str, overrides: tuple[str, ...], resume: bool, overwrite: bool, allow_code: bool
+    recipe_name: str | None,
+    overrides: list[str],
+    resume: bool,
+    overwrite: bool,
+    allow_code: bool,
 ) -> None:
-    """Distil the recipe's student from its teacher.
+    """Distil a student from a teacher.
 
     A teacher without a checkpoint is trained first. RECIPE is a name of `dskd list recipes` or a
-    YAML file. Example:
+    YAML file. Without one, settings that suit the models and the data are chosen, and a line lists
+    them. Example:
 
-        dskd distill digits method.name=kd seed=1
+        dskd distill --data photos/ --teacher timm/resnet50 --student timm/mobilenetv4_conv_small
     """
     from dskd.engine import run
     from dskd.engine.build import UserObjects
@@ -106,8 +100,7 @@ def distill_(
 
 
 @cli.command("compare")
-@_RECIPE
-@_OVERRIDES
+@takes_recipe("data", "teacher", "student", "epochs")
 @click.option(
     "--methods",
     "names",
@@ -126,7 +119,7 @@ def distill_(
     show_default=True,
     help="equal: ce = kd = 1 for all methods. literature: the weights of each publication.",
 )
-@click.option("--out", type=_PATH, help="Folder of the comparison.  [default: runs/compare/RECIPE]")
+@click.option("--out", type=PATH, help="Folder of the comparison.  [default: in runs/compare]")
 @click.option(
     "--share-teacher/--no-share-teacher",
     default=True,
@@ -135,8 +128,8 @@ def distill_(
 )
 @_CODE
 def compare_(
-    recipe_name: str,
-    overrides: tuple[str, ...],
+    recipe_name: str | None,
+    overrides: list[str],
     names: tuple[str, ...],
     seeds: int,
     weights: Weights,
@@ -172,6 +165,22 @@ def compare_(
         click.echo(line)
 
 
+@cli.command("init")
+@takes_recipe("data", "teacher", "student", "method", "epochs")
+@click.option("--output", type=PATH, help="File to write.  [default: named by models and data]")
+def init_(recipe_name: str | None, overrides: list[str], output: Path | None) -> None:
+    """Write the recipe file that the same options of `dskd distill` stand for.
+
+    With RECIPE, a copy of it with your changes. Example:
+
+        dskd init --data photos/ --teacher timm/resnet50 --student timm/mobilenetv4_conv_small
+    """
+    from dskd.config.recipe_file import write_recipe
+
+    path = write_recipe(recipe.compose(recipe_name, overrides), output)
+    click.echo(f"{path}  (run it with: dskd distill {path})")
+
+
 @cli.command("evaluate")
 @_RUN
 @_BEST
@@ -199,7 +208,7 @@ def evaluate_(run_path: Path, best: bool, root: Path | None, allow_code: bool) -
     type=click.Choice(["table", "csv", "json", "jsonl"]),
     help="Format of the predictions.  [default: by the suffix of --out, else table]",
 )
-@click.option("--out", type=_PATH, help="File to write.  [default: standard output]")
+@click.option("--out", type=PATH, help="File to write.  [default: standard output]")
 @_CODE
 def predict_(
     run_path: Path,
@@ -240,7 +249,7 @@ def predict_(
 @click.option("--format", "form", type=click.Choice(["onnx"]), default="onnx", show_default=True)
 @click.option(
     "--output",
-    type=_PATH,
+    type=PATH,
     help="File to write.  [default: RUN/student.onnx, or RUN/student_best.onnx with --best]",
 )
 @_BEST
@@ -257,10 +266,10 @@ def export_(run_path: Path, form: str, output: Path | None, best: bool, allow_co
 
 
 @cli.command("report")
-@click.argument("paths", metavar="RUN...|COMPARISON", nargs=-1, required=True, type=_PATH)
+@click.argument("paths", metavar="RUN...|COMPARISON", nargs=-1, required=True, type=PATH)
 @click.option(
     "--output",
-    type=_PATH,
+    type=PATH,
     default=Path("report.html"),
     show_default=True,
     help="HTML page to write.",
@@ -290,7 +299,7 @@ def list_(what: str) -> None:
 
 @cli.command("demo")
 @click.option(
-    "--out", type=_PATH, default=Path("runs/demo"), show_default=True, help="Folder of the runs."
+    "--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Folder of the runs."
 )
 def demo_(out: Path) -> None:
     """Distil a small network on handwritten digits, in under a minute.

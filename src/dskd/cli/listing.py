@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dskd import methods
 from dskd.config.recipe import preview, shipped
 from dskd.data.catalog import DATASETS
-from dskd.models.catalog import ZOO
+from dskd.models.catalog import LIBRARIES, ZOO
 
 Table = tuple[list[str], list[list[str]]]
 """The header and the rows."""
@@ -19,7 +19,8 @@ def model_table() -> Table:
         [name, f"{entry.parameters:,}", f"{entry.multiply_adds:,}", " ".join(entry.stages)]
         for name, entry in ZOO.items()
     ]
-    rows.append(["timm/<name>", "-", "-", "name them with student.stages=[...]"])
+    for library in LIBRARIES:
+        rows.append([f"{library}<name>", "-", "-", "chosen, or student.stages=[...]"])
     return ["model", "parameters", "multiply-adds", "stages"], rows
 
 

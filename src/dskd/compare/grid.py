@@ -9,7 +9,7 @@ from typing import Any
 
 from dskd import methods
 from dskd.compare.variants import MethodVariant, Weights, method_variants
-from dskd.config.recipe import load
+from dskd.config.recipe import compose
 from dskd.config.schema import Recipe
 from dskd.errors import InputError, option
 from dskd.storage.run_files import LAST
@@ -44,11 +44,18 @@ class Grid:
     def recipe_of(self, variant: MethodVariant, seed: int) -> Recipe:
         """The recipe of one run, with the teacher of the comparison."""
         teacher = self.recipe.teacher
-        if teacher is not None and teacher.checkpoint is None and not teacher.name.startswith("<"):
-            teacher = teacher.model_copy(update={"checkpoint": self.path / "teacher" / LAST})
+        if teacher is not None and teacher.checkpoint is None and self._trains_teacher:
+            found = {"checkpoint": self.path / "teacher" / LAST, "pretrained": False}
+            teacher = teacher.model_copy(update=found)
         return self.recipe.changed(
             method=variant.method, teacher=teacher, seed=seed, out=self.folder(variant, seed)
         )
+
+    @property
+    def _trains_teacher(self) -> bool:
+        """Whether the teacher is neither given in Python nor used as published."""
+        teacher = self.recipe.teacher
+        return teacher is not None and teacher.epochs != 0 and not teacher.name.startswith("<")
 
     def recipe_with_teacher(self) -> Recipe | None:
         """The recipe with a method that needs the teacher; None if no method needs one."""
@@ -93,7 +100,7 @@ def plan(
 
 
 def load_plan(
-    recipe_name: str,
+    recipe_name: str | None,
     overrides: Iterable[str],
     names: Iterable[str],
     out: Path | None,
@@ -102,7 +109,8 @@ def load_plan(
     """Like `plan`, from the arguments of the command line.
 
     Args:
-        recipe_name: A shipped recipe or a YAML file.
+        recipe_name: A shipped recipe or a YAML file; None for no recipe (see
+            `dskd.config.recipe.load`).
         overrides: Settings as ``key=value``.
         names: The methods.
         out: The folder of the comparison; None for ``runs/compare/<recipe>``.
@@ -116,6 +124,7 @@ def load_plan(
         raise InputError(
             f"out has no effect on a comparison; give its folder with {option('out', 'FOLDER')}"
         )
-    label = recipe_name.removesuffix(".yaml").removesuffix(".yml")
+    composed = compose(recipe_name, overrides)
+    label = (recipe_name or composed.folder.name).removesuffix(".yaml").removesuffix(".yml")
     path = out or Path("runs") / "compare" / label.strip("./").replace("/", "-")
-    return plan(load(recipe_name, overrides), names, path, **options)
+    return plan(composed.resolved(), names, path, **options)

@@ -17,6 +17,7 @@ from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, LockstepRun
 from dskd.compare.reader import read_comparison
 from dskd.compare.summary import Summary, summarize
+from dskd.engine.progress import shows_bars
 from dskd.errors import InputError
 
 log = logging.getLogger("dskd")
@@ -117,7 +118,7 @@ def live_table(grid: Grid) -> Iterator[Callback]:
         The callback to run it with.
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal and shows_bars()):
         yield LogLines()
         return
     with Live(console=console, transient=True, auto_refresh=False) as live:

@@ -31,13 +31,14 @@ from dskd.engine.build import (
     load_data,
 )
 from dskd.engine.preflight import rehearse
-from dskd.engine.prepare import Prepared, check_cache, prepare_teacher
+from dskd.engine.prepare import Prepared, check_cache, log_stages, prepare_teacher
 from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.errors import InputError, NonFiniteError, Stopped, option
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.compile import check_compiler
+from dskd.runtime.cores import cpu_threads
 from dskd.runtime.single_run import single_run
 from dskd.storage.atomic import check_writable, refuse_links, remove_parts
 from dskd.storage.lock import lock_folder
@@ -67,7 +68,7 @@ def run_grid(grid: Grid, callback: Callback, objects: UserObjects | None = None)
     """
     distributed.require_single_process("a comparison")
     try:
-        with single_run():
+        with single_run(), cpu_threads(grid.recipe.train.threads):
             return _run_grid(grid, callback, objects or UserObjects())
     except Stopped as stopped:
         how = stopped.message.partition(";")[0]
@@ -120,6 +121,7 @@ def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared
         check_compiler(device)
     teacher = prepare_teacher(recipe, data, objects, device)
     student = build_model(recipe.student, data, recipe.seed, objects.student, objects.allow_code)
+    log_stages(recipe.student, student)
     needs = TeacherNeeds()
     for variant in grid.variants:
         own = grid.recipe.changed(method=variant.method)

@@ -6,37 +6,44 @@ values against `dskd.config.schema` and fills in the defaults.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from dskd import methods
+from dskd.config.overrides import all_keys, overridden
 from dskd.config.schema import (
-    AUGMENTATIONS,
     DataSettings,
     MethodSettings,
     Recipe,
     TeacherSettings,
     TrainSettings,
 )
-from dskd.config.text_values import setting_value
+from dskd.config.short_forms import check_parts, label
 from dskd.data.catalog import DATASETS
-from dskd.errors import InputError, brief, call, unknown
-from dskd.settings import known_keys, signature_settings, unknown_key, validate
+from dskd.errors import InputError, call, unknown
+from dskd.settings import validate
 from dskd.storage.paths import as_path
 from dskd.storage.yaml_file import Ambiguous, read_yaml_file
 
+log = logging.getLogger("dskd")
 
-def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+
+def load(name: str | None, overrides: Iterable[str] = ()) -> Recipe:
     """Loads a recipe by name or from a YAML file, and applies overrides.
+
+    Without a recipe, the overrides name models and data, and what suits these is filled in (see
+    `dskd.config.chosen`). A line says what.
 
     If an override changes ``method.name``, the file's method settings that the new method also has
     (such as ``temperature``) stay. The other ones are dropped. An override of ``data.augment``
     drops the file's augmentations.
 
     Args:
-        name: A name of `shipped`, or the path of a YAML file.
+        name: A name of `shipped`, or the path of a YAML file; None for no recipe.
         overrides: As in ``["train.epochs=10", "student.stages=[layer1,layer2]"]``.
 
     Raises:
@@ -46,21 +53,58 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
         >>> load("digits", ["train.epochs=2"]).train.epochs
         2
     """
-    values, label = _read(name)
-    changes = [_split(override) for override in overrides]
-    others = [text for key, text in changes if key == "method.name"]
-    if others and isinstance(values.get("method"), dict):
-        values["method"] = _shared(values["method"], others[-1])
-    method = _last_method(values, changes)
-    if any(key == "data.augment" for key, _ in changes) and isinstance(values.get("data"), dict):
-        kept = {key: one for key, one in values["data"].items() if key not in AUGMENTATIONS}
-        values["data"] = kept
-    for key, text in changes:
-        _override(values, key, text, method)
-    return resolve(values, Path("runs") / label)
+    return compose(name, overrides).resolved()
 
 
-def load_by_labels(name: str, overrides: Iterable[str] = ()) -> Recipe:
+@dataclass(frozen=True)
+class Composed:
+    """The values of a recipe, before they are checked.
+
+    Attributes:
+        values: Nested plain values.
+        folder: Of all runs with this recipe.
+        chosen: Lists what was filled in; empty with a recipe.
+    """
+
+    values: dict[str, Any]
+    folder: Path
+    chosen: str = ""
+
+    def resolved(self) -> Recipe:
+        """The checked recipe, see `resolve`. Logs what was filled in."""
+        recipe = resolve(self.values, self.folder)
+        if self.chosen:
+            log.info(self.chosen)
+        return recipe
+
+
+def compose(name: str | None, overrides: Iterable[str] = ()) -> Composed:
+    """The values of a recipe with overrides, as `load` checks them.
+
+    Args:
+        name: As for `load`.
+        overrides: As for `load`.
+    """
+    if name is None:
+        return complete(overridden({}, overrides))
+    values, stem = read(name)
+    return Composed(overridden(values, overrides), Path("runs") / stem)
+
+
+def complete(values: Mapping[str, Any]) -> Composed:
+    """Fills in what suits models and data, for a run without a recipe.
+
+    Raises:
+        InputError: There is no student or no data.
+    """
+    from dskd.config.chosen import fill_in  # it imports torch
+
+    check_parts(values)
+    filled, chosen = fill_in(values)
+    return Composed(filled, Path("runs") / label(values), chosen)
+
+
+def load_by_labels(name: str | None, overrides: Iterable[str] = ()) -> Recipe:
     """Loads a recipe as `load` does, to train its student on the labels alone.
 
     Raises:
@@ -72,7 +116,7 @@ def load_by_labels(name: str, overrides: Iterable[str] = ()) -> Recipe:
         key = override.partition("=")[0]
         if key.split(".")[0] in ("teacher", "method"):
             raise InputError(
-                f"{key} has no effect on training by labels; use {call('distill', name)}"
+                f"{key} has no effect on training by labels; use {call('distill', name or '...')}"
             )
     return load(name, [*overrides, "method={name: ce}", "teacher=null"])
 
@@ -95,7 +139,7 @@ def preview(name: str) -> Recipe:
         >>> preview("digits").student.name
         'resnet8'
     """
-    values, _ = _read(name)
+    values, _ = read(name)
     return validate(Recipe, values)
 
 
@@ -115,14 +159,18 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     _check_schedule(recipe.train, recipe.teacher)
     _check_cache_settings(recipe.teacher)
     _check_augmentation(recipe.data, recipe.teacher)
+    _check_untrained(recipe.teacher)
     options = methods.resolve(recipe.method.name, recipe.method.options)
     method = MethodSettings(name=recipe.method.name, **options)
     for key, free in (("student", recipe.student), ("teacher", recipe.teacher)):
         _refuse_ambiguous(free.options if free else {}, f"{key}.options")
         if free and free.checkpoint_key is not None and free.checkpoint is None:
             raise InputError(f"{key}.checkpoint_key does nothing without {key}.checkpoint; drop it")
+        if free and free.checkpoint is not None and free.pretrained:
+            raise InputError(f"{key}.checkpoint and {key}.pretrained are two sources; drop one")
     taught = recipe.teacher
-    if taught and taught.trust and taught.checkpoint is None and not taught.name.startswith("<"):
+    given = taught and (taught.checkpoint or taught.epochs == 0 or taught.name.startswith("<"))
+    if taught and taught.trust and not given:
         raise InputError(
             "teacher.trust does nothing without teacher.checkpoint, since a teacher that is "
             "trained first is not refused; drop it"
@@ -135,19 +183,6 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     return recipe.changed(method=method, out=out)
 
 
-def all_keys(values: Mapping[str, Any]) -> list[str]:
-    """Lists every key that a recipe may have, including those of its method.
-
-    Args:
-        values: The recipe as plain values. Only the method's name is read.
-    """
-    name = _method_name(values)
-    keys = known_keys(Recipe)
-    if name in methods.names():
-        keys += known_keys(signature_settings(methods.find(str(name)).__init__), "method.")
-    return keys
-
-
 def _check_schedule(train: TrainSettings, teacher: TeacherSettings | None) -> None:
     shortest = min((teacher.epochs if teacher else None) or train.epochs, train.epochs)
     if train.warmup >= shortest:
@@ -157,6 +192,17 @@ def _check_schedule(train: TrainSettings, teacher: TeacherSettings | None) -> No
         )
     if train.nesterov and train.momentum == 0:
         raise InputError("train.nesterov needs train.momentum above 0")
+
+
+def _check_untrained(teacher: TeacherSettings | None) -> None:
+    """Refuses a teacher without training where its first weights are not published ones."""
+    if teacher is None or teacher.epochs != 0 or teacher.pretrained is True:
+        return
+    hint = "give the file as teacher.checkpoint" if teacher.pretrained else "set it to 1 or more"
+    raise InputError(
+        f"teacher.epochs=0 is for a teacher with teacher.pretrained=true, which needs no training; "
+        f"{hint}"
+    )
 
 
 def _check_dot(train: TrainSettings, method: str) -> None:
@@ -217,61 +263,19 @@ def _recipes() -> Path:
     return Path(str(resources.files("dskd.config") / "recipes"))
 
 
-def _read(name: str) -> tuple[dict[str, Any], str]:
-    """Reads a recipe's values, and returns them with the label that names its runs."""
+def read(name: str) -> tuple[dict[str, Any], str]:
+    """Reads a recipe's values, and returns them with the label that names its runs.
+
+    Raises:
+        InputError: There is no such recipe, or it cannot be read.
+    """
     if name in shipped():
-        path, label = _recipes() / f"{name}.yaml", name
+        path, stem = _recipes() / f"{name}.yaml", name
     elif name.endswith((".yaml", ".yml")):
-        path, label = as_path(name, "recipe"), Path(name).stem
+        path, stem = as_path(name, "recipe"), Path(name).stem
     else:
         raise unknown("recipe", name, [*shipped(), "<your own>.yaml"])
-    return read_yaml_file(path, "recipe"), label
-
-
-def _shared(settings: dict[str, Any], method: Any) -> dict[str, Any]:
-    """The settings that ``method`` also has; all of them if it is the same or unknown."""
-    if settings.get("name", "dskd") == method or method not in methods.names():
-        return settings
-    known = signature_settings(methods.find(method).__init__).model_fields
-    return {key: value for key, value in settings.items() if key in known}
-
-
-def _split(override: str) -> tuple[str, str]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"{brief(override)} is not key=value; write it as in train.epochs=10")
-    return key, text
-
-
-def _last_method(values: Mapping[str, Any], changes: Iterable[tuple[str, str]]) -> object:
-    """The method that the recipe ends with. It types its settings, which may come before it."""
-    name = _method_name(values)
-    for key, text in changes:
-        if key == "method.name":
-            name = text
-        elif key == "method":
-            name = _method_name({"method": setting_value(key, text, name)})
-    return name
-
-
-def _method_name(values: Mapping[str, Any]) -> object:
-    method = values.get("method")
-    return method.get("name", "dskd") if isinstance(method, dict) else "dskd"
-
-
-def _override(values: dict[str, Any], key: str, text: str, method: object) -> None:
-    """Sets ``a.b=text`` in nested values."""
-    value = setting_value(key, text, method)
-    *path, last = key.split(".")
-    section = values
-    for part in path:
-        inner = section.setdefault(part, {})
-        if inner is None:
-            inner = section[part] = {}
-        if not isinstance(inner, dict):
-            raise unknown_key(key, all_keys(values))
-        section = inner
-    section[last] = value
+    return read_yaml_file(path, "recipe"), stem
 
 
 def _refuse_ambiguous(value: object, key: str) -> None:

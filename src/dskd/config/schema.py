@@ -7,6 +7,7 @@ docs/settings.md is generated from it.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
@@ -28,6 +29,7 @@ from dskd.settings import (
     Settings,
     Share,
     Weight,
+    expand_path,
 )
 
 
@@ -54,7 +56,18 @@ def _ordered(values: tuple[float, float] | None) -> tuple[float, float] | None:
     return values
 
 
+def _pretrained(value: Any) -> Any:
+    """Checks ``pretrained``: true, false, or a file."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return expand_path(value)
+    raise ValueError("true, false or a file is needed")
+
+
 ClassChoice = Annotated[int | list[str] | None, BeforeValidator(_class_choice)]
+
+Pretrained = Annotated[bool | Path, BeforeValidator(_pretrained)]
 
 
 class DataSettings(Settings):
@@ -74,6 +87,9 @@ class DataSettings(Settings):
     """Fraction of the training images held out for validation. The split does not depend on the
     seed. In a folder without val and test, the student is tested on these images. None means 0.2 in
     such a folder, and 0 otherwise."""
+    test_fraction: Share = 1.0
+    """Fraction of the test and validation images to use, for quick trials. It is the same in every
+    class."""
     channels: Literal[1, 3] | None = None
     """For your own images: 3 for RGB or 1 for gray. None means RGB."""
     value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None
@@ -148,9 +164,11 @@ class ModelSettings(Settings):
     """The model to train."""
 
     name: str
-    """A model of ``dskd list models``, ``timm/<name>``, or ``package.module:function``."""
+    """A model of ``dskd list models``, ``timm/<name>``, ``torchvision/<name>``, or
+    ``package.module:function``."""
     stages: Annotated[list[str], Field(min_length=1)] | None = None
-    """Submodules whose outputs are the stages, shallow to deep. None uses those of a zoo model."""
+    """Submodules whose outputs are the stages, shallow to deep. None uses those of a zoo model. For
+    a model of timm or torchvision, None chooses the deepest module of each map size."""
     mean: Annotated[list[Number], Field(min_length=1)] | None = None
     """Mean of each channel for the normalisation, where pixels lie between 0 and 1. None uses that
     of the checkpoint or of the model, or else the data set's."""
@@ -158,7 +176,12 @@ class ModelSettings(Settings):
     """Standard deviation of each channel. None uses that of the checkpoint or of the model, or else
     the data set's."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """More arguments for the constructor of a timm model or of your own function."""
+    """More arguments for the constructor of a model of timm or torchvision, or of your own
+    function."""
+    pretrained: Pretrained = False
+    """First weights; a classifier of other classes is left out. ``true``: those that timm or
+    torchvision publishes for the model, usually of ImageNet. They are downloaded once. A file: the
+    weights in it. ``false`` draws all weights from the seed."""
     checkpoint: PathSetting | None = None
     """File with weights to start from. A classifier of other classes is left out. None draws all
     weights from the seed."""
@@ -176,8 +199,9 @@ class TeacherSettings(ModelSettings):
     trust: bool = False
     """Use a given teacher that is no better than a guess on the test images. By default it is
     refused, if there are enough test images to tell and the method reads its classes."""
-    epochs: Count | None = None
-    """Epochs of the teacher's own training. None uses train.epochs."""
+    epochs: Natural | None = None
+    """Epochs of the teacher's own training. None uses train.epochs. 0 uses pretrained weights as
+    they are; their classes must be those of the data."""
     lr: Rate | None = None
     """Learning rate of the teacher's own training, at most 1e6. None uses train.lr."""
     fuse_batchnorm: bool = True
@@ -257,6 +281,9 @@ class TrainSettings(Settings):
     first steps take minutes; all others are faster."""
     device: DeviceName = "auto"
     """``cpu``, ``cuda``, or ``auto`` for a GPU if there is one."""
+    threads: Annotated[Count, Field(le=1024)] | None = None
+    """Threads that torch uses on the CPU, in each process. None leaves the choice to torch. Other
+    work on the machine slows down a run with as many threads as cores; a warning says so."""
 
 
 class Recipe(Settings):
@@ -283,11 +310,13 @@ class Recipe(Settings):
             ("data", "root"),
             ("data", "cache_dir"),
             ("student", "checkpoint"),
+            ("student", "pretrained"),
             ("teacher", "checkpoint"),
+            ("teacher", "pretrained"),
             ("teacher", "cache_dir"),
         )
         for section, key in places:
-            if plain[section] and plain[section][key]:
+            if plain[section] and isinstance(plain[section][key], str):
                 plain[section][key] = os.path.abspath(plain[section][key])  # noqa: PTH100 (no "..")
         return plain
 

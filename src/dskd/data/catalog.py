@@ -51,7 +51,9 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
         "cifar100": DatasetEntry("CIFAR-100, 32x32, 100 classes", "cifar", "load_cifar100"),
         "tiny_imagenet": DatasetEntry("Tiny ImageNet, 64x64, 200 classes", "tiny_imagenet"),
         "folder": DatasetEntry(
-            "your images, in ROOT/train/CLASS and ROOT/val/CLASS", "image_folder", own_images=True
+            "your images, in ROOT/CLASS, or in ROOT/train/CLASS and ROOT/val/CLASS",
+            "image_folder",
+            own_images=True,
         ),
     }
 )

@@ -9,7 +9,7 @@ from dskd.data.catalog import DATASETS
 from dskd.data.dataset import Dataset
 from dskd.data.pixels import RGB
 from dskd.data.read_options import read_options
-from dskd.data.subset import choose_classes, split_validation, take_fraction
+from dskd.data.subset import choose_classes, split_validation, take_fraction, take_test_fraction
 from dskd.errors import InputError, unknown
 from dskd.storage.paths import as_path
 
@@ -22,6 +22,7 @@ def load_dataset(
     classes: int | Sequence[str] | None = None,
     fraction: float = 1.0,
     val_fraction: float | None = None,
+    test_fraction: float = 1.0,
     channels: int | None = None,
     value_range: tuple[float, float] | None = None,
     max_pixels: int | None = None,
@@ -31,19 +32,18 @@ def load_dataset(
     """Load a data set into memory, or a part of it.
 
     First the classes are chosen, then the validation split is taken off the training images, then
-    a fraction of the rest is selected. None of these choices depends on the training seed.
+    fractions of the splits are selected. None of these choices depends on the training seed.
 
     Args:
         name: A key of `dskd.data.catalog.DATASETS`.
         root: Folder of the files, which are only read; None downloads published data sets.
         size: Height and width of the images; None keeps the data set's own.
-        classes: Number of classes to select from the first on, or names of classes in order; None
-            selects all.
+        classes: Number of the first classes to select, or names in order; None selects all.
         fraction: Fraction of the training images to select, above 0 and at most 1.
-        val_fraction: Fraction of the training images for the validation split, at least 0 and
-            below 1; the test split of a folder without one. None means 0.2 there, and else 0.
-        channels: 3 for RGB or 1 for gray; for the data set ``folder``, as are the next three. None
-            means RGB.
+        val_fraction: Fraction of the training images for the validation split, or for the test
+            split of a folder without one. None means 0.2 there, and else 0.
+        test_fraction: Fraction of the test and validation images to select, as ``fraction``.
+        channels: 3 for RGB (as None) or 1 for gray; for ``folder``, as are the next three.
         value_range: Lowest and highest value of a pixel, which become 0 and 255.
         max_pixels: Most pixels of an image file; None for `dskd.data.pixels.MAX_PIXELS`.
         skip_bad: Leave out image files that cannot be used, and list them.
@@ -73,19 +73,24 @@ def load_dataset(
         dataset = entry.load_function()(folder, options, cache)
     except OSError as error:
         raise InputError(f"cannot read {name}: {error}; check data.root") from error
-    return take_part(dataset, classes, fraction, val_fraction or 0.0)
+    return take_part(dataset, classes, fraction, val_fraction or 0.0, test_fraction)
 
 
 def take_part(
-    dataset: Dataset, classes: int | Sequence[str] | None, fraction: float, val_fraction: float
+    dataset: Dataset,
+    classes: int | Sequence[str] | None,
+    fraction: float,
+    val_fraction: float,
+    test_fraction: float = 1.0,
 ) -> Dataset:
-    """Select classes, split off a validation split, and select a fraction of the rest.
+    """Select classes, split off a validation split, and select fractions of the splits.
 
     Args:
         dataset: The whole data set.
         classes: See `load_dataset`.
         fraction: See `load_dataset`.
         val_fraction: See `load_dataset`.
+        test_fraction: See `load_dataset`.
 
     Raises:
         InputError: A class does not exist, or a fraction leaves a split empty.
@@ -94,4 +99,4 @@ def take_part(
         dataset = choose_classes(dataset, classes)
     if not dataset.test_is_held_out:
         dataset = split_validation(dataset, val_fraction)
-    return take_fraction(dataset, fraction)
+    return take_test_fraction(take_fraction(dataset, fraction), test_fraction)

@@ -115,10 +115,33 @@ def take_fraction(dataset: Dataset, fraction: float) -> Dataset:
         raise InputError(f"data.fraction must be above 0 and at most 1, got {fraction}")
     if fraction == 1:
         return dataset
+    return replace(dataset, train=_part(dataset.train, fraction))
+
+
+def take_test_fraction(dataset: Dataset, fraction: float) -> Dataset:
+    """Select a fraction of the test images and of the validation images, as `take_fraction` does.
+
+    Args:
+        dataset: The data set.
+        fraction: Fraction of each class to select, above 0 and at most 1.
+
+    Raises:
+        InputError: ``fraction`` is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"data.test_fraction must be above 0 and at most 1, got {fraction}")
+    if fraction == 1:
+        return dataset
+    validation = _part(dataset.validation, fraction) if dataset.validation is not None else None
+    return replace(dataset, test=_part(dataset.test, fraction), validation=validation)
+
+
+def _part(split: Split, fraction: float) -> Split:
+    """A fraction of each class of a split, and at least one image of each."""
     selected, _ = _divide(
-        dataset.train.labels, lambda count: max(_round(count * fraction), 1), _FRACTION_SEED
+        split.labels, lambda count: max(_round(count * fraction), 1), _FRACTION_SEED
     )
-    return replace(dataset, train=dataset.train.take(selected))
+    return split.take(selected)
 
 
 def _first(dataset: Dataset, count: int) -> list[int]:

@@ -21,7 +21,8 @@ from dskd.data.pixels import PixelForm
 from dskd.engine.build import load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.errors import InputError, brief, option, unknown
-from dskd.models.factory import TIMM, load_model
+from dskd.models.catalog import LIBRARIES
+from dskd.models.factory import load_model
 from dskd.models.plain_copy import plain_copy
 from dskd.models.size_check import check_size
 from dskd.models.staged_model import StagedModel
@@ -99,7 +100,7 @@ def load_deployed(
         module = _build(metadata, run, allow_code) if student is None else plain_copy(student)
         return methods.find(metadata.method).assemble(module, metadata.deploy_config)
 
-    if student is None and metadata.model.startswith(TIMM):  # its options determine its size
+    if student is None and metadata.model.startswith(LIBRARIES):  # its options determine its size
         check_size(build, metadata.options, weights, str(path))
     module = build()
     load_weights(module, weights, str(path))
@@ -115,15 +116,12 @@ def _build(metadata: _Metadata, run: str | Path, allow_code: bool) -> nn.Module:
             f"dskd.evaluate({str(run)!r}, student=module)"
         )
     channels, height, _ = metadata.shape
-    options = dict(metadata.options)
-    if metadata.model.startswith(TIMM):  # the weights are in the file; download none
-        options.pop("pretrained", None)
     return load_model(
         metadata.model,
         num_classes=len(metadata.classes),
         in_channels=channels,
         size=height,
-        options=options,
+        options=metadata.options,
         allow_code=allow_code,
     )
 

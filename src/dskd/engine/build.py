@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +16,7 @@ from dskd.config.schema import AUGMENTATIONS, DataSettings, ModelSettings, Recip
 from dskd.data import Dataset, load_dataset, take_part
 from dskd.data.epoch_plan import draw_views, largest_batch
 from dskd.data.loader import DataLoaders, Loader
-from dskd.engine.load_checkpoint import file_statistics, load_checkpoint
+from dskd.engine.load_checkpoint import file_statistics, load_file, weights_file
 from dskd.engine.lr_schedule import learning_rate
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.trainer import Trainer
@@ -23,6 +24,7 @@ from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, TeacherNeeds
+from dskd.models.default_stages import default_stages
 from dskd.models.factory import load_model, pretrained_statistics
 from dskd.models.plain_copy import plain_copy, unwrap
 from dskd.models.spec import ModelSpec, describe
@@ -73,7 +75,8 @@ def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
         for key in of_files:
             if getattr(settings, key) not in (None, False):
                 raise InputError(f"data.{key} does not apply to images given in Python; drop it")
-        return take_part(given, settings.classes, settings.fraction, settings.val_fraction or 0.0)
+        fractions = settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
+        return take_part(given, settings.classes, *fractions)
     if settings.name.startswith("<"):
         raise InputError(
             f"this run's images were given in Python as {settings.name}; give them again, as "
@@ -92,7 +95,8 @@ def build_model(
 ) -> StagedModel:
     """A model with fresh weights drawn from ``seed``, or a copy of the one given.
 
-    It gets the weights of its checkpoint, if the settings name one.
+    It gets the weights of its checkpoint, if the settings name one. A model of timm or torchvision
+    gets default stages, if the settings name none.
 
     The copy is trained, moved and frozen; the caller's own module stays as it is. Wrappers, such as
     torch.compile and DataParallel, are left out of the copy.
@@ -101,6 +105,8 @@ def build_model(
     if given is not None:
         if settings.options:
             raise InputError("options do not apply to a module given in Python; drop them")
+        if settings.pretrained:
+            raise InputError("pretrained does not apply to a module given in Python; drop it")
         module = plain_copy(given)
     elif settings.name.startswith("<"):
         raise InputError(
@@ -116,9 +122,10 @@ def build_model(
             size=height,
             options=settings.options,
             allow_code=allow_code,
+            pretrained=settings.pretrained is True,
         )
     default_mean, default_std = pretrained_statistics(module, channels) or (data.mean, data.std)
-    facts = read_facts(settings.checkpoint)
+    facts = read_facts(weights_file(settings))
     stored_mean, stored_std = file_statistics(settings, facts)
     mean = stored_mean if stored_mean is not None else default_mean
     std = stored_std if stored_std is not None else default_std
@@ -127,9 +134,12 @@ def build_model(
             f"mean and std of {settings.name} have {len(mean)} and {len(std)} channels, the "
             f"images {channels}; give {channels} of each"
         )
-    model = StagedModel(module, settings.stages, mean=mean, std=std)
-    if settings.checkpoint is not None:
-        load_checkpoint(model, settings, facts, data)
+    stages: Sequence[str] | None = settings.stages
+    if stages is None and given is None:
+        stages = default_stages(settings.name, module, data.shape)
+    model = StagedModel(module, stages, mean=mean, std=std)
+    if weights_file(settings) is not None:
+        load_file(model, settings, facts, data)
     return model
 
 

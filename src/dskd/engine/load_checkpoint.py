@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,36 +33,47 @@ def file_statistics(
         if own is not None and stored is not None and not _close(own, stored):
             log.warning(
                 "%s.%s=%s is used, but %s was trained with %s",
-                *(_role(settings), key, list(own), settings.checkpoint, _rounded(stored)),
+                *(_role(settings), key, list(own), weights_file(settings), _rounded(stored)),
             )
         chosen.append(own if own is not None else stored)
     return chosen[0], chosen[1]
 
 
-def load_checkpoint(
+def weights_file(settings: ModelSettings) -> Path | None:
+    """The file of weights that the settings name, as ``checkpoint`` or as ``pretrained``."""
+    if isinstance(settings.pretrained, Path):
+        return settings.pretrained
+    return settings.checkpoint
+
+
+def load_file(
     model: StagedModel, settings: ModelSettings, facts: FileFacts | None, data: Dataset
 ) -> None:
-    """Loads the settings' checkpoint.
+    """Loads the file of weights that the settings name.
 
-    A teacher must fit wholly. If its file has the classes in another order, its logits are put
-    into the order of the data set. A student may have another classifier, which is left out.
+    The checkpoint of a teacher must fit wholly. If it has the classes in another order, the logits
+    are put into the order of the data set. A student and pretrained weights may have another
+    classifier, which is left out.
 
     Args:
         model: Gets the weights.
-        settings: With a checkpoint.
+        settings: With a file.
         facts: What the file says; None for a file of another program.
         data: The data set of the run.
 
     Raises:
         InputError: The file cannot be read, does not fit, or is of other classes or channels.
     """
-    assert settings.checkpoint is not None
-    what = f"the {_role(settings)} checkpoint {settings.checkpoint}"
-    weights = read_weights(settings.checkpoint, settings.checkpoint_key)
+    path = weights_file(settings)
+    assert path is not None
+    what = f"the {_role(settings)} checkpoint {path}"
+    if settings.pretrained:  # a teacher is trained from them as a student is
+        what = f"the pretrained weights {path}"
+    weights = read_weights(path, settings.checkpoint_key)
     if facts is not None and facts.shape is not None:
         _check_shape(facts.shape, data, what)
-    if not isinstance(settings, TeacherSettings):
-        _start(model, weights, facts, data, what)
+    if settings.pretrained or not isinstance(settings, TeacherSettings):
+        _start(settings.name, model, weights, facts, data, what)
         return
     order = _class_order(facts, data, what)
     load_weights(model.module, weights, what)
@@ -109,6 +121,7 @@ def _class_order(facts: FileFacts | None, data: Dataset, what: str) -> list[int]
 
 
 def _start(
+    name: str,
     model: StagedModel,
     weights: Mapping[str, Tensor],
     facts: FileFacts | None,
@@ -130,7 +143,7 @@ def _start(
             "from random weights",
             *(what, ", ".join(sorted(left_out)), data.name),
         )
-    log.info("the student starts from %s", what.removeprefix("the student "))
+    log.info("%s starts from %s", name, what)
 
 
 def _in_classifier(model: StagedModel, key: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,12 +15,25 @@ from dskd.runtime import distributed
 
 
 class EpochMetrics:
-    """Means over the samples of an epoch. Sums stay on the device; each process sums its own."""
+    """Means over the samples of an epoch. Sums stay on the device; each process sums its own.
+
+    Attributes:
+        data_seconds: Time spent waiting for batches.
+    """
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self.sums: Tensor | None = None
         self.num_samples = 0
+        self.data_seconds = 0.0
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, of which each adds the time until it comes to ``data_seconds``."""
+        start = time.perf_counter()
+        for batch in batches:
+            self.data_seconds += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
 
     def add(self, batch: Batch, output: StepOutput) -> None:
         """Adds a step."""
@@ -51,10 +66,12 @@ class EpochMetrics:
     def state(self) -> dict[str, Any]:
         """The sums so far, on the CPU."""
         sums = None if self.sums is None else self.sums.cpu()
-        return {"names": self.names, "sums": sums, "num_samples": self.num_samples}
+        numbers = {"num_samples": self.num_samples, "data_seconds": self.data_seconds}
+        return {"names": self.names, "sums": sums, **numbers}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         """Restores a saved state."""
         sums = state["sums"]
         self.names, self.num_samples = tuple(state["names"]), state["num_samples"]
+        self.data_seconds = float(state["data_seconds"])
         self.sums = None if sums is None else sums.to(device)

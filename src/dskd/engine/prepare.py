@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from dskd import methods
-from dskd.config.schema import MethodSettings, ModelSettings, Recipe, TrainSettings
+from dskd.config.schema import MethodSettings, ModelSettings, Recipe, TeacherSettings, TrainSettings
 from dskd.data import Dataset
 from dskd.data.download import cache_folder
 from dskd.data.loader import MemoryLoader
 from dskd.engine.build import UserObjects, build_model, build_teacher_outputs
 from dskd.engine.preflight import check_split_size, rehearse
+from dskd.errors import InputError
 from dskd.methods.contracts import TeacherNeeds
+from dskd.models.factory import pretrained_classes
 from dskd.models.frozen_parts import frozen_note
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.compile import check_compiler
@@ -77,6 +79,7 @@ def prepare(recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.d
     student = build_model(recipe.student, data, recipe.seed, objects.student, objects.allow_code)
     if note := frozen_note(student.module, f"student {recipe.student.name}"):
         log.info(note)
+    log_stages(recipe.student, student)
     needs = rehearse(recipe, data, student, teacher.model if teacher else None)
     prepared = Prepared(recipe, data, student, teacher, needs)
     check_cache(prepared)
@@ -97,14 +100,50 @@ def prepare_teacher(
     if trains_teacher(recipe, objects):
         named = UserObjects(allow_code=objects.allow_code)
         training = prepare(teacher_recipe(recipe), data, named, device)
+        _log_as_published(settings, training.student, data)
         return PreparedTeacher(training.student, training)
+    if not methods.find(recipe.method.name).needs_teacher:  # so nothing is downloaded for it
+        settings = settings.model_copy(update={"pretrained": False, "epochs": None})
     model = build_model(settings, data, recipe.seed, objects.teacher, objects.allow_code)
+    _check_as_published(settings, model, data)
+    log_stages(settings, model)
     return PreparedTeacher(model, None)
+
+
+def _log_as_published(settings: TeacherSettings, model: StagedModel, data: Dataset) -> None:
+    """Logs that a pretrained teacher may need no training, if it has as many classes."""
+    if settings.pretrained is True and pretrained_classes(model.module) == len(data.classes):
+        log.info(
+            "the pretrained weights of %s have %d classes, as the images have; if they are the "
+            "same, teacher.epochs=0 uses the teacher as it is",
+            *(settings.name, len(data.classes)),
+        )
+
+
+def _check_as_published(settings: TeacherSettings, model: StagedModel, data: Dataset) -> None:
+    """Refuses a teacher without training whose weights have other classes."""
+    if settings.epochs != 0:
+        return
+    classes = pretrained_classes(model.module)
+    if classes != len(data.classes):
+        raise InputError(
+            f"teacher.epochs=0: the pretrained weights of {settings.name} have {classes} classes, "
+            f"and {data.name} has {len(data.classes)}; drop teacher.epochs, so that the teacher "
+            "is trained on these images first"
+        )
+
+
+def log_stages(settings: ModelSettings, model: StagedModel) -> None:
+    """Logs the stages of a model, if they were chosen for it."""
+    if settings.stages is None and model.stage_names is not None:
+        log.info("%s: the stages are %s", settings.name, ", ".join(model.stage_names))
 
 
 def trains_teacher(recipe: Recipe, objects: UserObjects) -> bool:
     """Whether the recipe's teacher must be trained first."""
     if recipe.teacher is None or not methods.find(recipe.method.name).needs_teacher:
+        return False
+    if recipe.teacher.epochs == 0:  # published weights as they are
         return False
     return recipe.teacher.checkpoint is None and objects.teacher is None
 

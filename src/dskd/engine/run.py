@@ -20,6 +20,7 @@ from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.errors import printable
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
+from dskd.runtime.cores import cpu_threads
 from dskd.runtime.single_run import single_run
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import HELD_OUT_IMAGES, SKIPPED_IMAGES, TEACHER
@@ -82,7 +83,7 @@ def distill(
     directory = RunDirectory(recipe.out, trains_teacher=trains_teacher(recipe, objects))
     device = devices.pick(recipe.train.device)
     check_processes(recipe, device)
-    with single_run(), distributed.process_group(device):
+    with single_run(), distributed.process_group(device), cpu_threads(recipe.train.threads):
         directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
         devices.set_up(device)
         data = distributed.local_rank_zero_first(lambda: load_data(recipe.data, objects.data))

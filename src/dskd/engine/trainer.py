@@ -106,7 +106,8 @@ class Trainer:
         self.method.train()
         plan, share = self.plan(self.epoch), (distributed.rank(), distributed.world_size())
         start = time.perf_counter()
-        for batch in self.loader.batches(plan, self.batch_size, self.step, *share):
+        batches = self.loader.batches(plan, self.batch_size, self.step, *share)
+        for batch in self.metrics.timed(batches):
             set_rate(self.optimizer, self.lr)
             with self._measuring_memory():
                 output = train_step(

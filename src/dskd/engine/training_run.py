@@ -19,6 +19,7 @@ from dskd.engine.teacher_accuracy import teacher_facts
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped, Unsaved, first_line, option
 from dskd.runtime import distributed
+from dskd.runtime.cores import CoreWatch
 from dskd.runtime.signals import stop_requests
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import BEST, NONFINITE, TEACHER_FACTS
@@ -27,7 +28,7 @@ log = logging.getLogger("dskd")
 
 CHECKPOINT_SHARE = 0.02
 """Maximum share of training time spent on checkpoints between the first and the last."""
-_TIMES = ("seconds", "teacher_seconds", "checkpoint_seconds")
+_TIMES = ("seconds", "data_seconds", "teacher_seconds", "checkpoint_seconds")
 """In the metrics of every method."""
 
 
@@ -141,7 +142,7 @@ class TrainingRun:
             for row in self.steps():
                 bar.step()
                 if row is not None:
-                    bar.epoch(row["test_accuracy"])
+                    bar.epoch(row)
                 if number := distributed.all_reduce_max(stop.signal or 0):  # of any process
                     self.save()
                     raise Stopped(number)
@@ -152,10 +153,10 @@ class TrainingRun:
         Yields:
             The epoch's metrics after its last step, None after the others.
         """
-        trainer = self.trainer
+        trainer, cores = self.trainer, CoreWatch()
         while trainer.epoch < trainer.epochs:
             with self.recording_nonfinite():
-                for _ in trainer.train_epoch():
+                for _ in cores.watching(trainer.train_epoch()):
                     if trainer.step < trainer.steps:
                         yield None
             yield self._end_epoch()
@@ -171,7 +172,8 @@ class TrainingRun:
             **epoch_accuracies(trainer.method, self.data),
         }
         row["lr"] = trainer.learning_rate(trainer.epoch)
-        row["seconds"] = round(trainer.seconds, 4)
+        times = trainer.seconds, trainer.metrics.data_seconds
+        row["seconds"], row["data_seconds"] = (round(seconds, 4) for seconds in times)
         row["teacher_seconds"] = round(trainer.teacher_outputs.watch.seconds, 4)
         row["checkpoint_seconds"], self.checkpoint_seconds = round(self.checkpoint_seconds, 4), 0.0
         if trainer.teacher_outputs.cache_counts is not None:
@@ -179,8 +181,7 @@ class TrainingRun:
         self._trained_seconds += trainer.seconds
         trainer.end_epoch()
         self._keep_best(row)
-        row = self.directory.append(row)  # with the times of rank 0
-        self.rows.append(row)
+        self.rows.append(row := self.directory.append(row))  # with the times of rank 0
         if self._checkpoint_is_due():
             self._save_checkpoint()
         return row

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+TIMM = "timm/"
+TORCHVISION = "torchvision/"
+LIBRARIES = (TIMM, TORCHVISION)
+"""What the names of models from other libraries start with."""
+
 
 @dataclass(frozen=True)
 class ZooEntry:

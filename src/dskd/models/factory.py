@@ -1,25 +1,18 @@
-"""Build a model by its name: from the zoo, from timm, or by a function of the user."""
+"""Build a model by its name: from the zoo, timm or torchvision, or by a user's function."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from dskd.errors import InputError, first_line, option, unknown
-from dskd.models.catalog import ZOO
+from dskd.errors import InputError, option, unknown
+from dskd.models.catalog import LIBRARIES, TIMM, TORCHVISION, ZOO
+from dskd.models.library_models import from_timm, from_torchvision
 from dskd.models.zoo import build
-
-TIMM = "timm/"
-_REFUSED_OPTIONS = frozenset(
-    {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-)
-_SUGGESTIONS = 5
 
 
 def load_model(
@@ -30,25 +23,30 @@ def load_model(
     size: int | None = None,
     options: Mapping[str, Any] | None = None,
     allow_code: bool = False,
+    pretrained: bool = False,
 ) -> nn.Module:
-    """Build a classifier with random weights.
+    """Build a classifier with random or pretrained weights.
 
     Args:
-        name: A name of the zoo (``dskd list models``), ``timm/<name>``, or, with ``allow_code``,
-            ``package.module:function``: a function that takes ``num_classes``, ``in_channels``
-            and the options, and returns a module.
+        name: A name of the zoo (``dskd list models``), ``timm/<name>``, ``torchvision/<name>``,
+            or, with ``allow_code``, ``package.module:function``: a function that takes
+            ``num_classes``, ``in_channels`` and the options, and returns a module.
         num_classes: Number of classes K, at least 2.
         in_channels: Channels of the images.
-        size: Height and width of the images in pixels, for timm models that need it
-            (transformers).
-        options: Further arguments of ``timm.create_model`` or of the function.
-        allow_code: Whether a name may run code outside this package and timm.
+        size: Height and width of the images in pixels, for models that need it (transformers).
+        options: Further arguments of ``timm.create_model``, of torchvision's function for the
+            model, or of the user's function.
+        allow_code: Whether a name may run code outside this package, timm and torchvision.
+
+        pretrained: Load the weights that timm or torchvision publishes. A classifier of other
+            classes keeps its random weights.
 
     Returns:
         A module from images ``[B, in_channels, H, W]`` to logits ``[B, num_classes]``.
 
     Raises:
-        InputError: The name does not exist, timm is not installed, or the options do not fit.
+        InputError: The name does not exist, the options do not fit, or there are no pretrained
+            weights.
 
     Example:
         >>> import torch
@@ -58,52 +56,23 @@ def load_model(
     """
     arguments = dict(options or {})
     if name.startswith(TIMM):
-        return _from_timm(name.removeprefix(TIMM), num_classes, in_channels, size, arguments)
+        plain = name.removeprefix(TIMM)
+        return from_timm(plain, num_classes, in_channels, size, arguments, pretrained)
+    if name.startswith(TORCHVISION):
+        plain = name.removeprefix(TORCHVISION)
+        return from_torchvision(plain, num_classes, in_channels, size, arguments, pretrained)
+    if pretrained:
+        raise InputError(
+            f"there are no pretrained weights of {name}; give a file, or take a model of timm or "
+            "torchvision"
+        )
     if ":" in name:
         return _from_function(name, num_classes, in_channels, arguments, allow_code)
     if name not in ZOO:
-        raise unknown("model", name, [*ZOO, f"{TIMM}<name>"])
+        raise unknown("model", name, [*ZOO, *(f"{library}<name>" for library in LIBRARIES)])
     if arguments:
         raise InputError(f"the model {name!r} takes no options, got {', '.join(arguments)}")
     return build(name, num_classes=num_classes, in_channels=in_channels)
-
-
-def _timm() -> ModuleType:
-    try:
-        return importlib.import_module("timm")
-    except ImportError:
-        raise InputError(
-            "timm models need timm; install it with: pip install timm torchvision"
-        ) from None
-
-
-def _from_timm(
-    name: str, num_classes: int, in_channels: int, size: int | None, options: dict[str, Any]
-) -> nn.Module:
-    timm = _timm()
-    if refused := sorted(_REFUSED_OPTIONS & options.keys()):
-        raise InputError(
-            f"the option {refused[0]!r} of timm is not allowed, as it reads other files; "
-            "give weights with teacher.checkpoint"
-        )
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=_SUGGESTIONS)
-        hint = f"the nearest: {', '.join(close)}" if close else "timm.list_models() names them"
-        raise InputError(f"unknown timm model {name!r}; {hint}")
-    arguments = {"num_classes": num_classes, "in_chans": in_channels} | options
-    sized = arguments if size is None else {"img_size": size} | arguments
-    try:
-        try:
-            model: nn.Module = timm.create_model(name, **sized)
-        except TypeError as error:
-            if sized == arguments or "img_size" not in str(error):
-                raise
-            model = timm.create_model(name, **arguments)  # convolutional networks take any size
-    except Exception as error:  # timm models raise many types
-        raise InputError(
-            f"timm/{name} cannot be built with options {options}: {first_line(error)}"
-        ) from error
-    return model
 
 
 def _from_function(
@@ -139,7 +108,7 @@ def _from_function(
 def pretrained_statistics(
     model: nn.Module, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """The mean and std in a timm model's ``pretrained_cfg``.
+    """The mean and std in a model's ``pretrained_cfg``, as timm's and pretrained models have it.
 
     Args:
         model: Any model.
@@ -153,3 +122,10 @@ def pretrained_statistics(
     if mean is None or std is None or len(mean) != channels:
         return None
     return tuple(mean), tuple(std)
+
+
+def pretrained_classes(model: nn.Module) -> int | None:
+    """The number of classes of the weights in a model's ``pretrained_cfg``; None without one."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    number: int | None = config.get("num_classes")
+    return number

@@ -79,7 +79,7 @@ class StagedModel(nn.Module):
         if stages is not None and len({module.get_submodule(n) for n in stages}) < len(stages):
             raise InputError(f"a stage is named twice in {list(stages)}; name each once")
         self.classifier = classifier or _find_classifier(module)
-        self.prefix_tokens = _find_prefix_tokens(module)
+        self.prefix_tokens = find_prefix_tokens(module)
         self._always_eval = parts_in_eval_mode(module)
         # Not in the state dict: the file of a student has the keys of its module.
         for key, values in (("mean", mean), ("std", std)):
@@ -225,7 +225,7 @@ def _find_classifier(module: nn.Module) -> str | None:
     return last_linear
 
 
-def _find_prefix_tokens(module: nn.Module) -> int | None:
+def find_prefix_tokens(module: nn.Module) -> int | None:
     """The ``num_prefix_tokens`` of a timm transformer, also inside another module."""
     found = (getattr(part, "num_prefix_tokens", None) for part in module.modules())
     return next((number for number in found if isinstance(number, int)), None)

@@ -13,6 +13,7 @@ from dskd.compare.summary import BASELINE, STUDENT
 from dskd.data import Dataset
 from dskd.engine.build import UserObjects
 from dskd.errors import InputError
+from dskd.models.default_stages import default_stages
 from dskd.models.staged_model import StagedModel
 from dskd.report.cka import LayerSimilarity, layer_similarity
 from dskd.report.collect import CollectedRuns, MethodRuns
@@ -124,7 +125,8 @@ class _Analyzer:
     def _similarity(self, runs: MethodRuns) -> LayerSimilarity:
         log.info("comparing the layers of %s with those of the teacher", runs.label)
         seed, student = self._student(runs)
-        stages = self.collected.recipe.student.stages
+        settings = self.collected.recipe.student
+        stages = settings.stages or default_stages(settings.name, student.module, self.data.shape)
         mean, std = student.mean.flatten().tolist(), student.std.flatten().tolist()
         staged = StagedModel(student.module, stages, mean=mean, std=std).to(pick("auto")).eval()
         teacher = self._teacher(runs).to(pick("auto"))

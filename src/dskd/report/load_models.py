@@ -53,15 +53,18 @@ def load_teacher(
     if settings is None:
         return None
     weights = next((path for path in _weight_files(folder, settings) if path.is_file()), None)
-    if weights is None and given.teacher is None:
+    as_published = settings.pretrained and settings.epochs == 0
+    if weights is None and given.teacher is None and not as_published:
         raise InputError(
             f"there are no weights of the teacher {settings.name} of {folder}: it was given in "
             "Python, or its file was moved; move the file back"
         )
-    # The weights are in the file, so nothing is downloaded again.
-    options = {key: value for key, value in settings.options.items() if key != "pretrained"}
     key = settings.checkpoint_key if weights == settings.checkpoint else None
-    found = {"options": options, "checkpoint": weights, "checkpoint_key": key}
+    found = {
+        "checkpoint": weights,
+        "checkpoint_key": key,
+        "pretrained": settings.pretrained if weights is None else False,
+    }
     plain = settings.model_copy(update=found)
     model = build_model(plain, data, 0, given.teacher, given.allow_code)
     return model.eval()

@@ -157,8 +157,10 @@ def _check_nothing_needed(folder: Path, recipe: Mapping[str, Any], trains_teache
             "teacher there; move it out first, or choose another folder with out="
         )
     models = (recipe["teacher"] or {}, recipe["student"])
-    files = (*(model.get("checkpoint") for model in models), recipe["data"]["root"])
-    for needed in filter(None, files):
+    files = [model.get(key) for model in models for key in ("checkpoint", "pretrained")]
+    for needed in (*files, recipe["data"]["root"]):
+        if not isinstance(needed, str):
+            continue
         if Path(needed).resolve().is_relative_to(folder.resolve()):
             raise InputError(
                 f"{needed} lies in {folder}, which {option('overwrite')} would empty; move it out "

@@ -1,0 +1,71 @@
+"""Arguments that several commands take."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dskd.config import short_forms
+from dskd.storage.paths import as_path
+
+_OVERRIDE = re.compile(r"[\w.]*=")
+"""The start of ``KEY=VALUE``, which the path of a recipe does not have."""
+
+
+class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions only
+    """A path; ``~`` is the home folder, as in a recipe."""
+
+    name = "path"
+
+    def convert(
+        self, value: str | Path, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        return as_path(value, (param.name if param else None) or "path")
+
+
+PATH = _PathType()
+_FLAGS = {
+    "data": click.option("--data", metavar="DATA", help="A folder of images, or a data set."),
+    "student": click.option("--student", metavar="MODEL", help="The model to train."),
+    "teacher": click.option("--teacher", metavar="MODEL", help="The model to learn from."),
+    "method": click.option("--method", metavar="METHOD", help="The method of distillation."),
+    "epochs": click.option("--epochs", type=click.IntRange(1), help="Epochs of the student."),
+    "out": click.option("--out", type=PATH, help="The run's folder."),
+}
+
+
+def takes_recipe(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command a recipe, ``KEY=VALUE`` arguments, and short forms of settings.
+
+    The command gets ``recipe_name``, None without a recipe, and ``overrides``, in which the short
+    forms come first.
+
+    Args:
+        flags: The short forms, such as ``data``.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(arguments: tuple[str, ...], **options: Any) -> None:
+            given = {flag: options.pop(flag) for flag in flags}
+            name, changes = _split(arguments)
+            overrides = [*short_forms.overrides(**given), *changes]
+            function(recipe_name=name, overrides=overrides, **options)
+
+        for flag in reversed(flags):
+            command = _FLAGS[flag](command)
+        return click.argument("arguments", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(command)
+
+    return decorate
+
+
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe, which may come first, and the overrides."""
+    if arguments and not _OVERRIDE.match(arguments[0]):
+        return arguments[0], list(arguments[1:])
+    return None, list(arguments)

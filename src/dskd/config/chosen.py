@@ -1,0 +1,151 @@
+"""Settings that are chosen for the models and the data where there is no recipe.
+
+A recipe file says everything. Without one, only models and data may be given. `fill_in` then adds
+what the defaults of `dskd.config.schema`, those of the literature for its small networks on small
+images, do not suit: the size and augmentation of the user's own images, and the schedule of models
+of timm and torchvision. What is given stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dskd.config.overrides import all_keys
+from dskd.config.schema import AUGMENTATIONS, Recipe
+from dskd.data.class_folders import EVALUATION
+from dskd.data.image_folder import HELD_OUT
+from dskd.data.image_sides import typical_side
+from dskd.models.catalog import LIBRARIES, ZOO
+from dskd.models.native import has_batchnorm, native_size
+from dskd.settings import validate
+
+SMALL_SIZE = 64
+"""Height and width of the user's images for networks of the zoo, and for the user's own."""
+SIZE_STEP = 32
+"""Smaller sizes are multiples of this, by which networks usually divide the size of their maps."""
+EPOCHS, FINE_TUNING_EPOCHS = 100, 30
+"""Epochs of a model of timm or torchvision from random and from pretrained weights."""
+_RATES = {("sgd", False): 0.05, ("sgd", True): 0.01, ("adamw", False): 5e-4, ("adamw", True): 1e-4}
+"""Learning rates for 64 images a step, by optimizer and by whether weights are pretrained."""
+_SECTIONS = ("data", "student", "teacher", "train")
+_MOBILE = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
+"""Networks of the zoo that the literature trains with a rate of 0.01, and others with 0.05."""
+
+
+def fill_in(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Adds settings that suit the models and the data.
+
+    Args:
+        values: Nested plain values of a recipe, with ``data`` and ``student``.
+
+    Returns:
+        The values with the added ones, and a line that lists these; empty if nothing is added.
+
+    Raises:
+        InputError: A value does not fit.
+
+    Example:
+        >>> values = {"data": {"name": "cifar100"}, "student": {"name": "MobileNetV2"}}
+        >>> filled, line = fill_in(values)
+        >>> line
+        'chosen: data.augment=cifar train.lr=0.01'
+        >>> filled["train"]
+        {'lr': 0.01}
+    """
+    checked = validate(Recipe, values, known=all_keys(values)).model_dump(exclude_unset=True)
+    sections = {key: dict(checked.get(key) or {}) for key in _SECTIONS}
+    filled = {key: dict(values.get(key) or {}) for key in _SECTIONS}
+    added: list[str] = []
+    for section, choices in (("data", _data(sections)), *_training(sections)):
+        for key, value in choices.items():
+            if sections[section].get(key) is None:
+                sections[section][key] = filled[section][key] = value
+                added.append(f"{section}.{key}={_text(value)}")
+    whole = {**values, **{key: section for key, section in filled.items() if section}}
+    return whole, f"chosen: {' '.join(added)}" if added else ""
+
+
+def _data(sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Size, split and augmentation of the images."""
+    data = sections["data"]
+    chosen: dict[str, Any] = {}
+    if data.get("name") == "folder":
+        root: Path | None = data.get("root")
+        chosen["size"] = data.get("size") or _size(sections["student"], root)
+        if root is not None and not any((root / split).is_dir() for split in EVALUATION):
+            chosen["val_fraction"] = HELD_OUT
+    if not data.keys() & {"augment", *AUGMENTATIONS}:
+        chosen |= _augmentation(sections, data.get("size") or chosen.get("size"))
+    return chosen
+
+
+def _size(student: Mapping[str, Any], root: Path | None) -> int:
+    """The student's own size, or a smaller one if the images are smaller."""
+    name = str(student.get("name"))
+    own = native_size(name) or SMALL_SIZE
+    side = typical_side(root) if root is not None else None
+    if side is None or side >= own or not has_batchnorm(name, student.get("options") or {}):
+        return own  # transformers are made for few sizes
+    return max(1, side // SIZE_STEP) * SIZE_STEP
+
+
+def _augmentation(sections: Mapping[str, dict[str, Any]], size: int | None) -> dict[str, Any]:
+    name, student = sections["data"].get("name"), str(sections["student"].get("name"))
+    if name in ("cifar10", "cifar100"):
+        return {"augment": "cifar"}
+    if name == "tiny_imagenet":
+        return {"crop_padding": (size or 64) // 8, "flip": True}
+    if name != "folder" or size is None:
+        return {}
+    is_cached = sections["teacher"].get("cache", "none") != "none"  # it needs few views
+    if student.startswith(LIBRARIES) and not is_cached:
+        return {"augment": "imagenet"}
+    return {"crop_padding": size // 8, "flip": True}
+
+
+def _training(
+    sections: Mapping[str, dict[str, Any]],
+) -> list[tuple[str, dict[str, Any]]]:
+    """The schedule of the student, and where it differs, of the teacher."""
+    student, teacher, train = sections["student"], sections["teacher"], sections["train"]
+    name = str(student.get("name"))
+    if name in ZOO:
+        own = {"lr": 0.01} if name in _MOBILE else {}
+        return [("train", own)]
+    if not name.startswith(LIBRARIES):
+        return []
+    trains_teacher = bool(teacher) and teacher.get("checkpoint") is None and _trains(teacher)
+    trained = [student, teacher] if trains_teacher else [student]
+    plain = all(has_batchnorm(str(one.get("name")), one.get("options") or {}) for one in trained)
+    optimizer = train.get("optimizer") or ("sgd" if plain else "adamw")
+    tuned = bool(student.get("pretrained") or student.get("checkpoint"))
+    epochs = train.get("epochs") or (FINE_TUNING_EPOCHS if tuned else EPOCHS)
+    chosen = {"epochs": epochs, "optimizer": optimizer, "schedule": "cosine"}
+    kind = "adamw" if optimizer == "adamw" else "sgd"
+    chosen |= {"lr": _RATES[kind, tuned], "weight_decay": 0.05 if kind == "adamw" else 5e-4}
+    return [("train", chosen), *_of_teacher(teacher, trains_teacher, tuned, kind, epochs)]
+
+
+def _trains(teacher: Mapping[str, Any]) -> bool:
+    return teacher.get("epochs") != 0 and not str(teacher.get("name")).startswith("<")
+
+
+def _of_teacher(
+    teacher: Mapping[str, Any], trains: bool, tuned: bool, kind: str, epochs: int
+) -> list[tuple[str, dict[str, Any]]]:
+    """The teacher's own schedule, if one of the two models starts from pretrained weights."""
+    pretrained = bool(teacher.get("pretrained"))
+    if not trains or pretrained == tuned:
+        return []
+    chosen: dict[str, Any] = {"lr": _RATES[kind, pretrained]}
+    wanted = FINE_TUNING_EPOCHS if pretrained else EPOCHS
+    if pretrained and wanted < epochs:
+        chosen["epochs"] = wanted
+    return [("teacher", chosen)]
+
+
+def _text(value: Any) -> str:
+    """A value as the command line takes it."""
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

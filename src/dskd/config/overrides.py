@@ -1,0 +1,105 @@
+"""Overrides: settings as ``key=value`` that change the values of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dskd import methods
+from dskd.config.schema import AUGMENTATIONS, Recipe
+from dskd.config.text_values import setting_value
+from dskd.errors import InputError, brief
+from dskd.settings import known_keys, signature_settings, unknown_key
+
+
+def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The values with overrides, see `dskd.config.recipe.load`.
+
+    Args:
+        values: Nested plain values of a recipe. They are changed.
+        overrides: As ``key=value``.
+
+    Raises:
+        InputError: A key does not exist, or a value is not well-formed.
+    """
+    changes = [_split(override) for override in overrides]
+    others = [text for key, text in changes if key == "method.name"]
+    if others and isinstance(values.get("method"), dict):
+        values["method"] = _shared(values["method"], others[-1])
+    method = _last_method(values, changes)
+    if any(key == "data.augment" for key, _ in changes) and isinstance(values.get("data"), dict):
+        kept = {key: one for key, one in values["data"].items() if key not in AUGMENTATIONS}
+        values["data"] = kept
+    for key, text in changes:
+        _override(values, key, text, method)
+    return values
+
+
+def with_method(settings: object, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's method settings with changes; of another method, only what it also has stays.
+
+    Args:
+        settings: The section ``method`` of the recipe, or None.
+        changes: Settings to add, usually with a ``name``.
+    """
+    before = settings if isinstance(settings, dict) else {}
+    return {**_shared(before, changes.get("name", before.get("name", "dskd"))), **changes}
+
+
+def all_keys(values: Mapping[str, Any]) -> list[str]:
+    """Lists every key that a recipe may have, including those of its method.
+
+    Args:
+        values: The recipe as plain values. Only the method's name is read.
+    """
+    name = _method_name(values)
+    keys = known_keys(Recipe)
+    if name in methods.names():
+        keys += known_keys(signature_settings(methods.find(str(name)).__init__), "method.")
+    return keys
+
+
+def _shared(settings: dict[str, Any], method: Any) -> dict[str, Any]:
+    """The settings that ``method`` also has; all of them if it is the same or unknown."""
+    if settings.get("name", "dskd") == method or method not in methods.names():
+        return settings
+    known = signature_settings(methods.find(method).__init__).model_fields
+    return {key: value for key, value in settings.items() if key in known}
+
+
+def _split(override: str) -> tuple[str, str]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{brief(override)} is not key=value; write it as in train.epochs=10")
+    return key, text
+
+
+def _last_method(values: Mapping[str, Any], changes: Iterable[tuple[str, str]]) -> object:
+    """The method that the recipe ends with. It types its settings, which may come before it."""
+    name = _method_name(values)
+    for key, text in changes:
+        if key == "method.name":
+            name = text
+        elif key == "method":
+            name = _method_name({"method": setting_value(key, text, name)})
+    return name
+
+
+def _method_name(values: Mapping[str, Any]) -> object:
+    method = values.get("method")
+    return method.get("name", "dskd") if isinstance(method, dict) else "dskd"
+
+
+def _override(values: dict[str, Any], key: str, text: str, method: object) -> None:
+    """Sets ``a.b=text`` in nested values."""
+    value = setting_value(key, text, method)
+    *path, last = key.split(".")
+    section = values
+    for part in path:
+        inner = section.setdefault(part, {})
+        if inner is None:
+            inner = section[part] = {}
+        if not isinstance(inner, dict):
+            raise unknown_key(key, all_keys(values))
+        section = inner
+    section[last] = value

@@ -1,0 +1,120 @@
+"""From the arguments of a Python call to a recipe and the objects in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dskd.config.overrides import with_method
+from dskd.config.recipe import complete, read, resolve
+from dskd.config.schema import Recipe
+from dskd.config.short_forms import data_settings, label
+from dskd.data import Dataset
+from dskd.engine.build import UserObjects, name_of
+from dskd.errors import InputError
+
+Section = Mapping[str, Any]
+"""Settings of a section of a recipe, as in ``{"epochs": 10}``."""
+Model = str | nn.Module | Section
+"""A model: its name, a module, or settings."""
+Data = str | Path | Dataset | Section
+"""Images: a folder, the name of a data set, a data set, or settings."""
+
+
+def resolve_arguments(
+    recipe: str | Path | Section | None,
+    parts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    allow_code: bool,
+    with_teacher: bool = True,
+) -> tuple[Recipe, UserObjects]:
+    """The checked recipe, and the objects that replace names in it.
+
+    Args:
+        recipe: As the user gave it.
+        parts: Student, teacher and data; None stands for the recipe's.
+        settings: Method, epochs, train, seed and out; None stands for the recipe's.
+        allow_code: For the objects.
+        with_teacher: Keep the recipe's teacher.
+
+    Raises:
+        InputError: An argument cannot be used.
+    """
+    values, folder = _values(recipe)
+    if not with_teacher:
+        values["teacher"] = None
+    found: dict[str, Any] = {}
+    for name, part in parts.items():
+        if part is not None:
+            section, found[name] = _split(part, name)
+            values[name] = {**(values.get(name) or {}), **section}
+    teacher = values.get("teacher") or {}
+    for key in ("epochs", "lr"):
+        if found.get("teacher") is not None and key in teacher:
+            raise InputError(f"teacher.{key} does not apply: a module counts as trained; drop it")
+    _set(values, settings)
+    objects = UserObjects(found.get("data"), found.get("student"), found.get("teacher"), allow_code)
+    if folder is None:
+        return complete(values).resolved(), objects
+    return resolve(values, folder), objects
+
+
+def _values(recipe: str | Path | Section | None) -> tuple[dict[str, Any], Path | None]:
+    """The values of a recipe, and the folder of its runs; None without a recipe."""
+    if recipe is None:
+        return {}, None
+    if isinstance(recipe, Mapping):
+        return dict(recipe), Path("runs") / label(recipe)
+    values, stem = read(str(recipe))
+    return values, Path("runs") / stem
+
+
+def _set(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Puts method, epochs, train, seed and out into the values, if they are given."""
+    if settings["method"] is not None:
+        values["method"] = with_method(values.get("method"), _named(settings["method"], "method"))
+    given, epochs = settings["train"], settings["epochs"]
+    if given is not None and not isinstance(given, Mapping):
+        values["train"] = given  # it is refused with the rest
+    elif given is not None or epochs is not None:
+        own = {} if epochs is None else {"epochs": epochs}
+        values["train"] = {**(values.get("train") or {}), **(given or {}), **own}
+    for key in ("seed", "out"):
+        if settings.get(key) is not None:
+            values[key] = settings[key]
+
+
+def _split(part: Any, what: str) -> tuple[dict[str, Any], nn.Module | Dataset | None]:
+    """Splits an argument into its settings and its object.
+
+    Args:
+        part: A name, an object, or a mapping; for data also a folder.
+        what: Name of the argument.
+    """
+    key, kind = ("dataset", Dataset) if what == "data" else ("module", nn.Module)
+    if isinstance(part, kind):
+        return {"name": name_of(part)}, part
+    if what == "data" and isinstance(part, str | os.PathLike):
+        return data_settings(part), None
+    values = _named(part, what)
+    given = values.pop(key, None)
+    if given is None:
+        return values, None
+    if not isinstance(given, kind):
+        raise InputError(f"{what}: {key} must be a {kind.__name__}, got {type(given).__name__}")
+    return {"name": name_of(given)} | values, given
+
+
+def _named(part: Any, what: str) -> dict[str, Any]:
+    """A name or a mapping as settings."""
+    if isinstance(part, str):
+        return {"name": part}
+    if isinstance(part, Mapping):
+        return dict(part)
+    raise InputError(
+        f"{what}: a name, an object or a mapping of settings is needed, got {type(part).__name__}"
+    )

@@ -1,0 +1,117 @@
+"""Choose the stages of models that timm and torchvision build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dskd.errors import InputError
+from dskd.models.catalog import LIBRARIES
+from dskd.models.eval_mode import eval_mode
+from dskd.models.feature_hooks import feature_hooks
+from dskd.models.feature_maps import to_feature_map
+from dskd.models.staged_model import find_prefix_tokens
+
+SHALLOWEST = 3
+"""A stage's map is at least this many times smaller than the image: stems are left out."""
+SMALLER = 1.5
+"""A stage's map is at least this many times smaller than that of the stage before it."""
+EQUAL_MAPS = 4
+"""Number of stages of a model whose maps all have one size, as those of plain transformers."""
+_HEADS = ("avgpool", "dropout", "classifier", "fc", "head", "heads")
+"""Parts of torchvision's models behind the last feature map."""
+_INNER_BLOCKS = ("encoder.layers",)
+"""The containers of blocks in torchvision's transformers."""
+
+
+def default_stages(
+    name: str, module: nn.Module, shape: tuple[int, int, int]
+) -> tuple[str, ...] | None:
+    """The stages of a model of timm or torchvision, from shallow to deep.
+
+    The candidates are the modules that timm lists in ``feature_info``; of other models, the parts
+    of the network and the blocks in them. One forward pass shows their maps. A stage is the
+    deepest module of each map size, without the stem. If all maps have one size, the stages are
+    four evenly spaced modules.
+
+    Args:
+        name: Name of the model, as in a recipe.
+        module: The model, on the CPU. It is not changed.
+        shape: Channels, height and width of the images.
+
+    Returns:
+        None for other models, and if no candidate has a map.
+
+    Example:
+        >>> from dskd.models.factory import load_model
+        >>> model = load_model("timm/resnet18", num_classes=10)
+        >>> default_stages("timm/resnet18", model, (3, 32, 32))
+        ('layer1', 'layer2', 'layer3', 'layer4')
+    """
+    if not name.startswith(LIBRARIES):
+        return None
+    listed = [info.get("module", "") for info in getattr(module, "feature_info", None) or ()]
+    maps = _map_sizes(module, listed or list(_parts(module)), shape)
+    if not maps and listed:
+        maps = _map_sizes(module, list(_parts(module)), shape)
+    chosen = _evenly(list(maps)) if len({*maps.values()}) == 1 else _deepest(maps, shape[1:])
+    return tuple(chosen) or None
+
+
+def _parts(module: nn.Module) -> Iterator[str]:
+    """The parts of a network, and the blocks of those parts that are containers."""
+    submodules = dict(module.named_modules())
+    for path in _INNER_BLOCKS:
+        if path in submodules:
+            yield from (f"{path}.{block}" for block, _ in submodules[path].named_children())
+            return
+    for name, part in module.named_children():
+        if name in _HEADS:
+            continue
+        if isinstance(part, nn.Sequential | nn.ModuleList):
+            yield from (f"{name}.{block}" for block, _ in part.named_children())
+        yield name
+
+
+@torch.no_grad()
+def _map_sizes(
+    module: nn.Module, names: Sequence[str], shape: tuple[int, int, int]
+) -> dict[str, tuple[int, int]]:
+    """Height and width of each module's map, in the order in which they run.
+
+    Modules are left out that do not exist or do not run, whose output is no map, or is changed in
+    place by a later module. A container is left out if its blocks have maps of several sizes.
+    """
+    there = {name for name, _ in module.named_modules()}
+    images = torch.zeros(2, *shape)
+    prefix = find_prefix_tokens(module)
+    with eval_mode(module), feature_hooks(module, [n for n in names if n in there], None) as found:
+        module(images)
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, (output, version) in found.outputs.items():
+        try:
+            height, width = to_feature_map(output, name, images, prefix).shape[2:]
+        except InputError:
+            continue
+        if isinstance(output, Tensor) and output._version == version:
+            sizes[name] = (height, width)
+    blocks = {name: {s for n, s in sizes.items() if n.startswith(f"{name}.")} for name in sizes}
+    return {name: size for name, size in sizes.items() if len(blocks[name]) < 2}
+
+
+def _deepest(maps: dict[str, tuple[int, int]], image: tuple[int, ...]) -> list[str]:
+    """The last module of each map size, without those of the stem if two others remain."""
+    last: dict[str, tuple[int, int]] = {}
+    for name, size in maps.items():
+        last = {other: there for other, there in last.items() if there[0] >= SMALLER * size[0]}
+        last[name] = size
+    small = [name for name, size in last.items() if SHALLOWEST * size[0] <= image[0]]
+    return small if len(small) >= 2 else list(last)
+
+
+def _evenly(names: list[str]) -> list[str]:
+    """`EQUAL_MAPS` of the names, evenly spaced, with the last."""
+    count = min(EQUAL_MAPS, len(names))
+    return [names[-(-(index + 1) * len(names) // count) - 1] for index in range(count)]

@@ -1,0 +1,67 @@
+"""What a model of timm or torchvision was made for, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dskd.errors import InputError
+from dskd.models.catalog import LIBRARIES, TIMM, TORCHVISION
+from dskd.models.factory import load_model
+
+
+def native_size(name: str) -> int | None:
+    """Height and width of the images that a model of timm or torchvision was published for.
+
+    Args:
+        name: Name of the model, as in a recipe.
+
+    Returns:
+        None for other models, and for those without published weights.
+
+    Example:
+        >>> native_size("timm/resnet50"), native_size("torchvision/inception_v3")
+        (224, 299)
+        >>> native_size("resnet8")
+    """
+    if name.startswith(TIMM):
+        import timm
+
+        config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+        return int(config.input_size[-1]) if config is not None else None
+    if name.startswith(TORCHVISION):
+        from torchvision import models
+
+        plain = name.removeprefix(TORCHVISION)
+        if plain not in models.list_models(module=models):
+            return None
+        published = list(models.get_model_weights(plain))
+        return int(published[0].transforms().crop_size[0]) if published else None
+    return None
+
+
+def has_batchnorm(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a model of timm or torchvision has BatchNorm layers. It is built without memory.
+
+    Args:
+        name: Name of the model, as in a recipe.
+        options: Options of the model.
+
+    Returns:
+        True for other models, and for a model that cannot be built so.
+
+    Example:
+        >>> has_batchnorm("timm/resnet18", {}), has_batchnorm("timm/vit_tiny_patch16_224", {})
+        (True, False)
+    """
+    if not name.startswith(LIBRARIES):
+        return True
+    try:
+        with torch.device("meta"):
+            model = load_model(name, num_classes=2, options=options)
+    except InputError:  # it is reported when the model is built for the run
+        return True
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())

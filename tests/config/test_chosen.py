@@ -1,0 +1,268 @@
+"""Settings that are chosen where there is no recipe."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dskd.config.chosen import fill_in
+from dskd.config.recipe import compose, load, load_by_labels, resolve
+from dskd.config.recipe_file import write_recipe
+from dskd.config.schema import Recipe
+from dskd.config.short_forms import data_settings, label, overrides
+from dskd.errors import InputError, on_command_line
+from tests.data.file_writers import write_folder
+
+STUDENT, TEACHER, VIT = "timm/test_resnet", "timm/resnet18", "timm/vit_tiny_patch16_224"
+
+
+def values(
+    student: str = STUDENT, teacher: str | None = TEACHER, data: str = "digits", **rest: Any
+) -> dict[str, Any]:
+    return {
+        "data": {"name": data},
+        "student": {"name": student},
+        **({"teacher": {"name": teacher}} if teacher else {}),
+        **rest,
+    }
+
+
+def filled(given: dict[str, Any]) -> dict[str, Any]:
+    return fill_in(given)[0]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Class folders without a split, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", side=240)
+    for name in ("cat", "dog", "owl"):
+        (tmp_path / "photos/train" / name).rename(tmp_path / "photos" / name)
+    (tmp_path / "photos/train").rmdir()
+    (tmp_path / "photos/val").rename(tmp_path / "val")
+    return tmp_path / "photos"
+
+
+def test_the_zoo_keeps_the_schedule_of_the_literature() -> None:
+    given = values("resnet8", "resnet20")
+    assert fill_in(given) == (given, "")
+    assert filled(values("MobileNetV2", "vgg13"))["train"] == {"lr": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("digits", {"name": "digits"}),
+        ("cifar100", {"name": "cifar100", "augment": "cifar"}),
+        ("tiny_imagenet", {"name": "tiny_imagenet", "crop_padding": 8, "flip": True}),
+        ("<Dataset>", {"name": "<Dataset>"}),
+    ],
+)
+def test_a_data_set_gets_its_usual_augmentation(name: str, data: dict[str, Any]) -> None:
+    assert filled(values(data=name))["data"] == data
+
+
+@pytest.mark.parametrize(
+    ("student", "chosen"),
+    [
+        ("timm/resnet18", {"size": 224, "augment": "imagenet"}),
+        ("resnet8", {"size": 64, "crop_padding": 8, "flip": True}),
+    ],
+)
+def test_own_images_get_the_size_of_the_student(
+    photos: Path, student: str, chosen: dict[str, Any]
+) -> None:
+    given = values(student)
+    given["data"] = data_settings("photos")
+    data = filled(given)["data"]
+    assert data == {"name": "folder", "root": "photos", "val_fraction": 0.2, **chosen}
+    (photos / "val").mkdir()
+    assert "val_fraction" not in filled(given)["data"]
+
+
+@pytest.mark.parametrize(
+    ("student", "side", "size"),
+    [
+        ("timm/resnet18", 224, 224),
+        ("timm/resnet18", 130, 128),
+        ("timm/resnet18", 20, 32),
+        ("resnet8", 40, 32),
+        (VIT, 130, 224),
+    ],
+)
+def test_small_images_are_not_enlarged(tmp_path: Path, student: str, side: int, size: int) -> None:
+    given = values(student)
+    given["data"] = data_settings(write_folder(tmp_path / "small", side=side))
+    (tmp_path / "small/train/cat/broken.png").write_bytes(b"x")
+    assert filled(given)["data"]["size"] == size
+
+
+@pytest.mark.usefixtures("photos")
+def test_one_augmentation_that_is_given_leaves_the_others_out() -> None:
+    given = values("timm/resnet18")
+    given["data"] = {**data_settings("photos"), "flip": False, "size": 32}
+    assert filled(given)["data"] == given["data"] | {"val_fraction": 0.2}
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_cached_teacher_gets_augmentations_with_few_views() -> None:
+    given = values("timm/resnet18")
+    given["data"] = {**data_settings("photos"), "size": 32}
+    given["teacher"]["cache"] = "logits"
+    data = filled(given)["data"]
+    assert (data["crop_padding"], data["flip"], "augment" in data) == (4, True, False)
+
+
+def test_what_is_given_stays() -> None:
+    given = values(train={"epochs": 3, "lr": 0.7, "schedule": "step"})
+    before = copy.deepcopy(given)
+    train = filled(given)["train"]
+    assert given == before
+    assert train == {
+        "epochs": 3,
+        "lr": 0.7,
+        "schedule": "step",
+        "optimizer": "sgd",
+        "weight_decay": 5e-4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "optimizer"),
+    [(STUDENT, TEACHER, "sgd"), (VIT, TEACHER, "adamw"), (STUDENT, VIT, "adamw")],
+)
+def test_a_model_without_batchnorm_is_trained_by_adamw(
+    student: str, teacher: str, optimizer: str
+) -> None:
+    train = filled(values(student, teacher))["train"]
+    assert train["optimizer"] == optimizer
+    assert train["lr"] == {"sgd": 0.05, "adamw": 5e-4}[optimizer]
+    assert train["weight_decay"] == {"sgd": 5e-4, "adamw": 0.05}[optimizer]
+
+
+def test_a_teacher_that_is_trained_already_has_no_say() -> None:
+    given = values(STUDENT, VIT)
+    given["teacher"]["checkpoint"] = "teacher.pth"
+    assert filled(given)["train"]["optimizer"] == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "train", "own"),
+    [
+        (False, False, (100, 0.05), {}),
+        (True, True, (30, 0.01), {}),
+        (False, True, (100, 0.05), {"lr": 0.01, "epochs": 30}),
+        (True, False, (30, 0.01), {"lr": 0.05}),
+    ],
+)
+def test_pretrained_weights_are_trained_for_less_time_at_a_lower_rate(
+    student: bool, teacher: bool, train: tuple[int, float], own: dict[str, Any]
+) -> None:
+    given = values()
+    given["student"]["pretrained"] = student
+    given["teacher"]["pretrained"] = teacher
+    result = filled(given)
+    assert (result["train"]["epochs"], result["train"]["lr"]) == train
+    assert result["teacher"] == {"name": TEACHER, "pretrained": teacher, **own}
+
+
+def test_the_line_lists_what_was_added_as_it_could_be_given() -> None:
+    given = values(train={"epochs": 3})
+    result, line = fill_in(given)
+    assert line.startswith("chosen: ")
+    texts = line.removeprefix("chosen: ").split()
+    parts = overrides(student=STUDENT, teacher=TEACHER, data="digits", epochs=3)
+    again = compose(None, [*parts, *texts])
+    assert again.values == result
+    assert again.chosen == ""
+
+
+def test_a_run_without_a_recipe_logs_its_choices(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dskd")
+    recipe = load(None, overrides(data="photos/", student="resnet8", teacher="resnet20", epochs=2))
+    assert recipe.out == Path("runs/resnet8-resnet20-photos/dskd-seed0")
+    assert (recipe.data.size, recipe.train.epochs) == (64, 2)
+    assert caplog.messages == [
+        "chosen: data.size=64 data.val_fraction=0.2 data.crop_padding=8 data.flip=true"
+    ]
+    alone = load_by_labels(None, overrides(data="photos/", student="resnet8"))
+    assert alone.out == Path("runs/resnet8-photos/ce-seed0")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data": "digits"}, "student and data are needed: give --student timm/mobilenetv4"),
+        ({"student": "resnet8"}, "student and data are needed: give --data photos/"),
+        ({"student": "resnet8", "data": "digits"}, "'dskd' needs a teacher; set teacher.name"),
+        ({"student": "resnet8", "data": "digts"}, "did you mean 'digits'"),
+        ({"student": "resnet8", "data": "gone/"}, "data: gone is not there; check the path"),
+    ],
+)
+def test_what_is_missing_is_named(given: dict[str, Any], said: str) -> None:
+    with on_command_line(), pytest.raises(InputError) as refused:
+        load(None, overrides(**given))
+    assert said in str(refused.value)
+
+
+def test_nothing_is_logged_about_a_recipe_that_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "dskd")
+    with pytest.raises(InputError, match=r"train\.lr"):
+        load(None, [*overrides(data="cifar10", student="resnet8", teacher="vgg8"), "train.lr=-1"])
+    assert not caplog.messages
+
+
+def test_the_name_of_a_data_set_comes_before_a_folder(photos: Path) -> None:
+    (photos.parent / "digits").mkdir()
+    assert data_settings("digits") == {"name": "digits"}
+    assert data_settings("./digits") == {"name": "folder", "root": "./digits"}
+    assert data_settings(Path("photos")) == {"name": "folder", "root": "photos"}
+
+
+def test_a_label_names_the_folder_of_the_images(photos: Path) -> None:
+    assert label(values() | {"data": {"name": "folder", "root": "photos/"}}) == (
+        "timm_test_resnet-timm_resnet18-photos"
+    )
+    assert label({"data": {"name": "<Dataset>"}, "student": {"name": "<Net>"}}) == "Net-Dataset"
+
+
+def same(one: Recipe, other: Recipe) -> bool:
+    return one.plain() == other.plain()
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize("changes", [[], ["method.name=kd", "seed=3", "student.pretrained=true"]])
+def test_the_file_of_init_stands_for_the_same_run(changes: list[str]) -> None:
+    parts = overrides(data="photos/", student=STUDENT, teacher=VIT, epochs=2)
+    composed = compose(None, [*parts, *changes])
+    path = write_recipe(composed, None)
+    assert path == Path("timm_test_resnet-timm_vit_tiny_patch16_224-photos.yaml")
+    assert same(load(str(path)), composed.resolved())
+    assert path.read_text().startswith("# A recipe of dskd")
+    with pytest.raises(InputError, match=r"photos\.yaml exists; remove it, or give output=FILE"):
+        write_recipe(composed, None)
+
+
+@pytest.mark.usefixtures("photos")
+def test_init_copies_a_recipe_with_changes(tmp_path: Path) -> None:
+    path = write_recipe(compose("digits", ["train.epochs=7"]), tmp_path / "mine.yaml")
+    mine, theirs = load(str(path)), load("digits", ["train.epochs=7"])
+    assert same(mine.changed(out=None), theirs.changed(out=None))
+    for wrong, said in (("mine.txt", "needs the suffix .yaml"), ("no/x.yaml", "No such file")):
+        with pytest.raises((InputError, OSError), match=said):
+            write_recipe(compose("digits"), tmp_path / wrong)
+    with pytest.raises(InputError, match=r"train\.lr"):
+        write_recipe(compose("digits", ["train.lr=-1"]), tmp_path / "bad.yaml")
+    assert not (tmp_path / "bad.yaml").exists()
+
+
+def test_a_whole_recipe_resolves_to_the_same(tmp_path: Path) -> None:
+    composed = compose(None, overrides(data="digits", student=STUDENT, teacher=TEACHER))
+    plain = composed.resolved().plain()
+    assert resolve(plain, tmp_path).plain() == plain
