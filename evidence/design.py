@@ -23,6 +23,7 @@ FIRST: dict[str, Callable[[Path], list[str]]] = {
     "<drawn configurations>": first.searched,
     "<leading six>": first.leading,
     "<chosen configurations>": first.chosen,
+    "<parts of dskd>": first.parts,
 }
 """The placeholders of the study "DSKD first", each with what it stands for."""
 _FIXED_SETTINGS = ("teacher.name", "teacher.epochs", "teacher.checkpoint", "data.root")

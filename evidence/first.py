@@ -27,6 +27,8 @@ LEADING = 6
 """Configurations of each searched method that run with all `SEEDS`."""
 SEEDS = range(3)
 """Seeds that the search chooses by."""
+_PARTS = {"beta": "0", "alpha": "0", "allocation": "uniform"}
+"""What takes a part of DSKD away: the maps, the predictions, the weights by losses."""
 DRAWS_FROM = 20261128
 """Seed of the draws, together with the name of the method."""
 
@@ -79,6 +81,22 @@ def chosen(out: Path) -> list[str]:
     """
     means = mean_accuracies(out / "first-search", leading(out), "first-search", SEEDS)
     return highest(means, 1)
+
+
+def parts(out: Path) -> list[str]:
+    """DSKD as it was chosen; without maps, without predictions, and with uniform weights.
+
+    Args:
+        out: The folder of all studies.
+    """
+    (label,) = (one for one in chosen(out) if one.partition(":")[0] == "dskd")
+    return [label, *(_changed(label, key, value) for key, value in _PARTS.items())]
+
+
+def _changed(label: str, key: str, value: str) -> str:
+    """The label with another value of a setting."""
+    kept = [part for part in label.split(":") if not part.startswith(f"{key}=")]
+    return ":".join([*kept, f"{key}={value}"])
 
 
 def configurations(name: str) -> list[str]:

@@ -475,6 +475,24 @@ def test_drawn_values_lie_in_the_stated_space() -> None:
         assert 1000 / 16 * 0.99 < options["weight"] < 1000 * 16 * 1.01
 
 
+def test_each_part_of_the_chosen_dskd_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = ["kd", "dskd:alpha=0.3:beta=20"]
+    monkeypatch.setattr(first_study, "chosen", lambda out: chosen)
+    monkeypatch.setitem(design.FIRST, "<chosen configurations>", lambda out: chosen)
+    assert first_study.parts(tmp_path) == [
+        "dskd:alpha=0.3:beta=20",
+        "dskd:alpha=0.3:beta=0",
+        "dskd:beta=20:alpha=0",
+        "dskd:alpha=0.3:beta=20:allocation=uniform",
+    ]
+    for name in ("first-abstract", "first-pair", "first-flowers"):
+        study = design.find(name, tmp_path)
+        assert study.baseline in study.labels
+        load(study.recipe, [f"data.root={tmp_path}"])
+
+
 @pytest.mark.slow
 def test_the_second_protocol_chooses_its_baselines_then_six_then_one(tmp_path: Path) -> None:
     names = first_study.all_methods()

@@ -216,9 +216,9 @@ def _ignored(files: FolderFiles, train: str) -> list[str]:
             strange.append(name)
     notes = []
     if strange:
-        count = f"{len(strange)} files" if len(strange) > 1 else "1 file"
-        example = printable(strange[0])
-        notes.append(f"{count} ignored, because they are no images of a class, such as {example}")
+        several = f"{len(strange)} files ignored, because they are no images of a class, such as "
+        single = "1 file ignored, because it is no image of a class: "
+        notes.append(f"{several if len(strange) > 1 else single}{printable(strange[0])}")
     named = [f"{printable(name)} ({count} files)" for name, count in tools.items() if name in TOOLS]
     if named:
         notes.append(f"ignored: {', '.join(named)}")
