@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import safetensors.torch
 import timm
 import torch
+from torchvision import models
 
 import dskd
 from dskd.deploy.student import load_deployed
@@ -32,15 +34,20 @@ FACTS = {
 
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The devices on which timm models were built."""
+    """The devices on which models of timm and torchvision were built."""
     made: list[str] = []
-    create = timm.create_model
 
-    def noted(*arguments: Any, **options: Any) -> Any:
-        made.append(torch.get_default_device().type)
-        return create(*arguments, **options)
+    def watch(library: ModuleType, name: str) -> None:
+        create = getattr(library, name)
 
-    monkeypatch.setattr(timm, "create_model", noted)
+        def noted(*arguments: Any, **options: Any) -> Any:
+            made.append(torch.get_default_device().type)
+            return create(*arguments, **options)
+
+        monkeypatch.setattr(library, name, noted)
+
+    watch(timm, "create_model")
+    watch(models, "get_model")
     return made
 
 
@@ -53,6 +60,8 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (VIT, {"depth": 2, "embed_dim": 49_152}),
         ("timm/swin_tiny_patch4_window7_224", {"depths": [65_000, 65_000, 65_000, 65_000]}),
         ("timm/swin_tiny_patch4_window7_224", {"depths": [1, 1], "window_size": 60_000}),
+        ("torchvision/vit_h_14", {}),
+        ("torchvision/mobilenet_v2", {"width_mult": 5000.0}),
     ],
 )
 def test_a_model_larger_than_the_file_is_refused_without_memory_for_it(
@@ -82,11 +91,22 @@ def test_buffers_that_are_not_in_the_file_count(
     assert devices == ["meta"]
 
 
+STUDENTS = {
+    "named": {"name": VIT, "options": SMALL, "stages": ["blocks.0", "blocks.1"]},
+    "chosen": {"name": VIT, "options": SMALL},
+    "torchvision": {"name": "torchvision/shufflenet_v2_x0_5"},
+}
+"""Students with stages that are named or chosen."""
+
+
+@pytest.mark.parametrize("student", STUDENTS)
 @pytest.mark.parametrize("method", ["kd", "simkd"])
-def test_a_student_of_timm_is_loaded_as_it_was_written(tmp_path: Path, method: str) -> None:
-    data = make_dataset(classes=3, per_class=4, size=16, channels=3)
+def test_a_student_of_a_library_is_loaded_as_it_was_written(
+    tmp_path: Path, method: str, student: str
+) -> None:
+    data = make_dataset(classes=3, per_class=4, size=32, channels=3)
     result = dskd.distill(
-        student={"name": VIT, "options": SMALL, "stages": ["blocks.0", "blocks.1"]},
+        student=STUDENTS[student],
         teacher=dskd.load_model("resnet8", num_classes=3),
         method=method,
         data=data,
