@@ -94,8 +94,10 @@ class CoreWatch:
         if share <= TOLERATED or now - CoreWatch._warned < SILENCE_SECONDS:
             return
         CoreWatch._warned = now
+        threads = torch.get_num_threads()
         log.warning(
             "this run waits for a processor core %.0f %% of the time, because more work runs than "
-            "there are cores (%d); stop other programs, or lower train.threads (now %d)",
-            *(100 * share, psutil.cpu_count() or 1, torch.get_num_threads()),
+            "there are cores (%d); stop other programs%s",
+            *(100 * share, psutil.cpu_count() or 1),
+            f", or lower train.threads (now {threads})" if threads > 1 else "",
         )
