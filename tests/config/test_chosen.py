@@ -156,7 +156,7 @@ def test_a_teacher_that_is_trained_already_has_no_say() -> None:
         (False, False, (100, 0.05), {}),
         (True, True, (30, 0.01), {}),
         (False, True, (100, 0.05), {"lr": 0.01, "epochs": 30}),
-        (True, False, (30, 0.01), {"lr": 0.05}),
+        (True, False, (30, 0.01), {"lr": 0.05, "epochs": 100}),
     ],
 )
 def test_pretrained_weights_are_trained_for_less_time_at_a_lower_rate(
@@ -168,6 +168,18 @@ def test_pretrained_weights_are_trained_for_less_time_at_a_lower_rate(
     result = filled(given)
     assert (result["train"]["epochs"], result["train"]["lr"]) == train
     assert result["teacher"] == {"name": TEACHER, "pretrained": teacher, **own}
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "epochs", "own"), [(True, 90, 30), (True, 9, None), (False, 9, None)]
+)
+def test_a_teacher_is_not_trained_for_longer_than_was_asked_for(
+    pretrained: bool, epochs: int, own: int | None
+) -> None:
+    given = values(train={"epochs": epochs})
+    given["teacher"]["pretrained"] = pretrained
+    given["student"]["pretrained"] = not pretrained
+    assert filled(given)["teacher"].get("epochs") == own
 
 
 def test_the_line_lists_what_was_added_as_it_could_be_given() -> None:

@@ -91,7 +91,7 @@ def test_buffers_that_are_not_in_the_file_count(
     assert devices == ["meta"]
 
 
-STUDENTS = {
+STUDENTS: dict[str, dict[str, Any]] = {
     "named": {"name": VIT, "options": SMALL, "stages": ["blocks.0", "blocks.1"]},
     "chosen": {"name": VIT, "options": SMALL},
     "torchvision": {"name": "torchvision/shufflenet_v2_x0_5"},

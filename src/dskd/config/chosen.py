@@ -125,7 +125,7 @@ def _training(
     chosen = {"epochs": epochs, "optimizer": optimizer, "schedule": "cosine"}
     kind = "adamw" if optimizer == "adamw" else "sgd"
     chosen |= {"lr": _RATES[kind, tuned], "weight_decay": 0.05 if kind == "adamw" else 5e-4}
-    return [("train", chosen), *_of_teacher(teacher, trains_teacher, tuned, kind, epochs)]
+    return [("train", chosen), *_of_teacher(sections, trains_teacher, tuned, kind)]
 
 
 def _trains(teacher: Mapping[str, Any]) -> bool:
@@ -133,15 +133,15 @@ def _trains(teacher: Mapping[str, Any]) -> bool:
 
 
 def _of_teacher(
-    teacher: Mapping[str, Any], trains: bool, tuned: bool, kind: str, epochs: int
+    sections: Mapping[str, dict[str, Any]], trains: bool, tuned: bool, kind: str
 ) -> list[tuple[str, dict[str, Any]]]:
     """The teacher's own schedule, if one of the two models starts from pretrained weights."""
-    pretrained = bool(teacher.get("pretrained"))
+    pretrained, given = bool(sections["teacher"].get("pretrained")), sections["train"].get("epochs")
     if not trains or pretrained == tuned:
         return []
-    chosen: dict[str, Any] = {"lr": _RATES[kind, pretrained]}
     wanted = FINE_TUNING_EPOCHS if pretrained else EPOCHS
-    if pretrained and wanted < epochs:
+    chosen: dict[str, Any] = {"lr": _RATES[kind, pretrained]}
+    if given is None or (pretrained and wanted < given):
         chosen["epochs"] = wanted
     return [("teacher", chosen)]
 
