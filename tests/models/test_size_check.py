@@ -107,7 +107,7 @@ def test_a_student_of_a_library_is_loaded_as_it_was_written(
     data = make_dataset(classes=3, per_class=4, size=32, channels=3)
     result = dskd.distill(
         student=STUDENTS[student],
-        teacher=dskd.load_model("resnet8", num_classes=3),
+        teacher={"module": dskd.load_model("resnet8", num_classes=3), "trust": True},
         method=method,
         data=data,
         train={"epochs": 1, "batch_size": 8},
