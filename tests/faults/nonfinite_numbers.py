@@ -181,20 +181,20 @@ def _check_injected(case: Case, folder: Path) -> str:
     The number comes with one image, the second of its batch: of two processes, the second has it.
     """
     first = _undisturbed(case, folder / "first", "train.epochs=1")
-    teacher = f"teacher.checkpoint={first / 'teacher' / LAST}"
+    teacher = (f"teacher.checkpoint={first / 'teacher' / LAST}", "teacher.trust=true")
     out = folder / "run"
     with ExitStack() as stack:
         trainers, before = stack.enter_context(_recorded_states(out))
         stack.enter_context(_injected(case))
-        code = _run(case, out, teacher)
+        code = _run(case, out, *teacher)
     assert code == 3, f"exit code {code}"
     _check_facts(case, out)
     digest, files = before[case.step]
     assert _digest(trainers[0]) == digest, "weights or the optimizer's state were changed"
     assert _checkpoints(out) == files, "the checkpoints were changed"
-    assert _run(case, out, teacher, "--resume") == 0
+    assert _run(case, out, *teacher, "--resume") == 0
     assert not (out / NONFINITE).exists(), "the file of the failed step is still there"
-    whole = _undisturbed(case, folder / "whole", teacher)
+    whole = _undisturbed(case, folder / "whole", *teacher)
     assert (out / LAST).read_bytes() == (whole / LAST).read_bytes(), (
         "the resumed run ends differently"
     )

@@ -29,6 +29,8 @@ EPOCHS, FINE_TUNING_EPOCHS = 100, 30
 """Epochs of a model of timm or torchvision from random and from pretrained weights."""
 _RATES = {("sgd", False): 0.05, ("sgd", True): 0.01, ("adamw", False): 5e-4, ("adamw", True): 1e-4}
 """Learning rates for 64 images a step, by optimizer and by whether weights are pretrained."""
+_LIKE_SGD = ("sgd", "dot", "momentum", "nesterov")
+"""How optimizers are called that take the rates of SGD."""
 _SECTIONS = ("data", "student", "teacher", "train")
 _MOBILE = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
 """Networks of the zoo that the literature trains with a rate of 0.01, and others with 0.05."""
@@ -123,7 +125,7 @@ def _training(
     tuned = bool(student.get("pretrained") or student.get("checkpoint"))
     epochs = train.get("epochs") or (FINE_TUNING_EPOCHS if tuned else EPOCHS)
     chosen = {"epochs": epochs, "optimizer": optimizer, "schedule": "cosine"}
-    kind = "adamw" if optimizer == "adamw" else "sgd"
+    kind = "sgd" if optimizer.startswith(_LIKE_SGD) else "adamw"
     chosen |= {"lr": _RATES[kind, tuned], "weight_decay": 0.05 if kind == "adamw" else 5e-4}
     return [("train", chosen), *_of_teacher(sections, trains_teacher, tuned, kind)]
 
