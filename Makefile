@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-fast coverage setup check pages docs bench scaling torture reproduce clean
+.PHONY: help demo test test-fast coverage setup check pages docs bench bench-loader scaling torture reproduce clean
 
 help: ## lists these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
@@ -44,6 +44,11 @@ docs: $(READY) ## builds the documentation in site/; a warning is an error
 # Options go through ARGS, as in make bench ARGS=--quick
 bench: $(READY) ## measures the time of a training step
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+# As in make bench-loader DATA=photos ARGS="--workers 4"; DATA holds a folder for each class.
+bench-loader: $(READY) ## measures the loader of streamed images against torchvision's and timm's
+	$(if $(DATA),,$(error set DATA, as in make bench-loader DATA=photos))
+	$(BIN)/python benchmarks/loader.py "$(DATA)" $(ARGS)
 
 scaling: $(READY) ## measures how time and memory grow
 	$(BIN)/python benchmarks/scaling.py $(ARGS)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
-from dskd.data import Split
+from dskd.data.dataset import Samples
 from dskd.models.zoo import build
 
 WORKERS = 2
@@ -48,7 +48,7 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
         transform: From a PIL image to a tensor.
     """
 
-    def __init__(self, split: Split, transform: Any) -> None:
+    def __init__(self, split: Samples, transform: Any) -> None:
         self.data = split.images.permute(0, 2, 3, 1).contiguous().numpy()
         self.targets = split.labels.tolist()
         self.transform = transform

@@ -26,7 +26,8 @@ from dskd.compare.reader import Comparison, read_comparison
 from dskd.compare.variants import folder_of
 from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
-from dskd.data import Dataset, Split
+from dskd.data import Dataset
+from dskd.data.dataset import Samples
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import UserObjects, build_model, build_run, load_data
 from dskd.engine.prepare import prepare_teacher
@@ -208,7 +209,7 @@ class MeasuredStudents:
 
 
 @torch.no_grad()
-def pooled_stages(model: StagedModel, split: Split) -> list[Tensor]:
+def pooled_stages(model: StagedModel, split: Samples) -> list[Tensor]:
     """The average-pooled maps of all images.
 
     Args:

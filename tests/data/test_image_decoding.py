@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dskd.data import image_decoding
+from dskd.data import image_decoding, image_files
 from dskd.data.archives import FolderFiles
-from dskd.data.image_decoding import decode, is_image
+from dskd.data.image_decoding import decode
+from dskd.data.image_files import is_image
 from dskd.data.pixels import convert, square
 from dskd.errors import InputError
 
@@ -166,12 +167,12 @@ def test_threads_share_the_pixels_that_are_decoded_at_a_time(
     seen: list[int] = []
 
     def noted(image: Image.Image, *more: Any) -> Image.Image:
-        seen.append(image_decoding._BUDGET.pixels)
+        seen.append(image_files._BUDGET.pixels)
         time.sleep(0.001)
         return convert(image, *more)
 
-    monkeypatch.setattr(image_decoding, "convert", noted)
-    monkeypatch.setattr(image_decoding, "_MAX_PIXELS", at_once)
+    monkeypatch.setattr(image_files, "convert", noted)
+    monkeypatch.setattr(image_files, "_MAX_PIXELS", at_once)
     monkeypatch.setattr(image_decoding, "_CHUNK", 1)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     names = [f"{number}.png" for number in range(9)]
@@ -179,4 +180,4 @@ def test_threads_share_the_pixels_that_are_decoded_at_a_time(
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     assert decode(FolderFiles(tmp_path, names), names, None).shape == (9, 3, 8, 8)
     assert max(seen) <= most
-    assert image_decoding._BUDGET.pixels == 0
+    assert image_files._BUDGET.pixels == 0

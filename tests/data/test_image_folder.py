@@ -187,7 +187,7 @@ def test_refuses_what_does_not_fit_into_memory(
 
     monkeypatch.setattr("psutil.virtual_memory", Memory)
     with pytest.raises(InputError, match=r"18 images of 16x16 .* need 13\.5 KiB .* 10\.0 KiB"):
-        load()
+        load(loading="memory")
 
 
 def test_refuses_a_image_that_went_away(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dskd.data import Dataset, Split
+from dskd.data.dataset import Samples
 from dskd.data.subset import choose_classes, split_validation, take_fraction, take_test_fraction
 from dskd.errors import InputError
 
@@ -34,7 +35,7 @@ def _numbered(count: int) -> torch.Tensor:
     return torch.stack([numbers // 256, numbers % 256], 1).to(torch.uint8)[:, :, None, None]
 
 
-def _numbers(split: Split) -> list[int]:
+def _numbers(split: Samples) -> list[int]:
     high, low = split.images[:, 0].flatten().tolist(), split.images[:, 1].flatten().tolist()
     return [256 * a + b for a, b in zip(high, low, strict=True)]
 

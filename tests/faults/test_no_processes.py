@@ -13,7 +13,7 @@ from PIL import Image
 
 from dskd.config import recipe
 from dskd.config.schema import Recipe
-from dskd.data import image_decoding
+from dskd.data import image_decoding, image_files
 from dskd.engine import run
 from dskd.engine.trainer import Trainer
 
@@ -49,7 +49,7 @@ def test_a_run_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     before = psutil.Process().children(recursive=True)
     started: set[psutil.Process] = set()
     threads: set[int] = set()
-    read, train_epoch = image_decoding._read, Trainer.train_epoch
+    read, train_epoch = image_files.read_image, Trainer.train_epoch
 
     def look() -> None:
         started.update(set(psutil.Process().children(recursive=True)) - set(before))
@@ -64,7 +64,7 @@ def test_a_run_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) 
             look()
             yield
 
-    monkeypatch.setattr(image_decoding, "_read", watched)
+    monkeypatch.setattr(image_decoding, "read_image", watched)
     monkeypatch.setattr(Trainer, "train_epoch", trained)
     run.train(load_recipe(folder))
     look()
@@ -75,14 +75,14 @@ def test_a_run_starts_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_an_error_in_a_decoding_thread_ends_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = image_decoding._read
+    read = image_files.read_image
 
     def dying(files: Any, name: str, *more: Any) -> Any:
         if "70" in name:
             raise MemoryError("in a thread")
         return read(files, name, *more)
 
-    monkeypatch.setattr(image_decoding, "_read", dying)
+    monkeypatch.setattr(image_decoding, "read_image", dying)
     with pytest.raises(MemoryError, match="in a thread"):
         run.train(load_recipe(folder))
     assert not (folder.parent / "run").exists()

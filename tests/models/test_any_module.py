@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 import dskd
-from dskd.data import Dataset
+from dskd.data import Dataset, Split
 from dskd.engine.result import Result
 from dskd.errors import InputError, NonFiniteError
 from dskd.models.staged_model import StagedModel
@@ -198,7 +198,7 @@ def test_a_torchvision_transformer_teaches(tmp_path: Path, data: Dataset) -> Non
 def test_zoo_models_on_images_of_other_shapes(tmp_path: Path, shape: tuple[int, int]) -> None:
     square = make_dataset(CLASSES, per_class=4, size=max(shape))
     train, test = (
-        type(split)(split.images[:, :, : shape[0], : shape[1]].contiguous(), split.labels)
+        Split(split.images[:, :, : shape[0], : shape[1]].contiguous(), split.labels)
         for split in (square.train, square.test)
     )
     data = Dataset("made", train, test, square.classes, square.mean, square.std)

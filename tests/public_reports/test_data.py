@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import dskd
-from dskd.data import Dataset, image_decoding, load_dataset
+from dskd.data import Dataset, image_decoding, image_files, load_dataset
 from dskd.errors import InputError
 from dskd.models.zoo import build
 from dskd.storage.weights import write_weights
@@ -126,13 +126,13 @@ def test_what_was_decoded_before_a_broken_file_is_not_decoded_again(
     with pytest.raises(InputError):
         load(root)
     read: list[str] = []
-    real = image_decoding._read
+    real = image_files.read_image
 
     def counted(files: Any, name: str, *more: Any) -> Any:
         read.append(name)
         return real(files, name, *more)
 
-    monkeypatch.setattr(image_decoding, "_read", counted)
+    monkeypatch.setattr(image_decoding, "read_image", counted)
     for name in ("train/a/1.png", "train/b/2.png", "val/b/1.png"):
         write(root / name, 77)
     dataset = load(root)
@@ -214,7 +214,7 @@ def test_every_format_that_pillow_reads_is_an_image(root: Path) -> None:
         Image.new("RGB", (8, 8), (200, 10, 10)).save(root / "train" / "a" / f"new{suffix}")
         assert f"train/a/new{suffix}" in load(root, size=8).train.names
     for name in ("x.eps", "x.wmf", "x.pdf", "x.h5"):
-        assert not image_decoding.is_image(name)
+        assert not image_files.is_image(name)
 
 
 def test_gray_stays_gray_and_serves_a_teacher_with_one_channel(root: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from dskd.compare.grid import load_plan
 from dskd.compare.lockstep import LockstepRun
 from dskd.compare.runner import run_grid
 from dskd.config import recipe
-from dskd.data import Dataset
+from dskd.data import Dataset, Split
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
@@ -308,7 +308,7 @@ def other_structure(teacher: FrozenTeacher) -> FrozenTeacher:
 
 def of_images(images: Tensor, labels: Tensor | None = None) -> Dataset:
     labels = DATA.train.labels if labels is None else labels
-    return replace(DATA, train=replace(DATA.train, images=images, labels=labels), test=DATA.test)
+    return replace(DATA, train=Split(images, labels), test=DATA.test)
 
 
 def one_pixel() -> Dataset:

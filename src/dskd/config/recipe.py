@@ -246,7 +246,8 @@ def _check_augmentation(data: DataSettings, teacher: TeacherSettings | None) -> 
             "data.crop_scale and data.crop_padding are two kinds of random crop; set "
             "data.crop_padding=0 or data.crop_scale=null"
         )
-    for key in ("crop_ratio", "interpolation"):
+    own = data.name in DATASETS and DATASETS[data.name].own_images
+    for key in ("crop_ratio",) if own else ("crop_ratio", "interpolation"):
         default = DataSettings.model_fields[key].default
         if data.crop_scale is None and getattr(data, key) != default:
             raise InputError(f"data.{key} does nothing without data.crop_scale; drop it")

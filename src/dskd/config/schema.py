@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from dskd.data.augmentation import SETS, Augmentation, AugmentSet, AutoAugment, Interpolation
+from dskd.data.catalog import Loading
 from dskd.settings import (
     Count,
     DeviceName,
@@ -65,6 +66,7 @@ def _pretrained(value: Any) -> Any:
     raise ValueError("true, false or a file is needed")
 
 
+ValueRange = Annotated[tuple[Number, Number], AfterValidator(_rising)]
 ClassChoice = Annotated[int | list[str] | None, BeforeValidator(_class_choice)]
 
 Pretrained = Annotated[bool | Path, BeforeValidator(_pretrained)]
@@ -92,7 +94,7 @@ class DataSettings(Settings):
     class."""
     channels: Literal[1, 3] | None = None
     """For your own images: 3 for RGB or 1 for gray. None means RGB."""
-    value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None
+    value_range: ValueRange | None = None
     """For your own images: the lowest and the highest value of a pixel, which become 0 and 255. For
     12 bits they are [0, 4095]. None uses the range of the file's type."""
     max_pixels: Count | None = None
@@ -121,8 +123,20 @@ class DataSettings(Settings):
     """Largest relative change of brightness, contrast and saturation. 0 turns it off."""
     random_erasing: Annotated[Weight, Field(le=1)] = 0.0
     """Probability that a rectangle of an image becomes noise."""
-    interpolation: Interpolation = "bicubic"
-    """How the random resized crop is resized: ``bilinear`` or ``bicubic``."""
+    crop_pct: Share = 1.0
+    """For your own images: the centre of an image that is evaluated, as a part of its shorter side.
+    The shorter side is resized to size / crop_pct, and the centre is cropped, as timm does it. In
+    memory, training images are cropped in the same way."""
+    interpolation: Interpolation | None = None
+    """How your own images and random resized crops are resized: ``bilinear`` or ``bicubic``. None
+    averages blocks of pixels where images shrink by a whole factor, and is bicubic otherwise."""
+    loading: Loading = "auto"
+    """For your own images: ``memory`` decodes all images once and keeps them on the device.
+    ``stream`` decodes them in worker processes whenever they are used. ``auto`` streams images that
+    would take more than a quarter of the memory, and says so."""
+    workers: Natural | None = None
+    """Processes that decode streamed images; 0 decodes in the training process. The images do not
+    depend on this number. None starts one for each core, and at most 8."""
     cache_dir: PathSetting | None = None
     """Folder for downloads and decoded images. None uses the user's cache folder."""
 
@@ -142,7 +156,7 @@ class DataSettings(Settings):
             self.auto_augment,
             self.color_jitter,
             self.random_erasing,
-            self.interpolation,
+            self.interpolation or "bicubic",
         )
 
 
@@ -155,7 +169,6 @@ AUGMENTATIONS = (
     "auto_augment",
     "color_jitter",
     "random_erasing",
-    "interpolation",
 )
 """The keys of ``data`` that say how training images are augmented."""
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from dskd.data.dataset import Dataset
     from dskd.data.read_options import ReadOptions
 
+Loading = Literal["auto", "memory", "stream"]
+"""Whether images are decoded once, or whenever they are used."""
 LoadFunction = Callable[[Path | None, "ReadOptions", Path | None], "Dataset"]
 """Takes ``root``, how images are read, and ``cache_dir`` (see `dskd.data.registry`)."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dskd.data.archives import FolderFiles
-from dskd.data.image_decoding import is_image
+from dskd.data.image_files import is_image
+from dskd.data.path_list import LabelledPaths, PathList
 from dskd.errors import InputError, printable
 
 TRAIN = "train"
@@ -39,11 +42,15 @@ class ClassFolders:
     files: FolderFiles
     train: str
     classes: list[str]
-    images: dict[str, list[tuple[str, int]]]
+    images: dict[str, LabelledPaths]
     validation: str
     evaluation: str
     bad: list[tuple[str, str]]
     notes: list[str]
+
+    def all_names(self) -> PathList:
+        """Names of the images of all splits, one split after the other."""
+        return PathList(name for split in self.images.values() for name in split.names)
 
 
 def scan(root: Path) -> ClassFolders:
@@ -69,14 +76,14 @@ def scan(root: Path) -> ClassFolders:
         )
     validation, evaluation = _evaluation(files, parts)
     labels = {name: label for label, name in enumerate(classes)}
-    images: dict[str, list[tuple[str, int]]] = {}
+    images: dict[str, LabelledPaths] = {}
     bad: list[tuple[str, str]] = []
     notes = _ignored(files, train) + _alike(classes)
     for part in filter(None, (validation, evaluation)):
         notes += _compare(files, part, classes, _class_folders(files, part))
     for part in (train, *filter(None, (validation, evaluation))):
-        images[part] = _images(files, part, labels, bad)
-        present = {label for _, label in images[part]}
+        images[part] = LabelledPaths(_images(files, part, labels, bad))
+        present = set(np.unique(images[part].labels).tolist())
         there = set(_class_folders(files, part))
         empty = [name for name in classes if name in there and labels[name] not in present]
         if empty and part == train:
@@ -129,10 +136,9 @@ def _class_folders(files: FolderFiles, part: str) -> list[str]:
 
 def _images(
     files: FolderFiles, part: str, labels: dict[str, int], bad: list[tuple[str, str]]
-) -> list[tuple[str, int]]:
+) -> Iterator[tuple[str, int]]:
     """Names and labels of the images of a split; those that cannot be read go to ``bad``."""
-    found = []
-    for name in files.names:
+    for name, size in files.sizes():
         if not name.startswith(_prefix(part)) or not is_image(name):
             continue
         folders = name.removeprefix(_prefix(part)).split("/")[:-1]
@@ -140,12 +146,11 @@ def _images(
             continue
         if any(_is_tool(folder) for folder in folders):
             continue
-        reason = files.unreadable.get(name) or ("" if files.size_of(name) else "empty")
+        reason = files.unreadable.get(name) or ("" if size else "empty")
         if reason:
             bad.append((name, reason))
         else:
-            found.append((name, labels[folders[0]]))
-    return found
+            yield name, labels[folders[0]]
 
 
 def _is_tool(name: str) -> bool:

@@ -1,21 +1,70 @@
-"""A data set in memory: uint8 images, integer labels, class names."""
+"""Data sets: uint8 images, integer labels, class names."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dskd.data.loader import Loader, MemoryLoader
 from dskd.errors import InputError
+
+
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Adds bytes."""
+
+
+class Samples(Protocol):
+    """The images and labels of a split, wherever they are.
+
+    `Split` holds its images in memory, `dskd.data.file_split.FileSplit` reads them from files.
+
+    Attributes:
+        labels: int64, ``[N]``, from 0 to K - 1.
+        names: Name of the file of each image; empty if the images do not come from files of their
+            own.
+        images: All images, uint8, ``[N, channels, height, width]``.
+        sample_shape: Channels, height and width of an image.
+    """
+
+    @property
+    def labels(self) -> Tensor: ...  # noqa: D102 (see the attributes)
+    @property
+    def names(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def images(self) -> Tensor: ...  # noqa: D102
+    @property
+    def sample_shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+    def images_at(self, indices: Tensor) -> Tensor:
+        """The images at ``indices`` (int64), as they are evaluated."""
+
+    def take(self, indices: Tensor) -> Samples:
+        """The part at ``indices`` (int64), in that order."""
+
+    def relabelled(self, labels: Tensor) -> Samples:
+        """The same images with other labels."""
+
+    def loader(self, device: torch.device) -> Loader:
+        """A loader of batches on a device."""
+
+    def add_to(self, digest: Digest) -> None:
+        """Adds to a hash what tells these images and labels from others."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels.
+    """Images and their labels in memory.
 
     Attributes:
         images: uint8, ``[N, channels, height, width]``.
@@ -43,10 +92,33 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """See `Samples`."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def images_at(self, indices: Tensor) -> Tensor:
+        """See `Samples.images_at`."""
+        return self.images[indices]
+
     def take(self, indices: Tensor) -> Split:
-        """Select the images at ``indices`` (int64), in that order."""
+        """See `Samples.take`."""
         names = tuple(self.names[index] for index in indices.tolist()) if self.names else ()
         return Split(self.images[indices], self.labels[indices], names)
+
+    def relabelled(self, labels: Tensor) -> Split:
+        """See `Samples.relabelled`."""
+        return replace(self, labels=labels)
+
+    def loader(self, device: torch.device) -> Loader:
+        """See `Samples.loader`."""
+        return MemoryLoader(self, device)
+
+    def add_to(self, digest: Digest) -> None:
+        """See `Samples.add_to`. All pixels count."""
+        for part in (self.images, self.labels):
+            digest.update(part.cpu().contiguous().numpy().data)
 
 
 @dataclass(frozen=True)
@@ -70,12 +142,12 @@ class Dataset:
     """
 
     name: str
-    train: Split
-    test: Split
+    train: Samples
+    test: Samples
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    validation: Split | None = None
+    validation: Samples | None = None
     notes: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
@@ -91,16 +163,16 @@ class Dataset:
                     f"{self.name}: labels out of range in the {where} split: {low} to {high}, "
                     f"but there are {len(self.classes)} classes (0 to {len(self.classes) - 1})"
                 )
-            if split.images.shape[1:] != self.train.images.shape[1:]:
+            if split.sample_shape != self.train.sample_shape:
                 raise InputError(
-                    f"{self.name}: {where} images are {list(split.images.shape[1:])}, "
-                    f"training images {list(self.train.images.shape[1:])}; "
+                    f"{self.name}: {where} images are {list(split.sample_shape)}, "
+                    f"training images {list(self.train.sample_shape)}; "
                     "give all one size with data.size"
                 )
 
-    def splits(self) -> dict[str, Split]:
+    def splits(self) -> dict[str, Samples]:
         """The splits that exist, by name."""
-        splits = {"training": self.train, "test": self.test}
+        splits: dict[str, Samples] = {"training": self.train, "test": self.test}
         if self.validation is not None:
             splits["validation"] = self.validation
         return splits
@@ -108,32 +180,32 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return self.train.sample_shape
 
     def fingerprint(self) -> str:
-        """A hash of all images and labels: equal for equal data only."""
+        """A hash of all images and labels: equal for equal data only (see `Samples.add_to`)."""
         digest = hashlib.sha256()
         for where, split in self.splits().items():
-            digest.update(f"{where} {list(split.images.shape)}".encode())
-            for part in (split.images, split.labels):
-                digest.update(part.cpu().contiguous().numpy().data)
+            digest.update(f"{where} {[len(split), *split.sample_shape]}".encode())
+            split.add_to(digest)
         return digest.hexdigest()
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(*images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, on the scale from 0 to 1.
 
     Args:
-        images: uint8, ``[N, channels, height, width]``.
+        images: uint8, ``[N, channels, height, width]``; one tensor or several.
 
     Returns:
         The means and the standard deviations, one number for each channel.
     """
     means, stds = [], []
-    for channel in range(images.shape[1]):
-        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-        levels = torch.arange(256, dtype=torch.float64) / 255
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    for channel in range(images[0].shape[1]):
+        counts = torch.zeros(256, dtype=torch.float64)
+        for part in images:
+            counts += torch.bincount(part[:, channel].flatten(), minlength=256)
         mean = float((counts * levels).sum() / counts.sum())
         variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
         means.append(mean)

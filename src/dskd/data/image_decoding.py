@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import io
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,46 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from dskd.data.archives import Files
-from dskd.data.pixels import RGB, NoRangeError, PixelForm, convert, square
+from dskd.data.image_files import BadImageError, check_image, pillow_without_limit, read_image
+from dskd.data.pixels import RGB, PixelForm, square
 from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
 
-_REFUSED = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"))
-"""Formats that start a program or that Pillow only identifies."""
 _CHUNK = 64
 """Files of one task of a thread."""
-_MAX_PIXELS = 2**27
-"""Most pixels that all threads together decode at a time. A single image may have more."""
-
-
-@functools.cache
-def formats() -> tuple[str, ...]:
-    """The formats that are read: all that Pillow and its plug-ins can read safely."""
-    Image.init()
-    return tuple(sorted(Image.OPEN.keys() - _REFUSED))
-
-
-@functools.cache
-def suffixes() -> frozenset[str]:
-    """The lower-case suffixes of image files."""
-    readable = formats()
-    return frozenset(
-        suffix.lower() for suffix, name in Image.registered_extensions().items() if name in readable
-    )
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name has an image suffix; hidden files (``.x.png``) do not count."""
-    file = name.rsplit("/", 1)[-1]
-    return not file.startswith(".") and PurePosixPath(file).suffix.lower() in suffixes()
-
-
-class BadImageError(InputError):
-    """An image file cannot be used. `reason` says why in a few words, for counting."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass
@@ -142,23 +104,92 @@ def decode_all(
             images[index] = known[index]
             return
         try:
-            image = _read(files, names[index], size, form, depths)
+            image = read_image(files, names[index], size, form, depths)
         except BadImageError as error:
             bad[index] = error
             return
         if image.shape != first.shape:
-            raise InputError(
-                f"{files.where(names[start])} is {width}x{height}, but {files.where(names[index])} "
-                f"is {image.shape[1]}x{image.shape[0]}; give all one size with data.size"
-            )
+            raise _two_sizes(files, names[start], (height, width), names[index], image.shape)
         images[index] = image.transpose(2, 0, 1)
 
-    with _pillow_without_limit():
-        _in_threads(fill, len(names))
+    with pillow_without_limit():
+        in_threads(fill, len(names))
     good = [index for index in range(len(names)) if index not in bad]
     whole = torch.from_numpy(images)
     chosen = whole if len(good) == len(names) else whole[torch.tensor(good)]
     return Decoded(chosen, good, dict(sorted(bad.items())), max(depths, default=None))
+
+
+@dataclass
+class Checked:
+    """What is known of image files after each was decoded once.
+
+    Attributes:
+        good: The index of each image that can be used.
+        bad: The error of each other file, by its index.
+        height: Height of the first image.
+        width: Width of the first image.
+        deepest: See `Decoded`.
+    """
+
+    good: Sequence[int]
+    bad: dict[int, BadImageError]
+    height: int
+    width: int
+    deepest: float | None = None
+
+
+def without(bad: Mapping[int, object], count: int) -> Sequence[int]:
+    """The indices below ``count`` that are not ``bad``, ascending.
+
+    Example:
+        >>> without({1: "damaged"}, 3), without({}, 3)
+        ([0, 2], range(0, 3))
+    """
+    return [index for index in range(count) if index not in bad] if bad else range(count)
+
+
+def check_all(files: Files, names: Sequence[str], one_size: bool, form: PixelForm) -> Checked:
+    """Decode image files in threads to find those that cannot be used; no pixel is kept.
+
+    Args:
+        files: The tree of files.
+        names: Names of the image files.
+        one_size: Whether all images must have the same size.
+        form: What pixels become.
+
+    Raises:
+        InputError: The images have different sizes, and must not.
+    """
+    depths: list[float] = []
+    bad: dict[int, BadImageError] = {}
+    shapes = np.zeros((len(names), 2), np.int32)
+
+    def check(index: int) -> None:
+        try:
+            shapes[index] = check_image(files, names[index], form, depths)
+        except BadImageError as error:
+            bad[index] = error
+
+    with pillow_without_limit():
+        in_threads(check, len(names))
+    good = without(bad, len(names))
+    height, width = shapes[good[0]].tolist() if good else (1, 1)
+    for index in good if one_size else []:
+        if shapes[index].tolist() == [height, width]:
+            continue
+        raise _two_sizes(files, names[good[0]], (height, width), names[index], shapes[index])
+    return Checked(good, dict(sorted(bad.items())), height, width, max(depths, default=None))
+
+
+def _two_sizes(
+    files: Files, one: str, first: Sequence[int], other: str, second: Sequence[int]
+) -> InputError:
+    """The error about two images of different heights and widths."""
+    return InputError(
+        f"{files.where(one)} is {first[1]}x{first[0]}, but {files.where(other)} "
+        f"is {second[1]}x{second[0]}; give all one size with data.size"
+    )
 
 
 def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -183,7 +214,7 @@ def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         image = Image.fromarray(np.ascontiguousarray(images[index].transpose(1, 2, 0)))
         resized[index] = np.asarray(square(image, size)).transpose(2, 0, 1)
 
-    _in_threads(fill, len(images))
+    in_threads(fill, len(images))
     return resized
 
 
@@ -195,97 +226,16 @@ def _first(
     bad: dict[int, BadImageError],
 ) -> NDArray[Any] | None:
     """The first image that decodes, whose shape all others must have; notes those before it."""
-    with _pillow_without_limit():
+    with pillow_without_limit():
         for index, name in enumerate(names):
             try:
-                return _read(files, name, size, form)
+                return read_image(files, name, size, form)
             except BadImageError as error:
                 bad[index] = error
     return None
 
 
-def _read(
-    files: Files,
-    name: str,
-    size: int | None,
-    form: PixelForm = RGB,
-    depths: list[float] | None = None,
-) -> NDArray[Any]:
-    """Decode one image to uint8, ``[height, width, C]``."""
-    where = files.where(name)
-    try:
-        data = files.read(name)
-    except InputError as error:
-        raise BadImageError(str(error), "unreadable") from error
-    if not data:
-        raise BadImageError(f"cannot decode {where}: it is empty", "empty")
-    try:
-        with Image.open(io.BytesIO(data), formats=formats()) as image:
-            pixels = image.width * image.height
-            if pixels > form.max_pixels:
-                raise BadImageError(
-                    f"{where} is too large an image: {pixels:,} pixels, and data.max_pixels is "
-                    f"{form.max_pixels:,}; raise it, shrink the image or remove it",
-                    "too many pixels",
-                )
-            with _BUDGET.reserve(pixels):
-                sample = convert(image, form, depths)
-                array = np.asarray(sample if size is None else square(sample, size))
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # Pillow raises many types on a damaged file
-        floats = isinstance(error, NoRangeError)
-        kind = "ValueError" if floats else type(error).__name__
-        raise BadImageError(
-            f"cannot decode {where}: {kind}: {error}; replace it or remove it",
-            "floats without data.value_range" if floats else "damaged",
-        ) from error
-    return array[:, :, None] if array.ndim == 2 else array
-
-
-_PILLOW = threading.RLock()
-
-
-@contextmanager
-def _pillow_without_limit() -> Iterator[None]:
-    """Turns Pillow's own limit of pixels off, which is checked before ``max_pixels`` can be."""
-    with _PILLOW:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-class _PixelBudget:
-    """Limits the pixels that all threads decode at a time, so that large images take turns.
-
-    Attributes:
-        pixels: Pixels that are decoded now.
-    """
-
-    def __init__(self) -> None:
-        self.pixels = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def reserve(self, pixels: int) -> Iterator[None]:
-        """Wait until ``pixels`` more fit into the budget; a single image never waits."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self.pixels or self.pixels + pixels <= _MAX_PIXELS)
-            self.pixels += pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.pixels -= pixels
-                self._changed.notify_all()
-
-
-_BUDGET = _PixelBudget()
-
-
-def _in_threads(work: Callable[[int], None], count: int) -> None:
+def in_threads(work: Callable[[int], None], count: int) -> None:
     """Call ``work`` with each number below ``count``; raise the error of the lowest number."""
 
     def chunk(start: int) -> None:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from dskd.data.archives import existing_path
 from dskd.data.cache import cached
 from dskd.data.class_folders import ClassFolders, scan
-from dskd.data.dataset import Dataset, Split, channel_statistics
+from dskd.data.dataset import Dataset, Samples, Split, channel_statistics
 from dskd.data.decoded_images import DecodedImages
+from dskd.data.folder_dataset import Outcome, assemble
 from dskd.data.image_decoding import decode_all
+from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
-from dskd.data.subset import hold_out
-from dskd.errors import InputError, printable
+from dskd.data.streamed_folder import must_stream, stream_folder
+from dskd.errors import InputError
 
-SHOWN = 5
-"""Names of files that a message lists."""
 HELD_OUT = 0.2
 """Fraction of the images that are the test split of a folder without one, if none is set."""
 
@@ -62,108 +62,29 @@ def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dat
             f"{files.root} has no val/CLASS/ or test/CLASS/, and data.val_fraction=0 holds no "
             "image out; add a folder, or drop data.val_fraction"
         )
+    options = replace(options, val_fraction=held_out)
+    if note := must_stream(folders, options):
+        return stream_folder(folders, options, cache_dir, note)
     key = options.size, options.form, options.skip_bad, held_out
-    return cached(
-        "folder", files, key, cache_dir, lambda: _build(folders, options, held_out, cache_dir)
-    )
+    return cached("folder", files, key, cache_dir, lambda: _build(folders, options, cache_dir))
 
 
-def _build(
-    folders: ClassFolders, options: ReadOptions, fraction: float, cache_dir: Path | None
-) -> Dataset:
-    """Decodes the images; ``fraction`` of them are held out if there is no test split."""
+def _build(folders: ClassFolders, options: ReadOptions, cache_dir: Path | None) -> Dataset:
+    """The data set with all images in memory."""
     files = folders.files
-    names = [name for split in folders.images.values() for name, _ in split]
+    names = folders.all_names()
     kept = DecodedImages(files, (options.size, options.form), cache_dir)
     found = decode_all(files, names, options.size, options.form, kept.rows(names))
-    skipped = [*folders.bad, *((names[index], error.reason) for index, error in found.bad.items())]
-    if skipped and not options.skip_bad:
+    if (folders.bad or found.bad) and not options.skip_bad:
         kept.write([names[index] for index in found.good], found.images)
-        raise _bad(folders, skipped, list(found.bad.values()))
-    kept.remove()
-    splits = _splits(folders, found.good, found.images)
-    train = splits.pop(folders.train)
-    if len(train) == 0:
-        raise _bad(folders, skipped, list(found.bad.values()))
-    validation = splits.get(folders.validation) if folders.validation else None
-    test = splits[folders.evaluation] if folders.evaluation else None
-    notes = [*folders.notes, *_left_out(skipped), *_shallow(found.deepest)]
-    held_out = test is None
-    if test is None:
-        test, train = hold_out(train, fraction)
-        notes.append(
-            f"there is no val/ or test/ folder: {len(test)} of the {len(test) + len(train)} "
-            f"training images are held out (data.val_fraction={fraction:g}), and the student is "
-            "tested on them"
-        )
-    mean, std = channel_statistics(train.images)
-    return Dataset(
-        name="folder",
-        train=train,
-        test=test,
-        validation=validation,
-        classes=tuple(folders.classes),
-        mean=mean,
-        std=std,
-        notes=tuple(notes),
-        skipped=tuple(f"{name}: {reason}" for name, reason in skipped),
-        test_is_held_out=held_out,
-    )
+    else:
+        kept.remove()
 
+    def split(rows: slice, labels: Tensor, names: PathList) -> Samples:
+        return Split(found.images[rows], labels, tuple(names))
 
-def _splits(folders: ClassFolders, good: Sequence[int], images: torch.Tensor) -> dict[str, Split]:
-    """The splits by folder; ``good`` says which of all names became the ``images``."""
-    everything = [(part, *one) for part, split in folders.images.items() for one in split]
-    chosen = [everything[index] for index in good]
-    splits = {}
-    for part in folders.images:
-        rows = torch.tensor([row for row, one in enumerate(chosen) if one[0] == part]).long()
-        labels = torch.tensor([one[2] for one in chosen if one[0] == part], dtype=torch.int64)
-        splits[part] = Split(
-            images[rows[0] : rows[-1] + 1] if len(rows) else images[:0],  # rows are consecutive
-            labels,
-            tuple(one[1] for one in chosen if one[0] == part),
-        )
-    return splits
+    def statistics(train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return channel_statistics(train.images)
 
-
-def _bad(
-    folders: ClassFolders, bad: Sequence[tuple[str, str]], errors: Sequence[InputError]
-) -> InputError:
-    """The error about images that cannot be used."""
-    if len(bad) == 1 and errors:
-        return InputError(f"{errors[0]}, or leave it out with data.skip_bad=true")
-    return InputError(
-        f"{_counted(bad)} in {folders.files.root}: {_named(bad)}; replace or remove them, or leave "
-        "them out with data.skip_bad=true"
-    )
-
-
-def _left_out(bad: Sequence[tuple[str, str]]) -> list[str]:
-    return [f"{_counted(bad)} and left out: {_named(bad)}"] if bad else []
-
-
-def _counted(bad: Sequence[tuple[str, str]]) -> str:
-    """How many files cannot be used, for each reason."""
-    reasons = [reason for _, reason in bad]
-    counts = ", ".join(f"{one}: {reasons.count(one)}" for one in dict.fromkeys(reasons))
-    return (
-        f"{len(bad)} images cannot be used ({counts})"
-        if len(bad) > 1
-        else (f"1 image cannot be used ({reasons[0]})")
-    )
-
-
-def _named(bad: Sequence[tuple[str, str]]) -> str:
-    shown = ", ".join(printable(name) for name, _ in bad[:SHOWN])
-    return shown if len(bad) <= SHOWN else f"{shown} and {len(bad) - SHOWN} more"
-
-
-def _shallow(deepest: float | None) -> list[str]:
-    """A note on 16-bit images that use a small part of the range."""
-    if deepest is None or deepest >= 2**14:
-        return []
-    return [
-        f"the images with 16 bits have values up to {deepest:g} of 65535, and few levels are left "
-        f"of them in 8 bits; set data.value_range=[0,{deepest:g}]"
-    ]
+    outcome = Outcome(found.good, found.bad, found.deepest, split, statistics)
+    return assemble(folders, options, outcome)

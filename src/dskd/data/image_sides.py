@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dskd.data.image_decoding import is_image
+from dskd.data.image_files import is_image
 
 SAMPLE_PER_FOLDER, SAMPLE = 4, 64
 """Images that are opened in each folder, and in all."""

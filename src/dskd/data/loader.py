@@ -11,14 +11,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dskd.data.dataset import Dataset, Split
 from dskd.data.epoch_plan import EpochPlan
 from dskd.data.transforms import crop_and_flip, distort, random_resized_crops
+
+if TYPE_CHECKING:
+    from dskd.data.dataset import Dataset, Samples
 
 AUGMENT_BYTES = 16 << 20
 """Bytes of images that a GPU augments in one call."""
@@ -108,6 +110,38 @@ class Loader(ABC):
         """Plain values that differ if the samples differ; labels do not count."""
 
 
+class BatchAssembly:
+    """Puts images and all that belongs to them together into a batch.
+
+    Args:
+        plan: The epoch's random choices, on the CPU.
+        labels: int64 ``[N]``, of the split, on the device of the batches.
+
+    Attributes:
+        plan: The plan on that device.
+    """
+
+    def __init__(self, plan: EpochPlan, labels: Tensor) -> None:
+        self._keys = torch.stack([plan.order, plan.views[plan.order]], dim=1)
+        self.plan, self._labels = plan.to(labels.device), labels
+        self._views = self.plan.views
+
+    def __call__(self, images: Tensor, step: int, share: slice, global_size: int) -> Batch:
+        """The batch of a step; ``images`` are those of ``share`` in the plan's order."""
+        own = self.plan.order[share]
+        return Batch(
+            images,
+            labels=self._labels[own],
+            indices=own,
+            views=self._views[own],
+            seeds=self.plan.seeds[own],
+            epoch=self.plan.epoch,
+            step=step,
+            cpu_keys=self._keys[share],
+            global_size=global_size,
+        )
+
+
 class MemoryLoader(Loader):
     """A split that is held in the memory of the training device.
 
@@ -119,7 +153,7 @@ class MemoryLoader(Loader):
         images: uint8 ``[N, C, H, W]``.
     """
 
-    def __init__(self, split: Split, device: torch.device) -> None:
+    def __init__(self, split: Samples, device: torch.device) -> None:
         self.images = split.images.to(device)
         self.labels = split.labels.to(device)
         self.device = device
@@ -134,9 +168,8 @@ class MemoryLoader(Loader):
         world_size: int = 1,
     ) -> Iterator[Batch]:
         """See `Loader.batches`."""
-        keys = torch.stack([plan.order, plan.views[plan.order]], dim=1)
-        plan = plan.to(self.device)
-        views = plan.views
+        assemble = BatchAssembly(plan, self.labels)
+        plan = assemble.plan
         shares = islice(enumerate(plan.shares(batch_size, rank, world_size)), start, None)
         while group := list(islice(shares, self._steps_per_call(batch_size))):
             rows = [plan.order[share] for _, (share, _) in group]
@@ -147,18 +180,8 @@ class MemoryLoader(Loader):
             augmented = crop_and_flip(augmented, *offsets, plan.padding)
             augmented = distort(augmented, seeds, more)
             parts = torch.split(augmented, [len(own) for own in rows])
-            for images, own, (step, (share, global_size)) in zip(parts, rows, group, strict=True):
-                yield Batch(
-                    images,
-                    labels=self.labels[own],
-                    indices=own,
-                    views=views[own],
-                    seeds=plan.seeds[own],
-                    epoch=plan.epoch,
-                    step=step,
-                    cpu_keys=keys[share],
-                    global_size=global_size,
-                )
+            for images, (step, (share, global_size)) in zip(parts, group, strict=True):
+                yield assemble(images, step, share, global_size)
 
     def _steps_per_call(self, batch_size: int) -> int:
         """How many steps are augmented in one call.
@@ -203,8 +226,6 @@ class DataLoaders:
 
     def __init__(self, data: Dataset, device: torch.device) -> None:
         self.data = data
-        self.train: Loader = MemoryLoader(data.train, device)
-        self.test: Loader = MemoryLoader(data.test, device)
-        self.validation: Loader | None = None
-        if data.validation is not None:
-            self.validation = MemoryLoader(data.validation, device)
+        self.train = data.train.loader(device)
+        self.test = data.test.loader(device)
+        self.validation = data.validation.loader(device) if data.validation is not None else None

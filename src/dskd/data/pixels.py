@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ExifTags, Image
 
+from dskd.data.augmentation import Interpolation
+
 MAX_PIXELS = 89_478_485
 """Most pixels of an image, if no other number is set: Pillow's own limit."""
 
@@ -19,11 +21,15 @@ class PixelForm:
         channels: 3 for RGB, 1 for gray.
         value_range: The values that become 0 and 255; None for those of the file's type.
         max_pixels: Most pixels of an image.
+        crop_pct: Side of the centred square that is kept, as a part of the shorter side.
+        interpolation: How an image is resized; None for block averages and BICUBIC, see `square`.
     """
 
     channels: int = 3
     value_range: tuple[float, float] | None = None
     max_pixels: int = MAX_PIXELS
+    crop_pct: float = 1.0
+    interpolation: Interpolation | None = None
 
 
 RGB = PixelForm()
@@ -33,12 +39,17 @@ class NoRangeError(ValueError):
     """An image has floats, and nothing says which of them are black and white."""
 
 
-def square(image: Image.Image, size: int) -> Image.Image:
+def square(image: Image.Image, size: int, form: PixelForm = RGB) -> Image.Image:
     """Crop the largest centred square and resize it to ``size`` pixels.
 
     Shrinking by a whole factor averages blocks of pixels (Pillow's BOX filter). All other factors
     use BICUBIC, which in Pillow is antialiased.
+
+    With a `crop_pct` or an `interpolation`, the pixels are those of timm's evaluation: the shorter
+    side is resized to ``size / crop_pct``, and the centre is cropped. Pillow does both in one call.
     """
+    if form.crop_pct != 1 or form.interpolation is not None:
+        return _resized_centre(image, size, form)
     if image.size == (size, size):
         return image
     width, height = image.size
@@ -49,6 +60,24 @@ def square(image: Image.Image, size: int) -> Image.Image:
         (size, size),
         Image.Resampling.BOX if whole else Image.Resampling.BICUBIC,
         box=(left, top, left + side, top + side),
+    )
+
+
+def _resized_centre(image: Image.Image, size: int, form: PixelForm) -> Image.Image:
+    """The centre of the resized image, with torchvision's rounding of sizes and offsets."""
+    short = int(size / form.crop_pct)
+    width, height = image.size
+    scaled = (
+        (short, int(short * height / width))
+        if width <= height
+        else (int(short * width / height), short)
+    )
+    left, top = (round((side - size) / 2) for side in scaled)
+    x, y = width / scaled[0], height / scaled[1]
+    return image.resize(
+        (size, size),
+        Image.Resampling[(form.interpolation or "bicubic").upper()],
+        box=(left * x, top * y, (left + size) * x, (top + size) * y),
     )
 
 

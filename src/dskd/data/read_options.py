@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import TypedDict, get_args
 
+from dskd.data.augmentation import Interpolation
+from dskd.data.catalog import Loading
 from dskd.data.pixels import MAX_PIXELS, RGB, PixelForm
-from dskd.errors import InputError
+from dskd.errors import InputError, unknown
+from dskd.runtime import launch
+
+
+class ImageOptions(TypedDict, total=False):
+    """How image files are read, in `dskd.data.registry.load_dataset`.
+
+    Attributes:
+        channels: 3 for RGB or 1 for gray. None means RGB.
+        value_range: Lowest and highest value of a pixel, which become 0 and 255.
+        max_pixels: Most pixels of an image file; None for `dskd.data.pixels.MAX_PIXELS`.
+        skip_bad: Leave out image files that cannot be used, and list them.
+        crop_pct: The images are resized so that their shorter side is ``size / crop_pct``, and the
+            centre is cropped.
+        interpolation: How images are resized, ``bilinear`` or ``bicubic``; None averages blocks of
+            pixels where the factor is whole, and is bicubic otherwise.
+        loading: ``memory`` decodes all images once, ``stream`` decodes them at every use, and
+            ``auto`` streams what does not fit into memory.
+        workers: Processes that decode streamed images; 0 decodes in this process. None starts one
+            for each core, and at most 8.
+    """
+
+    channels: int | None
+    value_range: tuple[float, float] | None
+    max_pixels: int | None
+    skip_bad: bool
+    crop_pct: float
+    interpolation: Interpolation | None
+    loading: Loading
+    workers: int | None
 
 
 @dataclass(frozen=True)
@@ -18,23 +51,32 @@ class ReadOptions:
         val_fraction: Fraction of the training images that is held out; None for the default.
         form: What pixels become.
         skip_bad: Leave out images that cannot be used.
+        loading: Whether images are decoded once or at every use, see `ImageOptions`.
+        workers: Processes that decode images at every use.
     """
 
     size: int | None = None
     val_fraction: float | None = None
     form: PixelForm = RGB
     skip_bad: bool = False
+    loading: Loading = "auto"
+    workers: int = 0
 
 
 def read_options(
     size: int | None,
     val_fraction: float | None,
-    channels: int | None,
-    value_range: tuple[float, float] | None,
-    max_pixels: int | None,
-    skip_bad: bool,
+    *,
+    channels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int | None = None,
+    skip_bad: bool = False,
+    crop_pct: float = 1.0,
+    interpolation: Interpolation | None = None,
+    loading: Loading = "auto",
+    workers: int | None = None,
 ) -> ReadOptions:
-    """The options, after checking each; see `dskd.data.registry.load_dataset` for them.
+    """The options, after checking each; see `ImageOptions`.
 
     Raises:
         InputError: One is out of range.
@@ -49,8 +91,31 @@ def read_options(
         raise InputError(f"data.max_pixels must be at least 1, got {max_pixels}")
     if value_range is not None:
         value_range = _range(*value_range)
-    form = PixelForm(channels or 3, value_range, max_pixels or MAX_PIXELS)
-    return ReadOptions(size, val_fraction, form, skip_bad)
+    if not 0 < crop_pct <= 1:
+        raise InputError(f"data.crop_pct must be above 0 and at most 1, got {crop_pct}")
+    if crop_pct != 1 and size is None:
+        raise InputError("data.crop_pct needs data.size, to which the images are resized")
+    for name, value, known in (
+        ("data.interpolation", interpolation, (None, *get_args(Interpolation))),
+        ("data.loading", loading, get_args(Loading)),
+    ):
+        if value not in known:
+            raise unknown(name, str(value), map(str, known))
+    if workers is not None and workers < 0:
+        raise InputError(f"data.workers must be 0 or more, got {workers}")
+    form = PixelForm(channels or 3, value_range, max_pixels or MAX_PIXELS, crop_pct, interpolation)
+    return ReadOptions(
+        size, val_fraction, form, skip_bad, loading, _workers() if workers is None else workers
+    )
+
+
+def _workers() -> int:
+    """Worker processes by default: one for each core that this process may use, and at most 8."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        cores = os.cpu_count() or 1
+    return max(1, min(8, cores // launch.local_world_size()))
 
 
 def _range(low: float, high: float) -> tuple[float, float]:

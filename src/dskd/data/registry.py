@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dskd.data.catalog import DATASETS
 from dskd.data.dataset import Dataset
-from dskd.data.pixels import RGB
-from dskd.data.read_options import read_options
+from dskd.data.read_options import ImageOptions, read_options
 from dskd.data.subset import choose_classes, split_validation, take_fraction, take_test_fraction
 from dskd.errors import InputError, unknown
 from dskd.storage.paths import as_path
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def load_dataset(
@@ -23,13 +27,10 @@ def load_dataset(
     fraction: float = 1.0,
     val_fraction: float | None = None,
     test_fraction: float = 1.0,
-    channels: int | None = None,
-    value_range: tuple[float, float] | None = None,
-    max_pixels: int | None = None,
-    skip_bad: bool = False,
     cache_dir: str | Path | None = None,
+    **images: Unpack[ImageOptions],
 ) -> Dataset:
-    """Load a data set into memory, or a part of it.
+    """Load a data set, or a part of it.
 
     First the classes are chosen, then the validation split is taken off the training images, then
     fractions of the splits are selected. None of these choices depends on the training seed.
@@ -43,12 +44,9 @@ def load_dataset(
         val_fraction: Fraction of the training images for the validation split, or for the test
             split of a folder without one. None means 0.2 there, and else 0.
         test_fraction: Fraction of the test and validation images to select, as ``fraction``.
-        channels: 3 for RGB (as None) or 1 for gray; for ``folder``, as are the next three.
-        value_range: Lowest and highest value of a pixel, which become 0 and 255.
-        max_pixels: Most pixels of an image file; None for `dskd.data.pixels.MAX_PIXELS`.
-        skip_bad: Leave out image files that cannot be used, and list them.
         cache_dir: Folder for downloads and decoded images; None takes ``DSKD_CACHE``, else the
             user's cache folder.
+        **images: How image files are read, for the data set ``folder``: see `ImageOptions`.
 
     Returns:
         Splits of uint8 images ``[N, channels, height, width]`` with the mean and standard
@@ -60,13 +58,10 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    options = read_options(size, val_fraction, channels, value_range, max_pixels, skip_bad)
+    options = read_options(size, val_fraction, **images)
     entry = DATASETS[name]
-    if not entry.own_images and (options.form != RGB or skip_bad or channels or max_pixels):
-        raise InputError(
-            f"data.channels, value_range, max_pixels and skip_bad are for your own images, and "
-            f"{name} has a fixed format; drop them"
-        )
+    if not entry.own_images:
+        _refuse_image_options(name, images)
     folder = as_path(root, "data.root") if root is not None else None
     cache = as_path(cache_dir, "data.cache_dir") if cache_dir is not None else None
     try:
@@ -74,6 +69,18 @@ def load_dataset(
     except OSError as error:
         raise InputError(f"cannot read {name}: {error}; check data.root") from error
     return take_part(dataset, classes, fraction, val_fraction or 0.0, test_fraction)
+
+
+def _refuse_image_options(name: str, images: ImageOptions) -> None:
+    """Refuses options of image files for a data set that has none."""
+    defaults = inspect.signature(read_options).parameters
+    changed = {key for key, value in images.items() if value != defaults[key].default}
+    changed -= {"interpolation"}  # which random crops use
+    if changed - {"loading"} or images.get("loading") == "stream":
+        raise InputError(
+            "data.channels, value_range, max_pixels, skip_bad, crop_pct, workers and "
+            f"loading=stream are for your own images, and {name} has a fixed format; drop them"
+        )
 
 
 def take_part(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dskd.data.dataset import Dataset, Split
+from dskd.data.dataset import Dataset, Samples
 from dskd.errors import InputError, unknown
 
 _VALIDATION_SEED = 1
@@ -42,11 +42,10 @@ def choose_classes(dataset: Dataset, classes: int | Sequence[str]) -> Dataset:
     new_labels = torch.full((len(dataset.classes),), -1, dtype=torch.int64)
     new_labels[torch.tensor(chosen)] = torch.arange(len(chosen))
 
-    def narrow(split: Split) -> Split:
+    def narrow(split: Samples) -> Samples:
         labels = new_labels[split.labels]
         indices = torch.nonzero(labels >= 0).flatten()
-        chosen = split.take(indices)
-        return Split(chosen.images, labels[indices], chosen.names)
+        return split.take(indices).relabelled(labels[indices])
 
     return replace(
         dataset,
@@ -77,7 +76,7 @@ def split_validation(dataset: Dataset, val_fraction: float) -> Dataset:
     return replace(dataset, train=train, validation=validation)
 
 
-def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
+def hold_out(split: Samples, fraction: float) -> tuple[Samples, Samples]:
     """Hold out a fraction of each class, rounded to whole images; one image of each stays at least.
 
     Args:
@@ -136,7 +135,7 @@ def take_test_fraction(dataset: Dataset, fraction: float) -> Dataset:
     return replace(dataset, test=_part(dataset.test, fraction), validation=validation)
 
 
-def _part(split: Split, fraction: float) -> Split:
+def _part(split: Samples, fraction: float) -> Samples:
     """A fraction of each class of a split, and at least one image of each."""
     selected, _ = _divide(
         split.labels, lambda count: max(_round(count * fraction), 1), _FRACTION_SEED

@@ -15,7 +15,8 @@ from dskd.data.archives import Files, FolderFiles, ZipFiles, existing_path
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, distinct_names
 from dskd.data.download import download
-from dskd.data.image_decoding import decode, is_image
+from dskd.data.image_decoding import decode
+from dskd.data.image_files import is_image
 from dskd.data.read_options import ReadOptions
 from dskd.errors import InputError
 

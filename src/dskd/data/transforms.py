@@ -193,13 +193,13 @@ def distort(images: Tensor, seeds: Tensor, augmentation: Augmentation) -> Tensor
             "data.auto_augment and data.color_jitter need gray or RGB images, and these have "
             f"{images.shape[1]} channels; drop them"
         )
-    distorted = []
+    distorted = torch.empty_like(images)
     with torch.random.fork_rng(devices=[]):
-        for image, (_, seed) in zip(images, seeds_of_parts(seeds), strict=True):
+        for row, (_, seed) in enumerate(seeds_of_parts(seeds)):
             torch.default_generator.manual_seed(seed)
-            changed = _apply(operations, image) if operations else image
-            distorted.append(_erase(changed, seed, augmentation.random_erasing))
-    return torch.stack(distorted).contiguous(memory_format=torch.channels_last)
+            changed = _apply(operations, images[row]) if operations else images[row]
+            distorted[row] = _erase(changed, seed, augmentation.random_erasing)
+    return distorted
 
 
 def _apply(operations: tuple[Any, ...], image: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dskd.data.image_decoding import BadImageError, is_image
+from dskd.data.image_files import BadImageError, is_image
 from dskd.deploy.student import DeployedStudent, read_image
 from dskd.engine.evaluate import PIXELS
 from dskd.errors import InputError, printable
@@ -143,7 +143,7 @@ def predict_batches(
                 skipped.add(one)
                 continue
             try:
-                images.append(read_image(Path(one), deployed.shape))
+                images.append(read_image(Path(one), deployed))
                 good.append(one)
             except InputError as error:
                 skipped.add(BadInput(one, _reason(one, error), str(error)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dskd import methods
-from dskd.config.schema import DataSettings
+from dskd.config.schema import DataSettings, ValueRange
 from dskd.data import Dataset
 from dskd.data.archives import FolderFiles
+from dskd.data.augmentation import Interpolation
 from dskd.data.image_decoding import decode
-from dskd.data.loader import MemoryLoader
-from dskd.data.pixels import PixelForm
+from dskd.data.pixels import RGB, PixelForm
 from dskd.engine.build import load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.errors import InputError, brief, option, unknown
@@ -27,7 +27,7 @@ from dskd.models.plain_copy import plain_copy
 from dskd.models.size_check import check_size
 from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import pick
-from dskd.settings import Count, Number, Positive, Settings, validate
+from dskd.settings import Count, Number, Positive, Settings, Share, validate
 from dskd.storage.paths import as_path
 from dskd.storage.run_files import BEST, LAST
 from dskd.storage.weights import load_weights, read_metadata, read_weights
@@ -41,6 +41,14 @@ _BATCH = 16
 _Extent = Annotated[Count, Field(le=4096)]
 
 
+class _Pixels(Settings):
+    """How the images of a run were read from their files."""
+
+    value_range: ValueRange | None = None
+    crop_pct: Share = 1.0
+    interpolation: Interpolation | None = None
+
+
 class _Metadata(Settings):
     """The metadata of a student's file, see `dskd.engine.training_run.TrainingRun`."""
 
@@ -52,6 +60,7 @@ class _Metadata(Settings):
     std: tuple[Positive, ...]
     method: str
     deploy_config: dict[str, Any]
+    pixels: _Pixels = _Pixels()
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,14 @@ class DeployedStudent:
         name: Name of the model.
         classes: Name of each class, by label.
         shape: Channels, height and width of an image.
+        form: What the pixels of an image file become.
     """
 
     model: StagedModel
     name: str
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
+    form: PixelForm = RGB
 
 
 def load_deployed(
@@ -105,7 +116,8 @@ def load_deployed(
     module = build()
     load_weights(module, weights, str(path))
     model = StagedModel(module, mean=metadata.mean, std=metadata.std).eval()
-    return DeployedStudent(model, metadata.model, metadata.classes, metadata.shape)
+    form = PixelForm(**metadata.pixels.model_dump())
+    return DeployedStudent(model, metadata.model, metadata.classes, metadata.shape, form)
 
 
 def _build(metadata: _Metadata, run: str | Path, allow_code: bool) -> nn.Module:
@@ -182,7 +194,7 @@ def evaluate(
     device = pick("auto")
     model = deployed.model.to(device)
     results = evaluate_accuracy(
-        model, lambda images: {"student": model(images).logits}, MemoryLoader(data.test, device)
+        model, lambda images: {"student": model(images).logits}, data.test.loader(device)
     )
     return results["student"]
 
@@ -207,18 +219,18 @@ def predict(deployed: DeployedStudent, images: Sequence[str | Path]) -> Tensor:
     parts = []
     for start in range(0, len(images), _BATCH):
         paths = images[start : start + _BATCH]
-        batch = torch.cat([read_image(as_path(path, "image"), deployed.shape) for path in paths])
+        batch = torch.cat([read_image(as_path(path, "image"), deployed) for path in paths])
         logits: Tensor = deployed.model(batch.to(deployed.model.mean.device)).logits
         parts.append(logits.softmax(1).cpu())
     return torch.cat(parts)
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def read_image(path: Path, deployed: DeployedStudent) -> Tensor:
     """Read a file as input of the student: uint8 ``[1, C, H, W]``.
 
     Args:
         path: The file.
-        shape: Channels, height and width of the student's images.
+        deployed: The student.
 
     Raises:
         InputError: The file is missing or does not decode, or has another size and the student's
@@ -226,9 +238,10 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """
     if not path.is_file():
         raise InputError(f"there is no image {path}; check the path")
-    channels, height, width = shape
+    channels, height, width = deployed.shape
+    form = replace(deployed.form, channels=channels)
     files = FolderFiles(path.parent, [path.name])
-    image = decode(files, [path.name], height if height == width else None, PixelForm(channels))
+    image = decode(files, [path.name], height if height == width else None, form)
     if image.shape[2:] != (height, width):
         raise InputError(
             f"{path} is {image.shape[3]}x{image.shape[2]}, the student was trained on images of "

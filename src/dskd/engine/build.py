@@ -41,6 +41,12 @@ PROBE = 16
 """Images of the forward pass that measures the shapes of a model's outputs."""
 
 
+OF_IMAGES_IN_MEMORY = {"name", "classes", "fraction", "val_fraction", "interpolation"} | {
+    *AUGMENTATIONS
+}
+"""The keys of ``data`` that apply to images given in Python."""
+
+
 @dataclass(frozen=True)
 class UserObjects:
     """Objects that a Python caller gives in place of names.
@@ -71,9 +77,9 @@ def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
         InputError: It cannot be read, or a setting does not apply to images in memory.
     """
     if given is not None:
-        of_files = "root", "size", "cache_dir", "channels", "value_range", "max_pixels", "skip_bad"
-        for key in of_files:
-            if getattr(settings, key) not in (None, False):
+        of_files = DataSettings.model_fields.keys() - OF_IMAGES_IN_MEMORY
+        for key in sorted(of_files):
+            if getattr(settings, key) != DataSettings.model_fields[key].default:
                 raise InputError(f"data.{key} does not apply to images given in Python; drop it")
         fractions = settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
         return take_part(given, settings.classes, *fractions)
@@ -155,7 +161,8 @@ def measure_model(model: StagedModel, data: Dataset, what: str) -> ModelSpec:
         InputError: Its number of classes is not the data set's.
     """
     device = model.mean.device
-    spec = describe(model, data.train.images[:PROBE].to(device))
+    few = data.train.images_at(torch.arange(min(PROBE, len(data.train))))
+    spec = describe(model, few.to(device))
     if spec.classes != len(data.classes):
         raise InputError(
             f"the {what} has {spec.classes} classes, the data set {data.name!r} has "

@@ -10,7 +10,6 @@ from dskd import methods
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.epoch_plan import MIN_SAMPLES
-from dskd.data.loader import MemoryLoader
 from dskd.engine.build import build_method, build_trainer
 from dskd.engine.optimizer import set_rate
 from dskd.engine.step import train_step
@@ -98,7 +97,7 @@ def rehearse(
         _check_compiles(recipe.method.name, method, teacher)
     if recipe.teacher is not None and recipe.teacher.cache != "none":
         check_cacheable(recipe.teacher.cache, method.needs, recipe.method.name)
-    loader = MemoryLoader(data.train, torch.device("cpu"))
+    loader = data.train.loader(torch.device("cpu"))
     _rehearse_step(build_trainer(recipe, method, TeacherOutputs(frozen), loader))
     return method.needs
 

@@ -12,7 +12,6 @@ from dskd import methods
 from dskd.config.schema import MethodSettings, ModelSettings, Recipe, TeacherSettings, TrainSettings
 from dskd.data import Dataset
 from dskd.data.download import cache_folder
-from dskd.data.loader import MemoryLoader
 from dskd.engine.build import UserObjects, build_model, build_teacher_outputs
 from dskd.engine.preflight import check_split_size, rehearse
 from dskd.errors import InputError
@@ -189,5 +188,5 @@ def check_cache(prepared: Prepared) -> None:
         cache_folder(None)  # before a teacher is trained
     if teacher is None or teacher.training is not None or not prepared.needs:
         return
-    loader = MemoryLoader(prepared.data.train, torch.device("cpu"))
+    loader = prepared.data.train.loader(torch.device("cpu"))
     build_teacher_outputs(recipe, loader, FrozenTeacher(teacher.model), prepared.needs).check()

@@ -77,4 +77,7 @@ def student_metadata(recipe: Recipe, data: Dataset, method: Method) -> dict[str,
         "deploy_config": method.deploy_config(),
         "mean": method.student.mean.flatten().tolist(),
         "std": method.student.std.flatten().tolist(),
+        "pixels": {
+            key: getattr(recipe.data, key) for key in ("value_range", "crop_pct", "interpolation")
+        },
     }

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from dskd.data import Split
+from dskd.data.dataset import Samples
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
 
@@ -83,7 +83,7 @@ def gram(features: Tensor) -> Tensor:
 
 
 def layer_similarity(
-    label: str, seed: int, student: StagedModel, teacher: StagedModel, split: Split
+    label: str, seed: int, student: StagedModel, teacher: StagedModel, split: Samples
 ) -> LayerSimilarity:
     """Linear CKA of all stages, the pooled vector and the logits of both models.
 
@@ -102,7 +102,7 @@ def layer_similarity(
             raise InputError(
                 f"the {role} has no layers to compare; name some with {role}.stages=[a,b]"
             )
-    images = split.images[_spread(len(split))].to(student.mean.device)
+    images = split.images_at(_spread(len(split))).to(student.mean.device)
     own, theirs = _grams(student, images), _grams(teacher, images)
     values = tuple(tuple(linear_cka(a, b) for b in theirs.values()) for a in own.values())
     return LayerSimilarity(label, seed, len(images), tuple(own), tuple(theirs), values)

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dskd.data import Dataset, Split
-from dskd.data.loader import MemoryLoader
+from dskd.data import Dataset
+from dskd.data.dataset import Samples
 from dskd.engine.evaluate import evaluate_accuracy
 from dskd.models.staged_model import StagedModel
 
@@ -118,8 +118,8 @@ def find_disagreements(
     )
 
 
-def _predictions(model: StagedModel, split: Split) -> Tensor:
-    loader = MemoryLoader(split, model.mean.device)
+def _predictions(model: StagedModel, split: Samples) -> Tensor:
+    loader = split.loader(model.mean.device)
     evaluated = evaluate_accuracy(model, lambda images: {"model": model(images).logits}, loader)
     return evaluated["model"].predictions
 
@@ -133,7 +133,7 @@ def _class_pair(
         ExampleImage(
             index,
             data.classes[label],
-            data_uri(data.test.images[index]),
+            data_uri(data.test.images_at(torch.tensor([index]))[0]),
             max(data.shape[1:]) < _LARGEST,
         )
         for index, label in zip(

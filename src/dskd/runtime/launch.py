@@ -30,6 +30,11 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"]) if launched_world_size() > 1 else 0
 
 
+def local_world_size() -> int:
+    """Number of processes that torchrun started on this machine; 1 without torchrun."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched_world_size() > 1 else 1
+
+
 def is_rank_zero() -> bool:
     """Whether this process writes files and messages for all."""
     return launched_rank() == 0

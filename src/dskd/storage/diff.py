@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_PATHS = ("out", "data.root", "data.cache_dir", "teacher.checkpoint", "teacher.cache_dir")
-"""Settings that say where files lie. Images and teachers are compared by fingerprint instead."""
+_IGNORED = (
+    "out",
+    "data.root",
+    "data.cache_dir",
+    "data.workers",
+    "teacher.checkpoint",
+    "teacher.cache_dir",
+)
+"""Settings that say where files lie, or how many processes read them. Images and teachers are
+compared by fingerprint instead."""
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Lists the settings in which two recipes, or parts of recipes, differ.
 
-    Settings that hold a path are ignored: a folder may have been moved.
+    Settings that hold a path are ignored, because a folder may have been moved.
 
     Args:
         there: The recipe that was stored.
@@ -29,7 +37,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return "; ".join(
         f"{key} is {old.get(key)} there, {new.get(key)} here"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key.removeprefix("recipe.") not in _PATHS
+        if old.get(key) != new.get(key) and key.removeprefix("recipe.") not in _IGNORED
     )
 
 

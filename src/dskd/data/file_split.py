@@ -1,0 +1,172 @@
+"""A split whose images stay in their files and are decoded whenever they are used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dskd.data.archives import Files
+from dskd.data.dataset import Digest
+from dskd.data.image_decoding import decode
+from dskd.data.loader import Loader
+from dskd.data.path_list import PathList
+from dskd.data.pixels import PixelForm
+from dskd.data.stream_loader import StreamLoader
+from dskd.errors import InputError
+from dskd.runtime.memory import require_memory
+
+HASHED = 64
+"""Files whose content counts in `FileSplit.identity`, evenly spread over the split."""
+
+
+class ListedFiles(Files):
+    """Files of a folder that were listed before.
+
+    Args:
+        root: The folder.
+        names: Names relative to it.
+        sizes: int64, ``[N]``, bytes of each file.
+        changed: int64, ``[N]``, time of the last change of each file, in nanoseconds.
+    """
+
+    def __init__(
+        self, root: Path, names: PathList, sizes: NDArray[np.int64], changed: NDArray[np.int64]
+    ) -> None:
+        self.root = root
+        self.names: PathList = names
+        self.sizes, self.changed = sizes, changed
+
+    @property
+    def stamp(self) -> str:  # type: ignore[override]
+        """See `Files`."""
+        digest = hashlib.sha256()
+        for part in (self.names.data, self.names.ends, self.sizes, self.changed):
+            digest.update(part.data)
+        return digest.hexdigest()
+
+    def read(self, name: str) -> bytes:
+        """See `Files.read`."""
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {self.where(name)}: {error}") from error
+
+    def take(self, indices: NDArray[np.int64]) -> ListedFiles:
+        """The files at ``indices``."""
+        chosen = self.sizes[indices], self.changed[indices]
+        return ListedFiles(self.root, self.names.take(indices), *chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """Labels and files of a split (see `dskd.data.dataset.Samples`).
+
+    Attributes:
+        files: The image files.
+        labels: int64, ``[N]``.
+        sample_shape: Channels, height and width of an image as it is used.
+        resized: Whether images are cropped and resized; otherwise each file has that size.
+        form: What pixels become.
+        workers: Processes that decode batches; 0 decodes them in the process that asks.
+    """
+
+    files: ListedFiles
+    labels: Tensor
+    sample_shape: tuple[int, int, int]
+    resized: bool
+    form: PixelForm
+    workers: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def names(self) -> PathList:
+        """Name of the file of each image."""
+        return self.files.names
+
+    @property
+    def size(self) -> int | None:
+        """Height and width that images are resized to; None if they are not."""
+        return self.sample_shape[1] if self.resized else None
+
+    @property
+    def images(self) -> Tensor:
+        """All images at once, uint8 ``[N, channels, height, width]``.
+
+        Raises:
+            InputError: They do not fit into memory.
+        """
+        return self.images_at(torch.arange(len(self)))
+
+    def images_at(self, indices: Tensor) -> Tensor:
+        """See `dskd.data.dataset.Samples.images_at`."""
+        needed = len(indices) * int(np.prod(self.sample_shape))
+        require_memory(needed, f"{len(indices)} images from {self.files.root}")
+        if len(indices) == 0:
+            return torch.empty(0, *self.sample_shape, dtype=torch.uint8)
+        names = self.names.take(indices.numpy())
+        return decode(self.files, names, self.size, self.form)
+
+    def pieces(self, indices: Tensor, count: int) -> Iterator[Tensor]:
+        """The images at ``indices``, ``count`` at a time."""
+        for part in torch.split(indices, count):
+            yield self.images_at(part)
+
+    def take(self, indices: Tensor) -> FileSplit:
+        """See `dskd.data.dataset.Samples.take`."""
+        return replace(self, files=self.files.take(indices.numpy()), labels=self.labels[indices])
+
+    def relabelled(self, labels: Tensor) -> FileSplit:
+        """See `dskd.data.dataset.Samples.relabelled`."""
+        return replace(self, labels=labels)
+
+    def loader(self, device: torch.device) -> Loader:
+        """See `dskd.data.dataset.Samples.loader`."""
+        return StreamLoader(self, device)
+
+    def add_to(self, digest: Digest) -> None:
+        """See `dskd.data.dataset.Samples.add_to`.
+
+        Pixels do not count, because a million images cannot be hashed before every run. What counts
+        is listed at `identity`, and the labels.
+        """
+        digest.update(repr(self.identity()).encode())
+        digest.update(self.labels.numpy().data)
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that differ if the images differ.
+
+        These are the names, sizes and times of change of all files, the content of `HASHED` of
+        them, and how images are resized. A file that is replaced by one of the same size and time
+        goes unnoticed, unless it is one of those.
+        """
+        content = hashlib.sha256()
+        for index in spread(len(self), HASHED).tolist():
+            content.update(self.files.read(self.names[index]))
+        return {
+            "files": self.files.stamp,
+            "content": content.hexdigest(),
+            "shape": [len(self), *self.sample_shape],
+            "resized": self.resized,
+            "form": str(self.form),
+        }
+
+
+def spread(count: int, most: int) -> Tensor:
+    """At most ``most`` indices below ``count``, evenly spread.
+
+    Example:
+        >>> spread(10, 4).tolist(), spread(3, 4).tolist()
+        ([0, 2, 5, 7], [0, 1, 2])
+    """
+    chosen = min(count, most)
+    return torch.arange(chosen) * count // max(chosen, 1)

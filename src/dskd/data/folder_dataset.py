@@ -1,0 +1,145 @@
+"""From the checked images of class folders to a data set, with what the user should know."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dskd.data.class_folders import ClassFolders
+from dskd.data.dataset import Dataset, Samples
+from dskd.data.image_files import BadImageError
+from dskd.data.path_list import PathList
+from dskd.data.read_options import ReadOptions
+from dskd.data.subset import hold_out
+from dskd.errors import InputError, printable
+
+SHOWN = 5
+"""Names of files that a message lists."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the images of all splits, one split after the other.
+
+    Attributes:
+        good: The index of each image that can be used.
+        bad: The error of each other image, by its index.
+        deepest: The largest value of the images with 16 bits or more; None if there was none.
+        split: Makes a split of some of the good images, from their rows, labels and names.
+        statistics: Mean and standard deviation of the channels of the training split.
+        notes: Further lines for the user.
+    """
+
+    good: Sequence[int]
+    bad: Mapping[int, BadImageError]
+    deepest: float | None
+    split: Callable[[slice, Tensor, PathList], Samples]
+    statistics: Callable[[Samples], tuple[tuple[float, ...], tuple[float, ...]]]
+    notes: tuple[str, ...] = ()
+
+
+def assemble(folders: ClassFolders, options: ReadOptions, outcome: Outcome) -> Dataset:
+    """The data set of the images that can be used.
+
+    Args:
+        folders: What was found in the folder.
+        options: How it is read; its `val_fraction` is held out if there is no test split.
+        outcome: What became of its images.
+
+    Raises:
+        InputError: Some cannot be used and may not be left out, or none is left to train on.
+    """
+    bad = outcome.bad
+    names = folders.all_names() if bad else PathList()
+    skipped = [*folders.bad, *((names[index], error.reason) for index, error in bad.items())]
+    if skipped and not options.skip_bad:
+        raise _bad(folders, skipped, list(bad.values()))
+    splits = _splits(folders, outcome)
+    train = splits.pop(folders.train)
+    if len(train) == 0:
+        raise _bad(folders, skipped, list(bad.values()))
+    validation = splits.get(folders.validation) if folders.validation else None
+    test = splits[folders.evaluation] if folders.evaluation else None
+    notes = [*folders.notes, *_left_out(skipped), *_shallow(outcome.deepest), *outcome.notes]
+    held_out = test is None
+    if test is None:
+        fraction = options.val_fraction or 0.0
+        test, train = hold_out(train, fraction)
+        notes.append(
+            f"there is no val/ or test/ folder: {len(test)} of the {len(test) + len(train)} "
+            f"training images are held out (data.val_fraction={fraction:g}), and the student is "
+            "tested on them"
+        )
+    mean, std = outcome.statistics(train)
+    return Dataset(
+        name="folder",
+        train=train,
+        test=test,
+        validation=validation,
+        classes=tuple(folders.classes),
+        mean=mean,
+        std=std,
+        notes=tuple(notes),
+        skipped=tuple(f"{name}: {reason}" for name, reason in skipped),
+        test_is_held_out=held_out,
+    )
+
+
+def _splits(folders: ClassFolders, outcome: Outcome) -> dict[str, Samples]:
+    """The splits by folder. Their images lie one split after the other."""
+    splits: dict[str, Samples] = {}
+    start = position = 0
+    for part, images in folders.images.items():
+        stop = bisect_left(outcome.good, position + len(images))
+        own = images.take(np.asarray(outcome.good[start:stop], np.int64) - position)
+        labels = torch.from_numpy(own.labels)
+        splits[part] = outcome.split(slice(start, stop), labels, own.names)
+        start, position = stop, position + len(images)
+    return splits
+
+
+def _bad(
+    folders: ClassFolders, bad: Sequence[tuple[str, str]], errors: Sequence[InputError]
+) -> InputError:
+    """The error about images that cannot be used."""
+    if len(bad) == 1 and errors:
+        return InputError(f"{errors[0]}, or leave it out with data.skip_bad=true")
+    return InputError(
+        f"{_counted(bad)} in {folders.files.root}: {_named(bad)}; replace or remove them, or leave "
+        "them out with data.skip_bad=true"
+    )
+
+
+def _left_out(bad: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{_counted(bad)} and left out: {_named(bad)}"] if bad else []
+
+
+def _counted(bad: Sequence[tuple[str, str]]) -> str:
+    """How many files cannot be used, for each reason."""
+    reasons = [reason for _, reason in bad]
+    counts = ", ".join(f"{one}: {reasons.count(one)}" for one in dict.fromkeys(reasons))
+    return (
+        f"{len(bad)} images cannot be used ({counts})"
+        if len(bad) > 1
+        else (f"1 image cannot be used ({reasons[0]})")
+    )
+
+
+def _named(bad: Sequence[tuple[str, str]]) -> str:
+    shown = ", ".join(printable(name) for name, _ in bad[:SHOWN])
+    return shown if len(bad) <= SHOWN else f"{shown} and {len(bad) - SHOWN} more"
+
+
+def _shallow(deepest: float | None) -> list[str]:
+    """A note on 16-bit images that use a small part of the range."""
+    if deepest is None or deepest >= 2**14:
+        return []
+    return [
+        f"the images with 16 bits have values up to {deepest:g} of 65535, and few levels are left "
+        f"of them in 8 bits; set data.value_range=[0,{deepest:g}]"
+    ]

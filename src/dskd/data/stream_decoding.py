@@ -1,0 +1,150 @@
+"""Decode the images of a batch from their files, cropped and augmented as an epoch plan says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from dskd.data.archives import Files
+from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
+from dskd.data.image_files import JPEG, opened, pillow_without_limit, read_image
+from dskd.data.pixels import PixelForm, convert
+from dskd.data.transforms import Box, crop_and_flip, distort, draw_box, resize, seeds_of_parts
+from dskd.errors import InputError
+
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
+
+
+class Job(NamedTuple):
+    """What a batch is made of.
+
+    Arrays travel to a worker process faster than tensors.
+
+    Attributes:
+        indices: ``[B]``, the images.
+        dy: ``[B]``, as in the epoch plan; so are the next three. None without augmentation.
+        dx: ``[B]``.
+        flip: ``[B]``.
+        seeds: ``[B]``.
+        padding: Of the epoch plan.
+        augmentation: Of the epoch plan.
+    """
+
+    indices: NDArray[np.int64]
+    dy: NDArray[np.int64] | None = None
+    dx: NDArray[np.int64] | None = None
+    flip: NDArray[np.bool_] | None = None
+    seeds: NDArray[np.int64] | None = None
+    padding: int = 0
+    augmentation: Augmentation = NO_AUGMENTATION
+
+
+@dataclass(frozen=True)
+class BatchDecoder:
+    """Decodes batches.
+
+    Attributes:
+        files: The image files.
+        names: Name of each image file, by index.
+        shape: Channels, height and width of an image.
+        resized: Whether images are cropped and resized; otherwise each file has that size.
+        form: What pixels become.
+    """
+
+    files: Files
+    shape: tuple[int, int, int]
+    resized: bool
+    form: PixelForm
+
+    def __call__(self, job: Job) -> Tensor:
+        """The images of a batch, uint8 ``[B, C, H, W]``.
+
+        Random crops are in torch's usual memory format, in which they are resized. All others are
+        channels-last, as those of a `dskd.data.loader.MemoryLoader`.
+
+        Raises:
+            InputError: A file cannot be used.
+        """
+        seeds = None if job.seeds is None else torch.from_numpy(job.seeds)
+        crops = None
+        if seeds is not None and job.augmentation.crop_scale is not None:
+            crops = [crop for crop, _ in seeds_of_parts(seeds)]
+        images = torch.empty(
+            (len(job.indices), *self.shape),
+            dtype=torch.uint8,
+            memory_format=torch.channels_last if crops is None else torch.contiguous_format,
+        )
+        with pillow_without_limit():
+            for row, index in enumerate(job.indices.tolist()):
+                name = self.files.names[index]
+                if crops is None:
+                    image = self._whole(name)
+                else:
+                    image = self._random_crop(name, crops[row], job.augmentation)
+                if job.flip is not None and job.flip[row] and not job.padding:
+                    image = image.flip(2)
+                images[row] = image
+        if job.padding and job.dy is not None and job.dx is not None and job.flip is not None:
+            dy, dx, flip = map(torch.from_numpy, (job.dy, job.dx, job.flip))
+            images = crop_and_flip(images, dy, dx, flip, job.padding)
+        return images if seeds is None else distort(images, seeds, job.augmentation)
+
+    def _whole(self, name: str) -> Tensor:
+        _, height, width = self.shape
+        array = read_image(self.files, name, height if self.resized else None, self.form)
+        if array.shape[:2] != (height, width):
+            raise InputError(
+                f"{self.files.where(name)} is {array.shape[1]}x{array.shape[0]}, and was "
+                f"{width}x{height} when it was checked; put the image of that size back"
+            )
+        return torch.from_numpy(np.array(array)).permute(2, 0, 1)
+
+    def _random_crop(self, name: str, seed: int, augmentation: Augmentation) -> Tensor:
+        """A random resized crop of an image."""
+        with opened(self.files, name, self.form) as image:
+            found = _decode_for_crop(image, self.shape, self.form, seed, augmentation)
+            return resize(*found, self.shape[1:], augmentation)
+
+
+def _decode_for_crop(
+    image: Image.Image,
+    shape: tuple[int, int, int],
+    form: PixelForm,
+    seed: int,
+    augmentation: Augmentation,
+) -> tuple[Tensor, Box]:
+    """Decode an image, smaller where the crop allows it.
+
+    libjpeg decodes a JPEG image at a half, a quarter or an eighth of its size, which takes less
+    time. The crop still has at least the pixels of the result.
+
+    Returns:
+        uint8 ``[C, height, width]``, and the crop in it.
+    """
+    jpeg = image.format in JPEG
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if jpeg else 1
+    if not jpeg:
+        image = convert(image, form)
+    width, height = image.size
+    if orientation in _TURNED:
+        width, height = height, width
+    top, left, rows, columns = draw_box(seed, height, width, augmentation)
+    shrink = min(rows / shape[1], columns / shape[2])
+    if jpeg:
+        factor = max((n for n in (2, 4, 8) if n <= shrink), default=1)
+        image.draft(None, (image.width // factor, image.height // factor))
+        image = convert(image, form)
+    pixels = torch.from_numpy(np.array(image))
+    tensor = pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels[None]
+    y, x = image.height / height, image.width / width
+    low, first = int(top * y), int(left * x)
+    rows = min(max(1, round(rows * y)), image.height - low)
+    columns = min(max(1, round(columns * x)), image.width - first)
+    return tensor, (low, first, rows, columns)

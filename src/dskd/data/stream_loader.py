@@ -1,0 +1,269 @@
+"""The loader of images that are decoded whenever they are used."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import multiprocessing
+import signal
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from dskd.data.epoch_plan import EpochPlan
+from dskd.data.loader import Batch, BatchAssembly, Loader
+from dskd.data.stream_decoding import BatchDecoder, Job
+from dskd.errors import InputError, ProcessLost
+
+if TYPE_CHECKING:
+    from dskd.data.file_split import FileSplit
+
+PREFETCHED = 2
+"""Batches that each worker decodes in advance."""
+SHARED = 2
+"""The last batches, which a reader that is a step behind another still gets."""
+
+
+class StreamLoader(Loader):
+    """Decodes images in worker processes, in time for each step.
+
+    A worker makes whole batches: it decodes, crops and augments the images of a step. Everything
+    random comes from the epoch plan, so the batches do not depend on the number of workers. The
+    images travel as uint8; models normalise them on the device. Runs that ask for the same batches
+    at the same time, as those of a comparison in lockstep do, share one stream.
+
+    Args:
+        split: Files and labels.
+        device: The device on which batches arrive.
+    """
+
+    def __init__(self, split: FileSplit, device: torch.device) -> None:
+        self.split = split
+        self.labels = split.labels.to(device)
+        self.device = device
+        self.sample_shape = split.sample_shape
+        self._running: weakref.WeakValueDictionary[Hashable, _Stream] = (
+            weakref.WeakValueDictionary()
+        )
+        self._decoder = BatchDecoder(split.files, split.sample_shape, split.resized, split.form)
+
+    def batches(
+        self,
+        plan: EpochPlan,
+        batch_size: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[Batch]:
+        """See `Loader.batches`.
+
+        Raises:
+            InputError: A file cannot be used any more.
+            ProcessLost: A worker process died.
+        """
+        assemble = BatchAssembly(plan, self.labels)
+        shares = list(plan.shares(batch_size, rank, world_size))
+        key = _key(plan), batch_size, rank, world_size
+        stream = None
+        for step, (share, global_size) in islice(enumerate(shares), start, None):
+            if stream is None or not stream.has(step):
+                stream = self._stream(key, plan, [share for share, _ in shares], step)
+            yield assemble(stream.take(step), step, share, global_size)
+
+    def _stream(
+        self, key: Hashable, plan: EpochPlan, shares: Sequence[slice], start: int
+    ) -> _Stream:
+        """The running stream of these batches, if it is at step ``start``; else a new one."""
+        stream = self._running.get(key)
+        if stream is None or not stream.has(start):
+            stream = _Stream(self._decode(_PlannedJobs(plan, shares[start:])), start)
+            self._running[key] = stream
+        return stream
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Loader.in_order`."""
+        parts = np.split(np.arange(len(self)), range(batch_size, len(self), batch_size))
+        jobs = [Job(part) for part in parts]
+        yield from zip(self._decode(jobs), torch.split(self.labels, batch_size), strict=True)
+
+    def probe(self, count: int) -> Tensor:
+        """See `Loader.probe`."""
+        return self.split.images_at(torch.arange(min(count, len(self)))).to(self.device)
+
+    def identity(self) -> dict[str, Any]:
+        """See `Loader.identity` and `dskd.data.file_split.FileSplit.identity`."""
+        return self.split.identity()
+
+    def _decode(self, jobs: Sequence[Job] | _PlannedJobs) -> Iterator[Tensor]:
+        """The images of each job, on the device."""
+        workers = min(self.split.workers, len(jobs))
+        loader = DataLoader(
+            _Batches(self._decoder),
+            batch_size=None,  # a job is a whole batch
+            sampler=jobs,
+            num_workers=workers,
+            prefetch_factor=PREFETCHED if workers else None,
+            pin_memory=self.device.type == "cuda",
+            # Its own generator: the global one belongs to the training.
+            generator=torch.Generator(),
+            # Forked workers share the names of the files with this process.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            worker_init_fn=_ignore_stop_signals,
+        )
+        with _noting_workers(), _keeping_handler():
+            found = iter(loader)
+        while True:
+            try:
+                images = next(found)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise _lost_worker(error) from error
+            if isinstance(images, InputError):
+                raise images
+            yield images.to(self.device, non_blocking=True)
+
+
+class _Stream:
+    """Images of the steps of an epoch, for one reader or for several at about the same step.
+
+    Args:
+        images: Of each step.
+        start: The first step.
+    """
+
+    def __init__(self, images: Iterator[Tensor], start: int) -> None:
+        self._images, self._next = images, start
+        self._latest: deque[tuple[int, Tensor]] = deque(maxlen=SHARED)
+
+    def has(self, step: int) -> bool:
+        """Whether `take` can return a step."""
+        return step == self._next or any(step == number for number, _ in self._latest)
+
+    def take(self, step: int) -> Tensor:
+        """The images of a step. They must not be changed."""
+        for number, images in self._latest:
+            if number == step:
+                return images
+        images = next(self._images)
+        self._latest.append((step, images))
+        self._next = step + 1
+        return images
+
+
+def _key(plan: EpochPlan) -> Hashable:
+    """What tells epoch plans apart."""
+    digest = hashlib.sha256()
+    for part in (plan.order, plan.dy, plan.dx, plan.flip, plan.seeds):
+        digest.update(part.numpy().data)
+    return digest.digest(), plan.epoch, plan.padding, plan.augmentation
+
+
+class _PlannedJobs(Sampler[Job]):
+    """The job of each step of an epoch, made when a worker takes it.
+
+    Args:
+        plan: The epoch's random choices, on the CPU.
+        shares: Which part of its order belongs to each step.
+    """
+
+    def __init__(self, plan: EpochPlan, shares: Sequence[slice]) -> None:
+        self._plan, self._shares = plan, shares
+
+    def __len__(self) -> int:
+        return len(self._shares)
+
+    def __iter__(self) -> Iterator[Job]:
+        plan = self._plan
+        for share in self._shares:
+            own = plan.order[share]
+            yield Job(
+                own.numpy(),
+                plan.dy[own].numpy(),
+                plan.dx[own].numpy(),
+                plan.flip[own].numpy(),
+                plan.seeds[own].numpy(),
+                plan.padding,
+                plan.augmentation,
+            )
+
+
+class _Batches(TorchDataset[Tensor]):
+    """Batches by their jobs, as torch's DataLoader asks for them."""
+
+    def __init__(self, decoder: BatchDecoder) -> None:
+        self._decoder = decoder
+
+    def __getitem__(self, job: Job) -> Tensor | InputError:  # type: ignore[override]
+        try:
+            return self._decoder(job)
+        except InputError as error:  # torch would add a traceback to its text
+            return error
+
+
+def _ignore_stop_signals(_worker: int) -> None:
+    """Leaves Ctrl-C and a cluster's SIGTERM, which go to all processes, to the training process.
+
+    It still needs batches to end its step and to save. A worker ends when it is told to, or when
+    the training process is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+_started: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+"""Worker processes."""
+
+
+@contextmanager
+def _noting_workers() -> Iterator[None]:
+    """Notes the processes that start within the block."""
+    before = set(multiprocessing.active_children())
+    yield
+    _started.update(set(multiprocessing.active_children()) - before)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Ends the workers that an error left running; Python would wait for them after a SIGTERM."""
+    for worker in list(_started):
+        worker.kill()
+
+
+@contextmanager
+def _keeping_handler() -> Iterator[None]:
+    """Keeps the handler of SIGCHLD.
+
+    torch's own raises an error wherever the program is when a worker dies. Without it, the error
+    comes where the next batch is asked for, at most 5 seconds later.
+    """
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _lost_worker(error: RuntimeError) -> RuntimeError:
+    """What is raised for an error of torch's DataLoader."""
+    if "DataLoader worker" not in str(error):
+        return error
+    return ProcessLost(
+        "a worker process that decodes images died; the system kills one if memory or /dev/shm is "
+        "short, so set a smaller data.workers or train.batch_size, and continue the run"
+    )

@@ -1,0 +1,127 @@
+"""Class folders whose images are decoded whenever they are used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dskd.data.cache import place_of
+from dskd.data.class_folders import ClassFolders
+from dskd.data.dataset import Dataset, Samples, channel_statistics
+from dskd.data.download import cache_folder
+from dskd.data.file_split import FileSplit, ListedFiles, spread
+from dskd.data.folder_dataset import Outcome, assemble
+from dskd.data.image_decoding import Checked, check_all, without
+from dskd.data.image_files import BadImageError
+from dskd.data.path_list import PathList
+from dskd.data.read_options import ReadOptions
+from dskd.runtime.memory import readable
+from dskd.storage.atomic import replace_file
+
+SAMPLED = 512
+"""Training images that the mean and the standard deviation are measured on."""
+_PIECE = 64
+"""Images that are in memory at a time meanwhile."""
+
+
+def must_stream(folders: ClassFolders, options: ReadOptions) -> str:
+    """Why the images are streamed, in a line; empty if they are kept in memory.
+
+    With ``data.loading=auto`` they are kept if they take at most a quarter of the machine's memory
+    (and of the GPU's, if there is one), and if as much is free. The quarter is of all memory, not
+    of what is free, so that a run that is resumed decides as before.
+    """
+    count = sum(map(len, folders.images.values()))
+    if options.loading == "stream":
+        return f"{count} images are decoded by {_workers(options)} whenever they are used"
+    if options.loading == "memory":
+        return ""
+    needed = count * options.form.channels * _pixels(folders, options)
+    memory = psutil.virtual_memory()
+    limit = min(memory.total // 4, memory.available)
+    if torch.cuda.is_available():
+        limit = min(limit, torch.cuda.get_device_properties(0).total_memory // 4)
+    if needed <= limit:
+        return ""
+    return (
+        f"{count} images would take {readable(needed)} of memory, more than {readable(limit)}, so "
+        f"they are decoded by {_workers(options)} whenever they are used (data.loading=stream)"
+    )
+
+
+def _workers(options: ReadOptions) -> str:
+    count = options.workers
+    return f"{count} worker process{'es' * (count > 1)}" if count else "the training process"
+
+
+def _pixels(folders: ClassFolders, options: ReadOptions) -> int:
+    """Pixels of an image as it is used: of the first one, if all keep their size."""
+    if options.size is not None:
+        return options.size**2
+    for split in folders.images.values():
+        for name, _ in split:
+            with contextlib.suppress(Exception), Image.open(folders.files.root / name) as image:
+                return image.width * image.height
+    return 1
+
+
+def stream_folder(
+    folders: ClassFolders, options: ReadOptions, cache_dir: Path | None, note: str
+) -> Dataset:
+    """The data set with all images in their files.
+
+    Each image is decoded once to see that it can be used. The outcome is cached, until a file of
+    the folder changes.
+
+    Args:
+        folders: What was found in the folder.
+        options: How it is read.
+        cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
+        note: A line for the user.
+
+    Raises:
+        InputError: Images cannot be used, or have different sizes and ``size`` is None.
+    """
+    files = folders.files
+    found = _check(folders, options, cache_dir)
+    size = options.size
+    shape = options.form.channels, size or found.height, size or found.width
+
+    def split(_: slice, labels: Tensor, names: PathList) -> Samples:
+        listed = ListedFiles(files.root, names, *files.facts_of(names))
+        return FileSplit(listed, labels, shape, size is not None, options.form, options.workers)
+
+    def statistics(train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        few = spread(len(train), SAMPLED)
+        return channel_statistics(*map(train.images_at, torch.split(few, _PIECE)))
+
+    outcome = Outcome(found.good, found.bad, found.deepest, split, statistics, (note,))
+    return assemble(folders, options, outcome)
+
+
+def _check(folders: ClassFolders, options: ReadOptions, cache_dir: Path | None) -> Checked:
+    """Checks all images, or reads from the cache what was found before."""
+    files, one_size = folders.files, options.size is None
+    names = folders.all_names()
+    place = place_of(files, ("checked", one_size, options.form))
+    path = cache_folder(cache_dir) / f"checked-{place}.json"
+    with contextlib.suppress(Exception):  # missing or damaged: all is checked again
+        known = json.loads(path.read_bytes())
+        if known.pop("stamp") == files.stamp:
+            bad = {int(row): BadImageError(*error) for row, error in known.pop("bad").items()}
+            return Checked(without(bad, len(names)), bad, **known)
+    found = check_all(files, names, one_size, options.form)
+    facts = {key: value for key, value in asdict(found).items() if key not in ("good", "bad")}
+    facts["bad"] = {row: (str(error), error.reason) for row, error in found.bad.items()}
+    facts["stamp"] = files.stamp
+    with contextlib.suppress(OSError):  # a full disk costs the next run the time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(facts).encode())
+    return found
