@@ -85,6 +85,51 @@ def test_all_but_a_classifier_of_other_classes_is_loaded(
     assert pretrained_statistics(model, 3) is not None
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "weights", "options", "new"),
+    [
+        (
+            "googlenet",
+            models.GoogLeNet_Weights,
+            {"init_weights": False, "aux_logits": True},
+            {"fc.weight", "fc.bias"},
+        ),
+        (
+            "squeezenet1_1",
+            models.SqueezeNet1_1_Weights,
+            {},
+            {"classifier.1.weight", "classifier.1.bias"},
+        ),
+    ],
+)
+def test_other_parts_of_torchvision_s_weights_are_loaded_or_left_out(
+    name: str, weights: Any, options: dict[str, Any], new: set[str], monkeypatch: Any
+) -> None:
+    theirs = models.get_model(name, **options).state_dict()
+    monkeypatch.setattr(weights, "get_state_dict", lambda *_, **__: dict(theirs))
+    module = load_model(f"torchvision/{name}", num_classes=3, pretrained=True)
+    for key, value in module.state_dict().items():
+        assert (key in new) != (
+            value.shape == theirs[key].shape and torch.equal(value, theirs[key])
+        )
+    again = load_model(f"torchvision/{name}", num_classes=3)
+    again.load_state_dict(module.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), module.eval()(images))
+
+
+@pytest.mark.slow
+def test_a_position_embedding_is_resized_to_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = models.vit_b_32().state_dict()
+    monkeypatch.setattr(models.ViT_B_32_Weights, "get_state_dict", lambda *_, **__: dict(theirs))
+    module = load_model("torchvision/vit_b_32", num_classes=3, size=64, pretrained=True)
+    positions = module.state_dict()["encoder.pos_embedding"]
+    assert positions.shape == (1, 1 + 2 * 2, 768)
+    assert torch.equal(positions[:, 0], theirs["encoder.pos_embedding"][:, 0])
+
+
 @pytest.mark.usefixtures("servers")
 def test_gray_images_get_the_summed_filters_of_timm(
     published: dict[str, dict[str, Tensor]],

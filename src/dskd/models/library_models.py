@@ -26,11 +26,12 @@ _REFUSED_OPTIONS: Mapping[str, frozenset[str]] = {
 """Options that read other files."""
 _SIZE_OPTIONS = {"vit_": "image_size", "maxvit_": "input_size"}
 """Arguments of torchvision's transformers for the size of the images."""
-_QUIET_OPTIONS = {
-    "googlenet": {"init_weights": True, "aux_logits": False},
-    "inception_v3": {"init_weights": True, "aux_logits": False},
-}
-"""Without these, torchvision warns, and the models have classifiers that nothing trains."""
+_INCEPTION = {"init_weights": True, "aux_logits": False, "transform_input": True}
+_OWN_OPTIONS = {"googlenet": _INCEPTION, "inception_v3": _INCEPTION}
+"""Other defaults than torchvision's. It warns without ``init_weights``. Nothing would train the
+auxiliary classifiers. The input is transformed as the published weights need it, also in a student
+that is loaded without them.
+"""
 _SUGGESTIONS = 5
 
 
@@ -119,7 +120,7 @@ def from_torchvision(
             f"torchvision's models take RGB images, and these have {in_channels} channels; take a "
             "model of timm, or set data.channels=3 if the images are your own"
         )
-    own: dict[str, Any] = {**_QUIET_OPTIONS.get(name, {}), **options}
+    own: dict[str, Any] = {**_OWN_OPTIONS.get(name, {}), **options}
     arguments: dict[str, Any] = {"num_classes": num_classes}
     for family, key in _SIZE_OPTIONS.items():
         if size is not None and name.startswith(family):
@@ -127,7 +128,7 @@ def from_torchvision(
     try:
         model: nn.Module = models.get_model(name, **{**arguments, **own})
         if pretrained:
-            load_torchvision_weights(name, model, own)
+            load_torchvision_weights(name, model, options)
     except InputError:
         raise
     except Exception as error:  # its models raise many types

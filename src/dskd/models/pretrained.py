@@ -39,7 +39,7 @@ def load_torchvision_weights(name: str, model: nn.Module, options: Mapping[str, 
         name: A name of ``torchvision.models``.
         model: Gets the weights, and ``pretrained_cfg`` with ``mean``, ``std`` and
             ``num_classes``, as timm's models have it.
-        options: Arguments that the model was built with.
+        options: The user's arguments for the model.
 
     Raises:
         InputError: There are none, they cannot be downloaded, or they do not fit the model.
