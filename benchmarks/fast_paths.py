@@ -225,12 +225,17 @@ def _opening(result: Result) -> Lines:
     if not rows:
         return [question, "- **Answer:** None: one seed has no interval."]
     shown = [row["path"] for row in rows if abs(row["gap"]) > row["gap_half"]]
+    found = (
+        f"These paths are shown to change the accuracy: {'; '.join(shown)}."
+        if shown
+        else "No path is shown to change the accuracy."
+    )
     low, high = min(row["gap"] for row in rows), max(row["gap"] for row in rows)
     widest = max(abs(row["gap"]) + row["gap_half"] for row in rows)
     return [
         question,
-        f"- **Answer:** A difference is shown for {'; '.join(shown) or 'no path'}; the {len(rows)} "
-        f"mean differences go from {low:+.2f} to {high:+.2f} points.",
+        f"- **Answer:** {found} The {len(rows)} mean differences are between {low:+.2f} and "
+        f"{high:+.2f} points.",
         f"- **Certainty:** With {result['seeds']} seeds the 95 % intervals are wide: differences "
         f"of up to {widest:.1f} points are not excluded; the intervals are not corrected for "
         "their number.",

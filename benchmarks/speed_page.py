@@ -170,7 +170,8 @@ def _ratios(result: Result) -> Lines:
     text = (
         "The teacher is `resnet32x4` and the student `resnet8x4`, with batches of "
         f"{result['batch_size']}, on the CPU. Each ratio is that of two medians over the rounds of "
-        "one run."
+        "one run. `bound` is the goal that we set for the ratio, and `holds` says whether this run "
+        "reaches it."
     )
     return [text, "", *ratio_table(result), "", *ratio_meanings(), ""]
 

@@ -68,8 +68,8 @@ def certainty(facts: Mapping[str, Any]) -> str:
     else:
         text = (
             f"{_seeds(rows)} and is compared with `{facts['baseline']}`; the p-values are "
-            f"corrected for all {_comparisons(facts)} comparisons of the page (Holm). With so few "
-            "seeds, a difference that is not shown may still exist."
+            f"{_corrected(facts)}. With so few seeds, a difference that is not shown may still "
+            "exist."
         )
     return text + outside_protocol(facts)
 
@@ -170,11 +170,16 @@ def _seeds(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{untested}; each other row {text}"
 
 
-def _comparisons(facts: Mapping[str, Any]) -> int:
-    """The number of p-values that Holm's correction of the page covers."""
-    found = facts["first"]
-    separate = [] if found is None or found["second"] == facts["baseline"] else [found]
-    return sum(row["p"] is not None for row in [*facts["rows"].values(), *separate])
+def _corrected(facts: Mapping[str, Any]) -> str:
+    """The p-values that Holm's correction of the page covers."""
+    found, baseline = facts["first"], facts["baseline"]
+    rows = sum(row["p"] is not None for row in facts["rows"].values())
+    if found is None or found["p"] is None or found["second"] == baseline:
+        return f"corrected for all {rows} comparisons of the page (Holm)"
+    return (
+        f"corrected for all {rows + 1} comparisons of the page (Holm): {rows} with `{baseline}`, "
+        "and one of DSKD's best row with the best row of the other methods"
+    )
 
 
 def _names(labels: Sequence[str]) -> str:

@@ -137,7 +137,7 @@ def page(facts: Mapping[str, Any]) -> str:
 
 
 def _answer(compared: Sequence[Mapping[str, Sequence[Difference]]]) -> str:
-    """Counts the differences to KD that are significant, by table."""
+    """Counts the differences to KD, and those that are significant, by table."""
     significant: list[float] = []
     parts = []
     for name, rows in zip(_COMPARED, compared, strict=True):
@@ -145,7 +145,13 @@ def _answer(compared: Sequence[Mapping[str, Sequence[Difference]]]) -> str:
         shown = [gap.interval.mean for gap in gaps if _verdict(gap)]
         parts.append(f"{len(shown)} of {len(gaps)} in {name}")
         significant += shown
-    text = f"Significant differences between DSKD and `{BASELINE}`: {'; '.join(parts)}."
+    forms = [f"`{label}`" for label in compared[0]]
+    tested = sum(len(gaps) for rows in compared for gaps in rows.values())
+    text = (
+        f"{' and '.join(forms)} {'are' if len(forms) > 1 else 'is'} compared with `{BASELINE}` at "
+        f"each stage that a table covers. Of these {tested} differences, {len(significant)} are "
+        f"significant: {'; '.join(parts)}."
+    )
     if not significant:
         return text
     positive = sum(gap > 0 for gap in significant)
