@@ -20,7 +20,9 @@ from dskd import methods
 from dskd.cli.commands import cli
 from dskd.config import recipe
 from dskd.config.schema import Recipe, TeacherSettings
+from dskd.methods.contracts import TeacherNeeds
 from dskd.settings import signature_settings
+from tests.conftest import make_dataset, make_pair, staged
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/dskd"
@@ -156,6 +158,14 @@ def test_pages_of_benchmarks_are_drawn_from_their_numbers() -> None:
     assert (RESULTS / "speed.md").read_text() == drawn
     numbers = json.loads((RESULTS / "fast-paths.json").read_text())
     assert (RESULTS / "fast-paths.md").read_text() == fast_paths.page(numbers)
+
+
+def test_the_caching_page_lists_the_methods_that_read_the_logits_alone() -> None:
+    pair, _ = make_pair(staged("resnet8"), staged("resnet8x4"), make_dataset(size=32))
+    needs = {name: methods.find(name)(pair).needs for name in methods.names()}
+    expected = [name for name in needs if needs[name] == TeacherNeeds(logits=True)]
+    (row,) = re.findall(r"^\| `logits` \|.*", read("docs/how-it-works/caching.md"), re.MULTILINE)
+    assert re.findall(r"`(\w+)`", row.split("|")[3]) == expected
 
 
 def test_every_page_of_results_is_listed() -> None:

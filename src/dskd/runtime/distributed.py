@@ -12,9 +12,10 @@ several. They work together like this:
   is exactly the gradient of the mean over the whole batch, also when the shares differ.
 - **Weights** start as those of rank 0 and stay equal. Each process has its own BatchNorm
   statistics. Those of rank 0 are sent to all before an evaluation, and a checkpoint holds them.
-- **Relations** between the samples of a batch (sp, rkd, cc, pkt, dist, semckd, sskd), and what vkd
-  standardises, are those of the samples of one process, as BatchNorm's statistics are unless
-  ``train.sync_batchnorm`` is set. DSKD's weights and scales are those of the whole batch.
+- **Relations** between the samples of a batch (sp, rkd, cc, pkt, dist, mlkd, semckd, sskd, and
+  methods that use a loss of these), and what vkd standardises, are those of the samples of one
+  process, as BatchNorm's statistics are unless ``train.sync_batchnorm`` is set. DSKD's weights and
+  scales are those of the whole batch.
 - **Files.** Rank 0 alone reads and writes the run directory, and sends what it read to the others.
   Images and teacher checkpoints are read by each process.
 - **Evaluation.** Each process evaluates every N-th batch of a split; all get all results.
