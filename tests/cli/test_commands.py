@@ -382,13 +382,17 @@ def test_a_process_refuses_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_distils_and_is_quiet_where_there_is_no_terminal(tmp_path: Path) -> None:
+def test_a_process_distils_and_prints_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
     done = shell("distill", "digits", *TINY, "out=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first, second = done.stderr.splitlines()
+    first, *teachers, accuracy, student = done.stderr.splitlines()
     assert first == "training the teacher resnet8 first, in run/teacher"
-    assert second.startswith("the teacher resnet8 has a test accuracy of ")
-    assert second.endswith(" % (500 images)")
+    assert [line.partition(":")[0] for line in teachers] == [
+        f"ce resnet8, epoch {epoch}/20" for epoch in range(1, 21)
+    ]
+    assert accuracy.startswith("the teacher resnet8 has a test accuracy of ")
+    assert accuracy.endswith(" % (500 images)")
+    assert student.startswith("dskd resnet8, epoch 1/1: loss ")
     assert done.stdout.splitlines()[-1] == "run saved in run"
     assert "test accuracy, best epoch (1, chosen on the test split), %" in done.stdout
 

@@ -154,13 +154,13 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], object]]] = {
         path.rename(path.with_name("." + path.name)) for path in (root / "train/cat").iterdir()]),
     "no classes": ("refused", lambda root: _remove(*root.glob("*/*"))),
     "one class": ("refused", lambda root: _remove(root / "train/dog", root / "val/dog")),
-    "no val": ("refused", lambda root: _remove(root / "val")),
+    "no val": ("read", lambda root: _remove(root / "val")),
     "a val that is a file": ("refused", lambda root: _to_file(root / "val")),
     "a class missing in val": ("read", lambda root: _remove(root / "val/dog")),
     "a class that is a file": ("refused", lambda root: _to_file(root / "train/dog")),
     "a circular link": ("read", lambda root: (root / "train/cat/l").symlink_to(root)),
     "a broken link": ("refused", lambda root: (root / "train/cat/l.png").symlink_to("nothing")),
-    "an image of another size": ("refused", lambda root: _image(
+    "an image of another size": ("read", lambda root: _image(
         root / "train/cat/9.png", (9, 16))),
     "an empty image file": ("refused", lambda root: (root / "val/cat/9.png").write_bytes(b"")),
     "a name with control characters": ("read", lambda root: _image(

@@ -382,7 +382,7 @@ def test_the_teacher_is_evaluated_before_the_first_step_and_once(
             train={"epochs": 1, "batch_size": 16},
             out=tmp_path / "run",
         )
-    lines = [r.getMessage() for r in caplog.records if "test accuracy" in r.getMessage()]
+    lines = [r.getMessage() for r in caplog.records if "has a test accuracy" in r.getMessage()]
     assert lines == [
         f"the teacher <ResNet> has a test accuracy of {result.teacher_accuracy:.2f} % (20 images)"
     ]
