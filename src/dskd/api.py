@@ -58,8 +58,8 @@ def distill(
             ``{"module": net, "stages": ["layer1", "layer2"]}``.
         teacher: The same, as in ``{"name": "resnet20", "checkpoint": "teacher.pth"}``. None means
             the recipe's, or none.
-        data: A folder of images, the name of a data set, a data set or settings, as in
-            ``"photos/"``, ``"digits"`` or ``{"name": "folder", "root": "images", "size": 64}``.
+        data: A folder, a data set or its name, or settings, as in ``{"name": "folder", "root":
+            "photos", "size": 64}`` or, with torch's data sets, ``{"dataset": a, "test": b}``.
         method: A name or settings, as in ``{"name": "dskd", "beta": 2.0}``; by default the
             recipe's, or ``dskd``.
         epochs: Short for ``train={"epochs": ...}``.
@@ -69,7 +69,7 @@ def distill(
         recipe: A shipped recipe, a YAML file, or its content as a mapping. The arguments change it.
         out: The run's folder; by default the recipe's, or ``<method>-seed<seed>`` in
             ``runs/<recipe>`` or ``runs/<student>-<teacher>-<data>``.
-        resume: Continue an interrupted run.
+        resume: Continue an interrupted run, or a finished one to more epochs.
         overwrite: Replace an existing run.
         allow_code: Allow models given as ``package.module:function``.
         verbose: 1 for notes and a line for each epoch, on stderr or through `logging` where that is

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 _SHORT_LIST = 12
@@ -134,6 +135,32 @@ def call(name: str, *arguments: object) -> str:
     if _commands.get():
         return f"`{shlex.join(['dskd', name, *texts])}`"
     return f"dskd.{name}({', '.join(map(repr, texts))})"
+
+
+def continuing(folder: Path) -> str:
+    """How the user continues the unfinished run in a folder.
+
+    Example:
+        >>> continuing(Path("runs/a"))
+        'make the same call again with resume=True'
+        >>> with on_command_line():
+        ...     print(continuing(Path("runs/a")))
+        `dskd distill runs/a/recipe.yaml out=runs/a --resume`
+    """
+    if not _commands.get():
+        return f"make the same call again with {option('resume')}"
+    command = ["dskd", "distill", f"{folder}/recipe.yaml", f"out={folder}", option("resume")]
+    return f"`{shlex.join(command)}`"
+
+
+def best_weights() -> str:
+    """The option that takes the weights of the best epoch.
+
+    Example:
+        >>> best_weights()
+        "which='best'"
+    """
+    return "--best" if _commands.get() else "which='best'"
 
 
 def printable(text: str) -> str:

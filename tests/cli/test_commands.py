@@ -548,8 +548,10 @@ def test_an_output_folder_that_is_taken(refused: Refused, tmp_path: Path, digits
         assert word in refused("train", "digits", f"out={there}")
     changed = ["data.fraction=0.1", "train.epochs=2", "train.batch_size=64", f"out={there}"]
     line = refused("train", "digits", *changed, "--resume")
-    assert "train.epochs is 1 there, 2 here" in line
+    assert "cannot go on to train.epochs=2: the schedule 'cosine' depends on the number" in line
     changed[1] = "train.epochs=1"
+    line = refused("train", "digits", *changed, "train.lr=0.02", "--resume")
+    assert re.search(r"another recipe: train\.lr is [0-9.]+ there, 0\.02 here", line)
     assert "dskd evaluate" in refused("train", "digits", *changed, "--resume")
     (there / "recipe.yaml").write_text("[")
     assert "not YAML" in refused("train", "digits", *changed, "--resume")
@@ -598,7 +600,11 @@ def test_a_folder_that_holds_no_finished_run(
     student = there / "student.safetensors"
     whole = student.read_bytes()
     student.unlink()
-    assert "--resume" in refused(verb, there, *more)
+    result = there / "result.json"
+    line = refused(verb, there, *more)
+    assert f"{student} is gone; remove {result}; then, to have it written again, `dskd di" in line
+    result.unlink()
+    assert f"is not finished; to continue it, `dskd distill {there}" in refused(verb, there, *more)
     for damaged in (whole[: len(whole) // 2], b"", bytes(100)):
         student.write_bytes(damaged)
         assert str(student) in refused(verb, there, *more)

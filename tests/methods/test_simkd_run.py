@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 import dskd
 from dskd.config import recipe
-from dskd.config.schema import Recipe
+from dskd.config.schema import ModelSettings, Recipe
 from dskd.deploy.onnx import export_onnx
 from dskd.engine import run
+from dskd.engine.build import build_model
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, Stopped
+from dskd.storage.run_files import LAST
 from dskd.storage.weights import read_metadata
 from tests.conftest import make_dataset
 
@@ -173,3 +176,56 @@ def test_modules_of_the_user(tmp_path: Path) -> None:
     assert again.accuracy == result.test_accuracy
     student = dskd.load_deployed(tmp_path / "run", student=Net())
     assert export_onnx(student, tmp_path / "student.onnx") < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dskd", "simkd", "kd"])
+def test_its_student_teaches_another(finished: dskd.Result, tmp_path: Path, method: str) -> None:
+    teacher = {"name": "resnet8", "checkpoint": finished.path / LAST, "trust": True}
+    result = dskd.distill(
+        student="resnet8",
+        teacher=teacher,
+        data={"name": "digits", "fraction": 0.1},
+        method=method,
+        train={"epochs": 1, "batch_size": 32},
+        out=tmp_path / "run",
+    )
+    assert result.teacher_accuracy == finished.test_accuracy
+    assert dskd.evaluate(result.path).accuracy == result.test_accuracy
+
+
+@pytest.mark.slow
+def test_a_student_of_timm_teaches_by_the_stages_that_it_was_trained_with(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    model = {"name": "timm/resnet10t", "options": {"channels": [8, 8, 16, 16]}}
+    data = make_dataset(classes=3, per_class=4, size=32)
+    own = {"epochs": 1, "batch_size": 4}
+    first = dskd.distill(
+        student=model | {"stages": ["layer3", "layer4"]},
+        teacher={"name": "resnet8"},
+        data=data,
+        method="simkd",
+        train=own,
+        out=tmp_path / "first",
+    )
+    teacher = model | {"checkpoint": first.path / LAST, "trust": True}
+    second = dskd.distill(
+        student="resnet8", teacher=teacher, data=data, train=own, out=tmp_path / "second"
+    )
+    assert second.teacher_accuracy == first.test_accuracy
+    line = json.loads((second.path / "metrics.jsonl").read_text())
+    assert "stage1/feature" in line
+
+
+def test_a_student_starts_from_its_student(
+    finished: dskd.Result, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = finished.path / LAST
+    data = dskd.load_dataset("digits", fraction=0.1)
+    with caplog.at_level(logging.INFO, "dskd"):
+        model = build_model(ModelSettings(name="resnet8", checkpoint=path), data, 0)
+    weights = safetensors.torch.load_file(path)
+    for key, value in model.module.state_dict().items():
+        if not key.startswith("fc."):
+            assert torch.equal(value, weights[f"student.module.{key}"])
+    assert "the classifier (fc.bias, fc.weight) is left out" in caplog.text

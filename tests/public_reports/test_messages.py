@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +107,67 @@ def test_a_run_that_is_there_is_named_in_the_words_of_the_caller(
     with pytest.raises(InputError, match=r"holds a finished run; look at it with dskd\.evaluate"):
         dskd.train(student="resnet8", data=data, train=train, out=out, resume=True)
     dskd.train(student="resnet8", data=data, train=train, out=out, overwrite=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["evaluate", "export", "predict"])
+def test_an_unfinished_run_is_continued_by_the_command_in_the_message(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    out, image = tmp_path / "a run", tmp_path / "image.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    arguments = [command, str(out), *([str(image)] if command == "predict" else [])]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, 0)
+        given = ["train", "digits", *TINY, "train.epochs=2", f"out={out}"]
+        assert run_command(given) == 130
+    capsys.readouterr()
+    assert run_command(arguments) == 2
+    line = capsys.readouterr().err
+    found = re.search(
+        r"is not finished; to continue it, `dskd (.*)`, or take its best .*--best", line
+    )
+    assert found, line
+    assert run_command([*arguments, "--best"]) == 0
+    assert run_command(shlex.split(found[1])) == 0
+    assert len(json.loads((out / "result.json").read_text())) > 5
+    assert run_command(arguments) == 0
+
+
+@pytest.mark.slow
+def test_a_student_that_is_not_there_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(folder: Path) -> str:
+        with pytest.raises(InputError) as error:
+            dskd.evaluate(folder)
+        return str(error.value)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0, 0)
+        with pytest.raises(dskd.Stopped):
+            dskd.train(
+                student=Net(),
+                data={"name": "digits", "fraction": 0.1},
+                train={"epochs": 1},
+                out=out,
+            )
+    again = "make the same call in Python again with resume=True"
+    assert said(out) == f"the run in {out} is not finished; to continue it, {again}"
+    (out / "failed.txt").write_text("NaN")
+    assert said(out) == f"the run in {out} failed, and {out / 'failed.txt'} says why"
+    (tmp_path / "empty").mkdir()
+    assert said(tmp_path / "empty").endswith("empty holds no run; check the path")
+    compared = tmp_path / "compared"
+    (compared / "kd").mkdir(parents=True)
+    (compared / "comparison.json").touch()
+    assert said(compared).endswith("is a comparison; give the folder of one of its runs")
+    shutil.copytree(out, compared / "kd/seed0", ignore=shutil.ignore_patterns("failed.txt"))
+    assert said(compared / "kd/seed0").endswith("start its comparison again in the same way")
 
 
 @pytest.mark.slow

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from dskd.engine.result import Result
 
 
-_RESUME = click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+_RESUME = click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue an interrupted run, or a finished one to more train.epochs.",
+)
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 _CODE = click.option("--allow-code", is_flag=True, help="Allow package.module:function models.")
 _BEST = click.option("--best", is_flag=True, help="Use the weights of the best epoch.")

@@ -17,9 +17,7 @@ from dskd.engine.result import Result
 from dskd.errors import printable
 from dskd.settings import Count, Seed
 from dskd.storage.json_file import read_json, read_text
-from dskd.storage.run_files import FAILED, ResultFile
-
-COMPARISON = "comparison.json"
+from dskd.storage.run_files import COMPARISON, FAILED, ResultFile
 
 
 class _Facts(BaseModel):

@@ -17,7 +17,7 @@ import torch
 
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, LockstepRun
-from dskd.compare.reader import COMPARISON, read_facts, read_failure, read_result
+from dskd.compare.reader import read_facts, read_failure, read_result
 from dskd.data import Dataset
 from dskd.errors import InputError, option
 from dskd.runtime import device as devices
@@ -25,7 +25,7 @@ from dskd.storage.atomic import explain_disk_errors, is_part, replace_file
 from dskd.storage.diff import differences
 from dskd.storage.json_file import MAX_LOG_BYTES
 from dskd.storage.lock import LOCK, LOCK_PID
-from dskd.storage.run_files import FAILED
+from dskd.storage.run_files import COMPARISON, FAILED
 from dskd.teacher.frozen import FrozenTeacher
 
 RESULTS = "results.jsonl"

@@ -11,7 +11,7 @@ import torch
 from dskd import methods
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, LockstepRun, train_in_lockstep
-from dskd.compare.reader import COMPARISON, Comparison, read_comparison
+from dskd.compare.reader import Comparison, read_comparison
 from dskd.compare.records import (
     OWN_FILES,
     ResultRecorder,
@@ -43,7 +43,7 @@ from dskd.runtime.single_run import single_run
 from dskd.storage.atomic import check_writable, refuse_links, remove_parts
 from dskd.storage.lock import lock_folder
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import TEACHER
+from dskd.storage.run_files import COMPARISON, TEACHER
 from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
 
 log = logging.getLogger("dskd")

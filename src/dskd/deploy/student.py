@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from dskd import methods
 from dskd.config.schema import DataSettings, ValueRange
-from dskd.data import Dataset
 from dskd.data.archives import FolderFiles
 from dskd.data.augmentation import Interpolation
 from dskd.data.image_decoding import decode
 from dskd.data.pixels import RGB, PixelForm
 from dskd.engine.build import load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
-from dskd.errors import InputError, brief, option, unknown
+from dskd.engine.given_data import DataArgument, split_data
+from dskd.errors import InputError, best_weights, brief, continuing, option, unknown
 from dskd.models.catalog import LIBRARIES
 from dskd.models.factory import load_model
 from dskd.models.plain_copy import plain_copy
@@ -29,7 +29,7 @@ from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import pick
 from dskd.settings import Count, Number, Positive, Settings, Share, validate
 from dskd.storage.paths import as_path
-from dskd.storage.run_files import BEST, LAST
+from dskd.storage.run_files import BEST, COMPARISON, FAILED, LAST, RECIPE, RESULT
 from dskd.storage.weights import load_weights, read_metadata, read_weights
 from dskd.storage.yaml_file import read_yaml_file
 
@@ -105,6 +105,8 @@ def load_deployed(
     path = as_path(run, "run") / _file(which)
     if not path.parent.is_dir():
         raise InputError(f"there is no run {path.parent}; check the path")
+    if not path.is_file():
+        raise _missing(path)
     metadata, weights = _read_metadata(path), read_weights(path)
 
     def build() -> nn.Module:
@@ -118,6 +120,38 @@ def load_deployed(
     model = StagedModel(module, mean=metadata.mean, std=metadata.std).eval()
     form = PixelForm(**metadata.pixels.model_dump())
     return DeployedStudent(model, metadata.model, metadata.classes, metadata.shape, form)
+
+
+def _missing(path: Path) -> InputError:
+    """The error about a student that is not there, with the way to get it."""
+    folder = path.parent
+    if (folder / COMPARISON).is_file():
+        return InputError(f"{folder} is a comparison; give the folder of one of its runs")
+    if not (folder / RECIPE).is_file():
+        return InputError(f"{folder} holds no run; check the path")
+    if (folder / FAILED).is_file():
+        return InputError(f"the run in {folder} failed, and {folder / FAILED} says why")
+    if (folder.resolve().parent.parent / COMPARISON).is_file():
+        how = "start its comparison again in the same way"
+    elif _given_in_python(read_yaml_file(folder / RECIPE, "recipe")):
+        how = "make the same call in Python again with resume=True"
+    else:
+        how = continuing(folder)
+    if (folder / RESULT).is_file():
+        return InputError(
+            f"{path} is gone; remove {folder / RESULT}; then, to have it written again, {how}"
+        )
+    best = f", or take its best epoch so far with {best_weights()}"
+    return InputError(
+        f"the run in {folder} is not finished; to continue it, {how}"
+        + (best if (folder / BEST).is_file() and path.name != BEST else "")
+    )
+
+
+def _given_in_python(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe has images or a model that were objects."""
+    parts = (recipe.get(key) for key in ("data", "student", "teacher"))
+    return any(isinstance(p, dict) and str(p.get("name")).startswith("<") for p in parts)
 
 
 def _build(metadata: _Metadata, run: str | Path, allow_code: bool) -> nn.Module:
@@ -159,7 +193,7 @@ def evaluate(
     which: Which = "last",
     *,
     root: str | Path | None = None,
-    data: Dataset | None = None,
+    data: DataArgument | None = None,
     student: nn.Module | None = None,
     allow_code: bool = False,
 ) -> EvaluationResult:
@@ -169,7 +203,7 @@ def evaluate(
         run: Folder of the run.
         which: Evaluate the weights of the ``last`` or of the ``best`` epoch.
         root: Folder of the data set, in place of the recipe's.
-        data: The data set, if it was given in Python.
+        data: The data set, if it was given in Python, in the same form.
         student: The module, if it was given in Python.
         allow_code: Whether a model ``package.module:function`` may run.
 
@@ -180,10 +214,11 @@ def evaluate(
     settings = read_yaml_file(as_path(run, "run") / "recipe.yaml", "recipe").get("data")
     if isinstance(settings, dict) and root is not None:
         settings["root"] = root
-    data = load_data(validate(DataSettings, settings or {}, "data."), data)
+    given = split_data(data)[1] if data is not None else None
+    loaded = load_data(validate(DataSettings, settings or {}, "data."), given)
     for what, found, expected in (
-        ("classes", list(data.classes), list(deployed.classes)),
-        ("[channels, height, width]", list(data.shape), list(deployed.shape)),
+        ("classes", list(loaded.classes), list(deployed.classes)),
+        ("[channels, height, width]", list(loaded.shape), list(deployed.shape)),
     ):
         if found != expected:
             raise InputError(
@@ -194,7 +229,7 @@ def evaluate(
     device = pick("auto")
     model = deployed.model.to(device)
     results = evaluate_accuracy(
-        model, lambda images: {"student": model(images).logits}, data.test.loader(device)
+        model, lambda images: {"student": model(images).logits}, loaded.test.loader(device)
     )
     return results["student"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,16 @@ from torch import nn
 from dskd.config.overrides import with_method
 from dskd.config.recipe import complete, read, resolve
 from dskd.config.schema import Recipe
-from dskd.config.short_forms import data_settings, label
-from dskd.data import Dataset
+from dskd.config.short_forms import label
 from dskd.engine.build import UserObjects, name_of
+from dskd.engine.given_data import DataArgument, split_data
 from dskd.errors import InputError
 
 Section = Mapping[str, Any]
 """Settings of a section of a recipe, as in ``{"epochs": 10}``."""
 Model = str | nn.Module | Section
 """A model: its name, a module, or settings."""
-Data = str | Path | Dataset | Section
+Data = DataArgument
 """Images: a folder, the name of a data set, a data set, or settings."""
 
 
@@ -88,25 +87,24 @@ def _set(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
             values[key] = settings[key]
 
 
-def _split(part: Any, what: str) -> tuple[dict[str, Any], nn.Module | Dataset | None]:
+def _split(part: Any, what: str) -> tuple[dict[str, Any], Any]:
     """Splits an argument into its settings and its object.
 
     Args:
         part: A name, an object, or a mapping; for data also a folder.
         what: Name of the argument.
     """
-    key, kind = ("dataset", Dataset) if what == "data" else ("module", nn.Module)
-    if isinstance(part, kind):
+    if what == "data":
+        return split_data(part)
+    if isinstance(part, nn.Module):
         return {"name": name_of(part)}, part
-    if what == "data" and isinstance(part, str | os.PathLike):
-        return data_settings(part), None
     values = _named(part, what)
-    given = values.pop(key, None)
-    if given is None:
+    module = values.pop("module", None)
+    if module is None:
         return values, None
-    if not isinstance(given, kind):
-        raise InputError(f"{what}: {key} must be a {kind.__name__}, got {type(given).__name__}")
-    return {"name": name_of(given)} | values, given
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{what}: module must be a Module, got {type(module).__name__}")
+    return {"name": name_of(module)} | values, module
 
 
 def _named(part: Any, what: str) -> dict[str, Any]:

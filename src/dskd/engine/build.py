@@ -5,19 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from dskd import methods
-from dskd.config.schema import AUGMENTATIONS, DataSettings, ModelSettings, Recipe
+from dskd.config.schema import (
+    AUGMENTATIONS,
+    DataSettings,
+    ModelSettings,
+    Recipe,
+    TeacherSettings,
+)
 from dskd.data import Dataset, load_dataset, take_part
 from dskd.data.epoch_plan import draw_views, largest_batch
 from dskd.data.loader import DataLoaders, Loader
-from dskd.engine.load_checkpoint import file_statistics, load_file, weights_file
-from dskd.engine.lr_schedule import learning_rate
+from dskd.data.pixels import PixelForm
+from dskd.data.torch_dataset import TorchSplits
+from dskd.engine.load_checkpoint import assembled, file_statistics, load_file, weights_file
+from dskd.engine.lr_schedule import schedule_of
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
@@ -41,10 +48,17 @@ PROBE = 16
 """Images of the forward pass that measures the shapes of a model's outputs."""
 
 
-OF_IMAGES_IN_MEMORY = {"name", "classes", "fraction", "val_fraction", "interpolation"} | {
-    *AUGMENTATIONS
-}
+OF_IMAGES_IN_MEMORY = {
+    "name",
+    "classes",
+    "fraction",
+    "val_fraction",
+    "test_fraction",
+    "interpolation",
+} | {*AUGMENTATIONS}
 """The keys of ``data`` that apply to images given in Python."""
+OF_SAMPLES = {"size", "channels", "value_range", "crop_pct"}
+"""The keys that apply to torch's data sets, too."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ class UserObjects:
         allow_code: Whether ``package.module:function`` names may run.
     """
 
-    data: Dataset | None = None
+    data: Dataset | TorchSplits | None = None
     student: nn.Module | None = None
     teacher: nn.Module | None = None
     allow_code: bool = False
@@ -70,7 +84,7 @@ def name_of(given: object) -> str:
     return f"<{type(plain).__name__}>"
 
 
-def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
+def load_data(settings: DataSettings, given: Dataset | TorchSplits | None = None) -> Dataset:
     """The data set that a recipe names, or the one given in place of it.
 
     Raises:
@@ -78,9 +92,22 @@ def load_data(settings: DataSettings, given: Dataset | None = None) -> Dataset:
     """
     if given is not None:
         of_files = DataSettings.model_fields.keys() - OF_IMAGES_IN_MEMORY
+        if isinstance(given, TorchSplits):
+            of_files -= OF_SAMPLES
         for key in sorted(of_files):
             if getattr(settings, key) != DataSettings.model_fields[key].default:
                 raise InputError(f"data.{key} does not apply to images given in Python; drop it")
+        if isinstance(given, TorchSplits):
+            given = given.read(
+                size=settings.size,
+                channels=settings.channels,
+                form=PixelForm(
+                    value_range=settings.value_range,
+                    crop_pct=settings.crop_pct,
+                    interpolation=settings.interpolation,
+                ),
+                val_fraction=settings.val_fraction,
+            )
         fractions = settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
         return take_part(given, settings.classes, *fractions)
     if settings.name.startswith("<"):
@@ -132,6 +159,8 @@ def build_model(
         )
     default_mean, default_std = pretrained_statistics(module, channels) or (data.mean, data.std)
     facts = read_facts(weights_file(settings))
+    if facts is not None and isinstance(settings, TeacherSettings) and not settings.pretrained:
+        module = assembled(module, facts)
     stored_mean, stored_std = file_statistics(settings, facts)
     mean = stored_mean if stored_mean is not None else default_mean
     std = stored_std if stored_std is not None else default_std
@@ -242,21 +271,12 @@ def build_trainer(
         weight_decay=settings.weight_decay,
         dot_delta=settings.dot_delta,
     )
-    schedule = partial(
-        learning_rate,
-        epochs=settings.epochs,
-        lr=settings.lr,
-        schedule=settings.schedule,
-        milestones=settings.milestones,
-        gamma=settings.gamma,
-        warmup=settings.warmup,
-    )
     return Trainer(
         method,
         teacher_outputs,
         loader,
         optimizer,
-        schedule,
+        schedule_of(settings),
         seed=recipe.seed,
         epochs=settings.epochs,
         batch_size=settings.batch_size,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dskd import methods
 from dskd.config.schema import ModelSettings, TeacherSettings
 from dskd.data import Dataset
 from dskd.errors import InputError, brief
@@ -46,6 +48,21 @@ def weights_file(settings: ModelSettings) -> Path | None:
     return settings.checkpoint
 
 
+def assembled(module: nn.Module, facts: FileFacts) -> nn.Module:
+    """A module with what its method has added to it, as simkd adds the teacher's classifier.
+
+    Args:
+        module: The plain model. It becomes a part of the result.
+        facts: Of the file that has the weights.
+
+    Raises:
+        InputError: The facts do not fit the module.
+    """
+    if facts.method is None or not facts.deploy_config:
+        return module
+    return methods.find(facts.method).assemble(module, facts.deploy_config)
+
+
 def load_file(
     model: StagedModel, settings: ModelSettings, facts: FileFacts | None, data: Dataset
 ) -> None:
@@ -73,6 +90,8 @@ def load_file(
     if facts is not None and facts.shape is not None:
         _check_shape(facts.shape, data, what)
     if settings.pretrained or not isinstance(settings, TeacherSettings):
+        if facts is not None and facts.deploy_config:
+            weights = _plain(model.module, weights, facts, what)
         _start(settings.name, model, weights, facts, data, what)
         return
     order = _class_order(facts, data, what)
@@ -80,6 +99,15 @@ def load_file(
     if order is not None:
         log.info("%s has its classes in another order; its logits are mapped by name", what)
         model.class_order = torch.tensor(order, device=model.mean.device)
+
+
+def _plain(
+    module: nn.Module, weights: Mapping[str, Tensor], facts: FileFacts, what: str
+) -> dict[str, Tensor]:
+    """The plain model's part of the weights of a model to which a method has added something."""
+    plain = copy.deepcopy(module)
+    load_weights(assembled(plain, facts), weights, what)
+    return plain.state_dict()
 
 
 def _role(settings: ModelSettings) -> str:

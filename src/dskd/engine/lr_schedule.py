@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
+from dskd.config.schema import TrainSettings
 from dskd.settings import Schedule
+
+
+def schedule_of(settings: TrainSettings) -> Callable[[float], float]:
+    """From the epochs done, with a fraction, to the learning rate of a run.
+
+    Example:
+        >>> schedule_of(TrainSettings(epochs=10, lr=1.0, milestones=(0.5,)))(5.0)
+        0.1
+    """
+    return partial(
+        learning_rate,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        schedule=settings.schedule,
+        milestones=settings.milestones,
+        gamma=settings.gamma,
+        warmup=settings.warmup,
+    )
 
 
 def learning_rate(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dskd.config.schema import Recipe
+from dskd.engine.more_epochs import check_rates, stored_epochs, with_epochs
 from dskd.errors import InputError, brief, option
 from dskd.runtime import distributed
 from dskd.storage.diff import differences
@@ -17,6 +18,8 @@ def check_same_run(
 ) -> None:
     """Refuses a checkpoint of another recipe, other data, another teacher or other processes.
 
+    The recipe may have more epochs, if the epochs done keep their learning rates.
+
     Args:
         state: Of the checkpoint.
         recipe: Of the run that is to go on.
@@ -26,7 +29,12 @@ def check_same_run(
     Raises:
         InputError: Something differs.
     """
-    if listed := differences(state["recipe"], recipe.plain()):
+    there, epochs = state["recipe"], recipe.train.epochs
+    before = stored_epochs(there)
+    if before is not None and before < epochs:
+        check_rates(recipe.train, before, int(state["epoch"]) + bool(state["step"]), path)
+        there = with_epochs(there, epochs)
+    if listed := differences(there, recipe.plain()):
         raise InputError(
             f"the checkpoint in {path} is of another recipe: {listed}; start again with "
             f"{option('overwrite')}"

@@ -13,6 +13,7 @@ from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import UserObjects, build_run, build_teacher_outputs, load_data
 from dskd.engine.finish import finish
+from dskd.engine.more_epochs import takes_more_epochs
 from dskd.engine.preflight import check_processes
 from dskd.engine.prepare import Prepared, label_method, prepare, trains_teacher
 from dskd.engine.result import Result
@@ -40,7 +41,8 @@ def train(
 
     Args:
         recipe: The run. Its teacher and its method are ignored.
-        resume: Continue an interrupted run. If there is none, start a new one and say so.
+        resume: Continue an interrupted run, or a finished one to more epochs. If there is none,
+            start a new one and say so.
         overwrite: Replace an existing run.
         objects: Objects in place of names.
 
@@ -68,7 +70,8 @@ def distill(
 
     Args:
         recipe: The run.
-        resume: Continue an interrupted run. If there is none, start a new one and say so.
+        resume: Continue an interrupted run, or a finished one to more epochs. If there is none,
+            start a new one and say so.
         overwrite: Replace an existing run.
         objects: Objects in place of names.
 
@@ -84,7 +87,9 @@ def distill(
     device = devices.pick(recipe.train.device)
     check_processes(recipe, device)
     with single_run(), distributed.process_group(device), cpu_threads(recipe.train.threads):
-        directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
+        more = resume and not overwrite and takes_more_epochs(recipe, directory)
+        if not more:
+            directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
         devices.set_up(device)
         data = distributed.local_rank_zero_first(lambda: load_data(recipe.data, objects.data))
         for note in data.notes:
@@ -97,7 +102,8 @@ def distill(
         teacher = given_teacher(prepared, loaders, learning)
         with directory.locked():
             # Another run may have started here while the data was read.
-            directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
+            if not more:
+                directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
             if overwrite:
                 directory.clear()
             return _train(prepared, teacher, loaders, directory, resume)

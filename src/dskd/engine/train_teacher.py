@@ -12,6 +12,7 @@ from dskd.config.schema import MethodSettings
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import PROBE, build_run
 from dskd.engine.finish import finish
+from dskd.engine.more_epochs import stored_epochs, stored_recipe
 from dskd.engine.prepare import Prepared
 from dskd.engine.teacher_accuracy import evaluate_teacher
 from dskd.models.staged_model import StagedModel
@@ -84,7 +85,7 @@ def trained_teacher(
         return None
     assert settings is not None
     directory = RunDirectory(folder)
-    _train(teacher.training, data, directory, resume)
+    _train(teacher.training, data, directory, resume, settings.epochs is None)
     weights = distributed.on_rank_zero(read_weights)(directory.path / LAST)
     load_weights(teacher.model.module, weights, f"the teacher in {directory.path}")
     frozen = _freeze(prepared, teacher.model, data)
@@ -111,9 +112,19 @@ def freeze(
     return FrozenTeacher(model, fuse_on, bfloat16=precision == "bfloat16")
 
 
-def _train(training: Prepared, data: DataLoaders, directory: RunDirectory, resume: bool) -> None:
+def _train(
+    training: Prepared,
+    data: DataLoaders,
+    directory: RunDirectory,
+    resume: bool,
+    inherits_epochs: bool,
+) -> None:
     """Trains a teacher in its directory, unless it is finished there."""
     recipe = training.recipe.changed(out=directory.path)
+    if inherits_epochs and directory.finished:
+        # The run has taken more epochs since then, and its teacher stays as it is.
+        epochs = stored_epochs(stored_recipe(directory)) or recipe.train.epochs
+        recipe = recipe.changed(train=recipe.train.model_copy(update={"epochs": epochs}))
     distributed.on_rank_zero(refuse_links)(directory.path)
     with directory.locked():
         directory.check_same(recipe.plain())

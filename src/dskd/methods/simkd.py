@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import model_validator
@@ -279,10 +279,21 @@ class ReusedStudent(nn.Module):
         self.student = student
         self.reused = reused  # after the student, so that its linear layer is the last one
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The names of the student's stages."""
+        own: tuple[str, ...] = getattr(cast(object, self.student.module), "stage_names", ())
+        return self.student.stage_names or tuple(own)
+
     def forward(self, images: Tensor) -> Tensor:
         """The logits of images that are already normalised."""
-        logits: Tensor = self.reused(self.student.forward_normalized(images).last)[1]
-        return logits
+        return self.forward_stages(images).logits
+
+    def forward_stages(self, images: Tensor) -> ModelOutput:
+        """The logits, the student's stages, and the projected map that the classifier sees."""
+        output = self.student.forward_normalized(images)
+        projected, logits = self.reused(output.last)
+        return ModelOutput(logits, output.stages, projected.mean((2, 3)), projected)
 
 
 def give_up_classifier(module: nn.Module) -> None:

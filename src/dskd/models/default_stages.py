@@ -42,7 +42,8 @@ def default_stages(
         shape: Channels, height and width of the images.
 
     Returns:
-        None for other models, and if no candidate has a map.
+        None for other models, for one that returns stages itself, as the student of simkd does,
+        and if no candidate has a map.
 
     Example:
         >>> from dskd.models.factory import load_model
@@ -50,7 +51,7 @@ def default_stages(
         >>> default_stages("timm/resnet18", model, (3, 32, 32))
         ('layer1', 'layer2', 'layer3', 'layer4')
     """
-    if not name.startswith(LIBRARIES):
+    if not name.startswith(LIBRARIES) or hasattr(module, "forward_stages"):
         return None
     listed = [info.get("module", "") for info in getattr(module, "feature_info", None) or ()]
     maps = _map_sizes(module, listed or list(_parts(module)), shape)

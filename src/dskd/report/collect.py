@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dskd import methods
-from dskd.compare.reader import COMPARISON, read_comparison, read_failure, read_result
+from dskd.compare.reader import read_comparison, read_failure, read_result
 from dskd.compare.summary import VariantResults
 from dskd.compare.variants import weights_of
 from dskd.config.recipe import resolve
@@ -20,7 +20,7 @@ from dskd.errors import InputError, printable
 from dskd.storage.diff import differences
 from dskd.storage.json_file import read_json
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import FAILED
+from dskd.storage.run_files import COMPARISON, FAILED
 from dskd.storage.yaml_file import read_yaml_file
 
 _Line = Annotated[str, AfterValidator(printable)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dskd.compare.reader import COMPARISON
 from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data import Dataset
 from dskd.deploy.student import load_deployed
 from dskd.engine.build import UserObjects, build_model
 from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
-from dskd.storage.run_files import LAST
+from dskd.storage.run_files import COMPARISON, LAST
 
 
 def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import safetensors
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from dskd.errors import InputError
 from dskd.settings import Number, Positive, validate
@@ -22,6 +23,8 @@ class FileFacts(BaseModel):
         shape: Channels, height and width of the images.
         mean: Of each channel, for the normalisation.
         std: Of each channel.
+        method: The method that trained it.
+        deploy_config: What the method has added to the model; empty for most.
     """
 
     model: str | None = None
@@ -29,6 +32,8 @@ class FileFacts(BaseModel):
     shape: tuple[int, int, int] | None = None
     mean: tuple[Number, ...] | None = None
     std: tuple[Positive, ...] | None = None
+    method: str | None = None
+    deploy_config: dict[str, Any] = Field(default_factory=dict)
 
 
 def read_facts(path: Path | None) -> FileFacts | None:

@@ -128,7 +128,7 @@ class RunDirectory:
 
     @distributed.on_rank_zero
     def start(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Writes the recipe and the environment, and removes the temporary files of killed writes.
+        """Writes the recipe and the environment; removes temporary files of kills, and the result.
 
         Args:
             recipe: The run's recipe. It is stored without its folder (``out``), so that the file
@@ -139,6 +139,7 @@ class RunDirectory:
         remove_parts(self.path, WRITTEN)
         remove_parts(self.checkpoints, [checkpoint.FILE_PATTERN])
         stored = {key: value for key, value in recipe.items() if key != "out"}
+        (self.path / RESULT).unlink(missing_ok=True)  # of a run that takes more epochs
         text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
         facts = {run_guard.TRAINS_TEACHER: self.trains_teacher}
         self.write_json(ENVIRONMENT, {**environment, **facts})

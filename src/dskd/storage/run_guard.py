@@ -65,9 +65,21 @@ def check_folder(
         check_same_recipe(folder, recipe)
         if (folder / RESULT).is_file():
             raise InputError(
-                f"{folder} holds a finished run; look at it with "
-                f"{call('evaluate', folder)} or replace it with {option('overwrite')}"
+                f"{folder} holds a finished run; look at it with {call('evaluate', folder)}, "
+                f"go on with a larger train.epochs, or replace it with {option('overwrite')}"
             )
+
+
+def check_run(folder: Path) -> None:
+    """Refuses a folder that holds no run, cannot be written to, or has links.
+
+    Raises:
+        InputError: It does.
+    """
+    check_writable(folder, "out=")
+    if not _holds_run(folder):
+        raise InputError(f"{folder} holds other files; choose another folder with out=")
+    refuse_links(*(folder / name for name in FOLDERS))
 
 
 def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:

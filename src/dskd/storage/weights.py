@@ -11,7 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from dskd.errors import InputError, brief, option
+from dskd.errors import InputError, brief
 from dskd.storage.checkpoint_reader import read_content
 from dskd.storage.state_dicts import find_state, match_keys
 
@@ -140,9 +140,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         InputError: The file is missing, damaged, or not written by this package.
     """
     if not path.is_file():
-        raise InputError(
-            f"there is no {path}; has the run finished? continue it with {option('resume')}"
-        )
+        raise InputError(f"there is no {path}; check the path")
     try:
         with safetensors.safe_open(path, "pt") as file:
             metadata: dict[str, Any] = json.loads((file.metadata() or {})[METADATA])

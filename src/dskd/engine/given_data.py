@@ -1,0 +1,59 @@
+"""The images of a run as a Python caller gives them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dskd.config.short_forms import data_settings
+from dskd.data.dataset import Dataset
+from dskd.data.torch_dataset import TorchSplits, as_splits
+from dskd.engine.build import name_of
+from dskd.errors import InputError
+
+DataArgument = str | Path | Dataset | Mapping[str, Any] | Any
+"""Name of a data set, folder of images, data set, or settings with a ``dataset``."""
+
+
+def split_data(data: DataArgument) -> tuple[dict[str, Any], Dataset | TorchSplits | None]:
+    """Splits the argument ``data`` into its settings and its images.
+
+    Args:
+        data: A name; the folder of images, as a `Path` or text that is no name; a
+            `dskd.data.Dataset`; torch's map-style data set of (image, label) pairs; or settings.
+            Settings may hold a data set under ``dataset``, and for one of torch its other splits
+            under ``test`` and ``validation``.
+
+    Returns:
+        The settings of the section ``data``, and the images; None if the settings name them.
+
+    Raises:
+        InputError: It is nothing of that.
+    """
+    if isinstance(data, str | os.PathLike):
+        return data_settings(data), None
+    values = dict(data) if isinstance(data, Mapping) else {"dataset": data}
+    given = values.pop("dataset", None)
+    others = {key: values.pop(key) for key in ("test", "validation") if key in values}
+    if given is None:
+        if others:
+            raise InputError(f"data: {min(others)} is given without dataset; give both")
+        return values, None
+    if isinstance(given, Dataset):
+        if others:
+            raise InputError(f"data: a dskd.Dataset has its own splits; drop {min(others)}")
+        return {"name": name_of(given)} | values, given
+    splits = {key: _torch_dataset(one) for key, one in {"train": given, **others}.items()}
+    return {"name": name_of(given)} | values, TorchSplits(**splits)
+
+
+def _torch_dataset(given: object) -> object:
+    splits = as_splits(given)
+    if splits is None:
+        raise InputError(
+            "data: a name, a folder, a dskd.Dataset, a data set of (image, label) pairs or a "
+            f"mapping of settings is needed, got {type(given).__name__}"
+        )
+    return splits.train

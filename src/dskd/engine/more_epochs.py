@@ -1,0 +1,91 @@
+"""A run takes more epochs than it was started with, if its learning rates allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dskd.config.schema import Recipe, TrainSettings
+from dskd.engine.lr_schedule import schedule_of
+from dskd.errors import InputError
+from dskd.runtime import distributed
+from dskd.storage.diff import differences
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import COMPARISON, LAST, RECIPE
+from dskd.storage.run_guard import check_run
+from dskd.storage.yaml_file import read_yaml_file
+
+
+def takes_more_epochs(recipe: Recipe, directory: RunDirectory) -> bool:
+    """Whether a recipe continues the run in a folder to more epochs, and differs in nothing else.
+
+    Args:
+        recipe: Of the run that is to go on.
+        directory: Of the run that is there, finished or not.
+
+    Raises:
+        InputError: The epochs done would have had other learning rates, the run belongs to a
+            comparison, or its folder cannot be used.
+    """
+    stored = stored_recipe(directory)
+    before = stored_epochs(stored)
+    if before is None or before >= recipe.train.epochs:
+        return False
+    if differences(with_epochs(stored, recipe.train.epochs), recipe.plain()):
+        return False
+    if (directory.path.resolve().parent.parent / COMPARISON).is_file():
+        raise InputError(
+            f"{directory.path} belongs to a comparison, whose runs have the same epochs; compare "
+            f"again in another folder with train.epochs={recipe.train.epochs}"
+        )
+    distributed.on_rank_zero(check_run)(directory.path)
+    check_rates(recipe.train, before, before, directory.path)
+    return True
+
+
+@distributed.on_rank_zero
+def stored_recipe(directory: RunDirectory) -> dict[str, Any]:
+    """The recipe of the run in a folder; empty if there is none.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = directory.path / RECIPE
+    return read_yaml_file(path, "recipe") if path.is_file() else {}
+
+
+def check_rates(train: TrainSettings, before: int, done: int, path: Path) -> None:
+    """Refuses more epochs if the epochs that are done would have had other learning rates.
+
+    Args:
+        train: The settings now.
+        before: The epochs that the run was started with; all else was the same.
+        done: How many epochs have begun.
+        path: The folder of the run.
+
+    Raises:
+        InputError: A rate differs.
+    """
+    then, now = schedule_of(train.model_copy(update={"epochs": before})), schedule_of(train)
+    for half in range(2 * done):
+        if then(half / 2) != now(half / 2):
+            raise InputError(
+                f"{path} cannot go on to train.epochs={train.epochs}: the schedule "
+                f"{train.schedule!r} depends on the number of epochs, and the rate in epoch "
+                f"{half // 2 + 1} was {then(half / 2):.3g}, not {now(half / 2):.3g}; train anew in "
+                f"another folder, or start a run from this student with student.checkpoint="
+                f"{path / LAST}"
+            )
+
+
+def stored_epochs(recipe: Mapping[str, Any]) -> int | None:
+    """The epochs in a recipe from a file; None if there is no such number."""
+    train = recipe.get("train")
+    epochs = train.get("epochs") if isinstance(train, Mapping) else None
+    return epochs if type(epochs) is int else None
+
+
+def with_epochs(recipe: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """A recipe from a file with another number of epochs."""
+    return {**recipe, "train": {**recipe["train"], "epochs": epochs}}
