@@ -359,6 +359,25 @@ def test_a_dead_worker_ends_the_run_in_a_line(root: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+def test_a_signal_to_all_processes_leaves_the_workers_to_end_the_step(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = load(root).train
+    real, here = BatchDecoder.__call__, os.getpid()
+
+    def signalled(self: BatchDecoder, job: Job) -> Tensor:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, job)
+
+    monkeypatch.setattr(BatchDecoder, "__call__", signalled)
+    plan = draw_plan(0, 0, len(split))
+    expected = with_workers(split, 0).batches(plan, 3)
+    assert all(map(equal, with_workers(split, 2).batches(plan, 3), expected))
+
+
+@pytest.mark.slow
 def test_workers_end_with_the_epoch_and_when_it_is_left(root: Path) -> None:
     loader = with_workers(load(root).train, 2)
     before = set(psutil.Process().children())
