@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from dskd import methods
-from dskd.config.schema import DataSettings, ModelSettings, Recipe, TeacherSettings, TrainSettings
+from dskd.config.schema import DataSettings, ModelSettings, Recipe, TeacherSettings
+from dskd.config.train_settings import TrainSettings
 from dskd.settings import settings_source, signature_settings
 
 PAGE = Path(__file__).with_name("settings.md")

@@ -11,7 +11,7 @@ from torch import nn
 from dskd import methods
 from dskd.data.loader import MemoryLoader
 from dskd.engine.trainer import Trainer
-from dskd.settings import OptimizerName
+from dskd.settings import OwnOptimizer
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged
@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
 CPU = torch.device("cpu")
 
 
-def fused(module: nn.Module, name: OptimizerName = "sgd") -> torch.optim.Optimizer:
+def fused(module: nn.Module, name: OwnOptimizer = "sgd") -> torch.optim.Optimizer:
     """The optimizer as a GPU has it."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if name == "sgd":
@@ -36,7 +36,7 @@ def fused(module: nn.Module, name: OptimizerName = "sgd") -> torch.optim.Optimiz
 
 def trainer(
     name: str,
-    optimizer: OptimizerName = "sgd",
+    optimizer: OwnOptimizer = "sgd",
     teacher_forward: Callable[[FrozenTeacher | None], TeacherOutputs] = TeacherOutputs,
     **settings: Any,
 ) -> Trainer:

@@ -21,7 +21,7 @@ from dskd.compare.summary import Summary, summarize
 from dskd.compare.variants import Weights
 from dskd.config.schema import Recipe
 from dskd.deploy.onnx import export_onnx
-from dskd.deploy.student import DeployedStudent, Which, load_deployed
+from dskd.deploy.student import DeployedStudent, Which, chosen_weights, load_deployed, onnx_name
 from dskd.deploy.student import predict as predict_deployed
 from dskd.engine import run
 from dskd.engine.arguments import Data, Model, Section, resolve_arguments
@@ -223,7 +223,7 @@ def _compare(
 def predict(
     run: str | Path | DeployedStudent,
     images: Sequence[str | Path],
-    which: Which = "last",
+    which: Which | None = None,
     *,
     student: nn.Module | None = None,
     allow_code: bool = False,
@@ -233,7 +233,8 @@ def predict(
     Args:
         run: Folder of the run, or a student that `dskd.load_deployed` returned.
         images: Paths of the files, of any size.
-        which: Use the weights of the ``last`` or of the ``best`` epoch.
+        which: Use the weights of the ``last`` or of the ``best`` epoch, or the moving average
+            ``ema``. None takes the average if the run has one (``train.ema``), else the last epoch.
         student: The module, if it was given in Python.
         allow_code: Allow models given as ``package.module:function``.
 
@@ -251,7 +252,7 @@ def predict(
 def export(
     run: str | Path,
     output: str | Path | None = None,
-    which: Which = "last",
+    which: Which | None = None,
     *,
     format: str = "onnx",
     student: nn.Module | None = None,
@@ -263,8 +264,10 @@ def export(
 
     Args:
         run: Folder of the run.
-        output: File to write; by default ``student.onnx`` or ``student_best.onnx`` in the run.
-        which: Export the weights of the ``last`` or of the ``best`` epoch.
+        output: File to write; by default ``student.onnx``, ``student_best.onnx`` or
+            ``student_ema.onnx`` in the run.
+        which: Export the weights of the ``last`` or of the ``best`` epoch, or the moving average
+            ``ema``. None takes the average if the run has one (``train.ema``), else the last epoch.
         format: ``onnx``.
         student: The module, if it was given in Python.
         allow_code: Allow models given as ``package.module:function``.
@@ -277,8 +280,9 @@ def export(
     """
     if format != "onnx":
         raise unknown("format", format, ["onnx"])
+    folder = as_path(run, "run")
+    which = which or chosen_weights(folder)
     deployed = load_deployed(run, which, student=student, allow_code=allow_code)
-    name = "student_best.onnx" if which == "best" else "student.onnx"
-    path = as_path(output, "output") if output is not None else as_path(run, "run") / name
+    path = as_path(output, "output") if output is not None else folder / onnx_name(which)
     export_onnx(deployed, path)
     return path

@@ -88,10 +88,10 @@ PathSetting = Annotated[Path, BeforeValidator(expand_path)]
 # Choices. They stand here so that a recipe can be read without importing torch.
 DeviceName = Literal["auto", "cpu", "cuda"]
 """A device; ``auto`` is a GPU if there is one, else the CPU."""
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 """Number format of the forward passes."""
-OptimizerName = Literal["sgd", "adamw", "dot"]
-"""An optimizer."""
+OwnOptimizer = Literal["sgd", "adamw", "dot"]
+"""An optimizer that does not come from timm."""
 Schedule = Literal["step", "cosine"]
 """A learning-rate schedule."""
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from fast_paths import PATHS, compared, page
 
-from dskd.config.schema import TeacherSettings, TrainSettings
+from dskd.config.schema import TeacherSettings
+from dskd.config.train_settings import TrainSettings
 from dskd.runtime.device import environment
 
 

@@ -143,7 +143,7 @@ def which_one() -> Any:
     ("call", "words"),
     [
         (lambda path: dskd.load_deployed(path / "gone"), ["gone", "no run"]),
-        (lambda path: dskd.load_deployed(path, which_one()), ["'first'", "best, last"]),
+        (lambda path: dskd.load_deployed(path, which_one()), ["'first'", "best, ema, last"]),
         (lambda path: dskd.evaluate(path, root="gone"), ["data.root", "drop it"]),
         (lambda path: dskd.predict(dskd.load_deployed(path), []), ["no image"]),
         (lambda path: dskd.predict(dskd.load_deployed(path), ["gone.png"]), ["gone.png"]),

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dskd.config import recipe
 from dskd.engine.lr_schedule import learning_rate
+from dskd.errors import InputError
 
 
 @pytest.mark.parametrize("epochs", [240, 120, 80, 40, 16, 8])
@@ -24,6 +26,24 @@ def test_cosine_falls_from_the_rate_to_zero() -> None:
     assert learning_rate(0, 10, 0.4, "cosine") == 0.4
     assert learning_rate(5, 10, 0.4, "cosine") == pytest.approx(0.2)
     assert learning_rate(10, 10, 0.4, "cosine") == pytest.approx(0, abs=1e-12)
+
+
+def test_cosine_falls_to_the_lowest_rate() -> None:
+    rates = [learning_rate(e, 10, 0.4, "cosine", min_lr=0.1) for e in (0, 5, 10, 11)]
+    assert rates == pytest.approx([0.4, 0.25, 0.1, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["train.min_lr=0.01", "train.schedule=step"], "end of train.schedule=cosine"),
+        (["train.min_lr=0.1", "train.schedule=cosine", "train.lr=0.1"], "not below the learning"),
+        (["train.min_lr=0.1", "train.schedule=cosine", "teacher.lr=0.05"], "not below the learn"),
+    ],
+)
+def test_a_lowest_rate_that_cannot_be_is_refused(changes: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        recipe.load("digits", changes)
 
 
 def test_warmup_rises_linearly_then_hands_over() -> None:

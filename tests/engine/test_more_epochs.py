@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from dskd.config import recipe
-from dskd.config.schema import Recipe, TrainSettings
+from dskd.config.schema import Recipe
+from dskd.config.train_settings import TrainSettings
 from dskd.engine import run
 from dskd.engine.more_epochs import check_rates
 from dskd.errors import InputError, Stopped

@@ -29,7 +29,7 @@ from dskd.engine.trainer import Trainer
 from dskd.methods.contracts import StepOutput
 from dskd.methods.kd import KD
 from dskd.models.output import ModelOutput
-from dskd.settings import OptimizerName
+from dskd.settings import OwnOptimizer
 from dskd.storage import checkpoint
 from dskd.storage.run_files import LAST, NONFINITE
 from dskd.teacher.outputs import TeacherOutputs
@@ -229,7 +229,7 @@ def _stepping(mode: Mode) -> Iterator[None]:
     if mode in ("sgd", "adamw"):
         yield
         return
-    name: OptimizerName = "adamw" if mode == "fused adamw" else "sgd"
+    name: OwnOptimizer = "adamw" if mode == "fused adamw" else "sgd"
     with patch.object(build, "make_optimizer", lambda method, *_, **__: fused(method, name)):
         yield
 

@@ -35,6 +35,7 @@ from dskd.engine import run
 from dskd.engine.build import UserObjects
 from dskd.engine.evaluate import evaluate_accuracy
 from dskd.engine.metrics import EpochMetrics
+from dskd.engine.mixing import Mixing
 from dskd.engine.prepare import prepare
 from dskd.engine.step import train_step
 from dskd.engine.trainer import Trainer
@@ -106,24 +107,26 @@ def made_method(name: str) -> tuple[Method, TeacherOutputs]:
     return method.train(), TeacherOutputs(teacher_forward)
 
 
-def parallel(method: Method) -> nn.Module | None:
+def parallel(method: Method, *, accumulates: bool = False) -> nn.Module | None:
     """The method as several processes train it."""
     if distributed.world_size() == 1:
         return None
-    return distributed.data_parallel(method, static_graph=method.static_graph)
+    static_graph = method.static_graph and not accumulates
+    return distributed.data_parallel(method, static_graph=static_graph)
 
 
-def gradients(name: str) -> dict[str, torch.Tensor]:
+def gradients(name: str, size: int = 10, parts: int = 1) -> dict[str, torch.Tensor]:
     """Of one step with ten images: two or three for each of four processes."""
     method, teacher_outputs = made_method(name)
     shared = draw_plan(0, 0, len(DATA.train.labels), 2, True)
     batch = next(
         MemoryLoader(DATA.train, CPU).batches(
-            shared, 10, 0, distributed.rank(), distributed.world_size()
+            shared, size, 0, distributed.rank(), distributed.world_size()
         )
     )
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.0)
-    train_step(method, teacher_outputs, batch, optimizer, "float32", parallel(method))
+    wrapped = parallel(method, accumulates=parts > 1)
+    train_step(method, teacher_outputs, batch, optimizer, "float32", wrapped, parts=parts)
     return {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
 
 
@@ -212,14 +215,31 @@ def _metered() -> dict[str, float]:
     return metrics.means()
 
 
+def _mixed() -> dict[str, torch.Tensor]:
+    """The mixed images of every step, with the labels and targets, by sample."""
+    mixing = Mixing(seed=0, classes=4, mixup=0.4, cutmix=1.0, probability=1.0)
+    rank, world = distributed.rank(), distributed.world_size()
+    plan = draw_plan(0, 0, len(DATA.train.labels), 2, True)
+    found = [mixing(b) for b in MemoryLoader(DATA.train, CPU).batches(plan, 13, 0, rank, world)]
+    assert len(found) == 2
+    parts = {
+        key: torch.cat([getattr(batch, key) for batch in found])
+        for key in ("indices", "images", "labels", "targets")
+    }
+    order = parts["indices"].argsort()
+    return {key: values[order] for key, values in parts.items()}
+
+
 def _steps_of_many(out: Path) -> None:
     with distributed.process_group(CPU):
         said = {
             "gradients": {name: gradients(name) for name in EXACT},
+            "accumulated": {name: gradients(name, 15, parts=2) for name in ("ce", "kd", "at")},
             "poisoned": _poisoned_step(),
             "refusals": _refusals(),
             "evaluated": _evaluated(),
             "metered": _metered(),
+            "mixed": _mixed(),
             "prepared": _prepared(),
             "largest": distributed.all_reduce_max(distributed.rank()),
             "gathered": distributed.all_gather(distributed.rank()),
@@ -284,6 +304,21 @@ def test_gradients_are_those_of_one_process(said: list[Any], name: str) -> None:
             torch.testing.assert_close(own[key], value, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ce", "kd", "at"])
+def test_gradients_that_are_accumulated_are_those_of_one_process_and_one_batch(
+    said: list[Any], name: str
+) -> None:
+    expected = gradients(name, 15)
+    for one in said:
+        own = one["accumulated"][name]
+        assert own.keys() == expected.keys()
+        assert all(torch.equal(own[key], said[0]["accumulated"][name][key]) for key in own)
+        for key, value in expected.items():
+            scale = value.abs().max().clamp_min(1.0).item()
+            torch.testing.assert_close(own[key], value, rtol=0, atol=1e-5 * scale)
+
+
 def test_what_is_not_finite_in_one_process_stops_all_and_changes_nothing(said: list[Any]) -> None:
     for one in said:
         message, same = one["poisoned"]
@@ -312,6 +347,13 @@ def test_evaluation_is_shared_and_all_get_the_whole(said: list[Any]) -> None:
 def test_metrics_are_those_of_the_whole_batch(said: list[Any]) -> None:
     for one in said:
         assert one["metered"] == pytest.approx(_metered())
+
+
+def test_mixed_images_are_those_of_one_process(said: list[Any]) -> None:
+    whole, parts = _mixed(), [one["mixed"] for one in said]
+    order = torch.cat([part["indices"] for part in parts]).argsort()
+    for key, values in whole.items():
+        assert torch.equal(torch.cat([part[key] for part in parts])[order], values), key
 
 
 def test_what_comes_before_the_student_is_the_same_in_all(said: list[Any]) -> None:

@@ -6,11 +6,12 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from dskd.config import short_forms
+from dskd.errors import InputError
 from dskd.storage.paths import as_path
 
 _OVERRIDE = re.compile(r"[\w.]*=")
@@ -69,3 +70,27 @@ def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     if arguments and not _OVERRIDE.match(arguments[0]):
         return arguments[0], list(arguments[1:])
     return None, list(arguments)
+
+
+RESUME = click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue an interrupted run, or a finished one to more train.epochs.",
+)
+BEST = click.option("--best", is_flag=True, help="Use the weights of the best epoch.")
+LAST = click.option("--last", is_flag=True, help="Use the last epoch's weights, not averages.")
+
+
+def which_weights(best: bool, last: bool) -> Literal["best", "last"] | None:
+    """The weights that the flags ask for; None if they ask for none.
+
+    Raises:
+        InputError: They ask for both.
+
+    Example:
+        >>> which_weights(best=True, last=False)
+        'best'
+    """
+    if best and last:
+        raise InputError("--best and --last ask for different weights; drop one of them")
+    return "best" if best else "last" if last else None

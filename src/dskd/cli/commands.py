@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from dskd.cli import console, listing
-from dskd.cli.arguments import PATH, takes_recipe
+from dskd.cli.arguments import BEST, LAST, PATH, RESUME, takes_recipe, which_weights
 from dskd.cli.exit_codes import exit_code, open_streams, say
 from dskd.compare.variants import Weights
 from dskd.config import recipe
@@ -26,14 +26,8 @@ if TYPE_CHECKING:
     from dskd.engine.result import Result
 
 
-_RESUME = click.option(
-    "--resume",
-    is_flag=True,
-    help="Continue an interrupted run, or a finished one to more train.epochs.",
-)
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 _CODE = click.option("--allow-code", is_flag=True, help="Allow package.module:function models.")
-_BEST = click.option("--best", is_flag=True, help="Use the weights of the best epoch.")
 _ROOT = click.option("--root", type=PATH, help="Folder of the data set's files.")
 _RUN = click.argument("run_path", metavar="RUN", type=PATH)
 
@@ -50,7 +44,7 @@ def cli(context: click.Context) -> None:
 
 @cli.command("train")
 @takes_recipe("data", "student", "epochs", "out")
-@_RESUME
+@RESUME
 @_OVERWRITE
 @_CODE
 def train_(
@@ -77,7 +71,7 @@ def train_(
 
 @cli.command("distill")
 @takes_recipe("data", "teacher", "student", "method", "epochs", "out")
-@_RESUME
+@RESUME
 @_OVERWRITE
 @_CODE
 def distill_(
@@ -187,22 +181,24 @@ def init_(recipe_name: str | None, overrides: list[str], output: Path | None) ->
 
 @cli.command("evaluate")
 @_RUN
-@_BEST
+@BEST
+@LAST
 @_ROOT
 @_CODE
-def evaluate_(run_path: Path, best: bool, root: Path | None, allow_code: bool) -> None:
+def evaluate_(run_path: Path, best: bool, last: bool, root: Path | None, allow_code: bool) -> None:
     """Evaluate a run's student on the test split."""
     from dskd.cli.results import evaluation_rows
     from dskd.deploy.student import evaluate
 
-    evaluation = evaluate(run_path, "best" if best else "last", root=root, allow_code=allow_code)
+    evaluation = evaluate(run_path, which_weights(best, last), root=root, allow_code=allow_code)
     console.table(["", "value"], evaluation_rows(evaluation))
 
 
 @cli.command("predict")
 @_RUN
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@_BEST
+@BEST
+@LAST
 @click.option(
     "--top", type=click.IntRange(1), default=5, show_default=True, help="Classes per image."
 )
@@ -218,6 +214,7 @@ def predict_(
     run_path: Path,
     images: tuple[str, ...],
     best: bool,
+    last: bool,
     top: int,
     form: str | None,
     out: Path | None,
@@ -237,7 +234,7 @@ def predict_(
     from dskd.deploy.student import load_deployed
 
     chosen = prediction_file.choose_format(form, out)
-    student = load_deployed(run_path, "best" if best else "last", allow_code=allow_code)
+    student = load_deployed(run_path, which_weights(best, last), allow_code=allow_code)
     skipped, shown = Skipped(), min(top, len(student.classes))
     rows = prediction_file.rows(predict_batches(student, images, skipped), student.classes, shown)
     if chosen is None:
@@ -254,17 +251,22 @@ def predict_(
 @click.option(
     "--output",
     type=PATH,
-    help="File to write.  [default: RUN/student.onnx, or RUN/student_best.onnx with --best]",
+    help="File to write.  [default: RUN/student.onnx; RUN/student_best.onnx with --best; "
+    "RUN/student_ema.onnx for averaged weights]",
 )
-@_BEST
+@BEST
+@LAST
 @_CODE
-def export_(run_path: Path, form: str, output: Path | None, best: bool, allow_code: bool) -> None:
+def export_(
+    run_path: Path, form: str, output: Path | None, best: bool, last: bool, allow_code: bool
+) -> None:
     """Export a run's student to ONNX, for other programs to run."""
     from dskd.deploy.onnx import export_onnx
-    from dskd.deploy.student import load_deployed
+    from dskd.deploy.student import chosen_weights, load_deployed, onnx_name
 
-    student = load_deployed(run_path, "best" if best else "last", allow_code=allow_code)
-    path = output or run_path / f"{'student_best' if best else 'student'}.{form}"
+    which = which_weights(best, last) or chosen_weights(run_path)
+    student = load_deployed(run_path, which, allow_code=allow_code)
+    path = output or run_path / onnx_name(which)
     difference = export_onnx(student, path)
     click.echo(f"{path}  (largest relative difference from the student: {difference:.1e})")
 

@@ -32,6 +32,8 @@ def result_rows(result: Result) -> list[list[str]]:
     ]
     if result.test_accuracy_top5 is not None:
         rows.append(["test top-5 accuracy, last epoch, %", f"{result.test_accuracy_top5:.2f}"])
+    if result.ema_test_accuracy is not None:
+        rows.append(["test accuracy, moving average, %", f"{result.ema_test_accuracy:.2f}"])
     rows.append([f"test accuracy, {best}, %", f"{result.best_test_accuracy:.2f}"])
     if result.teacher_accuracy is not None and result.agreement is not None:
         rows += [

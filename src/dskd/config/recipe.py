@@ -14,15 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dskd import methods
+from dskd.config.optimizers import timm_optimizer
 from dskd.config.overrides import all_keys, overridden
-from dskd.config.schema import (
-    DataSettings,
-    MethodSettings,
-    Recipe,
-    TeacherSettings,
-    TrainSettings,
-)
+from dskd.config.schema import DataSettings, MethodSettings, Recipe, TeacherSettings
 from dskd.config.short_forms import check_parts, label
+from dskd.config.train_settings import TrainSettings
 from dskd.data.catalog import DATASETS
 from dskd.errors import InputError, call, unknown
 from dskd.settings import validate
@@ -156,10 +152,12 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     recipe = validate(Recipe, values, known=all_keys(values))
     if recipe.data.name not in DATASETS and not recipe.data.name.startswith("<"):
         raise unknown("data set", recipe.data.name, DATASETS)
+    timm_optimizer(recipe.train.optimizer)
     _check_schedule(recipe.train, recipe.teacher)
     _check_cache_settings(recipe.teacher)
     _check_augmentation(recipe.data, recipe.teacher)
     _check_untrained(recipe.teacher)
+    _check_mixing(recipe.train, recipe.teacher)
     options = methods.resolve(recipe.method.name, recipe.method.options)
     method = MethodSettings(name=recipe.method.name, **options)
     for key, free in (("student", recipe.student), ("teacher", recipe.teacher)):
@@ -190,8 +188,19 @@ def _check_schedule(train: TrainSettings, teacher: TeacherSettings | None) -> No
             f"train.warmup: {train.warmup:g} epochs of warmup leave nothing of "
             f"{shortest} epochs; make it smaller"
         )
+    if train.min_lr and train.schedule != "cosine":
+        raise InputError("train.min_lr is the end of train.schedule=cosine; set that, or drop it")
+    lowest = min((teacher.lr if teacher else None) or train.lr, train.lr)
+    if train.min_lr >= lowest:
+        raise InputError(
+            f"train.min_lr={train.min_lr:g} is not below the learning rate {lowest:g}; lower it"
+        )
     if train.nesterov and train.momentum == 0:
         raise InputError("train.nesterov needs train.momentum above 0")
+    if train.nesterov and train.optimizer not in ("sgd", "dot"):
+        raise InputError(
+            f"train.nesterov is a setting of train.optimizer=sgd, not of {train.optimizer}; drop it"
+        )
 
 
 def _check_untrained(teacher: TeacherSettings | None) -> None:
@@ -215,6 +224,11 @@ def _check_dot(train: TrainSettings, method: str) -> None:
         raise InputError(
             "train.optimizer=dot separates the gradients of labels and teacher, and the method "
             f"{method!r} has no teacher; set train.optimizer=sgd"
+        )
+    if train.precision == "float16":
+        raise InputError(
+            "train.precision=float16 scales one loss of a step, and train.optimizer=dot takes the "
+            "gradients of two; take train.precision=bfloat16"
         )
     if train.nesterov:
         raise InputError("train.optimizer=dot has no Nesterov momentum; drop train.nesterov")
@@ -256,6 +270,19 @@ def _check_augmentation(data: DataSettings, teacher: TeacherSettings | None) -> 
             f"teacher.cache={teacher.cache} needs a limited number of views of an image, and "
             f"{' and '.join(used)} draw{'s' if len(used) == 1 else ''} any number; set "
             "teacher.cache=none, or turn the augmentation off"
+        )
+
+
+def _check_mixing(train: TrainSettings, teacher: TeacherSettings | None) -> None:
+    """Refuses a cache of outputs for images that are mixed, and a setting without effect."""
+    if not train.mixes:
+        if train.mix_probability != TrainSettings.model_fields["mix_probability"].default:
+            raise InputError("train.mix_probability needs train.mixup or train.cutmix above 0")
+    elif teacher and teacher.cache != "none":
+        key = "mixup" if train.mixup else "cutmix"
+        raise InputError(
+            f"train.{key} mixes images anew in every step, and teacher.cache={teacher.cache} holds "
+            "outputs of single images; drop one of them"
         )
 
 

@@ -12,20 +12,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from dskd.config.train_settings import TrainSettings
 from dskd.data.augmentation import SETS, Augmentation, AugmentSet, AutoAugment, Interpolation
 from dskd.data.catalog import Loading
 from dskd.settings import (
     Count,
-    DeviceName,
     Fraction,
     Natural,
     Number,
-    OptimizerName,
     PathSetting,
     Positive,
-    Precision,
     Rate,
-    Schedule,
     Seed,
     Settings,
     Share,
@@ -243,60 +240,6 @@ class MethodSettings(Settings):
     def options(self) -> dict[str, Any]:
         """The method's own settings."""
         return dict(self.model_extra or {})
-
-
-def _increasing(milestones: tuple[float, ...]) -> tuple[float, ...]:
-    if sorted(set(milestones)) != list(milestones):
-        raise ValueError("milestones must increase")
-    return milestones
-
-
-class TrainSettings(Settings):
-    """The training: schedule, optimizer and hardware."""
-
-    epochs: Count = 240
-    """Passes over the training images."""
-    batch_size: Annotated[Count, Field(ge=2)] = 64
-    """Images per step, over all processes. Each process needs two or more, because BatchNorm cannot
-    learn from one image."""
-    lr: Rate = 0.05
-    """Base learning rate, at most 1e6."""
-    schedule: Schedule = "step"
-    """Learning-rate schedule. ``step`` multiplies the rate by gamma at every milestone. ``cosine``
-    lowers it to 0."""
-    milestones: Annotated[tuple[Fraction, ...], AfterValidator(_increasing)] = (0.625, 0.75, 0.875)
-    """Milestones of ``step``, as fractions of the epochs."""
-    gamma: Share = 0.1
-    """Factor of ``step`` at a milestone."""
-    warmup: Weight = 0.0
-    """Epochs at the start in which the learning rate rises linearly from 0."""
-    optimizer: OptimizerName = "sgd"
-    """``sgd``, ``adamw``, or ``dot``: sgd in which the gradients of the labels and of distillation
-    have a momentum of their own (DOT, ICCV 2023), for all methods with a teacher. A teacher that is
-    trained first is trained by sgd then."""
-    momentum: Fraction = 0.9
-    """Momentum of sgd and dot."""
-    dot_delta: Fraction = 0.075
-    """How far dot moves the two momenta apart: that of the labels is momentum - dot_delta, that of
-    distillation momentum + dot_delta. 0.09 is the published value for ImageNet."""
-    nesterov: bool = False
-    """Use Nesterov momentum with sgd."""
-    weight_decay: Weight = 5e-4
-    """Weight decay of every parameter."""
-    precision: Precision = "float32"
-    """Number format of the forward passes: ``float32`` or ``bfloat16``. Losses and weights stay in
-    float32."""
-    sync_batchnorm: bool = False
-    """Compute BatchNorm statistics over the images of all processes (torch.nn.SyncBatchNorm). Each
-    process needs a GPU."""
-    compile: bool = False
-    """Compile the forward passes of zoo models with torch.compile, on a GPU with CUDA graphs. The
-    first steps take minutes; all others are faster."""
-    device: DeviceName = "auto"
-    """``cpu``, ``cuda``, or ``auto`` for a GPU if there is one."""
-    threads: Annotated[Count, Field(le=1024)] | None = None
-    """Threads that torch uses on the CPU, in each process. None leaves the choice to torch. Other
-    work on the machine slows down a run with as many threads as cores; a warning says so."""
 
 
 class Recipe(Settings):

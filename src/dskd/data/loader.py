@@ -42,6 +42,9 @@ class Batch:
         cpu_keys: int64 ``[B, 2]`` on the CPU: ``indices`` and ``views`` once more, to look samples
             up without waiting for a GPU.
         global_size: Number of samples of the step over all processes; 0 stands for B.
+        part: Which part of the step this is, from 0, if the step accumulates gradients.
+        soft_targets: float32 ``[B, K]``, what cross-entropies with the labels learn in place of
+            ``labels``; None if it is these.
     """
 
     images: Tensor
@@ -53,10 +56,17 @@ class Batch:
     step: int
     cpu_keys: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
     global_size: int = 0
+    part: int = 0
+    soft_targets: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.global_size:
             object.__setattr__(self, "global_size", len(self.labels))
+
+    @property
+    def targets(self) -> Tensor:
+        """What cross-entropies learn: int64 ``[B]``, or float32 ``[B, K]`` if they are soft."""
+        return self.labels if self.soft_targets is None else self.soft_targets
 
 
 class Loader(ABC):

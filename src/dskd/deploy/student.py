@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,12 +30,14 @@ from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import pick
 from dskd.settings import Count, Number, Positive, Settings, Share, validate
 from dskd.storage.paths import as_path
-from dskd.storage.run_files import BEST, COMPARISON, FAILED, LAST, RECIPE, RESULT
+from dskd.storage.run_files import BEST, COMPARISON, EMA, FAILED, LAST, RECIPE, RESULT
 from dskd.storage.weights import load_weights, read_metadata, read_weights
 from dskd.storage.yaml_file import read_yaml_file
 
-Which = Literal["last", "best"]
-"""The weights of the last epoch, or of the epoch with the best accuracy."""
+log = logging.getLogger("dskd")
+
+Which = Literal["last", "best", "ema"]
+"""The weights of the last epoch, of the epoch with the best accuracy, or their moving average."""
 
 _BATCH = 16
 """Images that `predict` runs at a time."""
@@ -85,7 +88,7 @@ class DeployedStudent:
 
 def load_deployed(
     run: str | Path,
-    which: Which = "last",
+    which: Which | None = None,
     *,
     student: nn.Module | None = None,
     allow_code: bool = False,
@@ -94,7 +97,8 @@ def load_deployed(
 
     Args:
         run: Folder of the run.
-        which: Load the weights of the ``last`` or of the ``best`` epoch.
+        which: Load the weights of the ``last`` or of the ``best`` epoch, or the moving average
+            ``ema``. None chooses as `chosen_weights` does.
         student: The module, if it was given in Python; a copy gets the weights.
         allow_code: Whether a model ``package.module:function`` may run.
 
@@ -102,9 +106,12 @@ def load_deployed(
         InputError: There is no finished run, or its student was given in Python and is not given
             again.
     """
-    path = as_path(run, "run") / _file(which)
-    if not path.parent.is_dir():
-        raise InputError(f"there is no run {path.parent}; check the path")
+    folder = as_path(run, "run")
+    if not folder.is_dir():
+        raise InputError(f"there is no run {folder}; check the path")
+    path = folder / _file(which or chosen_weights(folder))
+    if which == "ema" and not path.is_file() and (folder / LAST).is_file():
+        raise InputError(f"{folder} has no averaged weights; train with train.ema=0.999, or so")
     if not path.is_file():
         raise _missing(path)
     metadata, weights = _read_metadata(path), read_weights(path)
@@ -172,8 +179,34 @@ def _build(metadata: _Metadata, run: str | Path, allow_code: bool) -> nn.Module:
     )
 
 
+def chosen_weights(run: Path) -> Which:
+    """The weights of a run that are used if none are asked for.
+
+    The moving average if the run has one (``train.ema``), which a line says; else those of the last
+    epoch.
+    """
+    if not (run / EMA).is_file():
+        return "last"
+    log.info(
+        "using the averaged weights of %s (train.ema); --last, or which='last' in Python, takes "
+        "those of the last epoch",
+        run,
+    )
+    return "ema"
+
+
+def onnx_name(which: Which) -> str:
+    """The name of an exported file in the folder of a run.
+
+    Example:
+        >>> onnx_name("best")
+        'student_best.onnx'
+    """
+    return Path(_file(which)).with_suffix(".onnx").name
+
+
 def _file(which: Which) -> str:
-    files = {"last": LAST, "best": BEST}
+    files = {"last": LAST, "best": BEST, "ema": EMA}
     if which not in files:
         raise unknown("choice of weights", which, files)
     return files[which]
@@ -190,7 +223,7 @@ def _read_metadata(path: Path) -> _Metadata:
 
 def evaluate(
     run: str | Path,
-    which: Which = "last",
+    which: Which | None = None,
     *,
     root: str | Path | None = None,
     data: DataArgument | None = None,
@@ -201,7 +234,7 @@ def evaluate(
 
     Args:
         run: Folder of the run.
-        which: Evaluate the weights of the ``last`` or of the ``best`` epoch.
+        which: As for `load_deployed`.
         root: Folder of the data set, in place of the recipe's.
         data: The data set, if it was given in Python, in the same form.
         student: The module, if it was given in Python.

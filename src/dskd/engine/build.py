@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,15 @@ from dskd.config.schema import (
 )
 from dskd.data import Dataset, load_dataset, take_part
 from dskd.data.epoch_plan import draw_views, largest_batch
-from dskd.data.loader import DataLoaders, Loader
+from dskd.data.loader import Batch, DataLoaders, Loader
 from dskd.data.pixels import PixelForm
 from dskd.data.torch_dataset import TorchSplits
+from dskd.engine.average import StudentAverage
 from dskd.engine.load_checkpoint import assembled, file_statistics, load_file, weights_file
 from dskd.engine.lr_schedule import schedule_of
+from dskd.engine.mixing import build_mixing
 from dskd.engine.optimizer import make_optimizer
+from dskd.engine.targets import soft_targets
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError
@@ -270,6 +273,7 @@ def build_trainer(
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
         dot_delta=settings.dot_delta,
+        decay_norms_and_biases=settings.decay_norms_and_biases,
     )
     return Trainer(
         method,
@@ -285,7 +289,18 @@ def build_trainer(
         precision=settings.precision,
         views_of_each=_views_of_each(recipe, len(loader)),
         augmentation=recipe.data.augmentation,
+        accumulate=settings.accumulate,
+        clip_norm=settings.clip_norm,
+        average=StudentAverage(method, settings.ema) if settings.ema is not None else None,
+        targets=_targets(recipe, method.classes, loader.labels),
     )
+
+
+def _targets(recipe: Recipe, classes: int, labels: torch.Tensor) -> Callable[[Batch], Batch]:
+    """Mixes batches and gives them soft targets, as the recipe says."""
+    soften = soft_targets(recipe.train, labels, classes)
+    mix = build_mixing(recipe.train, recipe.seed, classes)
+    return soften if mix is None else lambda batch: soften(mix(batch))
 
 
 def build_run(

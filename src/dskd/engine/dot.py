@@ -58,7 +58,7 @@ class DOT(torch.optim.Optimizer):
         self.distillation_gradients: dict[Tensor, Tensor] = {}
 
     def take_gradients(self, losses: Mapping[str, Tensor], scale: float = 1.0) -> None:
-        """Computes both gradients at the weights of now, averaged over all processes.
+        """Adds both gradients at the weights of now, averaged over all processes.
 
         DistributedDataParallel averages once after each forward pass, so it takes no part here.
 
@@ -80,9 +80,9 @@ class DOT(torch.optim.Optimizer):
         for parameter, first, second in zip(
             parameters, both[: len(parameters)], both[len(parameters) :], strict=True
         ):
-            parameter.grad = first
-            if second is not None:
-                self.distillation_gradients[parameter] = second
+            parameter.grad = _sum(parameter.grad, first)
+            if (total := _sum(self.distillation_gradients.get(parameter), second)) is not None:
+                self.distillation_gradients[parameter] = total
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets both gradients."""
@@ -133,6 +133,13 @@ class DOT(torch.optim.Optimizer):
             return gradient
         buffer: Tensor = state[name]
         return buffer.mul_(momentum).add_(gradient)
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of what there is."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 def separated(losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -71,10 +71,17 @@ def evaluate_accuracy(
     }
 
 
-def epoch_accuracies(method: Method, data: DataLoaders) -> dict[str, float]:
+def epoch_accuracies(
+    method: Method, data: DataLoaders, average: Callable[[Loader], EvaluationResult] | None = None
+) -> dict[str, float]:
     """Metrics of an epoch: accuracies of the student and of the method's other classifiers.
 
     All processes evaluate with the BatchNorm statistics of rank 0.
+
+    Args:
+        method: Has the student.
+        data: The test split, and perhaps a validation split.
+        average: Evaluates the moving average of the student; None without one.
     """
     distributed.broadcast(method.buffers())
     found = evaluate_accuracy(method, method.classifier_logits, data.test)
@@ -86,6 +93,10 @@ def epoch_accuracies(method: Method, data: DataLoaders) -> dict[str, float]:
     if data.validation is not None:
         found = evaluate_accuracy(method, method.classifier_logits, data.validation)
         row["val_accuracy"] = found["student"].accuracy
+    if average is not None:
+        row["ema_test_accuracy"] = average(data.test).accuracy
+        if data.validation is not None:
+            row["ema_val_accuracy"] = average(data.validation).accuracy
     return row
 
 

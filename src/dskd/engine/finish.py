@@ -12,7 +12,7 @@ from dskd.engine.training_run import TrainingRun
 from dskd.methods.base import Method
 from dskd.runtime import distributed
 from dskd.runtime.nonfinite import nonfinite_logits_error
-from dskd.storage.run_files import LAST
+from dskd.storage.run_files import EMA, LAST
 
 
 def finish(run: TrainingRun) -> Result:
@@ -30,12 +30,25 @@ def finish(run: TrainingRun) -> Result:
         with run.recording_nonfinite():
             raise nonfinite_logits_error(trainer.epochs - 1, trainer.steps)
     run.write_student(LAST)
+    averaged = _finish_average(run) if trainer.average is not None else None
     if auxiliary := method.auxiliary_state_dict():
         tensors = {key: value.cpu().contiguous() for key, value in auxiliary.items()}
         run.directory.write_bytes("auxiliary.safetensors", safetensors.torch.save(tensors))
-    result = _result(run, student, _teacher_predictions(run))
+    result = _result(run, student, averaged, _teacher_predictions(run))
     run.directory.write_json("result.json", result.numbers() | {"fingerprints": run.fingerprints})
     run.directory.close()
+    return result
+
+
+def _finish_average(run: TrainingRun) -> EvaluationResult:
+    """Evaluates the moving average of the student and writes it."""
+    trainer = run.trainer
+    assert trainer.average is not None
+    result = trainer.average.evaluate(run.data.test)
+    if not result.finite:
+        with run.recording_nonfinite():
+            raise nonfinite_logits_error(trainer.epochs - 1, trainer.steps)
+    run.write_student(EMA, trainer.average.module)
     return result
 
 
@@ -48,14 +61,19 @@ def _teacher_predictions(run: TrainingRun) -> Tensor | None:
     return teacher.test_predictions
 
 
-def _result(run: TrainingRun, student: EvaluationResult, teacher: Tensor | None) -> Result:
+def _result(
+    run: TrainingRun,
+    student: EvaluationResult,
+    averaged: EvaluationResult | None,
+    teacher: Tensor | None,
+) -> Result:
     method, rows = run.trainer.method, run.rows
     deployed, labels = method.deployed(), run.data.test.labels.cpu()
     checkpoints = sum(row["checkpoint_seconds"] for row in rows) + run.checkpoint_seconds
     rates = [row["teacher_cache_hit_rate"] for row in rows if "teacher_cache_hit_rate" in row]
     return Result(
         path=run.directory.path,
-        student=deployed.cpu().to(memory_format=torch.contiguous_format).eval(),
+        student=_plain(deployed),
         method=run.recipe.method.name,
         parameters=sum(p.numel() for p in deployed.parameters()),
         test_accuracy=student.accuracy,
@@ -71,7 +89,14 @@ def _result(run: TrainingRun, student: EvaluationResult, teacher: Tensor | None)
         teacher_cache_hit_rate=sum(rates) / len(rates) if rates else None,
         extra_parameters=_extra_parameters(method, deployed),
         memory=run.trainer.memory,
+        ema_test_accuracy=averaged.accuracy if averaged is not None else None,
+        ema_student=_plain(run.trainer.average.module) if run.trainer.average else None,
     )
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The module on the CPU, with its weights as any module has them, in eval mode."""
+    return module.cpu().to(memory_format=torch.contiguous_format).eval()
 
 
 def _extra_parameters(method: Method, deployed: nn.Module) -> int:

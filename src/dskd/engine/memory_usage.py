@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from dskd.engine.dot import DOT
 class SavedTensors:
     """Bytes of tensors. Tensors that share memory count once.
 
+    Attributes:
+        complete: Whether no further tensor counts.
+
     Example:
         >>> saved, weights = SavedTensors(), torch.zeros(10)
         >>> for tensor in (weights, weights.view(2, 5)):
@@ -24,6 +28,7 @@ class SavedTensors:
     """
 
     def __init__(self) -> None:
+        self.complete = False
         self._sizes: dict[int, int] = {}
 
     @property
@@ -32,17 +37,26 @@ class SavedTensors:
         return sum(self._sizes.values())
 
     def add(self, tensor: Tensor) -> Tensor:
-        """Adds a tensor and returns it."""
-        storage = tensor.untyped_storage()
-        self._sizes[storage.data_ptr()] = storage.nbytes()
+        """Adds a tensor, unless all are counted, and returns it."""
+        if not self.complete:
+            storage = tensor.untyped_storage()
+            self._sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
 
 @contextmanager
 def saved_for_backward() -> Iterator[SavedTensors]:
-    """Counts what forward passes within the block save for the backward pass."""
+    """Counts what is saved in the block before its first backward pass.
+
+    The further parts of a step that accumulates gradients take the memory of the first again.
+    """
     saved = SavedTensors()
-    with saved_tensors_hooks(saved.add, lambda tensor: tensor):
+
+    def read(tensor: Tensor) -> Tensor:
+        saved.complete = True
+        return tensor
+
+    with saved_tensors_hooks(saved.add, read):
         yield saved
 
 
@@ -57,9 +71,45 @@ def held_by_training(module: nn.Module, optimizer: torch.optim.Optimizer) -> int
     state = SavedTensors()
     for values in optimizer.state.values():
         for value in values.values():
-            if isinstance(value, Tensor):
-                state.add(value)
+            for tensor in value if isinstance(value, list) else [value]:
+                if isinstance(tensor, Tensor):
+                    state.add(tensor)
     gradients = sum(p.nbytes for p in module.parameters() if p.requires_grad)
     if isinstance(optimizer, DOT):
         gradients *= 2
     return weights.bytes + state.bytes + gradients
+
+
+@dataclass
+class StepMemory:
+    """What a training step holds.
+
+    Attributes:
+        bytes: Of weights and buffers, gradients, the optimizer's state, and what the forward pass
+            saves for the backward pass.
+    """
+
+    bytes: int
+
+
+@contextmanager
+def measured_step(
+    known: int, module: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
+) -> Iterator[StepMemory]:
+    """Measures the memory of the training step in the block, unless it is known.
+
+    Args:
+        known: Bytes of an earlier step; 0 if there was none.
+        module: That is trained.
+        optimizer: Of its parameters.
+        average: The moving average of its weights, which a step holds too; None for none.
+    """
+    memory = StepMemory(known)
+    if known:
+        yield memory
+        return
+    with saved_for_backward() as saved:
+        yield memory
+    averages = [] if average is None else [*average.parameters(), *average.buffers()]
+    memory.bytes = saved.bytes + held_by_training(module, optimizer)
+    memory.bytes += sum(tensor.nbytes for tensor in averages)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dskd.config.schema import Recipe, TrainSettings
+from dskd.config.schema import Recipe
+from dskd.config.train_settings import TrainSettings
 from dskd.engine.lr_schedule import schedule_of
 from dskd.errors import InputError
 from dskd.runtime import distributed

@@ -11,8 +11,9 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.epoch_plan import MIN_SAMPLES
 from dskd.engine.build import build_method, build_trainer
+from dskd.engine.mixing import check_mixes
 from dskd.engine.optimizer import set_rate
-from dskd.engine.step import train_step
+from dskd.engine.targets import check_learns_labels
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, first_line
 from dskd.methods.base import Method
@@ -97,6 +98,8 @@ def rehearse(
         _check_compiles(recipe.method.name, method, teacher)
     if recipe.teacher is not None and recipe.teacher.cache != "none":
         check_cacheable(recipe.teacher.cache, method.needs, recipe.method.name)
+    check_mixes(recipe.train, method, recipe.method.name)
+    check_learns_labels(recipe.train, method, recipe.method.name)
     loader = data.train.loader(torch.device("cpu"))
     _rehearse_step(build_trainer(recipe, method, TeacherOutputs(frozen), loader))
     return method.needs
@@ -134,9 +137,7 @@ def _rehearse_step(trainer: Trainer) -> None:
     try:
         batch_size = min(trainer.batch_size, REHEARSED)
         batch = next(trainer.loader.batches(trainer.plan(0), batch_size))
-        train_step(
-            trainer.method, trainer.teacher_outputs, batch, trainer.optimizer, trainer.precision
-        )
+        trainer.take_step(trainer.with_targets(batch))
     except (InputError, NonFiniteError):
         raise
     except Exception as error:  # a user's module may raise anything

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from dskd import methods
-from dskd.config.schema import MethodSettings, ModelSettings, Recipe, TeacherSettings, TrainSettings
+from dskd.config.schema import MethodSettings, ModelSettings, Recipe, TeacherSettings
+from dskd.config.train_settings import TrainSettings
 from dskd.data import Dataset
 from dskd.data.download import cache_folder
 from dskd.engine.build import UserObjects, build_model, build_teacher_outputs
+from dskd.engine.loss_scaler import check_float16
 from dskd.engine.preflight import check_split_size, rehearse
 from dskd.errors import InputError
 from dskd.methods.contracts import TeacherNeeds
@@ -74,6 +76,8 @@ def prepare(recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.d
     check_split_size(data)
     if recipe.train.compile:
         check_compiler(device)
+    if recipe.train.precision == "float16":
+        check_float16(device)
     teacher = prepare_teacher(recipe, data, objects, device)
     student = build_model(recipe.student, data, recipe.seed, objects.student, objects.allow_code)
     if note := frozen_note(student.module, f"student {recipe.student.name}"):
@@ -156,6 +160,7 @@ def teacher_recipe(recipe: Recipe) -> Recipe:
     assert teacher is not None
     own = {"epochs": teacher.epochs, "lr": teacher.lr}
     schedule: dict[str, Any] = {key: value for key, value in own.items() if value is not None}
+    schedule["ema"] = None  # the teacher is the model of the last epoch
     if recipe.train.optimizer == "dot":  # there is nothing to distil
         default = TrainSettings.model_fields["dot_delta"].default
         schedule |= {"optimizer": "sgd", "dot_delta": default}

@@ -41,6 +41,10 @@ class Result:
         extra_parameters: Number of parameters that were trained with the student and are not
             deployed.
         memory: Bytes that a training step holds (see `dskd.engine.trainer.Trainer`).
+        ema_test_accuracy: Top-1 of the moving average on the test split, in percent; None without
+            ``train.ema``. All other numbers are those of the student itself.
+        ema_student: The moving average of the deployed student, on the CPU, in eval mode; None
+            without ``train.ema``.
     """
 
     path: Path
@@ -60,10 +64,15 @@ class Result:
     teacher_cache_hit_rate: Number | None
     extra_parameters: Size
     memory: Size
+    ema_test_accuracy: Percent | None = None
+    ema_student: nn.Module | None = field(default=None, repr=False)
 
     def numbers(self) -> dict[str, Any]:
-        """All but the student and the path, as ``result.json`` holds them."""
-        return {key: value for key, value in vars(self).items() if key not in ("path", "student")}
+        """All but the modules and the path, as ``result.json`` holds them."""
+        left_out = {"path", "student", "ema_student"}
+        if self.ema_test_accuracy is None:
+            left_out.add("ema_test_accuracy")
+        return {key: value for key, value in vars(self).items() if key not in left_out}
 
 
 def student_metadata(recipe: Recipe, data: Dataset, method: Method) -> dict[str, Any]:

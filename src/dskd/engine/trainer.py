@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import astuple
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +12,25 @@ from torch import Tensor, nn
 from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
 from dskd.data.epoch_plan import EpochPlan, draw_plan, steps
 from dskd.data.loader import Batch, Loader
-from dskd.engine.memory_usage import held_by_training, saved_for_backward
+from dskd.engine.accumulation import count_parts
+from dskd.engine.average import StudentAverage
+from dskd.engine.loss_scaler import LossScaler
+from dskd.engine.memory_usage import measured_step
 from dskd.engine.metrics import EpochMetrics
-from dskd.engine.optimizer import load_state, set_rate
+from dskd.engine.optimizer import set_rate
 from dskd.engine.step import train_step
+from dskd.engine.trainer_state import TrainerState
 from dskd.methods.base import Method
+from dskd.methods.contracts import StepOutput
 from dskd.models.output import ModelOutput
 from dskd.runtime import distributed
 from dskd.runtime.device import autocast
 from dskd.runtime.nonfinite import FiniteStateCheck
 from dskd.settings import Precision
-from dskd.teacher.outputs import CacheCounts, TeacherOutputs
+from dskd.teacher.outputs import TeacherOutputs
 
 
-class Trainer:
+class Trainer(TrainerState):
     """Trains a method epoch by epoch.
 
     Args:
@@ -39,13 +41,18 @@ class Trainer:
         learning_rate: From epochs done (with a fraction) to the rate.
         seed: Of the epoch plans.
         epochs: How many.
-        batch_size: Samples a step, of all processes together.
+        batch_size: Samples of a forward pass, of all processes together.
         padding: Of the random crop, in pixels.
         flip: Mirror half of the images.
         precision: Of the forward passes. Losses and weights stay in float32.
         views_of_each: The views that each image is limited to; None for all
             (`dskd.data.epoch_plan.draw_views`).
         augmentation: What else is done with the images.
+        accumulate: Batches whose gradients are added up for a step.
+        clip_norm: Highest norm of all gradients together; None for any norm.
+        average: The moving average of the student; None for none.
+        targets: Mixes the batches of the run's epochs, and gives them what cross-entropies learn;
+            None for the images and labels as they are.
 
     Attributes:
         epoch: Epochs done.
@@ -75,25 +82,37 @@ class Trainer:
         precision: Precision,
         views_of_each: Tensor | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        targets: Callable[[Batch], Batch] | None = None,
+        average: StudentAverage | None = None,
     ) -> None:
         self.method, self.teacher_outputs, self.loader = method, teacher_outputs, loader
         self.optimizer, self.learning_rate = optimizer, learning_rate
         self.seed, self.epochs, self.batch_size = seed, epochs, batch_size
         self.padding, self.flip, self.precision = padding, flip, precision
         self.views_of_each, self.augmentation = views_of_each, augmentation
-        self.steps = steps(len(loader), batch_size, distributed.world_size())
+        self.accumulate, self.clip_norm, self.targets = accumulate, clip_norm, targets
+        self.steps = steps(len(loader), self.step_size, distributed.world_size())
+        self.average = average
+        self.scaler = LossScaler(loader.device) if precision == "float16" else None
         self.epoch, self.step = 0, 0
         self.metrics, self.seconds = EpochMetrics(), 0.0
         self.memory = 0
         self._state_check = FiniteStateCheck(method, optimizer)
         self._parallel: nn.Module | None = None
 
+    @property
+    def step_size(self) -> int:
+        """Samples of a step, of all processes together."""
+        return self.batch_size * self.accumulate
+
     def synchronize(self) -> None:
         """Gives all processes the weights of rank 0, and has gradients averaged from now on."""
         if distributed.world_size() > 1:
-            self._parallel = distributed.data_parallel(
-                self.method, static_graph=self.method.static_graph
-            )
+            # A fixed graph would have to be averaged in every backward pass.
+            static = self.method.static_graph and self.accumulate == 1
+            self._parallel = distributed.data_parallel(self.method, static_graph=static)
 
     def train_epoch(self) -> Iterator[None]:
         """Trains the rest of the running epoch; yields after every step.
@@ -106,30 +125,44 @@ class Trainer:
         self.method.train()
         plan, share = self.plan(self.epoch), (distributed.rank(), distributed.world_size())
         start = time.perf_counter()
-        batches = self.loader.batches(plan, self.batch_size, self.step, *share)
-        for batch in self.metrics.timed(batches):
+        batches = self.loader.batches(plan, self.step_size, self.step, *share)
+        for loaded in self.metrics.timed(batches):
+            batch = self.with_targets(loaded)
             set_rate(self.optimizer, self.lr)
-            with self._measuring_memory():
-                output = train_step(
-                    self.method,
-                    self.teacher_outputs,
-                    batch,
-                    self.optimizer,
-                    self.precision,
-                    self._parallel,
-                )
+            averaged = self.average.module if self.average is not None else None
+            with measured_step(self.memory, self.method, self.optimizer, averaged) as measured:
+                output = self.take_step(batch)
+            self.memory = measured.bytes
+            if self.average is not None:
+                self.average.update(self.method)
             self.metrics.add(batch, output)
             self.step += 1
             self.seconds += time.perf_counter() - start
             yield
             start = time.perf_counter()
 
-    def end_epoch(self) -> None:
-        """Turns to the next epoch."""
-        self.epoch, self.step = self.epoch + 1, 0
-        self.metrics, self.seconds = EpochMetrics(), 0.0
-        self.teacher_outputs.watch.set(0.0)
-        self._set_cache_counts((0, 0))
+    def with_targets(self, batch: Batch) -> Batch:
+        """The batch as the run trains on it: mixed, and with the targets of cross-entropies."""
+        return batch if self.targets is None else self.targets(batch)
+
+    def take_step(self, batch: Batch) -> StepOutput:
+        """Trains on a batch of `with_targets`, at the rate that the optimizer has.
+
+        Raises:
+            NonFiniteError: A number of the step is NaN or infinite.
+        """
+        size, world = batch.global_size, distributed.world_size()
+        return train_step(
+            self.method,
+            self.teacher_outputs,
+            batch,
+            self.optimizer,
+            self.precision,
+            self._parallel,
+            parts=count_parts(size, self.batch_size, self.accumulate, world),
+            clip_norm=self.clip_norm,
+            scaler=self.scaler,
+        )
 
     def plan(self, epoch: int) -> EpochPlan:
         """Everything random about an epoch."""
@@ -164,67 +197,3 @@ class Trainer:
     def lr(self) -> float:
         """The learning rate of the next step."""
         return self.learning_rate(self.epoch + self.step / self.steps)
-
-    def check_state(self) -> None:
-        """Checks that weights, buffers and optimizer state are finite.
-
-        Raises:
-            NonFiniteError: A number is NaN or infinite.
-        """
-        self._state_check.require(self.epoch, self.step)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on.
-
-        Raises:
-            NonFiniteError: A number of it is NaN or infinite.
-        """
-        self.check_state()
-        return {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "seconds": self.seconds,
-            "teacher_seconds": self.teacher_outputs.watch.seconds,
-            "teacher_cache_counts": astuple(self.teacher_outputs.cache_counts or CacheCounts()),
-            "memory": self.memory,
-            "processes": distributed.all_gather(self._process_state()),
-        }
-
-    def _process_state(self) -> dict[str, Any]:
-        """What differs between the processes of a run."""
-        return {
-            "metrics": self.metrics.state(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a state that as many processes saved."""
-        self.method.load_state_dict(state["method"])
-        load_state(self.optimizer, state["optimizer"])
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
-        own = state["processes"][distributed.rank()]
-        self.metrics.restore(own["metrics"], self.loader.device)
-        self.seconds = float(state["seconds"])
-        self.teacher_outputs.watch.set(float(state["teacher_seconds"]))
-        self._set_cache_counts(state["teacher_cache_counts"])
-        self.memory = int(state["memory"])
-        torch.set_rng_state(own["random"].cpu())
-        if own["random_cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([s.cpu() for s in own["random_cuda"]])
-
-    def _set_cache_counts(self, counts: tuple[int, int]) -> None:
-        if self.teacher_outputs.cache_counts is not None:
-            self.teacher_outputs.cache_counts = CacheCounts(*counts)
-
-    @contextmanager
-    def _measuring_memory(self) -> Iterator[None]:
-        """Measures what the run's first step holds in memory."""
-        if self.memory:
-            yield
-            return
-        with saved_for_backward() as saved:
-            yield
-        self.memory = saved.bytes + held_by_training(self.method, self.optimizer)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from dskd.config.schema import Recipe
 from dskd.data.loader import DataLoaders
 from dskd.engine.evaluate import epoch_accuracies
@@ -166,18 +168,8 @@ class TrainingRun:
         trainer = self.trainer
         with self.recording_nonfinite():
             trainer.check_state()
-        row = {
-            "epoch": trainer.epoch + 1,
-            **trainer.metrics.means(),
-            **epoch_accuracies(trainer.method, self.data),
-        }
-        row["lr"] = trainer.learning_rate(trainer.epoch)
-        times = trainer.seconds, trainer.metrics.data_seconds
-        row["seconds"], row["data_seconds"] = (round(seconds, 4) for seconds in times)
-        row["teacher_seconds"] = round(trainer.teacher_outputs.watch.seconds, 4)
+        row = _epoch_row(trainer, self.data)
         row["checkpoint_seconds"], self.checkpoint_seconds = round(self.checkpoint_seconds, 4), 0.0
-        if trainer.teacher_outputs.cache_counts is not None:
-            row["teacher_cache_hit_rate"] = trainer.teacher_outputs.cache_counts.hit_rate
         self._trained_seconds += trainer.seconds
         trainer.end_epoch()
         self._keep_best(row)
@@ -192,11 +184,16 @@ class TrainingRun:
             self.best = Best(self.trainer.epoch, score, row["test_accuracy"])
             self.write_student(BEST)
 
-    def write_student(self, name: str) -> None:
-        """Writes the deployed student, and all that is needed to build and to feed it."""
+    def write_student(self, name: str, module: nn.Module | None = None) -> None:
+        """Writes the deployed student, and all that is needed to build and to feed it.
+
+        Args:
+            name: Of the file.
+            module: A module in its place; None for the student itself.
+        """
         method = self.trainer.method
         metadata = student_metadata(self.recipe, self.data.data, method)
-        self.directory.write_student(name, method.deployed(), metadata)
+        self.directory.write_student(name, module or method.deployed(), metadata)
 
     def _checkpoint_is_due(self) -> bool:
         """Whether the run is over, or a checkpoint is cheap enough."""
@@ -239,3 +236,22 @@ class TrainingRun:
             self.directory.write_json(NONFINITE, error.facts)
             path = self.directory.path / NONFINITE
             raise NonFiniteError(f"{error}; see {path}", error.facts) from error
+
+
+def _epoch_row(trainer: Trainer, data: DataLoaders) -> dict[str, Any]:
+    """The metrics of the epoch that was just trained, but for the time of checkpoints."""
+    average = trainer.average.evaluate if trainer.average is not None else None
+    row: dict[str, Any] = {
+        "epoch": trainer.epoch + 1,
+        **trainer.metrics.means(),
+        **epoch_accuracies(trainer.method, data, average),
+    }
+    row["lr"] = trainer.learning_rate(trainer.epoch)
+    times = trainer.seconds, trainer.metrics.data_seconds
+    row["seconds"], row["data_seconds"] = (round(seconds, 4) for seconds in times)
+    row["teacher_seconds"] = round(trainer.teacher_outputs.watch.seconds, 4)
+    if trainer.scaler is not None:
+        row["skipped_steps"] = trainer.scaler.skipped
+    if trainer.teacher_outputs.cache_counts is not None:
+        row["teacher_cache_hit_rate"] = trainer.teacher_outputs.cache_counts.hit_rate
+    return row

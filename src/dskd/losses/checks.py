@@ -180,6 +180,25 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
     check_indices(labels, logits.shape[:1], logits.shape[1], "labels [B]")
 
 
+def check_targets(targets: Tensor, logits: Tensor) -> None:
+    """Refuses targets that are neither labels nor a weight of each class for each row.
+
+    Args:
+        targets: int64, ``[B]``; or floating point, ``[B, K]``.
+        logits: ``[B, K]``, already checked.
+
+    Raises:
+        InputError: The shape or type does not fit, or, on the CPU, a label is not in 0 to K - 1.
+    """
+    if not isinstance(targets, Tensor) or not targets.is_floating_point():
+        check_labels(targets, logits)
+    elif targets.shape != logits.shape:
+        raise InputError(
+            f"soft targets of shape {list(logits.shape)} are needed, as the logits have it, got "
+            f"{described(targets)}"
+        )
+
+
 def check_indices(indices: Tensor, shape: tuple[int, ...], count: int, what: str) -> None:
     """Refuses indices of another type or shape, and, on the CPU, indices out of range.
 

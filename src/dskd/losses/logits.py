@@ -23,6 +23,7 @@ from dskd.losses.checks import (
     check_labels,
     check_number,
     check_same_shape,
+    check_targets,
     check_temperature,
     check_tensor,
 )
@@ -44,7 +45,6 @@ class LogitLoss(Protocol):
         reduction: Reduction,
     ) -> Tensor:
         """The loss, a scalar for ``mean`` and ``[B]`` for ``none``."""
-        ...
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor, classes: int = 1) -> None:
@@ -71,7 +71,7 @@ def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") ->
 
     Args:
         student_logits: ``[B, K]``.
-        labels: int64, ``[B]``.
+        labels: int64, ``[B]``; or soft targets t, ``[B, K]``, for ``-sum_k t_k log p_k``.
         reduction: ``mean`` over the batch, or ``none`` for one value per image.
 
     Raises:
@@ -83,7 +83,7 @@ def ce(student_logits: Tensor, labels: Tensor, reduction: Reduction = "mean") ->
         1.3863
     """
     check_tensor(student_logits, "logits [B, K]")
-    check_labels(labels, student_logits)
+    check_targets(labels, student_logits)
     check_reduction(reduction)
     return F.cross_entropy(student_logits, labels, reduction=reduction)
 

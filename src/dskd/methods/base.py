@@ -35,12 +35,16 @@ class Method(nn.Module):
     capitals, is all that it takes to register a method.
 
     Attributes:
+        classes: Number of classes K.
         needs: Which teacher outputs it reads. The teacher does not run if this is empty.
         needs_teacher: Whether it needs a teacher at all.
         distributed: Whether several processes can train it together (see
             `dskd.runtime.distributed`).
         static_graph: Whether every step uses the same parameters in the same order, so that
             DistributedDataParallel may fix its graph.
+        hard_labels: Why it needs one class for each image, and so cannot learn from mixed images
+            (``train.mixup``); empty if it can. It reads ``batch.labels`` then; cross-entropies
+            read ``batch.targets``.
         uncompiled: Why torch cannot compile it (``train.compile``); empty if it can.
         presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
             of the publication; the defaults have ``ce = kd = 1`` instead.
@@ -51,6 +55,7 @@ class Method(nn.Module):
     needs_teacher: ClassVar[bool] = True
     distributed: ClassVar[bool] = True
     static_graph: ClassVar[bool] = True
+    hard_labels: str = ""
     uncompiled: str = ""
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     learns_from: ClassVar[LearnsFrom] = "labels"
@@ -58,6 +63,12 @@ class Method(nn.Module):
     def __init__(self, pair: Pair) -> None:
         super().__init__()
         self.student = pair.student
+        self.classes = pair.student_spec.classes
+
+    @property
+    def learns_labels(self) -> bool:
+        """Whether a cross-entropy with the labels has a weight above 0."""
+        return bool(getattr(self, "ce", 0.0))
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """The losses of a batch.
@@ -158,7 +169,7 @@ class LogitMethod(Method):
         """The loss of the labels and the losses of the teacher's logits."""
         logits = self.student(batch.images).logits
         losses = self.logit_losses(batch, logits, require_outputs(teacher).logits)
-        by_labels = self.ce * logit_losses.ce(logits, batch.labels)
+        by_labels = self.ce * logit_losses.ce(logits, batch.targets)
         return StepOutput({"ce": by_labels} | losses, logits)
 
     def logit_losses(
@@ -208,7 +219,7 @@ class FeatureMethod(Method):
     ) -> dict[str, Tensor]:
         """The losses of the labels and of the teacher's predictions."""
         return {
-            "ce": self.ce * logit_losses.ce(logits, batch.labels),
+            "ce": self.ce * logit_losses.ce(logits, batch.targets),
             "kd": self.kd * logit_losses.kd(logits, teacher_logits, self.temperature),
         }
 
@@ -261,6 +272,10 @@ class BranchedMethod(Method):
 
 RAMPED = "method.warmup changes a weight in every epoch, and torch would compile each anew"
 """Why torch does not compile a method with a `ramp`."""
+
+
+TARGET_SPLIT = "its loss treats the class of an image and the other classes separately"
+"""Why a method with such a loss needs one class for each image."""
 
 
 def ramp(epoch: int, warmup: float) -> float:

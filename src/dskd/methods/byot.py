@@ -81,7 +81,7 @@ def byot_loss(
 
     Args:
         student_logits: z_s, ``[B, K]``.
-        labels: y, int64, ``[B]``.
+        labels: y, int64, ``[B]``, or soft targets ``[B, K]`` (see `dskd.losses.ce`).
         branch_logits: z_l, one or more tensors ``[B, K]``.
         branch_maps: A_l, as many tensors ``[B, C, H, W]``.
         student_map: F_s, ``[B, C, H', W']``; average-pooled to a branch's map if it is larger.
@@ -161,7 +161,7 @@ class BYOT(DSN):
         branches = self.branch_outputs(student.stages)
         losses = byot_terms(
             student.logits,
-            batch.labels,
+            batch.targets,
             [branch.logits for branch in branches],
             [branch.map for branch in branches],
             student.stages[-1],

@@ -36,4 +36,4 @@ class CE(Method):
     def forward(self, batch: Batch, teacher: ModelOutput | None = None) -> StepOutput:
         """The loss of the labels; the teacher is not read."""
         logits = self.student(batch.images).logits
-        return StepOutput({"ce": self.ce * ce_loss(logits, batch.labels)}, logits)
+        return StepOutput({"ce": self.ce * ce_loss(logits, batch.targets)}, logits)

@@ -227,6 +227,8 @@ class CRD(FeatureMethod):
     start: Tensor
     size: Tensor
 
+    hard_labels = "it contrasts each training image with the images of other classes"
+
     @checked
     def __init__(
         self,

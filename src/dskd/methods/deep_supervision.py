@@ -16,6 +16,7 @@ from dskd.losses.logits import PER_SAMPLE, Reduction, bind
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.map_structure import FeatureLoss, bind_feature_loss
 from dskd.losses.precision import in_full_precision
+from dskd.methods.base import TARGET_SPLIT
 from dskd.runtime import distributed
 from dskd.settings import Fraction, Positive, Weight, checked
 
@@ -153,6 +154,7 @@ class DSKDObjective(nn.Module):
         self.deep_loss = bind(deep_loss, temperature, deep_options or {})
         self.prediction_loss = bind(prediction_loss, temperature, prediction_options or {})
         self.feature_loss = bind_feature_loss(feature_loss, feature_scale)
+        self.hard_labels = TARGET_SPLIT if "dkd" in (deep_loss, prediction_loss) else ""
         self.temperature = temperature
         self.ce, self.kd, self.alpha, self.beta, self.gamma = ce, kd, alpha, beta, gamma
         self.separate = allocate == "separate"
@@ -160,6 +162,11 @@ class DSKDObjective(nn.Module):
         self.raw, self.per_sample = allocation_scale == "raw", weights_per == "sample"
         self.remembered = (allocation_basis, allocation_smoothing) if remembers else None
         self.history: nn.ModuleList | None = None
+
+    @property
+    def label_weight(self) -> float:
+        """The larger of the two weights of the labels."""
+        return max(self.ce, self.gamma)
 
     def remember(self, branches: int) -> None:
         """Creates the history of the losses, if the settings need one."""
@@ -180,6 +187,7 @@ class DSKDObjective(nn.Module):
         *,
         shares: tuple[float, float] = (1.0, 1.0),
         last_map_alone: bool = False,
+        targets: Tensor | None = None,
     ) -> DSKDTerms:
         """The terms for a batch; see `dskd_loss` for the arguments.
 
@@ -192,7 +200,9 @@ class DSKDObjective(nn.Module):
             teacher_maps: F_t for each branch.
             shares: The shares of alpha and of beta that count.
             last_map_alone: Whether the last map has no logits; its prediction counts as 0.
+            targets: What cross-entropies learn (see `dskd.losses.ce`); None for the labels.
         """
+        targets = labels if targets is None else targets
         check_same_shape(student_logits, teacher_logits, "logits [B, K]")
         _check_branches(student_logits, branch_logits, branch_maps, teacher_maps, last_map_alone)
         reduction: Reduction = "none" if self.per_sample else "mean"
@@ -203,10 +213,7 @@ class DSKDObjective(nn.Module):
             for z in branch_logits
         ]
         predictions = _padded(losses, len(features))
-        by_labels: Tensor | None = None
-        if self.gamma:
-            entropies = [cross_entropy(z, labels, reduction) for z in branch_logits]
-            by_labels = self.gamma * _padded(entropies, len(features))
+        by_labels = self._by_labels(branch_logits, targets, reduction, len(features))
         by_logits, by_maps = self.alpha * shares[0] * predictions, self.beta * shares[1] * features
         if self.separate:
             scale = self.temperature**2 if self.raw else 1.0
@@ -220,7 +227,7 @@ class DSKDObjective(nn.Module):
             weights = feature_weights = self._weights(joint, len(student_logits))
             weighted = weights * joint
         return DSKDTerms(
-            ce=self.ce * cross_entropy(student_logits, labels),
+            ce=self.ce * cross_entropy(student_logits, targets),
             kd=self.kd * self.deep_loss(student_logits, teacher_logits, labels, reduction="mean"),
             shallow=weighted.sum(0).mean(),
             predictions=_over_images(predictions),
@@ -228,6 +235,15 @@ class DSKDObjective(nn.Module):
             weights=_over_images(weights),
             feature_weights=_over_images(feature_weights),
         )
+
+    def _by_labels(
+        self, branch_logits: Sequence[Tensor], targets: Tensor, reduction: Reduction, rows: int
+    ) -> Tensor | None:
+        """The branches' losses of the labels; None if they have no weight."""
+        if not self.gamma:
+            return None
+        entropies = [cross_entropy(z, targets, reduction) for z in branch_logits]
+        return self.gamma * _padded(entropies, rows)
 
     def _weights(self, losses: Tensor, images: int, history: int = 0) -> Tensor:
         """The weights of losses ``[N]``, or ``[N, B]`` if weights are per sample."""

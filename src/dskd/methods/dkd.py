@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dskd.data.loader import Batch
 from dskd.losses.logits import dkd as dkd_loss
-from dskd.methods.base import RAMPED, LogitMethod, ramp
+from dskd.methods.base import RAMPED, TARGET_SPLIT, LogitMethod, ramp
 from dskd.methods.contracts import Pair
 from dskd.settings import Epochs, Positive, Weight, checked
 
@@ -41,6 +41,8 @@ class DKD(LogitMethod):
     presets: ClassVar = {
         "literature": {"ce": 1.0, "kd": 1.0, "alpha": 1.0, "beta": 8.0, "warmup": 20.0}
     }
+
+    hard_labels = TARGET_SPLIT
 
     @checked
     def __init__(

@@ -232,6 +232,7 @@ class DSKD(BranchedMethod):
             last=LAST in self.targets,
         )
         self.objective = DSKDObjective(**settings)
+        self.ce, self.hard_labels = self.objective.label_weight, self.objective.hard_labels
         self.objective.remember(len(self.allocated))
         self.fading = prediction_warmup, prediction_epochs, feature_epochs
         self.uncompiled = FADING if any(self.fading) else ""
@@ -277,6 +278,7 @@ class DSKD(BranchedMethod):
             ],
             shares=self._shares(batch.epoch),
             last_map_alone=self.deep_stage == "map",
+            targets=batch.targets,
         )
         losses = {"ce": terms.ce, "kd": terms.kd, "shallow": terms.shallow}
         return StepOutput(losses, student.logits, self._metrics(terms))

@@ -31,7 +31,7 @@ def dsn_loss(branch_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
     Args:
         branch_logits: z_l, one or more tensors ``[B, K]``.
-        labels: y, int64, ``[B]``.
+        labels: y, int64, ``[B]``, or soft targets ``[B, K]`` (see `dskd.losses.ce`).
 
     Raises:
         InputError: The shapes do not fit, or, on the CPU, a label is not one of the classes.
@@ -93,12 +93,17 @@ class DSN(BranchedMethod):
         )
         self.ce, self.weight = ce, weight
 
+    @property
+    def learns_labels(self) -> bool:
+        """Whether the student's classifier or the branches learn the labels."""
+        return bool(self.ce or self.weight)
+
     def forward(self, batch: Batch, teacher: ModelOutput | None = None) -> StepOutput:
         """The losses of the labels; the teacher is not read."""
         student = self.student(batch.images)
         branches = self.branch_outputs(student.stages)
         losses = {
-            "ce": self.ce * cross_entropy(student.logits, batch.labels),
-            "shallow": self.weight * dsn_loss([b.logits for b in branches], batch.labels),
+            "ce": self.ce * cross_entropy(student.logits, batch.targets),
+            "shallow": self.weight * dsn_loss([b.logits for b in branches], batch.targets),
         }
         return StepOutput(losses, student.logits)

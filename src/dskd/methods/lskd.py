@@ -12,7 +12,7 @@ from dskd.losses.logits import dkd as dkd_loss
 from dskd.losses.logits import kd as kd_loss
 from dskd.losses.logits import standardized
 from dskd.losses.precision import in_full_precision
-from dskd.methods.base import RAMPED, LogitMethod, ramp
+from dskd.methods.base import RAMPED, TARGET_SPLIT, LogitMethod, ramp
 from dskd.methods.contracts import Pair
 from dskd.methods.mlkd import mlkd_loss
 from dskd.settings import Epochs, Positive, Weight, checked
@@ -134,6 +134,7 @@ class LSKD(LogitMethod):
         super().__init__(pair, ce, kd, temperature)
         self.base, self.alpha, self.beta, self.warmup = base, alpha, beta, warmup
         self.uncompiled = RAMPED if warmup else ""
+        self.hard_labels = TARGET_SPLIT if base == "dkd" else ""
 
     def logit_losses(
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor

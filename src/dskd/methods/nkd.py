@@ -11,7 +11,7 @@ from dskd.data.loader import Batch
 from dskd.losses.checks import check_labels, check_number, check_temperature
 from dskd.losses.logits import Reduction, check_logits, check_reduction, other_classes
 from dskd.losses.precision import in_full_precision
-from dskd.methods.base import LogitMethod
+from dskd.methods.base import TARGET_SPLIT, LogitMethod
 from dskd.methods.contracts import Pair
 from dskd.settings import Positive, Weight, checked
 
@@ -88,6 +88,8 @@ class NKD(LogitMethod):
     """
 
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 1.0, "gamma": 3.5, "temperature": 3.0}}
+
+    hard_labels = TARGET_SPLIT
 
     @checked
     def __init__(

@@ -14,7 +14,7 @@ from dskd.losses.checks import check_choice, check_labels, check_number, check_t
 from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import check_logits
 from dskd.losses.precision import in_full_precision
-from dskd.methods.base import LearnsFrom, Method
+from dskd.methods.base import TARGET_SPLIT, LearnsFrom, Method
 from dskd.methods.checks import check_classes
 from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
 from dskd.methods.ofa_branches import ConvolutionBranch, TokenBranch
@@ -133,6 +133,8 @@ class OFA(Method):
         },
     }
 
+    hard_labels = TARGET_SPLIT
+
     @checked
     def __init__(
         self,
@@ -186,7 +188,7 @@ class OFA(Method):
             for logits, gamma in zip(self._branch_logits(student), self.gammas, strict=True)
         ]
         losses = {
-            "ce": self.ce * cross_entropy(student.logits, batch.labels),
+            "ce": self.ce * cross_entropy(student.logits, batch.targets),
             "kd": self.kd * loss(student.logits, self.gamma),
             "ofa": self.branch * torch.stack(by_branches).sum(),
         }

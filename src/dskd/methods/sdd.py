@@ -22,7 +22,7 @@ from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import dkd as dkd_loss
 from dskd.losses.logits import kd as kd_loss
 from dskd.losses.precision import in_full_precision
-from dskd.methods.base import RAMPED, LogitMethod, ramp
+from dskd.methods.base import RAMPED, TARGET_SPLIT, LogitMethod, ramp
 from dskd.methods.checks import check_classes, check_classifier
 from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
 from dskd.methods.nkd import nkd_loss
@@ -221,6 +221,7 @@ class SDD(LogitMethod):
         self.loss_settings = base, temperature, alpha, beta, complementary, form
         self.warmup = warmup
         self.uncompiled = RAMPED if warmup else ""
+        self.hard_labels = _hard_labels(base, form)
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """The loss of the labels and of the cells, with its weight in this epoch."""
@@ -229,7 +230,7 @@ class SDD(LogitMethod):
         taught = self._cell_logits(require_outputs(teacher), self.classifier)
         loss = sdd_loss(own, taught, batch.labels, *self.loss_settings)
         losses = {
-            "ce": self.ce * cross_entropy(student.logits, batch.labels),
+            "ce": self.ce * cross_entropy(student.logits, batch.targets),
             "sdd": self.kd * ramp(batch.epoch, self.warmup) * loss,
         }
         return StepOutput(losses, student.logits)
@@ -240,6 +241,13 @@ class SDD(LogitMethod):
         assert output.last is not None, "the constructor checks this"
         logits: Tensor = classifier(cell_vectors(output.last, self.scales))
         return logits
+
+
+def _hard_labels(base: Base, form: Form) -> str:
+    """Why the loss needs one class for each image; empty if it does not."""
+    if form == "code":
+        return "with method.form=code it weights the parts of an image by its class"
+    return TARGET_SPLIT if base != "kd" else ""
 
 
 def _scales(pair: Pair, scales: list[int] | None) -> list[int]:

@@ -237,6 +237,8 @@ class SSKD(FeatureMethod):
     }
     needs = TeacherNeeds(logits=True, pooled=True, rotated=True)
 
+    hard_labels = "it trusts the teacher's predictions by the rank of the class of an image"
+
     @checked
     def __init__(
         self,

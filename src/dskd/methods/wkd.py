@@ -18,7 +18,7 @@ from dskd.losses.logits import check_logits
 from dskd.losses.precision import full_precision, in_full_precision
 from dskd.losses.vectors import unit
 from dskd.losses.wasserstein import class_distances, gaussian_distance, transport
-from dskd.methods.base import DECAYED, LearnsFrom, Method, decayed
+from dskd.methods.base import DECAYED, TARGET_SPLIT, LearnsFrom, Method, decayed
 from dskd.methods.checks import check_classes, check_classifier
 from dskd.methods.contracts import (
     Pair,
@@ -202,6 +202,7 @@ class WKD(Method):
         self.decay = decay_from, decay_to
         self.uncompiled = DECAYED if decay_to else ""
         self.compares_logits = kd > 0 or not feature
+        self.hard_labels = TARGET_SPLIT if self.compares_logits else ""
         self.cost_from = cost
         self.cost: Tensor
         self.register_buffer("cost", torch.zeros(classes, classes))
@@ -254,7 +255,7 @@ class WKD(Method):
         taught = require_outputs(teacher)
         student: ModelOutput = self.student(batch.images)
         share = decayed(batch.epoch, *self.decay)
-        losses = {"ce": self.ce * cross_entropy(student.logits, batch.labels)}
+        losses = {"ce": self.ce * cross_entropy(student.logits, batch.targets)}
         if self.compares_logits:
             loss = wkd_loss(
                 student.logits,

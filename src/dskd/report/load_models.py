@@ -25,7 +25,7 @@ def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel
     Raises:
         InputError: It cannot be built, or was trained on images of other classes or size.
     """
-    deployed = load_deployed(folder, student=given.student, allow_code=given.allow_code)
+    deployed = load_deployed(folder, "last", student=given.student, allow_code=given.allow_code)
     if deployed.classes != data.classes or deployed.shape != data.shape:
         raise InputError(
             f"the images are not those that {folder} was trained on: their classes or size "

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -102,9 +102,26 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
     Args:
         device: The device of the step.
-        precision: With ``bfloat16``, torch uses bfloat16 for the operations for which it is safe.
+        precision: With ``bfloat16`` or ``float16``, torch uses it for the operations for which it
+            is safe.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    half = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=precision != "float32")
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's global random generators."""
+    return {
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Goes back to a state that `random_state` returned; a machine without GPUs has fewer parts."""
+    torch.set_rng_state(state["random"].cpu())
+    if state["random_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["random_cuda"]])
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1

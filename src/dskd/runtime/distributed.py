@@ -31,8 +31,8 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -61,6 +61,7 @@ __all__ = [
     "all_reduce_max",
     "all_reduce_sum",
     "all_true",
+    "averaging_gradients",
     "broadcast",
     "data_parallel",
     "independently",
@@ -72,6 +73,7 @@ __all__ = [
     "local_rank",
     "local_rank_zero_first",
     "on_rank_zero",
+    "previous_rows",
     "process_group",
     "rank",
     "require_single_process",
@@ -246,6 +248,45 @@ def data_parallel(module: nn.Module, *, static_graph: bool) -> nn.Module:
             static_graph=static_graph,
             find_unused_parameters=not static_graph,
         )
+
+
+def averaging_gradients(module: nn.Module | None, wanted: bool) -> AbstractContextManager[Any]:
+    """A block whose backward pass averages gradients over all processes, or adds them up locally.
+
+    Args:
+        module: As `data_parallel` returned it; None for one process.
+        wanted: Whether to average, also what earlier blocks added up.
+    """
+    if wanted or not isinstance(module, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return module.no_sync()
+
+
+def previous_rows(values: Tensor, global_size: int) -> Tensor:
+    """For each of this process's samples of a step, the row of the sample before it in the step.
+
+    The sample before the first is the last. Rank r of N has every N-th sample, from the r-th on.
+
+    Args:
+        values: ``[B, ...]``, of this process's samples.
+        global_size: Samples of the step, over all processes.
+
+    Example:
+        >>> previous_rows(torch.tensor([1, 2, 3]), 3)
+        tensor([3, 1, 2])
+    """
+    group = current()
+    if group is None:
+        return values.roll(1, 0)
+    rows = -(-global_size // group.world_size)
+    own = values.new_zeros(rows, *values.shape[1:])
+    own[: len(values)] = values
+    parts = [torch.empty_like(own) for _ in range(group.world_size)]
+    with communication():
+        dist.all_gather(parts, own)
+    wanted = torch.arange(group.rank, global_size, group.world_size, device=values.device) - 1
+    wanted %= global_size
+    return torch.stack(parts)[wanted % group.world_size, wanted // group.world_size]
 
 
 def local_loss_scale(num_samples: int, global_size: int) -> float:

@@ -42,7 +42,9 @@ def require_finite(
     losses: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     further: Mapping[Tensor, Tensor] = MappingProxyType({}),
-) -> None:
+    gradient_norm: Tensor | None = None,
+    may_overflow: bool = False,
+) -> bool:
     """Raises before the optimizer steps if a number of this step is NaN or infinite.
 
     The check reads one number back from the device, so it waits for the backward pass. All
@@ -55,15 +57,20 @@ def require_finite(
         losses: Scalars by name.
         optimizer: Owns the parameters whose gradients are checked.
         further: Second gradients of some of its parameters, which are checked too.
+        gradient_norm: The norm of all gradients, if it was computed; it is checked in their place.
+        may_overflow: Whether gradients that are not finite are no error.
+
+    Returns:
+        Whether the gradients are finite.
 
     Raises:
         NonFiniteError: A number is NaN or infinite in one of the processes.
     """
     finite = distributed.all_true(
-        _finite_parts(teacher_logits, losses, optimizer, further)
+        _finite_parts(teacher_logits, losses, optimizer, further, gradient_norm)
     ).tolist()
-    if all(finite):
-        return
+    if all(finite[: len(PARTS) - may_overflow]):
+        return bool(finite[-1])
     own = {name: loss.item() for name, loss in losses.items()}
     of_all = distributed.all_gather((own, batch.indices.tolist()))
     # The losses of the first process whose losses are bad; of process 0 if none are.
@@ -85,8 +92,23 @@ def _finite_parts(
     losses: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     further: Mapping[Tensor, Tensor],
+    norm: Tensor | None,
 ) -> Tensor:
     """Whether each of `PARTS` is finite, bool ``[3]``."""
+    loss = torch.stack([loss.detach() for loss in losses.values()])
+    if norm is None:
+        norm = _largest_gradient(optimizer, further, loss)
+    teacher = loss.new_zeros(()) if teacher_logits is None else teacher_logits.abs().amax()
+    return torch.stack([teacher.isfinite(), loss.isfinite().all(), norm.isfinite()])
+
+
+def _largest_gradient(
+    optimizer: torch.optim.Optimizer, further: Mapping[Tensor, Tensor], loss: Tensor
+) -> Tensor:
+    """The largest absolute value of all gradients; of the losses if there is no gradient.
+
+    NaN and Inf pass through it, and it cannot overflow.
+    """
     gradients = [
         parameter.grad
         for group in optimizer.param_groups
@@ -94,11 +116,7 @@ def _finite_parts(
         if parameter.grad is not None
     ]
     gradients += further.values()
-    loss = torch.stack([loss.detach() for loss in losses.values()])
-    # The largest absolute value: NaN and Inf pass through it, and it cannot overflow.
-    largest = torch.nn.utils.get_total_norm(gradients or [loss], norm_type=math.inf)
-    teacher = loss.new_zeros(()) if teacher_logits is None else teacher_logits.abs().amax()
-    return torch.stack([teacher.isfinite(), loss.isfinite().all(), largest.isfinite()])
+    return torch.nn.utils.get_total_norm(gradients or [loss], norm_type=math.inf)
 
 
 def step_facts(batch: StepSamples, what: Sequence[str]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from dskd.settings import Count, Percent
 from dskd.storage.lock import LOCK_PID
 
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
-LAST, BEST = "student.safetensors", "student_best.safetensors"
-"""The student after the last epoch and after the best one."""
+LAST, BEST, EMA = "student.safetensors", "student_best.safetensors", "student_ema.safetensors"
+"""The student after the last epoch, after the best one, and the moving average (train.ema)."""
 METRICS, RESULT = "metrics.jsonl", "result.json"
 NONFINITE = "nonfinite.json"
 """Describes the step in which NaN or Inf ended the run; see `dskd.errors.NonFiniteError`."""
@@ -27,6 +27,7 @@ CHECKPOINTS, TENSORBOARD, TEACHER = "checkpoints", "tensorboard", "teacher"
 FILES = (
     LAST,
     BEST,
+    EMA,
     "auxiliary.safetensors",
     METRICS,
     NONFINITE,
@@ -36,6 +37,7 @@ FILES = (
     HELD_OUT_IMAGES,
     "student.onnx",
     "student_best.onnx",
+    "student_ema.onnx",
 )
 """The files that come and go with a run, apart from those that identify or finish it."""
 FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER)

@@ -111,7 +111,7 @@ class SharedOutputs:
         self.source = source
         self.requests, self.computed = 0, 0
         self._step: tuple[int, int] | None = None
-        self._outputs: dict[bool, tuple[ModelOutput, int]] = {}
+        self._outputs: dict[tuple[int, bool], tuple[ModelOutput, int]] = {}
 
     def for_student(self) -> TeacherOutputs:
         """The outputs as one more student gets them."""
@@ -124,10 +124,11 @@ class SharedOutputs:
         if self._step != (batch.epoch, batch.step):
             self._step, self._outputs = (batch.epoch, batch.step), {}
         self.requests += 1
-        if needs.rotated not in self._outputs:
+        kind = batch.part, needs.rotated
+        if kind not in self._outputs:
             self.computed += 1
-            self._outputs[needs.rotated] = self.source.compute(forward, batch, needs)
-        return self._outputs[needs.rotated]
+            self._outputs[kind] = self.source.compute(forward, batch, needs)
+        return self._outputs[kind]
 
 
 class _OfOneStudent(TeacherOutputs):

@@ -1,0 +1,86 @@
+"""Gradient accumulation: the batch of a step in parts, and their outputs as those of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dskd.data.epoch_plan import MIN_SAMPLES
+from dskd.data.loader import Batch
+from dskd.methods.contracts import StepOutput
+from dskd.runtime import distributed
+
+
+def count_parts(global_size: int, batch_size: int, accumulate: int, world_size: int = 1) -> int:
+    """How many parts a step has: as few as possible of at most ``batch_size`` samples each.
+
+    The last step of an epoch may have fewer samples than the others. Each process gets two samples
+    or more of each part.
+
+    Args:
+        global_size: Samples of the step, over all processes.
+        batch_size: Samples of a part, over all processes.
+        accumulate: Most parts.
+        world_size: Number of processes.
+
+    Example:
+        >>> count_parts(64, 16, 4), count_parts(65, 16, 4), count_parts(20, 16, 4)
+        (4, 4, 2)
+    """
+    needed = min(accumulate, -(-global_size // batch_size))
+    return max(1, min(needed, global_size // (MIN_SAMPLES * world_size)))
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The parts of this process's share of a batch.
+
+    The whole batch is cut into parts of nearly the same size. Each process takes its share of each
+    part, so that the parts hold the same samples for any number of processes.
+
+    Args:
+        batch: This process's samples.
+        parts: How many.
+    """
+    if parts == 1:
+        return [batch]
+    rank, world = distributed.rank(), distributed.world_size()
+    whole = [batch.global_size * number // parts for number in range(parts + 1)]
+    own = [max(0, -(-(bound - rank) // world)) for bound in whole]
+    found = []
+    for number, (start, stop) in enumerate(pairwise(own)):
+        values: dict[str, Any] = {
+            name: value[start:stop]
+            for name, value in vars(batch).items()
+            if isinstance(value, Tensor)
+        }
+        size = whole[number + 1] - whole[number]
+        found.append(replace(batch, **values, part=number, global_size=size))
+    return found
+
+
+def joined(outputs: Sequence[StepOutput], sizes: Sequence[int]) -> StepOutput:
+    """The output of a whole batch from those of its parts: means over its samples.
+
+    Args:
+        outputs: Of the parts, with the same losses and metrics.
+        sizes: Samples of each part.
+    """
+    if len(outputs) == 1:
+        return outputs[0]
+    shares = [size / sum(sizes) for size in sizes]
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        scaled = [share * value for share, value in zip(shares, values, strict=True)]
+        return torch.stack(scaled).sum(0)
+
+    first = outputs[0]
+    return StepOutput(
+        {name: mean([output.losses[name] for output in outputs]) for name in first.losses},
+        torch.cat([output.logits for output in outputs]),
+        {name: mean([output.metrics[name] for output in outputs]) for name in first.metrics},
+    )
