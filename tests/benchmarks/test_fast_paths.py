@@ -46,6 +46,6 @@ def test_the_page_shows_differences_with_their_intervals() -> None:
     assert "| dskd | 50.0, 40.0 | 45.00 |  |  |" in text
     assert "| dskd, fused BatchNorm | 51.0, 40.0 | 45.50 | dskd | +0.50 (-5.85 to +6.85) |" in text
     assert "with 2 seeds" in text
-    assert "shown for no path; the 1 mean differences go from +0.50 to +0.50 points." in text
+    assert "No path is shown to change the accuracy. The 1 mean differences are between" in text
     assert "differences of up to 6.9 points are not excluded" in text
     assert "Removed" not in text

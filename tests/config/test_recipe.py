@@ -572,7 +572,7 @@ def test_whatever_is_on_the_command_line_it_resolves_or_is_refused(key: str, tex
         ({"student": 5}, ["student", "int"]),
         ({"teacher": None}, ["needs a teacher", "teacher.name"]),
         ({"teacher": 5}, ["teacher", "int"]),
-        ({"data": [1]}, ["data", "list"]),
+        ({"data": [1]}, ["training images", "list", "not a pair (image, label)"]),
         ({"method": 4.0}, ["method", "float"]),
         ({"method": {"name": "kd", "temprature": 1}}, ["'method.temperature'"]),
         ({"train": 5}, ["train holds settings"]),
@@ -584,7 +584,7 @@ def test_whatever_is_on_the_command_line_it_resolves_or_is_refused(key: str, tex
         ({"student": {}}, ["student.name"]),
         ({"student": {"name": ["resnet8"]}}, ["student.name", "text"]),
         ({"student": "resnet9"}, ["'resnet9'", "'resnet8'"]),
-        ({"data": {"dataset": 5}}, ["data", "dataset", "int"]),
+        ({"data": {"dataset": 5}}, ["data.dataset", "int"]),
         ({"data": {"name": "digits", "clases": 2}}, ["'data.classes'"]),
     ],
 )

@@ -45,15 +45,20 @@ def split_data(data: DataArgument) -> tuple[dict[str, Any], Dataset | TorchSplit
         if others:
             raise InputError(f"data: a dskd.Dataset has its own splits; drop {min(others)}")
         return {"name": name_of(given)} | values, given
-    splits = {key: _torch_dataset(one) for key, one in {"train": given, **others}.items()}
+    form = "data.dataset" if isinstance(data, Mapping) else "data"
+    splits = {"train": _torch_dataset(given, form)}
+    splits |= {key: _torch_dataset(one, f"data.{key}") for key, one in others.items()}
     return {"name": name_of(given)} | values, TorchSplits(**splits)
 
 
-def _torch_dataset(given: object) -> object:
+def _torch_dataset(given: object, where: str) -> object:
     splits = as_splits(given)
     if splits is None:
-        raise InputError(
-            "data: a name, a folder, a dskd.Dataset, a data set of (image, label) pairs or a "
-            f"mapping of settings is needed, got {type(given).__name__}"
-        )
+        forms = "a dskd.Dataset or a data set of (image, label) pairs"
+        if where == "data":
+            forms = (
+                "a name, a folder, a dskd.Dataset, a data set of (image, label) pairs or a mapping "
+                "of settings"
+            )
+        raise InputError(f"{where}: {forms} is needed, got {type(given).__name__}")
     return splits.train
