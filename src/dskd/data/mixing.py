@@ -55,6 +55,7 @@ class Mix:
             classes: K.
 
         Example:
+            >>> import torch
             >>> Mix(0.75).targets(torch.tensor([0]), torch.tensor([2]), 3)
             tensor([[0.7500, 0.0000, 0.2500]])
         """
