@@ -101,6 +101,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    def is_default(self, key: str) -> bool:
+        """Whether a setting has its default value."""
+        return bool(getattr(self, key) == type(self).model_fields[key].default)
+
 
 def validate(
     model: type[M], values: Mapping[str, Any], where: str = "", known: Iterable[str] = ()

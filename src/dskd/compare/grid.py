@@ -44,18 +44,12 @@ class Grid:
     def recipe_of(self, variant: MethodVariant, seed: int) -> Recipe:
         """The recipe of one run, with the teacher of the comparison."""
         teacher = self.recipe.teacher
-        if teacher is not None and teacher.checkpoint is None and self._trains_teacher:
+        if teacher is not None and not teacher.is_given:
             found = {"checkpoint": self.path / "teacher" / LAST, "pretrained": False}
             teacher = teacher.model_copy(update=found)
         return self.recipe.changed(
             method=variant.method, teacher=teacher, seed=seed, out=self.folder(variant, seed)
         )
-
-    @property
-    def _trains_teacher(self) -> bool:
-        """Whether the teacher is neither given in Python nor used as published."""
-        teacher = self.recipe.teacher
-        return teacher is not None and teacher.epochs != 0 and not teacher.name.startswith("<")
 
     def recipe_with_teacher(self) -> Recipe | None:
         """The recipe with a method that needs the teacher; None if no method needs one."""

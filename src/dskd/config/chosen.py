@@ -15,8 +15,8 @@ from typing import Any
 from dskd.config.overrides import all_keys
 from dskd.config.schema import AUGMENTATIONS, Recipe
 from dskd.data.class_folders import EVALUATION
-from dskd.data.image_folder import HELD_OUT
 from dskd.data.image_sides import typical_side
+from dskd.data.subset import HELD_OUT
 from dskd.models.catalog import LIBRARIES, ZOO
 from dskd.models.native import has_batchnorm, native_size
 from dskd.settings import validate

@@ -166,9 +166,7 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
             raise InputError(f"{key}.checkpoint_key does nothing without {key}.checkpoint; drop it")
         if free and free.checkpoint is not None and free.pretrained:
             raise InputError(f"{key}.checkpoint and {key}.pretrained are two sources; drop one")
-    taught = recipe.teacher
-    given = taught and (taught.checkpoint or taught.epochs == 0 or taught.name.startswith("<"))
-    if taught and taught.trust and not given:
+    if recipe.teacher and recipe.teacher.trust and not recipe.teacher.is_given:
         raise InputError(
             "teacher.trust does nothing without teacher.checkpoint, since a teacher that is "
             "trained first is not refused; drop it"
@@ -217,7 +215,7 @@ def _check_untrained(teacher: TeacherSettings | None) -> None:
 def _check_dot(train: TrainSettings, method: str) -> None:
     """Refuses ``train.optimizer=dot`` where it makes no sense, and its setting without it."""
     if train.optimizer != "dot":
-        if train.dot_delta != TrainSettings.model_fields["dot_delta"].default:
+        if not train.is_default("dot_delta"):
             raise InputError("train.dot_delta needs train.optimizer=dot")
         return
     if not methods.find(method).needs_teacher:
@@ -247,8 +245,7 @@ def _check_dot(train: TrainSettings, method: str) -> None:
 def _check_cache_settings(teacher: TeacherSettings | None) -> None:
     """Refuses settings that would have no effect."""
     for key, kinds in (("views", ("features",)), ("cache_dir", ("features", "logits"))):
-        default = TeacherSettings.model_fields[key].default
-        if teacher and teacher.cache not in kinds and getattr(teacher, key) != default:
+        if teacher and teacher.cache not in kinds and not teacher.is_default(key):
             raise InputError(f"teacher.{key} needs teacher.cache={' or '.join(kinds)}")
 
 
@@ -262,8 +259,7 @@ def _check_augmentation(data: DataSettings, teacher: TeacherSettings | None) -> 
         )
     own = data.name in DATASETS and DATASETS[data.name].own_images
     for key in ("crop_ratio",) if own else ("crop_ratio", "interpolation"):
-        default = DataSettings.model_fields[key].default
-        if data.crop_scale is None and getattr(data, key) != default:
+        if data.crop_scale is None and not data.is_default(key):
             raise InputError(f"data.{key} does nothing without data.crop_scale; drop it")
     if used and teacher and teacher.cache != "none":
         raise InputError(
@@ -275,14 +271,13 @@ def _check_augmentation(data: DataSettings, teacher: TeacherSettings | None) -> 
 
 def _check_mixing(train: TrainSettings, teacher: TeacherSettings | None) -> None:
     """Refuses a cache of outputs for images that are mixed, and a setting without effect."""
-    if not train.mixes:
-        if train.mix_probability != TrainSettings.model_fields["mix_probability"].default:
+    if not train.mixing:
+        if not train.is_default("mix_probability"):
             raise InputError("train.mix_probability needs train.mixup or train.cutmix above 0")
     elif teacher and teacher.cache != "none":
-        key = "mixup" if train.mixup else "cutmix"
         raise InputError(
-            f"train.{key} mixes images anew in every step, and teacher.cache={teacher.cache} holds "
-            "outputs of single images; drop one of them"
+            f"train.{train.mixing} mixes images anew in every step, and "
+            f"teacher.cache={teacher.cache} holds outputs of single images; drop one of them"
         )
 
 

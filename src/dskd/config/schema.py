@@ -227,6 +227,11 @@ class TeacherSettings(ModelSettings):
     cache_dir: PathSetting | None = None
     """Folder of the cached outputs. None uses ``teacher-outputs`` in the user's cache folder."""
 
+    @property
+    def is_given(self) -> bool:
+        """Whether no run trains it: it has a checkpoint, is used as published, or is a module."""
+        return bool(self.checkpoint) or self.epochs == 0 or self.name.startswith("<")
+
 
 class MethodSettings(Settings):
     """The distillation method and its own settings."""

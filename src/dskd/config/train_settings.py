@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -125,6 +125,6 @@ class TrainSettings(Settings):
     work on the machine slows down a run with as many threads as cores; a warning says so."""
 
     @property
-    def mixes(self) -> bool:
-        """Whether images are mixed."""
-        return bool(self.mixup or self.cutmix)
+    def mixing(self) -> Literal["mixup", "cutmix"] | None:
+        """The setting by which images are mixed, the first if both are; None if they are not."""
+        return "mixup" if self.mixup else "cutmix" if self.cutmix else None

@@ -98,7 +98,7 @@ def load_data(settings: DataSettings, given: Dataset | TorchSplits | None = None
         if isinstance(given, TorchSplits):
             of_files -= OF_SAMPLES
         for key in sorted(of_files):
-            if getattr(settings, key) != DataSettings.model_fields[key].default:
+            if not settings.is_default(key):
                 raise InputError(f"data.{key} does not apply to images given in Python; drop it")
         if isinstance(given, TorchSplits):
             given = given.read(

@@ -58,7 +58,7 @@ class Mixing:
 
 def build_mixing(settings: TrainSettings, seed: int, classes: int) -> Mixing | None:
     """The mixing of a recipe; None without one."""
-    if not settings.mixes:
+    if not settings.mixing:
         return None
     return Mixing(seed, classes, settings.mixup, settings.cutmix, settings.mix_probability)
 
@@ -69,8 +69,7 @@ def check_mixes(settings: TrainSettings, method: Method, name: str) -> None:
     Raises:
         InputError: The method is one.
     """
-    if settings.mixes and method.hard_labels:
-        key = "mixup" if settings.mixup else "cutmix"
+    if (key := settings.mixing) and method.hard_labels:
         raise InputError(
             f"train.{key} gives images of two classes, and the method {name!r} needs one class for "
             f"each: {method.hard_labels}; set train.{key}=0"

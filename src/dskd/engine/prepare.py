@@ -146,9 +146,7 @@ def trains_teacher(recipe: Recipe, objects: UserObjects) -> bool:
     """Whether the recipe's teacher must be trained first."""
     if recipe.teacher is None or not methods.find(recipe.method.name).needs_teacher:
         return False
-    if recipe.teacher.epochs == 0:  # published weights as they are
-        return False
-    return recipe.teacher.checkpoint is None and objects.teacher is None
+    return objects.teacher is None and not recipe.teacher.is_given
 
 
 def teacher_recipe(recipe: Recipe) -> Recipe:
