@@ -39,9 +39,20 @@ def check_stages(pair: Pair) -> tuple[tuple[StageSpec, ...], tuple[StageSpec, ..
         if not spec.stages:
             raise InputError(
                 f"this method needs a feature map of the {what}; name one or more with "
-                f"{what}.stages=[a]; the {what}'s parts: {', '.join(spec.submodules)}"
+                f"{how_to_name(what, spec)}"
             )
     return pair.student_spec.stages, teacher.stages
+
+
+def how_to_name(what: str, spec: ModelSpec, example: str = "a") -> str:
+    """How the user names stages of a model, and the parts that can be named.
+
+    Args:
+        what: ``student`` or ``teacher``.
+        spec: Of the model.
+        example: The names of the example.
+    """
+    return f"{what}.stages=[{example}]; the {what}'s parts: {', '.join(spec.submodules)}"
 
 
 def check_pooled(pair: Pair) -> tuple[int, int]:
@@ -91,14 +102,27 @@ def shallow_stages(student: ModelSpec, supervise: list[int] | None) -> list[int]
     if depth < 2:
         raise InputError(
             f"branches are put on the stages before the last, and the student has {depth}; "
-            "name two or more with student.stages=[a,b]; the student's parts: "
-            f"{', '.join(student.submodules)}"
+            f"name two or more with {how_to_name('student', student, 'a,b')}"
         )
+    return supervised_stages(depth - 1, supervise, "shallow stages")
+
+
+def supervised_stages(count: int, supervise: list[int] | None, what: str = "stages") -> list[int]:
+    """The stages that get a branch, from 0.
+
+    Args:
+        count: Number of stages that can have one.
+        supervise: The wanted stages, from 1; None for all.
+        what: Names the stages in the message.
+
+    Raises:
+        InputError: ``supervise`` is empty, or names a stage that is not there or twice.
+    """
     if supervise is None:
-        return list(range(depth - 1))
-    if not supervise or max(supervise) > depth - 1 or len(set(supervise)) < len(supervise):
+        return list(range(count))
+    if not supervise or max(supervise) > count or len(set(supervise)) < len(supervise):
         raise InputError(
-            f"supervise must name shallow stages from 1 to {depth - 1}, each once, got {supervise}"
+            f"supervise must name {what} from 1 to {count}, each once, got {supervise}"
         )
     return sorted(stage - 1 for stage in supervise)
 

@@ -16,7 +16,7 @@ from dskd.losses.checks import check_same_batch
 from dskd.losses.feature_maps import pool_to
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
-from dskd.methods.checks import check_classes
+from dskd.methods.checks import check_classes, how_to_name
 from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
 from dskd.models.feature_maps import spatial_mean
 from dskd.models.output import ModelOutput
@@ -300,7 +300,7 @@ def _channels(pair: Pair) -> tuple[int, int]:
     if teacher.last is None:
         raise InputError(
             "norm compares with the teacher's last map, and the teacher has none; name it with "
-            f"teacher.stages=[a]; the teacher's parts: {', '.join(teacher.submodules)}"
+            f"{how_to_name('teacher', teacher)}"
         )
     assert student.last is not None, "checked above"
     return student.last.channels, teacher.last.channels

@@ -15,7 +15,7 @@ from dskd.losses.logits import ce as cross_entropy
 from dskd.losses.logits import check_logits
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import TARGET_SPLIT, LearnsFrom, Method
-from dskd.methods.checks import check_classes
+from dskd.methods.checks import check_classes, how_to_name, supervised_stages
 from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
 from dskd.methods.ofa_branches import ConvolutionBranch, TokenBranch
 from dskd.models.output import ModelOutput
@@ -210,19 +210,12 @@ class OFA(Method):
 
 def _supervised(student: ModelSpec, supervise: list[int] | None) -> list[int]:
     """The stages that have a branch, from 0."""
-    depth = len(student.stages)
-    if not depth:
+    if not student.stages:
         raise InputError(
             "ofa puts branches on the student's stages, and the student has none; name them with "
-            f"student.stages=[a,b]; the student's parts: {', '.join(student.submodules)}"
+            f"{how_to_name('student', student, 'a,b')}"
         )
-    if supervise is None:
-        return list(range(depth))
-    if not supervise or max(supervise) > depth or len(set(supervise)) < len(supervise):
-        raise InputError(
-            f"supervise must name stages from 1 to {depth}, each once, got {supervise}"
-        )
-    return sorted(stage - 1 for stage in supervise)
+    return supervised_stages(len(student.stages), supervise)
 
 
 def _has_tokens(pair: Pair) -> bool:

@@ -14,7 +14,7 @@ from dskd.errors import InputError
 from dskd.losses.feature_maps import comparable, pool_to
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
-from dskd.methods.checks import check_classes, check_classifier
+from dskd.methods.checks import check_classes, check_classifier, how_to_name
 from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
@@ -305,7 +305,6 @@ def give_up_classifier(module: nn.Module) -> None:
 def _last_map(student: ModelSpec) -> StageSpec:
     if student.last is None:
         raise InputError(
-            "simkd projects the student's last map; name it with student.stages=[a]; the "
-            f"student's parts: {', '.join(student.submodules)}"
+            f"simkd projects the student's last map; name it with {how_to_name('student', student)}"
         )
     return student.last

@@ -13,7 +13,7 @@ from dskd.errors import InputError
 from dskd.losses.checks import check_choice, check_same_shape
 from dskd.losses.precision import full_precision, in_full_precision
 from dskd.methods.base import FeatureMethod
-from dskd.methods.checks import check_classes
+from dskd.methods.checks import check_classes, how_to_name
 from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.feature_maps import spatial_mean
 from dskd.models.output import ModelOutput
@@ -202,7 +202,7 @@ def _width(spec: ModelSpec, what: str) -> int:
     if spec.pooled is None:
         raise InputError(
             f"vkd compares the average of the last map, and the {what} has none; name it with "
-            f"{what}.stages=[a]; the {what}'s parts: {', '.join(spec.submodules)}"
+            f"{how_to_name(what, spec)}"
         )
     return spec.pooled
 
