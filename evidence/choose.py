@@ -35,9 +35,18 @@ def baselines(table: Path) -> list[str]:
     Raises:
         InputError: The table is not finished.
     """
-    means = mean_accuracies(table, TABLE, "table")
+    return strongest(mean_accuracies(table, TABLE, "table"), BASELINES)
+
+
+def strongest(means: Mapping[str, float], count: int) -> list[str]:
+    """The methods with the highest mean, without those of `FIXED`.
+
+    Args:
+        means: The mean accuracy of each method.
+        count: How many.
+    """
     others = [label for label in means if label not in FIXED]
-    return sorted(others, key=lambda label: means[label], reverse=True)[:BASELINES]
+    return sorted(others, key=means.__getitem__, reverse=True)[:count]
 
 
 def leading(folder: Path, labels: Sequence[str]) -> list[str]:
@@ -109,9 +118,21 @@ def configurations_of(name: str) -> list[str]:
 
 def _scaled(name: str, label: str, factor: float) -> str:
     """The label, with the method's own loss weights multiplied by a factor."""
+    scaled = (f"{key}={factor * weight:g}" for key, weight in own_weights(name).items())
+    return ":".join([label, *scaled])
+
+
+def own_weights(name: str) -> dict[str, float]:
+    """The weights of a method's own losses. A ``weight`` of all of them stands alone.
+
+    ``ratio`` of wkd is a weight within a loss, so it does not count.
+
+    Args:
+        name: The method.
+    """
     weights = weights_of(name, methods.resolve(name, {}))
-    own = ["weight"] if "weight" in weights else [key for key in weights if key not in ("ce", "kd")]
-    return ":".join([label, *(f"{key}={factor * weights[key]:g}" for key in own)])
+    own = {key: value for key, value in weights.items() if key not in ("ce", "kd", "ratio")}
+    return {"weight": own["weight"]} if "weight" in own else own
 
 
 def mean_accuracies(

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from dskd import methods
-from dskd.compare.variants import weights_of
 from dskd.errors import InputError
 from dskd.settings import signature_settings
 from dskd.storage.yaml_file import read_yaml_file
-from evidence.choose import FIXED, highest, mean_accuracies
+from evidence.choose import FIXED, highest, mean_accuracies, own_weights, strongest
 
 SPACES = read_yaml_file(Path(__file__).parent / "spaces.yaml", "spaces")
 """For each method, the settings that vary and their values; ``baseline`` stands for all others."""
@@ -49,8 +48,7 @@ def baselines(out: Path) -> list[str]:
     """
     folder = out / "first-search"
     means = mean_accuracies(folder, all_methods(), "first-baselines", SEEDS[:1])
-    others = [label for label in means if label not in FIXED]
-    return sorted(others, key=means.__getitem__, reverse=True)[:BASELINES]
+    return strongest(means, BASELINES)
 
 
 def searched(out: Path) -> list[str]:
@@ -144,16 +142,9 @@ def space_of(name: str) -> dict[str, Any]:
     if name in FIXED:
         return dict(SPACES[name])
     known = signature_settings(methods.find(name).__init__).model_fields
-    shared = SPACES["baseline"] if _own_weights(name) else SPACES["kd"]
+    shared = SPACES["baseline"] if own_weights(name) else SPACES["kd"]
     found = {key: values for key, values in shared.items() if key == "weights" or key in known}
     return {**found, **SPACES.get(name, {})}
-
-
-def _own_weights(name: str) -> dict[str, float]:
-    """The weights of a method's own losses. A ``weight`` of all of them stands alone."""
-    weights = weights_of(name, methods.resolve(name, {}))
-    own = {key: value for key, value in weights.items() if key not in ("ce", "kd", "ratio")}
-    return {"weight": own["weight"]} if "weight" in own else own
 
 
 def _draw(values: Any, random: np.random.Generator) -> Any:
@@ -169,7 +160,7 @@ def _label(name: str, drawn: Mapping[str, Any]) -> str:
     defaults = methods.resolve(name, {"kd": 1.0} if "kd" in drawn else {})
     changes = {key: value for key, value in drawn.items() if key != "weights"}
     if "weights" in drawn:
-        own = _own_weights(name)
+        own = own_weights(name)
         changes |= {key: float(f"{drawn['weights'] * value:.3g}") for key, value in own.items()}
     different = {key: value for key, value in changes.items() if value != defaults[key]}
     return ":".join([name, *(f"{key}={_text(value)}" for key, value in different.items())])
