@@ -56,6 +56,18 @@ class Files(ABC):
         return InputError(f"{self.where(name)} is missing; data.root must hold the published files")
 
 
+def read_bytes(path: Path, where: str) -> bytes:
+    """The bytes of a file; ``where`` names it in the error.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {where}: {error}") from error
+
+
 class FolderFiles(Files):
     """The files in some parts of a folder.
 
@@ -132,10 +144,7 @@ class FolderFiles(Files):
             raise self.missing(name) from None
         if size > _MEMORY_CHECKED:
             require_memory(size, f"the bytes of {self.where(name)}")
-        try:
-            return (self.root / name).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {self.where(name)}: {error}") from error
+        return read_bytes(self.root / name, self.where(name))
 
 
 class ZipFiles(Files):

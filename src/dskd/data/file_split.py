@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dskd.data.archives import Files
+from dskd.data.archives import Files, read_bytes
 from dskd.data.dataset import Digest
 from dskd.data.image_decoding import decode
 from dskd.data.loader import Loader
 from dskd.data.path_list import PathList
 from dskd.data.pixels import PixelForm
 from dskd.data.stream_loader import StreamLoader
-from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
 
 HASHED = 64
@@ -54,10 +52,7 @@ class ListedFiles(Files):
 
     def read(self, name: str) -> bytes:
         """See `Files.read`."""
-        try:
-            return (self.root / name).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {self.where(name)}: {error}") from error
+        return read_bytes(self.root / name, self.where(name))
 
     def take(self, indices: NDArray[np.int64]) -> ListedFiles:
         """The files at ``indices``."""
@@ -115,11 +110,6 @@ class FileSplit:
             return torch.empty(0, *self.sample_shape, dtype=torch.uint8)
         names = self.names.take(indices.numpy())
         return decode(self.files, names, self.size, self.form)
-
-    def pieces(self, indices: Tensor, count: int) -> Iterator[Tensor]:
-        """The images at ``indices``, ``count`` at a time."""
-        for part in torch.split(indices, count):
-            yield self.images_at(part)
 
     def take(self, indices: Tensor) -> FileSplit:
         """See `dskd.data.dataset.Samples.take`."""

@@ -17,10 +17,8 @@ from dskd.data.image_decoding import decode_all
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
 from dskd.data.streamed_folder import must_stream, stream_folder
+from dskd.data.subset import HELD_OUT
 from dskd.errors import InputError
-
-HELD_OUT = 0.2
-"""Fraction of the images that are the test split of a folder without one, if none is set."""
 
 
 def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dataset:

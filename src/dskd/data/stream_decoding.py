@@ -51,8 +51,7 @@ class BatchDecoder:
     """Decodes batches.
 
     Attributes:
-        files: The image files.
-        names: Name of each image file, by index.
+        files: The image files; their names are in the order of the indices.
         shape: Channels, height and width of an image.
         resized: Whether images are cropped and resized; otherwise each file has that size.
         form: What pixels become.

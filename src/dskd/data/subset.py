@@ -16,6 +16,8 @@ from torch import Tensor
 from dskd.data.dataset import Dataset, Samples
 from dskd.errors import InputError, unknown
 
+HELD_OUT = 0.2
+"""Fraction of the images that become the test split if there is none and no fraction is set."""
 _VALIDATION_SEED = 1
 _FRACTION_SEED = 2
 

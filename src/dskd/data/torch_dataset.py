@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from dskd.data.dataset import Dataset, Samples, Split, channel_statistics, distinct_names
-from dskd.data.image_folder import HELD_OUT
 from dskd.data.pixels import RGB, PixelForm
 from dskd.data.sample_pixels import sample_pixels
-from dskd.data.subset import hold_out
+from dskd.data.subset import HELD_OUT, hold_out
 from dskd.errors import InputError, brief, first_line
 from dskd.runtime.memory import require_memory
 

@@ -30,7 +30,16 @@ from dskd.models.staged_model import StagedModel
 from dskd.runtime.device import pick
 from dskd.settings import Count, Number, Positive, Settings, Share, validate
 from dskd.storage.paths import as_path
-from dskd.storage.run_files import BEST, COMPARISON, EMA, FAILED, LAST, RECIPE, RESULT
+from dskd.storage.run_files import (
+    BEST,
+    COMPARISON,
+    EMA,
+    FAILED,
+    LAST,
+    RECIPE,
+    RESULT,
+    comparison_of,
+)
 from dskd.storage.weights import load_weights, read_metadata, read_weights
 from dskd.storage.yaml_file import read_yaml_file
 
@@ -138,7 +147,7 @@ def _missing(path: Path) -> InputError:
         return InputError(f"{folder} holds no run; check the path")
     if (folder / FAILED).is_file():
         return InputError(f"the run in {folder} failed, and {folder / FAILED} says why")
-    if (folder.resolve().parent.parent / COMPARISON).is_file():
+    if comparison_of(folder):
         how = "start its comparison again in the same way"
     elif _given_in_python(read_yaml_file(folder / RECIPE, "recipe")):
         how = "make the same call in Python again with resume=True"
@@ -244,7 +253,7 @@ def evaluate(
         InputError: There is no finished run, or its data set cannot be loaded.
     """
     deployed = load_deployed(run, which, student=student, allow_code=allow_code)
-    settings = read_yaml_file(as_path(run, "run") / "recipe.yaml", "recipe").get("data")
+    settings = read_yaml_file(as_path(run, "run") / RECIPE, "recipe").get("data")
     if isinstance(settings, dict) and root is not None:
         settings["root"] = root
     given = split_data(data)[1] if data is not None else None

@@ -26,9 +26,7 @@ def finish(run: TrainingRun) -> Result:
     """
     trainer, method = run.trainer, run.trainer.method
     student = evaluate_accuracy(method, method.classifier_logits, run.data.test)["student"]
-    if not student.finite:
-        with run.recording_nonfinite():
-            raise nonfinite_logits_error(trainer.epochs - 1, trainer.steps)
+    _require_finite(run, student)
     run.write_student(LAST)
     averaged = _finish_average(run) if trainer.average is not None else None
     if auxiliary := method.auxiliary_state_dict():
@@ -45,11 +43,16 @@ def _finish_average(run: TrainingRun) -> EvaluationResult:
     trainer = run.trainer
     assert trainer.average is not None
     result = trainer.average.evaluate(run.data.test)
-    if not result.finite:
-        with run.recording_nonfinite():
-            raise nonfinite_logits_error(trainer.epochs - 1, trainer.steps)
+    _require_finite(run, result)
     run.write_student(EMA, trainer.average.module)
     return result
+
+
+def _require_finite(run: TrainingRun, evaluated: EvaluationResult) -> None:
+    """Ends a run whose student has logits that are not finite, before it is written."""
+    if not evaluated.finite:
+        with run.recording_nonfinite():
+            raise nonfinite_logits_error(run.trainer.epochs - 1, run.trainer.steps)
 
 
 def _teacher_predictions(run: TrainingRun) -> Tensor | None:

@@ -13,7 +13,7 @@ from dskd.errors import InputError
 from dskd.runtime import distributed
 from dskd.storage.diff import differences
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import COMPARISON, LAST, RECIPE
+from dskd.storage.run_files import LAST, RECIPE, comparison_of
 from dskd.storage.run_guard import check_run
 from dskd.storage.yaml_file import read_yaml_file
 
@@ -35,7 +35,7 @@ def takes_more_epochs(recipe: Recipe, directory: RunDirectory) -> bool:
         return False
     if differences(with_epochs(stored, recipe.train.epochs), recipe.plain()):
         return False
-    if (directory.path.resolve().parent.parent / COMPARISON).is_file():
+    if comparison_of(directory.path):
         raise InputError(
             f"{directory.path} belongs to a comparison, whose runs have the same epochs; compare "
             f"again in another folder with train.epochs={recipe.train.epochs}"

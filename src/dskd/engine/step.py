@@ -112,15 +112,13 @@ class _Run:
             The output of the method, and the teacher's logits if it reads them.
         """
         method, parallel = self.method, self.parallel
-        wrapped = parallel is not None and not self.separate
-        forward: Callable[..., Any] = parallel if parallel is not None and wrapped else method
+        forward: Callable[..., Any] = method if parallel is None or self.separate else parallel
         with distributed.averaging_gradients(parallel, last):
             with autocast(batch.images.device, self.precision):
                 teacher = self.teacher_outputs(batch, method.needs)
                 output: StepOutput = forward(batch, teacher)
             self._backward(output, batch, share)
-        reads = teacher is not None and method.needs.logits
-        return output, teacher.logits if teacher is not None and reads else None
+        return output, teacher.logits if teacher is not None and method.needs.logits else None
 
     def _backward(self, output: StepOutput, batch: Batch, share: float) -> None:
         """Adds the gradients of a batch, averaged over all processes, times its share."""

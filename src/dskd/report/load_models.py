@@ -11,7 +11,7 @@ from dskd.deploy.student import load_deployed
 from dskd.engine.build import UserObjects, build_model
 from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
-from dskd.storage.run_files import COMPARISON, LAST
+from dskd.storage.run_files import LAST, comparison_of
 
 
 def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel:
@@ -74,5 +74,5 @@ def _weight_files(folder: Path, settings: TeacherSettings) -> Iterator[Path]:
     yield folder / "teacher" / LAST
     if settings.checkpoint is not None:
         yield settings.checkpoint
-    if (folder.parent.parent / COMPARISON).is_file():
-        yield folder.parent.parent / "teacher" / LAST
+    if comparison := comparison_of(folder):
+        yield comparison / "teacher" / LAST

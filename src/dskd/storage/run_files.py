@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from dskd.settings import Count, Percent
@@ -43,6 +45,16 @@ FILES = (
 FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER)
 WRITTEN = (ENVIRONMENT, RECIPE, *FILES, *FOLDERS, RESULT, LOCK_PID)
 """Everything of which a killed run may leave a temporary file."""
+
+
+def comparison_of(run: Path) -> Path | None:
+    """The folder of the comparison that a run belongs to; None for a run of its own.
+
+    Args:
+        run: The folder of the run.
+    """
+    folder = run.resolve().parent.parent
+    return folder if (folder / COMPARISON).is_file() else None
 
 
 class ResultFile(BaseModel):

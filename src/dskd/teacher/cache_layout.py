@@ -166,11 +166,10 @@ class OutputRecords:
             The outputs, and bool ``[B]``: whether all tensors of a sample exist. The outputs of a
             sample for which one does not are arbitrary.
         """
-        found, exists = {}, np.ones(len(numbers), bool)
-        for name, file in self.files.items():
-            words, there = file.read(numbers)
-            found[name], exists = words, exists & there
-        tensors = {name: self.tensors[name].unpack(words, device) for name, words in found.items()}
+        tensors, exists = {}, np.ones(len(numbers), bool)
+        for name in self.files:
+            tensors[name], there = self.read_tensor(name, numbers, device)
+            exists &= there
         empty = torch.empty(0, dtype=torch.int16, device=device)  # keeps the place of a stage
         last = max((-1, *self.needs.stages))
         stages = tuple(tensors.get(stage_name(index), empty) for index in range(last + 1))
