@@ -7,18 +7,13 @@ import torch
 from dskd.config.schema import Recipe
 from dskd.data import Dataset, Split
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import (
-    UserObjects,
-    build_method,
-    build_model,
-    build_run,
-    build_teacher_outputs,
-    build_trainer,
-)
+from dskd.engine.build import build_method, build_run, build_teacher_outputs, build_trainer
+from dskd.engine.build_model import build_model
 from dskd.engine.prepare import prepare
 from dskd.engine.train_teacher import freeze, given_teacher
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
+from dskd.engine.user_objects import UserObjects
 from dskd.models.zoo import build
 from dskd.runtime import device
 from dskd.runtime.compile import compile_in_place

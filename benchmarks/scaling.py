@@ -34,7 +34,8 @@ from dskd.data.archives import FolderFiles
 from dskd.data.cache import cached
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import DataLoaders, MemoryLoader
-from dskd.engine.build import build_model, build_run
+from dskd.engine.build import build_run
+from dskd.engine.build_model import build_model
 from dskd.engine.trainer import Trainer
 from dskd.runtime import device
 from dskd.storage.run_directory import RunDirectory

@@ -11,13 +11,9 @@ import torch
 from dskd.compare.variants import method_variants
 from dskd.config.schema import Recipe
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import (
-    build_method,
-    build_model,
-    build_teacher_outputs,
-    build_trainer,
-    load_data,
-)
+from dskd.engine.build import build_method, build_teacher_outputs, build_trainer
+from dskd.engine.build_data import load_data
+from dskd.engine.build_model import build_model
 from dskd.engine.prepare import teacher_recipe
 from dskd.engine.train_teacher import freeze
 from dskd.engine.trainer import Trainer

@@ -29,9 +29,12 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.dataset import Samples
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import UserObjects, build_model, build_run, load_data
+from dskd.engine.build import build_run
+from dskd.engine.build_data import load_data
+from dskd.engine.build_model import build_model
 from dskd.engine.prepare import prepare_teacher
 from dskd.engine.train_teacher import freeze
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.methods.checks import at_same_depth
 from dskd.models.staged_model import StagedModel

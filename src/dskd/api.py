@@ -25,9 +25,9 @@ from dskd.deploy.student import DeployedStudent, Which, chosen_weights, load_dep
 from dskd.deploy.student import predict as predict_deployed
 from dskd.engine import run
 from dskd.engine.arguments import Data, Model, Section, resolve_arguments
-from dskd.engine.build import UserObjects
 from dskd.engine.progress import python_output
 from dskd.engine.result import Result
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import unknown
 from dskd.storage.paths import as_path
 

@@ -11,7 +11,7 @@ import pytest
 from dskd.compare.grid import Grid, load_plan
 from dskd.compare.reader import read_comparison
 from dskd.compare.runner import run_grid
-from dskd.engine.build import UserObjects
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.storage.run_files import LAST
 from tests.compare.small_comparison import NAMES, SMALL, Silent, small

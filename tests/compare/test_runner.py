@@ -14,7 +14,7 @@ from dskd.compare.runner import run_grid
 from dskd.compare.summary import summarize
 from dskd.config import recipe
 from dskd.engine import run
-from dskd.engine.build import UserObjects
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, Stopped
 from dskd.methods.kd import KD
 from dskd.storage.run_files import LAST

@@ -20,9 +20,9 @@ from dskd import methods
 from dskd.config import recipe
 from dskd.config.recipe import load, load_by_labels, resolve, shipped
 from dskd.config.schema import Recipe
-from dskd.engine.build import UserObjects
 from dskd.engine.lr_schedule import learning_rate
 from dskd.engine.prepare import prepare
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.settings import known_keys
 from tests.conftest import make_dataset

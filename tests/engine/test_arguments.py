@@ -12,7 +12,7 @@ import dskd
 from dskd.config.recipe import load
 from dskd.config.schema import Recipe
 from dskd.engine import run
-from dskd.engine.build import UserObjects
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.models.factory import load_model
 from tests.conftest import make_dataset

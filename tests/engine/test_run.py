@@ -29,7 +29,7 @@ from dskd.cli.commands import main
 from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.engine import run, training_run
-from dskd.engine.build import load_data
+from dskd.engine.build_data import load_data
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.prepare import prepare
 from dskd.engine.trainer import Trainer

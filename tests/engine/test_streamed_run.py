@@ -13,7 +13,7 @@ from dskd.config.schema import Recipe
 from dskd.data.file_split import FileSplit
 from dskd.deploy.student import predict
 from dskd.engine import run
-from dskd.engine.build import load_data
+from dskd.engine.build_data import load_data
 from dskd.errors import InputError, Stopped
 from dskd.storage.weights import read_metadata, read_weights
 from tests.conftest import stop_at

@@ -21,7 +21,7 @@ from dskd.config import recipe
 from dskd.config.schema import ModelSettings, Recipe
 from dskd.deploy.onnx import export_onnx
 from dskd.engine import run
-from dskd.engine.build import build_model
+from dskd.engine.build_model import build_model
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, Stopped
 from dskd.storage.run_files import LAST

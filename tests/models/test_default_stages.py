@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dskd
 from dskd.config.recipe import resolve
 from dskd.engine import run
-from dskd.engine.build import UserObjects
+from dskd.engine.user_objects import UserObjects
 from dskd.models.default_stages import default_stages
 from dskd.models.factory import load_model
 from dskd.models.spec import describe

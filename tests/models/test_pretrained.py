@@ -17,8 +17,8 @@ from torchvision import models
 
 import dskd
 from dskd.config.recipe import resolve
-from dskd.engine.build import UserObjects
 from dskd.engine.prepare import label_method, prepare
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.models import pretrained
 from dskd.models.factory import load_model, pretrained_classes, pretrained_statistics

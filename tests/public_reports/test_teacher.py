@@ -19,8 +19,9 @@ from dskd import methods
 from dskd.config.recipe import resolve
 from dskd.config.schema import ModelSettings, TeacherSettings
 from dskd.data import Dataset
-from dskd.engine.build import UserObjects, build_model
+from dskd.engine.build_model import build_model
 from dskd.engine.teacher_accuracy import likely_order, near_chance, surely_near_chance
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, Stopped
 from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build

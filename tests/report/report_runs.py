@@ -10,7 +10,7 @@ import pytest
 import dskd
 from dskd.config import recipe
 from dskd.engine import run
-from dskd.engine.build import UserObjects
+from dskd.engine.user_objects import UserObjects
 from dskd.report import cost
 from dskd.report.build import make_report
 

@@ -18,7 +18,7 @@ import pytest
 import dskd
 from dskd.cli import commands as cli
 from dskd.data import Dataset
-from dskd.engine.build import UserObjects
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.report import cost
 from dskd.report.build import make_report

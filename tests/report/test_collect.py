@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dskd.engine.build import UserObjects, load_data
+from dskd.engine.build_data import load_data
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.report.collect import CollectedRuns, collect
 from dskd.report.load_models import load_student, load_teacher

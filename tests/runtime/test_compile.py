@@ -23,7 +23,7 @@ from dskd.compare.runner import run_grid
 from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.engine import run
-from dskd.engine.build import UserObjects
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, Stopped
 from dskd.runtime import compile as compiling
 from tests.conftest import stop_at

@@ -32,13 +32,13 @@ from dskd.config.schema import Recipe
 from dskd.data.epoch_plan import draw_plan, largest_batch, steps
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
-from dskd.engine.build import UserObjects
 from dskd.engine.evaluate import evaluate_accuracy
 from dskd.engine.metrics import EpochMetrics
 from dskd.engine.mixing import Mixing
 from dskd.engine.prepare import prepare
 from dskd.engine.step import train_step
 from dskd.engine.trainer import Trainer
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError, ProcessLost, Stopped
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput

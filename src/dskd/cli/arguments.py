@@ -77,6 +77,9 @@ RESUME = click.option(
     is_flag=True,
     help="Continue an interrupted run, or a finished one to more train.epochs.",
 )
+ALLOW_CODE = click.option(
+    "--allow-code", is_flag=True, help="Allow package.module:function models."
+)
 BEST = click.option("--best", is_flag=True, help="Use the weights of the best epoch.")
 LAST = click.option("--last", is_flag=True, help="Use the last epoch's weights, not averages.")
 

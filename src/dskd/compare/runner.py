@@ -23,16 +23,13 @@ from dskd.compare.records import (
 )
 from dskd.compare.variants import MethodVariant
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import (
-    UserObjects,
-    build_model,
-    build_run,
-    build_teacher_outputs,
-    load_data,
-)
+from dskd.engine.build import build_run, build_teacher_outputs
+from dskd.engine.build_data import load_data
+from dskd.engine.build_model import build_model
 from dskd.engine.preflight import rehearse
 from dskd.engine.prepare import Prepared, check_cache, log_stages, prepare_teacher
 from dskd.engine.train_teacher import given_teacher, trained_teacher
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError, Stopped, option
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices

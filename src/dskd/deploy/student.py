@@ -18,7 +18,7 @@ from dskd.data.archives import FolderFiles
 from dskd.data.augmentation import Interpolation
 from dskd.data.image_decoding import decode
 from dskd.data.pixels import RGB, PixelForm
-from dskd.engine.build import load_data
+from dskd.engine.build_data import load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.engine.given_data import DataArgument, split_data
 from dskd.errors import InputError, best_weights, brief, continuing, option, unknown

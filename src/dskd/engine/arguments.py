@@ -12,8 +12,8 @@ from dskd.config.overrides import with_method
 from dskd.config.recipe import complete, read, resolve
 from dskd.config.schema import Recipe
 from dskd.config.short_forms import label
-from dskd.engine.build import UserObjects, name_of
 from dskd.engine.given_data import DataArgument, split_data
+from dskd.engine.user_objects import UserObjects, name_of
 from dskd.errors import InputError
 
 Section = Mapping[str, Any]

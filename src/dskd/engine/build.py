@@ -1,206 +1,36 @@
-"""From a recipe's settings to the objects of a run."""
+"""From a recipe's settings to the method, teacher outputs and trainer of a run."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
 
 from dskd import methods
-from dskd.config.schema import (
-    AUGMENTATIONS,
-    DataSettings,
-    ModelSettings,
-    Recipe,
-    TeacherSettings,
-)
-from dskd.data import Dataset, load_dataset, take_part
+from dskd.config.schema import Recipe
+from dskd.data import Dataset
 from dskd.data.epoch_plan import draw_views, largest_batch
 from dskd.data.loader import Batch, DataLoaders, Loader
-from dskd.data.pixels import PixelForm
-from dskd.data.torch_dataset import TorchSplits
 from dskd.engine.average import StudentAverage
-from dskd.engine.load_checkpoint import assembled, file_statistics, load_file, weights_file
+from dskd.engine.build_model import measure_model
 from dskd.engine.lr_schedule import schedule_of
 from dskd.engine.mixing import build_mixing
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.targets import soft_targets
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
-from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, TeacherNeeds
-from dskd.models.default_stages import default_stages
-from dskd.models.factory import load_model, pretrained_statistics
-from dskd.models.plain_copy import plain_copy, unwrap
-from dskd.models.spec import ModelSpec, describe
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import distributed
 from dskd.runtime.compile import compile_in_place
-from dskd.storage.file_facts import read_facts
 from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.cache import CachedOutputs, cached_views
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
-
-PROBE = 16
-"""Images of the forward pass that measures the shapes of a model's outputs."""
-
-
-OF_IMAGES_IN_MEMORY = {
-    "name",
-    "classes",
-    "fraction",
-    "val_fraction",
-    "test_fraction",
-    "interpolation",
-} | {*AUGMENTATIONS}
-"""The keys of ``data`` that apply to images given in Python."""
-OF_SAMPLES = {"size", "channels", "value_range", "crop_pct"}
-"""The keys that apply to torch's data sets, too."""
-
-
-@dataclass(frozen=True)
-class UserObjects:
-    """Objects that a Python caller gives in place of names.
-
-    Attributes:
-        data: In place of ``data.name``.
-        student: In place of ``student.name``.
-        teacher: In place of ``teacher.name``; it counts as trained.
-        allow_code: Whether ``package.module:function`` names may run.
-    """
-
-    data: Dataset | TorchSplits | None = None
-    student: nn.Module | None = None
-    teacher: nn.Module | None = None
-    allow_code: bool = False
-
-
-def name_of(given: object) -> str:
-    """The name in a recipe of an object that has no name: ``<ResNet>``, also if it is wrapped."""
-    plain = unwrap(given) if isinstance(given, nn.Module) else given
-    return f"<{type(plain).__name__}>"
-
-
-def load_data(settings: DataSettings, given: Dataset | TorchSplits | None = None) -> Dataset:
-    """The data set that a recipe names, or the one given in place of it.
-
-    Raises:
-        InputError: It cannot be read, or a setting does not apply to images in memory.
-    """
-    if given is not None:
-        of_files = DataSettings.model_fields.keys() - OF_IMAGES_IN_MEMORY
-        if isinstance(given, TorchSplits):
-            of_files -= OF_SAMPLES
-        for key in sorted(of_files):
-            if not settings.is_default(key):
-                raise InputError(f"data.{key} does not apply to images given in Python; drop it")
-        if isinstance(given, TorchSplits):
-            given = given.read(
-                size=settings.size,
-                channels=settings.channels,
-                form=PixelForm(
-                    value_range=settings.value_range,
-                    crop_pct=settings.crop_pct,
-                    interpolation=settings.interpolation,
-                ),
-                val_fraction=settings.val_fraction,
-            )
-        fractions = settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
-        return take_part(given, settings.classes, *fractions)
-    if settings.name.startswith("<"):
-        raise InputError(
-            f"this run's images were given in Python as {settings.name}; give them again, as "
-            "in dskd.evaluate(run, data=dataset)"
-        )
-    chosen = settings.model_dump(exclude={"name", *AUGMENTATIONS})
-    return load_dataset(settings.name, **chosen)
-
-
-def build_model(
-    settings: ModelSettings,
-    data: Dataset,
-    seed: int,
-    given: nn.Module | None = None,
-    allow_code: bool = False,
-) -> StagedModel:
-    """A model with fresh weights drawn from ``seed``, or a copy of the one given.
-
-    It gets the weights of its checkpoint, if the settings name one. A model of timm or torchvision
-    gets default stages, if the settings name none.
-
-    The copy is trained, moved and frozen; the caller's own module stays as it is. Wrappers, such as
-    torch.compile and DataParallel, are left out of the copy.
-    """
-    channels, height, _ = data.shape
-    if given is not None:
-        if settings.options:
-            raise InputError("options do not apply to a module given in Python; drop them")
-        if settings.pretrained:
-            raise InputError("pretrained does not apply to a module given in Python; drop it")
-        module = plain_copy(given)
-    elif settings.name.startswith("<"):
-        raise InputError(
-            f"the model {settings.name} was given in Python; give it again, as in "
-            "dskd.distill(student=module)"
-        )
-    else:
-        torch.manual_seed(seed)
-        module = load_model(
-            settings.name,
-            num_classes=len(data.classes),
-            in_channels=channels,
-            size=height,
-            options=settings.options,
-            allow_code=allow_code,
-            pretrained=settings.pretrained is True,
-        )
-    default_mean, default_std = pretrained_statistics(module, channels) or (data.mean, data.std)
-    facts = read_facts(weights_file(settings))
-    if facts is not None and isinstance(settings, TeacherSettings) and not settings.pretrained:
-        module = assembled(module, facts)
-    stored_mean, stored_std = file_statistics(settings, facts)
-    mean = stored_mean if stored_mean is not None else default_mean
-    std = stored_std if stored_std is not None else default_std
-    if len(mean) != channels or len(std) != channels:
-        raise InputError(
-            f"mean and std of {settings.name} have {len(mean)} and {len(std)} channels, the "
-            f"images {channels}; give {channels} of each"
-        )
-    stages: Sequence[str] | None = settings.stages
-    if stages is None and given is None:
-        stages = default_stages(settings.name, module, data.shape)
-    model = StagedModel(module, stages, mean=mean, std=std)
-    if weights_file(settings) is not None:
-        load_file(model, settings, facts, data)
-    return model
-
-
-def measure_model(model: StagedModel, data: Dataset, what: str) -> ModelSpec:
-    """Classes and shapes of a model's outputs, measured on a few images.
-
-    Args:
-        model: On any device.
-        data: The data set.
-        what: ``student`` or ``teacher``, for the error.
-
-    Raises:
-        InputError: Its number of classes is not the data set's.
-    """
-    device = model.mean.device
-    few = data.train.images_at(torch.arange(min(PROBE, len(data.train))))
-    spec = describe(model, few.to(device))
-    if spec.classes != len(data.classes):
-        raise InputError(
-            f"the {what} has {spec.classes} classes, the data set {data.name!r} has "
-            f"{len(data.classes)}; give a {what} for these or choose data.classes"
-        )
-    return spec
 
 
 def build_method(

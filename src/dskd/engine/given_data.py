@@ -10,7 +10,7 @@ from typing import Any
 from dskd.config.short_forms import data_settings
 from dskd.data.dataset import Dataset
 from dskd.data.torch_dataset import TorchSplits, as_splits
-from dskd.engine.build import name_of
+from dskd.engine.user_objects import name_of
 from dskd.errors import InputError
 
 DataArgument = str | Path | Dataset | Mapping[str, Any] | Any

@@ -13,9 +13,11 @@ from dskd.config.schema import MethodSettings, ModelSettings, Recipe, TeacherSet
 from dskd.config.train_settings import TrainSettings
 from dskd.data import Dataset
 from dskd.data.download import cache_folder
-from dskd.engine.build import UserObjects, build_model, build_teacher_outputs
+from dskd.engine.build import build_teacher_outputs
+from dskd.engine.build_model import build_model
 from dskd.engine.loss_scaler import check_float16
 from dskd.engine.preflight import check_split_size, rehearse
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.factory import pretrained_classes

@@ -11,13 +11,15 @@ import logging
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import UserObjects, build_run, build_teacher_outputs, load_data
+from dskd.engine.build import build_run, build_teacher_outputs
+from dskd.engine.build_data import load_data
 from dskd.engine.finish import finish
 from dskd.engine.more_epochs import takes_more_epochs
 from dskd.engine.preflight import check_processes
 from dskd.engine.prepare import Prepared, label_method, prepare, trains_teacher
 from dskd.engine.result import Result
 from dskd.engine.train_teacher import given_teacher, trained_teacher
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import printable
 from dskd.runtime import device as devices
 from dskd.runtime import distributed

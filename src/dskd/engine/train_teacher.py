@@ -10,7 +10,8 @@ from pathlib import Path
 from dskd import methods
 from dskd.config.schema import MethodSettings
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import PROBE, build_run
+from dskd.engine.build import build_run
+from dskd.engine.build_model import PROBE
 from dskd.engine.finish import finish
 from dskd.engine.more_epochs import stored_epochs, stored_recipe
 from dskd.engine.prepare import Prepared

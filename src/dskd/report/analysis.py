@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from dskd.compare.summary import BASELINE, STUDENT
 from dskd.data import Dataset
-from dskd.engine.build import UserObjects
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.models.default_stages import default_stages
 from dskd.models.staged_model import StagedModel

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dskd.config.schema import DataSettings
-from dskd.engine.build import UserObjects, load_data
+from dskd.engine.build_data import load_data
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
 from dskd.report.collect import collect
 from dskd.report.contents import make_contents

@@ -10,7 +10,7 @@ import torch
 
 from dskd.compare.summary import Summary, summarize
 from dskd.data import Dataset
-from dskd.engine.build import UserObjects
+from dskd.engine.user_objects import UserObjects
 from dskd.report.analysis import Analysis, ModelCosts, analyze
 from dskd.report.collect import CollectedRuns
 from dskd.report.cost import Cost

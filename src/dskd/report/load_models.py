@@ -8,7 +8,8 @@ from pathlib import Path
 from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data import Dataset
 from dskd.deploy.student import load_deployed
-from dskd.engine.build import UserObjects, build_model
+from dskd.engine.build_model import build_model
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
 from dskd.storage.run_files import LAST, comparison_of

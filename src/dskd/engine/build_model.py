@@ -1,0 +1,103 @@
+"""From the settings of a model to the model, and its measured outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from dskd.config.schema import ModelSettings, TeacherSettings
+from dskd.data import Dataset
+from dskd.engine.load_checkpoint import assembled, file_statistics, load_file, weights_file
+from dskd.errors import InputError
+from dskd.models.default_stages import default_stages
+from dskd.models.factory import load_model, pretrained_statistics
+from dskd.models.plain_copy import plain_copy
+from dskd.models.spec import ModelSpec, describe
+from dskd.models.staged_model import StagedModel
+from dskd.storage.file_facts import read_facts
+
+PROBE = 16
+"""Images of the forward pass that measures the shapes of a model's outputs."""
+
+
+def build_model(
+    settings: ModelSettings,
+    data: Dataset,
+    seed: int,
+    given: nn.Module | None = None,
+    allow_code: bool = False,
+) -> StagedModel:
+    """A model with fresh weights drawn from ``seed``, or a copy of the one given.
+
+    It gets the weights of its checkpoint, if the settings name one. A model of timm or torchvision
+    gets default stages, if the settings name none.
+
+    The copy is trained, moved and frozen; the caller's own module stays as it is. Wrappers, such as
+    torch.compile and DataParallel, are left out of the copy.
+    """
+    channels, height, _ = data.shape
+    if given is not None:
+        if settings.options:
+            raise InputError("options do not apply to a module given in Python; drop them")
+        if settings.pretrained:
+            raise InputError("pretrained does not apply to a module given in Python; drop it")
+        module = plain_copy(given)
+    elif settings.name.startswith("<"):
+        raise InputError(
+            f"the model {settings.name} was given in Python; give it again, as in "
+            "dskd.distill(student=module)"
+        )
+    else:
+        torch.manual_seed(seed)
+        module = load_model(
+            settings.name,
+            num_classes=len(data.classes),
+            in_channels=channels,
+            size=height,
+            options=settings.options,
+            allow_code=allow_code,
+            pretrained=settings.pretrained is True,
+        )
+    default_mean, default_std = pretrained_statistics(module, channels) or (data.mean, data.std)
+    facts = read_facts(weights_file(settings))
+    if facts is not None and isinstance(settings, TeacherSettings) and not settings.pretrained:
+        module = assembled(module, facts)
+    stored_mean, stored_std = file_statistics(settings, facts)
+    mean = stored_mean if stored_mean is not None else default_mean
+    std = stored_std if stored_std is not None else default_std
+    if len(mean) != channels or len(std) != channels:
+        raise InputError(
+            f"mean and std of {settings.name} have {len(mean)} and {len(std)} channels, the "
+            f"images {channels}; give {channels} of each"
+        )
+    stages: Sequence[str] | None = settings.stages
+    if stages is None and given is None:
+        stages = default_stages(settings.name, module, data.shape)
+    model = StagedModel(module, stages, mean=mean, std=std)
+    if weights_file(settings) is not None:
+        load_file(model, settings, facts, data)
+    return model
+
+
+def measure_model(model: StagedModel, data: Dataset, what: str) -> ModelSpec:
+    """Classes and shapes of a model's outputs, measured on a few images.
+
+    Args:
+        model: On any device.
+        data: The data set.
+        what: ``student`` or ``teacher``, for the error.
+
+    Raises:
+        InputError: Its number of classes is not the data set's.
+    """
+    device = model.mean.device
+    few = data.train.images_at(torch.arange(min(PROBE, len(data.train))))
+    spec = describe(model, few.to(device))
+    if spec.classes != len(data.classes):
+        raise InputError(
+            f"the {what} has {spec.classes} classes, the data set {data.name!r} has "
+            f"{len(data.classes)}; give a {what} for these or choose data.classes"
+        )
+    return spec
