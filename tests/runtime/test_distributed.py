@@ -29,7 +29,10 @@ from dskd.compare.progress import LogLines
 from dskd.compare.runner import run_grid
 from dskd.config import recipe
 from dskd.config.schema import Recipe
+from dskd.data import Split
+from dskd.data.augmentation import NO_AUGMENTATION
 from dskd.data.epoch_plan import draw_plan, largest_batch, steps
+from dskd.data.joint_loader import JointLoader
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
 from dskd.engine.evaluate import evaluate_accuracy
@@ -37,6 +40,7 @@ from dskd.engine.metrics import EpochMetrics
 from dskd.engine.mixing import Mixing
 from dskd.engine.prepare import prepare
 from dskd.engine.step import train_step
+from dskd.engine.targets import SoftTargets
 from dskd.engine.trainer import Trainer
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError, ProcessLost, Stopped
@@ -124,6 +128,22 @@ def gradients(name: str, size: int = 10, parts: int = 1) -> dict[str, torch.Tens
             shared, size, 0, distributed.rank(), distributed.world_size()
         )
     )
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.0)
+    wrapped = parallel(method, accumulates=parts > 1)
+    train_step(method, teacher_outputs, batch, optimizer, "float32", wrapped, parts=parts)
+    return {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+
+
+def joint_gradients(name: str, parts: int = 1) -> dict[str, torch.Tensor]:
+    """Of one step with twelve labelled and eight other images, mixed by CutMix."""
+    method, teacher_outputs = made_method(name)
+    rank, world = distributed.rank(), distributed.world_size()
+    others = Split.unlabelled(make_dataset(seed=1).train.images)
+    loader = JointLoader(MemoryLoader(DATA.train, CPU), MemoryLoader(others, CPU), 0.4)
+    plan = loader.draw_plan(0, 0, (2, True, None, NO_AUGMENTATION), 20, world)
+    batch = next(loader.batches(plan, 20, 0, rank, world))
+    mixing = Mixing(seed=0, classes=4, mixup=0.0, cutmix=1.0, probability=1.0)
+    batch = SoftTargets(4, 0.1)(mixing(batch))
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.0)
     wrapped = parallel(method, accumulates=parts > 1)
     train_step(method, teacher_outputs, batch, optimizer, "float32", wrapped, parts=parts)
@@ -235,6 +255,9 @@ def _steps_of_many(out: Path) -> None:
         said = {
             "gradients": {name: gradients(name) for name in EXACT},
             "accumulated": {name: gradients(name, 15, parts=2) for name in ("ce", "kd", "at")},
+            "joint": {
+                f"{name} {n}": joint_gradients(name, n) for name in ("kd", "at") for n in (1, 2)
+            },
             "poisoned": _poisoned_step(),
             "refusals": _refusals(),
             "evaluated": _evaluated(),
@@ -314,6 +337,21 @@ def test_gradients_that_are_accumulated_are_those_of_one_process_and_one_batch(
         own = one["accumulated"][name]
         assert own.keys() == expected.keys()
         assert all(torch.equal(own[key], said[0]["accumulated"][name][key]) for key in own)
+        for key, value in expected.items():
+            scale = value.abs().max().clamp_min(1.0).item()
+            torch.testing.assert_close(own[key], value, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kd", "at"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_with_images_without_labels_are_those_of_one_process_and_one_batch(
+    said: list[Any], name: str, parts: int
+) -> None:
+    expected = joint_gradients(name)
+    for one in said:
+        own = one["joint"][f"{name} {parts}"]
+        assert own.keys() == expected.keys()
         for key, value in expected.items():
             scale = value.abs().max().clamp_min(1.0).item()
             torch.testing.assert_close(own[key], value, rtol=0, atol=1e-5 * scale)

@@ -24,11 +24,12 @@ from dskd.compare.records import (
 from dskd.compare.variants import MethodVariant
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_run, build_teacher_outputs
-from dskd.engine.build_data import load_data
+from dskd.engine.build_data import load_training_data
 from dskd.engine.build_model import build_model
 from dskd.engine.preflight import rehearse
 from dskd.engine.prepare import Prepared, check_cache, log_stages, prepare_teacher
 from dskd.engine.train_teacher import given_teacher, trained_teacher
+from dskd.engine.unlabelled import log_unlabelled, teacher_loader
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError, Stopped, option
 from dskd.methods.contracts import TeacherNeeds
@@ -93,7 +94,8 @@ def _run_grid(grid: Grid, callback: Callback, objects: UserObjects) -> Compariso
             teacher = trained_teacher(prepared, loaders, folder, resume)
         write_facts(grid.path, with_teacher(grid.path, facts, teacher), device)
         repair_rows(grid)
-        outputs = build_teacher_outputs(grid.recipe, loaders.train, teacher, prepared.needs)
+        images = teacher_loader(grid.recipe.data, loaders)
+        outputs = build_teacher_outputs(grid.recipe, images, teacher, prepared.needs)
         outputs.open()
         seed_runner = _SeedRunner(grid, loaders, objects, outputs, ResultRecorder(grid, callback))
         for seed in grid.seeds:
@@ -110,7 +112,7 @@ def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared
     Raises:
         InputError: A method does not fit the models. The message names it.
     """
-    data = load_data(grid.recipe.data, objects.data)
+    data = load_training_data(grid.recipe.data, objects.data)
     for note in data.notes:
         log.info(note)
     recipe = grid.recipe_with_teacher() or grid.recipe.changed(method=grid.variants[0].method)
@@ -126,6 +128,7 @@ def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared
             needs |= rehearse(own, data, student, teacher.model if teacher else None)
         except InputError as error:
             raise InputError(f"{variant.label}: {error}") from error
+        log_unlabelled(own, data)
     prepared = Prepared(recipe, data, student, teacher, needs)
     check_cache(prepared)
     return prepared

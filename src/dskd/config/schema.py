@@ -127,6 +127,13 @@ class DataSettings(Settings):
     interpolation: Interpolation | None = None
     """How your own images and random resized crops are resized: ``bilinear`` or ``bicubic``. None
     averages blocks of pixels where images shrink by a whole factor, and is bicubic otherwise."""
+    unlabelled: PathSetting | None = None
+    """A folder of images without labels, at any depth. They join the training, and the student
+    learns from the teacher's outputs for them. Files that are training, validation or test images
+    are left out."""
+    unlabelled_share: Annotated[Positive, Field(lt=1)] = 0.5
+    """Share of each batch that comes from ``unlabelled``. An epoch is one pass over the labelled
+    images."""
     loading: Loading = "auto"
     """For your own images: ``memory`` decodes all images once and keeps them on the device.
     ``stream`` decodes them in worker processes whenever they are used. ``auto`` streams images that
@@ -269,6 +276,7 @@ class Recipe(Settings):
         plain: dict[str, Any] = self.model_dump(mode="json")
         places = (
             ("data", "root"),
+            ("data", "unlabelled"),
             ("data", "cache_dir"),
             ("student", "checkpoint"),
             ("student", "pretrained"),

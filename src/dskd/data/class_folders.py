@@ -64,7 +64,7 @@ def scan(root: Path) -> ClassFolders:
             has no image, two folders could be the validation split, or a split has classes that the
             training images lack.
     """
-    parts = _entries(root)
+    parts = entries(root)
     train = TRAIN if {TRAIN, *EVALUATION} & {*parts} else ""
     files = FolderFiles(root, (TRAIN, *EVALUATION) if train else parts, depth=None)
     classes = _class_folders(files, train)
@@ -98,12 +98,20 @@ def scan(root: Path) -> ClassFolders:
     return ClassFolders(files, train, classes, images, validation, evaluation, bad, notes)
 
 
-def _entries(root: Path) -> list[str]:
-    """The files and folders right below the root that are not hidden."""
+def entries(root: Path, setting: str = "data.root") -> list[str]:
+    """The files and folders right below the root that are not hidden.
+
+    Args:
+        root: The folder.
+        setting: That names it, for errors.
+
+    Raises:
+        InputError: It cannot be listed.
+    """
     try:
         return [entry.name for entry in root.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
-        raise InputError(f"cannot list {root}: {error}; check data.root") from error
+        raise InputError(f"cannot list {root}: {error}; check {setting}") from error
 
 
 def _prefix(part: str) -> str:
@@ -129,7 +137,7 @@ def _class_folders(files: FolderFiles, part: str) -> list[str]:
     for name in files.names:
         if name.startswith(_prefix(part)):
             match name.removeprefix(_prefix(part)).split("/"):
-                case [folder, ""] if not _is_tool(folder):
+                case [folder, ""] if not is_tool(folder):
                     found.append(folder)
     return sorted(found)
 
@@ -144,7 +152,7 @@ def _images(
         folders = name.removeprefix(_prefix(part)).split("/")[:-1]
         if not folders or folders[0] not in labels:
             continue
-        if any(_is_tool(folder) for folder in folders):
+        if any(is_tool(folder) for folder in folders):
             continue
         reason = files.unreadable.get(name) or ("" if size else "empty")
         if reason:
@@ -153,7 +161,7 @@ def _images(
             yield name, labels[folders[0]]
 
 
-def _is_tool(name: str) -> bool:
+def is_tool(name: str) -> bool:
     """Whether a file or folder is hidden or was left behind by a tool."""
     return name.startswith(".") or name in TOOLS or name.lower() in TOOL_FILES
 
@@ -214,7 +222,7 @@ def _ignored(files: FolderFiles, train: str) -> list[str]:
     strange, tools = [], Counter[str]()
     for name in files.names:
         parts = name.rstrip("/").split("/")
-        tool = next((part for part in parts if _is_tool(part)), None)
+        tool = next((part for part in parts if is_tool(part)), None)
         if tool is not None:
             tools[tool] += not name.endswith("/")
         elif not name.endswith("/") and not (len(parts) > depth and is_image(name)):

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dskd.data.loader import Loader, MemoryLoader
+from dskd.data.loader import NO_LABEL, Loader, MemoryLoader
 from dskd.errors import InputError
 
 
@@ -89,6 +89,19 @@ class Split:
                 f"got {self.labels.dtype} {list(self.labels.shape)}"
             )
 
+    @classmethod
+    def unlabelled(cls, images: Tensor) -> Split:
+        """Images without labels.
+
+        Args:
+            images: uint8, ``[N, channels, height, width]``.
+
+        Example:
+            >>> Split.unlabelled(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).labels
+            tensor([-1, -1])
+        """
+        return cls(images, torch.full((len(images),), NO_LABEL))
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -129,7 +142,7 @@ class Dataset:
         name: Name in the recipe, such as ``"cifar100"``.
         train: Training split.
         test: Test split, on which the accuracy is reported.
-        classes: Name of each class, by label.
+        classes: Name of each class, by label; empty if no image has a label.
         mean: Mean of each channel, on the scale from 0 to 1.
         std: Standard deviation of each channel, on the scale from 0 to 1.
         validation: Validation split, a folder of its own or taken off the training images by
@@ -137,6 +150,7 @@ class Dataset:
         notes: Lines that tell the user about oddities of the files.
         ids: A second name of each class, by label, such as its WordNet id; may be empty.
         skipped: Names of image files that were left out, each with the reason.
+        unlabelled: Images without labels, which join the training; None without any.
         test_is_held_out: Whether ``data.val_fraction`` took the test split off the training images,
             because there was no other.
     """
@@ -152,12 +166,15 @@ class Dataset:
     ids: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     test_is_held_out: bool = False
+    unlabelled: Samples | None = None
 
     def __post_init__(self) -> None:
         for where, split in self.splits().items():
             if len(split) == 0:
                 raise InputError(f"{self.name}: the {where} split is empty; it needs images")
             low, high = int(split.labels.min()), int(split.labels.max())
+            if not self.classes and low == high == NO_LABEL:
+                continue
             if low < 0 or high >= len(self.classes):
                 raise InputError(
                     f"{self.name}: labels out of range in the {where} split: {low} to {high}, "
@@ -169,6 +186,24 @@ class Dataset:
                     f"training images {list(self.train.sample_shape)}; "
                     "give all one size with data.size"
                 )
+        self._check_unlabelled()
+
+    def _check_unlabelled(self) -> None:
+        others = self.unlabelled
+        if others is None:
+            return
+        if len(others) == 0:
+            raise InputError(f"{self.name}: there are no images without labels; give some")
+        if others.sample_shape != self.train.sample_shape:
+            raise InputError(
+                f"{self.name}: the images without labels are {list(others.sample_shape)}, the "
+                f"training images {list(self.train.sample_shape)}; give them that size"
+            )
+        if bool((others.labels != NO_LABEL).any()):
+            raise InputError(
+                f"{self.name}: an image without a label has the label {NO_LABEL}; make the split "
+                "with Split.unlabelled(images)"
+            )
 
     def splits(self) -> dict[str, Samples]:
         """The splits that exist, by name."""
@@ -185,7 +220,10 @@ class Dataset:
     def fingerprint(self) -> str:
         """A hash of all images and labels: equal for equal data only (see `Samples.add_to`)."""
         digest = hashlib.sha256()
-        for where, split in self.splits().items():
+        splits = self.splits()
+        if self.unlabelled is not None:
+            splits["unlabelled"] = self.unlabelled
+        for where, split in splits.items():
             digest.update(f"{where} {[len(split), *split.sample_shape]}".encode())
             split.add_to(digest)
         return digest.hexdigest()

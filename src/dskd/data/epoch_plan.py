@@ -31,6 +31,9 @@ class EpochPlan:
         padding: Width of the border of zeros around the image before the crop, in pixels.
         epoch: Number of the epoch, from 0.
         augmentation: What else is done with the images.
+        unlabelled: The plan of the images without labels that join the steps
+            (`dskd.data.joint_plan`); None without them.
+        bounds: Where the steps begin and end in `order`; None cuts it by the size of a batch.
     """
 
     order: Tensor
@@ -41,6 +44,8 @@ class EpochPlan:
     padding: int
     epoch: int = 0
     augmentation: Augmentation = NO_AUGMENTATION
+    unlabelled: EpochPlan | None = None
+    bounds: tuple[int, ...] | None = None
 
     @property
     def views(self) -> Tensor:
@@ -76,7 +81,8 @@ class EpochPlan:
         Returns:
             For each step, a slice of `order` and the number of samples over all processes.
         """
-        for start, stop in pairwise(_bounds(len(self.order), batch_size, world_size)):
+        bounds = self.bounds or step_bounds(len(self.order), batch_size, world_size)
+        for start, stop in pairwise(bounds):
             yield slice(start + rank, stop, world_size), stop - start
 
 
@@ -101,7 +107,7 @@ def steps(num_samples: int, batch_size: int, world_size: int = 1) -> int:
         >>> steps(10, 4), steps(9, 4), steps(11, 4, world_size=2)
         (3, 2, 2)
     """
-    return len(_bounds(num_samples, batch_size, world_size)) - 1
+    return len(step_bounds(num_samples, batch_size, world_size)) - 1
 
 
 def largest_batch(batch_size: int, world_size: int = 1) -> int:
@@ -114,7 +120,13 @@ def largest_batch(batch_size: int, world_size: int = 1) -> int:
     return -(-(batch_size + MIN_SAMPLES * world_size - 1) // world_size)
 
 
-def _bounds(num_samples: int, batch_size: int, world_size: int) -> list[int]:
+def step_bounds(num_samples: int, batch_size: int, world_size: int = 1) -> list[int]:
+    """Where the steps of an epoch begin and end, see `steps`.
+
+    Example:
+        >>> step_bounds(10, 4), step_bounds(9, 4)
+        ([0, 4, 8, 10], [0, 4, 9])
+    """
     bounds = [*range(0, num_samples, batch_size), num_samples]
     if len(bounds) > 2 and num_samples - bounds[-2] < MIN_SAMPLES * world_size:
         del bounds[-2]
@@ -151,7 +163,7 @@ def draw_views(num_samples: int, padding: int, flip: bool, views: int) -> Tensor
         [[0, 2, 4, 6, 8, 10, 12, 14, 16]]
     """
     total = count_views(padding, flip)
-    random = _stream(0, 0, 6)
+    random = random_stream(0, 0, 6)
     views_of_each = np.empty((num_samples, views), np.int64)
     # Floyd's draw without replacement (Bentley and Floyd, CACM 1987), for all samples at once.
     for place, top in enumerate(range(total - views, total)):
@@ -169,6 +181,7 @@ def draw_plan(
     flip: bool = False,
     views_of_each: Tensor | None = None,
     augmentation: Augmentation = NO_AUGMENTATION,
+    first_stream: int = 0,
 ) -> EpochPlan:
     """Draw the plan of an epoch.
 
@@ -185,6 +198,7 @@ def draw_plan(
             `draw_views` with the same padding and flip; each is equally likely. None for all views.
             The rest of the plan is the same either way.
         augmentation: What else is done with the images.
+        first_stream: Number of the first random stream; another number gives an unrelated plan.
 
     Example:
         >>> draw_plan(0, 0, 4).order.sort().values
@@ -192,7 +206,7 @@ def draw_plan(
     """
 
     def stream(part: int) -> np.random.Generator:
-        return _stream(seed, epoch, part)
+        return random_stream(seed, epoch, first_stream + part)
 
     if views_of_each is None:
         dy, dx = (
@@ -220,7 +234,8 @@ def _side(padding: int) -> int:
     return 2 * padding + 1
 
 
-def _stream(seed: int, epoch: int, part: int) -> np.random.Generator:
+def random_stream(seed: int, epoch: int, part: int) -> np.random.Generator:
+    """The random stream of one part of an epoch."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, part])))
 
 

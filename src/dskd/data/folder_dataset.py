@@ -48,7 +48,8 @@ def assemble(folders: ClassFolders, options: ReadOptions, outcome: Outcome) -> D
 
     Args:
         folders: What was found in the folder.
-        options: How it is read; its `val_fraction` is held out if there is no test split.
+        options: How it is read; its `val_fraction` is held out if there is no test split. Without
+            classes, the first image is the test split, and nothing is held out.
         outcome: What became of its images.
 
     Raises:
@@ -67,6 +68,8 @@ def assemble(folders: ClassFolders, options: ReadOptions, outcome: Outcome) -> D
     test = splits[folders.evaluation] if folders.evaluation else None
     notes = [*folders.notes, *_left_out(skipped), *_shallow(outcome.deepest), *outcome.notes]
     held_out = test is None
+    if not folders.classes:
+        test, held_out = train.take(torch.tensor([0])), False
     if test is None:
         fraction = options.val_fraction or 0.0
         test, train = hold_out(train, fraction)

@@ -60,11 +60,25 @@ def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dat
             f"{files.root} has no val/CLASS/ or test/CLASS/, and data.val_fraction=0 holds no "
             "image out; add a folder, or drop data.val_fraction"
         )
-    options = replace(options, val_fraction=held_out)
+    return read(folders, replace(options, val_fraction=held_out), cache_dir, "folder")
+
+
+def read(folders: ClassFolders, options: ReadOptions, cache_dir: Path | None, name: str) -> Dataset:
+    """Read the images that were found in a folder, or leave them in their files.
+
+    Args:
+        folders: What was found.
+        options: How it is read.
+        cache_dir: As for `load`.
+        name: Of the cached file.
+
+    Raises:
+        InputError: Images cannot be used, or have different sizes and ``size`` is None.
+    """
     if note := must_stream(folders, options):
         return stream_folder(folders, options, cache_dir, note)
-    key = options.size, options.form, options.skip_bad, held_out
-    return cached("folder", files, key, cache_dir, lambda: _build(folders, options, cache_dir))
+    key = options.size, options.form, options.skip_bad, options.val_fraction
+    return cached(name, folders.files, key, cache_dir, lambda: _build(folders, options, cache_dir))
 
 
 def _build(folders: ClassFolders, options: ReadOptions, cache_dir: Path | None) -> Dataset:

@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dskd.data.epoch_plan import EpochPlan
+from dskd.data.augmentation import Augmentation
+from dskd.data.epoch_plan import EpochPlan, draw_plan
 from dskd.data.transforms import crop_and_flip, distort, random_resized_crops
 
 if TYPE_CHECKING:
     from dskd.data.dataset import Dataset, Samples
 
+NO_LABEL = -1
+"""In place of the label of an image that has none."""
+ViewChoice = tuple[int, bool, Tensor | None, Augmentation]
+"""How views are drawn: padding, flip, views of each image, and augmentation, as in `draw_plan`."""
 AUGMENT_BYTES = 16 << 20
 """Bytes of images that a GPU augments in one call."""
 
@@ -32,7 +37,7 @@ class Batch:
 
     Attributes:
         images: uint8 ``[B, C, H, W]``, augmented; each model applies its own normalisation.
-        labels: int64 ``[B]``.
+        labels: int64 ``[B]``; `NO_LABEL` for an image without a label.
         indices: int64 ``[B]``, index of each sample in the split.
         views: int64 ``[B]``, number of each sample's view (see `EpochPlan.views`).
         seeds: int64 ``[B]``, random numbers that methods draw from (see
@@ -45,6 +50,8 @@ class Batch:
         part: Which part of the step this is, from 0, if the step accumulates gradients.
         soft_targets: float32 ``[B, K]``, what cross-entropies with the labels learn in place of
             ``labels``; None if it is these.
+        kinds: How many samples of the whole step, over all processes, have a label, and how many
+            have none; None if all have one.
     """
 
     images: Tensor
@@ -58,6 +65,7 @@ class Batch:
     global_size: int = 0
     part: int = 0
     soft_targets: Tensor | None = None
+    kinds: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.global_size:
@@ -67,6 +75,16 @@ class Batch:
     def targets(self) -> Tensor:
         """What cross-entropies learn: int64 ``[B]``, or float32 ``[B, K]`` if they are soft."""
         return self.labels if self.soft_targets is None else self.soft_targets
+
+    @property
+    def label_scale(self) -> float:
+        """The factor that makes a mean over all images of a step one over those with a label.
+
+        An image without a label counts as 0 in the first mean. Parts of a step and processes all
+        have the factor of the whole step, so their weighted mean is exact, however many labels
+        each of them has.
+        """
+        return 1.0 if self.kinds is None else sum(self.kinds) / self.kinds[0]
 
 
 class Loader(ABC):
@@ -85,6 +103,29 @@ class Loader(ABC):
     def __len__(self) -> int:
         """N, the number of samples."""
         return len(self.labels)
+
+    @property
+    def labelled_samples(self) -> int:
+        """How many samples have a label: those that an epoch goes over."""
+        return len(self)
+
+    def step_sizes(self, batch_size: int, world_size: int = 1) -> tuple[int, int]:
+        """How many samples of a step have a label, and how many have none."""
+        return batch_size, 0
+
+    def draw_plan(
+        self, seed: int, epoch: int, how: ViewChoice, batch_size: int, world_size: int = 1
+    ) -> EpochPlan:
+        """The plan of an epoch, for `batches`.
+
+        Args:
+            seed: Of the run.
+            epoch: From 0.
+            how: How views are drawn.
+            batch_size: As for `batches`.
+            world_size: As for `batches`.
+        """
+        return draw_plan(seed, epoch, len(self), *how)
 
     @abstractmethod
     def batches(
@@ -232,6 +273,7 @@ class DataLoaders:
         train: Loader of the training split.
         test: Loader of the test split.
         validation: Loader of the validation split; None without one.
+        unlabelled: Loader of the images without labels; None without any.
     """
 
     def __init__(self, data: Dataset, device: torch.device) -> None:
@@ -239,3 +281,4 @@ class DataLoaders:
         self.train = data.train.loader(device)
         self.test = data.test.loader(device)
         self.validation = data.validation.loader(device) if data.validation is not None else None
+        self.unlabelled = data.unlabelled.loader(device) if data.unlabelled is not None else None

@@ -50,7 +50,7 @@ class Mix:
         """The soft targets, float32 ``[B, K]``.
 
         Args:
-            own: Labels, int64 ``[B]``.
+            own: Labels, int64 ``[B]``; those below 0 stand for no label and count as class 0.
             neighbours: As many.
             classes: K.
 
@@ -59,7 +59,8 @@ class Mix:
             >>> Mix(0.75).targets(torch.tensor([0]), torch.tensor([2]), 3)
             tensor([[0.7500, 0.0000, 0.2500]])
         """
-        one, other = (F.one_hot(labels, classes).float() for labels in (own, neighbours))
+        known = (labels.clamp_min(0) for labels in (own, neighbours))
+        one, other = (F.one_hot(labels, classes).float() for labels in known)
         return self.share * one + (1 - self.share) * other
 
     def main_labels(self, own: Tensor, neighbours: Tensor) -> Tensor:

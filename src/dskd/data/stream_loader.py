@@ -168,7 +168,7 @@ def _key(plan: EpochPlan) -> Hashable:
     digest = hashlib.sha256()
     for part in (plan.order, plan.dy, plan.dx, plan.flip, plan.seeds):
         digest.update(part.numpy().data)
-    return digest.digest(), plan.epoch, plan.padding, plan.augmentation
+    return digest.digest(), plan.epoch, plan.padding, plan.augmentation, plan.bounds
 
 
 class _PlannedJobs(Sampler[Job]):

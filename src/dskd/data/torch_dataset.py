@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from dskd.data.dataset import Dataset, Samples, Split, channel_statistics, distinct_names
+from dskd.data.loader import NO_LABEL
 from dskd.data.pixels import RGB, PixelForm
 from dskd.data.sample_pixels import sample_pixels
 from dskd.data.subset import HELD_OUT, hold_out
@@ -39,11 +40,14 @@ class TorchSplits:
         train: The training images: anything with a length whose items are pairs.
         test: The test images; None holds out a part of the training images.
         validation: The validation images; may be None.
+        unlabelled: Images without labels, which join the training; may be None. Items are images,
+            or tuples of an image and more, which is ignored.
     """
 
     train: Any
     test: Any = None
     validation: Any = None
+    unlabelled: Any = None
 
     def read(
         self,
@@ -82,6 +86,7 @@ class TorchSplits:
                 reader = _Reader(part, what, size, channels, form)
                 splits[what] = reader.split()
                 deep |= reader.deep
+        others = self._read_unlabelled(splits["training"], channels, form)
         train: Samples = splits["training"]
         test: Samples | None = splits.get("test")
         notes = _notes(splits, names, deep)
@@ -101,7 +106,16 @@ class TorchSplits:
             std=std,
             notes=tuple(notes),
             test_is_held_out=self.test is None,
+            unlabelled=others,
         )
+
+    def _read_unlabelled(self, train: Split, channels: int | None, form: PixelForm) -> Split | None:
+        """The images without labels, in the size of the others."""
+        if self.unlabelled is None:
+            return None
+        own, height, width = train.sample_shape
+        size = height if height == width else None
+        return _Reader(self.unlabelled, "unlabelled", size, channels or own, form, False).split()
 
     def _check_fraction(self, val_fraction: float | None) -> None:
         if self.test is None and val_fraction == 0:
@@ -138,6 +152,7 @@ class _Reader:
         size: Height and width; None keeps that of the images.
         channels: See `TorchSplits.read`.
         form: See `TorchSplits.read`.
+        labelled: Whether items are pairs of an image and its label.
 
     Attributes:
         deep: Whether an image had more than 256 levels.
@@ -150,8 +165,9 @@ class _Reader:
         size: int | None,
         channels: int | None,
         form: PixelForm,
+        labelled: bool = True,
     ) -> None:
-        self.given, self.what, self.size = given, what, size
+        self.given, self.what, self.size, self.labelled = given, what, size, labelled
         self.channels, self.form, self.deep = channels, form, False
 
     def split(self) -> Split:
@@ -206,11 +222,13 @@ class _Reader:
             item = self.given[index]
         except Exception as error:  # a user's class may raise anything
             raise InputError(f"{where} cannot be read: {first_line(error)}") from error
-        if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2:
+        if not self.labelled:
+            item = (item[0] if isinstance(item, list | tuple) and item else item), NO_LABEL
+        elif not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2:
             raise InputError(f"{where} is {_described(item)}, not a pair (image, label)")
         try:
             image, deep = sample_pixels(item[0], self.size, self.channels, self.form)
-            label = _label(item[1])
+            label = _label(item[1]) if self.labelled else NO_LABEL
         except ValueError as error:
             raise InputError(f"{where} {error}") from error
         self.deep |= deep

@@ -148,7 +148,7 @@ def random_resized_crops(images: Tensor, seeds: Tensor, augmentation: Augmentati
     Returns:
         uint8 ``[B, C, H, W]``; the images themselves if there is no such crop.
     """
-    if augmentation.crop_scale is None:
+    if augmentation.crop_scale is None or len(images) == 0:
         return images
     size = height, width = images.shape[2], images.shape[3]
     boxes = [draw_box(crop, height, width, augmentation) for crop, _ in seeds_of_parts(seeds)]

@@ -16,7 +16,13 @@ from dskd.methods.contracts import StepOutput
 from dskd.runtime import distributed
 
 
-def count_parts(global_size: int, batch_size: int, accumulate: int, world_size: int = 1) -> int:
+def count_parts(
+    global_size: int,
+    batch_size: int,
+    accumulate: int,
+    world_size: int = 1,
+    fewest: int | None = None,
+) -> int:
     """How many parts a step has: as few as possible of at most ``batch_size`` samples each.
 
     The last step of an epoch may have fewer samples than the others. Each process gets two samples
@@ -27,20 +33,34 @@ def count_parts(global_size: int, batch_size: int, accumulate: int, world_size: 
         batch_size: Samples of a part, over all processes.
         accumulate: Most parts.
         world_size: Number of processes.
+        fewest: Samples that the process with the fewest has; None for an even share.
 
     Example:
         >>> count_parts(64, 16, 4), count_parts(65, 16, 4), count_parts(20, 16, 4)
         (4, 4, 2)
     """
     needed = min(accumulate, -(-global_size // batch_size))
-    return max(1, min(needed, global_size // (MIN_SAMPLES * world_size)))
+    fewest = global_size // world_size if fewest is None else fewest
+    return max(1, min(needed, fewest // MIN_SAMPLES))
+
+
+def process_sizes(batch: Batch, world_size: int) -> list[int]:
+    """How many samples of a step each process has.
+
+    Rank r of N has every N-th sample with a label, and every N-th without, each from the r-th on.
+    """
+    kinds = batch.kinds or (batch.global_size,)
+    return [
+        sum(-(-max(0, size - rank) // world_size) for size in kinds) for rank in range(world_size)
+    ]
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
     """The parts of this process's share of a batch.
 
     The whole batch is cut into parts of nearly the same size. Each process takes its share of each
-    part, so that the parts hold the same samples for any number of processes.
+    part, so that the parts hold the same samples for any number of processes. With images without
+    labels, each process cuts its own share, in which both kinds are evenly mixed.
 
     Args:
         batch: This process's samples.
@@ -49,8 +69,13 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     if parts == 1:
         return [batch]
     rank, world = distributed.rank(), distributed.world_size()
-    whole = [batch.global_size * number // parts for number in range(parts + 1)]
-    own = [max(0, -(-(bound - rank) // world)) for bound in whole]
+    if batch.kinds is None:
+        whole = [batch.global_size * number // parts for number in range(parts + 1)]
+        own = [max(0, -(-(bound - rank) // world)) for bound in whole]
+    else:
+        sizes = process_sizes(batch, world)
+        cuts = [[size * number // parts for size in sizes] for number in range(parts + 1)]
+        whole, own = [sum(cut) for cut in cuts], [cut[rank] for cut in cuts]
     found = []
     for number, (start, stop) in enumerate(pairwise(own)):
         values: dict[str, Any] = {

@@ -13,6 +13,7 @@ from dskd import methods
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.epoch_plan import draw_views, largest_batch
+from dskd.data.joint_plan import largest_joint_batch
 from dskd.data.loader import Batch, DataLoaders, Loader
 from dskd.engine.average import StudentAverage
 from dskd.engine.build_model import measure_model
@@ -22,6 +23,7 @@ from dskd.engine.optimizer import make_optimizer
 from dskd.engine.targets import soft_targets
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
+from dskd.engine.unlabelled import training_loader
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.staged_model import StagedModel
@@ -44,9 +46,17 @@ def build_method(
         measure_model(teacher.model, data, "teacher") if teacher is not None else None,
         copy.deepcopy(classifier),
         data.train.labels,
-        largest_batch(recipe.train.batch_size, distributed.world_size()),
+        _largest_batch(recipe, data),
     )
     return methods.find(recipe.method.name)(pair, **recipe.method.options)
+
+
+def _largest_batch(recipe: Recipe, data: Dataset) -> int:
+    """Most samples that one process can have in a forward pass."""
+    size, world = recipe.train.batch_size, distributed.world_size()
+    if data.unlabelled is None:
+        return largest_batch(size, world)
+    return largest_joint_batch(size, recipe.data.unlabelled_share, world)
 
 
 def build_teacher_outputs(
@@ -58,7 +68,7 @@ def build_teacher_outputs(
 
     Args:
         recipe: The run.
-        loader: Of the training split, on the teacher's device.
+        loader: Of all images that the teacher sees, on its device.
         teacher: The frozen teacher; None for a method that needs none.
         needs: Which outputs a cache holds.
     """
@@ -160,7 +170,7 @@ def build_run(
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     if recipe.train.compile:
         compile_in_place(method)
-    trainer = build_trainer(recipe, method, teacher_outputs, data.train)
+    trainer = build_trainer(recipe, method, teacher_outputs, training_loader(recipe, data))
     torch.manual_seed(_stream(recipe.seed, 2 + distributed.rank()))
     return TrainingRun(recipe, data, trainer, directory)
 

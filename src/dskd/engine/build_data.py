@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dskd.config.schema import AUGMENTATIONS, DataSettings
 from dskd.data import Dataset, load_dataset, take_part
+from dskd.data.catalog import DATASETS
 from dskd.data.pixels import PixelForm
+from dskd.data.read_options import ImageOptions, read_options
 from dskd.data.torch_dataset import TorchSplits
+from dskd.data.unlabelled_folder import join_unlabelled
 from dskd.errors import InputError
 
 OF_IMAGES_IN_MEMORY = {
@@ -15,10 +20,22 @@ OF_IMAGES_IN_MEMORY = {
     "val_fraction",
     "test_fraction",
     "interpolation",
+    "unlabelled",
+    "unlabelled_share",
 } | {*AUGMENTATIONS}
 """The keys of ``data`` that apply to images given in Python."""
 OF_SAMPLES = {"size", "channels", "value_range", "crop_pct"}
 """The keys that apply to torch's data sets, too."""
+OF_FILES = {
+    "value_range",
+    "max_pixels",
+    "skip_bad",
+    "crop_pct",
+    "interpolation",
+    "loading",
+    "workers",
+}
+"""The keys that say how image files are read, and so apply to ``data.unlabelled``, too."""
 
 
 def load_data(settings: DataSettings, given: Dataset | TorchSplits | None = None) -> Dataset:
@@ -28,29 +45,78 @@ def load_data(settings: DataSettings, given: Dataset | TorchSplits | None = None
         InputError: It cannot be read, or a setting does not apply to images in memory.
     """
     if given is not None:
-        of_files = DataSettings.model_fields.keys() - OF_IMAGES_IN_MEMORY
-        if isinstance(given, TorchSplits):
-            of_files -= OF_SAMPLES
-        for key in sorted(of_files):
-            if not settings.is_default(key):
-                raise InputError(f"data.{key} does not apply to images given in Python; drop it")
-        if isinstance(given, TorchSplits):
-            given = given.read(
-                size=settings.size,
-                channels=settings.channels,
-                form=PixelForm(
-                    value_range=settings.value_range,
-                    crop_pct=settings.crop_pct,
-                    interpolation=settings.interpolation,
-                ),
-                val_fraction=settings.val_fraction,
-            )
-        fractions = settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
-        return take_part(given, settings.classes, *fractions)
+        return _given(settings, given)
     if settings.name.startswith("<"):
         raise InputError(
             f"this run's images were given in Python as {settings.name}; give them again, as "
             "in dskd.evaluate(run, data=dataset)"
         )
-    chosen = settings.model_dump(exclude={"name", *AUGMENTATIONS})
-    return load_dataset(settings.name, **chosen)
+    left_out = {"name", "unlabelled", "unlabelled_share", *AUGMENTATIONS}
+    if settings.unlabelled is not None and not _are_files(settings):
+        left_out |= OF_FILES - {"interpolation"}
+    return load_dataset(settings.name, **settings.model_dump(exclude=left_out))
+
+
+def load_training_data(
+    settings: DataSettings, given: Dataset | TorchSplits | None = None
+) -> Dataset:
+    """The data set of `load_data`, with the images of ``data.unlabelled``.
+
+    Raises:
+        InputError: As `load_data`, or the images without labels cannot be read.
+    """
+    data = load_data(settings, given)
+    if settings.unlabelled is None:
+        if data.unlabelled is None and not settings.is_default("unlabelled_share"):
+            raise InputError(
+                "data.unlabelled_share is the share of images without labels, and there are none; "
+                "set data.unlabelled, or drop it"
+            )
+        return data
+    options = read_options(None, None, **_image_options(settings))
+    in_files = given is None and _are_files(settings)
+    return join_unlabelled(
+        data,
+        settings.unlabelled,
+        options,
+        settings.cache_dir,
+        own_root=settings.root if in_files else None,
+        share=settings.unlabelled_share,
+    )
+
+
+def _are_files(settings: DataSettings) -> bool:
+    """Whether the labelled images are image files."""
+    entry = DATASETS.get(settings.name)
+    return entry is not None and entry.own_images
+
+
+def _image_options(settings: DataSettings) -> ImageOptions:
+    options: Any = {key: getattr(settings, key) for key in OF_FILES}
+    found: ImageOptions = options
+    return found
+
+
+def _given(settings: DataSettings, given: Dataset | TorchSplits) -> Dataset:
+    """The data set that was given in Python."""
+    of_others = DataSettings.model_fields.keys() - OF_IMAGES_IN_MEMORY
+    if isinstance(given, TorchSplits):
+        of_others -= OF_SAMPLES
+    if settings.unlabelled is not None:
+        of_others -= OF_FILES | {"cache_dir"}
+    for key in sorted(of_others):
+        if not settings.is_default(key):
+            raise InputError(f"data.{key} does not apply to images given in Python; drop it")
+    if isinstance(given, TorchSplits):
+        given = given.read(
+            size=settings.size,
+            channels=settings.channels,
+            form=PixelForm(
+                value_range=settings.value_range,
+                crop_pct=settings.crop_pct,
+                interpolation=settings.interpolation,
+            ),
+            val_fraction=settings.val_fraction,
+        )
+    fractions = settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
+    return take_part(given, settings.classes, *fractions)

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from dskd.config.short_forms import data_settings
 from dskd.data.dataset import Dataset
 from dskd.data.torch_dataset import TorchSplits, as_splits
@@ -24,7 +27,7 @@ def split_data(data: DataArgument) -> tuple[dict[str, Any], Dataset | TorchSplit
         data: A name; the folder of images, as a `Path` or text that is no name; a
             `dskd.data.Dataset`; torch's map-style data set of (image, label) pairs; or settings.
             Settings may hold a data set under ``dataset``, and for one of torch its other splits
-            under ``test`` and ``validation``.
+            under ``test`` and ``validation``, and images without labels under ``unlabelled``.
 
     Returns:
         The settings of the section ``data``, and the images; None if the settings name them.
@@ -36,7 +39,8 @@ def split_data(data: DataArgument) -> tuple[dict[str, Any], Dataset | TorchSplit
         return data_settings(data), None
     values = dict(data) if isinstance(data, Mapping) else {"dataset": data}
     given = values.pop("dataset", None)
-    others = {key: values.pop(key) for key in ("test", "validation") if key in values}
+    keys = [key for key in ("test", "validation", "unlabelled") if _is_object(values, key)]
+    others = {key: values.pop(key) for key in keys}
     if given is None:
         if others:
             raise InputError(f"data: {min(others)} is given without dataset; give both")
@@ -47,14 +51,32 @@ def split_data(data: DataArgument) -> tuple[dict[str, Any], Dataset | TorchSplit
         return {"name": name_of(given)} | values, given
     form = "data.dataset" if isinstance(data, Mapping) else "data"
     splits = {"train": _torch_dataset(given, form)}
+    unlabelled = _images(others.pop("unlabelled", None))
     splits |= {key: _torch_dataset(one, f"data.{key}") for key, one in others.items()}
+    splits["unlabelled"] = unlabelled
     return {"name": name_of(given)} | values, TorchSplits(**splits)
+
+
+def _is_object(values: Mapping[str, Any], key: str) -> bool:
+    """Whether images are given as an object. Those without labels may be a folder, or None."""
+    if key == "unlabelled":
+        return not isinstance(values.get(key), str | os.PathLike | None)
+    return key in values
+
+
+def _images(given: object) -> object:
+    """Images without labels, which also an array or a tensor can hold."""
+    if not isinstance(given, Tensor | np.ndarray | None):
+        return _torch_dataset(given, "data.unlabelled")
+    return given
 
 
 def _torch_dataset(given: object, where: str) -> object:
     splits = as_splits(given)
     if splits is None:
         forms = "a dskd.Dataset or a data set of (image, label) pairs"
+        if where == "data.unlabelled":
+            forms = "a folder or a data set of images"
         if where == "data":
             forms = (
                 "a name, a folder, a dskd.Dataset, a data set of (image, label) pairs or a mapping "

@@ -38,6 +38,8 @@ class EpochMetrics:
     def add(self, batch: Batch, output: StepOutput) -> None:
         """Adds a step."""
         hits = (output.logits.argmax(1) == batch.labels).float().mean()
+        if batch.kinds is not None:
+            hits = hits * batch.label_scale  # no class is that of an image without a label
         values = {
             "train_loss": output.objective,
             "train_accuracy": 100 * hits,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
 from dskd.config.train_settings import TrainSettings
-from dskd.data.loader import Batch
+from dskd.data.loader import NO_LABEL, Batch
 from dskd.data.mixing import draw_mix
 from dskd.errors import InputError
 from dskd.methods.base import Method
@@ -17,6 +20,7 @@ class Mixing:
     """Mixes the images of a batch. Its labels become those of the class with the larger share.
 
     The neighbour of an image is the one before it in the step, and the last one for the first.
+    Images without labels are mixed with each other, as a mixed image has the labels of both.
 
     Args:
         seed: Of the run.
@@ -46,14 +50,23 @@ class Mixing:
         )
         if mix is None:
             return batch
-        images = distributed.previous_rows(batch.images, batch.global_size)
-        labels = distributed.previous_rows(batch.labels, batch.global_size)
+        images, labels = (_neighbours(rows, batch) for rows in (batch.images, batch.labels))
         return replace(
             batch,
             images=mix.images(batch.images, images),
             labels=mix.main_labels(batch.labels, labels),
             soft_targets=mix.targets(batch.labels, labels, self.classes),
         )
+
+
+def _neighbours(rows: Tensor, batch: Batch) -> Tensor:
+    """For each image of a batch, the row of its neighbour."""
+    if batch.kinds is None:
+        return distributed.previous_rows(rows, batch.global_size)
+    found, unlabelled = torch.empty_like(rows), batch.labels == NO_LABEL
+    for where, size in zip((~unlabelled, unlabelled), batch.kinds, strict=True):
+        found[where] = distributed.previous_rows(rows[where], size)
+    return found
 
 
 def build_mixing(settings: TrainSettings, seed: int, classes: int) -> Mixing | None:

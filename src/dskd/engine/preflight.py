@@ -10,11 +10,13 @@ from dskd import methods
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.epoch_plan import MIN_SAMPLES
+from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_method, build_trainer
 from dskd.engine.mixing import check_mixes
 from dskd.engine.optimizer import set_rate
 from dskd.engine.targets import check_learns_labels
 from dskd.engine.trainer import Trainer
+from dskd.engine.unlabelled import check_unlabelled, training_loader
 from dskd.errors import InputError, NonFiniteError, first_line
 from dskd.methods.base import Method
 from dskd.methods.contracts import TeacherNeeds
@@ -100,7 +102,8 @@ def rehearse(
         check_cacheable(recipe.teacher.cache, method.needs, recipe.method.name)
     check_mixes(recipe.train, method, recipe.method.name)
     check_learns_labels(recipe.train, method, recipe.method.name)
-    loader = data.train.loader(torch.device("cpu"))
+    check_unlabelled(recipe, data, method)
+    loader = training_loader(recipe, DataLoaders(data, torch.device("cpu")))
     _rehearse_step(build_trainer(recipe, method, TeacherOutputs(frozen), loader))
     return method.needs
 
@@ -136,7 +139,7 @@ def _rehearse_step(trainer: Trainer) -> None:
     set_rate(trainer.optimizer, 0.0)
     try:
         batch_size = min(trainer.batch_size, REHEARSED)
-        batch = next(trainer.loader.batches(trainer.plan(0), batch_size))
+        batch = next(trainer.loader.batches(trainer.plan(0, batch_size), batch_size))
         trainer.take_step(trainer.with_targets(batch))
     except (InputError, NonFiniteError):
         raise

@@ -13,10 +13,12 @@ from dskd.config.schema import MethodSettings, ModelSettings, Recipe, TeacherSet
 from dskd.config.train_settings import TrainSettings
 from dskd.data import Dataset
 from dskd.data.download import cache_folder
+from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_teacher_outputs
 from dskd.engine.build_model import build_model
 from dskd.engine.loss_scaler import check_float16
 from dskd.engine.preflight import check_split_size, rehearse
+from dskd.engine.unlabelled import teacher_loader
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.methods.contracts import TeacherNeeds
@@ -193,5 +195,5 @@ def check_cache(prepared: Prepared) -> None:
         cache_folder(None)  # before a teacher is trained
     if teacher is None or teacher.training is not None or not prepared.needs:
         return
-    loader = prepared.data.train.loader(torch.device("cpu"))
+    loader = teacher_loader(recipe.data, DataLoaders(prepared.data, torch.device("cpu")))
     build_teacher_outputs(recipe, loader, FrozenTeacher(teacher.model), prepared.needs).check()

@@ -12,13 +12,14 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_run, build_teacher_outputs
-from dskd.engine.build_data import load_data
+from dskd.engine.build_data import load_training_data
 from dskd.engine.finish import finish
 from dskd.engine.more_epochs import takes_more_epochs
 from dskd.engine.preflight import check_processes
 from dskd.engine.prepare import Prepared, label_method, prepare, trains_teacher
 from dskd.engine.result import Result
 from dskd.engine.train_teacher import given_teacher, trained_teacher
+from dskd.engine.unlabelled import log_unlabelled, teacher_loader
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import printable
 from dskd.runtime import device as devices
@@ -93,11 +94,14 @@ def distill(
         if not more:
             directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
         devices.set_up(device)
-        data = distributed.local_rank_zero_first(lambda: load_data(recipe.data, objects.data))
+        data = distributed.local_rank_zero_first(
+            lambda: load_training_data(recipe.data, objects.data)
+        )
         for note in data.notes:
             log.info(note)
         with distributed.independently():
             prepared = prepare(recipe, data, objects, device)
+        log_unlabelled(recipe, data)
         loaders = DataLoaders(data, device)
         # A run that has begun has passed this; other images or another teacher are refused later.
         learning = [] if resume and directory.begun else [recipe.method]
@@ -127,7 +131,8 @@ def _train(
     teacher = given
     if teacher is None:
         teacher = trained_teacher(prepared, data, directory.path / TEACHER, resume)
-    outputs = build_teacher_outputs(recipe, data.train, teacher, prepared.needs)
+    images = teacher_loader(recipe.data, data)
+    outputs = build_teacher_outputs(recipe, images, teacher, prepared.needs)
     outputs.open()
     run = build_run(recipe, prepared.student, data, outputs, directory)
     run.begin(resume)

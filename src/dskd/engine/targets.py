@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.config.train_settings import TrainSettings
-from dskd.data.loader import Batch
+from dskd.data.loader import NO_LABEL, Batch
 from dskd.errors import InputError
 from dskd.methods.base import Method
 
@@ -21,6 +21,9 @@ class SoftTargets:
 
     The loss of an image is ``-sum_k t_k log p_k``, and that of a batch is the mean over its images,
     also with class weights. So a batch in parts has the loss of the whole batch.
+
+    Images without a label have targets of 0, and the targets of the others are scaled up, so that
+    the mean over all images is that over those with a label (`Batch.label_scale`).
 
     Source: Szegedy et al., Rethinking the Inception Architecture, CVPR 2016, arXiv 1512.00567,
     section 7, for the smoothing.
@@ -42,15 +45,19 @@ class SoftTargets:
     def of(self, targets: Tensor) -> Tensor:
         """The soft targets ``[B, K]`` of labels ``[B]``, or of soft targets."""
         if not targets.is_floating_point():
-            targets = F.one_hot(targets, self.classes).float()
+            # An image without a label has any class here; its row is set to 0 later.
+            targets = F.one_hot(targets.clamp_min(0), self.classes).float()
         smoothed = (1 - self.smoothing) * targets + self.smoothing / self.classes
         return smoothed if self.weights is None else smoothed * self.weights
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with its targets. Without a setting, a batch keeps those that it has."""
-        if not self.smoothing and self.weights is None:
-            return batch
-        return replace(batch, soft_targets=self.of(batch.targets))
+        if batch.kinds is None:
+            if not self.smoothing and self.weights is None:
+                return batch
+            return replace(batch, soft_targets=self.of(batch.targets))
+        has_label = (batch.labels != NO_LABEL)[:, None]
+        return replace(batch, soft_targets=self.of(batch.targets) * has_label * batch.label_scale)
 
 
 def soft_targets(settings: TrainSettings, labels: Tensor, classes: int) -> SoftTargets:
@@ -58,7 +65,8 @@ def soft_targets(settings: TrainSettings, labels: Tensor, classes: int) -> SoftT
 
     Args:
         settings: Of the training.
-        labels: int64 ``[N]``, of the training images, on the device that trains.
+        labels: int64 ``[N]``, of the training images, on the device that trains; those that an
+            image without a label has in place of one do not count.
         classes: Number of classes.
 
     Raises:
@@ -71,7 +79,8 @@ def soft_targets(settings: TrainSettings, labels: Tensor, classes: int) -> SoftT
             "give one for each, in the order of the classes"
         )
     if weights == "balanced":
-        found: Tensor | None = balanced(labels.cpu(), classes).to(labels.device)
+        known = labels[labels != NO_LABEL].cpu()
+        found: Tensor | None = balanced(known, classes).to(labels.device)
     else:
         found = None if weights is None else torch.tensor(weights, device=labels.device)
     return SoftTargets(classes, settings.label_smoothing, found)

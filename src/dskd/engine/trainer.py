@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
-from dskd.data.epoch_plan import EpochPlan, draw_plan, steps
+from dskd.data.epoch_plan import EpochPlan, steps
 from dskd.data.loader import Batch, Loader
-from dskd.engine.accumulation import count_parts
+from dskd.engine.accumulation import count_parts, process_sizes
 from dskd.engine.average import StudentAverage
 from dskd.engine.loss_scaler import LossScaler
 from dskd.engine.memory_usage import measured_step
@@ -93,7 +93,9 @@ class Trainer(TrainerState):
         self.padding, self.flip, self.precision = padding, flip, precision
         self.views_of_each, self.augmentation = views_of_each, augmentation
         self.accumulate, self.clip_norm, self.targets = accumulate, clip_norm, targets
-        self.steps = steps(len(loader), self.step_size, distributed.world_size())
+        world = distributed.world_size()
+        self.labelled, _ = loader.step_sizes(self.step_size, world)
+        self.steps = steps(loader.labelled_samples, self.labelled, world)
         self.average = average
         self.scaler = LossScaler(loader.device) if precision == "float16" else None
         self.epoch, self.step = 0, 0
@@ -123,7 +125,8 @@ class Trainer(TrainerState):
             NonFiniteError: A number of a step is NaN or infinite.
         """
         self.method.train()
-        plan, share = self.plan(self.epoch), (distributed.rank(), distributed.world_size())
+        share = distributed.rank(), distributed.world_size()
+        plan = self.plan(self.epoch, self.step_size, share[1])
         start = time.perf_counter()
         batches = self.loader.batches(plan, self.step_size, self.step, *share)
         for loaded in self.metrics.timed(batches):
@@ -151,7 +154,7 @@ class Trainer(TrainerState):
         Raises:
             NonFiniteError: A number of the step is NaN or infinite.
         """
-        size, world = batch.global_size, distributed.world_size()
+        world = distributed.world_size()
         return train_step(
             self.method,
             self.teacher_outputs,
@@ -159,16 +162,21 @@ class Trainer(TrainerState):
             self.optimizer,
             self.precision,
             self._parallel,
-            parts=count_parts(size, self.batch_size, self.accumulate, world),
+            parts=count_parts(
+                batch.global_size,
+                self.batch_size,
+                self.accumulate,
+                world,
+                fewest=min(process_sizes(batch, world)),
+            ),
             clip_norm=self.clip_norm,
             scaler=self.scaler,
         )
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """Everything random about an epoch."""
-        samples = len(self.loader)
+    def plan(self, epoch: int, batch_size: int, world_size: int = 1) -> EpochPlan:
+        """Everything random about an epoch, for `Loader.batches` of these sizes."""
         how = self.padding, self.flip, self.views_of_each, self.augmentation
-        return draw_plan(self.seed, epoch, samples, *how)
+        return self.loader.draw_plan(self.seed, epoch, how, batch_size, world_size)
 
     def prepare(self, check: Callable[[], None] = lambda: None) -> None:
         """Lets the method train what it needs before the student's first step.
@@ -187,7 +195,8 @@ class Trainer(TrainerState):
     ) -> Iterator[tuple[Batch, ModelOutput | None]]:
         """Batches of epochs after the run's own. Each process gets whole batches."""
         for epoch in range(self.epochs, self.epochs + epochs):
-            for batch in self.loader.batches(self.plan(epoch), self.batch_size):
+            plan = self.plan(epoch, self.batch_size)
+            for batch in self.loader.batches(plan, self.batch_size):
                 check()
                 with autocast(self.loader.device, self.precision):
                     output = self.teacher_outputs(batch, self.method.needs)

@@ -43,8 +43,8 @@ class Method(nn.Module):
         static_graph: Whether every step uses the same parameters in the same order, so that
             DistributedDataParallel may fix its graph.
         hard_labels: Why it needs one class for each image, and so cannot learn from mixed images
-            (``train.mixup``); empty if it can. It reads ``batch.labels`` then; cross-entropies
-            read ``batch.targets``.
+            (``train.mixup``) or from images without labels (``data.unlabelled``); empty if it can.
+            It reads ``batch.labels`` then; cross-entropies read ``batch.targets``.
         uncompiled: Why torch cannot compile it (``train.compile``); empty if it can.
         presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
             of the publication; the defaults have ``ce = kd = 1`` instead.

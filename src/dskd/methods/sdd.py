@@ -228,7 +228,8 @@ class SDD(LogitMethod):
         student: ModelOutput = self.student(batch.images)
         own = self._cell_logits(student, self.student.linear_classifier)
         taught = self._cell_logits(require_outputs(teacher), self.classifier)
-        loss = sdd_loss(own, taught, batch.labels, *self.loss_settings)
+        # An image without a label gets one that is not read; see `_hard_labels` for the others.
+        loss = sdd_loss(own, taught, batch.labels.clamp_min(0), *self.loss_settings)
         losses = {
             "ce": self.ce * cross_entropy(student.logits, batch.targets),
             "sdd": self.kd * ramp(batch.epoch, self.warmup) * loss,

@@ -284,7 +284,8 @@ def previous_rows(values: Tensor, global_size: int) -> Tensor:
     parts = [torch.empty_like(own) for _ in range(group.world_size)]
     with communication():
         dist.all_gather(parts, own)
-    wanted = torch.arange(group.rank, global_size, group.world_size, device=values.device) - 1
+    end = max(group.rank, global_size)  # a process may have no sample
+    wanted = torch.arange(group.rank, end, group.world_size, device=values.device) - 1
     wanted %= global_size
     return torch.stack(parts)[wanted % group.world_size, wanted // group.world_size]
 

@@ -1,0 +1,149 @@
+"""A folder of images without labels, at any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dskd.data.archives import FolderFiles
+from dskd.data.class_folders import ClassFolders, entries, is_tool
+from dskd.data.dataset import Dataset, Samples
+from dskd.data.file_split import FileSplit
+from dskd.data.image_files import is_image
+from dskd.data.image_folder import read
+from dskd.data.loader import NO_LABEL
+from dskd.data.path_list import LabelledPaths
+from dskd.data.read_options import ReadOptions
+from dskd.errors import InputError
+
+SETTING = "data.unlabelled"
+
+
+def join_unlabelled(
+    data: Dataset,
+    root: Path,
+    options: ReadOptions,
+    cache_dir: Path | None,
+    *,
+    own_root: Path | None,
+    share: float,
+) -> Dataset:
+    """Adds the images of a folder to a data set, without labels.
+
+    They get the size and the channels of the others. Files that are images of the data set are left
+    out: no image is trained on twice, and none of the test split is trained on.
+
+    Args:
+        data: The labelled images.
+        root: The folder; it is only read.
+        options: How it is read.
+        cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
+        own_root: The folder of the labelled images; None if they come from elsewhere.
+        share: Share of each batch without labels. If both kinds are streamed, it is that of the
+            worker processes, too.
+
+    Raises:
+        InputError: The folder is missing or has no further image, an image cannot be used, or the
+            sizes differ.
+    """
+    if data.unlabelled is not None:
+        raise InputError(f"{SETTING}: {data.name} has images without labels; give one of both")
+    channels, height, width = data.shape
+    options = replace(
+        options,
+        size=height if height == width else None,
+        form=replace(options.form, channels=channels),
+    )
+    found = load_unlabelled(root, options, cache_dir)
+    images = found.train
+    known = _known_names(data, root, own_root)
+    if known:
+        rows = [row for row, name in enumerate(images.names) if name not in known]
+        images = images.take(torch.tensor(rows, dtype=torch.int64))
+    if len(images) == 0:
+        raise InputError(f"{SETTING}: {root} has no image that {data.name} lacks; add some")
+    left_out = len(found.train) - len(images)
+    beyond = f", as {left_out} more are images of the data set" if left_out else ""
+    notes = *found.notes, f"{SETTING}: {len(images)} images from {root}{beyond}"
+    train, images = _shared_workers(data.train, images, share)
+    return replace(
+        data,
+        train=train,
+        unlabelled=images,
+        notes=(*data.notes, *notes),
+        skipped=(*data.skipped, *found.skipped),
+    )
+
+
+def load_unlabelled(root: Path, options: ReadOptions, cache_dir: Path | None) -> Dataset:
+    """The images of a folder as a data set without classes.
+
+    Args:
+        root: The folder; it is only read.
+        options: How it is read.
+        cache_dir: See `join_unlabelled`.
+
+    Returns:
+        All images are in the training split. Its first one is also the test split, because no data
+        set is without one.
+
+    Raises:
+        InputError: The folder is missing or has no image, or an image cannot be used.
+    """
+    return read(scan_images(root, SETTING), options, cache_dir, "images")
+
+
+def scan_images(root: Path, setting: str) -> ClassFolders:
+    """Finds the images of a folder, at any depth.
+
+    Args:
+        root: The folder.
+        setting: That names it, for errors.
+
+    Raises:
+        InputError: The folder cannot be listed, or has no image.
+    """
+    root = root.expanduser().absolute()
+    if not root.exists():
+        raise InputError(f"{setting}: {root} does not exist; give a folder of images")
+    files = FolderFiles(root, entries(root, setting), depth=None, setting=setting)
+    bad: list[tuple[str, str]] = []
+    images = LabelledPaths(_images(files, bad))
+    if not images and not bad:
+        raise InputError(f"{setting}: {root} holds no image, such as a .jpg file; add some")
+    return ClassFolders(files, "", [], {"": images}, "", "", bad, [])
+
+
+def _images(files: FolderFiles, bad: list[tuple[str, str]]) -> Iterator[tuple[str, int]]:
+    """The names of the images; those that cannot be read go to ``bad``."""
+    for name, size in files.sizes():
+        if not is_image(name) or any(map(is_tool, name.split("/")[:-1])):
+            continue
+        reason = files.unreadable.get(name) or ("" if size else "empty")
+        if reason:
+            bad.append((name, reason))
+        else:
+            yield name, NO_LABEL
+
+
+def _known_names(data: Dataset, root: Path, own_root: Path | None) -> set[str]:
+    """Names in the folder of the images of a data set, if one of their folders holds the other."""
+    if own_root is None:
+        return set()
+    folder, own = (path.expanduser().resolve() for path in (root, own_root))
+    if not (folder.is_relative_to(own) or own.is_relative_to(folder)):
+        return set()
+    start, first = f"{folder.as_posix().rstrip('/')}/", f"{own.as_posix().rstrip('/')}/"
+    names = (first + name for split in data.splits().values() for name in split.names)
+    return {name.removeprefix(start) for name in names if name.startswith(start)}
+
+
+def _shared_workers(train: Samples, images: Samples, share: float) -> tuple[Samples, Samples]:
+    """Shares the worker processes out among two streamed splits."""
+    if not isinstance(train, FileSplit) or not isinstance(images, FileSplit) or train.workers < 2:
+        return train, images
+    others = min(max(1, round(share * train.workers)), train.workers - 1)
+    return replace(train, workers=train.workers - others), replace(images, workers=others)

@@ -1,0 +1,90 @@
+"""Images without labels in a run: which methods use them, and the loader that adds them."""
+
+from __future__ import annotations
+
+import logging
+
+from dskd import methods
+from dskd.config.schema import DataSettings, Recipe
+from dskd.data import Dataset
+from dskd.data.joint_loader import JointLoader
+from dskd.data.joint_plan import step_sizes
+from dskd.data.loader import DataLoaders, Loader
+from dskd.errors import InputError
+from dskd.methods.base import Method
+from dskd.runtime import distributed
+
+log = logging.getLogger("dskd")
+
+
+def training_loader(recipe: Recipe, data: DataLoaders) -> Loader:
+    """The loader of a run's training images, with those without labels if the method uses them.
+
+    Args:
+        recipe: The run.
+        data: Its loaders.
+    """
+    if not _learns_from_teacher(recipe):
+        return data.train
+    return teacher_loader(recipe.data, data)
+
+
+def teacher_loader(settings: DataSettings, data: DataLoaders) -> Loader:
+    """The loader of all images that the teacher sees.
+
+    Args:
+        settings: Of the data.
+        data: Its loaders.
+    """
+    if data.unlabelled is None:
+        return data.train
+    return JointLoader(data.train, data.unlabelled, settings.unlabelled_share)
+
+
+def check_unlabelled(recipe: Recipe, data: Dataset, method: Method) -> None:
+    """Refuses images without labels for a method that needs the class of each image.
+
+    A method without a teacher has nothing to learn from them, and is trained on the labelled ones.
+
+    Args:
+        recipe: The run.
+        data: Its images.
+        method: Built for them.
+
+    Raises:
+        InputError: The method needs labels.
+    """
+    if data.unlabelled is None or not _learns_from_teacher(recipe) or not method.hard_labels:
+        return
+    raise InputError(
+        f"data.unlabelled gives images without labels, and the method {recipe.method.name!r} needs "
+        f"one class for each: {method.hard_labels}; drop data.unlabelled, or take another method, "
+        "such as kd or dskd"
+    )
+
+
+def log_unlabelled(recipe: Recipe, data: Dataset) -> None:
+    """Logs whether a run uses the images without labels, if there are any."""
+    name = recipe.method.name
+    if data.unlabelled is None:
+        return
+    if not _learns_from_teacher(recipe):
+        log.info(
+            "the method %s learns from labels alone: the %d images without labels are not used",
+            *(name, len(data.unlabelled)),
+        )
+        return
+    train = recipe.train
+    sizes = step_sizes(
+        train.batch_size * train.accumulate,
+        recipe.data.unlabelled_share,
+        distributed.launched_world_size(),
+    )
+    log.info(
+        "the method %s learns from %d images with and %d without labels: %d and %d in each step",
+        *(name, len(data.train), len(data.unlabelled), *sizes),
+    )
+
+
+def _learns_from_teacher(recipe: Recipe) -> bool:
+    return methods.find(recipe.method.name).needs_teacher
