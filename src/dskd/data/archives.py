@@ -78,7 +78,6 @@ class FolderFiles(Files):
         root: The folder.
         parts: The files and folders in it to include; all others are ignored.
         depth: Levels of folders to enter below ``root``; None for all.
-        setting: That names the folder, for errors.
 
     Attributes:
         unreadable: Why a name cannot be read as a file, such as a dangling link.
@@ -87,21 +86,14 @@ class FolderFiles(Files):
         InputError: A folder cannot be listed.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        parts: Iterable[str],
-        depth: int | None = 0,
-        *,
-        setting: str = "data.root",
-    ) -> None:
+    def __init__(self, root: Path, parts: Iterable[str], depth: int | None = 0) -> None:
         self.root = root
         try:
             facts = root.stat()
             above = frozenset({(facts.st_dev, facts.st_ino)})
             self.names = PathList(self._noted(_walk(root, "", depth, above, frozenset(parts))))
         except OSError as error:
-            raise InputError(f"cannot list {root}: {error}; check {setting}") from error
+            raise InputError(f"cannot list {root}: {error}; check its permissions") from error
         rows = zip(self.names, np.reshape(self._stamps, (-1, 3)), strict=True)
         self.stamp = _hash((name, *row.tolist()) for name, row in rows)
 

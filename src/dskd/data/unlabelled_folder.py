@@ -109,7 +109,7 @@ def scan_images(root: Path, setting: str) -> ClassFolders:
     root = root.expanduser().absolute()
     if not root.exists():
         raise InputError(f"{setting}: {root} does not exist; give a folder of images")
-    files = FolderFiles(root, entries(root, setting), depth=None, setting=setting)
+    files = FolderFiles(root, entries(root, setting), depth=None)
     bad: list[tuple[str, str]] = []
     images = LabelledPaths(_images(files, bad))
     if not images and not bad:
