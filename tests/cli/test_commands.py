@@ -29,6 +29,7 @@ from dskd.data.catalog import DATASETS
 from dskd.engine import run
 from dskd.models.catalog import ZOO
 from dskd.models.zoo import build
+from tests import processes
 from tests.data.file_writers import write_cifar100, write_folder
 
 VERBS = [
@@ -383,7 +384,8 @@ def test_a_process_refuses_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_process_distils_and_prints_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
-    done = shell("distill", "digits", *TINY, "out=run", cwd=tmp_path)
+    words = ["-m", "dskd", "distill", "digits", *TINY, "out=run"]
+    done = processes.run(words, folder=tmp_path, environment=os.environ | {"COLUMNS": "20"})
     assert done.returncode == 0, done.stderr
     first, *teachers, accuracy, student = done.stderr.splitlines()
     assert first == "training the teacher resnet8 first, in run/teacher"

@@ -6,8 +6,6 @@ import io
 import json
 import logging
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from rich.console import Console
 from dskd.config import recipe
 from dskd.engine import progress, run
 from dskd.errors import InputError
+from tests import processes
 from tests.trainers import trainer
 
 
@@ -135,9 +134,8 @@ def test_from_python_each_epoch_is_a_line_on_stderr(
     tmp_path: Path, more: str, setup: str, count: int
 ) -> None:
     script = SCRIPT.format(more=more, setup=setup)
-    line = [sys.executable, "-c", script, str(tmp_path / "run")]
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert done.stdout == ""
+    done = processes.run(["-c", script, str(tmp_path / "run")])
+    assert (done.returncode, done.stdout) == (0, "")
     assert len([one for one in done.stderr.splitlines() if LINE.search(one)]) == count
     if ", verbose=0" in more:
         assert done.stderr == ""

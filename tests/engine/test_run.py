@@ -9,7 +9,6 @@ import re
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ from dskd.runtime.device import environment
 from dskd.storage import checkpoint
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.weights import read_metadata
+from tests import processes
 from tests.conftest import make_dataset, trusted
 
 SMALL = [
@@ -589,17 +589,18 @@ def test_signals_end_a_process_with_its_state_saved(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "dskd", "train", "digits", "train.epochs=5000", f"out={out}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    words = ["-m", "dskd", "train", "digits", "train.epochs=5000", f"out={out}"]
+    errors = tmp_path / "errors"
+    process = processes.start(words, tmp_path / "output", errors)
+    assert process.pid is not None
     deadline = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert process.is_alive(), errors.read_text()
         time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "--resume" in errors
+    os.kill(process.pid, number)
+    assert processes.wait(process, 60) == code
+    assert "--resume" in errors.read_text()
     assert list((out / "checkpoints").iterdir())
     assert (out / "recipe.yaml").exists()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from dskd.config.recipe import load
+from tests import processes
 from tests.faults import recipes
 from tests.faults.outcomes import refusal, tree
 
@@ -36,9 +35,8 @@ def check(case: str, folder: Path) -> str:
     """Checks for exit code 2, one line on stderr, and no file left behind."""
     (folder / "mine.yaml").write_text(case, "utf-8")
     before = tree(folder)
-    command = [sys.executable, "-m", "dskd", "distill", "mine.yaml"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=250, check=False)
-    errors = done.stderr.decode()
+    done = processes.run(["-m", "dskd", "distill", "mine.yaml"], folder=folder)
+    errors = done.stderr
     assert done.returncode == 2, f"exit code {done.returncode}: {errors}"
     assert errors.startswith("dskd: "), errors
     assert errors.count("\n") == 1, errors

@@ -18,6 +18,7 @@ import torch
 from dskd.storage import checkpoint
 from tests.faults import runs
 from tests.faults.disk_operations import FAULTS, DiskOperations, Fault
+from tests.processes import SERVER, wait
 
 FAMILY = "SIGKILL, ENOSPC and EIO at every disk operation"
 Scene = Literal["save", "run", "overwrite", "comparison"]
@@ -75,7 +76,7 @@ def _recorded(scene: Scene) -> tuple[str, ...]:
         log = folder / "operations.txt"
         if scene == "save":
             before = _two_checkpoints(folder / "under")
-            assert runs.wait(_saving(folder / "under", before, None, "kill", log)) == 0
+            assert wait(_saving(folder / "under", before, None, "kill", log)) == 0
         else:
             code, errors = runs.call(_arguments(scene, folder)[0], folder, _record(folder, log=log))
             assert code == 0, errors
@@ -107,7 +108,7 @@ def _two_checkpoints(folder: Path) -> Path:
 
 
 def _saving(folder: Path, before: Path, at: int | None, fault: Fault, log: Path) -> Any:
-    process = runs.SERVER.Process(target=_save, args=(folder, before, at, fault, log))
+    process = SERVER.Process(target=_save, args=(folder, before, at, fault, log))
     process.start()
     return process
 
@@ -124,7 +125,7 @@ def _check_save(case: Case, folder: Path) -> str:
     under, log = folder / "under", folder / "operations.txt"
     before = _two_checkpoints(under)
     earlier = {path: path.read_bytes() for path in checkpoint.in_order(under)}
-    code = runs.wait(_saving(under, before, case.at, case.fault, log))
+    code = wait(_saving(under, before, case.at, case.fault, log))
     done = log.read_text().splitlines()
     assert done[case.at] == case.operation
     assert code == (-9 if case.fault == "kill" else FAILED), code

@@ -1,15 +1,10 @@
-"""Start small runs in new processes, and compare what they leave.
-
-Each process is forked from a server that has imported torch, so that it starts in a hundredth of
-the time. In all other respects it is a new process.
-"""
+"""Start small runs in new processes, and compare what they leave."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import multiprocessing
 import signal
 import sys
 import time
@@ -23,18 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "dskd.cli.commands",
-        "dskd.engine.run",
-        "dskd.compare.runner",
-        "torch._dynamo",
-        "torch._inductor.config",
-    ]
-)
-PATIENCE = 120.0
-"""Seconds after which a process counts as hanging."""
+from tests.processes import SERVER, wait
+
 SMALL = (
     "data.name=folder",
     "teacher.name=resnet8",
@@ -48,10 +33,6 @@ SMALL = (
 TEXT, WEIGHTS = (".json", ".jsonl"), ".safetensors"
 SETTINGS = {"sskd": ", head_epochs: 1", "crd": ", negatives: 16"}
 """Settings that let a method train on a few images."""
-
-
-class Hung(Exception):
-    """A process did not end in time."""
 
 
 def images(root: Path) -> Path:
@@ -112,20 +93,6 @@ def _main(arguments: list[str], stderr: Path, prepare: Callable[[], None] | None
         except Exception:
             traceback.print_exc()  # while the file is open
             raise
-
-
-def wait(process: BaseProcess, patience: float = PATIENCE) -> int:
-    """Waits for a process and returns its exit code, which is negative after a signal.
-
-    Raises:
-        Hung: The process did not end in time and was killed.
-    """
-    process.join(patience)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise Hung(f"no end within {patience:.0f} s")
-    return process.exitcode
 
 
 def call(

@@ -9,6 +9,7 @@ import copy
 import inspect
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from dskd.engine.optimizer import make_optimizer
 from dskd.engine.step import train_step
 from dskd.errors import InputError
 from dskd.methods.base import Method
-from dskd.methods.contracts import StepOutput
+from dskd.methods.contracts import Pair, StepOutput
 from dskd.models.output import ModelOutput
 from dskd.settings import Count, Positive, Share, Weight, setting_parameters
 from dskd.teacher.outputs import TeacherOutputs
@@ -55,9 +56,13 @@ def made(name: str, data: Any = DATA, **settings: Any) -> tuple[Method, TeacherO
     pair, frozen = make_pair(staged("resnet8", classes, channels), teacher, data)
     method = kind(pair, **declared.small(name) | settings)
     teacher_outputs = TeacherOutputs(frozen)
-    epoch = [(batch, teacher_outputs(batch, method.needs)) for batch in batches(data)]
+
+    def epochs(count: int) -> Iterator[tuple[Batch, ModelOutput | None]]:
+        epoch = [(batch, teacher_outputs(batch, method.needs)) for batch in batches(data)]
+        return iter(epoch * count)
+
     method.train()
-    method.prepare(lambda epochs: iter(epoch * epochs))
+    method.prepare(epochs)
     return method, teacher_outputs
 
 
@@ -277,17 +282,22 @@ def test_the_graph_is_the_same_in_every_step_if_the_method_says_so(name: str) ->
         )
 
 
-def is_refused(name: str, key: str, value: object) -> bool:
-    try:
-        made(name, **{key: value})
-    except InputError:
-        return True
+def is_refused(name: str, pair: Pair, key: str, value: object) -> bool:
+    """Whether the method refuses a setting: at once, or else before its first step."""
+    settings = {key: value}
+    for make in (lambda: methods.find(name)(pair, **settings), lambda: made(name, **settings)):
+        try:
+            make()
+        except InputError:
+            return True
     return False
 
 
 @pytest.mark.slow
 @every_method
 def test_settings_out_of_range_are_refused(name: str) -> None:
+    teacher = staged("resnet14") if methods.find(name).needs_teacher else None
+    pair, _ = make_pair(staged("resnet8"), teacher, DATA)
     for key, parameter in settings_of(name).items():
         kind = parameter.annotation
         bad: list[Any] = ["many", [], {"a": 1}]
@@ -300,7 +310,7 @@ def test_settings_out_of_range_are_refused(name: str) -> None:
                 continue
             if kind == dict[str, Any] | None and isinstance(value, dict):
                 continue
-            assert is_refused(name, key, value), (
+            assert is_refused(name, pair, key, value), (
                 f"{key}={value!r} must be an InputError: put @checked above __init__ and annotate "
                 "the setting with a type of dskd.settings"
             )

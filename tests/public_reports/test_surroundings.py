@@ -18,6 +18,7 @@ import dskd
 from dskd.compare.runner import run_grid
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError
+from tests import processes
 from tests.compare.small_comparison import Silent, small
 
 NOBODY = """
@@ -52,12 +53,18 @@ def _train(seed: int, out: Path) -> bytes | str:
     return (out / "student.safetensors").read_bytes()
 
 
-def _nobody(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+def _nobody(
+    folder: Path, *arguments: str, forks: bool = False, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """A command of that user; with ``forks``, in a process that has imported torch before."""
     environment = {key: value for key, value in os.environ.items() if key not in GONE} | more
+    environment |= {"LC_ALL": "C"}
+    if forks:
+        return processes.run(["-c", NOBODY, *arguments], folder=folder, environment=environment)
     return subprocess.run(
         [sys.executable, "-c", NOBODY, *arguments],
         cwd=folder,
-        env=environment | {"LC_ALL": "C"},
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -123,12 +130,12 @@ def test_a_user_without_name_or_home_is_told_what_to_set(tmp_path: Path) -> None
                 pixels = np.full((16, 16, 3), 50 + index, np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     (tmp_path / "r.yaml").write_text(RECIPE)
-    refused = _nobody(tmp_path, "train", "r.yaml", "out=run")
+    refused = _nobody(tmp_path, "train", "r.yaml", "out=run", forks=True)
     assert refused.returncode == 2
     (line,) = refused.stderr.splitlines()
     assert "without a home folder; set the environment variable DSKD_CACHE to a folder" in line
     assert not (tmp_path / "run").exists()
-    tilde = _nobody(tmp_path, "train", "r.yaml", "out=~/run")
+    tilde = _nobody(tmp_path, "train", "r.yaml", "out=~/run", forks=True)
     assert tilde.returncode == 2
     assert "out: that user has no home folder" in tilde.stderr
     followed = _nobody(
@@ -142,10 +149,11 @@ def test_a_user_without_name_or_home_is_told_what_to_set(tmp_path: Path) -> None
 def test_a_home_that_cannot_be_written_to_costs_the_cache_alone(tmp_path: Path) -> None:
     teacher = ["teacher.name=resnet8", "teacher.epochs=1", "teacher.cache=logits", "method.name=kd"]
     tiny = ["data.fraction=0.1", "train.epochs=1", "train.device=cpu"]
-    for home in ("/proc", "/dev/null"):
-        plain = _nobody(tmp_path, "train", "digits", *tiny, f"out=run{home[1:4]}", HOME=home)
+    for home, forks in (("/proc", False), ("/dev/null", True)):
+        words = ("train", "digits", *tiny, f"out=run{home[1:4]}")
+        plain = _nobody(tmp_path, *words, forks=forks, HOME=home)
         assert plain.returncode == 0, plain.stderr
-    refused = _nobody(tmp_path, "distill", "digits", *tiny, *teacher, "out=cached")
+    refused = _nobody(tmp_path, "distill", "digits", *tiny, *teacher, "out=cached", forks=True)
     assert refused.returncode == 2
     assert "DSKD_CACHE" in refused.stderr
     assert not (tmp_path / "cached").exists(), "a teacher was trained first"

@@ -7,12 +7,11 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ import psutil
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing.spawn import spawn
+from torch.distributed import run as torchrun
+from torch.distributed.launcher.api import elastic_launch
 
 from dskd import methods
 from dskd.cli import demo
+from dskd.cli.commands import main as dskd_main
 from dskd.compare.grid import plan as comparison
 from dskd.compare.progress import LogLines
 from dskd.compare.runner import run_grid
@@ -50,6 +51,7 @@ from dskd.runtime import compile as compiling
 from dskd.runtime import device, distributed, process_group
 from dskd.runtime.signals import StopRequest, stop_requests
 from dskd.teacher.outputs import TeacherOutputs
+from tests import processes
 from tests.conftest import make_dataset, make_pair, staged
 
 CPU = torch.device("cpu")
@@ -90,7 +92,7 @@ def _process(rank: int, world: int, port: int, work: Callable[[Path], None], out
 
 def together(world: int, work: Callable[[Path], None], out: Path) -> None:
     """Runs a function in so many processes, as torchrun would."""
-    spawn(_process, (world, free_port(), work, str(out)), nprocs=world)  # type: ignore[no-untyped-call]
+    processes.together(world, _process, world, free_port(), work, str(out))
 
 
 def without_batchnorm(module: nn.Module) -> None:
@@ -467,6 +469,7 @@ def _fast_paths_of_two(out: Path) -> None:
     cache = ["teacher.cache=logits", f"teacher.cache_dir={out / 'teacher-outputs'}"]
     results = [run.distill(_plan(own / name, *kd, *cache)).numbers() for name in ("cold", "warm")]
     compiling.BACKEND = "aot_eager"  # inductor takes minutes
+    kd.append("train.batch_size=26")  # each size is compiled: all batches have the same
     run.distill(_plan(own / "eager", *kd))
     run.distill(_plan(own / "compiled", *kd, "train.compile=true"))
     torch.save(results, out / f"cached{distributed.launched_rank()}.pt")
@@ -540,31 +543,43 @@ def test_another_number_of_processes_does_not_go_on(of_two: Path, tmp_path: Path
     (parts / "result.json").write_bytes(result)
 
 
+def _torchrun(log: Path, arguments: list[str], forks: bool) -> None:
+    """``torchrun --nproc-per-node=2 -m dskd ...``; with ``forks`` it starts no interpreters."""
+    processes.redirect(log, log)
+    words = ["--nproc-per-node=2", f"--master-port={free_port()}", "-m", "dskd", *arguments]
+    if not forks:
+        torchrun.main(words)
+        return
+    config, _, _ = torchrun.config_from_args(torchrun.parse_args(words))  # type: ignore[no-untyped-call]
+    config.start_method = "fork"
+    elastic_launch(config, _worker)(arguments, log.parent)
+
+
+def _worker(arguments: list[str], folder: Path) -> None:
+    (folder / f"rank{os.environ['RANK']}").write_text(f"{os.getpid()}")
+    dskd_main(arguments)
+
+
 @contextmanager
-def command(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """``torchrun --nproc-per-node=2 -m dskd distill digits ...``, gone at the end of the block."""
-    words = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    with started([*words, *arguments], log, {}) as process:
+def command(arguments: list[str], log: Path, *, forks: bool = True) -> Iterator[BaseProcess]:
+    """A command in two processes of torchrun, gone at the end of the block."""
+    process = processes.SERVER.Process(target=_torchrun, args=(log, arguments, forks))
+    process.start()
+    with gone(process):
         yield process
 
 
 @contextmanager
-def started(
-    words: Sequence[str], log: Path, more: dict[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process that writes to a log, and is gone at the end of the block."""
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, *words], env=os.environ | more, stdout=file, stderr=file
-        )
+def gone(process: BaseProcess) -> Iterator[None]:
+    """Kills a process and its children at the end of the block."""
     try:
-        yield process
+        yield
     finally:
-        if process.poll() is None:
+        if process.is_alive() and process.pid is not None:
             for worker in psutil.Process(process.pid).children():
                 worker.kill()
-        process.kill()
-        process.wait()
+            process.kill()
+        process.join()
 
 
 def _epochs(out: Path) -> int:
@@ -572,11 +587,11 @@ def _epochs(out: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def _reached(process: subprocess.Popen[bytes], out: Path, epochs: int, log: Path) -> None:
+def _reached(process: BaseProcess, out: Path, epochs: int, log: Path) -> None:
     """Waits until a run is so far."""
     deadline = time.monotonic() + 120
     while _epochs(out) < epochs:
-        assert process.poll() is None, log.read_text()
+        assert process.is_alive(), log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
 
@@ -585,31 +600,33 @@ def _reached(process: subprocess.Popen[bytes], out: Path, epochs: int, log: Path
 def test_the_command_goes_on_after_a_signal_and_after_a_death(of_two: Path, tmp_path: Path) -> None:
     out, port = tmp_path / "run", free_port()
     stopped, lost, ended = (tmp_path / name for name in ("stopped", "lost", "ended"))
-    arguments = ["-m", "dskd", "distill", "digits", *SMALL, f"out={out}"]
-    with command(arguments, stopped) as process:
-        _reached(process, out, 2, stopped)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) != 0
+    arguments = ["distill", "digits", *SMALL, f"out={out}"]
+    with command(arguments, stopped, forks=False) as torchrun_:
+        _reached(torchrun_, out, 2, stopped)
+        torchrun_.terminate()
+        assert processes.wait(torchrun_, 60) != 0
     assert stopped.read_text().count("dskd: stopped; the state is saved") == 1
     done = _epochs(out)
 
     # Without torchrun, which would end the others itself.
     arguments.append("--resume")
-    with (
-        started(arguments, lost, environment(0, 2, port)) as process,
-        started(arguments, lost, environment(1, 2, port)) as other,
-    ):
-        _reached(process, out, done + 2, lost)
+    words = ["-m", "dskd", *arguments]
+    one, other = (
+        processes.start(words, lost, lost, environment=os.environ | environment(rank, 2, port))
+        for rank in (0, 1)
+    )
+    with gone(one), gone(other):
+        _reached(one, out, done + 2, lost)
         other.kill()
-        assert process.wait(60) == 4
+        assert processes.wait(one, 60) == 4
     assert _epochs(out) < 12
     last = lost.read_text().splitlines()[-1]
     assert last.startswith("dskd, process 0: another process of this run died")
     assert last.endswith("go on with --resume")
     assert "Traceback" not in lost.read_text()
 
-    with command(arguments, ended) as process:
-        assert process.wait(120) == 0, ended.read_text()
+    with command(arguments, ended) as torchrun_:
+        assert processes.wait(torchrun_) == 0, ended.read_text()
     assert ended.read_text().count("run saved in") == 1
     for name in FILES:
         assert (out / name).read_bytes() == (of_two / "0/whole" / name).read_bytes()
@@ -621,13 +638,12 @@ def test_the_command_goes_on_after_a_signal_and_after_a_death(of_two: Path, tmp_
 def test_what_is_killed_takes_all_the_others_with_it(tmp_path: Path, victim: str) -> None:
     log, out = tmp_path / "log", tmp_path / "run"
     changes = ["teacher=null", "method={name: ce}", "train.epochs=1000", f"out={out}"]
-    with command(["-m", "dskd", "distill", "digits", *SMALL[:2], *changes], log) as torchrun:
-        _reached(torchrun, out, 1, log)
-        all_ = [psutil.Process(torchrun.pid), *psutil.Process(torchrun.pid).children()]
-        ranked = {one.environ().get("RANK"): one for one in all_[1:]}
-        (torchrun if victim == "torchrun" else ranked["0"]).kill()
-        assert torchrun.wait(60) != 0
-        _, alive = psutil.wait_procs(all_, 60)
+    with command(["distill", "digits", *SMALL[:2], *changes], log) as torchrun_:
+        _reached(torchrun_, out, 1, log)
+        workers = [psutil.Process(int((tmp_path / f"rank{n}").read_text())) for n in (0, 1)]
+        (torchrun_ if victim == "torchrun" else workers[0]).kill()
+        assert processes.wait(torchrun_, 60) != 0
+        _, alive = psutil.wait_procs(workers, 60)
     for one in alive:
         one.kill()
     assert not alive, log.read_text()

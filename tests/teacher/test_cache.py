@@ -7,8 +7,6 @@ import json
 import logging
 import shutil
 import signal
-import subprocess
-import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,6 +39,7 @@ from dskd.teacher.cache import CachedOutputs
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 from dskd.teacher.record_file import FACTS, RECORDS, RESERVE
+from tests import processes
 from tests.conftest import make_dataset, make_pair, staged
 
 CPU = torch.device("cpu")
@@ -611,18 +610,16 @@ def test_a_stopped_run_goes_on_to_the_same_end(
 @pytest.mark.slow
 def test_runs_at_once_fill_one_cache_and_change_nothing(taught: Path, tmp_path: Path) -> None:
     together = overrides(taught, tmp_path / "together", "logits", "kd")
-    command = [sys.executable, "-m", "dskd", "distill", "digits", *together]
+    command = ["-m", "dskd", "distill", "digits", *together]
+    output, errors = tmp_path / "output", tmp_path / "errors"
     runs = [
-        subprocess.Popen(
-            [*command, f"seed={seed}", f"out={tmp_path / f'run{seed}'}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+        processes.start(
+            [*command, f"seed={seed}", f"out={tmp_path / f'run{seed}'}"], output, errors
         )
         for seed in (0, 1)
     ]
     for one in runs:
-        _, errors = one.communicate(timeout=240)
-        assert one.returncode == 0, errors.decode()
+        assert processes.wait(one) == 0, errors.read_text()
     assert len(list((tmp_path / "together/outputs").iterdir())) == 1
     for seed in (0, 1):
         alone = overrides(taught, tmp_path / f"alone{seed}", "logits", "kd")

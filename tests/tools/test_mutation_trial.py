@@ -115,7 +115,14 @@ def test_a_trial_of_a_small_package(tmp_path: Path) -> None:
     (tmp_path / "cov").mkdir()
 
     def call(*arguments: str) -> list[str]:
-        command = [sys.executable, mutation_trial.__file__, *arguments]
+        # Without what the tests of the real package import.
+        code = (
+            f"import runpy, sys; sys.path.insert(0, {str(mutation_trial.CHECKOUT)!r})\n"
+            "from tests.tools import mutation_trial as trial\n"
+            "trial.PRELOADED = ()\n"
+            "trial.main(sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", code, *arguments]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         return done.stdout.splitlines()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests import processes
 from tests.tools import same_students
 from tests.tools.same_students import STUDENTS, compare_runs, compare_tensors
 
@@ -52,10 +56,27 @@ def test_runs_are_compared_by_both_students_and_without_metadata(tmp_path: Path)
     assert f"{STUDENTS[0]} is missing" in compare_runs(one, other)
 
 
+class Forked:
+    """As `subprocess.Popen`, for the Python that this process runs."""
+
+    def __init__(self, words: list[str], *, cwd: Path, env: dict[str, str], **log: Any) -> None:
+        output, errors = (Path(log[name].name) for name in ("stdout", "stderr"))
+        self._process = processes.start(words[1:], output, errors, folder=cwd, environment=env)
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        return processes.wait(self._process)
+
+
 @pytest.mark.slow
 def test_a_checkout_trains_the_same_students_as_itself(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The names of the methods come from an interpreter with the path of the checkout.
+    forking = SimpleNamespace(Popen=Forked, run=subprocess.run)
+    monkeypatch.setattr(same_students, "subprocess", forking)
     assert same_students.main([str(ROOT), str(ROOT), "--methods", "ce", "--epochs", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [["the", "teacher", "same"], ["ce", "same"]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,29 +40,47 @@ def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dat
     """
     if root is not None:
         raise InputError("data.root is not used by 'digits', which come with scikit-learn; drop it")
+    digits = _read()
+    levels = digits.levels
+    if options.size not in (None, 8):
+        levels = _resize(levels, options.size)
+    images = torch.from_numpy(levels).unsqueeze(1)
+    whole = Split(images, torch.from_numpy(digits.labels))
+    training = whole.take(torch.from_numpy(digits.train))
+    mean, std = channel_statistics(training.images)
+    return Dataset(
+        name="digits",
+        train=training,
+        test=whole.take(torch.from_numpy(digits.test)),
+        classes=digits.classes,
+        mean=mean,
+        std=std,
+    )
+
+
+class _Digits(NamedTuple):
+    """The images, and the rows of the training and test images."""
+
+    levels: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    train: np.ndarray
+    test: np.ndarray
+
+
+@cache
+def _read() -> _Digits:
+    """Reads the file once in a process, since a text of 1797 lines takes longer than an epoch."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     levels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    if options.size not in (None, 8):
-        levels = _resize(levels, options.size)
-    images = torch.from_numpy(levels).unsqueeze(1)
-    labels = torch.from_numpy(digits.target.astype(np.int64))
     train, test = train_test_split(
-        np.arange(len(labels)), test_size=_TEST, stratify=digits.target, random_state=_SEED
+        np.arange(len(levels)), test_size=_TEST, stratify=digits.target, random_state=_SEED
     )
-    whole = Split(images, labels)
-    training = whole.take(torch.from_numpy(np.sort(train)))
-    mean, std = channel_statistics(training.images)
-    return Dataset(
-        name="digits",
-        train=training,
-        test=whole.take(torch.from_numpy(np.sort(test))),
-        classes=tuple(str(name) for name in digits.target_names),
-        mean=mean,
-        std=std,
-    )
+    classes = tuple(str(name) for name in digits.target_names)
+    return _Digits(levels, digits.target.astype(np.int64), classes, np.sort(train), np.sort(test))
 
 
 def _resize(levels: np.ndarray, size: int) -> np.ndarray:

@@ -7,11 +7,12 @@ import re
 import shlex
 from collections.abc import Mapping
 from datetime import date
+from functools import cache
 from importlib import resources
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 from dskd.compare.notes import span
@@ -36,17 +37,18 @@ def render(report: ReportContents, name: str) -> str:
         report: The contents.
         name: The name of the file without its ending, which those of the tables share.
     """
-    return _environment().from_string(_text("page.html")).render(_context(report, name))
+    return _template().render(_context(report, name))
 
 
-def _environment() -> Environment:
+@cache
+def _template() -> Template:
     # Everything is escaped, since names of classes, methods and folders may be anybody's.
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["typographic"] = typographic
     environment.tests["unavailable"] = lambda part: isinstance(part, Unavailable)
-    return environment
+    return environment.from_string(_text("page.html"))
 
 
 def typographic(text: str) -> str:

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -172,12 +172,10 @@ def environment(device: torch.device) -> dict[str, Any]:
     Returns:
         The command, the versions of Python and of the packages, and the hardware; plain values.
     """
-    packages = ("dskd", "torch", "numpy", "timm", "torchvision")
-    installed = {d.metadata["Name"] for d in metadata.distributions()}
     return {
         "command": [*map(printable, (Path(sys.argv[0]).name, *sys.argv[1:]))],
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages if name in installed},
+        "packages": _versions("dskd", "torch", "numpy", "timm", "torchvision"),
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=True),
@@ -186,6 +184,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """The versions of the packages that are installed."""
+    versions: dict[str, str] = {}
+    for name in names:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _processor() -> str:
