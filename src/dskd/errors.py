@@ -6,6 +6,8 @@ No module here imports torch, so the command line can catch every error without 
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import reprlib
 import shlex
 import signal
@@ -25,11 +27,12 @@ class InputError(ValueError):
     """The user gave something that cannot be used.
 
     ``str(error)`` is one line: what is wrong, where, and how to fix it. The command line prints
-    it on stderr and exits with code 2.
+    it on stderr and exits with code 2. Settings in the message are written as the user gives them
+    (see `as_given`).
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(" ".join(message.split())))
+        super().__init__(printable(as_given(" ".join(message.split()))))
 
 
 class NonFiniteError(ArithmeticError):
@@ -110,15 +113,60 @@ def option(name: str, value: str = "True") -> str:
 
     Example:
         >>> option("resume"), option("root", "FOLDER")
-        ('resume=True', 'root=FOLDER')
+        ('resume=True', 'root="FOLDER"')
         >>> with on_command_line():
         ...     print(option("resume"), option("root", "FOLDER"))
         --resume --root FOLDER
     """
     if not _commands.get():
-        return f"{name}={value}"
+        return f"{name}={_python_value(value)}"
     flag = f"--{name.replace('_', '-')}"
     return flag if value == "True" else f"{flag} {value}"
+
+
+_KEY_VALUE = r"\.(\w+)=(\[[^\]]*\]|\.\.\.|[^\s,;:()'\"`]*[^\s,;:()'\"`.])"
+_SETTINGS = re.compile(
+    rf"\b(?P<section>data|student|teacher|method|train){_KEY_VALUE}(?: (?P=section){_KEY_VALUE})*"
+)
+_OF_MODULES = {"stages", "mean", "std"}
+
+
+def as_given(text: str) -> str:
+    """Writes the settings in a message as the user gives them. Messages say ``section.key=value``.
+
+    On the command line this is the form of a setting. In Python it becomes a mapping. Dots stand
+    for what a part is given as besides.
+
+    Example:
+        >>> as_given("set train.ema=0.99 or teacher.cache=none")
+        'set train={"ema": 0.99} or teacher={..., "cache": "none"}'
+        >>> as_given("give student.stages=[a,b] student.mean=0")
+        'give student={"module": net, "stages": ["a", "b"], "mean": 0}'
+        >>> with on_command_line():
+        ...     print(as_given("set train.ema=0.99"))
+        set train.ema=0.99
+    """
+    return text if _commands.get() else _SETTINGS.sub(_as_mapping, text)
+
+
+def _as_mapping(found: re.Match[str]) -> str:
+    section = found["section"]
+    pairs = dict(re.findall(section + _KEY_VALUE, found[0]))
+    if _OF_MODULES & pairs.keys():
+        first = ['"module": net']
+    else:
+        first = [] if section == "train" or "name" in pairs else ["..."]
+    items = (f'"{key}": {_python_value(value)}' for key, value in pairs.items())
+    return f"{section}={{{', '.join([*first, *items])}}}"
+
+
+def _python_value(text: str) -> str:
+    """A value of YAML, as Python writes it."""
+    if text.startswith("["):
+        return f"[{', '.join(_python_value(part.strip()) for part in text[1:-1].split(','))}]"
+    constants = {"true": "True", "false": "False", "null": "None", "True": "True", "...": "..."}
+    is_number = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text)
+    return constants.get(text) or (text if is_number else json.dumps(text, ensure_ascii=False))
 
 
 def call(name: str, *arguments: object) -> str:
@@ -153,14 +201,17 @@ def continuing(folder: Path) -> str:
     return f"`{shlex.join(command)}`"
 
 
-def best_weights() -> str:
-    """The option that takes the weights of the best epoch.
+def weights_option(which: str) -> str:
+    """The option that takes the weights of the ``best`` or of the ``last`` epoch.
 
     Example:
-        >>> best_weights()
-        "which='best'"
+        >>> weights_option("best")
+        'which="best"'
+        >>> with on_command_line():
+        ...     print(weights_option("best"))
+        --best
     """
-    return "--best" if _commands.get() else "which='best'"
+    return f"--{which}" if _commands.get() else f'which="{which}"'
 
 
 def printable(text: str) -> str:

@@ -12,14 +12,16 @@ from dskd.storage.run_files import LAST
 
 
 def test_out_belongs_to_the_comparison(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="give its folder with out=FOLDER"):
+    with pytest.raises(InputError, match='give its folder with out="FOLDER"'):
         load_plan("digits", [f"out={tmp_path}"], ["kd"], None, seeds=1)
 
 
 def test_a_plan_needs_a_seed_and_the_teacher_that_a_method_reads() -> None:
     with pytest.raises(InputError, match="seeds: at least one is needed, got 0"):
         load_plan("digits", [], ["kd"], None, seeds=0)
-    with pytest.raises(InputError, match=r"the method 'kd' needs a teacher; set teacher\.name"):
+    with pytest.raises(
+        InputError, match=r"the method 'kd' needs a teacher; give one, as in teacher={\"name\""
+    ):
         load_plan("digits", ["method={name: ce}", "teacher=null"], ["ce,kd"], None, seeds=1)
 
 

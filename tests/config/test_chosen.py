@@ -197,7 +197,10 @@ def test_a_run_without_a_recipe_logs_its_choices(
     photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "dskd")
-    recipe = load(None, overrides(data="photos/", student="resnet8", teacher="resnet20", epochs=2))
+    with on_command_line():
+        recipe = load(
+            None, overrides(data="photos/", student="resnet8", teacher="resnet20", epochs=2)
+        )
     assert recipe.out == Path("runs/resnet8-resnet20-photos/dskd-seed0")
     assert (recipe.data.size, recipe.train.epochs) == (64, 2)
     assert caplog.messages == [
@@ -212,7 +215,10 @@ def test_a_run_without_a_recipe_logs_its_choices(
     [
         ({"data": "digits"}, "student and data are needed: give --student timm/mobilenetv4"),
         ({"student": "resnet8"}, "student and data are needed: give --data photos/"),
-        ({"student": "resnet8", "data": "digits"}, "'dskd' needs a teacher; set teacher.name"),
+        (
+            {"student": "resnet8", "data": "digits"},
+            "'dskd' needs a teacher; give one, as in teacher.name=",
+        ),
         ({"student": "resnet8", "data": "digts"}, "did you mean 'digits'"),
         ({"student": "resnet8", "data": "gone/"}, "data: gone is not there; check the path"),
     ],
@@ -257,7 +263,9 @@ def test_the_file_of_init_stands_for_the_same_run(changes: list[str]) -> None:
     assert path == Path("timm_test_resnet-timm_vit_tiny_patch16_224-photos.yaml")
     assert same(load(str(path)), composed.resolved())
     assert path.read_text().startswith("# A recipe of dskd")
-    with pytest.raises(InputError, match=r"photos\.yaml exists; remove it, or give output=FILE"):
+    with pytest.raises(
+        InputError, match=r"photos\.yaml exists; remove it, or give output=\"FILE\""
+    ):
         write_recipe(composed, None)
 
 

@@ -11,8 +11,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from dskd.cli.commands import run_command
+from dskd.models.zoo import build
 from dskd.report import cost
 from tests import processes
 from tests.data.file_writers import write_folder
@@ -76,6 +79,30 @@ def test_the_examples_of_a_page_run(
             for line in re.findall(r"^dskd .*", text, re.MULTILINE):
                 done = run_command(shortened(line))
                 assert done == 0 or "--resume" in line, line  # a finished run is not resumed
+
+
+def train_my_network(images: Tensor, labels: Tensor) -> nn.Module:
+    """The reader's own code: a network that is trained on pixels from 0 to 1."""
+    net = build("resnet8", num_classes=10, in_channels=1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for few, own in zip(torch.split(images, 64), torch.split(labels, 64), strict=True):
+        optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(net(few), own))
+        optimizer.step()
+    return net
+
+
+@pytest.mark.slow
+def test_the_python_examples_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "dskd")
+    names: dict[str, object] = {"train_my_network": train_my_network}
+    for language, _, text in blocks("README.md"):
+        if language == "python":
+            exec(compile(text.replace("epochs=3", "epochs=1"), "README.md", "exec"), names)
+    assert "the teacher <ResNet> gets pixels from 0 to 1" in caplog.messages
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_names_alone_are_enough(
     assert recipe.train.schedule == "cosine"
     assert str(recipe.out) == ("runs/timm_mobilenetv4_conv_small-timm_resnet50-photos/dskd-seed0")
     (line,) = caplog.messages
-    assert line.startswith("chosen: data.size=224 ")
+    assert line.startswith('chosen: data={..., "size": 224, ')
 
 
 def test_the_same_run_from_the_command_line(seen: Runs) -> None:
@@ -120,8 +120,8 @@ def test_nothing_is_filled_in_for_modules(seen: Runs) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "student and data are needed: give student=timm/mobilenetv4_conv_small"),
-        ({"student": "resnet8"}, "give data=photos/"),
+        ({}, 'student and data are needed: give student="timm/mobilenetv4_conv_small"'),
+        ({"student": "resnet8"}, 'give data="photos/"'),
         ({"student": 8, "data": "digits"}, "student: a name, an object or a mapping"),
         ({"recipe": "digtis"}, "did you mean 'digits'"),
         ({"recipe": {"data": {"name": "digits"}}}, "student is missing; set it"),

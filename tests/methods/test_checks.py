@@ -45,7 +45,10 @@ def test_a_pair_that_does_not_fit_is_refused() -> None:
         check_classes(Pair(student, spec(2)))
     with pytest.raises(InputError, match="the teacher has 5 classes, the student 4"):
         check_classes(Pair(student, spec(2), spec(2, classes=5)))
-    with pytest.raises(InputError, match=r"a feature map of the teacher; .*teacher.stages=\[a\]"):
+    with pytest.raises(
+        InputError,
+        match=r"a feature map of the teacher; .*teacher={\"module\": net, \"stages\": \[\"a\"\]}",
+    ):
         check_stages(Pair(student, spec(2), spec(0)))
     with pytest.raises(InputError, match="the vector that the student's classifier sees"):
         check_pooled(Pair(student, spec(2, pooled=None), spec(2)))

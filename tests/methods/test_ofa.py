@@ -365,7 +365,10 @@ def test_a_student_with_a_single_stage_has_one_branch() -> None:
 
 
 def test_a_student_without_stages_is_refused() -> None:
-    with pytest.raises(InputError, match=r"has none; name them with student.stages=\[a,b\].*patch"):
+    with pytest.raises(
+        InputError,
+        match=r"has none; name them with student={.*\"stages\": \[\"a\", \"b\"\]}.*patch",
+    ):
         made(own())
 
 

@@ -155,7 +155,7 @@ def test_a_deploy_config_for_another_student_is_refused() -> None:
 
 def test_models_that_do_not_fit_are_refused() -> None:
     with pytest.raises(
-        InputError, match=r"name it with student.stages=\[a\]; .* one, .*two, .*norm"
+        InputError, match=r"name it with student={.*\"stages\": \[\"a\"\]}; .* one, .*two, .*norm"
     ):
         made(StagedModel(Net(), [], mean=(0,) * 3, std=(1,) * 3))
     pair, _ = make_pair(staged(), staged("resnet14"), DATA)

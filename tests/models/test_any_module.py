@@ -214,17 +214,19 @@ def test_zoo_models_on_images_of_other_shapes(tmp_path: Path, shape: tuple[int, 
     [
         ({}, own(["fist", "second"]), r"Own has no submodule 'fist'; did you mean 'first'\?"),
         ({}, own(["second", "first"]), r"name them as \['first', 'second'\]"),
-        ({}, own(mean=[0.5], std=[0.5]), "have 1 and 1 channels, the images 3"),
+        ({}, own(mean=[0.5] * 2, std=[0.5]), "have 2 and 3 channels, the images 3"),
         ({}, own(std=[0.5, 0, 0.5]), r"teacher\.std\[1\]: .*greater than 0"),
         (
             {},
             {"module": Own()},
-            "name one or more with teacher.stages=.*parts: first, first.0, first.1, second, .*drop",
+            r'one or more with teacher={"module": net, "stages": \["a"\]}; the teacher.s parts: '
+            "first, first.0, first.1, second, .*drop",
         ),
         (
             {"module": Own()},
             own(),
-            "name two or more with student.stages=.*: first, first.0, first.1, second, .*drop",
+            r'two or more with student={"module": net, "stages": \["a", "b"\]}; .*: '
+            "first, first.0, first.1, second, .*drop",
         ),
         ({}, {"module": nn.Flatten()}, "the teacher has 3072 classes, the data set 'made' has 3"),
         ({}, {"module": nn.Linear(3, 3)}, r"Linear does not run on images \[3, 32, 32\]"),

@@ -172,7 +172,9 @@ def test_a_torchvision_transformer_is_made_for_the_size_of_the_images() -> None:
 
 
 def test_torchvision_takes_rgb_images_only() -> None:
-    with pytest.raises(InputError, match=r"take RGB images, .* 1 channels; .*data\.channels=3"):
+    with pytest.raises(
+        InputError, match=r"take RGB images, .* 1 channels; .*data={..., \"channels\": 3}"
+    ):
         load_model("torchvision/resnet18", num_classes=7, in_channels=1)
 
 

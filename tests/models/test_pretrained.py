@@ -156,7 +156,9 @@ def test_without_a_network_one_line_names_the_weights_and_the_way_out(
         load_model(name, num_classes=3, pretrained=True)
     said = str(refused.value)
     assert said.startswith(f"the pretrained weights {weights} are not in the cache and cannot be")
-    assert said.endswith("download them elsewhere, and give the file: pretrained=FILE")
+    assert said.endswith(
+        'the file with student={..., "pretrained": "FILE"} or teacher={..., "pretrained": "FILE"}'
+    )
     assert "Retrying" not in capfd.readouterr().err
     assert constants.HF_HUB_OFFLINE is False
 
@@ -178,7 +180,7 @@ def test_what_has_no_weights_is_refused(name: str, said: str) -> None:
 
 
 def test_the_option_of_the_library_is_a_setting_here() -> None:
-    with pytest.raises(InputError, match=r"set student\.pretrained=true"):
+    with pytest.raises(InputError, match=r"set student={..., \"pretrained\": True}"):
         load_model("timm/test_resnet", num_classes=3, options={"pretrained": True})
 
 
@@ -305,7 +307,11 @@ def test_a_finished_run_needs_no_published_weights(
     [
         ({"pretrained": 1}, None, r"student\.pretrained: true, false or a file is needed, got 1"),
         ({"pretrained": True, "checkpoint": "x.pth"}, None, "are two sources; drop one"),
-        ({}, {"epochs": 0}, r"teacher\.epochs=0 is for a teacher with teacher\.pretrained=true"),
+        (
+            {},
+            {"epochs": 0},
+            r'teacher={..., "epochs": 0} is for a teacher with teacher={..., "pretrained": True}',
+        ),
         ({}, {"epochs": 0, "pretrained": "x.pth"}, r"give the file as teacher\.checkpoint"),
     ],
 )

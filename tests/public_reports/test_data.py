@@ -74,7 +74,7 @@ def test_all_broken_files_are_named_at_once(root: Path) -> None:
     assert message.startswith("3 images cannot be used (empty: 1, damaged: 2) in ")
     for name in ("train/a/1.png", "train/b/2.png", "val/b/1.png"):
         assert name in message
-    assert message.endswith("or leave them out with data.skip_bad=true")
+    assert message.endswith('or leave them out with data={..., "skip_bad": True}')
     assert "\n" not in message
 
 
@@ -238,7 +238,7 @@ def test_train_alone_is_divided_and_the_images_are_listed(root: Path, tmp_path: 
         file.unlink()
     for folder in (root / "val" / "a", root / "val" / "b", root / "val"):
         folder.rmdir()
-    with pytest.raises(InputError, match=r"data\.val_fraction=0 holds no image out"):
+    with pytest.raises(InputError, match=r"data={..., \"val_fraction\": 0} holds no image out"):
         load(root, val_fraction=0.0)
     dataset = load(root, val_fraction=0.5)
     assert dataset.train.labels.bincount().tolist() == [2, 2]

@@ -237,7 +237,9 @@ def test_the_error_about_missing_stages_names_the_blocks(tmp_path: Path) -> None
     data = make_dataset(channels=1)
     student = StagedModel(Net(4, depth=6), mean=(0.5,), std=(0.25,))
     pair, _ = make_pair(student, student, data)
-    with pytest.raises(InputError, match=r"student.stages=\[a\]") as refusal:
+    with pytest.raises(
+        InputError, match=r"student={\"module\": net, \"stages\": \[\"a\"\]}"
+    ) as refusal:
         check_stages(pair)
     assert "parts: stem, blocks, blocks.0 ... blocks.5, head" in str(refusal.value)
     with pytest.raises(InputError, match=r"parts: stem, blocks, blocks\.0 \.\.\. blocks\.5, head"):

@@ -259,7 +259,7 @@ def test_a_teacher_with_its_classes_in_another_order_is_refused_before_anything_
         r"\(20 images\); "
         r"likely cause: its classes are in another order: for 'class0' it predicts class 3, which "
         r"is 'class3' here; give the classes in its order with data\.classes, or set "
-        r"teacher\.trust=true to use it all the same$"
+        r'teacher={..., "trust": True} to use it all the same$'
     )
     with pytest.raises(InputError, match=right):
         distilled(tmp_path, by_tint([1, 2, 3, 0], MANY))

@@ -196,5 +196,5 @@ def test_a_teacher_that_is_gone_is_said_to_be(runs: Path, tmp_path: Path) -> Non
 
 def test_a_student_of_other_images_is_refused(runs: Path) -> None:
     data = load_data(collect([runs / "kd0"]).recipe.data.model_copy(update={"size": 16}))
-    with pytest.raises(InputError, match=r"the images are not those .* root=FOLDER"):
+    with pytest.raises(InputError, match=r"the images are not those .* root=\"FOLDER\""):
         load_student(runs / "kd0", data, UserObjects())

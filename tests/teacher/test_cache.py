@@ -634,14 +634,14 @@ def test_runs_at_once_fill_one_cache_and_change_nothing(taught: Path, tmp_path: 
         (
             "logits",
             "dskd",
-            r"cache=logits: the method dskd reads more .*\(stage 1, stage 2\); .*cache=features",
+            r'"cache": "logits"}: the method dskd reads more .*\(stage 1, stage 2\); .*"features"}',
         ),
         ("logits", "rkd", r"the method rkd reads more .*\(pooled\)"),
-        ("logits", "sskd", r"cache=logits: the method sskd reads .* rotated images.*cache=none"),
+        ("logits", "sskd", r'"cache": "logits"}: the method sskd reads .* rotated images.*"none"}'),
         (
             "features",
             "sskd",
-            r"cache=features: the method sskd reads .* rotated images.*cache=none",
+            r'"cache": "features"}: the method sskd reads .* rotated images.*"none"}',
         ),
     ],
 )
@@ -752,7 +752,9 @@ def test_a_comparison_names_the_method_that_reads_more(taught: Path, tmp_path: P
         tmp_path / "compared",
         seeds=1,
     )
-    with pytest.raises(InputError, match=r"^dskd: teacher\.cache=logits: the method dskd reads"):
+    with pytest.raises(
+        InputError, match=r"^dskd: teacher={..., \"cache\": \"logits\"}: the method dskd reads"
+    ):
         run_grid(grid, Silent())
     assert not (tmp_path / "compared").exists()
 

@@ -61,10 +61,7 @@ def interval_text(value: Interval | None, sign: str = "") -> str:
         value: The interval.
         sign: ``+`` to show the sign of a positive mean too.
     """
-    if value is None:
-        return MISSING
-    mean = f"{value.mean:{sign}.2f}"
-    return mean if value.half is None else f"{mean} ± {value.half:.2f}"
+    return MISSING if value is None else value.text(sign)
 
 
 def p_text(difference: Difference | None) -> str:

@@ -88,7 +88,10 @@ def plan(
     if recipe.teacher is None:
         for variant in variants:
             if methods.find(variant.method.name).needs_teacher:
-                raise InputError(f"the method {variant.label!r} needs a teacher; set teacher.name")
+                raise InputError(
+                    f"the method {variant.label!r} needs a teacher; give one, as in "
+                    "teacher.name=resnet20"
+                )
     numbers = tuple(range(recipe.seed, recipe.seed + seeds))
     return Grid(recipe, tuple(variants), numbers, weights, path, share_teacher)
 

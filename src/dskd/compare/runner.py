@@ -27,11 +27,11 @@ from dskd.engine.build import build_run, build_teacher_outputs
 from dskd.engine.build_data import load_training_data
 from dskd.engine.build_model import build_model
 from dskd.engine.preflight import rehearse
-from dskd.engine.prepare import Prepared, check_cache, log_stages, prepare_teacher
+from dskd.engine.prepare import Prepared, build_student, check_cache, prepare_teacher
 from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.engine.unlabelled import log_unlabelled, teacher_loader
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import InputError, NonFiniteError, Stopped, option
+from dskd.errors import InputError, NonFiniteError, Stopped, as_given, option
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
@@ -114,13 +114,12 @@ def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared
     """
     data = load_training_data(grid.recipe.data, objects.data)
     for note in data.notes:
-        log.info(note)
+        log.info(as_given(note))
     recipe = grid.recipe_with_teacher() or grid.recipe.changed(method=grid.variants[0].method)
     if recipe.train.compile:
         check_compiler(device)
     teacher = prepare_teacher(recipe, data, objects, device)
-    student = build_model(recipe.student, data, recipe.seed, objects.student, objects.allow_code)
-    log_stages(recipe.student, student)
+    student = build_student(recipe, data, objects)
     needs = TeacherNeeds()
     for variant in grid.variants:
         own = grid.recipe.changed(method=variant.method)

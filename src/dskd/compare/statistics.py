@@ -21,11 +21,27 @@ class Interval:
         mean: The mean.
         half: Half the width of the 95 % interval (Student's t); None for a single seed.
         values: One value per seed.
+
+    Example:
+        >>> print(Interval(95.3, 0.412, (95.1, 95.5)))
+        95.30 ± 0.41
     """
 
     mean: float
     half: float | None
     values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, sign: str = "") -> str:
+        """Mean and half-width; for a single seed the mean alone.
+
+        Args:
+            sign: ``+`` to show the sign of a positive mean too.
+        """
+        mean = f"{self.mean:{sign}.2f}"
+        return mean if self.half is None else f"{mean} ± {self.half:.2f}"
 
 
 @dataclass(frozen=True)

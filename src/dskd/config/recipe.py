@@ -20,7 +20,7 @@ from dskd.config.schema import DataSettings, MethodSettings, Recipe, TeacherSett
 from dskd.config.short_forms import check_parts, label
 from dskd.config.train_settings import TrainSettings
 from dskd.data.catalog import DATASETS
-from dskd.errors import InputError, call, unknown
+from dskd.errors import InputError, as_given, call, unknown
 from dskd.settings import validate
 from dskd.storage.paths import as_path
 from dskd.storage.yaml_file import Ambiguous, read_yaml_file
@@ -70,7 +70,7 @@ class Composed:
         """The checked recipe, see `resolve`. Logs what was filled in."""
         recipe = resolve(self.values, self.folder)
         if self.chosen:
-            log.info(self.chosen)
+            log.info(as_given(self.chosen))
         return recipe
 
 
@@ -173,7 +173,9 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
         )
     _refuse_ambiguous(options, "method")
     if recipe.teacher is None and methods.find(method.name).needs_teacher:
-        raise InputError(f"the method {method.name!r} needs a teacher; set teacher.name")
+        raise InputError(
+            f"the method {method.name!r} needs a teacher; give one, as in teacher.name=resnet20"
+        )
     _check_dot(recipe.train, method.name)
     out = recipe.out or folder / f"{method.name}-seed{recipe.seed}"
     return recipe.changed(method=method, out=out)
@@ -246,7 +248,8 @@ def _check_cache_settings(teacher: TeacherSettings | None) -> None:
     """Refuses settings that would have no effect."""
     for key, kinds in (("views", ("features",)), ("cache_dir", ("features", "logits"))):
         if teacher and teacher.cache not in kinds and not teacher.is_default(key):
-            raise InputError(f"teacher.{key} needs teacher.cache={' or '.join(kinds)}")
+            wanted = " or ".join(f"teacher.cache={kind}" for kind in kinds)
+            raise InputError(f"teacher.{key} needs {wanted}")
 
 
 def _check_augmentation(data: DataSettings, teacher: TeacherSettings | None) -> None:

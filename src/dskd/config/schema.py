@@ -63,9 +63,15 @@ def _pretrained(value: Any) -> Any:
     raise ValueError("true, false or a file is needed")
 
 
+def _of_each_channel(value: Any) -> Any:
+    """One number stands for all channels."""
+    return [value] if isinstance(value, int | float) else value
+
+
 ValueRange = Annotated[tuple[Number, Number], AfterValidator(_rising)]
 ClassChoice = Annotated[int | list[str] | None, BeforeValidator(_class_choice)]
 
+_channels = BeforeValidator(_of_each_channel)
 Pretrained = Annotated[bool | Path, BeforeValidator(_pretrained)]
 
 
@@ -186,12 +192,13 @@ class ModelSettings(Settings):
     stages: Annotated[list[str], Field(min_length=1)] | None = None
     """Submodules whose outputs are the stages, shallow to deep. None uses those of a zoo model. For
     a model of timm or torchvision, None chooses the deepest module of each map size."""
-    mean: Annotated[list[Number], Field(min_length=1)] | None = None
-    """Mean of each channel for the normalisation, where pixels lie between 0 and 1. None uses that
-    of the checkpoint or of the model, or else the data set's."""
-    std: Annotated[list[Positive], Field(min_length=1)] | None = None
-    """Standard deviation of each channel. None uses that of the checkpoint or of the model, or else
-    the data set's."""
+    mean: Annotated[list[Number], Field(min_length=1), _channels] | None = None
+    """Mean of each channel, or one number for all, which is subtracted from pixels between 0 and 1.
+    None uses that of the checkpoint or of the model, or else the data set's. A model that was
+    trained on pixels between 0 and 1 needs mean 0 and std 1."""
+    std: Annotated[list[Positive], Field(min_length=1), _channels] | None = None
+    """Standard deviation of each channel, or one number for all. None uses that of the checkpoint
+    or of the model, or else the data set's."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More arguments for the constructor of a model of timm or torchvision, or of your own
     function."""

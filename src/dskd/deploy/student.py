@@ -21,7 +21,7 @@ from dskd.data.pixels import RGB, PixelForm
 from dskd.engine.build_data import load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.engine.given_data import DataArgument, split_data
-from dskd.errors import InputError, best_weights, brief, continuing, option, unknown
+from dskd.errors import InputError, brief, continuing, option, unknown, weights_option
 from dskd.models.catalog import LIBRARIES
 from dskd.models.factory import load_model
 from dskd.models.plain_copy import plain_copy
@@ -157,7 +157,7 @@ def _missing(path: Path) -> InputError:
         return InputError(
             f"{path} is gone; remove {folder / RESULT}; then, to have it written again, {how}"
         )
-    best = f", or take its best epoch so far with {best_weights()}"
+    best = f", or take its best epoch so far with {weights_option('best')}"
     return InputError(
         f"the run in {folder} is not finished; to continue it, {how}"
         + (best if (folder / BEST).is_file() and path.name != BEST else "")
@@ -197,9 +197,8 @@ def chosen_weights(run: Path) -> Which:
     if not (run / EMA).is_file():
         return "last"
     log.info(
-        "using the averaged weights of %s (train.ema); --last, or which='last' in Python, takes "
-        "those of the last epoch",
-        run,
+        "using the averaged weights of %s (train.ema); %s takes those of the last epoch",
+        *(run, weights_option("last")),
     )
     return "ema"
 

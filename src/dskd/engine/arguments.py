@@ -15,6 +15,7 @@ from dskd.config.short_forms import label
 from dskd.engine.given_data import DataArgument, split_data
 from dskd.engine.user_objects import UserObjects, name_of
 from dskd.errors import InputError
+from dskd.models.staged_model import StagedModel
 
 Section = Mapping[str, Any]
 """Settings of a section of a recipe, as in ``{"epochs": 10}``."""
@@ -96,15 +97,22 @@ def _split(part: Any, what: str) -> tuple[dict[str, Any], Any]:
     """
     if what == "data":
         return split_data(part)
-    if isinstance(part, nn.Module):
-        return {"name": name_of(part)}, part
-    values = _named(part, what)
+    values = {"module": part} if isinstance(part, nn.Module) else _named(part, what)
     module = values.pop("module", None)
     if module is None:
         return values, None
     if not isinstance(module, nn.Module):
         raise InputError(f"{what}: module must be a Module, got {type(module).__name__}")
+    if isinstance(module, StagedModel):  # it normalises its images itself
+        values = _own_settings(module) | values
+        module = module.module
     return {"name": name_of(module)} | values, module
+
+
+def _own_settings(model: StagedModel) -> dict[str, Any]:
+    """The statistics and stages of a model with stages, such as `dskd.load_deployed` returns."""
+    own: dict[str, Any] = {key: getattr(model, key).flatten().tolist() for key in ("mean", "std")}
+    return own if model.stage_names is None else own | {"stages": [*model.stage_names]}
 
 
 def _named(part: Any, what: str) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from torch import nn
 
 from dskd.config.schema import ModelSettings, TeacherSettings
 from dskd.data import Dataset
-from dskd.engine.load_checkpoint import assembled, file_statistics, load_file, weights_file
+from dskd.engine.load_checkpoint import assembled, load_file, weights_file
+from dskd.engine.normalization import normalization
 from dskd.errors import InputError
 from dskd.models.default_stages import default_stages
-from dskd.models.factory import load_model, pretrained_statistics
+from dskd.models.factory import load_model
 from dskd.models.plain_copy import plain_copy
 from dskd.models.spec import ModelSpec, describe
 from dskd.models.staged_model import StagedModel
@@ -60,18 +61,10 @@ def build_model(
             allow_code=allow_code,
             pretrained=settings.pretrained is True,
         )
-    default_mean, default_std = pretrained_statistics(module, channels) or (data.mean, data.std)
     facts = read_facts(weights_file(settings))
+    mean, std = normalization(settings, module, data, facts)
     if facts is not None and isinstance(settings, TeacherSettings) and not settings.pretrained:
         module = assembled(module, facts)
-    stored_mean, stored_std = file_statistics(settings, facts)
-    mean = stored_mean if stored_mean is not None else default_mean
-    std = stored_std if stored_std is not None else default_std
-    if len(mean) != channels or len(std) != channels:
-        raise InputError(
-            f"mean and std of {settings.name} have {len(mean)} and {len(std)} channels, the "
-            f"images {channels}; give {channels} of each"
-        )
     stages: Sequence[str] | None = settings.stages
     if stages is None and given is None:
         stages = default_stages(settings.name, module, data.shape)

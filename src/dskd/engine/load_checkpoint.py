@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,25 +20,6 @@ from dskd.storage.state_dicts import match_keys
 from dskd.storage.weights import load_weights, read_weights
 
 log = logging.getLogger("dskd")
-
-
-def file_statistics(
-    settings: ModelSettings, facts: FileFacts | None
-) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Mean and std as the user set them, else as the file says; None where neither does.
-
-    A setting that contradicts the file wins, and a line says so.
-    """
-    chosen = []
-    for key in ("mean", "std"):
-        own, stored = getattr(settings, key), getattr(facts, key, None)
-        if own is not None and stored is not None and not _close(own, stored):
-            log.warning(
-                "%s.%s=%s is used, but %s was trained with %s",
-                *(_role(settings), key, list(own), weights_file(settings), _rounded(stored)),
-            )
-        chosen.append(own if own is not None else stored)
-    return chosen[0], chosen[1]
 
 
 def weights_file(settings: ModelSettings) -> Path | None:
@@ -83,7 +64,7 @@ def load_file(
     """
     path = weights_file(settings)
     assert path is not None
-    what = f"the {_role(settings)} checkpoint {path}"
+    what = f"the {role(settings)} checkpoint {path}"
     if settings.pretrained:  # a teacher is trained from them as a student is
         what = f"the pretrained weights {path}"
     weights = read_weights(path, settings.checkpoint_key)
@@ -110,17 +91,9 @@ def _plain(
     return plain.state_dict()
 
 
-def _role(settings: ModelSettings) -> str:
+def role(settings: ModelSettings) -> str:
+    """The part of the recipe that the settings belong to: ``teacher`` or ``student``."""
     return "teacher" if isinstance(settings, TeacherSettings) else "student"
-
-
-def _close(one: Sequence[float], other: Sequence[float]) -> bool:
-    pairs = zip(one, other, strict=False)
-    return len(one) == len(other) and all(abs(a - b) < 1e-3 for a, b in pairs)
-
-
-def _rounded(values: Sequence[float]) -> list[float]:
-    return [round(value, 4) for value in values]
 
 
 def _check_shape(shape: tuple[int, int, int], data: Dataset, what: str) -> None:

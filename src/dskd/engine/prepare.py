@@ -17,10 +17,11 @@ from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_teacher_outputs
 from dskd.engine.build_model import build_model
 from dskd.engine.loss_scaler import check_float16
+from dskd.engine.normalization import log_input
 from dskd.engine.preflight import check_split_size, rehearse
 from dskd.engine.unlabelled import teacher_loader
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import InputError
+from dskd.errors import InputError, as_given
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.factory import pretrained_classes
 from dskd.models.frozen_parts import frozen_note
@@ -83,14 +84,21 @@ def prepare(recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.d
     if recipe.train.precision == "float16":
         check_float16(device)
     teacher = prepare_teacher(recipe, data, objects, device)
-    student = build_model(recipe.student, data, recipe.seed, objects.student, objects.allow_code)
-    if note := frozen_note(student.module, f"student {recipe.student.name}"):
-        log.info(note)
-    log_stages(recipe.student, student)
+    student = build_student(recipe, data, objects)
     needs = rehearse(recipe, data, student, teacher.model if teacher else None)
     prepared = Prepared(recipe, data, student, teacher, needs)
     check_cache(prepared)
     return prepared
+
+
+def build_student(recipe: Recipe, data: Dataset, objects: UserObjects) -> StagedModel:
+    """Builds the recipe's student, and logs what was chosen for it."""
+    settings = recipe.student
+    student = build_model(settings, data, recipe.seed, objects.student, objects.allow_code)
+    if note := frozen_note(student.module, f"student {settings.name}"):
+        log.info(note)
+    _log_choices(settings, student, data)
+    return student
 
 
 def prepare_teacher(
@@ -113,7 +121,7 @@ def prepare_teacher(
         settings = settings.model_copy(update={"pretrained": False, "epochs": None})
     model = build_model(settings, data, recipe.seed, objects.teacher, objects.allow_code)
     _check_as_published(settings, model, data)
-    log_stages(settings, model)
+    _log_choices(settings, model, data)
     return PreparedTeacher(model, None)
 
 
@@ -121,9 +129,10 @@ def _log_as_published(settings: TeacherSettings, model: StagedModel, data: Datas
     """Logs that a pretrained teacher may need no training, if it has as many classes."""
     if settings.pretrained is True and pretrained_classes(model.module) == len(data.classes):
         log.info(
-            "the pretrained weights of %s have %d classes, as the images have; if they are the "
-            "same, teacher.epochs=0 uses the teacher as it is",
-            *(settings.name, len(data.classes)),
+            as_given(
+                f"the pretrained weights of {settings.name} have {len(data.classes)} classes, as "
+                "the images have; if they are the same, teacher.epochs=0 uses the teacher as it is"
+            )
         )
 
 
@@ -140,10 +149,12 @@ def _check_as_published(settings: TeacherSettings, model: StagedModel, data: Dat
         )
 
 
-def log_stages(settings: ModelSettings, model: StagedModel) -> None:
-    """Logs the stages of a model, if they were chosen for it."""
+def _log_choices(settings: ModelSettings, model: StagedModel, data: Dataset) -> None:
+    """Logs the stages that were chosen for a model, and the pixels of a module given in Python."""
     if settings.stages is None and model.stage_names is not None:
         log.info("%s: the stages are %s", settings.name, ", ".join(model.stage_names))
+    if settings.name.startswith("<"):
+        log_input(settings, model, data)
 
 
 def trains_teacher(recipe: Recipe, objects: UserObjects) -> bool:

@@ -21,7 +21,7 @@ from dskd.engine.result import Result
 from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.engine.unlabelled import log_unlabelled, teacher_loader
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import printable
+from dskd.errors import as_given, printable
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.cores import cpu_threads
@@ -98,7 +98,7 @@ def distill(
             lambda: load_training_data(recipe.data, objects.data)
         )
         for note in data.notes:
-            log.info(note)
+            log.info(as_given(note))
         with distributed.independently():
             prepared = prepare(recipe, data, objects, device)
         log_unlabelled(recipe, data)

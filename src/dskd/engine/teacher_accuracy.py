@@ -11,10 +11,11 @@ import torch
 from scipy.special import bdtrc, betaincinv  # scipy.stats takes half a second to import
 from torch import Tensor
 
-from dskd.config.schema import Recipe
+from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data.loader import DataLoaders
 from dskd.engine.evaluate import evaluate_accuracy, percent
-from dskd.errors import InputError
+from dskd.engine.normalization import better_pixels
+from dskd.errors import InputError, as_given
 from dskd.storage.run_files import TeacherFile
 from dskd.teacher.frozen import FrozenTeacher
 
@@ -33,42 +34,47 @@ _OTHER_CAUSES = (
 _TRUST = "set teacher.trust=true to use it all the same"
 
 
-def evaluate_teacher(teacher: FrozenTeacher, data: DataLoaders, name: str, *, refuse: bool) -> None:
+def evaluate_teacher(
+    teacher: FrozenTeacher, data: DataLoaders, settings: TeacherSettings, *, refuse: bool
+) -> None:
     """Evaluates a teacher on the test split, on which the student is evaluated, and prints it.
 
     A teacher that is no better than a guess is refused if `surely_near_chance` holds, else a
-    warning says so. Both say whether its classes in another order would explain it. No random
-    generator is touched. The predictions stay in the teacher, so that the end of the run does not
-    compute them again.
+    warning says so. Both say whether other pixels, or its classes in another order, would explain
+    it. No random generator is touched. The predictions stay in the teacher, so that the end of the
+    run does not compute them again.
 
     Args:
         teacher: Gets its ``test_predictions``.
         data: On the device of the teacher.
-        name: Of the teacher, for the line.
+        settings: Of the teacher.
         refuse: Whether it may be refused. If not, it is only warned about.
 
     Raises:
         InputError: The teacher is refused.
     """
-    device = data.test.device
+    device, name = data.test.device, settings.name
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         result = evaluate_accuracy(
             teacher, lambda images: {"teacher": teacher(images).logits}, data.test
         )["teacher"]
-    teacher.test_predictions = result.predictions
+        teacher.test_predictions = result.predictions
+        pixels = better_pixels(teacher, settings, data) if settings.is_given else ""
     labels, names = data.test.labels.cpu(), data.data.classes
     log.info(
         "the teacher %s has a test accuracy of %.2f %% (%d images)",
         *(name, result.accuracy, len(labels)),
     )
     near = near_chance(result.predictions, labels, len(names))
-    cause = _order_cause(likely_order(result.predictions, labels, len(names)), names)
+    cause = pixels or _order_cause(likely_order(result.predictions, labels, len(names)), names)
     if near and refuse and surely_near_chance(result.predictions, labels, len(names)):
         raise InputError(
             f"the teacher {name} is no better than a guess: its test accuracy is "
             f"{result.accuracy:.2f} % ({len(labels)} images); {cause or _OTHER_CAUSES}, or {_TRUST}"
         )
-    if cause:
+    if pixels:
+        log.warning("the teacher %s gets other pixels than it knows: %s", name, as_given(pixels))
+    elif cause:
         log.warning("the teacher %s does not fit the classes: %s", name, cause)
     elif near:
         log.warning("the teacher %s is no better than a guess; %s", name, _OTHER_CAUSES)

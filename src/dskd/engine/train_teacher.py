@@ -59,7 +59,7 @@ def given_teacher(
         methods.find(one.name).reads_classes(methods.resolve(one.name, one.options))
         for one in learning
     )
-    evaluate_teacher(frozen, data, settings.name, refuse=reads_classes and not settings.trust)
+    evaluate_teacher(frozen, data, settings, refuse=reads_classes and not settings.trust)
     return frozen
 
 
@@ -90,7 +90,7 @@ def trained_teacher(
     weights = distributed.on_rank_zero(read_weights)(directory.path / LAST)
     load_weights(teacher.model.module, weights, f"the teacher in {directory.path}")
     frozen = _freeze(prepared, teacher.model, data)
-    evaluate_teacher(frozen, data, settings.name, refuse=False)
+    evaluate_teacher(frozen, data, settings, refuse=False)
     return frozen
 
 

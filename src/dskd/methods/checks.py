@@ -18,7 +18,7 @@ def check_classes(pair: Pair) -> ModelSpec:
         InputError: There is no teacher, or the numbers of classes differ.
     """
     if pair.teacher_spec is None:
-        raise InputError("this method needs a teacher; name one with teacher.name")
+        raise InputError("this method needs a teacher; give one, as in teacher.name=resnet20")
     student, teacher = pair.student_spec.classes, pair.teacher_spec.classes
     if student != teacher:
         raise InputError(

@@ -97,7 +97,8 @@ def not_downloaded(what: str, error: Exception) -> InputError:
     """
     return InputError(
         f"the pretrained weights {what} are not in the cache and cannot be downloaded "
-        f"({type(error).__name__}); download them elsewhere, and give the file: pretrained=FILE"
+        f"({type(error).__name__}); download them elsewhere, and give the file with "
+        "student.pretrained=FILE or teacher.pretrained=FILE"
     )
 
 

@@ -57,7 +57,7 @@ def check_folder(
     if not resume and not overwrite:
         raise InputError(
             f"{folder} already holds a run; continue it ({option('resume')}), replace it "
-            f"({option('overwrite')}) or choose another folder (out=)"
+            f"({option('overwrite')}) or choose another folder ({option('out', 'FOLDER')})"
         )
     if overwrite:
         _check_nothing_needed(folder, recipe, trains_teacher)
