@@ -546,7 +546,7 @@ def test_a_teacher_that_does_not_fit(refused: Refused, tmp_path: Path) -> None:
 
 def test_an_output_folder_that_is_taken(refused: Refused, tmp_path: Path, digits: Path) -> None:
     there = shutil.copytree(digits, tmp_path / "run")
-    for word in ("--resume", "--overwrite", "out="):
+    for word in ("--resume", "--overwrite", "--out FOLDER"):
         assert word in refused("train", "digits", f"out={there}")
     changed = ["data.fraction=0.1", "train.epochs=2", "train.batch_size=64", f"out={there}"]
     line = refused("train", "digits", *changed, "--resume")

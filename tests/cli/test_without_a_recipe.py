@@ -105,7 +105,7 @@ def test_a_recipe_may_stand_behind_the_options(recipes: list[Recipe], place: int
     [
         (["distill"], "without a recipe, student and data are needed: give --student"),
         (["train", "--student", "resnet8"], "give --data photos/"),
-        (["distill", "--data", "digits", "--student", "resnet8"], "needs a teacher; set teacher"),
+        (["distill", "--data", "digits", "--student", "resnet8"], "needs a teacher; give one"),
         (["distill", "--data", "gone/", "--student", "resnet8"], "data: gone is not there"),
         (["distill", "--data", "digits", "--student", "resnet8", "--epochs", "0"], "--epochs"),
         (["train", "digits", "--teacher", "resnet8"], "--teacher"),
