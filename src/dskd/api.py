@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dskd.compare.grid import plan
+from dskd.compare.jobs import choose_grid_launcher
 from dskd.compare.progress import live_table
 from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
@@ -29,6 +30,7 @@ from dskd.engine.progress import python_output
 from dskd.engine.result import Result
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import unknown
+from dskd.runtime.launchers.choose import named_launcher
 from dskd.storage.paths import as_path
 
 
@@ -156,6 +158,8 @@ def compare_methods(
     recipe: str | Path | Section | None = None,
     out: str | Path | None = None,
     share_teacher: bool = True,
+    jobs: int | None = None,
+    launcher: str | Section = "processes",
     allow_code: bool = False,
     verbose: int = 1,
 ) -> list[Summary]:
@@ -177,6 +181,8 @@ def compare_methods(
         recipe: As for `distill`; its method is ignored.
         out: Folder of the comparison; by default named as for `distill`, in ``runs/compare``.
         share_teacher: Compute teacher outputs once per step for all students of a seed.
+        jobs: Runs at a time, each in a process of its own; None for one, on a cluster for any.
+        launcher: ``processes``, ``ray``, ``slurm``, or settings: ``{"name": "ray", "gpus": 1}``.
         allow_code: As for `distill`.
         verbose: As for `distill`.
 
@@ -188,11 +194,9 @@ def compare_methods(
 
     Example:
         >>> import dskd, tempfile
-        >>> alone, distilled = dskd.compare_methods(
-        ...     "resnet8", teacher="resnet14", data={"name": "digits", "fraction": 0.1},
-        ...     methods=["ce", "kd"], seeds=1, epochs=1, out=tempfile.mkdtemp(),
-        ... )
-        >>> distilled.label, distilled.difference
+        >>> alone, kd = dskd.compare_methods("resnet8", teacher="resnet14", methods=["ce", "kd"],
+        ...     data={"name": "digits", "fraction": 0.1}, seeds=1, epochs=1, out=tempfile.mkdtemp())
+        >>> kd.label, kd.difference
         ('kd', None)
     """
     parts = {"student": student, "teacher": teacher, "data": data}
@@ -200,7 +204,7 @@ def compare_methods(
     options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
     with python_output(verbose):
         resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
-        return _compare(resolved, objects, methods, out, options)
+        return _compare(resolved, objects, methods, out, options, jobs, launcher)
 
 
 def _compare(
@@ -209,14 +213,17 @@ def _compare(
     methods: Sequence[str],
     out: str | Path | None,
     options: Mapping[str, Any],
+    jobs: int | None,
+    launcher: str | Section,
 ) -> list[Summary]:
     """Runs a comparison in its folder; ``options`` are those of `dskd.compare.grid.plan`."""
     assert recipe.out is not None, "a resolved recipe has its folder"
     default = Path("runs/compare") / recipe.out.parent.name
     path = default if out is None else as_path(out, "out")
     grid = plan(recipe, methods, path, **options)
+    where = choose_grid_launcher(grid, jobs, *named_launcher(launcher))
     with live_table(grid) as callback:
-        comparison = run_grid(grid, callback, objects)
+        comparison = run_grid(grid, callback, objects, where)
     return summarize(comparison.variants, comparison.test_images)
 
 

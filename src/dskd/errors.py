@@ -104,6 +104,11 @@ def on_command_line() -> Iterator[None]:
         _commands.reset(token)
 
 
+def speaks_of_commands() -> bool:
+    """Whether messages speak of commands and their options, as within `on_command_line`."""
+    return _commands.get()
+
+
 def option(name: str, value: str = "True") -> str:
     """An option as the user gives it. Every message that names one takes it from here.
 

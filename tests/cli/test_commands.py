@@ -645,3 +645,18 @@ def test_export_to_where_nothing_can_be_written(
     assert "gone" in refused("export", finished, "--output", tmp_path / "gone/a.onnx")
     (tmp_path / "folder").mkdir()
     assert "is a folder" in refused("export", finished, "--output", tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["time=60"], "time is an option of the launchers ray and slurm; add --launcher slurm"),
+        (["time", "--launcher", "slurm"], "'time' is not key=value"),
+        (["time=1h", "--launcher", "slurm"], "launcher option time: a whole number is needed"),
+        (["cpu=2", "--launcher", "ray"], "unknown launcher option 'cpu'; did you mean 'cpus'?"),
+    ],
+)
+def test_launcher_options_that_cannot_be_used(
+    refused: Callable[..., str], options: list[str], message: str
+) -> None:
+    assert message in refused("compare", "digits", "--launcher-option", *options)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dskd.compare.grid import Grid, load_plan
-from dskd.compare.lockstep import LockstepRun
+from dskd.compare.lockstep import RunProgress
 from dskd.storage.run_files import LAST
 
 SMALL = [
@@ -22,9 +22,9 @@ NAMES = "ce,kd,dskd"
 
 
 class Silent:
-    def on_step(self, run: LockstepRun) -> None: ...
+    def on_step(self, run: RunProgress) -> None: ...
 
-    def on_end(self, run: LockstepRun, failure: str | None) -> None: ...
+    def on_end(self, run: RunProgress, failure: str | None) -> None: ...
 
 
 class StopsAfter(Silent):
@@ -33,7 +33,7 @@ class StopsAfter(Silent):
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def on_step(self, run: LockstepRun) -> None:
+    def on_step(self, run: RunProgress) -> None:
         self.steps -= 1
         if self.steps == 0:
             signal.raise_signal(signal.SIGTERM)

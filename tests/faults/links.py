@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from dskd.compare import grid, runner
-from dskd.compare.lockstep import LockstepRun
+from dskd.compare.lockstep import RunProgress
 from dskd.config import recipe
 from dskd.deploy.onnx import export_onnx
 from dskd.deploy.student import load_deployed
@@ -99,10 +99,10 @@ def _use(use: Use, out: Path) -> object:
 class _Silent:
     """Ignores all events."""
 
-    def on_step(self, run: LockstepRun) -> None:
+    def on_step(self, run: RunProgress) -> None:
         """Does nothing."""
 
-    def on_end(self, run: LockstepRun, failure: str | None) -> None:
+    def on_end(self, run: RunProgress, failure: str | None) -> None:
         """Does nothing."""
 
 

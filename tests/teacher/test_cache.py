@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dskd import methods
 from dskd.compare.grid import load_plan
-from dskd.compare.lockstep import LockstepRun
+from dskd.compare.lockstep import RunProgress
 from dskd.compare.runner import run_grid
 from dskd.config import recipe
 from dskd.data import Dataset, Split
@@ -712,9 +712,9 @@ def test_outputs_of_a_teacher_that_is_trained_first_are_cached(tmp_path: Path) -
 
 
 class Silent:
-    def on_step(self, run: LockstepRun) -> None: ...
+    def on_step(self, run: RunProgress) -> None: ...
 
-    def on_end(self, run: LockstepRun, failure: str | None) -> None: ...
+    def on_end(self, run: RunProgress, failure: str | None) -> None: ...
 
 
 @pytest.mark.slow

@@ -97,3 +97,59 @@ def which_weights(best: bool, last: bool) -> Literal["best", "last"] | None:
     if best and last:
         raise InputError("--best and --last ask for different weights; drop one of them")
     return "best" if best else "last" if last else None
+
+
+def takes_launcher(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that say where its runs are trained.
+
+    The command gets ``jobs``, ``launcher`` and ``launcher_options``, the options as text by name.
+    """
+    options = (
+        click.option(
+            "--jobs",
+            type=click.IntRange(1),
+            help="Runs at a time, each in a process of its own. With N GPUs, take N.  "
+            "[default: 1, or any number on a cluster]",
+        ),
+        click.option(
+            "--launcher",
+            type=click.Choice(["processes", "ray", "slurm"]),
+            default="processes",
+            show_default=True,
+            is_eager=True,  # it types its options
+            help="Where runs are trained: on this machine, on a Ray cluster, or as Slurm jobs.",
+        ),
+        click.option(
+            "--launcher-option",
+            "launcher_options",
+            metavar="KEY=VALUE",
+            multiple=True,
+            callback=_launcher_options,
+            help="Setting of ray (address, cpus, gpus, memory) or slurm (partition, account, qos, "
+            "constraint, time, cpus, gpus, memory, cluster, more). Repeatable.",
+        ),
+    )
+    for decorate in reversed(options):
+        command = decorate(command)
+    return command
+
+
+def _launcher_options(
+    context: click.Context, _parameter: click.Parameter, texts: Sequence[str]
+) -> dict[str, Any]:
+    """The options of the launcher, typed by its settings."""
+    if not texts:
+        return {}
+    from dskd.config.text_values import typed_value
+    from dskd.runtime.launchers.choose import OPTIONS
+
+    kind = OPTIONS.get(context.params.get("launcher", "processes"))
+    fields = kind.model_fields if kind else {}
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"{text!r} is not key=value; write it as in --launcher-option time=60")
+        annotation = fields[key].annotation if key in fields else str
+        found[key] = typed_value(annotation, value, f"launcher option {key}")
+    return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from dskd.cli import console
-from dskd.cli.arguments import ALLOW_CODE, PATH, RESUME, takes_recipe
+from dskd.cli.arguments import ALLOW_CODE, PATH, RESUME, takes_launcher, takes_recipe
 from dskd.compare.variants import Weights
 from dskd.config import recipe
 from dskd.runtime import launch
@@ -101,6 +101,7 @@ def distill_(
     show_default=True,
     help="Compute teacher outputs once a step for all students of a seed.",
 )
+@takes_launcher
 @ALLOW_CODE
 def compare_(
     recipe_name: str | None,
@@ -110,16 +111,21 @@ def compare_(
     weights: Weights,
     out: Path | None,
     share_teacher: bool,
+    jobs: int | None,
+    launcher: str,
+    launcher_options: dict[str, Any],
     allow_code: bool,
 ) -> None:
     """Compare methods over several seeds.
 
     All students have one teacher and see the same batches. Finished runs stay: the same command
-    continues a comparison, and more methods or seeds extend it. Example:
+    continues a comparison, and more methods or seeds extend it. With --jobs N, N runs are trained
+    at a time; the table is the same. Example:
 
         dskd compare digits --methods ce,kd,dskd --seeds 5
     """
     from dskd.compare import grid, progress, runner, table
+    from dskd.compare.jobs import choose_grid_launcher
     from dskd.compare.summary import summarize
     from dskd.engine.user_objects import UserObjects
 
@@ -133,7 +139,9 @@ def compare_(
         share_teacher=share_teacher,
     )
     with progress.live_table(plan) as callback:
-        comparison = runner.run_grid(plan, callback, UserObjects(allow_code=allow_code))
+        where = choose_grid_launcher(plan, jobs, launcher, launcher_options)
+        objects = UserObjects(allow_code=allow_code)
+        comparison = runner.run_grid(plan, callback, objects, where)
     summaries = summarize(comparison.variants, comparison.test_images)
     console.table(*table.summary_table(summaries))
     for line in table.notes(comparison, summaries):

@@ -10,9 +10,9 @@ from typing import Any
 from dskd import methods
 from dskd.compare.variants import MethodVariant, Weights, method_variants
 from dskd.config.recipe import compose
-from dskd.config.schema import Recipe
+from dskd.config.schema import Recipe, TeacherSettings
 from dskd.errors import InputError, option
-from dskd.storage.run_files import LAST
+from dskd.storage.run_files import LAST, TEACHER
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,21 @@ class Grid:
 
     def recipe_of(self, variant: MethodVariant, seed: int) -> Recipe:
         """The recipe of one run, with the teacher of the comparison."""
-        teacher = self.recipe.teacher
-        if teacher is not None and not teacher.is_given:
-            found = {"checkpoint": self.path / "teacher" / LAST, "pretrained": False}
-            teacher = teacher.model_copy(update=found)
         return self.recipe.changed(
-            method=variant.method, teacher=teacher, seed=seed, out=self.folder(variant, seed)
+            method=variant.method,
+            teacher=self.trained_teacher,
+            seed=seed,
+            out=self.folder(variant, seed),
         )
+
+    @property
+    def trained_teacher(self) -> TeacherSettings | None:
+        """The teacher once it is trained: with its checkpoint, if the comparison trains it."""
+        teacher = self.recipe.teacher
+        if teacher is None or teacher.is_given:
+            return teacher
+        found = {"checkpoint": self.path / TEACHER / LAST, "pretrained": False}
+        return teacher.model_copy(update=found)
 
     def recipe_with_teacher(self) -> Recipe | None:
         """The recipe with a method that needs the teacher; None if no method needs one."""

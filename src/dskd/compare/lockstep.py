@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,14 +16,40 @@ from dskd.errors import NonFiniteError, Stopped
 from dskd.runtime.signals import stop_requests
 
 
+class RunProgress(Protocol):
+    """How far a run of a comparison is.
+
+    Attributes:
+        label: Label of its method.
+        seed: Its seed.
+        epoch: Epochs done.
+        epochs: All of its epochs.
+        metrics: The metrics of its last whole epoch; None before that.
+        folder: Its folder.
+    """
+
+    @property
+    def label(self) -> str: ...  # noqa: D102 (see the attributes)
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def epoch(self) -> int: ...  # noqa: D102
+    @property
+    def epochs(self) -> int: ...  # noqa: D102
+    @property
+    def metrics(self) -> Mapping[str, float] | None: ...  # noqa: D102
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+
+
 class Callback(Protocol):
     """Called while the runs of a comparison train."""
 
-    def on_step(self, run: LockstepRun) -> None:
-        """A run has taken a training step."""
+    def on_step(self, run: RunProgress) -> None:
+        """A run has gone on: by a training step, or by more if it runs in another process."""
         ...
 
-    def on_end(self, run: LockstepRun, failure: str | None) -> None:
+    def on_end(self, run: RunProgress, failure: str | None) -> None:
         """A run is finished; or has failed, for the reason given."""
         ...
 
@@ -50,6 +77,21 @@ class LockstepRun:
     def __post_init__(self) -> None:
         self._steps = self.training_run.steps()
         self._random = _random_state()
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.training_run.trainer.epoch
+
+    @property
+    def epochs(self) -> int:
+        """All of its epochs."""
+        return self.training_run.trainer.epochs
+
+    @property
+    def folder(self) -> Path:
+        """Its folder."""
+        return self.training_run.directory.path
 
     @property
     def position(self) -> tuple[int, int]:

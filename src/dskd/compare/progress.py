@@ -14,7 +14,7 @@ from rich.table import Table
 
 from dskd.compare import columns
 from dskd.compare.grid import Grid
-from dskd.compare.lockstep import Callback, LockstepRun
+from dskd.compare.lockstep import Callback, RunProgress
 from dskd.compare.reader import read_comparison
 from dskd.compare.summary import Summary, summarize
 from dskd.engine.progress import shows_bars
@@ -28,10 +28,10 @@ _RESULTS = (columns.TEST_ACCURACY, columns.DIFFERENCE, columns.P_VALUE)
 class LogLines:
     """Logs a line for each run that ends."""
 
-    def on_step(self, run: LockstepRun) -> None:
+    def on_step(self, run: RunProgress) -> None:
         """Logs nothing."""
 
-    def on_end(self, run: LockstepRun, failure: str | None) -> None:
+    def on_end(self, run: RunProgress, failure: str | None) -> None:
         """Logs the test accuracy, or why the run failed."""
         metrics = run.metrics or {}
         outcome = (
@@ -52,19 +52,19 @@ class LiveTable:
 
     def __init__(self, grid: Grid, live: Live) -> None:
         self.grid, self.live = grid, live
-        self.running: dict[str, LockstepRun] = {}
+        self.running: dict[tuple[str, int], RunProgress] = {}
         self.summaries = self._summaries()
         self.drawn = 0.0
 
-    def on_step(self, run: LockstepRun) -> None:
+    def on_step(self, run: RunProgress) -> None:
         """Redraws the table if the last time is long enough ago."""
-        self.running[run.label] = run
+        self.running[run.label, run.seed] = run
         if time.monotonic() - self.drawn > REDRAW_SECONDS:
             self.draw()
 
-    def on_end(self, run: LockstepRun, failure: str | None) -> None:
+    def on_end(self, run: RunProgress, failure: str | None) -> None:
         """Reads the results again, and redraws the table."""
-        self.running.pop(run.label, None)
+        self.running.pop((run.label, run.seed), None)
         self.summaries = self._summaries()
         self.draw()
 
@@ -92,12 +92,14 @@ class LiveTable:
 
     def _cells(self, label: str) -> list[str]:
         """The cells after the method's label."""
-        summary, run = self.summaries.get(label), self.running.get(label)
-        position, accuracy = "", ""
-        if run is not None:
-            trainer = run.training_run.trainer
-            position = f"seed {run.seed}, epoch {trainer.epoch + 1}/{trainer.epochs}"
-            accuracy = f"{run.metrics['test_accuracy']:.2f}" if run.metrics else ""
+        summary = self.summaries.get(label)
+        now = [run for (name, _), run in sorted(self.running.items()) if name == label]
+        position = "\n".join(
+            f"seed {run.seed}, epoch {min(run.epoch + 1, run.epochs)}/{run.epochs}" for run in now
+        )
+        accuracy = "\n".join(
+            f"{run.metrics['test_accuracy']:.2f}" if run.metrics else "" for run in now
+        )
         if summary is None:
             return ["", "", position, accuracy, *("" for _ in _RESULTS)]
         done = f"{len(summary.seeds)}/{len(self.grid.seeds)}"

@@ -17,7 +17,7 @@ from dskd.engine.result import Result
 from dskd.errors import printable
 from dskd.settings import Count, Seed
 from dskd.storage.json_file import read_json, read_text
-from dskd.storage.run_files import COMPARISON, FAILED, ResultFile
+from dskd.storage.run_files import COMPARISON, FAILED, LOST, ResultFile
 
 
 class _Facts(BaseModel):
@@ -141,13 +141,17 @@ def read_result(folder: Path) -> dict[str, Any]:
     return read_json(folder / "result.json", _ResultFacts, fix).model_dump()
 
 
-def read_failure(folder: Path) -> str:
+def read_failure(folder: Path, name: str = FAILED) -> str:
     """Reads why a run of a comparison failed, as one line.
+
+    Args:
+        folder: The run's folder.
+        name: The file: ``failed.txt``, or ``lost.txt`` for a run that is tried again.
 
     Raises:
         InputError: The file is missing, too long or not text.
     """
-    text = read_text(folder / FAILED, f"remove {folder} and make the run again")
+    text = read_text(folder / name, f"remove {folder} and make the run again")
     return printable(" ".join(text.split()))
 
 
@@ -159,6 +163,8 @@ def _variant_results(path: Path, facts: Mapping[str, Any], seeds: list[int]) -> 
             results[seed] = read_result(folder)
         elif (folder / FAILED).is_file():
             failed[seed] = read_failure(folder)
+        elif (folder / LOST).is_file():
+            failed[seed] = read_failure(folder, LOST)
     method = dict(facts["method"])
     name = method.pop("name")
     return VariantResults(facts["label"], name, weights_of(name, method), results, failed)

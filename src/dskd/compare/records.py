@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dskd.compare.grid import Grid
-from dskd.compare.lockstep import Callback, LockstepRun
+from dskd.compare.lockstep import Callback, RunProgress
 from dskd.compare.reader import read_facts, read_failure, read_result
 from dskd.data import Dataset
 from dskd.errors import InputError, option
@@ -49,16 +49,15 @@ class ResultRecorder:
     def __init__(self, grid: Grid, callback: Callback) -> None:
         self.grid, self.callback = grid, callback
 
-    def on_step(self, run: LockstepRun) -> None:
+    def on_step(self, run: RunProgress) -> None:
         """Passes the call on."""
         self.callback.on_step(run)
 
-    def on_end(self, run: LockstepRun, failure: str | None) -> None:
+    def on_end(self, run: RunProgress, failure: str | None) -> None:
         """Records the run, then passes the call on."""
-        folder = run.training_run.directory.path
         if failure is not None:
-            replace_file(folder / FAILED, f"{failure}\n".encode())
-        path, line = self.grid.path / RESULTS, _line(run.label, run.seed, folder).encode()
+            replace_file(run.folder / FAILED, f"{failure}\n".encode())
+        path, line = self.grid.path / RESULTS, _line(run.label, run.seed, run.folder).encode()
         with explain_disk_errors(path, lambda: len(line)), path.open("ab", buffering=0) as file:
             file.write(line)
         self.callback.on_end(run, failure)

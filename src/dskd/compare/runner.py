@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 
-from dskd import methods
 from dskd.compare.grid import Grid
-from dskd.compare.lockstep import Callback, LockstepRun, train_in_lockstep
+from dskd.compare.group import GroupRunner
+from dskd.compare.jobs import Jobs, train_teacher
+from dskd.compare.lockstep import Callback
 from dskd.compare.reader import Comparison, read_comparison
 from dskd.compare.records import (
     OWN_FILES,
@@ -21,9 +21,8 @@ from dskd.compare.records import (
     with_teacher,
     write_facts,
 )
-from dskd.compare.variants import MethodVariant
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import build_run, build_teacher_outputs
+from dskd.engine.build import build_teacher_outputs
 from dskd.engine.build_data import load_training_data
 from dskd.engine.build_model import build_model
 from dskd.engine.preflight import rehearse
@@ -31,23 +30,29 @@ from dskd.engine.prepare import Prepared, build_student, check_cache, prepare_te
 from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.engine.unlabelled import log_unlabelled, teacher_loader
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import InputError, NonFiniteError, Stopped, as_given, option
+from dskd.errors import InputError, Stopped, as_given, option
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.compile import check_compiler
 from dskd.runtime.cores import cpu_threads
+from dskd.runtime.launchers.task import Launcher
 from dskd.runtime.single_run import single_run
-from dskd.storage.atomic import check_writable, refuse_links, remove_parts
+from dskd.storage.atomic import check_writable, remove_parts
 from dskd.storage.lock import lock_folder
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import COMPARISON, TEACHER
-from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
+from dskd.teacher.frozen import FrozenTeacher
 
 log = logging.getLogger("dskd")
 
 
-def run_grid(grid: Grid, callback: Callback, objects: UserObjects | None = None) -> Comparison:
+def run_grid(
+    grid: Grid,
+    callback: Callback,
+    objects: UserObjects | None = None,
+    launcher: Launcher | None = None,
+) -> Comparison:
     """Trains the runs of a grid that have not ended yet.
 
     Runs that are finished or failed before are left as they are.
@@ -56,6 +61,8 @@ def run_grid(grid: Grid, callback: Callback, objects: UserObjects | None = None)
         grid: Methods and seeds.
         callback: Called after every step and at the end of every run.
         objects: Objects in place of names.
+        launcher: Starts the runs in other processes (see `dskd.compare.jobs`); None trains them
+            here. The results are the same.
 
     Returns:
         The comparison as it is on disk afterwards.
@@ -67,14 +74,16 @@ def run_grid(grid: Grid, callback: Callback, objects: UserObjects | None = None)
     distributed.require_single_process("a comparison")
     try:
         with single_run(), cpu_threads(grid.recipe.train.threads):
-            return _run_grid(grid, callback, objects or UserObjects())
+            return _run_grid(grid, callback, objects or UserObjects(), launcher)
     except Stopped as stopped:
         how = stopped.message.partition(";")[0]
         stopped.message = f"{how}; start the comparison again in the same way, and it goes on"
         raise
 
 
-def _run_grid(grid: Grid, callback: Callback, objects: UserObjects) -> Comparison:
+def _run_grid(
+    grid: Grid, callback: Callback, objects: UserObjects, launcher: Launcher | None
+) -> Comparison:
     merged_facts(grid)
     check_writable(grid.path, option("out", "FOLDER"))
     device = devices.pick(grid.recipe.train.device)
@@ -83,24 +92,47 @@ def _run_grid(grid: Grid, callback: Callback, objects: UserObjects) -> Compariso
     data = prepared.data
     loaders = DataLoaders(data, device)
     teacher = given_teacher(prepared, loaders, [variant.method for variant in grid.variants])
-    with lock_folder(grid.path, option("out", "FOLDER")):
+    with ExitStack() as held:
+        if launcher is not None:  # before anything is written
+            log.info(launcher.open())
+            held.callback(launcher.close)
+        held.enter_context(lock_folder(grid.path, option("out", "FOLDER")))
         remove_parts(grid.path, OWN_FILES)
         facts = merged_facts(grid, data)
         if not (grid.path / COMPARISON).is_file():
             write_facts(grid.path, facts, device)
         if teacher is None:
-            folder = grid.path / TEACHER
-            resume = RunDirectory(folder).begun
-            teacher = trained_teacher(prepared, loaders, folder, resume)
-        write_facts(grid.path, with_teacher(grid.path, facts, teacher), device)
+            teacher = _trained_teacher(grid, prepared, loaders, launcher, objects)
+        facts = with_teacher(grid.path, facts, teacher)
+        write_facts(grid.path, facts, device)
         repair_rows(grid)
+        recorder = ResultRecorder(grid, callback)
+        if launcher is not None:
+            fingerprints = {key: facts[key] for key in ("data", "teacher")}
+            Jobs(grid, launcher, recorder, objects, prepared.needs, fingerprints).train()
+            return read_comparison(grid.path)
         images = teacher_loader(grid.recipe.data, loaders)
         outputs = build_teacher_outputs(grid.recipe, images, teacher, prepared.needs)
         outputs.open()
-        seed_runner = _SeedRunner(grid, loaders, objects, outputs, ResultRecorder(grid, callback))
+        runner = GroupRunner(grid, loaders, objects, outputs, recorder)
         for seed in grid.seeds:
-            seed_runner.run(seed)
+            runner.run([v for v in grid.variants if not has_ended(grid.folder(v, seed))], seed)
         return read_comparison(grid.path)
+
+
+def _trained_teacher(
+    grid: Grid,
+    prepared: Prepared,
+    loaders: DataLoaders,
+    launcher: Launcher | None,
+    objects: UserObjects,
+) -> FrozenTeacher | None:
+    """Trains the teacher of a comparison if it is not given: where its students will be trained."""
+    directory = RunDirectory(grid.path / TEACHER)
+    training = prepared.teacher is not None and prepared.teacher.training is not None
+    if launcher is not None and launcher.elsewhere and training and not directory.finished:
+        train_teacher(grid, objects, launcher)
+    return trained_teacher(prepared, loaders, directory.path, directory.begun)
 
 
 def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared:
@@ -131,60 +163,3 @@ def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared
     prepared = Prepared(recipe, data, student, teacher, needs)
     check_cache(prepared)
     return prepared
-
-
-@dataclass
-class _SeedRunner:
-    """Trains the students of one seed after another."""
-
-    grid: Grid
-    loaders: DataLoaders
-    objects: UserObjects
-    teacher_outputs: TeacherOutputs
-    callback: Callback
-
-    def run(self, seed: int) -> None:
-        """Trains the students of a seed that have not ended yet."""
-        grid = self.grid
-        shared = SharedOutputs(self.teacher_outputs)
-        left = [v for v in grid.variants if not has_ended(grid.folder(v, seed))]
-        groups = [left] if grid.share_teacher else [[variant] for variant in left]
-        for group in groups:
-            source = shared if grid.share_teacher else SharedOutputs(self.teacher_outputs)
-            with ExitStack() as owned:
-                started = [self._start(variant, seed, source, owned) for variant in group]
-                train_in_lockstep([run for run in started if run is not None], self.callback)
-        if shared.computed:
-            log.info(
-                "seed %d: %d forward passes of the teacher served %d training steps",
-                *(seed, shared.computed, shared.requests),
-            )
-
-    def _start(
-        self, variant: MethodVariant, seed: int, source: SharedOutputs, owned: ExitStack
-    ) -> LockstepRun | None:
-        """Starts or resumes a run, and owns its folder; None if it fails in its preparation."""
-        needs_teacher = methods.find(variant.method.name).needs_teacher
-        outputs = source.for_student() if needs_teacher else TeacherOutputs(None)
-        recipe = self.grid.recipe_of(variant, seed)
-        directory = RunDirectory(self.grid.folder(variant, seed))
-        refuse_links(directory.path.parent, directory.path)
-        owned.enter_context(directory.locked())
-        resume = directory.begun
-        directory.check_same(recipe.plain())
-        directory.start(recipe.plain(), devices.environment(self.loaders.train.device))
-        objects = self.objects
-        student = build_model(
-            recipe.student, self.loaders.data, seed, objects.student, objects.allow_code
-        )
-        training_run = build_run(recipe, student, self.loaders, outputs, directory)
-        failure = None
-        try:
-            training_run.begin(resume)
-        except NonFiniteError as error:
-            failure = str(error)
-        run = LockstepRun(variant.label, seed, training_run)
-        if failure is None:
-            return run
-        self.callback.on_end(run, failure)
-        return None

@@ -118,10 +118,11 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Goes back to a state that `random_state` returned; a machine without GPUs has fewer parts."""
+    """Goes back to a state that `random_state` returned, perhaps where torch saw other GPUs."""
     torch.set_rng_state(state["random"].cpu())
-    if state["random_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["random_cuda"]])
+    if torch.cuda.is_available():
+        here = state["random_cuda"][: torch.cuda.device_count()]
+        torch.cuda.set_rng_state_all([one.cpu() for one in here])
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1

@@ -14,12 +14,13 @@ LOCK, LOCK_PID = ".lock", ".lock.pid"
 """The lock file, and the file with the number of the process that holds the lock."""
 
 
-def lock_folder(folder: Path, option: str) -> FileLock:
+def lock_folder(folder: Path, option: str, wait: float = 0.0) -> FileLock:
     """Creates a folder and keeps other processes out of it until the lock is released.
 
     Args:
         folder: The folder to lock.
         option: The option that chooses another folder, for the error message.
+        wait: Seconds to wait for a process that holds the lock.
 
     Raises:
         InputError: Another process holds the lock; the message gives its number.
@@ -33,7 +34,7 @@ def lock_folder(folder: Path, option: str) -> FileLock:
         >>> lock.release()
     """
     path = folder / LOCK
-    lock = FileLock(path, blocking=False)
+    lock = FileLock(path, timeout=wait)
     with explain_disk_errors(path, lambda: PROBE_BYTES):
         make_folder(folder)
         if path.is_symlink():  # some versions of filelock truncate the file behind a link

@@ -106,14 +106,14 @@ class RunDirectory:
         run_guard.check_same_data(self.path, fingerprint)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait: float = 0.0) -> Iterator[None]:
         """Creates the folder and keeps other processes out of it while the block runs.
 
         Raises:
-            InputError: Another process holds the lock.
+            InputError: Another process holds the lock, and does so for ``wait`` seconds.
         """
         locks: list[FileLock] = []  # stays empty on all ranks but 0
-        distributed.on_rank_zero(lambda: locks.append(lock_folder(self.path, "out=")))()
+        distributed.on_rank_zero(lambda: locks.append(lock_folder(self.path, "out=", wait)))()
         try:
             yield
         finally:

@@ -21,6 +21,8 @@ COMPARISON = "comparison.json"
 """Marks the folder of a comparison."""
 FAILED = "failed.txt"
 """Written by a comparison: why this run has no result."""
+LOST = "lost.txt"
+"""Written by a comparison: why this run has no result yet. The comparison tries it again."""
 SKIPPED_IMAGES, HELD_OUT_IMAGES = "skipped_images.txt", "held_out_images.txt"
 """Image files that were left out, each with the reason, and those that were held out."""
 CHECKPOINTS, TENSORBOARD, TEACHER = "checkpoints", "tensorboard", "teacher"
@@ -35,6 +37,7 @@ FILES = (
     NONFINITE,
     TEACHER_FACTS,
     FAILED,
+    LOST,
     SKIPPED_IMAGES,
     HELD_OUT_IMAGES,
     "student.onnx",

@@ -1,0 +1,108 @@
+"""Trains some runs of a comparison that have one seed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from dskd import methods
+from dskd.compare.grid import Grid
+from dskd.compare.lockstep import Callback, LockstepRun, train_in_lockstep
+from dskd.compare.variants import MethodVariant
+from dskd.data.loader import DataLoaders
+from dskd.engine.build import build_run
+from dskd.engine.build_model import build_model
+from dskd.engine.training_run import TrainingRun
+from dskd.engine.user_objects import UserObjects
+from dskd.errors import InputError, NonFiniteError
+from dskd.runtime import device as devices
+from dskd.storage.atomic import refuse_links
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import LOST
+from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
+
+log = logging.getLogger("dskd")
+
+
+@dataclass
+class GroupRunner:
+    """Trains the students of one seed.
+
+    Attributes:
+        grid: The comparison.
+        loaders: Of its images.
+        objects: Objects in place of names.
+        teacher_outputs: Where the outputs of the teacher come from.
+        callback: Called after every step and at the end of every run.
+        wait: Seconds to wait for a process that still holds the folder of a run.
+        fingerprints: Those that images (``data``) and ``teacher`` must have; empty for any.
+    """
+
+    grid: Grid
+    loaders: DataLoaders
+    objects: UserObjects
+    teacher_outputs: TeacherOutputs
+    callback: Callback
+    wait: float = 0.0
+    fingerprints: dict[str, str | None] = field(default_factory=dict)
+
+    def run(self, variants: Sequence[MethodVariant], seed: int) -> None:
+        """Trains students of a seed: in lockstep if they share the teacher, else in turn."""
+        shares = self.grid.share_teacher
+        shared = SharedOutputs(self.teacher_outputs)
+        for group in [variants] if shares else [[variant] for variant in variants]:
+            source = shared if shares else SharedOutputs(self.teacher_outputs)
+            with ExitStack() as owned:
+                started = [self._start(variant, seed, source, owned) for variant in group]
+                train_in_lockstep([run for run in started if run is not None], self.callback)
+        if shared.computed:
+            log.info(
+                "seed %d: %d forward passes of the teacher served %d training steps",
+                *(seed, shared.computed, shared.requests),
+            )
+
+    def _start(
+        self, variant: MethodVariant, seed: int, source: SharedOutputs, owned: ExitStack
+    ) -> LockstepRun | None:
+        """Starts or resumes a run, and owns its folder; None if it fails in its preparation."""
+        needs_teacher = methods.find(variant.method.name).needs_teacher
+        outputs = source.for_student() if needs_teacher else TeacherOutputs(None)
+        recipe = self.grid.recipe_of(variant, seed)
+        directory = RunDirectory(self.grid.folder(variant, seed))
+        refuse_links(directory.path.parent, directory.path)
+        owned.enter_context(directory.locked(self.wait))
+        resume = directory.begun
+        directory.check_same(recipe.plain())
+        directory.start(recipe.plain(), devices.environment(self.loaders.train.device))
+        (directory.path / LOST).unlink(missing_ok=True)
+        objects = self.objects
+        student = build_model(
+            recipe.student, self.loaders.data, seed, objects.student, objects.allow_code
+        )
+        training_run = build_run(recipe, student, self.loaders, outputs, directory)
+        self._check_same(training_run)
+        failure = None
+        try:
+            training_run.begin(resume)
+        except NonFiniteError as error:
+            failure = str(error)
+        run = LockstepRun(variant.label, seed, training_run)
+        if failure is None:
+            return run
+        self.callback.on_end(run, failure)
+        return None
+
+    def _check_same(self, run: TrainingRun) -> None:
+        """Refuses other images or another teacher than those of the comparison.
+
+        Raises:
+            InputError: Another machine has others.
+        """
+        for name, expected in self.fingerprints.items():
+            if run.fingerprints[name] not in (None, expected):
+                raise InputError(
+                    f"the {name} that this run reads is not that of the comparison; have all "
+                    "machines read the same files"
+                )

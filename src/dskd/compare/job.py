@@ -1,0 +1,123 @@
+"""What a job of a comparison does, in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dskd.compare.grid import Grid
+from dskd.compare.group import GroupRunner
+from dskd.compare.lockstep import RunProgress
+from dskd.compare.variants import MethodVariant
+from dskd.data.loader import DataLoaders
+from dskd.engine.build import build_teacher_outputs
+from dskd.engine.build_data import load_training_data
+from dskd.engine.prepare import prepare, prepare_teacher
+from dskd.engine.teacher_accuracy import evaluate_teacher
+from dskd.engine.train_teacher import freeze, trained_teacher
+from dskd.engine.unlabelled import teacher_loader
+from dskd.engine.user_objects import UserObjects
+from dskd.methods.contracts import TeacherNeeds
+from dskd.runtime import device as devices
+from dskd.storage.atomic import replace_file
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import FAILED, TEACHER
+
+LOCK_SECONDS = 60.0
+"""Time that a job waits for the folder of a run whose last process is about to end."""
+
+
+@dataclass(frozen=True)
+class ComparisonJob:
+    """Trains runs of one seed, in a process of its own.
+
+    Attributes:
+        grid: The comparison. Its teacher is trained.
+        variants: The methods of the runs.
+        seed: The seed of the runs.
+        objects: Objects in place of names.
+        needs: Which outputs of the teacher all methods read together.
+        fingerprints: Of the images and the teacher of the comparison.
+    """
+
+    grid: Grid
+    variants: tuple[MethodVariant, ...]
+    seed: int
+    objects: UserObjects
+    needs: TeacherNeeds
+    fingerprints: Mapping[str, str | None]
+
+    def __call__(self) -> None:
+        """Trains the runs.
+
+        Raises:
+            InputError: A run cannot go on.
+            Stopped: A signal asked for a stop; the states are saved.
+        """
+        grid, objects = self.grid, self.objects
+        loaders = _loaders(grid, objects)
+        teacher, recipe = None, grid.recipe_with_teacher()
+        if recipe is not None:
+            recipe = recipe.changed(teacher=grid.trained_teacher)
+            prepared = prepare_teacher(recipe, loaders.data, objects, loaders.train.device)
+            assert recipe.teacher is not None
+            assert prepared is not None
+            how = recipe.teacher.fuse_batchnorm, recipe.train.precision
+            teacher = freeze(prepared.model, loaders, *how)
+            evaluate_teacher(teacher, loaders, recipe.teacher.name, refuse=False)
+        images = teacher_loader(grid.recipe.data, loaders)
+        outputs = build_teacher_outputs(grid.recipe, images, teacher, self.needs)
+        outputs.open()
+        given = dict(self.fingerprints)
+        runner = GroupRunner(grid, loaders, objects, outputs, _Failures(), LOCK_SECONDS, given)
+        runner.run(self.variants, self.seed)
+
+
+@dataclass(frozen=True)
+class TeacherJob:
+    """Trains the teacher of a comparison, on the machine on which the students will be trained.
+
+    Attributes:
+        grid: The comparison.
+        objects: Objects in place of names.
+    """
+
+    grid: Grid
+    objects: UserObjects
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the teacher's run."""
+        return self.grid.path / TEACHER
+
+    def __call__(self) -> None:
+        """Trains the teacher, or continues its training.
+
+        Raises:
+            NonFiniteError: A number of the training is NaN or infinite.
+            Stopped: A signal asked for a stop; the state is saved.
+        """
+        loaders, recipe = _loaders(self.grid, self.objects), self.grid.recipe_with_teacher()
+        assert recipe is not None
+        prepared = prepare(recipe, loaders.data, self.objects, loaders.train.device)
+        trained_teacher(prepared, loaders, self.folder, RunDirectory(self.folder).begun)
+
+
+def _loaders(grid: Grid, objects: UserObjects) -> DataLoaders:
+    """The images of a comparison, on the device of this process."""
+    device = devices.pick(grid.recipe.train.device)
+    devices.set_up(device)
+    return DataLoaders(load_training_data(grid.recipe.data, objects.data), device)
+
+
+class _Failures:
+    """Writes why a run failed. The process that launched the job records the rest."""
+
+    def on_step(self, run: RunProgress) -> None:
+        """Does nothing."""
+
+    def on_end(self, run: RunProgress, failure: str | None) -> None:
+        """Writes the reason."""
+        if failure is not None:
+            replace_file(run.folder / FAILED, f"{failure}\n".encode())
