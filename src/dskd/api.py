@@ -165,8 +165,7 @@ def compare_methods(
 ) -> list[Summary]:
     """Compares methods: trains a student by each method at each seed.
 
-    All students learn from one teacher, and those of a seed see the same batches. Finished runs
-    stay: the same call continues a comparison, and more methods or seeds extend it.
+    Finished runs stay: the same call continues, and more methods or seeds extend a comparison.
 
     Args:
         student: As for `distill`.
