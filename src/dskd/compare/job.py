@@ -65,7 +65,7 @@ class ComparisonJob:
             assert prepared is not None
             how = recipe.teacher.fuse_batchnorm, recipe.train.precision
             teacher = freeze(prepared.model, loaders, *how)
-            evaluate_teacher(teacher, loaders, recipe.teacher.name, refuse=False)
+            evaluate_teacher(teacher, loaders, recipe.teacher, refuse=False)
         images = teacher_loader(grid.recipe.data, loaders)
         outputs = build_teacher_outputs(grid.recipe, images, teacher, self.needs)
         outputs.open()

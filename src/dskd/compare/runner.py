@@ -24,7 +24,6 @@ from dskd.compare.records import (
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_teacher_outputs
 from dskd.engine.build_data import load_training_data
-from dskd.engine.build_model import build_model
 from dskd.engine.preflight import rehearse
 from dskd.engine.prepare import Prepared, build_student, check_cache, prepare_teacher
 from dskd.engine.train_teacher import given_teacher, trained_teacher
