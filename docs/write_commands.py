@@ -53,9 +53,8 @@ def _row(option: click.Option) -> str:
     if isinstance(option.type, click.Choice):
         names += " " + ", ".join(f"`{choice}`" for choice in option.type.choices)
     elif not option.is_flag:
-        names += (
-            f" {'NUMBER' if isinstance(option.type, click.IntRange) else option.type.name.upper()}"
-        )
+        number = isinstance(option.type, click.IntRange | click.FloatRange)
+        names += f" {'NUMBER' if number else option.type.name.upper()}"
     meaning = re.sub(r" +\[default: (.+)\]$", r" Default: \1.", option.help or "")
     if option.show_default:
         meaning += f" Default: `{_default(option)}`."

@@ -29,6 +29,7 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.dataset import Samples
 from dskd.data.loader import DataLoaders
+from dskd.deploy.load_teacher import load_teacher
 from dskd.engine.build import build_run
 from dskd.engine.build_data import load_data
 from dskd.engine.build_model import build_model
@@ -40,7 +41,7 @@ from dskd.methods.checks import at_same_depth
 from dskd.models.staged_model import StagedModel
 from dskd.models.staged_net import StagedNet
 from dskd.report.cka import layer_similarity
-from dskd.report.load_models import load_student, load_teacher
+from dskd.report.load_models import load_student
 from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.outputs import TeacherOutputs
 from evidence import figure

@@ -17,12 +17,14 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from dskd import losses
     from dskd.api import compare_methods, distill, export, predict, train
     from dskd.data import Dataset, Split, load_dataset
-    from dskd.deploy.student import evaluate, load_deployed
+    from dskd.deploy.evaluate import evaluate
+    from dskd.deploy.student import DeployedStudent, load_deployed
     from dskd.engine.result import Result
     from dskd.models.factory import load_model
 
 __all__ = [
     "Dataset",
+    "DeployedStudent",
     "InputError",
     "NonFiniteError",
     "Result",
@@ -43,11 +45,12 @@ __all__ = [
 
 _MODULES = {
     "Dataset": "dskd.data",
+    "DeployedStudent": "dskd.deploy.student",
     "Result": "dskd.engine.result",
     "Split": "dskd.data",
     "compare_methods": "dskd.api",
     "distill": "dskd.api",
-    "evaluate": "dskd.deploy.student",
+    "evaluate": "dskd.deploy.evaluate",
     "export": "dskd.api",
     "load_dataset": "dskd.data",
     "load_deployed": "dskd.deploy.student",

@@ -21,15 +21,16 @@ from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
 from dskd.compare.variants import Weights
 from dskd.config.schema import Recipe
-from dskd.deploy.onnx import export_onnx
-from dskd.deploy.student import DeployedStudent, Which, chosen_weights, load_deployed, onnx_name
+from dskd.deploy.export import TOLERANCE
+from dskd.deploy.formats import DYNAMIC
+from dskd.deploy.ship import Exported, ShipOptions, ship
+from dskd.deploy.student import DeployedStudent, Which, load_deployed
 from dskd.deploy.student import predict as predict_deployed
 from dskd.engine import run
 from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.progress import python_output
 from dskd.engine.result import Result
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import unknown
 from dskd.runtime.launchers.choose import named_launcher
 from dskd.storage.paths import as_path
 
@@ -256,39 +257,48 @@ def predict(
 
 
 def export(
-    run: str | Path,
-    output: str | Path | None = None,
+    run: str | Path | DeployedStudent,
+    out: str | Path | None = None,
     which: Which | None = None,
     *,
-    format: str = "onnx",
+    format: str | None = None,
+    batch: int | str = DYNAMIC,
+    tolerance: float = TOLERANCE,
+    measure: bool = True,
+    licence: str | None = None,
     student: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    data: Data | None = None,
+    root: str | Path | None = None,
     allow_code: bool = False,
-) -> Path:
-    """Exports the student of a run to ONNX, for other programs to run.
+) -> Exported:
+    """Exports the student of a run to a file that other programs run, with a model card.
 
-    The graph takes ``images``, float32 ``[N, C, H, W]`` from 0 to 1, and returns ``logits``.
+    A file with operations takes ``images``, float32 ``[N, C, H, W]`` from 0 to 1, and returns
+    ``logits``. The card next to it says what else it expects, and has a program that calls it.
 
     Args:
-        run: Folder of the run.
-        output: File to write; by default ``student.onnx``, ``student_best.onnx`` or
-            ``student_ema.onnx`` in the run.
+        run: Folder of the run, or a student that `dskd.load_deployed` returned.
+        out: File to write; by default one in the folder ``export`` of the run.
         which: Export the weights of the ``last`` or of the ``best`` epoch, or the moving average
             ``ema``. None takes the average if the run has one (``train.ema``), else the last epoch.
-        format: ``onnx``.
-        student: The module, if it was given in Python.
+        format: ``safetensors``, ``torch-export``, ``onnx``, ``openvino`` or ``executorch``. None
+            chooses by the suffix of ``out``, or ``onnx``.
+        batch: Images of a call: a number, or ``dynamic`` for any number.
+        tolerance: The largest allowed difference of the outputs, relative to the largest output.
+        measure: Measure the accuracy on the test split, and the latency of teacher, student and
+            file. What cannot be measured is named in ``Exported.measured.missing``.
+        licence: Of the weights, for the card, as in ``apache-2.0``.
+        student: The student's module, if it was given in Python.
+        teacher: The teacher's module, if it was given in Python.
+        data: The data set, if it was given in Python, in the same form.
+        root: Folder of the data set, in place of the recipe's.
         allow_code: Allow models given as ``package.module:function``.
-
-    Returns:
-        The file.
 
     Raises:
         InputError: There is no finished run, or its student cannot be exported.
     """
-    if format != "onnx":
-        raise unknown("format", format, ["onnx"])
-    folder = as_path(run, "run")
-    which = which or chosen_weights(folder)
-    deployed = load_deployed(run, which, student=student, allow_code=allow_code)
-    path = as_path(output, "output") if output is not None else folder / onnx_name(which)
-    export_onnx(deployed, path)
-    return path
+    if not isinstance(run, DeployedStudent):
+        run = load_deployed(run, which, student=student, allow_code=allow_code)
+    options = ShipOptions(format, out, batch, tolerance, measure, licence, root)
+    return ship(run, options, data=data, teacher=teacher, allow_code=allow_code)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from dskd.deploy import onnx as export
+from dskd.deploy import onnx as onnx_files
 from dskd.deploy.attention import attention
-from dskd.deploy.onnx import export_onnx
+from dskd.deploy.export import export_file
 from dskd.deploy.student import DeployedStudent
+from dskd.deploy.student_graph import StudentGraph
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build
@@ -53,7 +54,7 @@ def onnx_logits(path: Path, images: Tensor) -> Tensor:
 )
 def test_every_family_gives_the_same_logits_for_any_batch(name: str, tmp_path: Path) -> None:
     student = deployed(name)
-    difference = export_onnx(student, tmp_path / "student.onnx")
+    difference = export_file(student, tmp_path / "student.onnx")
     assert difference <= 1e-4
     for batch in (1, 3):
         images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
@@ -67,7 +68,7 @@ def test_every_family_gives_the_same_logits_for_any_batch(name: str, tmp_path: P
 @pytest.mark.slow
 def test_gray_images_that_are_not_square(tmp_path: Path) -> None:
     student = deployed("resnet8", (1, 16, 24))
-    export_onnx(student, tmp_path / "student.onnx")
+    export_file(student, tmp_path / "student.onnx")
     images = torch.rand(2, 1, 16, 24)
     with torch.no_grad():
         expected = student.model(images).logits
@@ -85,14 +86,14 @@ def test_a_graph_with_other_outputs_is_not_written(
 ) -> None:
     path = tmp_path / "student.onnx"
     path.write_text("the one before")
-    graph = export._graph
+    serialized = onnx_files._serialized
 
-    def other(model: nn.Module, example: Tensor, name: str) -> bytes:
-        return graph(_Scaled(model), example, name)
+    def other(graph: StudentGraph) -> bytes:
+        return serialized(StudentGraph(_Scaled(graph.module), graph.contract))
 
-    monkeypatch.setattr(export, "_graph", other)
+    monkeypatch.setattr(onnx_files, "_serialized", other)
     with pytest.raises(InputError, match=r"differs .* by 1.0e-03 .* 0.0001 .* nothing was written"):
-        export_onnx(deployed(), path)
+        export_file(deployed(), path)
     assert [there.read_text() for there in tmp_path.iterdir()] == ["the one before"]
 
 
@@ -113,7 +114,7 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     student = deployed()
     nn.init.constant_(next(student.model.module.parameters()), float("nan"))
     with pytest.raises(InputError, match="differs"):
-        export_onnx(student, tmp_path / "student.onnx")
+        export_file(student, tmp_path / "student.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -130,10 +131,9 @@ def test_a_missing_package_is_named_with_the_extra(
 
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(InputError) as refused:
-        export_onnx(deployed(), tmp_path / "student.onnx")
+        export_file(deployed(), tmp_path / "student.onnx")
     assert str(refused.value) == (
-        f"exporting to ONNX needs {package}; install it with: "
-        "pip install onnx onnxruntime onnxscript"
+        f"exporting to onnx needs {package}; install it with: pip install 'dskd[onnx]'"
     )
     assert not list(tmp_path.iterdir())
 
@@ -156,7 +156,7 @@ def test_a_module_that_no_graph_can_say_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match="torch cannot export Fickle to ONNX: ") as refused:
-        export_onnx(deployed(Fickle()), tmp_path / "student.onnx")
+        export_file(deployed(Fickle()), tmp_path / "student.onnx")
     assert len(str(refused.value)) < 400
     assert capsys.readouterr().out == ""
     assert not list(tmp_path.iterdir())
@@ -165,7 +165,7 @@ def test_a_module_that_no_graph_can_say_is_refused_in_one_line(
 @pytest.mark.slow
 def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"there is no folder .*gone; create it first"):
-        export_onnx(deployed(), tmp_path / "gone" / "student.onnx")
+        export_file(deployed(), tmp_path / "gone" / "student.onnx")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -173,7 +173,7 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "fsync", full)
     line = r"cannot write .*student.onnx: No space left on device; [\d,]{5,} bytes were needed"
     with pytest.raises(InputError, match=line):
-        export_onnx(deployed(), tmp_path / "student.onnx")
+        export_file(deployed(), tmp_path / "student.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -184,7 +184,7 @@ def test_links_are_replaced_and_what_they_lead_to_stays(tmp_path: Path) -> None:
     victim.write_text("mine")
     for name in ("student.onnx", ".student.onnx.part"):
         (run / name).symlink_to(victim)
-    export_onnx(deployed(), run / "student.onnx")
+    export_file(deployed(), run / "student.onnx")
     assert victim.read_text() == "mine"
     assert not (run / "student.onnx").is_symlink()
 
@@ -206,7 +206,7 @@ class Windows(nn.Module):
 @pytest.mark.slow
 def test_attention_over_five_dimensions_is_exported(tmp_path: Path) -> None:
     student = deployed(Windows(), (3, 8, 8))
-    export_onnx(student, tmp_path / "student.onnx")
+    export_file(student, tmp_path / "student.onnx")
     images = torch.rand(3, 3, 8, 8)
     with torch.no_grad():
         expected = student.model(images).logits
@@ -246,7 +246,7 @@ def test_transformers_of_timm_with_windows_are_exported(
     student = deployed(module, (3, size, size))
     with torch.no_grad():
         assert student.model(torch.rand(2, 3, size, size)).logits.abs().min() > 1e-3
-    assert export_onnx(student, tmp_path / "student.onnx") <= 1e-4
+    assert export_file(student, tmp_path / "student.onnx") <= 1e-4
     assert fused == {n: getattr(part, "fused_attn", None) for n, part in module.named_modules()}
 
 
@@ -291,6 +291,6 @@ def test_the_innermost_cause_of_a_failed_export_is_one_line_without_colours(
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(InputError) as refused:
-        export_onnx(deployed(), tmp_path / "student.onnx")
+        export_file(deployed(), tmp_path / "student.onnx")
     assert str(refused.value) == "torch cannot export resnet8 to ONNX: only 4D keys"
     assert not list(tmp_path.iterdir())

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dskd.cli.commands import run_command
+from dskd.deploy import latency
 from dskd.models.zoo import build
-from dskd.report import cost
 from tests import processes
 from tests.data.file_writers import write_folder
 
@@ -66,7 +66,7 @@ def test_the_examples_of_a_page_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cost, "SECONDS", 0.0)
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
     (write_folder(tmp_path / "split") / "train").rename(tmp_path / "photos")
     names: dict[str, object] = {"__name__": "example"}
     for language, title, text in blocks(page):

@@ -28,9 +28,9 @@ from dskd.compare.runner import run_grid
 from dskd.compare.summary import summarize
 from dskd.compare.table import notes, summary_table
 from dskd.config import recipe
+from dskd.deploy import latency
 from dskd.deploy.student import load_deployed, predict
 from dskd.engine import run
-from dskd.report import cost
 from dskd.report.build import make_report
 from dskd.report.collect import collect
 from tests.faults.outcomes import refusal
@@ -159,7 +159,7 @@ def _report(folder: Path) -> None:
         texts += notes(read_comparison(folder), summaries)
     assert all(text.isprintable() for text in texts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "SECONDS", 0.0)
+        patch.setattr(latency, "SECONDS", 0.0)
         page = make_report([folder], folder / "page.html")
     for suffix in (".html", ".csv", ".tex"):
         assert "\x1b" not in page.with_suffix(suffix).read_text()

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from dskd.compare import grid, runner
 from dskd.compare.lockstep import RunProgress
 from dskd.config import recipe
-from dskd.deploy.onnx import export_onnx
+from dskd.deploy.export import export_file
 from dskd.deploy.student import load_deployed
 from dskd.engine import run
 from tests.faults.outcomes import inside, refusal, tree
@@ -91,7 +91,7 @@ def _use(use: Use, out: Path) -> object:
             plan = grid.load_plan("digits", SMALL, ["kd"], own, seeds=1)
             return runner.run_grid(plan, _Silent())
         if use == "export":
-            return export_onnx(load_deployed(own), own / "student.onnx")
+            return export_file(load_deployed(own), own / "student.onnx")
         plain = recipe.load("digits", [*SMALL, "method={name: kd}", f"out={own}"])
         return run.distill(plain, resume=use == "resume", overwrite=use == "overwrite")
 

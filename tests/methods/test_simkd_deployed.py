@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dskd.deploy.onnx import export_onnx
+from dskd.deploy.export import export_file
 from dskd.deploy.student import DeployedStudent
 from dskd.errors import InputError
 from dskd.methods.simkd import LARGEST, ReusedStudent, SimKD
@@ -85,7 +85,7 @@ def test_it_is_exported(student: str, teacher: str, size: int, tmp_path: Path) -
     module = SimKD(pair).eval().deployed()
     model = StagedModel(module, mean=(0.5,) * 3, std=(0.25,) * 3).eval()
     deployed = DeployedStudent(model, student, data.classes, data.shape)
-    assert export_onnx(deployed, tmp_path / "student.onnx") < 1e-4
+    assert export_file(deployed, tmp_path / "student.onnx") < 1e-4
 
 
 class Tokens(nn.Module):
@@ -113,7 +113,7 @@ def test_a_grid_of_tokens_is_projected_and_exported(tmp_path: Path) -> None:
     assert method(batch, teacher(batch.images)).objective.isfinite()
     model = StagedModel(method.eval().deployed(), mean=(0.5,) * 3, std=(0.25,) * 3).eval()
     deployed = DeployedStudent(model, "Tokens", DATA.classes, DATA.shape)
-    assert export_onnx(deployed, tmp_path / "student.onnx") < 1e-4
+    assert export_file(deployed, tmp_path / "student.onnx") < 1e-4
 
 
 @pytest.mark.parametrize(

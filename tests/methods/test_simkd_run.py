@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import dskd
 from dskd.config import recipe
 from dskd.config.schema import ModelSettings, Recipe
-from dskd.deploy.onnx import export_onnx
+from dskd.deploy.export import export_file
 from dskd.engine import run
 from dskd.engine.build_model import build_model
 from dskd.engine.trainer import Trainer
@@ -92,7 +92,7 @@ def test_its_classifier_is_the_teacher_s_to_the_byte(finished: dskd.Result) -> N
 @torch.no_grad()
 def test_it_is_exported(finished: dskd.Result, tmp_path: Path) -> None:
     student = dskd.load_deployed(finished.path)
-    assert export_onnx(student, tmp_path / "student.onnx") < 1e-4
+    assert export_file(student, tmp_path / "student.onnx") < 1e-4
     runtime = onnxruntime.InferenceSession(tmp_path / "student.onnx")
     samples = images()
     (logits,) = runtime.run(["logits"], {"images": (samples / 255).numpy()})
@@ -175,7 +175,7 @@ def test_modules_of_the_user(tmp_path: Path) -> None:
     again = dskd.evaluate(tmp_path / "run", data=data, student=Net())
     assert again.accuracy == result.test_accuracy
     student = dskd.load_deployed(tmp_path / "run", student=Net())
-    assert export_onnx(student, tmp_path / "student.onnx") < 1e-4
+    assert export_file(student, tmp_path / "student.onnx") < 1e-4
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import pytest
 
 import dskd
 from dskd.config import recipe
+from dskd.deploy import latency
 from dskd.engine import run
 from dskd.engine.user_objects import UserObjects
-from dskd.report import cost
 from dskd.report.build import make_report
 
 SMALL = [
@@ -47,5 +47,5 @@ def reported(paths: list[Path], output: Path, given: UserObjects | None = None) 
     """A report without the time that measuring latency takes."""
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(cost, "SECONDS", 0.0)
+        patch.setattr(latency, "SECONDS", 0.0)
         return make_report(paths, output, given=given)

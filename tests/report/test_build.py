@@ -18,9 +18,9 @@ import pytest
 import dskd
 from dskd.cli import commands as cli
 from dskd.data import Dataset
+from dskd.deploy import latency
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
-from dskd.report import cost
 from dskd.report.build import make_report
 from tests.conftest import make_dataset, trusted
 from tests.report.report_runs import compared, distilled, reported
@@ -296,7 +296,7 @@ def test_the_command_says_where_the_page_is(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cost, "SECONDS", 0.0)
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     output = tmp_path / "page.html"
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from dskd.deploy.load_teacher import load_teacher
 from dskd.engine.build_data import load_data
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.report.collect import CollectedRuns, collect
-from dskd.report.load_models import load_student, load_teacher
+from dskd.report.load_models import load_student
 from tests.report.report_runs import compared, distilled
 
 

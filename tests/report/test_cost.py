@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dskd.deploy import latency
 from dskd.models.catalog import ZOO
-from dskd.report import cost
 from dskd.report.cost import measure
 from tests.conftest import staged
 
@@ -14,7 +14,7 @@ from tests.conftest import staged
 def test_cost_is_the_zoo_s_and_latency_grows_with_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cost, "SECONDS", 0.05)
+    monkeypatch.setattr(latency, "SECONDS", 0.05)
     threads = torch.get_num_threads()
     found = measure(staged("resnet8", classes=100).eval(), (3, 32, 32))
     assert (found.parameters, found.multiply_adds) == (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dskd.config import recipe
-from dskd.deploy.student import evaluate
+from dskd.deploy.evaluate import evaluate
 from dskd.engine import run
 from dskd.engine.prepare import teacher_recipe
 from dskd.engine.result import Result

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dskd.deploy.measure import EXPORTED, STUDENT, TEACHER
 from dskd.deploy.prediction_file import Row
+from dskd.deploy.ship import Exported
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.result import Result
 
@@ -41,3 +43,24 @@ def result_rows(result: Result) -> list[list[str]]:
             ["agreement with the teacher, %", f"{result.agreement:.2f}"],
         ]
     return [*rows, ["training time, s", f"{result.seconds:.1f}"]]
+
+
+def export_rows(found: Exported) -> tuple[list[str], list[list[str]]]:
+    """The measurements of an exported student: the columns of a table, and its rows."""
+    measured = found.measured
+    titles = {
+        TEACHER: "teacher, PyTorch",
+        STUDENT: "student, PyTorch",
+        EXPORTED: f"{found.path.name}, {found.runtime}",
+    }
+    models = [name for name in titles if name in (*measured.parameters, EXPORTED)]
+    accuracy = {name: f"{result.top1:.2f}" for name, result in measured.accuracy.items()}
+    if found.teacher_accuracy is not None:
+        accuracy[TEACHER] = f"{found.teacher_accuracy:.2f}"
+    parameters = {name: f"{number:,}" for name, number in measured.parameters.items()}
+    cells = {"test accuracy, %": accuracy, "parameters": parameters}
+    cells["size on disk, MB"] = {EXPORTED: f"{found.size / 1e6:.3g}"}
+    for batch, times in measured.latency.items():
+        cells[f"latency, batch {batch}, ms"] = {name: str(time) for name, time in times.items()}
+    rows = [[title, *(row.get(name, "-") for name in models)] for title, row in cells.items()]
+    return ["", *(titles[name] for name in models)], rows

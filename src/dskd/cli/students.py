@@ -8,6 +8,7 @@ import click
 
 from dskd.cli import console
 from dskd.cli.arguments import ALLOW_CODE, BEST, LAST, PATH, which_weights
+from dskd.deploy import formats
 
 _ROOT = click.option("--root", type=PATH, help="Folder of the data set's files.")
 _RUN = click.argument("run_path", metavar="RUN", type=PATH)
@@ -22,7 +23,7 @@ _RUN = click.argument("run_path", metavar="RUN", type=PATH)
 def evaluate_(run_path: Path, best: bool, last: bool, root: Path | None, allow_code: bool) -> None:
     """Evaluate a run's student on the test split."""
     from dskd.cli.results import evaluation_rows
-    from dskd.deploy.student import evaluate
+    from dskd.deploy.evaluate import evaluate
 
     evaluation = evaluate(run_path, which_weights(best, last), root=root, allow_code=allow_code)
     console.table(["", "value"], evaluation_rows(evaluation))
@@ -81,28 +82,76 @@ def predict_(
 
 @click.command("export")
 @_RUN
-@click.option("--format", "form", type=click.Choice(["onnx"]), default="onnx", show_default=True)
 @click.option(
-    "--output",
-    type=PATH,
-    help="File to write.  [default: RUN/student.onnx; RUN/student_best.onnx with --best; "
-    "RUN/student_ema.onnx for averaged weights]",
+    "--format",
+    "form",
+    type=click.Choice(formats.names()),
+    help="Format of the file.  [default: by the suffix of --out, else onnx]",
 )
+@click.option(
+    "--out",
+    type=PATH,
+    help="File to write.  [default: in RUN/export, named student, student_best with --best or "
+    "student_ema for averaged weights]",
+)
+@click.option(
+    "--batch",
+    metavar="N|dynamic",
+    help="Images of a call.  [default: dynamic, that is any number]",
+)
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    show_default=True,
+    help="Measure accuracy on the test split, and latency next to the teacher's.",
+)
+@click.option("--license", "licence", help="Licence of the weights for the card, as in apache-2.0.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, min_open=True),
+    help="Largest allowed difference of the outputs, relative to the largest one.  "
+    "[default: 0.0001]",
+)
+@_ROOT
 @BEST
 @LAST
 @ALLOW_CODE
 def export_(
-    run_path: Path, form: str, output: Path | None, best: bool, last: bool, allow_code: bool
+    run_path: Path,
+    form: str | None,
+    out: Path | None,
+    batch: str | None,
+    measure: bool,
+    licence: str | None,
+    tolerance: float | None,
+    root: Path | None,
+    best: bool,
+    last: bool,
+    allow_code: bool,
 ) -> None:
-    """Export a run's student to ONNX, for other programs to run."""
-    from dskd.deploy.onnx import export_onnx
-    from dskd.deploy.student import chosen_weights, load_deployed, onnx_name
+    """Export a run's student to a file that other programs run.
 
-    which = which_weights(best, last) or chosen_weights(run_path)
-    student = load_deployed(run_path, which, allow_code=allow_code)
-    path = output or run_path / onnx_name(which)
-    difference = export_onnx(student, path)
-    click.echo(f"{path}  (largest relative difference from the student: {difference:.1e})")
+    The outputs of the file are compared with those of the student. A model card next to the file
+    says what it expects and how it is called. Example:
+
+        dskd export runs/digits/dskd-seed0 --format onnx
+    """
+    from dskd.cli.results import export_rows
+    from dskd.deploy.export import TOLERANCE
+    from dskd.deploy.ship import ShipOptions, ship
+    from dskd.deploy.student import load_deployed
+
+    student = load_deployed(run_path, which_weights(best, last), allow_code=allow_code)
+    options = ShipOptions(form, out, batch, tolerance or TOLERANCE, measure, licence, root)
+    found = ship(student, options, allow_code=allow_code)
+    click.echo(
+        f"{found.path}  (largest relative difference from the student: {found.difference:.1e})"
+    )
+    if measure:
+        columns, rows = export_rows(found)
+        console.table(columns, rows)
+    for what, why in found.measured.missing.items():
+        click.echo(f"{what} not measured: {why}", err=True)
 
 
 @click.command("report")

@@ -1,10 +1,10 @@
-"""Load a trained student to evaluate, predict or export."""
+"""Load a trained student, and predict with it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,21 +13,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dskd import methods
-from dskd.config.schema import DataSettings, ValueRange
+from dskd.config.schema import ValueRange
 from dskd.data.archives import FolderFiles
 from dskd.data.augmentation import Interpolation
 from dskd.data.image_decoding import decode
 from dskd.data.pixels import RGB, PixelForm
-from dskd.engine.build_data import load_data
-from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
-from dskd.engine.given_data import DataArgument, split_data
-from dskd.errors import InputError, brief, continuing, option, unknown, weights_option
+from dskd.deploy.hub import CARD, WEIGHTS, HubStudent
+from dskd.errors import InputError, continuing, unknown, weights_option
 from dskd.models.catalog import LIBRARIES
 from dskd.models.factory import load_model
 from dskd.models.plain_copy import plain_copy
 from dskd.models.size_check import check_size
 from dskd.models.staged_model import StagedModel
-from dskd.runtime.device import pick
 from dskd.settings import Count, Number, Positive, Settings, Share, validate
 from dskd.storage.paths import as_path
 from dskd.storage.run_files import (
@@ -75,8 +72,8 @@ class _Metadata(Settings):
     pixels: _Pixels = _Pixels()
 
 
-@dataclass(frozen=True)
-class DeployedStudent:
+@dataclass(eq=False)
+class DeployedStudent(HubStudent):
     """A trained student, its classes and the shape of its images.
 
     Attributes:
@@ -86,6 +83,19 @@ class DeployedStudent:
         classes: Name of each class, by label.
         shape: Channels, height and width of an image.
         form: What the pixels of an image file become.
+        metadata: What its file says about it, to build it again.
+        run: Folder of the run that trained it; None if it comes from elsewhere.
+        which: The weights of the run.
+        card: The model card that came with it.
+
+    Example:
+        >>> import dskd, tempfile
+        >>> run = dskd.train("resnet8", data={"name": "digits", "fraction": 0.1}, epochs=1,
+        ...     out=tempfile.mkdtemp())
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = dskd.load_deployed(run.path).save_pretrained(folder)
+        >>> dskd.DeployedStudent.from_pretrained(folder).name
+        'resnet8'
     """
 
     model: StagedModel
@@ -93,6 +103,10 @@ class DeployedStudent:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     form: PixelForm = RGB
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    run: Path | None = None
+    which: Which = "last"
+    card: str | None = field(default=None, repr=False)
 
 
 def load_deployed(
@@ -102,10 +116,11 @@ def load_deployed(
     student: nn.Module | None = None,
     allow_code: bool = False,
 ) -> DeployedStudent:
-    """Load the student of a run.
+    """Load the student of a run, or of a file.
 
     Args:
-        run: Folder of the run.
+        run: Folder of the run, a ``.safetensors`` file of a student, or a folder of
+            ``save_pretrained``.
         which: Load the weights of the ``last`` or of the ``best`` epoch, or the moving average
             ``ema``. None chooses as `chosen_weights` does.
         student: The module, if it was given in Python; a copy gets the weights.
@@ -116,17 +131,48 @@ def load_deployed(
             again.
     """
     folder = as_path(run, "run")
+    saved = (folder / WEIGHTS).is_file() and not (folder / RECIPE).is_file()
+    if folder.is_file() or saved:
+        if which is not None:
+            raise InputError(f"{folder} has one student; do not choose weights")
+        load = load_folder if saved else load_file
+        return load(folder, student=student, allow_code=allow_code)
     if not folder.is_dir():
         raise InputError(f"there is no run {folder}; check the path")
-    path = folder / _file(which or chosen_weights(folder))
+    which = which or chosen_weights(folder)
+    path = folder / _file(which)
     if which == "ema" and not path.is_file() and (folder / LAST).is_file():
         raise InputError(f"{folder} has no averaged weights; train with train.ema=0.999, or so")
     if not path.is_file():
         raise _missing(path)
-    metadata, weights = _read_metadata(path), read_weights(path)
+    loaded = load_file(path, run=str(run), student=student, allow_code=allow_code)
+    return replace(loaded, run=folder, which=which)
+
+
+def load_file(
+    path: Path,
+    *,
+    run: str | None = None,
+    student: nn.Module | None = None,
+    allow_code: bool = False,
+) -> DeployedStudent:
+    """Load the student of a file.
+
+    Args:
+        path: The file, as a run or ``dskd export --format safetensors`` writes it.
+        run: Names the run in errors; None for the file itself.
+        student: The module, if it was given in Python; a copy gets the weights.
+        allow_code: Whether a model ``package.module:function`` may run.
+
+    Raises:
+        InputError: The file holds no student, or it cannot be built.
+    """
+    plain = read_metadata(path)
+    metadata, weights = _validated(plain, path), read_weights(path)
 
     def build() -> nn.Module:
-        module = _build(metadata, run, allow_code) if student is None else plain_copy(student)
+        named = run or str(path)
+        module = _build(metadata, named, allow_code) if student is None else plain_copy(student)
         return methods.find(metadata.method).assemble(module, metadata.deploy_config)
 
     if student is None and metadata.model.startswith(LIBRARIES):  # its options determine its size
@@ -135,7 +181,27 @@ def load_deployed(
     load_weights(module, weights, str(path))
     model = StagedModel(module, mean=metadata.mean, std=metadata.std).eval()
     form = PixelForm(**metadata.pixels.model_dump())
-    return DeployedStudent(model, metadata.model, metadata.classes, metadata.shape, form)
+    return DeployedStudent(model, metadata.model, metadata.classes, metadata.shape, form, plain)
+
+
+def load_folder(
+    folder: Path, *, student: nn.Module | None = None, allow_code: bool = False
+) -> DeployedStudent:
+    """Load the student of a folder that ``save_pretrained`` wrote, with its model card.
+
+    Args:
+        folder: The folder.
+        student: As for `load_file`.
+        allow_code: As for `load_file`.
+
+    Raises:
+        InputError: As `load_file`.
+    """
+    loaded = load_file(folder / WEIGHTS, student=student, allow_code=allow_code)
+    card = folder / CARD
+    if not card.is_file():
+        return loaded
+    return replace(loaded, card=card.read_text(encoding="utf-8", errors="replace"))
 
 
 def _missing(path: Path) -> InputError:
@@ -170,12 +236,12 @@ def _given_in_python(recipe: Mapping[str, Any]) -> bool:
     return any(isinstance(p, dict) and str(p.get("name")).startswith("<") for p in parts)
 
 
-def _build(metadata: _Metadata, run: str | Path, allow_code: bool) -> nn.Module:
+def _build(metadata: _Metadata, run: str, allow_code: bool) -> nn.Module:
     if metadata.model.startswith("<"):
         raise InputError(
             f"the student of {run} was given in Python as {metadata.model}; give it again there: "
             "dskd.evaluate, dskd.predict and dskd.export take it, as in "
-            f"dskd.evaluate({str(run)!r}, student=module)"
+            f"dskd.evaluate({run!r}, student=module)"
         )
     channels, height, _ = metadata.shape
     return load_model(
@@ -203,14 +269,14 @@ def chosen_weights(run: Path) -> Which:
     return "ema"
 
 
-def onnx_name(which: Which) -> str:
-    """The name of an exported file in the folder of a run.
+def file_stem(which: Which) -> str:
+    """The name of the student's files, without a suffix.
 
     Example:
-        >>> onnx_name("best")
-        'student_best.onnx'
+        >>> file_stem("best")
+        'student_best'
     """
-    return Path(_file(which)).with_suffix(".onnx").name
+    return Path(_file(which)).stem
 
 
 def _file(which: Which) -> str:
@@ -220,59 +286,12 @@ def _file(which: Which) -> str:
     return files[which]
 
 
-def _read_metadata(path: Path) -> _Metadata:
-    """Read and validate the metadata of a file, which may be untrusted."""
-    metadata = read_metadata(path)
+def _validated(metadata: Mapping[str, Any], path: Path) -> _Metadata:
+    """The metadata of a file, which may be untrusted."""
     try:
         return validate(_Metadata, metadata)
     except InputError as error:
         raise InputError(f"{path} was not written by dskd or is damaged: {error}") from None
-
-
-def evaluate(
-    run: str | Path,
-    which: Which | None = None,
-    *,
-    root: str | Path | None = None,
-    data: DataArgument | None = None,
-    student: nn.Module | None = None,
-    allow_code: bool = False,
-) -> EvaluationResult:
-    """Evaluate the student of a run on the test split of the run's recipe.
-
-    Args:
-        run: Folder of the run.
-        which: As for `load_deployed`.
-        root: Folder of the data set, in place of the recipe's.
-        data: The data set, if it was given in Python, in the same form.
-        student: The module, if it was given in Python.
-        allow_code: Whether a model ``package.module:function`` may run.
-
-    Raises:
-        InputError: There is no finished run, or its data set cannot be loaded.
-    """
-    deployed = load_deployed(run, which, student=student, allow_code=allow_code)
-    settings = read_yaml_file(as_path(run, "run") / RECIPE, "recipe").get("data")
-    if isinstance(settings, dict) and root is not None:
-        settings["root"] = root
-    given = split_data(data)[1] if data is not None else None
-    loaded = load_data(validate(DataSettings, settings or {}, "data."), given)
-    for what, found, expected in (
-        ("classes", list(loaded.classes), list(deployed.classes)),
-        ("[channels, height, width]", list(loaded.shape), list(deployed.shape)),
-    ):
-        if found != expected:
-            raise InputError(
-                f"the images are not those of the run: their {what} are {brief(found)}, the "
-                f"student has {brief(expected)}; give the run's own images with "
-                f"{option('root', 'FOLDER')}"
-            )
-    device = pick("auto")
-    model = deployed.model.to(device)
-    results = evaluate_accuracy(
-        model, lambda images: {"student": model(images).logits}, loaded.test.loader(device)
-    )
-    return results["student"]
 
 
 @torch.no_grad()

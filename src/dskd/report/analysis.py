@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from dskd.compare.summary import BASELINE, STUDENT
 from dskd.data import Dataset
+from dskd.deploy.load_teacher import load_teacher
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.models.default_stages import default_stages
@@ -19,7 +20,7 @@ from dskd.report.cka import LayerSimilarity, layer_similarity
 from dskd.report.collect import CollectedRuns, MethodRuns
 from dskd.report.cost import Cost, measure
 from dskd.report.disagreements import Disagreements, find_disagreements
-from dskd.report.load_models import load_student, load_teacher
+from dskd.report.load_models import load_student
 from dskd.runtime.device import pick
 
 _STAGE_WEIGHT = re.compile(r"stage(\d+)/weight")

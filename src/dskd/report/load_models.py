@@ -1,18 +1,14 @@
-"""Loads the student and the teacher of a finished run."""
+"""Load the student of a finished run for a report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data import Dataset
 from dskd.deploy.student import load_deployed
-from dskd.engine.build_model import build_model
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
-from dskd.storage.run_files import LAST, comparison_of
 
 
 def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel:
@@ -33,47 +29,3 @@ def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel
             f"differ; give the images of the run with {option('root', 'FOLDER')}"
         )
     return deployed.model
-
-
-def load_teacher(
-    folder: Path, recipe: Recipe, data: Dataset, given: UserObjects
-) -> StagedModel | None:
-    """The teacher of a run, in eval mode, on the CPU; None if the recipe has none.
-
-    Args:
-        folder: The folder of the run.
-        recipe: The recipe of the run.
-        data: Its images.
-        given: Objects in place of names.
-
-    Raises:
-        InputError: Its weights are missing, or it cannot be built.
-    """
-    settings = recipe.teacher
-    if settings is None:
-        return None
-    weights = next((path for path in _weight_files(folder, settings) if path.is_file()), None)
-    as_published = settings.pretrained and settings.epochs == 0
-    if weights is None and given.teacher is None and not as_published:
-        raise InputError(
-            f"there are no weights of the teacher {settings.name} of {folder}: it was given in "
-            "Python, or its file was moved; move the file back"
-        )
-    key = settings.checkpoint_key if weights == settings.checkpoint else None
-    found = {
-        "checkpoint": weights,
-        "checkpoint_key": key,
-        "pretrained": settings.pretrained if weights is None else False,
-    }
-    plain = settings.model_copy(update=found)
-    model = build_model(plain, data, 0, given.teacher, given.allow_code)
-    return model.eval()
-
-
-def _weight_files(folder: Path, settings: TeacherSettings) -> Iterator[Path]:
-    """Files that may hold the teacher: in the run, named in its recipe, or in its comparison."""
-    yield folder / "teacher" / LAST
-    if settings.checkpoint is not None:
-        yield settings.checkpoint
-    if comparison := comparison_of(folder):
-        yield comparison / "teacher" / LAST

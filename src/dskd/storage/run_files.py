@@ -27,6 +27,8 @@ SKIPPED_IMAGES, HELD_OUT_IMAGES = "skipped_images.txt", "held_out_images.txt"
 """Image files that were left out, each with the reason, and those that were held out."""
 CHECKPOINTS, TENSORBOARD, TEACHER = "checkpoints", "tensorboard", "teacher"
 """Folders. ``teacher`` is the run of a teacher that this run trains first."""
+EXPORT = "export"
+"""Folder of the exported students and their model cards."""
 
 FILES = (
     LAST,
@@ -40,12 +42,9 @@ FILES = (
     LOST,
     SKIPPED_IMAGES,
     HELD_OUT_IMAGES,
-    "student.onnx",
-    "student_best.onnx",
-    "student_ema.onnx",
 )
 """The files that come and go with a run, apart from those that identify or finish it."""
-FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER)
+FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER, EXPORT)
 WRITTEN = (ENVIRONMENT, RECIPE, *FILES, *FOLDERS, RESULT, LOCK_PID)
 """Everything of which a killed run may leave a temporary file."""
 

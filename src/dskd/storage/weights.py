@@ -114,12 +114,15 @@ def _last_matrix(state: Mapping[str, Tensor]) -> str | None:
     return next((key for key in reversed(list(state)) if state[key].dim() == 2), None)
 
 
-def write_weights(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
+def write_weights(
+    model: nn.Module, metadata: Mapping[str, Any], more: Mapping[str, str] | None = None
+) -> bytes:
     """Builds a safetensors file with a model's weights and metadata.
 
     Args:
         model: The deployed model.
         metadata: Plain values, stored as JSON under the key ``dskd`` of the file's metadata.
+        more: Further entries of the file's metadata.
 
     Returns:
         The content of the file.
@@ -127,7 +130,8 @@ def write_weights(model: nn.Module, metadata: Mapping[str, Any]) -> bytes:
     tensors = {
         key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()
     }
-    return safetensors.torch.save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
+    entries = {METADATA: json.dumps(metadata, sort_keys=True), **(more or {})}
+    return safetensors.torch.save(tensors, entries)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -1,0 +1,287 @@
+"""The model card of a trained student, in the form of huggingface_hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from dskd.config.recipe import resolve
+from dskd.config.schema import Recipe
+from dskd.deploy.caller import hub_caller
+from dskd.deploy.hub import WEIGHTS
+from dskd.deploy.input_contract import InputContract
+from dskd.deploy.measure import EXPORTED, STUDENT, TEACHER, Accuracy, Measurements
+from dskd.deploy.student import DeployedStudent, Which
+from dskd.errors import printable
+from dskd.storage.json_file import read_json
+from dskd.storage.run_files import RECIPE, RESULT, ResultFile
+from dskd.storage.yaml_file import read_yaml_file
+from dskd.version import __version__
+
+_COLUMNS = {TEACHER: "teacher, PyTorch", STUDENT: "student, PyTorch"}
+_ACCURACIES = {
+    "last": "test_accuracy",
+    "best": "best_test_accuracy",
+    "ema": "ema_test_accuracy",
+}
+"""The keys of ``result.json`` by the choice of weights."""
+_PAPER = "https://arxiv.org/abs/2202.07846"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run says about its student.
+
+    Attributes:
+        recipe: The recipe.
+        result: The numbers of ``result.json``; empty if the run is not finished.
+    """
+
+    recipe: Recipe
+    result: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> RunFacts:
+        """Reads them from the folder of a run.
+
+        Raises:
+            InputError: A file is damaged.
+        """
+        recipe = resolve(read_yaml_file(folder / RECIPE, "recipe"), folder)
+        path = folder / RESULT
+        found = read_json(path, ResultFile, f"remove {path}") if path.is_file() else None
+        return cls(recipe, found.model_dump() if found is not None else {})
+
+    def accuracy(self, which: Which) -> float | None:
+        """The accuracy of a student on the test split, in percent, as the run measured it."""
+        value: float | None = self.result.get(_ACCURACIES[which])
+        return value
+
+
+@dataclass(frozen=True)
+class CardParts:
+    """What a model card is made of.
+
+    Attributes:
+        contract: What the file expects.
+        caller: A program that calls the file.
+        file: The name of the file.
+        runtime: The program that runs the file.
+        facts: Of the run; None if the student is of no run.
+        measured: What was measured.
+        licence: Of the weights, as in ``apache-2.0``; None if it was not given.
+        difference: The largest relative difference from the trained student.
+        size: Bytes of the file.
+    """
+
+    contract: InputContract
+    caller: str
+    file: str
+    runtime: str
+    facts: RunFacts | None = None
+    measured: Measurements = field(default_factory=Measurements)
+    licence: str | None = None
+    difference: float | None = None
+    size: int | None = None
+
+
+def model_card(parts: CardParts) -> ModelCard:
+    """Writes the card: what the student is, how it was trained, and how it is called."""
+    name = parts.contract.student.name
+    sections = [
+        f"# {printable(name)}, {len(parts.contract.student.classes)} classes",
+        _summary(parts),
+        "## How to call it",
+        f"`{parts.file}` runs with {parts.runtime}. This program prints the class of each image "
+        "file of its command line:",
+        f"```python\n{parts.caller.strip()}\n```",
+        "## What it expects",
+        _expects(parts.contract),
+        "## How good it is",
+        _quality(parts),
+    ]
+    if parts.facts is not None:
+        sections += ["## How it was trained", _training(parts.facts)]
+    sections.append(f"Written by [dskd]({_PAPER}) {__version__}.")
+    text = "\n\n".join(sections)
+    return ModelCard(f"---\n{_data(parts).to_yaml()}\n---\n\n{text}\n", ignore_metadata_errors=True)
+
+
+def saved_card(student: DeployedStudent, licence: str | None = None) -> ModelCard:
+    """The card of a student in a folder of ``save_pretrained``.
+
+    Args:
+        student: Of a run or of a file.
+        licence: Of the weights; None if it was not given.
+    """
+    contract = InputContract(student, None, normalizes=False)
+    module = "module" if student.name.startswith("<") else None
+    return model_card(
+        CardParts(
+            contract,
+            hub_caller(module),
+            WEIGHTS,
+            "PyTorch",
+            RunFacts.read(student.run) if student.run is not None else None,
+            licence=licence,
+        )
+    )
+
+
+def _data(parts: CardParts) -> ModelCardData:
+    """The head of the card, which the Hub reads."""
+    facts, results = parts.facts, None
+    if facts is not None and (top1 := _top1(parts)) is not None:
+        data = facts.recipe.data.name
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=data,
+                dataset_name=data,
+                dataset_split="test",
+                metric_type="accuracy",
+                metric_value=round(top1 / 100, 6),
+            )
+        ]
+    return ModelCardData(
+        license=parts.licence,
+        library_name="dskd",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "knowledge-distillation"],
+        eval_results=results,
+        model_name=parts.contract.student.name if results else None,
+        ignore_metadata_errors=True,
+    )
+
+
+def _summary(parts: CardParts) -> str:
+    licence = (
+        f"Licence of the weights: {parts.licence}."
+        if parts.licence
+        else ("No licence of the weights was given.")
+    )
+    if parts.facts is None:
+        return licence
+    recipe = parts.facts.recipe
+    teacher = f" from `{recipe.teacher.name}`" if recipe.teacher is not None else ""
+    how = (
+        "Trained on labels"
+        if recipe.method.name == "ce"
+        else (f"Distilled{teacher} by the method `{recipe.method.name}`")
+    )
+    return f"{how}, on the images `{recipe.data.name}`. {licence}"
+
+
+def _expects(contract: InputContract) -> str:
+    """The table of what the file expects."""
+    plain, student = contract.plain(), contract.student
+    channels, height, width = student.shape
+    mean, std = contract.mean, contract.std
+    inside = (
+        f"inside the file (mean {mean}, std {std})"
+        if contract.normalizes
+        else f"not in the file: subtract {mean} and divide by {std}, channel by channel"
+    )
+    shape = ", ".join(str(side) for side in plain["input"]["shape"])
+    rows = {
+        "input": f"`{plain['input']['name']}`, float32, [{shape}] (NCHW)",
+        "colour": "RGB" if channels == 3 else f"{channels} channel (gray)",
+        "range": "0 to 1: divide the 8-bit pixels by 255",
+        "size": f"{width}x{height} pixels",
+        "resize rule": plain["resize"]["rule"],
+        "normalisation": inside,
+        "output": f"`{plain['output']['name']}`, float32, [N, {len(student.classes)}]: logits; "
+        "softmax gives probabilities",
+    }
+    if student.form.value_range is not None:
+        low, high = student.form.value_range
+        rows["levels"] = f"values from {low:g} to {high:g} become 0 to 255"
+    table = _table(["", "value"], [[key, value] for key, value in rows.items()])
+    names = "\n".join(f"{k}. `{printable(name)}`" for k, name in enumerate(student.classes))
+    return f"{table}\n\nThe classes in the order of the logits, from 0:\n\n{names}"
+
+
+def _accuracy(parts: CardParts) -> Accuracy | None:
+    found = parts.measured.accuracy
+    return found.get(EXPORTED) or found.get(STUDENT)
+
+
+def _top1(parts: CardParts) -> float | None:
+    """The accuracy in percent: measured now, or by the run."""
+    if (accuracy := _accuracy(parts)) is not None:
+        return accuracy.top1
+    student = parts.contract.student
+    return parts.facts.accuracy(student.which) if parts.facts is not None else None
+
+
+def _quality(parts: CardParts) -> str:
+    """Accuracy, difference and times."""
+    measured, lines = parts.measured, []
+    if (accuracy := _accuracy(parts)) is not None:
+        low, high = accuracy.interval
+        lines.append(
+            f"- Accuracy on the {accuracy.images:,} test images: {accuracy.top1:.2f} % (95 % "
+            f"interval {low:.1f} to {high:.1f} %)"
+        )
+    elif (top1 := _top1(parts)) is not None:
+        lines.append(f"- Accuracy of the student on the test images in its run: {top1:.2f} %")
+    if parts.facts is not None and parts.facts.result.get("teacher_accuracy") is not None:
+        teacher = parts.facts.result["teacher_accuracy"]
+        lines.append(f"- Accuracy of the teacher on the same images: {teacher:.2f} %")
+    if parts.difference is not None:
+        lines.append(
+            "- Largest difference of the outputs from the trained student: "
+            f"{parts.difference:.1e}, relative to the largest output"
+        )
+    if parts.size is not None:
+        lines.append(f"- Size on disk: {parts.size:,} bytes")
+    lines += [f"- {what}: not measured ({why})" for what, why in measured.missing.items()]
+    if not measured.latency:
+        return "\n".join(lines) or "Nothing was measured."
+    times = next(iter(measured.latency.values()))
+    header = [_COLUMNS.get(name, f"{parts.file}, {parts.runtime}") for name in times]
+    rows = [
+        [f"{batch}", *(str(time) for time in found.values())]
+        for batch, found in measured.latency.items()
+    ]
+    return "\n".join(lines) + (
+        "\n\nMilliseconds for a batch on one thread of the processor, median and quartiles:\n\n"
+        + _table(["batch", *header], rows)
+    )
+
+
+def _training(facts: RunFacts) -> str:
+    """The settings of the run that matter most, and the whole recipe."""
+    import yaml
+
+    recipe = _without_paths(facts.recipe.plain())
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    return (
+        "<details><summary>The recipe of the run</summary>\n\n"
+        f"```yaml\n{text.strip()}\n```\n\n</details>"
+    )
+
+
+def _without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were set, without the folders and files of the machine."""
+    plain = {
+        key: _without_paths(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
+    return {
+        key: value
+        for key, value in plain.items()
+        if value is not None and not (isinstance(value, str) and Path(value).is_absolute())
+    }
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

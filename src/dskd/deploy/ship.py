@@ -1,0 +1,179 @@
+"""Ship the student of a run: export it, compare it, measure it, and write its model card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from dskd.config.schema import Recipe
+from dskd.data import Dataset
+from dskd.deploy.caller import caller
+from dskd.deploy.evaluate import load_run_data
+from dskd.deploy.export import (
+    TOLERANCE,
+    ExportDraft,
+    card_path,
+    choose_batch,
+    choose_format,
+    default_path,
+    exporting,
+)
+from dskd.deploy.load_teacher import load_teacher
+from dskd.deploy.measure import (
+    STUDENT,
+    TEACHER,
+    Accuracy,
+    Measurements,
+    measure_accuracy,
+    measure_times,
+)
+from dskd.deploy.model_card import CardParts, RunFacts, model_card
+from dskd.deploy.student import DeployedStudent
+from dskd.engine.given_data import DataArgument
+from dskd.engine.user_objects import UserObjects
+from dskd.errors import InputError
+from dskd.models.staged_model import StagedModel
+from dskd.storage.paths import as_path
+
+
+@dataclass(frozen=True)
+class ShipOptions:
+    """How a student is exported.
+
+    Attributes:
+        form: A name of `dskd.deploy.formats.FORMATS`; None chooses by the suffix of ``out``, or
+            ONNX.
+        out: The file to write; None for one in the folder ``export`` of the run.
+        batch: Images of a call: a number, or ``dynamic``.
+        tolerance: The largest allowed difference of the outputs, relative to the largest output.
+        measure: Whether accuracy and latency are measured.
+        licence: Of the weights, for the model card.
+        root: Folder of the data set, in place of the recipe's.
+    """
+
+    form: str | None = None
+    out: str | Path | None = None
+    batch: int | str | None = None
+    tolerance: float = TOLERANCE
+    measure: bool = True
+    licence: str | None = None
+    root: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported student.
+
+    Attributes:
+        path: The file.
+        card: The model card, next to the file.
+        form: The name of the format.
+        runtime: The program that runs the file.
+        difference: The largest difference of the outputs from those of the trained student,
+            relative to the largest output.
+        size: Bytes on disk.
+        measured: Accuracy and latency.
+        teacher_accuracy: Of the run, in percent; None without a teacher.
+    """
+
+    path: Path
+    card: Path
+    form: str
+    runtime: str
+    difference: float
+    size: int
+    measured: Measurements = field(default_factory=Measurements)
+    teacher_accuracy: float | None = None
+
+
+def ship(
+    deployed: DeployedStudent,
+    options: ShipOptions,
+    *,
+    data: DataArgument | None = None,
+    teacher: nn.Module | None = None,
+    allow_code: bool = False,
+) -> Exported:
+    """Exports a student with its model card.
+
+    Args:
+        deployed: The student of a run or of a file.
+        options: How.
+        data: The data set of the run, if it was given in Python.
+        teacher: The teacher of the run, if it was given in Python.
+        allow_code: Whether a model ``package.module:function`` may run.
+
+    Raises:
+        InputError: An option cannot be used, or the student cannot be exported. Then nothing is
+            written.
+    """
+    out = as_path(options.out, "out") if options.out is not None else None
+    form = choose_format(options.form, out)
+    batch = choose_batch(options.batch, form)
+    path = out if out is not None else default_path(deployed, form)
+    facts = RunFacts.read(deployed.run) if deployed.run is not None else None
+    objects = UserObjects(teacher=teacher, allow_code=allow_code)
+    tolerance = options.tolerance
+    with exporting(deployed, path, form.name, batch=batch, tolerance=tolerance) as draft:
+        measured = Measurements()
+        if options.measure:
+            measured = _measure(draft, facts, options.root, data, objects)
+        contract = draft.graph.contract
+        parts = CardParts(
+            contract,
+            caller(contract, form, path.name),
+            path.name,
+            form.runtime,
+            facts,
+            measured,
+            options.licence,
+            draft.difference,
+            draft.size,
+        )
+        draft.card = str(model_card(parts))
+        size = draft.size
+    accuracy = facts.result.get("teacher_accuracy") if facts is not None else None
+    return Exported(
+        path, card_path(path), form.name, form.runtime, draft.difference, size, measured, accuracy
+    )
+
+
+def _measure(
+    draft: ExportDraft,
+    facts: RunFacts | None,
+    root: str | Path | None,
+    data: DataArgument | None,
+    objects: UserObjects,
+) -> Measurements:
+    """Measures all that can be measured; the rest has its reason."""
+    student, missing = draft.graph.contract.student, {}
+    images: Dataset | None = None
+    accuracy: dict[str, Accuracy] = {}
+    teacher: StagedModel | None = None
+    try:
+        images = load_run_data(student.run or draft.path.name, student, root, data)
+        accuracy = measure_accuracy(draft, images)
+    except InputError as error:
+        missing["accuracy"] = str(error)
+    try:
+        teacher = _teacher(student, facts.recipe if facts is not None else None, images, objects)
+    except InputError as error:
+        missing["teacher"] = str(error)
+    models = {STUDENT: student.model.module}
+    if teacher is not None:
+        models = {TEACHER: teacher.module} | models
+    parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
+    return Measurements(accuracy, measure_times(draft, teacher), parameters, missing)
+
+
+def _teacher(
+    student: DeployedStudent, recipe: Recipe | None, images: Dataset | None, objects: UserObjects
+) -> StagedModel | None:
+    """The teacher of a run; None without one."""
+    if recipe is None or student.run is None or recipe.teacher is None:
+        return None
+    if images is None:
+        raise InputError("the images of the run are needed to build it")
+    return load_teacher(student.run, recipe, images, objects)
