@@ -14,7 +14,8 @@ demo: $(READY) ## trains on handwritten digits: a teacher and its students
 
 # One process per core, but at most four: each takes 1.5 GB of memory. More with
 # make test ARGS="--maxprocesses 16"; part of the tests with make test ARGS="-n 0 tests/data -k folder".
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest \
+# Compiled files are kept (the variable is empty), so that only the first process writes them.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest \
 	-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## runs all tests

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import signal
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,12 +43,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(no_gpu)
     if hasattr(config, "workerinput"):
-        long = Counter(item.path for item in items if _is_long(item))
-        items.sort(key=lambda item: -long[item.path])
+        seconds = defaultdict[Path, float](float)
+        for item in items:
+            seconds[item.path] += _seconds(item)
+        items.sort(key=lambda item: -seconds[item.path])
 
 
-def _is_long(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) for name in ("slow", "distributed"))
+def _seconds(item: pytest.Item) -> float:
+    """About how long a test takes: what its mark says, or half a second if it is slow."""
+    marks = [mark for name in ("slow", "distributed") for mark in item.iter_markers(name)]
+    return sum(float(mark.kwargs.get("seconds", 0.5)) for mark in marks)
 
 
 @pytest.fixture(autouse=True)

@@ -16,15 +16,23 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import PIL
 import torch
 from torch.multiprocessing.spawn import start_processes
+
+from dskd import methods
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "dskd.cli.commands",
+        "dskd.cli.results",
         "dskd.engine.run",
         "dskd.compare.runner",
+        "dskd.models.resnet",
+        "dskd.models.size_check",
+        *(f"dskd.methods.{name}" for name in methods.names()),
+        *(f"PIL.{name}" for name in PIL._plugins),
         "scipy.optimize",
         "sklearn.datasets",
         "sklearn.model_selection",

@@ -12,7 +12,7 @@ from on_gpu import main
 from tests import processes
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=32)
 def test_all_checks_pass_and_all_cases_are_measured_in_small(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

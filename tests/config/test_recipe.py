@@ -296,6 +296,8 @@ WRONG = {
     "data.max_pixels": [value for value in WHOLE if value != "null"],
     "data.skip_bad": SWITCH,
     "data.cache_dir": PATHS,
+    "data.unlabelled": PATHS,
+    "data.unlabelled_share": [*SHARES, "0", "1"],
     "student.name": TEXT,
     "student.stages": [*LISTS, "[1]"],
     "student.mean": [*LISTS[1:], "[a]", "[.nan]", "[.inf]", "[true]"],

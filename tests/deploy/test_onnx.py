@@ -42,13 +42,25 @@ def deployed(
     return DeployedStudent(model, name, tuple(f"class{k}" for k in range(classes)), shape)
 
 
+class Tiny(nn.Module):
+    """A student that takes no time to export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.mean((2, 3)))
+        return logits
+
+
 def onnx_logits(path: Path, images: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     return torch.from_numpy(logits)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize(
     "name", ["resnet8", "resnet8x4", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
 )
@@ -93,7 +105,7 @@ def test_a_graph_with_other_outputs_is_not_written(
 
     monkeypatch.setattr(onnx_files, "_serialized", other)
     with pytest.raises(InputError, match=r"differs .* by 1.0e-03 .* 0.0001 .* nothing was written"):
-        export_file(deployed(), path)
+        export_file(deployed(Tiny()), path)
     assert [there.read_text() for there in tmp_path.iterdir()] == ["the one before"]
 
 
@@ -111,7 +123,7 @@ class _Scaled(nn.Module):
 
 @pytest.mark.slow
 def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    student = deployed()
+    student = deployed(Tiny())
     nn.init.constant_(next(student.model.module.parameters()), float("nan"))
     with pytest.raises(InputError, match="differs"):
         export_file(student, tmp_path / "student.onnx")
@@ -173,7 +185,7 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "fsync", full)
     line = r"cannot write .*student.onnx: No space left on device; [\d,]{5,} bytes were needed"
     with pytest.raises(InputError, match=line):
-        export_file(deployed(), tmp_path / "student.onnx")
+        export_file(deployed(Tiny()), tmp_path / "student.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -184,7 +196,7 @@ def test_links_are_replaced_and_what_they_lead_to_stays(tmp_path: Path) -> None:
     victim.write_text("mine")
     for name in ("student.onnx", ".student.onnx.part"):
         (run / name).symlink_to(victim)
-    export_file(deployed(), run / "student.onnx")
+    export_file(deployed(Tiny()), run / "student.onnx")
     assert victim.read_text() == "mine"
     assert not (run / "student.onnx").is_symlink()
 

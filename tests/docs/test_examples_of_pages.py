@@ -60,7 +60,7 @@ def shortened(line: str) -> list[str]:
     return [*words, *SHORT.get(words[0], "").split(), *own_images.split()]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("page", PAGES)
 def test_the_examples_of_a_page_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -105,7 +105,7 @@ def test_the_python_examples_of_the_readme_run(
     assert "the teacher <ResNet> gets pixels from 0 to 1" in caplog.messages
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_a_method_can_be_added_as_the_tutorial_says(tmp_path: Path) -> None:
     for folder in ("src", "tests", "docs"):
         ignored = shutil.ignore_patterns("__pycache__", "report", "results")

@@ -11,9 +11,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -223,18 +224,37 @@ def test_held_out_images_choose_the_best_epoch(tmp_path: Path) -> None:
     assert result.best_test_accuracy == best["test_accuracy"]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    finished: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, list[str]]]:
+    """The folder of a method's run that was never stopped, and its settings."""
+
+    @cache
+    def folder(method: str) -> tuple[Path, list[str]]:
+        own = tmp_path_factory.mktemp("undisturbed") / "whole"
+        changes = [
+            f"teacher.checkpoint={finished / 'teacher/student.safetensors'}",
+            f"method={{name: {method}}}",
+        ]
+        run.distill(plan(own, *changes))
+        return own, changes
+
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ce", "kd", "dskd"])
 @pytest.mark.parametrize("stop_at", [1, 7, 10])
 def test_a_stopped_run_goes_on_to_the_same_end(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop_at: int
+    undisturbed: Callable[[str], tuple[Path, list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    stop_at: int,
 ) -> None:
     """Stopped at the first step, mid-epoch and between epochs: weights and metrics to the byte."""
-    changes = [
-        f"teacher.checkpoint={finished / 'teacher/student.safetensors'}",
-        f"method={{name: {method}}}",
-    ]
-    run.distill(plan(tmp_path / "whole", *changes))
+    undisturbed_run, changes = undisturbed(method)
     steps = 0
     train_epoch = Trainer.train_epoch
 
@@ -254,10 +274,10 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert not (tmp_path / "parts/student.safetensors").exists()
     run.distill(plan(tmp_path / "parts", *changes), resume=True)
     for name in ("student.safetensors", "student_best.safetensors", "auxiliary.safetensors"):
-        whole, parts = tmp_path / "whole" / name, tmp_path / "parts" / name
+        whole, parts = undisturbed_run / name, tmp_path / "parts" / name
         assert whole.exists() == parts.exists()
         assert not whole.exists() or whole.read_bytes() == parts.read_bytes()
-    assert timeless(tmp_path / "whole") == timeless(tmp_path / "parts")
+    assert timeless(undisturbed_run) == timeless(tmp_path / "parts")
 
 
 @pytest.mark.slow

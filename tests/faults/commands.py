@@ -24,11 +24,10 @@ def cases(whole: bool = True) -> Iterator[tuple[str, str]]:
 def _refused() -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.yaml"
-        for name, case in recipes.cases():
-            if name.startswith("random"):
-                path.write_text(case.text, "utf-8")
-                if refusal(lambda: load(str(path))):
-                    yield name, case.text
+        for name, case in recipes.random_cases():
+            path.write_text(text := case.text(), "utf-8")
+            if refusal(lambda: load(str(path))):
+                yield name, text
 
 
 def check(case: str, folder: Path) -> str:

@@ -98,7 +98,7 @@ class DiskOperations:
 
     def _report(self, kind: str, file: Any, torn: Callable[[], Any] | None = None) -> None:
         path = _path(file)
-        if path is None or not path.is_relative_to(self.under):
+        if path is None or not path.is_relative_to(self.under) or _is_of_coverage(path):
             return
         if self._log is not None:
             self._log.write(f"{kind} {_stable_name(path.relative_to(self.under))}\n")
@@ -124,6 +124,11 @@ class _Raw(io.FileIO):
 
 
 _OPEN = builtins.open
+
+
+def _is_of_coverage(path: Path) -> bool:
+    """Whether ``make coverage`` writes a file, wherever a process is at work."""
+    return path.name.startswith(".coverage")
 
 
 def _creates(file: Any, _mode: Any, flags: Any) -> bool:

@@ -6,7 +6,8 @@ import contextlib
 import copy
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -31,12 +32,12 @@ class Case(NamedTuple):
     """A recipe.
 
     Attributes:
-        text: The YAML.
+        text: Writes the YAML.
         overrides: Settings on the command line.
         may_resolve: Whether the recipe may be valid.
     """
 
-    text: str
+    text: Callable[[], str]
     overrides: tuple[str, ...] = ()
     may_resolve: bool = False
 
@@ -51,24 +52,30 @@ def _typos(key: str) -> Iterator[str]:
 
 def _without(key: str) -> str:
     """The recipe of the digits with all defaults, but without a key."""
-    values = copy.deepcopy(load("digits").plain())
-    *path, last = key.split(".")
-    section = values
-    for part in path:
-        section = section[part]
+    values, section, last = _section(key)
     del section[last]
     return yaml.safe_dump(values)
 
 
 def _with(key: str, text: str) -> str:
     """The recipe of the digits with all defaults, but with another value of a key."""
-    values = copy.deepcopy(load("digits").plain())
-    *path, last = key.split(".")
-    section = values
-    for part in path:
-        section = section[part]
+    values, section, last = _section(key)
     section[last] = yaml.safe_load(text)
     return yaml.safe_dump(values)
+
+
+def _section(key: str) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The recipe of the digits with all defaults, the section of a key, and the key in it."""
+    values = section = copy.deepcopy(_digits())
+    *path, last = key.split(".")
+    for part in path:
+        section = section[part]
+    return values, section, last
+
+
+@cache
+def _digits() -> dict[str, Any]:
+    return load("digits").plain()
 
 
 def _random(seed: int) -> str:
@@ -104,22 +111,30 @@ def _random_value(draw: random.Random, depth: int) -> Any:
 
 def cases(whole: bool = True) -> Iterator[tuple[str, Case]]:
     """All recipes. Without ``whole``, fewer of each kind."""
-    smallest = yaml.safe_dump(SMALLEST)
     for key in known_keys(Recipe):
         for typo in list(_typos(key))[: None if whole else 1]:
-            yield f"{typo} for {key}", Case(smallest, (f"{typo}=1",))
+            yield f"{typo} for {key}", Case(_smallest, (f"{typo}=1",))
         wrong = WRONG[key]
         for text in wrong if whole else dict.fromkeys((wrong[0], wrong[-1])):
-            yield f"{key}={text}", Case(_with(key, text))
-        yield f"no {key}", Case(_without(key), may_resolve=key not in _REQUIRED)
-    for seed in range(_RANDOM if whole else _SAMPLE):
-        yield f"random {seed}", Case(_random(seed), may_resolve=True)
+            yield f"{key}={text}", Case(partial(_with, key, text))
+        yield f"no {key}", Case(partial(_without, key), may_resolve=key not in _REQUIRED)
+    yield from random_cases(_RANDOM if whole else _SAMPLE)
+
+
+def _smallest() -> str:
+    return yaml.safe_dump(SMALLEST)
+
+
+def random_cases(count: int = _RANDOM) -> Iterator[tuple[str, Case]]:
+    """Random recipes."""
+    for seed in range(count):
+        yield f"random {seed}", Case(partial(_random, seed), may_resolve=True)
 
 
 def check(case: Case, folder: Path) -> str:
     """Gives a recipe to the command line. No run starts."""
     path = folder / "mine.yaml"
-    path.write_text(case.text, "utf-8")
+    path.write_text(case.text(), "utf-8")
     errors = io.StringIO()
     resolved = InputError("it resolves")
     with (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-import coverage
 import pytest
 
 from dskd import methods
@@ -16,14 +15,7 @@ SAMPLES = {kills: 15, disk_faults: 27, damaged_checkpoints: 200, clocks: 4}
 """The families, and how many cases the sample of each has at least."""
 
 
-unmeasured = pytest.mark.skipif(
-    coverage.Coverage.current() is not None,
-    reason="make coverage writes files within the runs whose disk operations are counted here",
-)
-
-
-@unmeasured
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("family", SAMPLES, ids=lambda one: one.__name__)
 def test_a_run_survives(family: ModuleType, tmp_path: Path) -> None:
     checked: list[str] = []
@@ -35,7 +27,6 @@ def test_a_run_survives(family: ModuleType, tmp_path: Path) -> None:
     assert len(checked) >= SAMPLES[family]
 
 
-@unmeasured
 def test_every_byte_of_the_header_and_every_field_is_damaged() -> None:
     changed = dict(damaged_checkpoints.cases())
     assert len(changed) == damaged_checkpoints.COUNT

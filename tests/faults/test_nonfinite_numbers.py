@@ -29,6 +29,6 @@ def _check_two_processes(out: Path) -> None:
         assert nonfinite_numbers.check(case, out / str(number)) == "stopped"
 
 
-@pytest.mark.distributed
+@pytest.mark.distributed(seconds=8)
 def test_a_nonfinite_number_in_one_process_ends_both(tmp_path: Path) -> None:
     together(2, _check_two_processes, tmp_path)

@@ -120,7 +120,7 @@ def test_a_run_that_fails_lets_the_next_one_begin(tmp_path: Path) -> None:
     assert isinstance(_train(0, tmp_path / "run"), bytes)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=5)
 def test_a_user_without_name_or_home_is_told_what_to_set(tmp_path: Path) -> None:
     for part in ("train", "val"):
         for name in "ab":
@@ -145,7 +145,7 @@ def test_a_user_without_name_or_home_is_told_what_to_set(tmp_path: Path) -> None
     assert (tmp_path / "run \u00e9/student.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=7)
 def test_a_home_that_cannot_be_written_to_costs_the_cache_alone(tmp_path: Path) -> None:
     teacher = ["teacher.name=resnet8", "teacher.epochs=1", "teacher.cache=logits", "method.name=kd"]
     tiny = ["data.fraction=0.1", "train.epochs=1", "train.device=cpu"]

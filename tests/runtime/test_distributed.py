@@ -596,7 +596,7 @@ def _reached(process: BaseProcess, out: Path, epochs: int, log: Path) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.distributed
+@pytest.mark.distributed(seconds=18)
 def test_the_command_goes_on_after_a_signal_and_after_a_death(of_two: Path, tmp_path: Path) -> None:
     out, port = tmp_path / "run", free_port()
     stopped, lost, ended = (tmp_path / name for name in ("stopped", "lost", "ended"))

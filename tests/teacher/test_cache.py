@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import shutil
 import signal
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -567,11 +568,27 @@ def test_cached_logits_change_a_run_by_rounding_alone(taught: Path, tmp_path: Pa
     assert (tmp_path / "cached16/student.safetensors").read_bytes() == weights
 
 
+@pytest.fixture(scope="module")
+def undisturbed(
+    taught: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """The folder of a run that was never stopped."""
+
+    @functools.cache
+    def folder(kind: str, method: str) -> Path:
+        own = tmp_path_factory.mktemp("undisturbed")
+        distill(own / "whole", overrides(taught, own / "a", kind, method))
+        return own / "whole"
+
+    return folder
+
+
 @pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize(("stop_at", "saved"), [(7, True), (10, True), (8, False)])
 def test_a_stopped_run_goes_on_to_the_same_end(
     taught: Path,
+    undisturbed: Callable[[str, str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
@@ -580,7 +597,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     saved: bool,
 ) -> None:
     """Stopped by a signal, or killed with no checkpoint but that of the last epoch's end."""
-    distill(tmp_path / "whole", overrides(taught, tmp_path / "a", kind, method))
+    whole = undisturbed(kind, method)
     changes = overrides(taught, tmp_path / "b", kind, method)
     steps = 0
     train_epoch = Trainer.train_epoch
@@ -601,10 +618,9 @@ def test_a_stopped_run_goes_on_to_the_same_end(
             distill(tmp_path / "parts", changes)
     distill(tmp_path / "parts", changes, resume=True)
     for name in ("student.safetensors", "student_best.safetensors"):
-        whole, parts = tmp_path / "whole" / name, tmp_path / "parts" / name
-        assert whole.read_bytes() == parts.read_bytes()
+        assert (whole / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     hits = () if saved else ("teacher_cache_hit_rate",)
-    assert without(tmp_path / "whole", *hits) == without(tmp_path / "parts", *hits)
+    assert without(whole, *hits) == without(tmp_path / "parts", *hits)
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ class Forked:
         return processes.wait(self._process)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=10)
 def test_a_checkout_trains_the_same_students_as_itself(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
