@@ -68,6 +68,11 @@ reproduce-%: $(READY)
 	$(if $(DATA),,$(error set DATA, as in make $@ DATA=images))
 	$(BIN)/python -m evidence.study $* "$(DATA)" "$(OUT)" $(ARGS)
 
+# Students that learn from images without labels, too. DATA holds a folder of photos for each class.
+reproduce-unlabelled: $(READY)
+	$(if $(DATA),,$(error set DATA, as in make $@ DATA=photos))
+	$(BIN)/python -m evidence.unlabelled "$(DATA)" "$(OUT)" $(ARGS)
+
 # What the students of the table became.
 reproduce-why: $(READY)
 	$(BIN)/python -m evidence.why "$(OUT)" $(ARGS)

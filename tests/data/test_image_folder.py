@@ -113,6 +113,10 @@ def test_refuses_missing_folders(tmp_path: Path, load: Callable[..., Dataset]) -
     (root / "train").mkdir()
     with pytest.raises(InputError, match="train holds no class folder"):
         load()
+    (root / "train" / "a.png").write_bytes(b"an image")
+    with pytest.raises(InputError, match=r"train holds images and no class .* data\.unlabelled"):
+        load()
+    (root / "train" / "a.png").unlink()
     (root / "train").rmdir()
     write_folder(root)
     shutil.rmtree(root / "val")

@@ -69,9 +69,16 @@ def scan(root: Path) -> ClassFolders:
     files = FolderFiles(root, (TRAIN, *EVALUATION) if train else parts, depth=None)
     classes = _class_folders(files, train)
     if not classes:
+        where = files.where(train) if train else root
+        own = (name.removeprefix(_prefix(train)) for name in files.names)
+        if any(is_image(name) and "/" not in name for name in own):
+            raise InputError(
+                f"{where} holds images and no class folder; put them into a folder for each class, "
+                "or let them join labelled images with data.unlabelled"
+            )
         problem = "is missing" if train and train not in parts else "holds no class folder"
         raise InputError(
-            f"{files.where(train) if train else root} {problem}; data.root must hold a folder for "
+            f"{where} {problem}; data.root must hold a folder for "
             "each class, as in CLASS/, or as in train/CLASS/ and val/CLASS/"
         )
     validation, evaluation = _evaluation(files, parts)

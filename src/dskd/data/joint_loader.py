@@ -29,7 +29,7 @@ class JointLoader(Loader):
         self.labelled, self.unlabelled, self.share = labelled, unlabelled, share
         self.device, self.sample_shape = labelled.device, labelled.sample_shape
         self.labels = torch.cat([labelled.labels, unlabelled.labels])
-        self._places: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._places: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
 
     @property
     def labelled_samples(self) -> int:
@@ -67,7 +67,7 @@ class JointLoader(Loader):
 
     def _joined(self, one: Batch, other: Batch) -> Batch:
         """The images of both batches, evenly mixed."""
-        places = self._places_of(len(one.labels), len(other.labels))
+        sizes = len(one.labels), len(other.labels)
         other = replace(
             other,
             indices=other.indices + len(self.labelled),
@@ -76,17 +76,19 @@ class JointLoader(Loader):
         parts: dict[str, Any] = {}
         for name, first in vars(one).items():
             if isinstance(first, Tensor):
+                places = self._places_of(*sizes, first.device)
                 parts[name] = _placed(first, getattr(other, name), places)
         kinds = one.global_size, other.global_size
         return replace(one, **parts, global_size=sum(kinds), kinds=kinds)
 
-    def _places_of(self, own: int, others: int) -> tuple[Tensor, Tensor]:
+    def _places_of(self, own: int, others: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Where the labelled images go in a batch, and where the others go."""
-        if (own, others) not in self._places:
+        key = own, others, device
+        if key not in self._places:
             depths = torch.cat([(torch.arange(n) + 0.5) / max(n, 1) for n in (own, others)])
-            places = depths.argsort(stable=True).argsort()
-            self._places[own, others] = places[:own], places[own:]
-        return self._places[own, others]
+            places = depths.argsort(stable=True).argsort().to(device)
+            self._places[key] = places[:own], places[own:]
+        return self._places[key]
 
     def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Loader.in_order`."""
@@ -114,5 +116,5 @@ def _placed(one: Tensor, other: Tensor, places: tuple[Tensor, Tensor]) -> Tensor
         memory_format=torch.channels_last if images else torch.contiguous_format,
     )
     for rows, part in zip(places, (one, other), strict=True):
-        joined[rows.to(joined.device)] = part
+        joined[rows] = part
     return joined

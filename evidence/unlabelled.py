@@ -1,0 +1,252 @@
+"""Computes the study on images without labels: ``python -m evidence.unlabelled DATA OUT``.
+
+DATA holds a folder of photos for each class. OUT takes the teachers and the students. Its rules are
+in docs/results/protocol-unlabelled.md. The same command continues a study that was stopped. After
+the last run the results are written to ``docs/results/unlabelled.json`` and drawn as
+``docs/results/unlabelled.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dskd.compare.statistics import Difference, holm, interval, paired
+from dskd.config.recipe import load, load_by_labels
+from dskd.engine import run
+from dskd.errors import InputError, Stopped
+from dskd.runtime import device
+from evidence.facts import commit_of_code, machine
+from evidence.numbers import number, p_text, verdict
+from evidence.page import machine_line
+from evidence.study import RESULTS
+
+RECIPE = str(Path(__file__).parent / "unlabelled.yaml")
+SEEDS = 3
+METHODS = ("kd", "dskd")
+LABELLED = 32
+"""Labelled images of every step."""
+TEACHERS = {
+    "few": (["train.epochs=100"], "the labels of the students, a tenth of all"),
+    "all": (
+        ["data.fraction=1.0", "train.epochs=30", "train.batch_size=64"],
+        "the labels of all training images",
+    ),
+}
+"""How each teacher is trained, and with which labels."""
+
+
+class Setting(NamedTuple):
+    """What a student learns from.
+
+    Attributes:
+        method: The name of the method.
+        teacher: A key of `TEACHERS`; empty for labels alone.
+        unlabelled: Whether images without labels join.
+    """
+
+    method: str
+    teacher: str = ""
+    unlabelled: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its runs."""
+        parts = [self.method, self.teacher, "unlabelled" if self.unlabelled else ""]
+        return "-".join(filter(None, parts))
+
+
+SETTINGS = (
+    Setting("ce"),
+    *(
+        Setting(method, teacher, unlabelled)
+        for teacher in TEACHERS
+        for method in METHODS
+        for unlabelled in (False, True)
+    ),
+)
+
+
+def teacher_of(name: str, data: Path, out: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """The result of a teacher, which is trained if it is not finished.
+
+    Args:
+        name: A key of `TEACHERS`.
+        data: The folder of the photos.
+        out: The folder of the study.
+        changes: Settings that depart from the protocol.
+    """
+    folder = out / f"teacher-{name}"
+    own = ["student.name=timm/resnet18", f"data.root={data}", f"out={folder}"]
+    return _result(load_by_labels(RECIPE, [*TEACHERS[name][0], *changes, *own]), folder)
+
+
+def student_of(
+    setting: Setting, seed: int, data: Path, out: Path, changes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The result of a student, which is trained if it is not finished.
+
+    Args:
+        setting: What it learns from.
+        seed: Its seed.
+        data: As for `teacher_of`.
+        out: As for `teacher_of`.
+        changes: As for `teacher_of`.
+    """
+    folder = out / f"{setting.name}-seed{seed}"
+    own = [f"data.root={data}", f"seed={seed}", f"out={folder}"]
+    if not setting.teacher:
+        return _result(load_by_labels(RECIPE, [*changes, *own]), folder)
+    own += [
+        f"method.name={setting.method}",
+        f"teacher.checkpoint={out / f'teacher-{setting.teacher}' / 'student.safetensors'}",
+    ]
+    if setting.unlabelled:
+        own += [f"data.unlabelled={data}", f"train.batch_size={2 * LABELLED}"]
+    return _result(load(RECIPE, [*changes, *own]), folder)
+
+
+def _result(recipe: Any, folder: Path) -> dict[str, Any]:
+    path = folder / "result.json"
+    if not path.is_file():
+        run.distill(recipe, resume=True)
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def compute(
+    data: Path, out: Path, changes: Sequence[str] = (), seeds: int = SEEDS
+) -> dict[str, Any]:
+    """Computes the missing runs.
+
+    Args:
+        data: The folder of the photos.
+        out: The folder of the study.
+        changes: Settings that depart from the protocol.
+        seeds: Number of seeds.
+
+    Returns:
+        Everything that the page shows.
+    """
+    commit = commit_of_code()
+    where = data.resolve(), out.resolve(), changes
+    teachers = {name: teacher_of(name, *where)["test_accuracy"] for name in TEACHERS}
+    accuracies: dict[str, list[float]] = {setting.name: [] for setting in SETTINGS}
+    for seed in range(seeds):
+        for setting in SETTINGS:
+            found = student_of(setting, seed, *where)
+            accuracies[setting.name].append(found["test_accuracy"])
+    return {
+        "study": "unlabelled",
+        "command": "make reproduce-unlabelled DATA=...",
+        "changes": list(changes),
+        "commit": commit,
+        "date": date.today().isoformat(),
+        "environment": machine(device.pick("auto")),
+        "teachers": teachers,
+        "accuracies": accuracies,
+    }
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """The page of the study.
+
+    Args:
+        facts: What `compute` returned.
+    """
+    changed = f" The recipe was changed: {', '.join(facts['changes'])}." if facts["changes"] else ""
+    lines = [
+        "# Images without labels",
+        "",
+        "**What does it bring to join images without labels to few labelled ones?**",
+        "",
+        *_answers(facts),
+        "",
+        f"The rules are in the [protocol](protocol-unlabelled.md).{changed} Accuracies are top-1 "
+        "on the test split in percent, after the last epoch, with 95 % intervals over "
+        f"{len(facts['accuracies']['ce'])} seeds.",
+        "",
+        "| teacher learned from | its accuracy | method | labels alone | with images without "
+        "labels | difference | p (Holm) | |",
+        "|---|---:|---|---:|---:|---:|---:|---|",
+        *_rows(facts),
+        "",
+        machine_line(facts),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _compared(facts: Mapping[str, Any]) -> Iterator[tuple[Setting, Difference, float | None]]:
+    """The students with images without labels against those without, with corrected p-values."""
+    accuracies = facts["accuracies"]
+    joined = [setting for setting in SETTINGS if setting.unlabelled]
+    found = [
+        paired(accuracies[one.name], accuracies[one._replace(unlabelled=False).name])
+        for one in joined
+    ]
+    yield from zip(joined, found, holm([one.p for one in found]), strict=True)
+
+
+def _rows(facts: Mapping[str, Any]) -> Iterator[str]:
+    def shown(name: str) -> str:
+        found = interval(facts["accuracies"][name])
+        return number(found.mean, found.half, ".1f")
+
+    yield f"| no teacher | | `ce` | {shown('ce')} | | | | |"
+    for setting, gap, p in _compared(facts):
+        said = verdict({"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": p})
+        yield (
+            f"| {TEACHERS[setting.teacher][1]} | {facts['teachers'][setting.teacher]:.1f} | "
+            f"`{setting.method}` | {shown(setting._replace(unlabelled=False).name)} | "
+            f"{shown(setting.name)} | {_gap(gap)} | {p_text(p)} | {said} |"
+        )
+
+
+def _answers(facts: Mapping[str, Any]) -> Iterator[str]:
+    for setting, gap, p in _compared(facts):
+        said = verdict({"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": p})
+        certain = "which is shown" if said else "which is not shown to differ from zero"
+        yield (
+            f"- `{setting.method}`, with a teacher that learned from "
+            f"{TEACHERS[setting.teacher][1]}: the difference is {_gap(gap)} points, {certain}."
+        )
+
+
+def _gap(gap: Difference) -> str:
+    return number(gap.interval.mean, gap.interval.half, "+.1f")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Computes the missing runs and writes the page.
+
+    Args:
+        arguments: The command line; None for that of the process.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
+    chosen = parser.parse_intermixed_args(arguments)
+    try:
+        facts = compute(chosen.data, chosen.out / "unlabelled", chosen.changes, chosen.seeds)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command continues", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    chosen.results.mkdir(parents=True, exist_ok=True)
+    (chosen.results / "unlabelled.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (chosen.results / "unlabelled.md").write_text(page(facts))
+
+
+if __name__ == "__main__":
+    main()

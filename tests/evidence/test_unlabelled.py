@@ -1,0 +1,51 @@
+"""The study on images without labels: its runs, and its page from their numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from evidence.unlabelled import SETTINGS, main, page
+
+from tests.data.file_writers import write_folder
+
+
+def test_the_page_compares_each_student_with_the_one_without_images_without_labels() -> None:
+    accuracies = {setting.name: [50.0, 51.0, 52.0] for setting in SETTINGS}
+    accuracies["kd-few-unlabelled"] = [55.0, 56.1, 57.0]
+    environment = {"packages": {}, "processor": "", "device": "cpu", "threads": 1, "python": "3"}
+    facts = {
+        "command": "make",
+        "changes": [],
+        "commit": "0",
+        "date": "",
+        "environment": environment,
+        "teachers": {"few": 60.0, "all": 80.0},
+        "accuracies": accuracies,
+    }
+    text = page(facts)
+    (better,) = (line for line in text.splitlines() if "| better |" in line)
+    assert "`kd` | 51.0 ± 2.5 | 56.0 ± 2.5 | +5.0 ± 0.1 | < 0.001 |" in better
+    assert "a tenth of all | 60.0 |" in better
+    assert text.count("which is not shown to differ from zero") == 3
+
+
+@pytest.mark.slow
+def test_the_study_goes_on_where_it_was_and_writes_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = write_folder(tmp_path / "photos", per_class=12, side=16) / "train"
+    small = ["data.size=32", "train.epochs=1", "data.fraction=0.5", "student.name=resnet8"]
+    monkeypatch.setattr(
+        "evidence.unlabelled.SETTINGS", [one for one in SETTINGS if one.teacher != "all"][:3]
+    )
+    monkeypatch.setattr("evidence.unlabelled.page", lambda facts: json.dumps(facts))
+    paths = [str(photos), str(tmp_path / "out")]
+    for _ in range(2):
+        main([*paths, *small, "--seeds=1", f"--results={tmp_path / 'results'}"])
+        facts = json.loads((tmp_path / "results/unlabelled.json").read_text())
+        assert facts["accuracies"].keys() == {"ce", "kd-few", "kd-few-unlabelled"}
+        runs = [tmp_path / "out/unlabelled" / name / "result.json" for name in ("ce-seed0",)]
+        stamps = [path.stat().st_mtime_ns for path in runs]
+    assert stamps == [path.stat().st_mtime_ns for path in runs]
