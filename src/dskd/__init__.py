@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from dskd.deploy.student import DeployedStudent, load_deployed
     from dskd.engine.result import Result
     from dskd.models.factory import load_model
+    from dskd.models.stage_table import stages
 
 __all__ = [
     "Dataset",
@@ -40,6 +41,7 @@ __all__ = [
     "load_model",
     "losses",
     "predict",
+    "stages",
     "train",
 ]
 
@@ -56,6 +58,7 @@ _MODULES = {
     "load_deployed": "dskd.deploy.student",
     "load_model": "dskd.models.factory",
     "predict": "dskd.api",
+    "stages": "dskd.models.stage_table",
     "train": "dskd.api",
 }
 """The module of each name that is imported on first use."""

@@ -42,6 +42,7 @@ VERBS = [
     "export",
     "report",
     "list",
+    "stages",
     "demo",
 ]
 TINY = ["data.fraction=0.1", "teacher.name=resnet8", "train.epochs=1", "train.batch_size=64"]
@@ -534,8 +535,8 @@ def test_truncated_files_and_labels_out_of_range(refused: Refused, tmp_path: Pat
 def test_a_teacher_that_does_not_fit(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "teacher.pth"
     torch.save(build("resnet8", num_classes=7, in_channels=1).state_dict(), path)
-    line = refused("distill", "digits", *TINY, f"teacher.checkpoint={path}")
-    assert all(word in line for word in (str(path), "7 classes", "10")), line
+    line = refused("distill", "digits", *TINY, f"teacher.checkpoint={path}", "method={name: kd}")
+    assert all(word in line for word in ("7 classes", "10", "teacher.head=fit")), line
     torch.save(build("resnet14", num_classes=10, in_channels=1).state_dict(), path)
     assert "keys left over" in refused("distill", "digits", *TINY, f"teacher.checkpoint={path}")
     torch.save({"run": print}, path)
@@ -662,3 +663,19 @@ def test_launcher_options_that_cannot_be_used(
     refused: Callable[..., str], options: list[str], message: str
 ) -> None:
     assert message in refused("compare", "digits", "--launcher-option", *options)
+
+
+def test_stages_of_a_model_are_shown_without_a_run(command: Command) -> None:
+    code, out, _ = command("stages", "timm/test_resnet", "--size", "32", "--classes", "3")
+    header, *rows = out.splitlines()
+    assert code == 0
+    assert header.split()[:3] == ["stage", "name", "shape"]
+    assert [row.split()[:3] for row in rows] == [
+        ["1", "layer1", "32x8x8"],
+        ["2", "layer2", "48x4x4"],
+        ["3", "layer3", "192x2x2"],
+        ["4", "layer4", "96x1x1"],
+    ]
+    _, every, _ = command("stages", "timm/test_resnet", "--size", "32", "--all")
+    assert len(every.splitlines()) > 20
+    assert command("stages", "resnet9")[0] == 2

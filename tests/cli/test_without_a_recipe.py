@@ -48,7 +48,7 @@ def test_a_bare_folder_of_photos_is_distilled(
     assert "data.val_fraction=0.2" in chosen
     assert "train.schedule=cosine" in chosen
     for name in models[1::2]:
-        assert f"{name}: the stages are " in caplog.text
+        assert f"{name}: these stages are chosen" in caplog.text
     assert "6 of the 30 " in caplog.text
     assert call("evaluate", "first") == 0
     assert call("init", *parts, *QUICK, "--output", "mine.yaml") == 0

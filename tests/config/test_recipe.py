@@ -309,6 +309,7 @@ WRONG = {
     "teacher.epochs": [value for value in WHOLE if value != "null"],
     "teacher.fuse_batchnorm": SWITCH,
     "teacher.trust": SWITCH,
+    "teacher.head": CHOICE,
     "teacher.lr": [*(value for value in NUMBERS if value != "null"), "0", "1e7"],
     "teacher.cache": CHOICE,
     "teacher.views": WHOLE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import dskd
 from dskd.config.recipe import resolve
 from dskd.engine import run
 from dskd.engine.user_objects import UserObjects
+from dskd.errors import InputError
 from dskd.models.default_stages import default_stages
 from dskd.models.factory import load_model
 from dskd.models.spec import describe
@@ -26,7 +28,7 @@ VIT = {"patch_size": 8, "embed_dim": 24, "depth": 12, "num_heads": 2}
 def chosen(name: str, size: int = 64, **options: Any) -> tuple[tuple[str, ...], list[int]]:
     """The stages, and the heights of their maps."""
     module = load_model(name, num_classes=5, size=size, options=options)
-    stages = default_stages(name, module, (3, size, size))
+    stages = default_stages(module, torch.zeros(2, 3, size, size))
     assert stages is not None
     model = StagedModel(module, stages, mean=(0.5,) * 3, std=(0.2,) * 3)
     spec = describe(model, torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8))
@@ -77,17 +79,23 @@ def test_the_blocks_of_torchvision_s_transformer_are_evenly_spaced() -> None:
     assert sizes == [2, 2, 2, 2]
 
 
-def test_other_models_keep_their_own_stages() -> None:
-    assert default_stages("resnet8", load_model("resnet8", num_classes=5), (3, 32, 32)) is None
-    assert default_stages("own:net", nn.Conv2d(3, 4, 3), (3, 32, 32)) is None
+def test_models_with_stages_of_their_own_and_without_maps_get_none() -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    assert default_stages(load_model("resnet8", num_classes=5), images) is None
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.ReLU(), nn.Linear(8, 5))
+    assert default_stages(flat, images) is None
 
 
 def test_the_choice_changes_nothing_about_the_model() -> None:
     module = load_model("timm/test_resnet", num_classes=5).train()
     before = {key: value.clone() for key, value in module.state_dict().items()}
     random = torch.get_rng_state()
-    default_stages("timm/test_resnet", module, (3, 32, 32))
+    frozen = module.get_submodule("conv1").requires_grad_(False)
+    for own in (module, nn.Sequential(module)):  # as a model of timm, and as any module
+        assert default_stages(own, torch.zeros(2, 3, 32, 32))
     assert module.training
+    assert {p for p in module.parameters() if not p.requires_grad} == {*frozen.parameters()}
+    assert not any(part._forward_hooks for part in module.modules())
     assert torch.equal(torch.get_rng_state(), random)
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key])
@@ -108,7 +116,7 @@ class ChangedInPlace(nn.Module):
 
 
 def test_a_map_that_is_changed_later_is_no_stage() -> None:
-    assert default_stages("timm/x", ChangedInPlace(), (3, 64, 64)) == ("act", "second")
+    assert default_stages(ChangedInPlace(), torch.zeros(2, 3, 64, 64)) == ("act", "second")
 
 
 @pytest.mark.slow
@@ -124,9 +132,25 @@ def test_a_run_says_which_stages_it_chose(tmp_path: Path, caplog: pytest.LogCapt
         },
         tmp_path,
     )
-    result = run.distill(recipe, objects=UserObjects(data=make_dataset(3, per_class=6, size=32)))
+    data = make_dataset(3, per_class=6, size=32)
+    result = run.distill(recipe, objects=UserObjects(data=data))
     assert result.extra_parameters > 0, "branches on the chosen stages"
-    lines = [record.getMessage() for record in caplog.records]
-    for name in ("timm/test_resnet", "torchvision/resnet18"):
-        assert lines.count(f"{name}: the stages are {', '.join(LAYERS)}") == 1
+    tables = [record.getMessage() for record in caplog.records if "are chosen" in record.message]
+    assert len(tables) == 2
+    rows = json.loads((tmp_path / "run" / "stages.json").read_text())
+    for role, name in (("student", "timm/test_resnet"), ("teacher", "torchvision/resnet18")):
+        (table,) = (text.splitlines() for text in tables if text.startswith(name))
+        assert table[0] == f"{name}: these stages are chosen"
+        assert [line.split()[1] for line in table[2:]] == list(LAYERS)
+        assert [row["name"] for row in rows[role]] == list(LAYERS)
+        assert [row["height"] for row in rows[role]] == [8, 4, 2, 1]
+        assert 0.9 < sum(row["multiply_adds"] for row in rows[role]) <= 1
+        assert rows[role][-1]["depth"] > 0.9
     assert dskd.load_deployed(tmp_path / "run").name == "timm/test_resnet"
+    rows["student"][0]["name"] = "maxpool"
+    (tmp_path / "run" / "stages.json").write_text(json.dumps(rows))
+    longer = recipe.changed(train=recipe.train.model_copy(update={"epochs": 2}))
+    with pytest.raises(
+        InputError, match=r"started with the student's stages \['maxpool', 'layer2'"
+    ):
+        run.distill(longer, resume=True, objects=UserObjects(data=data))

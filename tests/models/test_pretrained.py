@@ -16,7 +16,9 @@ from torch import Tensor
 from torchvision import models
 
 import dskd
+from dskd import methods
 from dskd.config.recipe import resolve
+from dskd.config.schema import MethodSettings
 from dskd.engine.prepare import label_method, prepare
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
@@ -226,12 +228,28 @@ def test_a_published_teacher_of_the_same_classes_needs_no_training(
 ) -> None:
     data = make_dataset(3, per_class=6, size=32)
     as_it_is = recipe({}, {"pretrained": True, "epochs": 0})
-    with pytest.raises(InputError, match=r"have 1000 classes, and .* has 3; drop teacher\.epochs"):
+    with pytest.raises(InputError, match="the 1000 classes of the teacher ResNet are not the 3 of"):
         prepare(as_it_is, data, UserObjects(), CPU)
-    monkeypatch.setattr("dskd.engine.prepare.pretrained_classes", lambda _: 3)
+    monkeypatch.setattr("dskd.engine.build_model.published_classes", lambda _: 3)
     made = prepare(as_it_is, data, UserObjects(), CPU)
     assert made.teacher is not None
     assert made.teacher.training is None
+
+
+@pytest.mark.usefixtures("servers")
+def test_a_published_teacher_of_other_classes_keeps_them(recipe: Recipe) -> None:
+    data = make_dataset(3, per_class=6, size=32)
+    for own in ({"epochs": 0}, {"head": "fit"}):
+        plan = recipe({}, {"pretrained": True, **own}).changed(
+            method=MethodSettings(name="fitnet", **methods.resolve("fitnet", {}))
+        )
+        made = prepare(plan, data, UserObjects(), CPU)
+        assert made.teacher is not None
+        assert made.teacher.training is None
+        model = made.teacher.model
+        assert model.module(model.normalize(data.test.images[:2])).shape == (2, 1000)
+        assert model(data.test.images[:2]).logits.shape == (2, 3)
+        assert model.other_classes == (1000 if "epochs" in own else None)
 
 
 @pytest.mark.usefixtures("no_network")

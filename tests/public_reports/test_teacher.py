@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import logging
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,10 +78,15 @@ def test_classes_in_another_order_are_mapped_by_name(tmp_path: Path) -> None:
     assert FrozenTeacher(mapped).fingerprint() != FrozenTeacher(plain).fingerprint()
 
 
-def test_other_classes_are_refused_with_both_lists(tmp_path: Path) -> None:
+def test_logits_of_other_classes_are_ignored_and_both_lists_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dskd")
     path = student_file(tmp_path / "s.safetensors", classes=["cat", "dog", "cow", "hen"])
-    with pytest.raises(InputError, match=r"has the classes \['cat'.*made has \['class0'"):
-        teacher(path)
+    others = teacher(path)
+    assert re.search(r"has the classes \['cat'.*made has \['class0'", caplog.text)
+    assert others.other_classes == 4
+    assert not others(IMAGES).logits.any()
 
 
 def test_other_channels_are_refused(tmp_path: Path) -> None:

@@ -150,12 +150,31 @@ def test_a_method_that_cannot_be_compiled_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_whose_stages_are_read_by_hooks_is_refused(tmp_path: Path) -> None:
-    own = UserObjects(student=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
-    alone = plan(tmp_path / "run", "method={name: ce}", "teacher=null")
-    with pytest.raises(InputError, match="the student Sequential does not give its stages"):
-        run.distill(alone, objects=own)
-    assert not (tmp_path / "run").exists()
+def convolutional(width: int) -> torch.nn.Module:
+    convs = (torch.nn.Conv2d(a, b, 3, 2, 1) for a, b in ((1, width), (width, width)))
+    end = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, 10)
+    return torch.nn.Sequential(*convs, *end)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
+def test_models_whose_stages_are_read_by_hooks_are_compiled_once(tmp_path: Path) -> None:
+    results = []
+    for name in ("plain", "compiled"):
+        torch._dynamo.reset()
+        counters.clear()
+        torch.manual_seed(0)
+        own = UserObjects(student=convolutional(8), teacher=convolutional(16))
+        compile = f"train.compile={str(name == 'compiled').lower()}"
+        changes = ["teacher.name=<Sequential>", "teacher.trust=true", compile]
+        results.append(run.distill(plan(tmp_path / name, *changes), objects=own))
+    # The check of the compiler; method and teacher, for full batches and the last of an epoch.
+    assert counters["stats"]["unique_graphs"] == 5
+    assert not counters["graph_break"]
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-2)
+    for part in results[1].student.modules():
+        assert not part._forward_hooks
+        assert not part._forward_pre_hooks
 
 
 @pytest.mark.slow

@@ -475,10 +475,29 @@ def _fast_paths_of_two(out: Path) -> None:
     torch.save(results, out / f"cached{distributed.launched_rank()}.pt")
 
 
+def _convolutional(width: int, classes: int) -> nn.Module:
+    convs = (nn.Conv2d(a, b, 3, 2, 1) for a, b in ((1, width), (width, 2 * width)))
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(classes))
+
+
+def _given_modules_of_two(out: Path) -> None:
+    """A run of modules whose stages are found, with a teacher whose head is fitted."""
+    torch.manual_seed(0)
+    modules = [_convolutional(4, 10), _convolutional(8, 7)]
+    for module in modules:
+        module(torch.zeros(1, 1, 8, 8))
+    own = ["data.fraction=0.1", "student.name=<Sequential>", "train.epochs=2"]
+    own += ["teacher={name: <Sequential>, head: fit, trust: true}", f"out={out / 'given'}"]
+    plan = recipe.load("digits", own)
+    result = run.distill(plan, objects=UserObjects(student=modules[0], teacher=modules[1]))
+    torch.save(result.numbers() | {"memory": 0}, out / f"given{distributed.launched_rank()}.pt")
+
+
 def _all_of_two(out: Path) -> None:
     _steps_of_many(out)
     _runs_of_two(out)
     _fast_paths_of_two(out)
+    _given_modules_of_two(out)
 
 
 @pytest.fixture(scope="module")
@@ -520,6 +539,16 @@ def test_processes_share_a_cache_of_teacher_outputs(of_two: Path) -> None:
 def test_several_processes_train_with_compiled_steps(of_two: Path) -> None:
     eager, compiled = (_losses(of_two / "0" / name) for name in ("eager", "compiled"))
     assert compiled == pytest.approx(eager, rel=1e-2)
+
+
+@pytest.mark.distributed
+def test_stages_are_found_and_a_head_is_fitted_in_all_processes(of_two: Path) -> None:
+    one, other = (torch.load(of_two / f"given{rank}.pt") for rank in (0, 1))
+    assert one == other
+    assert one["teacher_accuracy"] > 30
+    stages = json.loads((of_two / "given/stages.json").read_text())
+    for role in ("student", "teacher"):
+        assert [stage["name"] for stage in stages[role]] == ["0", "1"]
 
 
 def _losses(path: Path) -> list[float]:

@@ -38,6 +38,7 @@ for command in (
     students.export_,
     students.report_,
     overview.list_,
+    overview.stages_,
     overview.demo_,
 ):
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""Commands to look around: ``list`` and ``demo``."""
+"""Commands to look around: ``list``, ``stages`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dskd.cli import console, listing
-from dskd.cli.arguments import PATH
+from dskd.cli.arguments import ALLOW_CODE, PATH
 from dskd.cli.exit_codes import say
 from dskd.errors import Stopped
 
@@ -18,6 +18,39 @@ from dskd.errors import Stopped
 def list_(what: str) -> None:
     """List models, methods, recipes or data sets."""
     console.table(*listing.LISTS[what]())
+
+
+@click.command("stages")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    help="Height and width of the images.  [default: those the model was published for, or 32]",
+)
+@click.option(
+    "--channels", type=click.IntRange(1), default=3, show_default=True, help="Of the images."
+)
+@click.option(
+    "--classes", type=click.IntRange(2), default=10, show_default=True, help="Number of classes."
+)
+@click.option("--all", "every", is_flag=True, help="List all submodules that can be stages.")
+@ALLOW_CODE
+def stages_(
+    model: str, size: int | None, channels: int, classes: int, every: bool, allow_code: bool
+) -> None:
+    """Show the stages that a run would choose for a model.
+
+    For each stage: the submodule that ends it, the shape of its map, the share of the layers up to
+    there, and the share of the multiply-adds since the stage before. Example:
+
+        dskd stages timm/resnet18 --size 64
+    """
+    from dskd.models import stage_table
+
+    rows = stage_table.stages(
+        model, size=size, channels=channels, classes=classes, all=every, allow_code=allow_code
+    )
+    console.table(stage_table.COLUMNS, [row.cells() for row in rows])
 
 
 @click.command("demo")

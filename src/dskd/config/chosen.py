@@ -131,7 +131,8 @@ def _training(
 
 
 def _trains(teacher: Mapping[str, Any]) -> bool:
-    return teacher.get("epochs") != 0 and not str(teacher.get("name")).startswith("<")
+    given = teacher.get("epochs") == 0 or teacher.get("head") == "fit"
+    return not given and not str(teacher.get("name")).startswith("<")
 
 
 def _of_teacher(

@@ -157,6 +157,7 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     _check_cache_settings(recipe.teacher)
     _check_augmentation(recipe.data, recipe.teacher)
     _check_untrained(recipe.teacher)
+    _check_head(recipe.teacher)
     _check_mixing(recipe.train, recipe.teacher)
     options = methods.resolve(recipe.method.name, recipe.method.options)
     method = MethodSettings(name=recipe.method.name, **options)
@@ -212,6 +213,23 @@ def _check_untrained(teacher: TeacherSettings | None) -> None:
         f"teacher.epochs=0 is for a teacher with teacher.pretrained=true, which needs no training; "
         f"{hint}"
     )
+
+
+def _check_head(teacher: TeacherSettings | None) -> None:
+    """Refuses to fit a head to a teacher that is not trained, or that is to be trained."""
+    if teacher is None or teacher.head == "own":
+        return
+    if not (teacher.checkpoint or teacher.pretrained or teacher.name.startswith("<")):
+        raise InputError(
+            "teacher.head=fit fits a head to a trained teacher; set teacher.pretrained=true or "
+            "teacher.checkpoint, or drop teacher.head, so that the teacher is trained"
+        )
+    for key, value in (("epochs", teacher.epochs), ("lr", teacher.lr)):
+        if value:
+            raise InputError(
+                f"teacher.{key} does not apply with teacher.head=fit, which trains nothing but "
+                "the head; drop one of them"
+            )
 
 
 def _check_dot(train: TrainSettings, method: str) -> None:

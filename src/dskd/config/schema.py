@@ -190,8 +190,9 @@ class ModelSettings(Settings):
     """A model of ``dskd list models``, ``timm/<name>``, ``torchvision/<name>``, or
     ``package.module:function``."""
     stages: Annotated[list[str], Field(min_length=1)] | None = None
-    """Submodules whose outputs are the stages, shallow to deep. None uses those of a zoo model. For
-    a model of timm or torchvision, None chooses the deepest module of each map size."""
+    """Submodules whose outputs are the stages, shallow to deep. None uses those of a zoo model, and
+    finds those of any other: the last submodule of each map size, or evenly spaced blocks of a
+    transformer. ``dskd stages MODEL`` shows them."""
     mean: Annotated[list[Number], Field(min_length=1), _channels] | None = None
     """Mean of each channel, or one number for all, which is subtracted from pixels between 0 and 1.
     None uses that of the checkpoint or of the model, or else the data set's. A model that was
@@ -225,7 +226,12 @@ class TeacherSettings(ModelSettings):
     refused, if there are enough test images to tell and the method reads its classes."""
     epochs: Natural | None = None
     """Epochs of the teacher's own training. None uses train.epochs. 0 uses pretrained weights as
-    they are; their classes must be those of the data."""
+    they are. If their classes are not those of the data, see head."""
+    head: Literal["own", "fit"] = "own"
+    """Where the teacher's logits come from. ``own``: from its classifier. If that is of other
+    classes, methods that compare features learn from its features alone. ``fit``: from a linear
+    layer that is fitted to its frozen features on the training images, once, and cached. The
+    teacher needs weights of its own: a module, a checkpoint, or ``pretrained``."""
     lr: Rate | None = None
     """Learning rate of the teacher's own training, at most 1e6. None uses train.lr."""
     fuse_batchnorm: bool = True
@@ -243,8 +249,9 @@ class TeacherSettings(ModelSettings):
 
     @property
     def is_given(self) -> bool:
-        """Whether no run trains it: it has a checkpoint, is used as published, or is a module."""
-        return bool(self.checkpoint) or self.epochs == 0 or self.name.startswith("<")
+        """Whether no run trains it: it is a module, has a checkpoint, or is used as published."""
+        trained = bool(self.checkpoint) or self.epochs == 0 or self.head == "fit"
+        return trained or self.name.startswith("<")
 
 
 class MethodSettings(Settings):

@@ -116,7 +116,7 @@ class TrainSettings(Settings):
     """Compute BatchNorm statistics over the images of all processes (torch.nn.SyncBatchNorm). Each
     process needs a GPU."""
     compile: bool = False
-    """Compile the forward passes of zoo models with torch.compile, on a GPU with CUDA graphs. The
+    """Compile the forward passes with torch.compile, on a GPU with CUDA graphs. The
     first steps take minutes; all others are faster."""
     device: DeviceName = "auto"
     """``cpu``, ``cuda``, or ``auto`` for a GPU if there is one."""

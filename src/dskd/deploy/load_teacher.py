@@ -8,6 +8,8 @@ from pathlib import Path
 from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data import Dataset
 from dskd.engine.build_model import build_model
+from dskd.engine.fit_head import fit_head
+from dskd.engine.other_classes import fit_classes
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
@@ -32,7 +34,7 @@ def load_teacher(
     if settings is None:
         return None
     weights = next((path for path in _weight_files(folder, settings) if path.is_file()), None)
-    as_published = settings.pretrained and settings.epochs == 0
+    as_published = settings.pretrained and (settings.epochs == 0 or settings.head == "fit")
     if weights is None and given.teacher is None and not as_published:
         raise InputError(
             f"there are no weights of the teacher {settings.name} of {folder}: it was given in "
@@ -46,6 +48,9 @@ def load_teacher(
     }
     plain = settings.model_copy(update=found)
     model = build_model(plain, data, 0, given.teacher, given.allow_code)
+    fit_classes(model, plain, data)
+    if model.head is not None:
+        fit_head(model, data, data.train.loader(model.mean.device))
     return model.eval()
 
 

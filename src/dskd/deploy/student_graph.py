@@ -40,13 +40,12 @@ class Normalized(nn.Module):
         self.register_buffer("std", model.std)
         self.mean: Tensor
         self.std: Tensor
-        self.name = contract.student.name
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[N, K]`` of images ``[N, C, H, W]``."""
         with Unfused():
             output = self.module((images - self.mean) / self.std)
-        logits: Tensor = find_logits(output, images.shape[0], self.name)
+        logits: Tensor = find_logits(output, images.shape[0], self.module)
         return logits
 
 

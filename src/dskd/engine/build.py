@@ -20,6 +20,7 @@ from dskd.engine.build_model import measure_model
 from dskd.engine.lr_schedule import schedule_of
 from dskd.engine.mixing import build_mixing
 from dskd.engine.optimizer import make_optimizer
+from dskd.engine.other_classes import feature_settings
 from dskd.engine.targets import soft_targets
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
@@ -48,7 +49,10 @@ def build_method(
         data.train.labels,
         _largest_batch(recipe, data),
     )
-    return methods.find(recipe.method.name)(pair, **recipe.method.options)
+    name, options = recipe.method.name, recipe.method.options
+    if teacher is not None and teacher.model.other_classes is not None:
+        options = feature_settings(name, options, teacher.model, len(data.classes))
+    return methods.find(name)(pair, **options)
 
 
 def _largest_batch(recipe: Recipe, data: Dataset) -> int:
@@ -169,6 +173,7 @@ def build_run(
     if recipe.train.sync_batchnorm:
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     if recipe.train.compile:
+        method.student.keep_hooks()
         compile_in_place(method)
     trainer = build_trainer(recipe, method, teacher_outputs, training_loader(recipe, data))
     torch.manual_seed(_stream(recipe.seed, 2 + distributed.rank()))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from dskd.config.schema import ModelSettings, TeacherSettings
 from dskd.data import Dataset
-from dskd.engine.load_checkpoint import assembled, load_file, weights_file
+from dskd.engine.load_checkpoint import assembled, classes_in_file, load_file, weights_file
 from dskd.engine.normalization import normalization
 from dskd.errors import InputError
 from dskd.models.default_stages import default_stages
 from dskd.models.factory import load_model
+from dskd.models.native import published_classes
 from dskd.models.plain_copy import plain_copy
 from dskd.models.spec import ModelSpec, describe
+from dskd.models.stage_table import stage_rows
 from dskd.models.staged_model import StagedModel
-from dskd.storage.file_facts import read_facts
+from dskd.models.trace import TRACED
+from dskd.storage.file_facts import FileFacts, read_facts
 
 PROBE = 16
 """Images of the forward pass that measures the shapes of a model's outputs."""
@@ -32,13 +35,14 @@ def build_model(
 ) -> StagedModel:
     """A model with fresh weights drawn from ``seed``, or a copy of the one given.
 
-    It gets the weights of its checkpoint, if the settings name one. A model of timm or torchvision
-    gets default stages, if the settings name none.
+    It gets the weights of its checkpoint, if the settings name one, and default stages, if they
+    name none.
 
     The copy is trained, moved and frozen; the caller's own module stays as it is. Wrappers, such as
     torch.compile and DataParallel, are left out of the copy.
     """
     channels, height, _ = data.shape
+    facts = read_facts(weights_file(settings))
     if given is not None:
         if settings.options:
             raise InputError("options do not apply to a module given in Python; drop them")
@@ -51,27 +55,51 @@ def build_model(
             "dskd.distill(student=module)"
         )
     else:
-        torch.manual_seed(seed)
-        module = load_model(
-            settings.name,
-            num_classes=len(data.classes),
-            in_channels=channels,
-            size=height,
-            options=settings.options,
-            allow_code=allow_code,
-            pretrained=settings.pretrained is True,
-        )
-    facts = read_facts(weights_file(settings))
+
+        def build(classes: int) -> nn.Module:
+            torch.manual_seed(seed)
+            return load_model(
+                settings.name,
+                num_classes=classes,
+                in_channels=channels,
+                size=height,
+                options=settings.options,
+                allow_code=allow_code,
+                pretrained=settings.pretrained is True,
+            )
+
+        module = _with_its_classes(build, settings, facts, data)
     mean, std = normalization(settings, module, data, facts)
     if facts is not None and isinstance(settings, TeacherSettings) and not settings.pretrained:
         module = assembled(module, facts)
-    stages: Sequence[str] | None = settings.stages
-    if stages is None and given is None:
-        stages = default_stages(settings.name, module, data.shape)
-    model = StagedModel(module, stages, mean=mean, std=std)
+    model = StagedModel(module, settings.stages, mean=mean, std=std)
+    if settings.stages is None:
+        images = model.normalize(data.train.images_at(torch.arange(min(TRACED, len(data.train)))))
+        stages = default_stages(module, images)
+        if stages is not None:
+            model = StagedModel(module, stages, mean=mean, std=std)
+            model.chosen_stages = stage_rows(model, images)
     if weights_file(settings) is not None:
         load_file(model, settings, facts, data)
     return model
+
+
+def _with_its_classes(
+    build: Callable[[int], nn.Module],
+    settings: ModelSettings,
+    facts: FileFacts | None,
+    data: Dataset,
+) -> nn.Module:
+    """The model for the classes of the data; a trained teacher for those of its weights."""
+    classes = len(data.classes)
+    is_trained = isinstance(settings, TeacherSettings) and settings.is_given
+    if is_trained and settings.pretrained is True:
+        return build(published_classes(settings.name) or classes)
+    module = build(classes)
+    if is_trained and settings.checkpoint is not None:
+        own = classes_in_file(module, settings, facts, data)
+        return module if own == classes else build(own)
+    return module
 
 
 def measure_model(model: StagedModel, data: Dataset, what: str) -> ModelSpec:

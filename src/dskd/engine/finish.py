@@ -10,6 +10,7 @@ from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy, percent
 from dskd.engine.result import Result
 from dskd.engine.training_run import TrainingRun
 from dskd.methods.base import Method
+from dskd.models.feature_hooks import remove_hooks
 from dskd.runtime import distributed
 from dskd.runtime.nonfinite import nonfinite_logits_error
 from dskd.storage.run_files import EMA, LAST
@@ -56,12 +57,12 @@ def _require_finite(run: TrainingRun, evaluated: EvaluationResult) -> None:
 
 
 def _teacher_predictions(run: TrainingRun) -> Tensor | None:
-    """The teacher's predictions on the test split, which were made before the first step."""
+    """The teacher's predictions on the test split, which were made before the first step.
+
+    None without a teacher, or if it is of other classes.
+    """
     teacher = run.trainer.teacher_outputs.teacher
-    if teacher is None:
-        return None
-    assert teacher.test_predictions is not None, "it is evaluated before"
-    return teacher.test_predictions
+    return teacher.test_predictions if teacher is not None else None
 
 
 def _result(
@@ -99,6 +100,7 @@ def _result(
 
 def _plain(module: nn.Module) -> nn.Module:
     """The module on the CPU, with its weights as any module has them, in eval mode."""
+    remove_hooks(module)
     return module.cpu().to(memory_format=torch.contiguous_format).eval()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from dskd import methods
 from dskd.config.schema import ModelSettings, TeacherSettings
 from dskd.data import Dataset
 from dskd.errors import InputError, brief
-from dskd.models.staged_model import StagedModel
+from dskd.models.staged_model import StagedModel, find_classifier
 from dskd.storage.file_facts import FileFacts
 from dskd.storage.state_dicts import match_keys
 from dskd.storage.weights import load_weights, read_weights
@@ -50,8 +50,8 @@ def load_file(
     """Loads the file of weights that the settings name.
 
     The checkpoint of a teacher must fit wholly. If it has the classes in another order, the logits
-    are put into the order of the data set. A student and pretrained weights may have another
-    classifier, which is left out.
+    are put into the order of the data set; if it has other classes, they are ignored. A student and
+    pretrained weights may have another classifier, which is left out.
 
     Args:
         model: Gets the weights.
@@ -60,7 +60,7 @@ def load_file(
         data: The data set of the run.
 
     Raises:
-        InputError: The file cannot be read, does not fit, or is of other classes or channels.
+        InputError: The file cannot be read, does not fit, or is of other channels.
     """
     path = weights_file(settings)
     assert path is not None
@@ -75,7 +75,15 @@ def load_file(
             weights = _plain(model.module, weights, facts, what)
         _start(settings.name, model, weights, facts, data, what)
         return
-    order = _class_order(facts, data, what)
+    order = None
+    if (others := _other_classes(facts, data)) is not None:
+        log.info(
+            "%s has the classes %s, and %s has %s",
+            *(what, brief(list(others)), data.name, brief(list(data.classes))),
+        )
+        model.ignore_logits(len(others), len(data.classes))
+    else:
+        order = _class_order(facts, data)
     load_weights(model.module, weights, what)
     if order is not None:
         log.info("%s has its classes in another order; its logits are mapped by name", what)
@@ -109,15 +117,46 @@ def _check_shape(shape: tuple[int, int, int], data: Dataset, what: str) -> None:
         )
 
 
-def _class_order(facts: FileFacts | None, data: Dataset, what: str) -> list[int] | None:
+def _other_classes(facts: FileFacts | None, data: Dataset) -> Sequence[str] | None:
+    """The classes of a file, if it says that they are not those of the data."""
+    if facts is None or facts.classes is None or sorted(facts.classes) == sorted(data.classes):
+        return None
+    return facts.classes
+
+
+def classes_in_file(
+    module: nn.Module, settings: ModelSettings, facts: FileFacts | None, data: Dataset
+) -> int:
+    """The number of classes of a teacher's checkpoint.
+
+    Args:
+        module: The teacher, for the classes of the data.
+        settings: With a checkpoint.
+        facts: What the file says; None for a file of another program.
+        data: The data set of the run.
+
+    Returns:
+        That of the data if the file does not tell.
+    """
+    if facts is not None and facts.classes is not None:
+        return len(facts.classes)
+    path, classifier = weights_file(settings), find_classifier(module)
+    assert path is not None, "it has a checkpoint"
+    if classifier is None:
+        return len(data.classes)
+    key = f"{classifier}.weight"
+    weights = match_keys(read_weights(path, settings.checkpoint_key), module, f"{path}")
+    there, here = weights.get(key), module.state_dict()[key]
+    fits = (
+        there is not None and there.shape[1:] == here.shape[1:] and len(here) == len(data.classes)
+    )
+    return len(there) if there is not None and fits else len(data.classes)
+
+
+def _class_order(facts: FileFacts | None, data: Dataset) -> list[int] | None:
     """Where the file has each class of the data set; None if the order is the same or unknown."""
     if facts is None or facts.classes is None or facts.classes == data.classes:
         return None
-    if sorted(facts.classes) != sorted(data.classes):
-        raise InputError(
-            f"{what} has the classes {brief(list(facts.classes))}, and {data.name} has "
-            f"{brief(list(data.classes))}; give a teacher for these, or choose data.classes"
-        )
     return [facts.classes.index(name) for name in data.classes]
 
 

@@ -14,6 +14,7 @@ from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_method, build_trainer
 from dskd.engine.mixing import check_mixes
 from dskd.engine.optimizer import set_rate
+from dskd.engine.other_classes import log_other_classes
 from dskd.engine.targets import check_learns_labels
 from dskd.engine.trainer import Trainer
 from dskd.engine.unlabelled import check_unlabelled, training_loader
@@ -96,8 +97,10 @@ def rehearse(
     """
     frozen = None if teacher is None else FrozenTeacher(copy.deepcopy(teacher))
     method = build_method(recipe, data, copy.deepcopy(student), frozen)
+    if teacher is not None and teacher.other_classes is not None:
+        log_other_classes(recipe.method.name, recipe.method.options, teacher, method.classes)
     if recipe.train.compile:
-        _check_compiles(recipe.method.name, method, teacher)
+        _check_compiles(recipe.method.name, method)
     if recipe.teacher is not None and recipe.teacher.cache != "none":
         check_cacheable(recipe.teacher.cache, method.needs, recipe.method.name)
     check_mixes(recipe.train, method, recipe.method.name)
@@ -108,24 +111,16 @@ def rehearse(
     return method.needs
 
 
-def _check_compiles(name: str, method: Method, teacher: StagedModel | None) -> None:
-    """Refuses to compile a method that says so, and models whose stages are read by hooks.
-
-    Hooks are new functions at every step, so torch would compile such a model at every step.
+def _check_compiles(name: str, method: Method) -> None:
+    """Refuses to compile a method that says so.
 
     Raises:
-        InputError: One of them cannot be compiled.
+        InputError: It cannot be compiled.
     """
     if method.uncompiled:
         raise InputError(
             f"train.compile=true: the method {name} is not compiled: {method.uncompiled}; drop it"
         )
-    for what, model in (("student", method.student), ("teacher", teacher)):
-        if model is not None and not model.returns_stages:
-            raise InputError(
-                f"train.compile=true: the {what} {type(model.module).__name__} does not give its "
-                "stages by itself, as the zoo's models do; drop it"
-            )
 
 
 def _rehearse_step(trainer: Trainer) -> None:

@@ -18,10 +18,12 @@ from dskd.engine.build import build_teacher_outputs
 from dskd.engine.build_model import build_model
 from dskd.engine.loss_scaler import check_float16
 from dskd.engine.normalization import log_input
+from dskd.engine.other_classes import fit_classes
 from dskd.engine.preflight import check_split_size, rehearse
+from dskd.engine.stage_record import log_stages
 from dskd.engine.unlabelled import teacher_loader
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import InputError, as_given
+from dskd.errors import as_given
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.factory import pretrained_classes
 from dskd.models.frozen_parts import frozen_note
@@ -120,7 +122,8 @@ def prepare_teacher(
     if not methods.find(recipe.method.name).needs_teacher:  # so nothing is downloaded for it
         settings = settings.model_copy(update={"pretrained": False, "epochs": None})
     model = build_model(settings, data, recipe.seed, objects.teacher, objects.allow_code)
-    _check_as_published(settings, model, data)
+    if methods.find(recipe.method.name).needs_teacher:
+        fit_classes(model, settings, data)
     _log_choices(settings, model, data)
     return PreparedTeacher(model, None)
 
@@ -136,23 +139,9 @@ def _log_as_published(settings: TeacherSettings, model: StagedModel, data: Datas
         )
 
 
-def _check_as_published(settings: TeacherSettings, model: StagedModel, data: Dataset) -> None:
-    """Refuses a teacher without training whose weights have other classes."""
-    if settings.epochs != 0:
-        return
-    classes = pretrained_classes(model.module)
-    if classes != len(data.classes):
-        raise InputError(
-            f"teacher.epochs=0: the pretrained weights of {settings.name} have {classes} classes, "
-            f"and {data.name} has {len(data.classes)}; drop teacher.epochs, so that the teacher "
-            "is trained on these images first"
-        )
-
-
 def _log_choices(settings: ModelSettings, model: StagedModel, data: Dataset) -> None:
     """Logs the stages that were chosen for a model, and the pixels of a module given in Python."""
-    if settings.stages is None and model.stage_names is not None:
-        log.info("%s: the stages are %s", settings.name, ", ".join(model.stage_names))
+    log_stages(settings.name, model)
     if settings.name.startswith("<"):
         log_input(settings, model, data)
 

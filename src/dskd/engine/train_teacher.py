@@ -13,6 +13,7 @@ from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_run
 from dskd.engine.build_model import PROBE
 from dskd.engine.finish import finish
+from dskd.engine.fit_head import fit_head
 from dskd.engine.more_epochs import stored_epochs, stored_recipe
 from dskd.engine.prepare import Prepared
 from dskd.engine.teacher_accuracy import evaluate_teacher
@@ -54,7 +55,11 @@ def given_teacher(
     if teacher is None or teacher.training is not None or not _needs_teacher(prepared):
         return None
     assert settings is not None
+    if settings.head == "fit":
+        fit_head(teacher.model.to_device(data.train.device), data.data, data.train)
     frozen = _freeze(prepared, teacher.model, data)
+    if teacher.model.other_classes is not None:  # nothing to evaluate
+        return frozen
     reads_classes = any(
         methods.find(one.name).reads_classes(methods.resolve(one.name, one.options))
         for one in learning

@@ -17,6 +17,7 @@ from dskd.engine.evaluate import epoch_accuracies
 from dskd.engine.progress import epoch_bar
 from dskd.engine.result import student_metadata
 from dskd.engine.resume import check_same_everywhere, check_same_run, named_numbers
+from dskd.engine.stage_record import record_stages
 from dskd.engine.teacher_accuracy import teacher_facts
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped, Unsaved, first_line, option
@@ -100,6 +101,13 @@ class TrainingRun:
         elif resume:
             log.info("%s has no checkpoint yet: starting anew", self.directory.path)
         self.directory.rewind(self.rows)
+        teacher = self.trainer.teacher_outputs.teacher
+        record_stages(
+            self.directory,
+            self.trainer.method.student,
+            teacher.model if teacher is not None else None,
+            resumes=state is not None,
+        )
         if facts := teacher_facts(self.trainer.teacher_outputs.teacher, self.recipe, self.data):
             self.directory.write_json(TEACHER_FACTS, facts)
         if state is None:

@@ -46,6 +46,8 @@ class Method(nn.Module):
             (``train.mixup``) or from images without labels (``data.unlabelled``); empty if it can.
             It reads ``batch.labels`` then; cross-entropies read ``batch.targets``.
         uncompiled: Why torch cannot compile it (``train.compile``); empty if it can.
+        prediction_weights: Settings that weight the teacher's predictions. They become 0 for a
+            teacher of other classes, if `reads_classes` is False then.
         presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
             of the publication; the defaults have ``ce = kd = 1`` instead.
         learns_from: What the student mainly learns from; the documentation groups methods by it.
@@ -57,6 +59,7 @@ class Method(nn.Module):
     static_graph: ClassVar[bool] = True
     hard_labels: str = ""
     uncompiled: str = ""
+    prediction_weights: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     learns_from: ClassVar[LearnsFrom] = "labels"
 
@@ -195,6 +198,7 @@ class FeatureMethod(Method):
         InputError: There is no teacher, or the classes differ.
     """
 
+    prediction_weights: ClassVar[tuple[str, ...]] = ("kd",)
     learns_from: ClassVar[LearnsFrom] = "feature maps"
 
     def __init__(self, pair: Pair, ce: float, kd: float, temperature: float) -> None:

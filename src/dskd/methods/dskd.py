@@ -200,6 +200,7 @@ class DSKD(BranchedMethod):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
+    prediction_weights: ClassVar[tuple[str, ...]] = ("kd", "alpha")
 
     @checked
     @takes_settings_of(DSKDObjective)
@@ -253,8 +254,7 @@ class DSKD(BranchedMethod):
     @classmethod
     def reads_classes(cls, settings: Mapping[str, Any]) -> bool:
         """By the weights of the predictions, or in the branches' classifiers."""
-        weights = settings["kd"], settings["alpha"]
-        return any(weights) or settings["classifier"] == "teacher"
+        return any(settings[k] for k in ("kd", "alpha")) or settings["classifier"] == "teacher"
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """``D + sum_l w_l S_l``, with the terms of each branch as metrics."""

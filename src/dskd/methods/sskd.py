@@ -232,6 +232,7 @@ class SSKD(FeatureMethod):
     """
 
     learns_from = "relations"
+    prediction_weights: ClassVar = ("kd", "tf")
     presets: ClassVar = {
         "literature": {"ce": 0.1, "kd": 0.9, "ss": 10.0, "tf": 2.7, "head_epochs": 60}
     }

@@ -142,6 +142,7 @@ class WKD(Method):
     """
 
     learns_from: ClassVar[LearnsFrom] = "logits"
+    prediction_weights: ClassVar = ("kd",)
     presets: ClassVar = {
         "literature": {
             "ce": 1.0,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dskd.models.eval_mode import eval_mode
+from dskd.models.eval_mode import eval_mode, no_gradients
 
 
 class ModelCost(NamedTuple):
@@ -39,7 +39,11 @@ def model_cost(module: nn.Module, shape: tuple[int, int, int]) -> ModelCost:
     """
     like = next(module.parameters(), torch.empty(0))
     image = torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
-    with eval_mode(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with (
+        eval_mode(module),
+        no_gradients(module),
+        FlopCounterMode(display=False) as counter,
+    ):
         module(image)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     # The counter counts a multiplication and an addition as two operations.

@@ -1,4 +1,4 @@
-"""Choose the stages of models that timm and torchvision build."""
+"""Choose the stages of a model, if the user names none."""
 
 from __future__ import annotations
 
@@ -8,57 +8,68 @@ import torch
 from torch import Tensor, nn
 
 from dskd.errors import InputError
-from dskd.models.catalog import LIBRARIES
 from dskd.models.eval_mode import eval_mode
 from dskd.models.feature_hooks import feature_hooks
 from dskd.models.feature_maps import to_feature_map
-from dskd.models.staged_model import find_prefix_tokens
+from dskd.models.prefix_tokens import find_prefix_tokens
+from dskd.models.stage_choice import EQUAL_MAPS, FEWEST, SHALLOWEST, SMALLER, choose_stages
 
-SHALLOWEST = 3
-"""A stage's map is at least this many times smaller than the image: stems are left out."""
-SMALLER = 1.5
-"""A stage's map is at least this many times smaller than that of the stage before it."""
-EQUAL_MAPS = 4
-"""Number of stages of a model whose maps all have one size, as those of plain transformers."""
 _HEADS = ("avgpool", "dropout", "classifier", "fc", "head", "heads")
 """Parts of torchvision's models behind the last feature map."""
+_LIBRARY_MODULES = ("timm.models.", "torchvision.models.")
 _INNER_BLOCKS = ("encoder.layers",)
 """The containers of blocks in torchvision's transformers."""
 
 
-def default_stages(
-    name: str, module: nn.Module, shape: tuple[int, int, int]
-) -> tuple[str, ...] | None:
-    """The stages of a model of timm or torchvision, from shallow to deep.
+def default_stages(module: nn.Module, images: Tensor) -> tuple[str, ...] | None:
+    """The stages of a model that names none, from shallow to deep.
 
-    The candidates are the modules that timm lists in ``feature_info``; of other models, the parts
-    of the network and the blocks in them. One forward pass shows their maps. A stage is the
-    deepest module of each map size, without the stem. If all maps have one size, the stages are
-    four evenly spaced modules.
+    For a model of timm or torchvision the candidates are the modules that timm lists in
+    ``feature_info``; of other models, the parts of the network and the blocks in them. One forward
+    pass shows their maps. A stage is the deepest module of each map size, without the stem. If all
+    maps have one size, the stages are four evenly spaced modules.
+
+    For any other module, and where that does not find two stages, or where not all modules in
+    ``feature_info`` return maps, the stages are those of `dskd.models.stage_choice.choose_stages`.
 
     Args:
-        name: Name of the model, as in a recipe.
         module: The model, on the CPU. It is not changed.
-        shape: Channels, height and width of the images.
+        images: A few images ``[B, C, H, W]``, as the module expects them.
 
     Returns:
-        None for other models, for one that returns stages itself, as the student of simkd does,
-        and if no candidate has a map.
+        None for a model that returns stages itself, as those of the zoo do, and if no part of the
+        model returns a map.
+
+    Raises:
+        InputError: The module does not run on the images.
 
     Example:
         >>> from dskd.models.factory import load_model
         >>> model = load_model("timm/resnet18", num_classes=10)
-        >>> default_stages("timm/resnet18", model, (3, 32, 32))
+        >>> default_stages(model, torch.zeros(2, 3, 32, 32))
         ('layer1', 'layer2', 'layer3', 'layer4')
     """
-    if not name.startswith(LIBRARIES) or hasattr(module, "forward_stages"):
+    if hasattr(module, "forward_stages"):
         return None
+    if (parameter := next(module.parameters(), None)) is not None:
+        images = images.to(parameter.device)
+    chosen = _library_stages(module, images) if _is_of_library(module) else ()
+    return chosen or choose_stages(module, images) or None
+
+
+def _is_of_library(module: nn.Module) -> bool:
+    """Whether a module is a model of timm or torchvision, or derives from one."""
+    return any(kind.__module__.startswith(_LIBRARY_MODULES) for kind in type(module).__mro__)
+
+
+def _library_stages(module: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """The stages of a model of timm or torchvision; empty if they are to be found otherwise."""
     listed = [info.get("module", "") for info in getattr(module, "feature_info", None) or ()]
-    maps = _map_sizes(module, listed or list(_parts(module)), shape)
-    if not maps and listed:
-        maps = _map_sizes(module, list(_parts(module)), shape)
-    chosen = _evenly(list(maps)) if len({*maps.values()}) == 1 else _deepest(maps, shape[1:])
-    return tuple(chosen) or None
+    maps = _map_sizes(module, listed or list(_parts(module)), images)
+    size = tuple(images.shape[2:])
+    chosen = _evenly(list(maps)) if len({*maps.values()}) == 1 else _deepest(maps, size)
+    incomplete = len({*listed} & maps.keys()) < len({*listed})
+    return () if len(chosen) < 2 or (incomplete and len(chosen) < FEWEST) else tuple(chosen)
 
 
 def _parts(module: nn.Module) -> Iterator[str]:
@@ -78,7 +89,7 @@ def _parts(module: nn.Module) -> Iterator[str]:
 
 @torch.no_grad()
 def _map_sizes(
-    module: nn.Module, names: Sequence[str], shape: tuple[int, int, int]
+    module: nn.Module, names: Sequence[str], images: Tensor
 ) -> dict[str, tuple[int, int]]:
     """Height and width of each module's map, in the order in which they run.
 
@@ -86,7 +97,6 @@ def _map_sizes(
     place by a later module. A container is left out if its blocks have maps of several sizes.
     """
     there = {name for name, _ in module.named_modules()}
-    images = torch.zeros(2, *shape)
     prefix = find_prefix_tokens(module)
     with eval_mode(module), feature_hooks(module, [n for n in names if n in there], None) as found:
         module(images)

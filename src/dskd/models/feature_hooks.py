@@ -1,4 +1,4 @@
-"""Record the outputs of submodules with forward hooks that exist only during a forward pass."""
+"""Record the outputs of submodules with forward hooks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from dskd.errors import InputError
+from dskd.models.feature_maps import main_tensor
 
 
 class HookedFeatures:
@@ -25,10 +28,14 @@ class HookedFeatures:
         self.outputs: dict[str, tuple[Any, int]] = {}
         self.pooled: object = None
 
+    def clear(self) -> None:
+        """Forgets the features, so that they do not stay in memory."""
+        self.outputs, self.pooled = {}, None
+
     def record_stage(self, _module: nn.Module, _inputs: Any, output: Any, *, name: str) -> None:
         """Forward hook of the stage ``name``."""
         self.outputs.pop(name, None)  # a module that runs twice counts where it ran last
-        self.outputs[name] = (output, _version(output))
+        self.outputs[name] = (output, change_count(output))
 
     def record_pooled(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Forward pre-hook of the classifier."""
@@ -55,7 +62,7 @@ class HookedFeatures:
                 f"name them as {list(self.outputs)}"
             )
         for name, (output, version) in self.outputs.items():
-            if _version(output) != version:
+            if change_count(output) != version:
                 raise InputError(
                     f"the output of stage {name!r} is changed in place by a later layer; "
                     "name that later layer as the stage"
@@ -63,9 +70,12 @@ class HookedFeatures:
         return {name: output for name, (output, _) in self.outputs.items()}
 
 
-def _version(output: object) -> int:
-    """How often a tensor was changed in place; tensors of inference mode do not count it."""
-    return output._version if isinstance(output, Tensor) and not output.is_inference() else 0
+def change_count(output: object) -> int:
+    """How often the tensor of an output was changed in place; 0 where torch does not count it."""
+    if torch.compiler.is_compiling():  # the first forward pass of a run is not compiled
+        return 0
+    tensor = main_tensor(output)
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
 @contextmanager
@@ -80,6 +90,28 @@ def feature_hooks(
         classifier: Name of the submodule whose input is recorded; None for none.
     """
     features = HookedFeatures()
+    handles = install_hooks(module, stages, classifier, features)
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def install_hooks(
+    module: nn.Module, stages: Sequence[str], classifier: str | None, features: HookedFeatures
+) -> list[RemovableHandle]:
+    """Install hooks on submodules for good.
+
+    Args:
+        module: The model.
+        stages: As for `feature_hooks`.
+        classifier: As for `feature_hooks`.
+        features: Gets the features of every forward pass.
+
+    Returns:
+        What removes the hooks.
+    """
     handles = [
         module.get_submodule(name).register_forward_hook(partial(features.record_stage, name=name))
         for name in stages
@@ -87,8 +119,18 @@ def feature_hooks(
     if classifier is not None:
         head = module.get_submodule(classifier)
         handles.append(head.register_forward_pre_hook(features.record_pooled))
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()
+    return handles
+
+
+def remove_hooks(module: nn.Module) -> None:
+    """Remove the hooks that `install_hooks` left in a module, or in the module it was copied from.
+
+    Args:
+        module: Any module. Its other hooks stay.
+    """
+    for part in module.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks):
+            for number, hook in list(hooks.items()):
+                method = getattr(hook, "func", hook)
+                if isinstance(getattr(method, "__self__", None), HookedFeatures):
+                    del hooks[number]

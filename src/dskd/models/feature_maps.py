@@ -13,7 +13,8 @@ def to_feature_map(output: object, name: str, images: Tensor, prefix: int | None
     """Convert the output of a stage to a feature map ``[B, C, H, W]``.
 
     Args:
-        output: A feature map with the channels first or last, or tokens ``[B, N, D]``.
+        output: A feature map with the channels first or last, or tokens ``[B, N, D]``; or an object
+            that holds such a tensor, see `main_tensor`.
         name: Name of the stage, for messages.
         images: The images ``[B, C, H, W]`` that the model ran on.
         prefix: Number of prefix tokens; see `tokens_to_grid`.
@@ -21,16 +22,41 @@ def to_feature_map(output: object, name: str, images: Tensor, prefix: int | None
     Raises:
         InputError: The output is something else.
     """
-    if isinstance(output, Tensor) and output.shape[:1] == images.shape[:1]:
+    tensor = main_tensor(output)
+    if tensor is not None and tensor.shape[:1] == images.shape[:1]:
         height, width = images.shape[2:]
-        if output.dim() == 3:
-            return tokens_to_grid(output, prefix, (height, width))
-        if output.dim() == 4:
-            return _channels_first(output, height / width)
+        if tensor.dim() == 3:
+            return tokens_to_grid(tensor, prefix, (height, width))
+        if tensor.dim() == 4:
+            return _channels_first(tensor, height / width)
     raise InputError(
         f"stage {name!r} gives {shape_text(output)} for {len(images)} images, not a map "
         "[B, C, H, W] or tokens [B, N, D]; name a submodule that returns one such tensor"
     )
+
+
+def main_tensor(output: object) -> Tensor | None:
+    """The tensor that a submodule passes on: its output, or what the output holds.
+
+    Blocks of Hugging Face ``transformers`` return a tuple whose first part is the tensor, and their
+    encoders an object that has it as ``last_hidden_state``.
+
+    Returns:
+        None if there is no such tensor, or if a tuple holds another one of the same shape.
+
+    Example:
+        >>> import torch
+        >>> main_tensor((torch.zeros(2, 3), None)).shape
+        torch.Size([2, 3])
+    """
+    if isinstance(output, tuple) and not hasattr(output, "_fields") and output:
+        first, *rest = output
+        if not isinstance(first, Tensor):
+            return None
+        same = any(isinstance(part, Tensor) and part.shape == first.shape for part in rest)
+        return None if same else first
+    held = output if isinstance(output, Tensor) else getattr(output, "last_hidden_state", None)
+    return held if isinstance(held, Tensor) else None
 
 
 def to_vector(pooled: object) -> Tensor | None:

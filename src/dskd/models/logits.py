@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dskd.errors import InputError
 
 
-def find_logits(output: Any, samples: int, name: str) -> Any:
+def find_logits(output: Any, samples: int, module: nn.Module) -> Any:
     """The logits in the output of a module.
 
     An output may be a tensor, or hold the logits: as ``logits`` (Hugging Face, torchvision's
-    GoogLeNet), or as its only tensor ``[B, K]``.
+    GoogLeNet and Inception v3), as its only tensor ``[B, K]``, or, in a module with
+    ``aux_logits``, as the first of several (timm's Inception v3).
 
     Args:
         output: What the module returned: a tensor, tuple, mapping or object.
         samples: The batch size B.
-        name: Of the module, for the error.
+        module: The module.
 
     Returns:
         The logits; the output itself if it holds no tensor ``[B, K]``.
@@ -30,7 +31,8 @@ def find_logits(output: Any, samples: int, name: str) -> Any:
 
     Example:
         >>> import torch
-        >>> find_logits({"logits": torch.zeros(2, 3), "features": torch.ones(2, 9)}, 2, "Net").shape
+        >>> output = {"logits": torch.zeros(2, 3), "features": torch.ones(2, 9)}
+        >>> find_logits(output, 2, nn.Identity()).shape
         torch.Size([2, 3])
     """
     parts = _parts(output)
@@ -41,11 +43,11 @@ def find_logits(output: Any, samples: int, name: str) -> Any:
         for key, part in parts.items()
         if isinstance(part, Tensor) and part.dim() == 2 and part.shape[0] == samples
     }
-    if len(fitting) > 1:
+    if len(fitting) > 1 and not getattr(module, "aux_logits", False):
         listed = ", ".join(f"{key} {list(part.shape)}" for key, part in fitting.items())
         raise InputError(
-            f"{name} gives {listed}, not logits [B, K] alone; wrap it in a module that "
-            "returns only logits"
+            f"{type(module).__name__} gives {listed}, not logits [B, K] alone; wrap it in a module "
+            "that returns only logits"
         )
     return next(iter(fitting.values()), output)
 

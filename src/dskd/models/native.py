@@ -43,6 +43,37 @@ def native_size(name: str) -> int | None:
     return None
 
 
+def published_classes(name: str) -> int | None:
+    """The number of classes of the weights that timm or torchvision publishes for a model.
+
+    Args:
+        name: Name of the model, as in a recipe.
+
+    Returns:
+        None for other models, and for those without published weights.
+
+    Example:
+        >>> published_classes("timm/resnet50"), published_classes("torchvision/resnet18")
+        (1000, 1000)
+        >>> published_classes("resnet8")
+    """
+    if name.startswith(TIMM):
+        import timm
+
+        plain = name.removeprefix(TIMM)
+        config = timm.get_pretrained_cfg(plain) if timm.is_model(plain) else None
+        return int(config.num_classes) if config is not None and config.has_weights else None
+    if name.startswith(TORCHVISION):
+        from torchvision import models
+
+        plain = name.removeprefix(TORCHVISION)
+        if plain not in models.list_models(module=models):
+            return None
+        published = models.get_model_weights(plain)
+        return len(published.DEFAULT.meta["categories"]) if list(published) else None
+    return None
+
+
 def has_batchnorm(name: str, options: Mapping[str, Any]) -> bool:
     """Whether a model of timm or torchvision has BatchNorm layers. It is built without memory.
 

@@ -16,18 +16,22 @@ import copy
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dskd.errors import InputError
-from dskd.models.feature_hooks import feature_hooks
-from dskd.models.feature_maps import shape_text, to_feature_map, to_vector
+from dskd.models.feature_hooks import HookedFeatures, feature_hooks, install_hooks
+from dskd.models.feature_maps import shape_text, spatial_mean, to_feature_map, to_vector
 from dskd.models.frozen_parts import parts_in_eval_mode
 from dskd.models.logits import find_logits
 from dskd.models.output import ModelOutput
+from dskd.models.prefix_tokens import find_prefix_tokens
 from dskd.models.staged_net import StagedNet
+
+if TYPE_CHECKING:
+    from dskd.models.stage_table import Stage
 
 
 class StagedModel(nn.Module):
@@ -48,6 +52,11 @@ class StagedModel(nn.Module):
     Attributes:
         class_order: int64 ``[K]``: which of the module's logits each class has, if the module has
             the classes in another order; None if the order is the same.
+
+        head: A head for other classes than the module's own, see `add_head`.
+        other_classes: Number of the module's own classes, if they are not the run's and its logits
+            are ignored, see `ignore_logits`.
+        chosen_stages: The table of the stages, if they were chosen and not named by the user.
 
     Raises:
         InputError: A name does not exist, or mean and std do not fit.
@@ -73,12 +82,17 @@ class StagedModel(nn.Module):
         super().__init__()
         _check_statistics(mean, std)
         self.module = module
+        self.chosen_stages: Sequence[Stage] = ()
+        self._kept: HookedFeatures | None = None
+        self.head: nn.Linear | None = None
+        self.other_classes: int | None = None
+        self._ignored_for = 0
         self.stage_names = tuple(stages) if stages is not None else None
         for name in [*(stages or ()), *([classifier] if classifier else [])]:
             _check_submodule(module, name)
         if stages is not None and len({module.get_submodule(n) for n in stages}) < len(stages):
             raise InputError(f"a stage is named twice in {list(stages)}; name each once")
-        self.classifier = classifier or _find_classifier(module)
+        self.classifier = classifier or find_classifier(module)
         self.prefix_tokens = find_prefix_tokens(module)
         self._always_eval = parts_in_eval_mode(module)
         # Not in the state dict: the file of a student has the keys of its module.
@@ -135,13 +149,42 @@ class StagedModel(nn.Module):
                 f"{type(self.module).__name__} gives {shape_text(output.logits)}, not logits "
                 "[B, K]; wrap it in a module that returns only logits"
             )
+        if self.head is not None:
+            return _with_head(output, self.head)
+        if self.other_classes is not None:
+            return output._replace(logits=output.logits.new_zeros(len(images), self._ignored_for))
         if self.class_order is not None:
             output = output._replace(logits=output.logits[:, self.class_order])
         return output
 
+    def add_head(self, width: int, classes: int) -> None:
+        """Put a linear layer on the pooled vector in place of the module's own logits.
+
+        Without a pooled vector it gets the average of the last feature map. It starts with zeros.
+
+        Args:
+            width: Length of that vector.
+            classes: Number of classes.
+        """
+        self.head = nn.Linear(width, classes).to(self.mean.device)
+        self.head.requires_grad_(False).weight.zero_()
+        self.head.bias.zero_()
+        self.class_order = self.other_classes = None
+
+    def ignore_logits(self, own: int, classes: int) -> None:
+        """Give logits of zero from now on, as the module's own are those of other classes.
+
+        Args:
+            own: Number of the module's classes.
+            classes: Number of logits.
+        """
+        self.other_classes, self._ignored_for = own, classes
+
     @property
     def linear_classifier(self) -> nn.Linear | None:
         """The linear layer from the pooled vector to the logits; None if there is none."""
+        if self.head is not None:
+            return self.head
         layer = self.module.get_submodule(self.classifier) if self.classifier else None
         if not isinstance(layer, nn.Linear):
             return None
@@ -160,16 +203,43 @@ class StagedModel(nn.Module):
             self.module.to(memory_format=torch.channels_last)
         return self
 
+    def keep_hooks(self) -> None:
+        """Keep the hooks in the module between forward passes.
+
+        Hooks that come and go are new functions in each forward pass, and torch would compile the
+        model anew each time. `dskd.models.feature_hooks.remove_hooks` removes them.
+        """
+        if not self.returns_stages and self._kept is None:
+            self._kept = HookedFeatures()
+            install_hooks(self.module, self.stage_names or (), self.classifier, self._kept)
+
     def _forward_with_hooks(self, images: Tensor) -> ModelOutput:
+        if self._kept is not None:
+            output = self._collected(self._kept, self.module(images), images)
+            self._kept.clear()
+            return output
+        with feature_hooks(self.module, self.stage_names or (), self.classifier) as features:
+            result = self.module(images)
+        return self._collected(features, result, images)
+
+    def _collected(self, features: HookedFeatures, output: Any, images: Tensor) -> ModelOutput:
+        """The output of a forward pass from the result of the module and the hooked features."""
         names = self.stage_names or ()
-        with feature_hooks(self.module, names, self.classifier) as features:
-            output = self.module(images)
         # len() would fix the batch size of a module that is exported.
-        logits = find_logits(output, images.shape[0], type(self.module).__name__)
+        logits = find_logits(output, images.shape[0], self.module)
         outputs = features.ordered(names)
         maps = [to_feature_map(o, n, images, self.prefix_tokens) for n, o in outputs.items()]
         last = maps[-1] if maps else None
         return ModelOutput(logits, tuple(maps), to_vector(features.pooled), last)
+
+
+def _with_head(output: ModelOutput, head: nn.Linear) -> ModelOutput:
+    """The output with the logits of a head, see `StagedModel.add_head`."""
+    pooled = output.pooled
+    if pooled is None or pooled.shape[1] != head.in_features:
+        assert output.last is not None, "a head needs features"
+        pooled = spatial_mean(output.last)
+    return output._replace(logits=head(pooled), pooled=pooled)
 
 
 def _reordered(layer: nn.Linear, order: Tensor) -> nn.Linear:
@@ -212,7 +282,7 @@ def submodule_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _find_classifier(module: nn.Module) -> str | None:
+def find_classifier(module: nn.Module) -> str | None:
     """Path of the classifier: that of ``get_classifier()``, else the last linear layer."""
     get_classifier: Callable[[], object] = getattr(module, "get_classifier", lambda: None)
     classifier = get_classifier()
@@ -223,12 +293,6 @@ def _find_classifier(module: nn.Module) -> str | None:
         if isinstance(part, nn.Linear):
             last_linear = name or None
     return last_linear
-
-
-def find_prefix_tokens(module: nn.Module) -> int | None:
-    """The ``num_prefix_tokens`` of a timm transformer, also inside another module."""
-    found = (getattr(part, "num_prefix_tokens", None) for part in module.modules())
-    return next((number for number in found if isinstance(number, int)), None)
 
 
 def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:

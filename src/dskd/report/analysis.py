@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from dskd.compare.summary import BASELINE, STUDENT
 from dskd.data import Dataset
 from dskd.deploy.load_teacher import load_teacher
@@ -16,6 +18,7 @@ from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.models.default_stages import default_stages
 from dskd.models.staged_model import StagedModel
+from dskd.models.trace import TRACED
 from dskd.report.cka import LayerSimilarity, layer_similarity
 from dskd.report.collect import CollectedRuns, MethodRuns
 from dskd.report.cost import Cost, measure
@@ -127,7 +130,8 @@ class _Analyzer:
         log.info("comparing the layers of %s with those of the teacher", runs.label)
         seed, student = self._student(runs)
         settings = self.collected.recipe.student
-        stages = settings.stages or default_stages(settings.name, student.module, self.data.shape)
+        images = torch.zeros(TRACED, *self.data.shape)
+        stages = settings.stages or default_stages(student.module, images)
         mean, std = student.mean.flatten().tolist(), student.std.flatten().tolist()
         staged = StagedModel(student.module, stages, mean=mean, std=std).to(pick("auto")).eval()
         teacher = self._teacher(runs).to(pick("auto"))
@@ -140,6 +144,8 @@ class _Analyzer:
         seed, student = self._student(runs)
         device = pick("auto")
         teacher = self._teacher(runs).to(device)
+        if teacher.other_classes is not None:
+            raise InputError("the teacher has other classes than the student")
         return find_disagreements(runs.label, seed, student.to(device), teacher, self.data)
 
     def _main_method(self) -> MethodRuns:

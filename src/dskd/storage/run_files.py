@@ -17,6 +17,8 @@ NONFINITE = "nonfinite.json"
 """Describes the step in which NaN or Inf ended the run; see `dskd.errors.NonFiniteError`."""
 TEACHER_FACTS = "teacher_accuracy.json"
 """How good the teacher of the run is, see `TeacherFile`; written before the first step."""
+STAGES = "stages.json"
+"""The stages that were chosen for student and teacher, where the recipe names none."""
 COMPARISON = "comparison.json"
 """Marks the folder of a comparison."""
 FAILED = "failed.txt"
@@ -38,6 +40,7 @@ FILES = (
     METRICS,
     NONFINITE,
     TEACHER_FACTS,
+    STAGES,
     FAILED,
     LOST,
     SKIPPED_IMAGES,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from dskd.errors import InputError, brief
@@ -51,7 +53,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> 
     Raises:
         InputError: A key is missing or left over, or a shape differs.
     """
-    model.load_state_dict(dict(fitting(model, weights, what)))
+    own = model.state_dict()
+    counters = {k: torch.zeros_like(v) for k, v in own.items() if k.endswith(_COUNTERS)}
+    state = OrderedDict({**counters, **fitting(model, weights, what)})
+    # Files of weights lack the versions of the layers, and torchvision's MNASNet needs its own.
+    state._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+    model.load_state_dict(state)
 
 
 def fitting(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> Mapping[str, Tensor]:

@@ -48,17 +48,20 @@ class FrozenTeacher(nn.Module):
         if bfloat16 and fuse_on is not None:
             self._fused_bfloat16 = in_bfloat16(self._fused, fuse_on)
 
+    def keep_hooks(self) -> None:
+        """See `dskd.models.staged_model.StagedModel.keep_hooks`."""
+        for model in (self.model, self._fused, self._fused_bfloat16):
+            model.keep_hooks()
+
     def train(self, mode: bool = True) -> Any:
         """Stays in eval mode, whatever ``mode`` says."""
         return super().train(False)
 
     def fingerprint(self) -> str:
         """A hash of every weight and buffer and the class order, equal for equal teachers."""
-        digest = hashlib.sha256()
-        for name, value in self.model.state_dict().items():
-            digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
-            flat = value.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().data)
+        digest = _weights_digest(self.model)
+        if self.model.other_classes is not None:
+            digest.update(b"logits ignored")
         if self.model.class_order is not None:
             digest.update(f"class order {self.model.class_order.tolist()}".encode())
         return digest.hexdigest()
@@ -70,3 +73,17 @@ class FrozenTeacher(nn.Module):
         autocast = torch.is_autocast_enabled(images.device.type)
         output: ModelOutput = (self._fused_bfloat16 if autocast else self._fused)(images)
         return output
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """A hash of every weight and buffer of a module."""
+    return _weights_digest(module).hexdigest()
+
+
+def _weights_digest(module: nn.Module) -> hashlib._Hash:
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest

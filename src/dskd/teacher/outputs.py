@@ -59,6 +59,7 @@ class TeacherOutputs:
         self.cache_counts: CacheCounts | None = None
         self.forward: TeacherForward | None = teacher
         if teacher is not None and compile:
+            teacher.keep_hooks()
             self.forward = _copying(compiled(teacher)) if _on_gpu(teacher) else compiled(teacher)
 
     def check(self) -> None:
