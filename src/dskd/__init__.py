@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from dskd.data import Dataset, Split, load_dataset
     from dskd.deploy.evaluate import evaluate
     from dskd.deploy.student import DeployedStudent, load_deployed
+    from dskd.engine.distiller import Distiller
     from dskd.engine.result import Result
     from dskd.models.factory import load_model
     from dskd.models.stage_table import stages
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
 __all__ = [
     "Dataset",
     "DeployedStudent",
+    "Distiller",
     "InputError",
     "NonFiniteError",
     "Result",
@@ -48,6 +50,7 @@ __all__ = [
 _MODULES = {
     "Dataset": "dskd.data",
     "DeployedStudent": "dskd.deploy.student",
+    "Distiller": "dskd.engine.distiller",
     "Result": "dskd.engine.result",
     "Split": "dskd.data",
     "compare_methods": "dskd.api",

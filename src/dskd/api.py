@@ -31,6 +31,8 @@ from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.progress import python_output
 from dskd.engine.result import Result
 from dskd.engine.user_objects import UserObjects
+from dskd.methods import outside
+from dskd.methods.base import Method
 from dskd.runtime.launchers.choose import named_launcher
 from dskd.storage.paths import as_path
 
@@ -40,7 +42,7 @@ def distill(
     *,
     teacher: Model | None = None,
     data: Data | None = None,
-    method: str | Section | None = None,
+    method: str | type[Method] | Section | None = None,
     epochs: int | None = None,
     train: Section | None = None,
     seed: int | None = None,
@@ -63,8 +65,8 @@ def distill(
             the recipe's, or none.
         data: A folder, a data set or its name, or settings, as in ``{"name": "folder", "root":
             "photos", "size": 64}`` or, with torch's data sets, ``{"dataset": a, "test": b}``.
-        method: A name or settings, as in ``{"name": "dskd", "beta": 2.0}``; by default the
-            recipe's, or ``dskd``.
+        method: A name, a subclass of `dskd.methods.base.Method`, or settings, as in
+            ``{"name": "dskd", "beta": 2.0}``; by default the recipe's, or ``dskd``.
         epochs: Short for ``train={"epochs": ...}``.
         train: Settings of the training, as in ``{"epochs": 10, "lr": 0.05}``; see the section
             ``train`` of the settings.
@@ -74,7 +76,8 @@ def distill(
             ``runs/<recipe>`` or ``runs/<student>-<teacher>-<data>``.
         resume: Continue an interrupted run, or a finished one to more epochs.
         overwrite: Replace an existing run.
-        allow_code: Allow models given as ``package.module:function``.
+        allow_code: Allow models given as ``package.module:function``, and methods given as
+            ``package.module:Class``.
         verbose: 1 for notes and a line for each epoch, on stderr or through `logging` where that is
             set up. 0 for warnings only.
 
@@ -92,7 +95,7 @@ def distill(
     """
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": method, "epochs": epochs, "train": train, "seed": seed, "out": out}
-    with python_output(verbose):
+    with python_output(verbose), outside.code_allowed(allow_code):
         resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
         return run.distill(resolved, resume=resume, overwrite=overwrite, objects=objects)
 
@@ -140,7 +143,7 @@ def train(
     """
     parts = {"student": student, "data": data}
     settings = {"method": "ce", "epochs": epochs, "train": train, "seed": seed, "out": out}
-    with python_output(verbose):
+    with python_output(verbose), outside.code_allowed(allow_code):
         resolved, objects = resolve_arguments(recipe, parts, settings, allow_code, False)
         return run.train(resolved, resume=resume, overwrite=overwrite, objects=objects)
 
@@ -150,7 +153,7 @@ def compare_methods(
     *,
     teacher: Model | None = None,
     data: Data | None = None,
-    methods: Sequence[str],
+    methods: Sequence[str | type[Method]],
     seeds: int = 3,
     weights: Weights = "equal",
     epochs: int | None = None,
@@ -172,7 +175,7 @@ def compare_methods(
         student: As for `distill`.
         teacher: As for `distill`. It is trained once.
         data: As for `distill`.
-        methods: Their names, also with settings, as in ``["kd", "dskd:beta=0.1"]``.
+        methods: Their names, also with settings, as in ``["kd", "dskd:beta=0.1"]``, or classes.
         seeds: The number of seeds: ``seed``, ``seed + 1`` and so on.
         weights: ``equal`` sets ``ce = kd = 1``; ``literature`` takes those of each publication.
         epochs: As for `distill`.
@@ -202,9 +205,10 @@ def compare_methods(
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": "ce", "epochs": epochs, "train": train, "seed": seed}
     options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
-    with python_output(verbose):
+    with python_output(verbose), outside.code_allowed(allow_code):
         resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
-        return _compare(resolved, objects, methods, out, options, jobs, launcher)
+        names = [outside.give(one) if isinstance(one, type) else one for one in methods]
+        return _compare(resolved, objects, names, out, options, jobs, launcher)
 
 
 def _compare(

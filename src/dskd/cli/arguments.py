@@ -12,6 +12,7 @@ import click
 
 from dskd.config import short_forms
 from dskd.errors import InputError
+from dskd.methods.outside import code_allowed
 from dskd.storage.paths import as_path
 
 _OVERRIDE = re.compile(r"[\w.]*=")
@@ -77,8 +78,19 @@ RESUME = click.option(
     is_flag=True,
     help="Continue an interrupted run, or a finished one to more train.epochs.",
 )
+
+
+def _allow_code(context: click.Context, option: click.Parameter, value: bool) -> bool:
+    """Allows methods ``package.module:Class`` as long as the command runs."""
+    context.with_resource(code_allowed(value))
+    return value
+
+
 ALLOW_CODE = click.option(
-    "--allow-code", is_flag=True, help="Allow package.module:function models."
+    "--allow-code",
+    is_flag=True,
+    callback=_allow_code,
+    help="Allow package.module:function models and package.module:Class methods.",
 )
 BEST = click.option("--best", is_flag=True, help="Use the weights of the best epoch.")
 LAST = click.option("--last", is_flag=True, help="Use the last epoch's weights, not averages.")

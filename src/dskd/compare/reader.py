@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 
 from dskd import methods
 from dskd.compare.summary import VariantResults
-from dskd.compare.variants import Weights, check_label, folder_of, weights_of
+from dskd.compare.variants import Weights, check_label, folder_of, split_label, weights_of
 from dskd.config.schema import MethodSettings
 from dskd.engine.result import Result
 from dskd.errors import printable
+from dskd.methods import outside
 from dskd.settings import Count, Seed
 from dskd.storage.json_file import read_json, read_text
 from dskd.storage.run_files import COMPARISON, FAILED, LOST, ResultFile
@@ -36,7 +37,9 @@ _ResultFacts = create_model("_ResultFacts", __base__=ResultFile, **_FIELDS)
 
 
 def _resolved(method: MethodSettings) -> MethodSettings:
-    """The settings of a method, completed by its defaults."""
+    """The settings of a method, completed by its defaults, if it can be found here."""
+    if outside.is_missing(method.name):
+        return method
     return MethodSettings(name=method.name, **methods.resolve(method.name, method.options))
 
 
@@ -55,7 +58,7 @@ class VariantFacts(_Facts):
 
     @model_validator(mode="after")
     def _names_agree(self) -> VariantFacts:
-        if self.label.partition(":")[0] != self.method.name or self.folder != folder_of(self.label):
+        if split_label(self.label)[0] != self.method.name or self.folder != folder_of(self.label):
             raise ValueError("label, folder and method name different methods")
         return self
 

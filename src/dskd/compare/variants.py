@@ -11,6 +11,7 @@ from dskd import methods
 from dskd.config.schema import MethodSettings, Recipe
 from dskd.config.text_values import method_setting_value
 from dskd.errors import InputError, brief, unknown
+from dskd.methods import outside
 from dskd.settings import Weight, setting_parameters, signature_settings
 
 Weights = Literal["equal", "literature"]
@@ -54,6 +55,19 @@ def folder_of(label: str) -> str:
     return re.sub(r"[^\w.=-]+", "+", label)
 
 
+def split_label(label: str) -> tuple[str, list[str]]:
+    """The name of a method and its changed settings.
+
+    Example:
+        >>> split_label("dskd:beta=0.1"), split_label("my.module:MyMethod:beta=0.1")
+        (('dskd', ['beta=0.1']), ('my.module:MyMethod', ['beta=0.1']))
+    """
+    name, *changes = label.split(":")
+    if changes and "=" not in changes[0] and name not in methods.names():  # package.module:Class
+        name = f"{name}:{changes.pop(0)}"
+    return name, changes
+
+
 def check_label(label: str) -> str:
     """Returns the label if it can name a folder and a row of a table.
 
@@ -94,7 +108,7 @@ def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> l
         raise unknown("choice of weights", weights, get_args(Weights))
     found: dict[str, MethodVariant] = {}
     for label in map(check_label, _labels(texts)):
-        name, *changes = label.split(":")
+        name, changes = split_label(label)
         own = recipe.method.options if name == recipe.method.name else {}
         given = dict(_setting(name, change) for change in changes)
         settings = given if "preset" in given else own | _weights(name, weights) | given
@@ -141,11 +155,13 @@ def _weights(name: str, weights: Weights) -> dict[str, Any]:
 
 
 def weights_of(name: str, settings: Mapping[str, Any]) -> dict[str, float]:
-    """The settings of a method that are weights of its losses.
+    """The settings of a method that are weights of its losses; none if it is not here.
 
     Example:
         >>> weights_of("kd", {"temperature": 4.0, "ce": 1.0, "kd": 0.5})
         {'ce': 1.0, 'kd': 0.5}
     """
+    if outside.is_missing(name):
+        return {}
     known = setting_parameters(methods.find(name).__init__)
     return {key: settings[key] for key, one in known.items() if one.annotation == Weight}

@@ -54,14 +54,14 @@ def all_keys(values: Mapping[str, Any]) -> list[str]:
     """
     name = _method_name(values)
     keys = known_keys(Recipe)
-    if name in methods.names():
+    if methods.exists(name):
         keys += known_keys(signature_settings(methods.find(str(name)).__init__), "method.")
     return keys
 
 
 def _shared(settings: dict[str, Any], method: Any) -> dict[str, Any]:
     """The settings that ``method`` also has; all of them if it is the same or unknown."""
-    if settings.get("name", "dskd") == method or method not in methods.names():
+    if settings.get("name", "dskd") == method or not methods.exists(method):
         return settings
     known = signature_settings(methods.find(method).__init__).model_fields
     return {key: value for key, value in settings.items() if key in known}

@@ -178,8 +178,13 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
             f"the method {method.name!r} needs a teacher; give one, as in teacher.name=resnet20"
         )
     _check_dot(recipe.train, method.name)
-    out = recipe.out or folder / f"{method.name}-seed{recipe.seed}"
+    out = recipe.out or folder / f"{_folder_name(method.name)}-seed{recipe.seed}"
     return recipe.changed(method=method, out=out)
+
+
+def _folder_name(method: str) -> str:
+    """The name of a method without characters that a folder cannot have everywhere."""
+    return method.strip("<>").replace(":", ".")
 
 
 def _check_schedule(train: TrainSettings, teacher: TeacherSettings | None) -> None:

@@ -106,7 +106,7 @@ def _is_mapping(kind: Any) -> bool:
 def _annotation(model: type[BaseModel], parts: list[str], method: object) -> Any:
     """The type of a setting of ``model``; None if there is none."""
     fields = model.model_fields
-    if issubclass(model, MethodSettings) and method in methods.names():
+    if issubclass(model, MethodSettings) and methods.exists(method):
         fields = fields | signature_settings(methods.find(str(method)).__init__).model_fields
     if parts[0] not in fields:
         return None

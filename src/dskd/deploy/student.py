@@ -20,6 +20,7 @@ from dskd.data.image_decoding import decode
 from dskd.data.pixels import RGB, PixelForm
 from dskd.deploy.hub import CARD, WEIGHTS, HubStudent
 from dskd.errors import InputError, continuing, unknown, weights_option
+from dskd.methods import outside
 from dskd.models.catalog import LIBRARIES
 from dskd.models.factory import load_model
 from dskd.models.plain_copy import plain_copy
@@ -173,7 +174,10 @@ def load_file(
     def build() -> nn.Module:
         named = run or str(path)
         module = _build(metadata, named, allow_code) if student is None else plain_copy(student)
-        return methods.find(metadata.method).assemble(module, metadata.deploy_config)
+        if not metadata.deploy_config and outside.is_named(metadata.method):
+            return module  # so that the method need not be here
+        with outside.code_allowed(allow_code):
+            return methods.find(metadata.method).assemble(module, metadata.deploy_config)
 
     if student is None and metadata.model.startswith(LIBRARIES):  # its options determine its size
         check_size(build, metadata.options, weights, str(path))

@@ -15,6 +15,7 @@ from dskd.config.short_forms import label
 from dskd.engine.given_data import DataArgument, split_data
 from dskd.engine.user_objects import UserObjects, name_of
 from dskd.errors import InputError
+from dskd.methods import outside
 from dskd.models.staged_model import StagedModel
 
 Section = Mapping[str, Any]
@@ -76,7 +77,7 @@ def _values(recipe: str | Path | Section | None) -> tuple[dict[str, Any], Path |
 def _set(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Puts method, epochs, train, seed and out into the values, if they are given."""
     if settings["method"] is not None:
-        values["method"] = with_method(values.get("method"), _named(settings["method"], "method"))
+        values["method"] = with_method(values.get("method"), _method(settings["method"]))
     given, epochs = settings["train"], settings["epochs"]
     if given is not None and not isinstance(given, Mapping):
         values["train"] = given  # it is refused with the rest
@@ -113,6 +114,14 @@ def _own_settings(model: StagedModel) -> dict[str, Any]:
     """The statistics and stages of a model with stages, such as `dskd.load_deployed` returns."""
     own: dict[str, Any] = {key: getattr(model, key).flatten().tolist() for key in ("mean", "std")}
     return own if model.stage_names is None else own | {"stages": [*model.stage_names]}
+
+
+def _method(part: Any) -> dict[str, Any]:
+    """A method's name, class or settings as settings."""
+    values = {"name": part} if isinstance(part, type) else _named(part, "method")
+    if isinstance(values.get("name"), type):
+        values["name"] = outside.give(values["name"])
+    return values
 
 
 def _named(part: Any, what: str) -> dict[str, Any]:

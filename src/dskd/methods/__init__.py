@@ -3,6 +3,8 @@
 ``simkd.py`` has the class ``SimKD``, so it is the method ``simkd``; ``base.py`` has no class
 ``Base``, so it is not a method. Names and summaries are read from the source, and a method is
 imported when it is used: to list them does not import torch.
+
+`dskd.methods.outside` finds methods that are not part of this package.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dskd.errors import unknown
+from dskd.methods import outside
 from dskd.settings import signature_settings, validate
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ def _classes() -> dict[str, ast.ClassDef]:
 
 
 def names() -> list[str]:
-    """The names of all methods.
+    """The names of all methods of this package.
 
     Example:
         >>> "dskd" in names()
@@ -52,14 +55,27 @@ def summary(name: str) -> str:
     return (ast.get_docstring(_classes()[name]) or "").partition("\n")[0]
 
 
+def exists(name: object) -> bool:
+    """Whether a name stands for a method, of this package or of another.
+
+    Example:
+        >>> exists("dskd"), exists("dksd")
+        (True, False)
+    """
+    return isinstance(name, str) and (name in names() or outside.is_named(name))
+
+
 def find(name: str) -> type[Method]:
     """The method called ``name``.
 
     Raises:
-        InputError: There is none of this name; the nearest is suggested.
+        InputError: There is none of this name (the nearest is suggested), or it is not part of
+            this package and cannot be used here (see `dskd.methods.outside.find`).
     """
     if name not in names():
-        raise unknown("method", name, names())
+        if outside.is_named(name):
+            return outside.find(name)
+        raise unknown("method", name, [*names(), *outside.installed()])
     method: type[Method] = getattr(
         importlib.import_module(f"{__name__}.{name}"), _classes()[name].name
     )
@@ -90,4 +106,4 @@ def resolve(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return validate(known, values, "method.").model_dump()
 
 
-__all__ = ["find", "names", "resolve", "summary"]
+__all__ = ["exists", "find", "names", "resolve", "summary"]

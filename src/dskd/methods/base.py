@@ -45,6 +45,8 @@ class Method(nn.Module):
         hard_labels: Why it needs one class for each image, and so cannot learn from mixed images
             (``train.mixup``) or from images without labels (``data.unlabelled``); empty if it can.
             It reads ``batch.labels`` then; cross-entropies read ``batch.targets``.
+        remembers_images: Whether it remembers something of each image, and so reads
+            ``batch.indices`` and `Pair.labels`.
         uncompiled: Why torch cannot compile it (``train.compile``); empty if it can.
         prediction_weights: Settings that weight the teacher's predictions. They become 0 for a
             teacher of other classes, if `reads_classes` is False then.
@@ -58,6 +60,7 @@ class Method(nn.Module):
     distributed: ClassVar[bool] = True
     static_graph: ClassVar[bool] = True
     hard_labels: str = ""
+    remembers_images: ClassVar[bool] = False
     uncompiled: str = ""
     prediction_weights: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, dict[str, Any]]] = {}

@@ -217,6 +217,7 @@ class CRD(FeatureMethod):
     learns_from = "relations"
     presets: ClassVar = {"literature": {"ce": 1.0, "kd": 0.0, "weight": 0.8}}
     needs = TeacherNeeds(logits=True, pooled=True)
+    remembers_images = True
     distributed = False  # each process would remember its own images only
     uncompiled = "torch's code for its draw of negatives (whole numbers that wrap) crashes"
 

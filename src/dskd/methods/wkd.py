@@ -143,6 +143,7 @@ class WKD(Method):
 
     learns_from: ClassVar[LearnsFrom] = "logits"
     prediction_weights: ClassVar = ("kd",)
+    remembers_images = True
     presets: ClassVar = {
         "literature": {
             "ce": 1.0,

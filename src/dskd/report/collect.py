@@ -17,6 +17,7 @@ from dskd.compare.variants import weights_of
 from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
 from dskd.errors import InputError, printable
+from dskd.methods import outside
 from dskd.storage.diff import differences
 from dskd.storage.json_file import read_json
 from dskd.storage.run_directory import RunDirectory
@@ -161,7 +162,7 @@ def _compared(
 
 
 def _needs_teacher(method: str) -> bool:
-    return methods.find(method).needs_teacher
+    return outside.is_missing(method) or methods.find(method).needs_teacher
 
 
 def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
@@ -252,8 +253,8 @@ def _label(run: _Run, firsts: Sequence[_Run]) -> str:
     name, settings = run.method
     if sum(other.method[0] == name for other in firsts) == 1:
         return name
-    default = methods.resolve(name, {})
-    changes = [f"{key}={value}" for key, value in settings.items() if value != default[key]]
+    default = {} if outside.is_missing(name) else methods.resolve(name, {})
+    changes = [f"{k}={value}" for k, value in settings.items() if value != default.get(k)]
     return ":".join([name, *changes])
 
 
