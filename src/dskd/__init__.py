@@ -14,7 +14,7 @@ from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does the same
-    from dskd import losses
+    from dskd import losses, testing
     from dskd.api import compare_methods, distill, export, predict, train
     from dskd.data import Dataset, Split, load_dataset
     from dskd.deploy.evaluate import evaluate
@@ -44,6 +44,7 @@ __all__ = [
     "losses",
     "predict",
     "stages",
+    "testing",
     "train",
 ]
 
@@ -70,8 +71,8 @@ if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of 
 
     def __getattr__(name: str) -> Any:
         """Imports a public name on first use."""
-        if name == "losses":
-            return importlib.import_module("dskd.losses")
+        if name in ("losses", "testing"):
+            return importlib.import_module(f"dskd.{name}")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_MODULES[name]), name)

@@ -65,8 +65,8 @@ def distill(
             the recipe's, or none.
         data: A folder, a data set or its name, or settings, as in ``{"name": "folder", "root":
             "photos", "size": 64}`` or, with torch's data sets, ``{"dataset": a, "test": b}``.
-        method: A name, a subclass of `dskd.methods.base.Method`, or settings, as in
-            ``{"name": "dskd", "beta": 2.0}``; by default the recipe's, or ``dskd``.
+        method: A name, a class, or settings, as in ``{"name": "dskd", "beta": 2.0}``; by default
+            the recipe's, or ``dskd``.
         epochs: Short for ``train={"epochs": ...}``.
         train: Settings of the training, as in ``{"epochs": 10, "lr": 0.05}``; see the section
             ``train`` of the settings.
@@ -76,8 +76,7 @@ def distill(
             ``runs/<recipe>`` or ``runs/<student>-<teacher>-<data>``.
         resume: Continue an interrupted run, or a finished one to more epochs.
         overwrite: Replace an existing run.
-        allow_code: Allow models given as ``package.module:function``, and methods given as
-            ``package.module:Class``.
+        allow_code: Allow models ``package.module:function`` and methods ``package.module:Class``.
         verbose: 1 for notes and a line for each epoch, on stderr or through `logging` where that is
             set up. 0 for warnings only.
 

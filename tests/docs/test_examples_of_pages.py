@@ -26,6 +26,7 @@ PAGES = (
     "docs/tutorials/digits.md",
     "docs/tutorials/compare.md",
     "docs/tutorials/own-module.md",
+    "docs/tutorials/own-method.md",
     "docs/how-it-works/caching.md",
     "docs/faq.md",
 )

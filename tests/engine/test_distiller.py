@@ -41,8 +41,8 @@ def test_every_method_trains_the_very_student_that_was_given(name: str) -> None:
     student, teacher = models()
     kind = methods.find(name)
     settings = {"name": name, **declared.small(name)}
-    own = {"labels": LABELS} if kind.remembers_images else {}
-    distiller = Distiller(student, teacher, IMAGES, method=settings, **own)
+    labels = LABELS if kind.remembers_images else None
+    distiller = Distiller(student, teacher, IMAGES, method=settings, labels=labels)
     taught = {key: value.clone() for key, value in teacher.state_dict().items()}
     before = next(student.parameters()).clone()
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.01)

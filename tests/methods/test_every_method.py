@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import re
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from write_methods import UNPUBLISHED, source
 from write_settings import arguments
 
-from dskd import losses, methods
+from dskd import losses, methods, testing
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine.optimizer import make_optimizer
@@ -100,6 +99,19 @@ def test_the_file_of_a_method_has_its_loss_as_a_function_and_its_class(name: str
     assert inspect.getdoc(getattr(losses, name)), f"{name}_loss needs a docstring with its formula"
 
 
+SLOW = (testing.resume_is_exact,)
+"""The checks that take more than a second for some methods."""
+
+
+@every_method
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in testing.CHECKS],
+)
+def test_a_method_keeps_its_contract(name: str, check: testing.Check) -> None:
+    check(methods.find(name), declared.small(name))
+
+
 @pytest.mark.slow
 @every_method
 def test_twenty_steps_on_one_batch_lower_the_loss(name: str) -> None:
@@ -110,118 +122,6 @@ def test_twenty_steps_on_one_batch_lower_the_loss(name: str) -> None:
     )
     assert all(math.isfinite(value) for value in values), hint
     assert sum(values[-3:]) / 3 < values[0], hint
-
-
-@every_method
-def test_the_teacher_never_changes(name: str) -> None:
-    method, teacher_outputs = made(name)
-    if teacher_outputs.teacher is None:
-        assert not method.needs_teacher
-        return
-    assert method.needs, "set needs to the teacher outputs that the method reads"
-    before = state(teacher_outputs.teacher)
-    train(method, teacher_outputs, 3)
-    changed = "copy a part of the teacher that the method trains or changes"
-    assert all(p.grad is None for p in teacher_outputs.teacher.parameters()), changed
-    after = teacher_outputs.teacher.state_dict()
-    assert all(torch.equal(value, after[key]) for key, value in before.items()), changed
-
-
-@pytest.mark.slow
-@every_method
-def test_a_resumed_method_goes_on_as_without_a_stop(name: str) -> None:
-    method, teacher_outputs = made(name)
-    optimizer, some = optimizer_of(method), batches() * 2
-    for batch in some[:3]:
-        train_step(method, teacher_outputs, batch, optimizer, "float32")
-    saved = copy.deepcopy((method.state_dict(), optimizer.state_dict()))
-
-    def go_on(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        for batch in some[3:]:
-            train_step(method, teacher_outputs, batch, optimizer, "float32")
-        return state(method)
-
-    expected = go_on(method, optimizer)
-    torch.manual_seed(99)  # the random state of a fresh method is replaced
-    fresh, _ = made(name)
-    fresh.load_state_dict(saved[0])
-    second = optimizer_of(fresh)
-    second.load_state_dict(saved[1])
-    found = go_on(fresh, second)
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert torch.equal(value, found[key]), (
-            f"{key} differs after a resume: keep what a step depends on in parameters or buffers, "
-            "and draw random numbers from batch.seeds"
-        )
-
-
-@every_method
-def test_auxiliary_parts_learn_and_are_not_deployed(name: str) -> None:
-    method, teacher_outputs = made(name)
-    student = {id(p) for p in method.student.parameters()}
-    extra = {n: p for n, p in method.named_parameters() if p.requires_grad and id(p) not in student}
-    before = {key: p.detach().clone() for key, p in extra.items()}
-    train(method, teacher_outputs, 3)
-    still = [key for key, p in extra.items() if torch.equal(before[key], p)]
-    assert not still, "no loss reaches these parameters: use them or leave them out"
-    deployed = method.deployed()
-    if type(method).assemble.__func__ is not Method.assemble.__func__:  # type: ignore[attr-defined]
-        assert set(map(id, deployed.parameters())) > student, "deployed() must hold the student"
-    else:
-        if type(method).deployed is Method.deployed:  # norm merges a part into a copy
-            assert deployed is method.student.module
-        plain = list(staged("resnet8").module.state_dict())
-        assert list(deployed.state_dict()) == plain, "a larger deployed() needs assemble() too"
-    unlearned = [
-        key
-        for key, p in method.student.named_parameters()
-        if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
-    ]
-    assert not unlearned, "these parameters of the student get no gradient"
-
-
-@every_method
-def test_the_deployed_student_is_the_one_that_is_evaluated(name: str) -> None:
-    method, _ = made(name)
-    method.eval()
-    images = DATA.test.images[:4]
-    with torch.no_grad():
-        evaluated = method.classifier_logits(images)["student"]
-        shipped = method.deployed()(method.student.normalize(images))
-    torch.testing.assert_close(
-        shipped,
-        evaluated,
-        msg=lambda text: f'deployed() must give classifier_logits(images)["student"]: {text}',
-    )
-    rebuilt = type(method).assemble(staged("resnet8").module, method.deploy_config())
-    assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {
-        k: v.shape for k, v in method.deployed().state_dict().items()
-    }, "assemble() must build the module that deployed() returns, from deploy_config() alone"
-
-
-@every_method
-@pytest.mark.parametrize("size", [2, 5])
-def test_small_batches_and_two_classes(name: str, size: int) -> None:
-    data = make_dataset(classes=2, per_class=5, size=16)
-    method, teacher_outputs = made(name, data)
-    batch = batches(data, size)[0]
-    output = train_step(method, teacher_outputs, batch, optimizer_of(method), "float32")
-    assert output.objective.isfinite()
-    broken = [key for key, p in method.named_parameters() if not p.isfinite().all()]
-    assert not broken, "a gradient is NaN or Inf: look for 0 / 0, sqrt(0) and log(0)"
-
-
-@every_method
-def test_bfloat16_autocast_gives_losses_in_float32(name: str) -> None:
-    method, teacher_outputs = made(name)
-    output = train_step(method, teacher_outputs, batches()[0], optimizer_of(method), "bfloat16")
-    assert {loss.dtype for loss in output.losses.values()} == {torch.float32}, (
-        f"put @in_full_precision above {name}_loss"
-    )
-    exact, teacher_outputs = made(name)
-    expected = train_step(exact, teacher_outputs, batches()[0], optimizer_of(exact), "float32")
-    assert output.losses.keys() == expected.losses.keys()
 
 
 @pytest.mark.slow
@@ -238,19 +138,6 @@ def test_pairs_whose_stages_do_not_match(name: str, pair: tuple[str, str]) -> No
         method, teacher_outputs, batches(data, 4)[0], optimizer_of(method), "float32"
     )
     assert output.objective.isfinite()
-
-
-@every_method
-def test_the_step_does_not_depend_on_the_random_state(name: str) -> None:
-    method, teacher_outputs = made(name)
-    twin = copy.deepcopy(method)
-    outputs: list[StepOutput] = []
-    for one in (method, twin):
-        torch.rand(len(outputs) + 1)
-        outputs.append(train_step(one, teacher_outputs, batches()[0], optimizer_of(one), "float32"))
-    assert torch.equal(outputs[0].objective, outputs[1].objective), (
-        "draw random numbers from batch.seeds (draw_below in dskd/data/epoch_plan.py)"
-    )
 
 
 def autograd_graph(method: Method, output: StepOutput) -> list[tuple[str, list[int]]]:
@@ -383,28 +270,3 @@ def test_a_prepared_part_is_frozen_afterwards() -> None:
             "it has computed must be a buffer"
         )
         assert not held & set(map(id, frozen))
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_TEACHER])
-def test_a_method_reads_no_output_of_the_teacher_that_it_does_not_declare(name: str) -> None:
-    method, teacher_outputs = made(name)
-    batch, needs = batches()[0], method.needs
-    whole = teacher_outputs(batch, needs)
-    assert whole is not None
-
-    def declared_or_nan(tensor: Tensor, is_declared: bool) -> Tensor:
-        return tensor if is_declared else torch.full_like(tensor, torch.nan)
-
-    assert whole.pooled is not None
-    assert whole.last is not None
-    part = ModelOutput(
-        declared_or_nan(whole.logits, needs.logits),
-        tuple(declared_or_nan(s, i in needs.stages) for i, s in enumerate(whole.stages)),
-        declared_or_nan(whole.pooled, needs.pooled),
-        declared_or_nan(whole.last, needs.last),
-    )
-    before = copy.deepcopy(method)
-    expected, found = before(batch, whole).losses, method(batch, part).losses
-    assert {key: value.item() for key, value in found.items()} == {
-        key: value.item() for key, value in expected.items()
-    }

@@ -118,7 +118,7 @@ def _own_settings(model: StagedModel) -> dict[str, Any]:
 
 def _method(part: Any) -> dict[str, Any]:
     """A method's name, class or settings as settings."""
-    values = {"name": part} if isinstance(part, type) else _named(part, "method")
+    values: dict[str, Any] = {"name": part} if isinstance(part, type) else _named(part, "method")
     if isinstance(values.get("name"), type):
         values["name"] = outside.give(values["name"])
     return values

@@ -147,8 +147,8 @@ class Distiller(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         for teacher in self._teacher:
             if teacher is not None:
-                teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+                teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def _check(
