@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +17,11 @@ from write_methods import UNPUBLISHED, source
 from write_settings import arguments
 
 from dskd import losses, methods, testing
-from dskd.data.epoch_plan import draw_plan
-from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.step import train_step
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, StepOutput
-from dskd.models.output import ModelOutput
 from dskd.settings import Count, Positive, Share, Weight, setting_parameters
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged
@@ -36,33 +32,15 @@ USUAL = "at cc crd dist dkd dskd fitnet kd nst pkt reviewkd rkd semckd simkd sp 
 """The methods with a teacher that the literature usually compares; there may be more."""
 WITHOUT_TEACHER = {"byot", "ce", "dsn"}
 every_method = pytest.mark.parametrize("name", NAMES)
-DATA = make_dataset(classes=4, per_class=6, size=16)
+DATA = testing.sample_images()
 
 
 def settings_of(name: str) -> dict[str, inspect.Parameter]:
     return setting_parameters(methods.find(name).__init__)
 
 
-def batches(data: Any = DATA, size: int = 8, seed: int = 0) -> list[Batch]:
-    plan = draw_plan(seed, 0, len(data.train), 2, True)
-    return list(MemoryLoader(data.train, torch.device("cpu")).batches(plan, size))
-
-
-def made(name: str, data: Any = DATA, **settings: Any) -> tuple[Method, TeacherOutputs]:
-    kind = methods.find(name)
-    channels, classes = data.shape[0], len(data.classes)
-    teacher = staged("resnet14", classes, channels) if kind.needs_teacher else None
-    pair, frozen = make_pair(staged("resnet8", classes, channels), teacher, data)
-    method = kind(pair, **declared.small(name) | settings)
-    teacher_outputs = TeacherOutputs(frozen)
-
-    def epochs(count: int) -> Iterator[tuple[Batch, ModelOutput | None]]:
-        epoch = [(batch, teacher_outputs(batch, method.needs)) for batch in batches(data)]
-        return iter(epoch * count)
-
-    method.train()
-    method.prepare(epochs)
-    return method, teacher_outputs
+def made(name: str, **settings: Any) -> tuple[Method, TeacherOutputs]:
+    return testing.set_up(methods.find(name), declared.small(name) | settings)
 
 
 def optimizer_of(method: Method, lr: float = 0.01) -> torch.optim.Optimizer:
@@ -73,7 +51,7 @@ def train(
     method: Method, teacher_outputs: TeacherOutputs, steps: int, lr: float = 0.01
 ) -> list[float]:
     """The objective of each step on one fixed batch."""
-    optimizer, batch = optimizer_of(method, lr), batches()[0]
+    optimizer, batch = optimizer_of(method, lr), testing.batches(DATA)[0]
     return [
         train_step(method, teacher_outputs, batch, optimizer, "float32").objective.item()
         for _ in range(steps)
@@ -135,7 +113,7 @@ def test_pairs_whose_stages_do_not_match(name: str, pair: tuple[str, str]) -> No
     method = kind(given, **declared.small(name))
     teacher_outputs = TeacherOutputs(frozen)
     output = train_step(
-        method, teacher_outputs, batches(data, 4)[0], optimizer_of(method), "float32"
+        method, teacher_outputs, testing.batches(data, 4)[0], optimizer_of(method), "float32"
     )
     assert output.objective.isfinite()
 
@@ -161,7 +139,7 @@ def test_the_graph_is_the_same_in_every_step_if_the_method_says_so(name: str) ->
     method, teacher_outputs = made(name)
     graphs = [
         autograd_graph(method, method(batch, teacher_outputs(batch, method.needs)))
-        for batch in (*batches()[:2], *batches(size=5, seed=1)[-1:])
+        for batch in (*testing.batches(DATA)[:2], *testing.batches(DATA, size=5, seed=1)[-1:])
     ]
     if method.static_graph:
         assert graphs[0] == graphs[1] == graphs[2], (
