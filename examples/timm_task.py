@@ -31,12 +31,13 @@ class DSKDTask(TrainingTask):
 
 if __name__ == "__main__":
     import timm
+    from timm.optim import create_optimizer_v2
 
     images, labels = torch.randn(16, 3, 64, 64), torch.arange(16) % 4
     teacher = timm.create_model("resnet18", num_classes=4)  # load its trained weights here
     student = timm.create_model("mobilenetv3_small_050", num_classes=4)
     task = DSKDTask(student, teacher, images)
-    optimizer = timm.optim.create_optimizer_v2(task.get_trainable_module(), "sgd", lr=0.01)
+    optimizer = create_optimizer_v2(task.get_trainable_module(), "sgd", lr=0.01)
     for step in range(3):
         result = task(images, labels)
         optimizer.zero_grad()

@@ -17,6 +17,7 @@ from write_methods import UNPUBLISHED, source
 from write_settings import arguments
 
 from dskd import losses, methods, testing
+from dskd.data import Dataset
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.step import train_step
 from dskd.errors import InputError
@@ -39,8 +40,8 @@ def settings_of(name: str) -> dict[str, inspect.Parameter]:
     return setting_parameters(methods.find(name).__init__)
 
 
-def made(name: str, **settings: Any) -> tuple[Method, TeacherOutputs]:
-    return testing.set_up(methods.find(name), declared.small(name) | settings)
+def made(name: str, data: Dataset = DATA, **settings: Any) -> tuple[Method, TeacherOutputs]:
+    return testing.set_up(methods.find(name), declared.small(name) | settings, data)
 
 
 def optimizer_of(method: Method, lr: float = 0.01) -> torch.optim.Optimizer:

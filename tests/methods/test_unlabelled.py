@@ -19,8 +19,9 @@ from dskd.engine.targets import SoftTargets
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
+from dskd.testing import batches
 from tests.conftest import make_dataset, staged
-from tests.methods.test_every_method import DATA, NAMES, batches, made
+from tests.methods.test_every_method import DATA, NAMES, made
 
 TAUGHT = [name for name in NAMES if methods.find(name).needs_teacher]
 JOINED = replace(DATA, unlabelled=Split.unlabelled(make_dataset(size=16, seed=1).train.images))
@@ -53,7 +54,7 @@ def test_labels_are_learned_of_labelled_images_and_the_teacher_of_all(name: str)
     reference.load_state_dict(method.state_dict())
     if method.hard_labels:
         pytest.skip("it is refused")
-    batch = batches()[0]
+    batch = batches(DATA)[0]
     teacher = outputs(batch, method.needs)
     found: StepOutput = method(without_labels(batch), teacher)
     whole: StepOutput = reference(batch, teacher)
@@ -95,7 +96,7 @@ def test_branches_of_dskd_learn_labels_of_labelled_images(per: str) -> None:
     settings = {"gamma": 0.7, "allocation": "uniform", "weights_per": per}
     (method, outputs), (reference, _) = made("dskd", **settings), made("dskd", **settings)
     reference.load_state_dict(method.state_dict())
-    batch = batches()[0]
+    batch = batches(DATA)[0]
     teacher = outputs(batch, method.needs)
     found: StepOutput = method(without_labels(batch), teacher)
     whole: StepOutput = reference(batch, teacher)
