@@ -150,7 +150,7 @@ def test_the_graph_is_the_same_in_every_step_if_the_method_says_so(name: str) ->
 
 def is_refused(name: str, pair: Pair, key: str, value: object) -> bool:
     """Whether the method refuses a setting: at once, or else before its first step."""
-    settings = {key: value}
+    settings: dict[str, Any] = {key: value}
     for make in (lambda: methods.find(name)(pair, **settings), lambda: made(name, **settings)):
         try:
             make()
