@@ -9,6 +9,7 @@ models and the data are filled in (see `dskd.config.chosen`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,14 +207,13 @@ def compare_methods(
     options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
     with python_output(verbose), outside.code_allowed(allow_code):
         resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
-        names = [outside.give(one) if isinstance(one, type) else one for one in methods]
-        return _compare(resolved, objects, names, out, options, jobs, launcher)
+        return _compare(resolved, objects, methods, out, options, jobs, launcher)
 
 
 def _compare(
     recipe: Recipe,
     objects: UserObjects,
-    methods: Sequence[str],
+    methods: Sequence[str | type[Method]],
     out: str | Path | None,
     options: Mapping[str, Any],
     jobs: int | None,
@@ -223,7 +223,9 @@ def _compare(
     assert recipe.out is not None, "a resolved recipe has its folder"
     default = Path("runs/compare") / recipe.out.parent.name
     path = default if out is None else as_path(out, "out")
-    grid = plan(recipe, methods, path, **options)
+    names = [outside.give(one) if isinstance(one, type) else one for one in methods]
+    objects = replace(objects, methods=tuple(one for one in methods if isinstance(one, type)))
+    grid = plan(recipe, names, path, **options)
     where = choose_grid_launcher(grid, jobs, *named_launcher(launcher))
     with live_table(grid) as callback:
         comparison = run_grid(grid, callback, objects, where)

@@ -167,7 +167,11 @@ def _in_one_line(error: ErrorDetails, where: str, known: list[str]) -> InputErro
         choices = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         close = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5)
         fix = f"; did you mean {close[0]!r}?" if close else ""
-    if kind in ("string_type", "path_type") and type(given) in (int, float):
+    if (
+        kind in ("string_type", "path_type")
+        and type(given) in (int, float)
+        and len(brief(given)) < 30
+    ):
         fix = f"; put it in quotes if that is its name, as in {key.rpartition('.')[2]}: '{given}'"
     return InputError(f"{key}: {message[:1].lower()}{message[1:]}, got {brief(given)}{fix}")
 

@@ -22,6 +22,7 @@ from dskd.methods import outside
 from dskd.methods.base import LogitMethod
 from dskd.methods.contracts import Pair
 from dskd.methods.kd import KD
+from dskd.report.build import make_report
 from dskd.settings import Positive, Weight, checked
 
 DATA = {"name": "digits", "fraction": 0.1}
@@ -151,13 +152,14 @@ def test_a_comparison_takes_classes_and_code(code: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_comparison_is_reported_where_its_class_is_missing(tmp_path: Path) -> None:
+def test_a_class_is_compared_in_jobs_and_reported_where_it_is_missing(tmp_path: Path) -> None:
     rows = dskd.compare_methods(
         "resnet8",
         teacher="resnet14",
         data=DATA,
         methods=["kd", Scaled],
         seeds=1,
+        jobs=2,
         epochs=1,
         out=tmp_path / "compared",
         verbose=0,
@@ -165,5 +167,5 @@ def test_a_comparison_is_reported_where_its_class_is_missing(tmp_path: Path) -> 
     assert {row.label for row in rows} == {"kd", "<Scaled>"}
     outside._GIVEN.clear()
     page = tmp_path / "page.html"
-    assert run_command(["report", str(tmp_path / "compared"), "--output", str(page)]) == 0
+    make_report([tmp_path / "compared"], page)
     assert "&lt;Scaled&gt;" in page.read_text()

@@ -93,7 +93,7 @@ def test_a_method_without_a_teacher_is_trained_on_labelled_images(name: str) -> 
 @pytest.mark.parametrize("per", ["batch", "sample"])
 def test_branches_of_dskd_learn_labels_of_labelled_images(per: str) -> None:
     """With equal weights, the loss is a sum of means over four and over eight images."""
-    settings = {"gamma": 0.7, "allocation": "uniform", "weights_per": per}
+    settings: dict[str, Any] = {"gamma": 0.7, "allocation": "uniform", "weights_per": per}
     (method, outputs), (reference, _) = made("dskd", **settings), made("dskd", **settings)
     reference.load_state_dict(method.state_dict())
     batch = batches(DATA)[0]

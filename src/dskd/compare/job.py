@@ -55,6 +55,10 @@ class ComparisonJob:
             InputError: A run cannot go on.
             Stopped: A signal asked for a stop; the states are saved.
         """
+        with self.objects.available():
+            self._train()
+
+    def _train(self) -> None:
         grid, objects = self.grid, self.objects
         loaders = _loaders(grid, objects)
         teacher, recipe = None, grid.recipe_with_teacher()
