@@ -9,17 +9,13 @@ from transformers import ResNetConfig, ResNetForImageClassification, Trainer, Tr
 
 import dskd
 
-STAGES = [f"resnet.encoder.stages.{stage}" for stage in range(4)]
-
 
 class Distilled(nn.Module):
     """What a Trainer trains: it takes the columns of the data, and gives a loss and logits."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
         super().__init__()
-        self.distiller = dskd.Distiller(
-            student, teacher, images, student_stages=STAGES, teacher_stages=STAGES
-        )
+        self.distiller = dskd.Distiller(student, teacher, images, method="dskd")
         self.student = student
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -13,10 +13,7 @@ class DSKDTask(TrainingTask):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, images: Tensor) -> None:
         super().__init__(device=images.device)
-        stages = [[one["module"] for one in net.feature_info] for net in (student, teacher)]
-        self.trainable_module = dskd.Distiller(
-            student, teacher, images, student_stages=stages[0], teacher_stages=stages[1]
-        )
+        self.trainable_module = dskd.Distiller(student, teacher, images, method="dskd")
         self.eval_model = student  # what timm validates and saves
 
     def prepare_distributed(self, device_ids: list[int] | None = None, **options) -> "DSKDTask":

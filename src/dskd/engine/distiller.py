@@ -13,6 +13,7 @@ from dskd.data.loader import Batch
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, StepOutput
+from dskd.models.default_stages import default_stages
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, describe
 from dskd.models.staged_model import StagedModel
@@ -36,7 +37,7 @@ class Distiller(nn.Module):
             device. They show the shapes of the feature maps.
         method: A name, or a mapping with settings, as in ``{"name": "dskd", "beta": 2.0}``.
         student_stages: Names of the submodules whose outputs are the stages, shallow to deep. None
-            takes the stages that the module returns itself.
+            chooses them (see `dskd.stages`).
         teacher_stages: The same for the teacher.
         labels: int64 ``[N]``, the labels of all training images, for methods that remember each
             image (crd).
@@ -182,5 +183,6 @@ def _measured(
 ) -> tuple[StagedModel, ModelSpec]:
     """A module with its stages, without any normalisation, and the shapes of its outputs."""
     channels = images.shape[1]
-    model = StagedModel(module, stages, mean=(0.0,) * channels, std=(1.0,) * channels)
+    chosen = stages if stages is not None else default_stages(module, images)
+    model = StagedModel(module, chosen, mean=(0.0,) * channels, std=(1.0,) * channels)
     return model.to(images.device), describe(model, images)
