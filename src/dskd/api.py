@@ -22,7 +22,6 @@ from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
 from dskd.compare.variants import Weights
 from dskd.config.schema import Recipe
-from dskd.deploy.export import TOLERANCE
 from dskd.deploy.formats import DYNAMIC
 from dskd.deploy.ship import Exported, ShipOptions, ship
 from dskd.deploy.student import DeployedStudent, Which, load_deployed
@@ -268,7 +267,9 @@ def export(
     *,
     format: str | None = None,
     batch: int | str = DYNAMIC,
-    tolerance: float = TOLERANCE,
+    int8: bool = False,
+    calibration_images: int = 256,
+    tolerance: float | None = None,
     measure: bool = True,
     licence: str | None = None,
     student: nn.Module | None = None,
@@ -290,7 +291,10 @@ def export(
         format: ``safetensors``, ``torch-export``, ``onnx``, ``openvino`` or ``executorch``. None
             chooses by the suffix of ``out``, or ``onnx``.
         batch: Images of a call: a number, or ``dynamic`` for any number.
-        tolerance: The largest allowed difference of the outputs, relative to the largest output.
+        int8: Quantize weights and activations to 8-bit integers.
+        calibration_images: Images of the training split that choose the ranges of these integers.
+        tolerance: The largest allowed difference of the outputs, relative to the largest output;
+            by default 1e-4, or 0.5 with ``int8``.
         measure: Measure the accuracy on the test split, and the latency of teacher, student and
             file. What cannot be measured is named in ``Exported.measured.missing``.
         licence: Of the weights, for the card, as in ``apache-2.0``.
@@ -305,5 +309,7 @@ def export(
     """
     if not isinstance(run, DeployedStudent):
         run = load_deployed(run, which, student=student, allow_code=allow_code)
-    options = ShipOptions(format, out, batch, tolerance, measure, licence, root)
+    options = ShipOptions(
+        format, out, batch, tolerance, measure, licence, root, int8, calibration_images
+    )
     return ship(run, options, data=data, teacher=teacher, allow_code=allow_code)

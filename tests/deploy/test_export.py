@@ -316,3 +316,68 @@ def test_a_file_without_its_run_needs_a_name(run: dskd.Result, tmp_path: Path) -
     path = tmp_path / "weights.safetensors"
     assert export_file(student, path, "safetensors") == 0
     assert path.is_file()
+
+
+@pytest.fixture(scope="module")
+def in_int8(run: dskd.Result) -> dict[str, Any]:
+    """The student in 8 bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "SECONDS", 0.0)
+        return {
+            form: dskd.export(
+                run.path, format=form, int8=True, calibration_images=20, measure=form == "onnx"
+            )
+            for form in GRAPHS
+        }
+
+
+@pytest.mark.slow
+def test_int8_files_are_small_and_close_to_the_student(
+    run: dskd.Result, exported: dict[str, Any], in_int8: dict[str, Any]
+) -> None:
+    for form, found in in_int8.items():
+        assert found.path.name == f"student_int8{find_format(form).suffix}"
+        assert 1e-4 < found.difference < 0.5
+        assert found.size < 0.6 * exported[form].size, form
+        assert "weights and activations in int8" in found.card.read_text()
+    accuracy = in_int8["onnx"].measured.accuracy
+    assert accuracy["student"].top1 == run.test_accuracy
+    assert accuracy["exported"].top1 == pytest.approx(run.test_accuracy, abs=12)
+
+
+@pytest.mark.slow
+def test_int8_files_run_without_this_package(run: dskd.Result, in_int8: dict[str, Any]) -> None:
+    images = images_of(run)
+    expected = [CLASSES[k] for k in dskd.predict(run.path, images).argmax(1).tolist()]
+    found = without(["dskd"], in_int8, run.path / "export", images)
+    for form, predicted in found.items():
+        same = np.mean([a == b for a, b in zip(predicted, expected, strict=True)])
+        assert same > 0.8, form
+
+
+@pytest.mark.slow
+def test_int8_serves_a_fixed_batch(run: dskd.Result, tmp_path: Path) -> None:
+    path = tmp_path / "three.onnx"
+    found = dskd.export(run.path, path, batch=3, int8=True, calibration_images=4, measure=False)
+    assert found.difference < 0.5
+    with pytest.raises(
+        InputError, match=r"differs from the student by .* \(at most 1e-06 is allowed"
+    ):
+        dskd.export(run.path, path, int8=True, calibration_images=4, measure=False, tolerance=1e-6)
+
+
+def test_int8_needs_operations_and_images(run: dskd.Result) -> None:
+    with pytest.raises(InputError, match="safetensors holds weights in float32"):
+        dskd.export(run.path, format="safetensors", int8=True)
+    student = dskd.load_deployed(run.path / "student.safetensors")
+    with pytest.raises(InputError, match="names no images; give the folder of a run"):
+        dskd.export(student, "a.onnx", int8=True)
+    with pytest.raises(InputError, match="one image or more is needed"):
+        dskd.export(run.path, int8=True, calibration_images=0)
+
+
+@pytest.mark.slow
+def test_executorch_in_int8(run: dskd.Result, tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    found = dskd.export(run.path, tmp_path / "a.pte", int8=True, measure=False)
+    assert 1e-4 < found.difference < 0.5

@@ -99,6 +99,14 @@ def predict_(
     metavar="N|dynamic",
     help="Images of a call.  [default: dynamic, that is any number]",
 )
+@click.option("--int8", is_flag=True, help="Quantize weights and activations to 8-bit integers.")
+@click.option(
+    "--calibration-images",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Images of the training split that choose the ranges of the integers.",
+)
 @click.option(
     "--measure/--no-measure",
     default=True,
@@ -110,7 +118,7 @@ def predict_(
     "--tolerance",
     type=click.FloatRange(0, min_open=True),
     help="Largest allowed difference of the outputs, relative to the largest one.  "
-    "[default: 0.0001]",
+    "[default: 0.0001, or 0.5 with --int8]",
 )
 @_ROOT
 @BEST
@@ -121,6 +129,8 @@ def export_(
     form: str | None,
     out: Path | None,
     batch: str | None,
+    int8: bool,
+    calibration_images: int,
     measure: bool,
     licence: str | None,
     tolerance: float | None,
@@ -137,12 +147,13 @@ def export_(
         dskd export runs/digits/dskd-seed0 --format onnx
     """
     from dskd.cli.results import export_rows
-    from dskd.deploy.export import TOLERANCE
     from dskd.deploy.ship import ShipOptions, ship
     from dskd.deploy.student import load_deployed
 
     student = load_deployed(run_path, which_weights(best, last), allow_code=allow_code)
-    options = ShipOptions(form, out, batch, tolerance or TOLERANCE, measure, licence, root)
+    options = ShipOptions(
+        form, out, batch, tolerance, measure, licence, root, int8, calibration_images
+    )
     found = ship(student, options, allow_code=allow_code)
     click.echo(
         f"{found.path}  (largest relative difference from the student: {found.difference:.1e})"

@@ -96,6 +96,8 @@ def caller(contract: InputContract, form: Format, path: str) -> str:
     if form.has_graph:
         imports, load = _LOAD[form.name]
         load = load.format(path=path, key=CONTRACT)
+        if contract.int8 and form.name == "torch-export":  # registers the operations
+            imports += "\nimport torchao.quantization.pt2e"
     elif contract.student.name.startswith(TIMM) and not contract.student.metadata["deploy_config"]:
         imports, load = (
             "import timm\nimport torch\nfrom safetensors import safe_open",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from dskd.deploy.input_contract import CONTRACT
 from dskd.deploy.student_graph import Runner, StudentGraph, cannot_export
+from dskd.deploy.torch_int8 import quantized
 
 MOST = 64
 """The largest batch of a program with a dynamic batch: ExecuTorch plans its memory in advance."""
@@ -30,6 +32,8 @@ def write(graph: StudentGraph, path: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
+    if graph.calibration is not None:
+        graph = quantized(graph, _quantizer(), "ExecuTorch", MOST)
     program = graph.program("ExecuTorch", MOST)
     logging.getLogger("executorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -43,6 +47,14 @@ def write(graph: StudentGraph, path: Path) -> None:
         except Exception as error:  # the exporter raises many types
             raise cannot_export(graph.name, "ExecuTorch", error) from error
     path.write_bytes(lowered.buffer)
+
+
+def _quantizer() -> Any:
+    """The quantizer of the XNNPACK backend: weights by channel."""
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    return xnnpack.XNNPACKQuantizer().set_global(config)
 
 
 def runner(path: Path, graph: StudentGraph, threads: int = 0) -> Runner:

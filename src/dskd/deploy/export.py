@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ from dskd.storage.atomic import make_folder, refuse_links, replace_file
 from dskd.storage.paths import as_path
 from dskd.storage.run_files import EXPORT
 
-TOLERANCE = 1e-4
-"""Largest allowed difference of the outputs, relative to the largest output."""
+TOLERANCE, INT8_TOLERANCE = 1e-4, 0.5
+"""Largest allowed difference of the outputs, relative to the largest one: in float32, in int8."""
+_COMPARED = 64
+"""Calibration images of which the outputs are compared."""
 
 
 class Exporter(Protocol):
@@ -86,6 +89,19 @@ def choose_format(form: str | None, out: Path | None) -> Format:
     return found
 
 
+def choose_int8(int8: bool, form: Format) -> None:
+    """Refuses 8 bits for a format that has none.
+
+    Raises:
+        InputError: The format holds weights only.
+    """
+    if int8 and not form.has_graph:
+        raise InputError(
+            f"{form.name} holds weights in float32; for 8 bits choose another format, such as "
+            f"{option('format', 'onnx')}"
+        )
+
+
 def choose_batch(batch: int | str | None, form: Format) -> int | None:
     """The images of a call: a number, or None for any number.
 
@@ -111,7 +127,7 @@ def choose_batch(batch: int | str | None, form: Format) -> int | None:
     return int(batch)
 
 
-def default_path(deployed: DeployedStudent, form: Format) -> Path:
+def default_path(deployed: DeployedStudent, form: Format, int8: bool = False) -> Path:
     """The file of an export that has no other name, in the folder ``export`` of the run.
 
     Raises:
@@ -121,7 +137,8 @@ def default_path(deployed: DeployedStudent, form: Format) -> Path:
         raise InputError(f"name the file to write, with {option('out', 'FILE')}")
     refuse_links(deployed.run / EXPORT)
     make_folder(deployed.run / EXPORT)
-    return deployed.run / EXPORT / file_name(file_stem(deployed.which), form)
+    stem = file_stem(deployed.which) + ("_int8" if int8 else "")
+    return deployed.run / EXPORT / file_name(stem, form)
 
 
 @contextmanager
@@ -131,7 +148,8 @@ def exporting(
     form: str = "onnx",
     *,
     batch: int | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    calibration: Tensor | None = None,
 ) -> Iterator[ExportDraft]:
     """Exports a student; the files get their place when the block ends.
 
@@ -140,7 +158,10 @@ def exporting(
         path: The file to write; its folder must exist.
         form: The name of the format.
         batch: Images of a call; None for any number.
-        tolerance: The largest allowed difference of the outputs, relative to the largest output.
+        tolerance: The largest allowed difference of the outputs, relative to the largest output;
+            None for `TOLERANCE` or `INT8_TOLERANCE`.
+        calibration: Images from 0 to 1, by which the student is quantized to 8 bits; None for
+            float32.
 
     Yields:
         The export, whose card may be set.
@@ -150,13 +171,16 @@ def exporting(
             outputs differ too much. Then nothing is written.
     """
     path, found = as_path(path, "out"), find_format(form)
-    for package in found.packages:
-        _require(package, found)
+    int8 = calibration is not None
+    for package, extra in found.requirements(int8):
+        _require(package, extra, found)
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}; create it first")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file in it")
-    graph = student_graph(InputContract(deployed, batch, found.has_graph))
+    if tolerance is None:
+        tolerance = INT8_TOLERANCE if int8 else TOLERANCE
+    graph = student_graph(InputContract(deployed, batch, found.has_graph, int8), calibration)
     with tempfile.TemporaryDirectory(prefix="dskd-export-") as folder:
         draft = ExportDraft(Path(folder) / path.name, found, graph)
         _exporter(found).write(graph, draft.path)
@@ -183,7 +207,8 @@ def export_file(
     form: str = "onnx",
     *,
     batch: int | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    calibration: Tensor | None = None,
 ) -> float:
     """Exports a student to a file, without a model card.
 
@@ -195,7 +220,9 @@ def export_file(
     Raises:
         InputError: As `exporting`.
     """
-    with exporting(deployed, path, form, batch=batch, tolerance=tolerance) as draft:
+    with exporting(
+        deployed, path, form, batch=batch, tolerance=tolerance, calibration=calibration
+    ) as draft:
         pass
     return draft.difference
 
@@ -214,20 +241,27 @@ def _exporter(form: Format) -> Exporter:
     return cast(Exporter, importlib.import_module(form.module))
 
 
-def _require(package: str, form: Format) -> None:
+def _require(package: str, extra: str, form: Format) -> None:
+    # torchao's import notes a call of its own that a later torch will refuse.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     try:
         importlib.import_module(package)
     except ImportError:
         raise InputError(
             f"exporting to {form.name} needs {package}; install it with: "
-            f"pip install 'dskd[{form.extra}]'"
+            f"pip install 'dskd[{extra}]'"
         ) from None
 
 
 @torch.no_grad()
 def _difference(draft: ExportDraft) -> float:
-    """The largest relative difference, over a batch and a single image."""
+    """The largest relative difference, over a batch and a single image.
+
+    The numbers of an int8 file are chosen for real images, so these are compared.
+    """
     student, example = draft.graph.contract.student, draft.graph.example()
+    if draft.graph.calibration is not None:
+        example = draft.graph.calibration[:_COMPARED]
     try:
         runner = draft.runner()
         found = [torch.from_numpy(runner(x.numpy())) for x in (example, example[:1])]

@@ -23,6 +23,7 @@ class Format:
         extra: The extra of this package that installs them; None if they are always there.
         runtime: The program that runs the file, for tables and the model card.
         has_graph: Whether the file holds the operations. Otherwise it holds weights only.
+        for_int8: What must be installed in addition to quantize to 8 bits, and the extra of it.
     """
 
     name: str
@@ -32,22 +33,51 @@ class Format:
     extra: str | None
     runtime: str
     has_graph: bool = True
+    for_int8: tuple[tuple[str, str], ...] = ()
+
+    def requirements(self, int8: bool) -> list[tuple[str, str]]:
+        """The packages that an export needs, each with the extra that installs it."""
+        own = [(package, self.extra or "") for package in self.packages]
+        return [*own, *(self.for_int8 if int8 else ())]
 
 
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _ALL = (
     Format("safetensors", ".safetensors", "dskd.deploy.weights_file", (), None, "PyTorch", False),
-    Format("torch-export", ".pt2", "dskd.deploy.torch_export", (), None, "PyTorch"),
+    Format(
+        "torch-export",
+        ".pt2",
+        "dskd.deploy.torch_export",
+        (),
+        None,
+        "PyTorch",
+        for_int8=(("torchao", "torchao"),),
+    ),
     Format(
         "onnx",
         ".onnx",
         "dskd.deploy.onnx",
-        ("onnx", "onnxscript", "onnxruntime"),
+        _ONNX,
         "onnx",
         "ONNX Runtime",
     ),
-    Format("openvino", ".xml", "dskd.deploy.openvino", ("openvino",), "openvino", "OpenVINO"),
     Format(
-        "executorch", ".pte", "dskd.deploy.executorch", ("executorch",), "executorch", "ExecuTorch"
+        "openvino",
+        ".xml",
+        "dskd.deploy.openvino",
+        ("openvino",),
+        "openvino",
+        "OpenVINO",
+        for_int8=tuple((package, "onnx") for package in _ONNX),
+    ),
+    Format(
+        "executorch",
+        ".pte",
+        "dskd.deploy.executorch",
+        ("executorch",),
+        "executorch",
+        "ExecuTorch",
+        for_int8=(("torchao", "torchao"),),
     ),
 )
 FORMATS = {form.name: form for form in _ALL}

@@ -23,11 +23,13 @@ class InputContract:
         student: The student: its classes, the shape of its images, how image files are read.
         batch: Images of a call; None for any number.
         normalizes: Whether the file normalises the images itself.
+        int8: Whether weights and activations have 8 bits.
     """
 
     student: DeployedStudent
     batch: int | None
     normalizes: bool
+    int8: bool = False
 
     @property
     def mean(self) -> list[float]:
@@ -89,6 +91,7 @@ class InputContract:
                 "shape": [self.shape[0], len(self.student.classes)],
                 "meaning": "logits: softmax gives probabilities",
             },
+            "precision": "int8" if self.int8 else "float32",
             "classes": list(self.student.classes),
         }
 

@@ -194,6 +194,7 @@ def _expects(contract: InputContract) -> str:
         "size": f"{width}x{height} pixels",
         "resize rule": plain["resize"]["rule"],
         "normalisation": inside,
+        "precision": "weights and activations in int8" if contract.int8 else "float32",
         "output": f"`{plain['output']['name']}`, float32, [N, {len(student.classes)}]: logits; "
         "softmax gives probabilities",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dskd.deploy.input_contract import CONTRACT, INPUT, OUTPUT
-from dskd.deploy.student_graph import Runner, StudentGraph, cannot_export
+from dskd.deploy.student_graph import Runner, StudentGraph, cannot_export, cannot_quantize
 from dskd.errors import InputError, first_line
 
 
@@ -25,7 +26,41 @@ def write(graph: StudentGraph, path: Path) -> None:
     Raises:
         InputError: torch cannot export it, or it is too large for one file.
     """
-    path.write_bytes(_serialized(graph))
+    if graph.calibration is None:
+        path.write_bytes(_serialized(graph))
+        return
+    with tempfile.TemporaryDirectory(prefix="dskd-int8-") as folder:
+        plain = Path(folder) / "float.onnx"
+        plain.write_bytes(_serialized(graph))
+        _quantize(graph, plain, path)
+
+
+def _quantize(graph: StudentGraph, plain: Path, path: Path) -> None:
+    """Quantizes a file by ONNX Runtime: weights by channel, activations by their range."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    batches = graph.calibration_batches()
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # untyped
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            images = next(batches, None)
+            return None if images is None else {INPUT: images.numpy()}
+
+    prepared = plain.with_name("prepared.onnx")
+    try:
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared,
+            path,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    except Exception as error:  # the library raises many types
+        raise cannot_quantize(graph.name, "ONNX Runtime", error) from error
 
 
 def _serialized(graph: StudentGraph) -> bytes:

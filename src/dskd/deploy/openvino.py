@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.export import ExportedProgram
 
+from dskd.deploy import onnx
 from dskd.deploy.input_contract import CONTRACT, INPUT, OUTPUT
 from dskd.deploy.student_graph import Runner, StudentGraph, cannot_export
 
@@ -23,15 +26,20 @@ def write(graph: StudentGraph, path: Path) -> None:
     """
     import openvino
 
-    program = graph.program("OpenVINO")
-    try:
-        model = openvino.convert_model(program)
-    except Exception as error:  # OpenVINO has its own types
-        raise cannot_export(graph.name, "OpenVINO", error) from error
-    model.inputs[0].get_tensor().set_names({INPUT})
-    model.outputs[0].get_tensor().set_names({OUTPUT})
-    model.set_rt_info(graph.contract.text(), [CONTRACT])
-    openvino.save_model(model, path, compress_to_fp16=False)
+    with tempfile.TemporaryDirectory(prefix="dskd-int8-") as folder:
+        source: Path | ExportedProgram = Path(folder) / "int8.onnx"
+        if graph.calibration is None:
+            source = graph.program("OpenVINO")
+        else:  # OpenVINO itself quantizes in a package of its own only
+            onnx.write(graph, Path(folder) / "int8.onnx")
+        try:
+            model = openvino.convert_model(source)
+        except Exception as error:  # OpenVINO has its own types
+            raise cannot_export(graph.name, "OpenVINO", error) from error
+        model.inputs[0].get_tensor().set_names({INPUT})
+        model.outputs[0].get_tensor().set_names({OUTPUT})
+        model.set_rt_info(graph.contract.text(), [CONTRACT])
+        openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def runner(path: Path, graph: StudentGraph, threads: int = 0) -> Runner:

@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
+from dskd.data.file_split import spread
 from dskd.deploy.caller import caller
 from dskd.deploy.evaluate import load_run_data
 from dskd.deploy.export import (
-    TOLERANCE,
     ExportDraft,
     card_path,
     choose_batch,
     choose_format,
+    choose_int8,
     default_path,
     exporting,
 )
@@ -47,19 +48,24 @@ class ShipOptions:
             ONNX.
         out: The file to write; None for one in the folder ``export`` of the run.
         batch: Images of a call: a number, or ``dynamic``.
-        tolerance: The largest allowed difference of the outputs, relative to the largest output.
+        tolerance: The largest allowed difference of the outputs, relative to the largest output;
+            None for 1e-4, or 0.5 with int8.
         measure: Whether accuracy and latency are measured.
         licence: Of the weights, for the model card.
+        int8: Whether weights and activations become 8-bit integers.
+        calibration_images: Images of the training split that choose the ranges of these integers.
         root: Folder of the data set, in place of the recipe's.
     """
 
     form: str | None = None
     out: str | Path | None = None
     batch: int | str | None = None
-    tolerance: float = TOLERANCE
+    tolerance: float | None = None
     measure: bool = True
     licence: str | None = None
     root: str | Path | None = None
+    int8: bool = False
+    calibration_images: int = 256
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,15 @@ def ship(
     out = as_path(options.out, "out") if options.out is not None else None
     form = choose_format(options.form, out)
     batch = choose_batch(options.batch, form)
-    path = out if out is not None else default_path(deployed, form)
+    choose_int8(options.int8, form)
+    path = out if out is not None else default_path(deployed, form, options.int8)
     facts = RunFacts.read(deployed.run) if deployed.run is not None else None
     objects = UserObjects(teacher=teacher, allow_code=allow_code)
+    calibration = _calibration(deployed, options, data) if options.int8 else None
     tolerance = options.tolerance
-    with exporting(deployed, path, form.name, batch=batch, tolerance=tolerance) as draft:
+    with exporting(
+        deployed, path, form.name, batch=batch, tolerance=tolerance, calibration=calibration
+    ) as draft:
         measured = Measurements()
         if options.measure:
             measured = _measure(draft, facts, options.root, data, objects)
@@ -138,6 +148,18 @@ def ship(
     return Exported(
         path, card_path(path), form.name, form.runtime, draft.difference, size, measured, accuracy
     )
+
+
+def _calibration(
+    deployed: DeployedStudent, options: ShipOptions, data: DataArgument | None
+) -> Tensor:
+    """Images of the training split without augmentation, from all over the split."""
+    if options.calibration_images < 1:
+        raise InputError("calibration_images: one image or more is needed")
+    where = deployed.run or "the student"
+    train = load_run_data(where, deployed, options.root, data).train
+    images = train.images_at(spread(len(train), options.calibration_images))
+    return images.cpu().float() / 255
 
 
 def _measure(

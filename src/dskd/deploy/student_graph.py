@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Runs an exported student: images ``[N, C, H, W]`` from 0 to 1 to logits ``[N, K]``."""
 
 _EXAMPLES = 4
+_CALIBRATION_BATCH = 32
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 """Escape sequences of a terminal."""
 
@@ -56,10 +57,13 @@ class StudentGraph:
     Attributes:
         module: From images to logits, in evaluation mode, on the CPU.
         contract: What the file expects.
+        calibration: Images from 0 to 1 by which the ranges of 8-bit numbers are chosen; None for an
+            export in float32.
     """
 
     module: nn.Module
     contract: InputContract
+    calibration: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -75,6 +79,14 @@ class StudentGraph:
         size = self.contract.batch or most or _EXAMPLES
         draw = torch.Generator().manual_seed(0)
         return torch.rand(size, *self.contract.student.shape, generator=draw)
+
+    def calibration_batches(self) -> Iterator[Tensor]:
+        """The calibration images in batches that the exported module takes."""
+        assert self.calibration is not None, "the export is in float32"
+        size = self.contract.batch or _CALIBRATION_BATCH
+        for images in torch.split(self.calibration, size):
+            missing = size - len(images) if self.contract.batch is not None else 0
+            yield torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
 
     def dynamic_shapes(self, most: int | None = None) -> dict[str, dict[int, Dim]] | None:
         """The dimension of the batch, for torch's exporters; None if it has one size."""
@@ -101,14 +113,24 @@ class StudentGraph:
             raise cannot_export(self.name, target, error) from error
 
 
-def student_graph(contract: InputContract) -> StudentGraph:
-    """Prepares a student for an exporter."""
-    return StudentGraph(Normalized(contract).eval().requires_grad_(False), contract)
+def student_graph(contract: InputContract, calibration: Tensor | None = None) -> StudentGraph:
+    """Prepares a student for an exporter.
+
+    Args:
+        contract: What the file will expect.
+        calibration: See `StudentGraph`.
+    """
+    return StudentGraph(Normalized(contract).eval().requires_grad_(False), contract, calibration)
 
 
 def cannot_export(name: str, target: str, error: BaseException) -> InputError:
     """The error about an exporter that failed."""
     return InputError(f"torch cannot export {name} to {target}: {_cause(error)}")
+
+
+def cannot_quantize(name: str, library: str, error: BaseException) -> InputError:
+    """The error about a library that cannot quantize a student."""
+    return InputError(f"{library} cannot quantize {name} to int8: {_cause(error)}")
 
 
 def _cause(error: BaseException) -> str:
