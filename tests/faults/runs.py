@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
+import os
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.processes import SERVER, wait
+from tests.processes import SERVER, redirect, wait
 
 SMALL = (
     "data.name=folder",
@@ -84,15 +82,10 @@ def _main(arguments: list[str], stderr: Path, prepare: Callable[[], None] | None
 
     torch.set_num_threads(1)
     training_run.CHECKPOINT_SHARE = float("inf")  # one checkpoint per epoch
-    with stderr.open("a", buffering=1) as errors, contextlib.redirect_stdout(io.StringIO()):
-        sys.stderr = errors
-        if prepare is not None:
-            prepare()
-        try:
-            main(arguments)
-        except Exception:
-            traceback.print_exc()  # while the file is open
-            raise
+    redirect(Path(os.devnull), stderr)  # to the end of the process, when coverage may print too
+    if prepare is not None:
+        prepare()
+    main(arguments)
 
 
 def call(
