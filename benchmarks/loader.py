@@ -33,7 +33,8 @@ from torchvision import transforms
 
 from dskd.data.augmentation import IMAGENET_CROP, Augmentation
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.file_split import FileSplit, ListedFiles
+from dskd.data.file_split import FileSplit
+from dskd.data.folder_files import ListedFiles
 from dskd.data.path_list import PathList
 from dskd.data.pixels import RGB
 from dskd.runtime import device

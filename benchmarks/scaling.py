@@ -30,9 +30,9 @@ from speed_tables import hardware_line, scaling_tables
 from dskd.compare.lockstep import LockstepRun
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
-from dskd.data.archives import FolderFiles
 from dskd.data.cache import cached
 from dskd.data.epoch_plan import draw_plan
+from dskd.data.folder_files import FolderFiles
 from dskd.data.loader import DataLoaders, MemoryLoader
 from dskd.engine.build import build_run
 from dskd.engine.build_model import build_model

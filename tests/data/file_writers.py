@@ -5,6 +5,9 @@ The images can be learned: each class has a colour of its own, with noise on it.
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import pickle
 import struct
 import tarfile
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -172,3 +176,80 @@ def write_folder(
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{number % count}.png")
     return root
+
+
+def rows_of_folder(root: Path) -> list[dict[str, str]]:
+    """Path, label and split of each image that `write_folder` wrote, in the order of a folder."""
+    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*/*.png"))
+    return [
+        {"path": name, "label": name.split("/")[1], "split": name.split("/")[0]} for name in files
+    ]
+
+
+def write_manifest(
+    root: Path,
+    path: Path,
+    more: Sequence[Mapping[str, Any]] = (),
+    columns: Mapping[str, str] | None = None,
+) -> Path:
+    """A manifest of what `write_folder` wrote, and of ``more`` rows; returns its path."""
+    named = columns or {"path": "path", "label": "label", "split": "split"}
+    rows = [{named[key]: row[key] for key in named} for row in [*rows_of_folder(root), *more]]
+    match path.suffix.lower():
+        case ".jsonl":
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        case ".parquet":
+            parquet = pytest.importorskip("pyarrow.parquet")
+            table = pytest.importorskip("pyarrow").Table.from_pylist(rows)
+            parquet.write_table(table, path)
+        case suffix:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                delimiter = "\t" if suffix == ".tsv" else ","
+                writer = csv.DictWriter(file, list(named.values()), delimiter=delimiter)
+                writer.writeheader()
+                writer.writerows(rows)
+    return path
+
+
+def write_shards(root: Path, folder: Path, per_shard: int) -> None:
+    """``SPLIT-000000.tar`` and so on, of what `write_folder` wrote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val"):
+        rows = [row for row in rows_of_folder(root) if row["split"] == split]
+        for start in range(0, len(rows), per_shard):
+            samples = {
+                f"{number:06}": {
+                    "png": (root / row["path"]).read_bytes(),
+                    "cls": row["label"].encode(),
+                }
+                for number, row in enumerate(rows[start : start + per_shard])
+            }
+            write_shard(folder / f"{split}-{start // per_shard:06}.tar", samples)
+
+
+def write_shard(path: Path, samples: Mapping[str, Mapping[str, bytes]], mode: str = "w") -> Path:
+    """A tar file with the parts of each sample, by the suffix; returns its path."""
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for key, parts in samples.items():
+            for suffix, data in parts.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_hf(root: Path) -> Any:
+    """A ``DatasetDict`` of the bytes that `write_folder` wrote."""
+    library = pytest.importorskip("datasets")
+    classes = sorted({row["label"] for row in rows_of_folder(root)})
+    kinds = {"image": library.Image(), "label": library.ClassLabel(names=classes)}
+    splits = {}
+    for split, name in (("train", "train"), ("val", "validation")):
+        rows = [row for row in rows_of_folder(root) if row["split"] == split]
+        columns = {
+            "image": [{"bytes": (root / row["path"]).read_bytes(), "path": None} for row in rows],
+            "label": [row["label"] for row in rows],
+        }
+        if rows:
+            splits[name] = library.Dataset.from_dict(columns, features=library.Features(kinds))
+    return library.DatasetDict(splits)

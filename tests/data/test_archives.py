@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dskd.data import archives
-from dskd.data.archives import FolderFiles, ZipFiles
+from dskd.data.archives import ZipFiles
+from dskd.data.folder_files import FolderFiles
 from dskd.errors import InputError
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dskd.data import Dataset, cache, image_decoding, image_folder, load_dataset
+from dskd.data import Dataset, cache, image_decoding, load_dataset, own_images
 from dskd.errors import InputError
 from tests.data.file_writers import write_cifar100, write_folder, write_tiny_imagenet, write_zip
 
@@ -25,7 +25,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(calls))
         return image_decoding.decode_all(*arguments)
 
-    monkeypatch.setattr(image_folder, "decode_all", decode)
+    monkeypatch.setattr(own_images, "decode_all", decode)
     return calls
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dskd.data import image_decoding, image_files
-from dskd.data.archives import FolderFiles
+from dskd.data.folder_files import FolderFiles
 from dskd.data.image_decoding import decode
 from dskd.data.image_files import is_image
 from dskd.data.pixels import convert, square

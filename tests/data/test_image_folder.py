@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dskd.data import Dataset, channel_statistics, load_dataset
-from dskd.data.archives import FolderFiles
+from dskd.data.folder_files import FolderFiles
 from dskd.errors import InputError
 from tests.data.file_writers import write_folder
 

@@ -1,4 +1,4 @@
-"""How large the images of a folder are."""
+"""How large the user's own images are."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from dskd.data import image_sides
 from dskd.data.image_sides import typical_side
 
 
+def side_in(root: Path) -> int | None:
+    return typical_side({"name": "folder", "root": root})
+
+
 def write(path: Path, width: int, height: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (width, height)).save(path)
 
 
 def test_the_median_of_the_shorter_sides_counts(tmp_path: Path) -> None:
-    assert typical_side(tmp_path) is None
+    assert side_in(tmp_path) is None
     for number, size in enumerate([(30, 20), (50, 40), (90, 900)]):
         write(tmp_path / f"class{number}/deep/a.png", *size)
     (tmp_path / "class0/broken.png").write_bytes(b"no image")
     (tmp_path / "class0/notes.txt").write_text("no image")
-    assert typical_side(tmp_path) == 40
+    assert side_in(tmp_path) == 40
 
 
 def test_a_few_images_of_each_folder_are_opened(
@@ -38,9 +42,9 @@ def test_a_few_images_of_each_folder_are_opened(
         return Image.new("L", (8, 8))
 
     monkeypatch.setattr("PIL.Image.open", spied)
-    assert typical_side(tmp_path) == 8
+    assert side_in(tmp_path) == 8
     assert len(opened) == 3 * image_sides.SAMPLE_PER_FOLDER
     monkeypatch.setattr(image_sides, "SAMPLE", 5)
     opened.clear()
-    typical_side(tmp_path)
+    side_in(tmp_path)
     assert len(opened) == 5

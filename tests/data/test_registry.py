@@ -16,7 +16,16 @@ from dskd.runtime.memory import readable, require_memory
 
 
 def test_the_names() -> None:
-    assert list(DATASETS) == ["digits", "cifar10", "cifar100", "tiny_imagenet", "folder"]
+    assert list(DATASETS) == [
+        "digits",
+        "cifar10",
+        "cifar100",
+        "tiny_imagenet",
+        "folder",
+        "manifest",
+        "hf",
+        "webdataset",
+    ]
     assert all(e.description and "\n" not in e.description for e in DATASETS.values())
     assert all(callable(entry.load_function()) for entry in DATASETS.values())
     with pytest.raises(InputError, match="unknown data set 'cifar1000'; did you mean 'cifar100'"):

@@ -21,12 +21,12 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from dskd.data import Dataset, Split, load_dataset, streamed_folder
-from dskd.data.archives import FolderFiles
+from dskd.data import Dataset, Split, load_dataset, streamed_images
 from dskd.data.augmentation import Augmentation
 from dskd.data.dataset import Samples
 from dskd.data.epoch_plan import EpochPlan, draw_plan
 from dskd.data.file_split import FileSplit
+from dskd.data.folder_files import FolderFiles
 from dskd.data.loader import Batch, Loader
 from dskd.data.pixels import PixelForm
 from dskd.data.stream_decoding import BatchDecoder, Job
@@ -319,7 +319,7 @@ def test_images_are_checked_once_for_each_state(
     path = break_one(root)
     first = load(root, skip_bad=True)
     with monkeypatch.context() as patch:
-        patch.setattr(streamed_folder, "check_all", None)
+        patch.setattr(streamed_images, "check_all", None)
         again = load(root, skip_bad=True)
         with pytest.raises(InputError, match=r"cannot decode .*data\.skip_bad"):
             load(root)

@@ -13,7 +13,8 @@ import json, sys
 from pathlib import Path
 import numpy as np, psutil, torch
 from dskd.data.epoch_plan import draw_plan
-from dskd.data.file_split import FileSplit, ListedFiles
+from dskd.data.file_split import FileSplit
+from dskd.data.folder_files import ListedFiles
 from dskd.data.path_list import PathList
 from dskd.data.pixels import RGB
 from dskd.data.stream_decoding import BatchDecoder

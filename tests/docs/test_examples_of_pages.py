@@ -23,6 +23,7 @@ from tests.data.file_writers import write_folder
 ROOT = Path(__file__).parents[2]
 PAGES = (
     "docs/quick-start.md",
+    "docs/your-data.md",
     "docs/tutorials/digits.md",
     "docs/tutorials/compare.md",
     "docs/tutorials/own-module.md",
@@ -57,7 +58,7 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
 def shortened(line: str) -> list[str]:
     """The arguments of a line that calls ``dskd``."""
     words = re.sub(r"--seeds \d+", "--seeds 2", line.partition("#")[0]).split()[1:]
-    own_images = PHOTOS if "photos/" in words else ""
+    own_images = PHOTOS if any(word.startswith("photos") for word in words) else ""
     return [*words, *SHORT.get(words[0], "").split(), *own_images.split()]
 
 

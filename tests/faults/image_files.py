@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dskd.data.archives import FolderFiles
+from dskd.data.folder_files import FolderFiles
 from dskd.data.image_decoding import decode
 from tests.faults.outcomes import refusal, tree
 

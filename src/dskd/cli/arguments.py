@@ -31,8 +31,9 @@ class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 
 
 PATH = _PathType()
+_DATA = "A folder of images, a manifest, tar files, hf/NAME, or a data set."
 _FLAGS = {
-    "data": click.option("--data", metavar="DATA", help="A folder of images, or a data set."),
+    "data": click.option("--data", metavar="DATA", help=_DATA),
     "student": click.option("--student", metavar="MODEL", help="The model to train."),
     "teacher": click.option("--teacher", metavar="MODEL", help="The model to learn from."),
     "method": click.option("--method", metavar="METHOD", help="The method of distillation."),

@@ -14,8 +14,9 @@ from typing import Any
 
 from dskd.config.overrides import all_keys
 from dskd.config.schema import AUGMENTATIONS, Recipe
-from dskd.data.class_folders import EVALUATION
+from dskd.data.catalog import DATASETS
 from dskd.data.image_sides import typical_side
+from dskd.data.image_source import EVALUATION
 from dskd.data.subset import HELD_OUT
 from dskd.models.catalog import LIBRARIES, ZOO
 from dskd.models.native import has_batchnorm, native_size
@@ -73,21 +74,28 @@ def _data(sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Size, split and augmentation of the images."""
     data = sections["data"]
     chosen: dict[str, Any] = {}
-    if data.get("name") == "folder":
+    if _is_own(data):
         root: Path | None = data.get("root")
-        chosen["size"] = data.get("size") or _size(sections["student"], root)
-        if root is not None and not any((root / split).is_dir() for split in EVALUATION):
+        chosen["size"] = data.get("size") or _size(sections["student"], data)
+        bare = root is not None and not any((root / split).is_dir() for split in EVALUATION)
+        if data["name"] == "folder" and bare:
             chosen["val_fraction"] = HELD_OUT
     if not data.keys() & {"augment", *AUGMENTATIONS}:
         chosen |= _augmentation(sections, data.get("size") or chosen.get("size"))
     return chosen
 
 
-def _size(student: Mapping[str, Any], root: Path | None) -> int:
+def _is_own(data: Mapping[str, Any]) -> bool:
+    """Whether the images are the user's own."""
+    entry = DATASETS.get(data.get("name", ""))
+    return entry is not None and entry.own_images
+
+
+def _size(student: Mapping[str, Any], data: Mapping[str, Any]) -> int:
     """The student's own size, or a smaller one if the images are smaller."""
     name = str(student.get("name"))
     own = native_size(name) or SMALL_SIZE
-    side = typical_side(root) if root is not None else None
+    side = None if data.get("size") else typical_side(data)
     if side is None or side >= own or not has_batchnorm(name, student.get("options") or {}):
         return own  # transformers are made for few sizes
     return max(1, side // SIZE_STEP) * SIZE_STEP
@@ -99,7 +107,7 @@ def _augmentation(sections: Mapping[str, dict[str, Any]], size: int | None) -> d
         return {"augment": "cifar"}
     if name == "tiny_imagenet":
         return {"crop_padding": (size or 64) // 8, "flip": True}
-    if name != "folder" or size is None:
+    if not _is_own(sections["data"]) or size is None:
         return {}
     is_cached = sections["teacher"].get("cache", "none") != "none"  # it needs few views
     if student.startswith(LIBRARIES) and not is_cached:

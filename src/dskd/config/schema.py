@@ -81,7 +81,26 @@ class DataSettings(Settings):
     name: str
     """A data set of ``dskd list datasets``."""
     root: PathSetting | None = None
-    """Folder that holds the data set's files. None downloads a published data set."""
+    """Folder that holds the data set's files, or the file of a manifest. None downloads a published
+    data set."""
+    image_column: str | None = None
+    """For hf: the column with the images. None takes the only one of the type Image. For a
+    manifest: the column with the path of each image. None means ``path``. For webdataset: the
+    suffix of the images. None needs one image in each sample."""
+    label_column: str | None = None
+    """For hf and a manifest: the column with the class. None means the only one of the type
+    ClassLabel, or ``label``. For webdataset: a suffix, or a key of the JSON. None means the text of
+    ``cls``, the key ``label``, or the text of ``txt``."""
+    split_column: str | None = None
+    """For a manifest: the column with the split: train, val (or valid, validation) or test. None
+    means ``split``, if there is such a column."""
+    shards: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """For webdataset: tar files, as a pattern like ``train-{0000..0009}.tar`` or ``*.tar``, a URL,
+    or a list. Local ones are relative to data.root. Remote and compressed ones are copied once,
+    into the cache folder."""
+    hub: str | None = None
+    """For hf: a name on the Hub of Hugging Face, as in ``uoft-cs/cifar10``, or with a
+    configuration, as in ``name:configuration``. A folder is data.root."""
     size: Annotated[Count, Field(le=4096)] | None = None
     """Height and width of the images in pixels. None uses the data set's own size."""
     classes: ClassChoice = None
@@ -90,8 +109,8 @@ class DataSettings(Settings):
     """Fraction of the training images to use. It is the same in every class."""
     val_fraction: Fraction | None = None
     """Fraction of the training images held out for validation. The split does not depend on the
-    seed. In a folder without val and test, the student is tested on these images. None means 0.2 in
-    such a folder, and 0 otherwise."""
+    seed. In your own images without val and test, the student is tested on these images. None means
+    0.2 there, and 0 otherwise."""
     test_fraction: Share = 1.0
     """Fraction of the test and validation images to use, for quick trials. It is the same in every
     class."""

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from dskd.data.catalog import DATASETS
+from dskd.data.catalog import DATASETS, MANIFESTS, SAVED
 from dskd.errors import InputError, option, unknown
 from dskd.storage.paths import as_path
 
+SHARDS = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
+"""How the name of a tar file ends."""
+_MAGIC = re.compile(r"[*?{\[]")
+
 
 def data_settings(given: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings of a data set that is given by its name or as a folder.
+    """The settings of a data set that is given by its name, as a folder or as a manifest.
 
     Args:
-        given: A name of ``dskd list datasets``, or a folder of images.
+        given: A name of ``dskd list datasets``, a folder of images, a manifest, whose suffix tells
+            it, a pattern of tar shards, or ``hf/`` and a folder or a name on the Hub.
 
     Raises:
         InputError: It is neither.
@@ -27,13 +34,42 @@ def data_settings(given: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if isinstance(given, str) and given in DATASETS:
         return {"name": given}
+    if isinstance(given, str) and given.startswith("hf/"):
+        place = given.removeprefix("hf/")
+        return {"name": "hf", "root" if as_path(place, "data").exists() else "hub": place}
+    if isinstance(given, str) and (SHARDS.search(given) or "://" in given):
+        return _shards(given)
     path = as_path(given, "data")
     if path.exists():
-        return {"name": "folder", "root": os.fspath(given)}
-    if path.name != str(given):
+        return _of_path(path) | {"root": os.fspath(given)}
+    if path.name != str(given) or path.suffix.lower() in MANIFESTS:
         raise InputError(f"data: {path} is not there; check the path")
     names = [name for name, entry in DATASETS.items() if not entry.own_images]
-    raise unknown("data set", given, [*names, "<a folder of images>"])
+    raise unknown("data set", given, [*names, "<a folder, a manifest or tar files>", "hf/<name>"])
+
+
+def _of_path(path: Path) -> dict[str, Any]:
+    """The settings of the kind of data that lies at a path."""
+    if path.suffix.lower() in MANIFESTS and not path.is_dir():
+        return {"name": "manifest"}
+    if any((path / name).is_file() for name in SAVED):
+        return {"name": "hf"}
+    if any(path.glob("*.tar")) and not any(one.is_dir() for one in path.glob("*")):
+        return {"name": "webdataset", "shards": "*.tar"}
+    return {"name": "folder"}
+
+
+def _shards(given: str) -> dict[str, Any]:
+    """The settings of shards. Local patterns are relative to the folder that they begin with."""
+    if "://" in given:
+        return {"name": "webdataset", "shards": given}
+    parts = Path(given).parts
+    fixed = list(takewhile(lambda part: not _MAGIC.search(part), parts[:-1]))
+    return {
+        "name": "webdataset",
+        "root": os.fspath(Path(*fixed)),
+        "shards": "/".join(parts[len(fixed) :]),
+    }
 
 
 def overrides(
@@ -76,9 +112,17 @@ def label(values: Mapping[str, Any]) -> str:
     """
     names = [(values.get(part) or {}).get("name") for part in ("student", "teacher")]
     data = values.get("data") or {}
-    own = data.get("name") == "folder" and data.get("root")
-    names.append(Path(own).expanduser().resolve().name if own else data.get("name"))
+    names.append(_name_of_images(data))
     return "-".join(str(name).strip("<>").replace("/", "_") for name in names if name)
+
+
+def _name_of_images(data: Mapping[str, Any]) -> str | None:
+    """The name of a data set, or of the folder or file with the user's own images."""
+    name, root = str(data.get("name") or ""), data.get("root")
+    if name not in DATASETS or not DATASETS[name].own_images or not root:
+        return data.get("hub") or name
+    path = Path(root).expanduser().resolve()
+    return path.stem if path.suffix.lower() in MANIFESTS else path.name
 
 
 def check_parts(values: Mapping[str, Any]) -> None:

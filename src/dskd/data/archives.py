@@ -1,4 +1,4 @@
-"""Source files of data sets, in a folder, a zip archive or a tar archive; all are only read."""
+"""Source files of data sets, and those in a zip or tar archive; all are only read."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ import os
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dskd.data.path_list import PathList
 from dskd.errors import InputError
 from dskd.runtime.memory import require_memory
 
-_MEMORY_CHECKED = 64 * 2**20
+MEMORY_CHECKED = 64 * 2**20
 """Files of more bytes are only read if the memory for them is free."""
 # Limits on untrusted archives: a few bytes can unpack to any number. Published ones have 186 MB.
 _MAX_UNPACKED = 2**30
@@ -68,85 +61,6 @@ def read_bytes(path: Path, where: str) -> bytes:
         raise InputError(f"cannot read {where}: {error}") from error
 
 
-class FolderFiles(Files):
-    """The files in some parts of a folder.
-
-    The times of change are those of the content and of the inode. The second also changes when a
-    file takes the place of another of the same size and content time.
-
-    Args:
-        root: The folder.
-        parts: The files and folders in it to include; all others are ignored.
-        depth: Levels of folders to enter below ``root``; None for all.
-
-    Attributes:
-        unreadable: Why a name cannot be read as a file, such as a dangling link.
-
-    Raises:
-        InputError: A folder cannot be listed.
-    """
-
-    def __init__(self, root: Path, parts: Iterable[str], depth: int | None = 0) -> None:
-        self.root = root
-        try:
-            facts = root.stat()
-            above = frozenset({(facts.st_dev, facts.st_ino)})
-            self.names = PathList(self._noted(_walk(root, "", depth, above, frozenset(parts))))
-        except OSError as error:
-            raise InputError(f"cannot list {root}: {error}; check its permissions") from error
-        rows = zip(self.names, np.reshape(self._stamps, (-1, 3)), strict=True)
-        self.stamp = _hash((name, *row.tolist()) for name, row in rows)
-
-    def _noted(self, entries: Iterable[_Entry]) -> Iterator[str]:
-        """The names of the entries; notes what else is known of each."""
-        self.unreadable: dict[str, str] = {}
-        self._stamps = array("q")
-        for entry in entries:
-            self._stamps.extend((entry.size, entry.changed, entry.moved))
-            if entry.problem:
-                self.unreadable[entry.name] = entry.problem
-            yield entry.name
-
-    def _stamp(self, name: str) -> array[int]:
-        """Size and times of change of a file; KeyError if there is none."""
-        row = bisect_left(self.names, name)
-        if row == len(self.names) or self.names[row] != name:
-            raise KeyError(name)
-        return self._stamps[3 * row : 3 * row + 3]
-
-    def stamp_of(self, name: str) -> str:
-        """Size and times of change of a file, as text."""
-        return " ".join(map(str, self._stamp(name)))
-
-    def size_of(self, name: str) -> int:
-        """The bytes of a file."""
-        return self._stamp(name)[0]
-
-    def sizes(self) -> Iterator[tuple[str, int]]:
-        """The name and the bytes of each file."""
-        return zip(self.names, self._stamps[::3], strict=True)
-
-    def facts_of(self, names: PathList) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sizes and times of the last change, in nanoseconds, of some files in the order of all."""
-        rows, row = np.empty(len(names), np.int64), 0
-        for index, name in enumerate(names):
-            while self.names[row] != name:
-                row += 1
-            rows[index] = row
-        stamps = np.frombuffer(self._stamps, np.int64).reshape(-1, 3)
-        return stamps[rows, 0], stamps[rows, 1]
-
-    def read(self, name: str) -> bytes:
-        """See `Files.read`."""
-        try:
-            size = self.size_of(name)
-        except KeyError:
-            raise self.missing(name) from None
-        if size > _MEMORY_CHECKED:
-            require_memory(size, f"the bytes of {self.where(name)}")
-        return read_bytes(self.root / name, self.where(name))
-
-
 class ZipFiles(Files):
     """The files in one folder of a zip archive, read without unpacking to disk; thread-safe.
 
@@ -177,7 +91,7 @@ class ZipFiles(Files):
             member = self._zip.getinfo(self._top + name)
         except KeyError:
             raise self.missing(name) from None
-        if member.file_size > _MEMORY_CHECKED:
+        if member.file_size > MEMORY_CHECKED:
             require_memory(member.file_size, f"the bytes of {self.where(name)}")
         try:
             if member.file_size > _MAX_UNPACKED:
@@ -286,57 +200,13 @@ def existing_path(root: Path) -> Path:
     return path
 
 
-class _Entry(NamedTuple):
-    """A file or folder, with its size and times of change; ``problem`` if it cannot be read."""
-
-    name: str
-    size: int = 0
-    changed: int = 0
-    moved: int = 0
-    problem: str = ""
-
-
-def _walk(
-    root: Path,
-    prefix: str,
-    depth: int | None,
-    above: frozenset[tuple[int, int]],
-    only: frozenset[str] | None = None,
-) -> Iterator[_Entry]:
-    """The files and folders down to ``depth`` levels below a folder, sorted by name.
-
-    Args:
-        root: The folder.
-        prefix: The folder in it that is listed.
-        depth: Levels to enter; None for all.
-        above: Device and inode of the folders above, where a link may lead back to.
-        only: Names that count on this level; None for all.
-    """
-    with os.scandir(root / prefix) as found:
-        entries = [entry for entry in found if only is None or entry.name in only]
-    # A folder counts with its slash, as in the names of what is in it.
-    for entry in sorted(entries, key=lambda one: one.name + "/" * one.is_dir()):
-        name = prefix + entry.name
-        if entry.is_dir():
-            yield _Entry(name + "/")
-            facts = entry.stat()
-            place = facts.st_dev, facts.st_ino
-            if depth != 0 and place not in above:
-                below = None if depth is None else depth - 1
-                yield from _walk(root, name + "/", below, above | {place})
-        elif entry.is_file():
-            facts = entry.stat()
-            yield _Entry(name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
-        else:
-            yield _Entry(name, problem="dangling link" if entry.is_symlink() else "no file")
-
-
 def _archive_stamp(path: Path) -> str:
     facts = path.stat()
-    return _hash([(path.name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)])
+    return stamp_of_rows([(path.name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)])
 
 
-def _hash(rows: Iterable[tuple[str, int, int, int]]) -> str:
+def stamp_of_rows(rows: Iterable[tuple[str, int, int, int]]) -> str:
+    """A hash of names, sizes and times of change."""
     digest = hashlib.sha256()
     for name, *stamp in rows:
         digest.update(os.fsencode(name) + "".join(f"\0{one}" for one in stamp).encode() + b"\n")

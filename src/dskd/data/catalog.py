@@ -32,12 +32,14 @@ class DatasetEntry:
         module: Name of the module that loads it, within `dskd.data`.
         function: Name of its `LoadFunction` in that module.
         own_images: Whether the images are the user's own, of any format.
+        settings: Keys of ``data`` that only sources of such images have.
     """
 
     description: str
     module: str
     function: str = "load"
     own_images: bool = False
+    settings: tuple[str, ...] = ()
 
     def load_function(self) -> LoadFunction:
         """Import the function that loads the data set."""
@@ -57,6 +59,33 @@ DATASETS: Mapping[str, DatasetEntry] = MappingProxyType(
             "image_folder",
             own_images=True,
         ),
+        "manifest": DatasetEntry(
+            "your images, listed in a CSV, TSV, JSON lines or Parquet file",
+            "manifest",
+            own_images=True,
+            settings=("image_column", "label_column", "split_column"),
+        ),
+        "hf": DatasetEntry(
+            "your images in a data set of Hugging Face datasets, in a folder or on the Hub",
+            "hf",
+            own_images=True,
+            settings=("image_column", "label_column", "hub"),
+        ),
+        "webdataset": DatasetEntry(
+            "your images in tar shards, as the library webdataset writes them",
+            "shards",
+            own_images=True,
+            settings=("image_column", "label_column", "shards"),
+        ),
     }
 )
 """Every data set, by the name that ``data.name`` takes."""
+
+SOURCE_SETTINGS = tuple(dict.fromkeys(key for entry in DATASETS.values() for key in entry.settings))
+"""Keys of ``data`` that only some data sets have."""
+
+MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Suffixes of manifests."""
+
+SAVED = ("dataset_dict.json", "state.json")
+"""Files by which a folder is known that ``save_to_disk`` of the library ``datasets`` wrote."""

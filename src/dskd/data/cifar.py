@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dskd.data.archives import Files, FolderFiles, TarFiles, existing_path
+from dskd.data.archives import Files, TarFiles, existing_path
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, distinct_names
 from dskd.data.download import download
+from dskd.data.folder_files import FolderFiles
 from dskd.data.image_decoding import resize
 from dskd.data.read_options import ReadOptions
 from dskd.data.restricted_pickle import read_pickle

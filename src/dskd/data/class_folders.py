@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from dskd.data.archives import FolderFiles
+from dskd.data.class_names import alike, compare_classes
+from dskd.data.folder_files import FolderFiles
 from dskd.data.image_files import is_image
-from dskd.data.path_list import LabelledPaths, PathList
+from dskd.data.image_source import EVALUATION, TRAIN, ImageSource, evaluation_splits, some
+from dskd.data.path_list import LabelledPaths
 from dskd.errors import InputError, printable
 
-TRAIN = "train"
-VALIDATION = ("val", "valid", "validation")
-TEST = "test"
-EVALUATION = (*VALIDATION, TEST)
 TOOLS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
 """Folders that tools leave behind."""
 TOOL_FILES = frozenset(("thumbs.db", "desktop.ini"))
 
 
-@dataclass(frozen=True)
-class ClassFolders:
-    """The images of an image folder.
-
-    Attributes:
-        files: The files of the folder.
-        train: The folder of the training images; empty if the class folders lie in the root.
-        classes: The class folders in ``train``, sorted.
-        images: Names and labels of the images of each split, by the name of its folder.
-        validation: The folder of the validation split, if there is a test folder too.
-        evaluation: The folder of the test split; empty if there is ``train`` alone.
-        bad: Images that cannot be read, each with the reason.
-        notes: Lines about what is ignored or unusual.
-    """
-
-    files: FolderFiles
-    train: str
-    classes: list[str]
-    images: dict[str, LabelledPaths]
-    validation: str
-    evaluation: str
-    bad: list[tuple[str, str]]
-    notes: list[str]
-
-    def all_names(self) -> PathList:
-        """Names of the images of all splits, one split after the other."""
-        return PathList(name for split in self.images.values() for name in split.names)
-
-
-def scan(root: Path) -> ClassFolders:
+def scan(root: Path) -> ImageSource:
     """Find the splits, the classes and the images of a folder.
 
     Args:
@@ -81,13 +48,13 @@ def scan(root: Path) -> ClassFolders:
             f"{where} {problem}; data.root must hold a folder for "
             "each class, as in CLASS/, or as in train/CLASS/ and val/CLASS/"
         )
-    validation, evaluation = _evaluation(files, parts)
+    validation, evaluation = evaluation_splits(parts, str(root), "{}/")
     labels = {name: label for label, name in enumerate(classes)}
     images: dict[str, LabelledPaths] = {}
     bad: list[tuple[str, str]] = []
-    notes = _ignored(files, train) + _alike(classes)
+    notes = _ignored(files, train) + alike(classes)
     for part in filter(None, (validation, evaluation)):
-        notes += _compare(files, part, classes, _class_folders(files, part))
+        notes += compare_classes(part, files.where(part), classes, _class_folders(files, part))
     for part in (train, *filter(None, (validation, evaluation))):
         images[part] = LabelledPaths(_images(files, part, labels, bad))
         present = set(np.unique(images[part].labels).tolist())
@@ -99,10 +66,21 @@ def scan(root: Path) -> ClassFolders:
                 "add some, or remove the folder"
             )
         if empty:
-            notes.append(f"{part} has no image of {_some(empty)}: trained, and never tested")
+            notes.append(f"{part} has no image of {some(empty)}: trained, and never tested")
         if not images[part]:
             raise InputError(f"{files.where(part)} holds no image of any class; add some")
-    return ClassFolders(files, train, classes, images, validation, evaluation, bad, notes)
+    return ImageSource(
+        "folder",
+        files,
+        train,
+        classes,
+        images,
+        validation,
+        evaluation,
+        f"{root} has no val/CLASS/ or test/CLASS/",
+        bad,
+        notes,
+    )
 
 
 def entries(root: Path, setting: str = "data.root") -> list[str]:
@@ -124,18 +102,6 @@ def entries(root: Path, setting: str = "data.root") -> list[str]:
 def _prefix(part: str) -> str:
     """How the names of the files of a split begin."""
     return f"{part}/" if part else ""
-
-
-def _evaluation(files: FolderFiles, parts: Sequence[str]) -> tuple[str, str]:
-    """The folders of the validation split and of the test split, each perhaps empty."""
-    found = [name for name in VALIDATION if name in parts]
-    if len(found) > 1:
-        raise InputError(
-            f"{files.root} has {' and '.join(f'{name}/' for name in found)}, and one validation "
-            "split is needed; rename or remove the others"
-        )
-    (validation,) = found or [""]
-    return (validation, TEST) if TEST in parts else ("", validation)
 
 
 def _class_folders(files: FolderFiles, part: str) -> list[str]:
@@ -173,56 +139,6 @@ def is_tool(name: str) -> bool:
     return name.startswith(".") or name in TOOLS or name.lower() in TOOL_FILES
 
 
-def _compare(
-    files: FolderFiles, part: str, train: Sequence[str], other: Sequence[str]
-) -> list[str]:
-    """Refuses classes that train lacks, and notes those that the other split lacks."""
-    missing, extra = sorted(set(train) - set(other)), sorted(set(other) - set(train))
-    for one in extra:
-        for twin in train:
-            if _plain(one) == _plain(twin):
-                raise InputError(
-                    f"{files.where(part)} has the class {_quoted(one)} where train has "
-                    f"{_quoted(twin)}: they differ only in {_difference(one, twin)}; rename one"
-                )
-    if extra:
-        raise InputError(
-            f"{files.where(part)} has the classes {_some(extra)}, which train lacks; remove them, "
-            "or add them to train"
-        )
-    return [f"{part} lacks the classes {_some(missing)}: trained, and never tested"] * bool(missing)
-
-
-def _alike(classes: Sequence[str]) -> list[str]:
-    """Notes on classes whose names differ only in form."""
-    first: dict[str, str] = {}
-    notes = []
-    for name in classes:
-        twin = first.setdefault(_plain(name), name)
-        if twin != name:
-            notes.append(
-                f"the classes {_quoted(twin)} and {_quoted(name)} differ only in "
-                f"{_difference(twin, name)}; they count as two"
-            )
-    return notes
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold().strip()
-
-
-def _difference(one: str, other: str) -> str:
-    if unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other):
-        return "their Unicode form"
-    if one.strip() == other.strip():
-        return "spaces at an end"
-    return "upper and lower case" if one.casefold() == other.casefold() else "case, form or spaces"
-
-
-def _quoted(name: str) -> str:
-    return ascii(name) if name != unicodedata.normalize("NFC", name) else repr(printable(name))
-
-
 def _ignored(files: FolderFiles, train: str) -> list[str]:
     """Notes on files that are no images of a class, and on folders of tools."""
     depth = 2 if train else 1
@@ -243,9 +159,3 @@ def _ignored(files: FolderFiles, train: str) -> list[str]:
     if named:
         notes.append(f"ignored: {', '.join(named)}")
     return notes
-
-
-def _some(names: Sequence[str] | Iterable[str]) -> str:
-    names = list(map(printable, names))
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

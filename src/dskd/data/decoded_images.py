@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dskd.data.archives import FolderFiles
 from dskd.data.cache import place_of
 from dskd.data.download import cache_folder
+from dskd.data.image_source import ImageFiles
+from dskd.data.path_list import PathList
 from dskd.storage.atomic import part_for
 
 
@@ -28,11 +28,11 @@ class DecodedImages:
         cache: The cache folder.
     """
 
-    def __init__(self, files: FolderFiles, key: object, cache: Path | None) -> None:
+    def __init__(self, files: ImageFiles, key: object, cache: Path | None) -> None:
         self.files = files
         self.path = cache_folder(cache) / f"unfinished-{place_of(files, key)}.safetensors"
 
-    def rows(self, names: Sequence[str]) -> dict[int, NDArray[np.uint8]]:
+    def rows(self, names: PathList) -> dict[int, NDArray[np.uint8]]:
         """The images that are there and whose files have not changed, by the index of the name."""
         try:
             with safe_open(self.path, framework="np") as file:
@@ -41,16 +41,21 @@ class DecodedImages:
         except Exception:  # missing or damaged: all is decoded again
             return {}
         row_of = {(name, stamp): row for row, (name, stamp) in enumerate(stamps)}
-        wanted = ((index, (name, self.files.stamp_of(name))) for index, name in enumerate(names))
+        wanted = enumerate(self._stamps(names))
         return {index: images[row_of[key]] for index, key in wanted if key in row_of}
 
-    def write(self, names: Sequence[str], images: Tensor) -> None:
+    def write(self, names: PathList, images: Tensor) -> None:
         """Writes images. Nothing happens if the disk does not take them."""
-        stamps = [(name, self.files.stamp_of(name)) for name in names]
+        stamps = self._stamps(names)
         with contextlib.suppress(Exception):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with part_for(self.path) as part:
                 save_file({"images": images}, part, {"stamps": json.dumps(stamps)})
+
+    def _stamps(self, names: PathList) -> list[tuple[str, str]]:
+        """The name of each file, with what changes when the file does, as text."""
+        facts = self.files.facts_of(names).tolist()
+        return [(name, " ".join(map(str, row))) for name, row in zip(names, facts, strict=True)]
 
     def remove(self) -> None:
         """Removes the file, if there is one."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dskd.data.archives import Files, read_bytes
 from dskd.data.dataset import Digest
 from dskd.data.image_decoding import decode
+from dskd.data.image_source import SomeFiles
 from dskd.data.loader import Loader
 from dskd.data.path_list import PathList
 from dskd.data.pixels import PixelForm
@@ -23,41 +21,6 @@ from dskd.runtime.memory import require_memory
 
 HASHED = 64
 """Files whose content counts in `FileSplit.identity`, evenly spread over the split."""
-
-
-class ListedFiles(Files):
-    """Files of a folder that were listed before.
-
-    Args:
-        root: The folder.
-        names: Names relative to it.
-        sizes: int64, ``[N]``, bytes of each file.
-        changed: int64, ``[N]``, time of the last change of each file, in nanoseconds.
-    """
-
-    def __init__(
-        self, root: Path, names: PathList, sizes: NDArray[np.int64], changed: NDArray[np.int64]
-    ) -> None:
-        self.root = root
-        self.names: PathList = names
-        self.sizes, self.changed = sizes, changed
-
-    @property
-    def stamp(self) -> str:  # type: ignore[override]
-        """See `Files`."""
-        digest = hashlib.sha256()
-        for part in (self.names.data, self.names.ends, self.sizes, self.changed):
-            digest.update(part.data)
-        return digest.hexdigest()
-
-    def read(self, name: str) -> bytes:
-        """See `Files.read`."""
-        return read_bytes(self.root / name, self.where(name))
-
-    def take(self, indices: NDArray[np.int64]) -> ListedFiles:
-        """The files at ``indices``."""
-        chosen = self.sizes[indices], self.changed[indices]
-        return ListedFiles(self.root, self.names.take(indices), *chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +36,7 @@ class FileSplit:
         workers: Processes that decode batches; 0 decodes them in the process that asks.
     """
 
-    files: ListedFiles
+    files: SomeFiles
     labels: Tensor
     sample_shape: tuple[int, int, int]
     resized: bool

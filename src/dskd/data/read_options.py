@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict, get_args
 
@@ -29,6 +30,11 @@ class ImageOptions(TypedDict, total=False):
             ``auto`` streams what does not fit into memory.
         workers: Processes that decode streamed images; 0 decodes in this process. None starts one
             for each core, and at most 8.
+        image_column: Name of the column, or of the part of a sample, with the image or its path.
+        label_column: The same for the label.
+        split_column: Name of the column with the split.
+        shards: Paths or URLs of tar shards, with braces and ``*``.
+        hub: Name of a data set on the Hub of Hugging Face.
     """
 
     channels: int | None
@@ -39,6 +45,11 @@ class ImageOptions(TypedDict, total=False):
     interpolation: Interpolation | None
     loading: Loading
     workers: int | None
+    image_column: str | None
+    label_column: str | None
+    split_column: str | None
+    shards: str | Sequence[str] | None
+    hub: str | None
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,11 @@ class ReadOptions:
         skip_bad: Leave out images that cannot be used.
         loading: Whether images are decoded once or at every use, see `ImageOptions`.
         workers: Processes that decode images at every use.
+        image_column: See `ImageOptions`; None for the usual name.
+        label_column: See `ImageOptions`; None for the usual name.
+        split_column: See `ImageOptions`; None for the usual name.
+        shards: See `ImageOptions`.
+        hub: See `ImageOptions`.
     """
 
     size: int | None = None
@@ -61,6 +77,11 @@ class ReadOptions:
     skip_bad: bool = False
     loading: Loading = "auto"
     workers: int = 0
+    image_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    shards: tuple[str, ...] = ()
+    hub: str | None = None
 
 
 def read_options(
@@ -75,6 +96,11 @@ def read_options(
     interpolation: Interpolation | None = None,
     loading: Loading = "auto",
     workers: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    shards: str | Sequence[str] | None = None,
+    hub: str | None = None,
 ) -> ReadOptions:
     """The options, after checking each; see `ImageOptions`.
 
@@ -105,7 +131,17 @@ def read_options(
         raise InputError(f"data.workers must be 0 or more, got {workers}")
     form = PixelForm(channels or 3, value_range, max_pixels or MAX_PIXELS, crop_pct, interpolation)
     return ReadOptions(
-        size, val_fraction, form, skip_bad, loading, _workers() if workers is None else workers
+        size,
+        val_fraction,
+        form,
+        skip_bad,
+        loading,
+        _workers() if workers is None else workers,
+        image_column,
+        label_column,
+        split_column,
+        (shards,) if isinstance(shards, str) else tuple(shards or ()),
+        hub,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dskd.data.catalog import DATASETS
+from dskd.data.catalog import DATASETS, SOURCE_SETTINGS
 from dskd.data.dataset import Dataset
 from dskd.data.read_options import ImageOptions, read_options
 from dskd.data.subset import choose_classes, split_validation, take_fraction, take_test_fraction
@@ -46,12 +46,12 @@ def load_dataset(
         test_fraction: Fraction of the test and validation images to select, as ``fraction``.
         cache_dir: Folder for downloads and decoded images; None takes ``DSKD_CACHE``, else the
             user's cache folder.
-        **images: How image files are read, for the data set ``folder``: see `ImageOptions`.
+        **images: How image files are read, for your own images: see `ImageOptions`.
 
     Returns:
         Splits of uint8 images ``[N, channels, height, width]`` with the mean and standard
         deviation to normalise them by: published constants, or those of the training split
-        (digits, folder).
+        (digits, your own images).
 
     Raises:
         InputError: An argument or a file cannot be used.
@@ -60,6 +60,9 @@ def load_dataset(
         raise unknown("data set", name, DATASETS)
     options = read_options(size, val_fraction, **images)
     entry = DATASETS[name]
+    for key in SOURCE_SETTINGS:
+        if images.get(key) is not None and key not in entry.settings:
+            raise InputError(f"data.{key} does nothing for {name}; drop it")
     if not entry.own_images:
         _refuse_image_options(name, images)
     folder = as_path(root, "data.root") if root is not None else None

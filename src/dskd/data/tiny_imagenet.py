@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from dskd.data.archives import Files, FolderFiles, ZipFiles, existing_path
+from dskd.data.archives import Files, ZipFiles, existing_path
 from dskd.data.cache import cached
 from dskd.data.dataset import Dataset, Split, distinct_names
 from dskd.data.download import download
+from dskd.data.folder_files import FolderFiles
 from dskd.data.image_decoding import decode
 from dskd.data.image_files import is_image
 from dskd.data.read_options import ReadOptions

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from dskd.data.archives import FolderFiles
-from dskd.data.class_folders import ClassFolders, entries, is_tool
+from dskd.data.class_folders import entries, is_tool
 from dskd.data.dataset import Dataset, Samples
 from dskd.data.file_split import FileSplit
+from dskd.data.folder_files import FolderFiles
 from dskd.data.image_files import is_image
-from dskd.data.image_folder import read
+from dskd.data.image_source import ImageSource
 from dskd.data.loader import NO_LABEL
+from dskd.data.own_images import read_images
 from dskd.data.path_list import LabelledPaths
 from dskd.data.read_options import ReadOptions
 from dskd.errors import InputError
@@ -41,7 +43,8 @@ def join_unlabelled(
         root: The folder; it is only read.
         options: How it is read.
         cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
-        own_root: The folder of the labelled images; None if they come from elsewhere.
+        own_root: The folder that the names of the labelled images are relative to; None if they
+            are no files.
         share: Share of each batch without labels. If both kinds are streamed, it is that of the
             worker processes, too.
 
@@ -93,10 +96,10 @@ def load_unlabelled(root: Path, options: ReadOptions, cache_dir: Path | None) ->
     Raises:
         InputError: The folder is missing or has no image, or an image cannot be used.
     """
-    return read(scan_images(root, SETTING), options, cache_dir, "images")
+    return read_images(scan_images(root, SETTING), options, cache_dir)
 
 
-def scan_images(root: Path, setting: str) -> ClassFolders:
+def scan_images(root: Path, setting: str) -> ImageSource:
     """Finds the images of a folder, at any depth.
 
     Args:
@@ -114,7 +117,7 @@ def scan_images(root: Path, setting: str) -> ClassFolders:
     images = LabelledPaths(_images(files, bad))
     if not images and not bad:
         raise InputError(f"{setting}: {root} holds no image, such as a .jpg file; add some")
-    return ClassFolders(files, "", [], {"": images}, "", "", bad, [])
+    return ImageSource("images", files, "", [], {"": images}, bad=bad)
 
 
 def _images(files: FolderFiles, bad: list[tuple[str, str]]) -> Iterator[tuple[str, int]]:
@@ -130,15 +133,14 @@ def _images(files: FolderFiles, bad: list[tuple[str, str]]) -> Iterator[tuple[st
 
 
 def _known_names(data: Dataset, root: Path, own_root: Path | None) -> set[str]:
-    """Names in the folder of the images of a data set, if one of their folders holds the other."""
+    """Names in the folder of the images of a data set."""
     if own_root is None:
         return set()
     folder, own = (path.expanduser().resolve() for path in (root, own_root))
-    if not (folder.is_relative_to(own) or own.is_relative_to(folder)):
-        return set()
-    start, first = f"{folder.as_posix().rstrip('/')}/", f"{own.as_posix().rstrip('/')}/"
-    names = (first + name for split in data.splits().values() for name in split.names)
-    return {name.removeprefix(start) for name in names if name.startswith(start)}
+    start = f"{folder.as_posix().rstrip('/')}/"
+    names = (name for split in data.splits().values() for name in split.names)
+    paths = (os.path.normpath(own / name).replace(os.sep, "/") for name in names)
+    return {path.removeprefix(start) for path in paths if path.startswith(start)}
 
 
 def _shared_workers(train: Samples, images: Samples, share: float) -> tuple[Samples, Samples]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dskd import methods
 from dskd.config.schema import ValueRange
-from dskd.data.archives import FolderFiles
 from dskd.data.augmentation import Interpolation
+from dskd.data.folder_files import FolderFiles
 from dskd.data.image_decoding import decode
 from dskd.data.pixels import RGB, PixelForm
 from dskd.deploy.hub import CARD, WEIGHTS, HubStudent

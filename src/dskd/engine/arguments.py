@@ -23,7 +23,7 @@ Section = Mapping[str, Any]
 Model = str | nn.Module | Section
 """A model: its name, a module, or settings."""
 Data = DataArgument
-"""Images: a folder, the name of a data set, a data set, or settings."""
+"""Images: a folder, another source, the name of a data set, a data set, or settings."""
 
 
 def resolve_arguments(

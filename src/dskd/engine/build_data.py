@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from dskd.config.schema import AUGMENTATIONS, DataSettings
 from dskd.data import Dataset, load_dataset, take_part
 from dskd.data.catalog import DATASETS
+from dskd.data.hf import HFSplits
 from dskd.data.pixels import PixelForm
 from dskd.data.read_options import ImageOptions, read_options
 from dskd.data.torch_dataset import TorchSplits
 from dskd.data.unlabelled_folder import join_unlabelled
+from dskd.engine.user_objects import GivenData
 from dskd.errors import InputError
 
 OF_IMAGES_IN_MEMORY = {
@@ -36,13 +39,15 @@ OF_FILES = {
     "workers",
 }
 """The keys that say how image files are read, and so apply to ``data.unlabelled``, too."""
+OF_PLACES = {"root", "split_column", "shards", "hub"}
+"""The keys that say where images lie."""
 
 
-def load_data(settings: DataSettings, given: Dataset | TorchSplits | None = None) -> Dataset:
+def load_data(settings: DataSettings, given: GivenData | None = None) -> Dataset:
     """The data set that a recipe names, or the one given in place of it.
 
     Raises:
-        InputError: It cannot be read, or a setting does not apply to images in memory.
+        InputError: It cannot be read, or a setting does not apply to images given in Python.
     """
     if given is not None:
         return _given(settings, given)
@@ -57,9 +62,7 @@ def load_data(settings: DataSettings, given: Dataset | TorchSplits | None = None
     return load_dataset(settings.name, **settings.model_dump(exclude=left_out))
 
 
-def load_training_data(
-    settings: DataSettings, given: Dataset | TorchSplits | None = None
-) -> Dataset:
+def load_training_data(settings: DataSettings, given: GivenData | None = None) -> Dataset:
     """The data set of `load_data`, with the images of ``data.unlabelled``.
 
     Raises:
@@ -74,13 +77,12 @@ def load_training_data(
             )
         return data
     options = read_options(None, None, **_image_options(settings))
-    in_files = given is None and _are_files(settings)
     return join_unlabelled(
         data,
         settings.unlabelled,
         options,
         settings.cache_dir,
-        own_root=settings.root if in_files else None,
+        own_root=_folder_of_names(settings) if given is None else None,
         share=settings.unlabelled_share,
     )
 
@@ -97,26 +99,44 @@ def _image_options(settings: DataSettings) -> ImageOptions:
     return found
 
 
-def _given(settings: DataSettings, given: Dataset | TorchSplits) -> Dataset:
+def _given(settings: DataSettings, given: GivenData) -> Dataset:
     """The data set that was given in Python."""
-    of_others = DataSettings.model_fields.keys() - OF_IMAGES_IN_MEMORY
+    refused = DataSettings.model_fields.keys() - OF_IMAGES_IN_MEMORY
     if isinstance(given, TorchSplits):
-        of_others -= OF_SAMPLES
+        refused -= OF_SAMPLES
+    if isinstance(given, HFSplits):
+        refused = {*OF_PLACES}
     if settings.unlabelled is not None:
-        of_others -= OF_FILES | {"cache_dir"}
-    for key in sorted(of_others):
+        refused -= OF_FILES | {"cache_dir"}
+    for key in sorted(refused):
         if not settings.is_default(key):
             raise InputError(f"data.{key} does not apply to images given in Python; drop it")
-    if isinstance(given, TorchSplits):
-        given = given.read(
-            size=settings.size,
-            channels=settings.channels,
-            form=PixelForm(
-                value_range=settings.value_range,
-                crop_pct=settings.crop_pct,
-                interpolation=settings.interpolation,
-            ),
-            val_fraction=settings.val_fraction,
-        )
     fractions = settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
-    return take_part(given, settings.classes, *fractions)
+    return take_part(_read(settings, given), settings.classes, *fractions)
+
+
+def _read(settings: DataSettings, given: GivenData) -> Dataset:
+    """All images that were given in Python."""
+    match given:
+        case TorchSplits():
+            return given.read(
+                size=settings.size,
+                channels=settings.channels,
+                form=PixelForm(
+                    value_range=settings.value_range,
+                    crop_pct=settings.crop_pct,
+                    interpolation=settings.interpolation,
+                ),
+                val_fraction=settings.val_fraction,
+            )
+        case HFSplits():
+            images = settings.model_dump(include={*ImageOptions.__annotations__} - OF_PLACES)
+            options = read_options(settings.size, settings.val_fraction, **images)
+            return given.read(options, settings.cache_dir)
+    return given
+
+
+def _folder_of_names(settings: DataSettings) -> Path | None:
+    """The folder that the names of the labelled images are relative to, if they are files."""
+    root = settings.root
+    return {"folder": root, "manifest": root and root.parent}.get(settings.name)

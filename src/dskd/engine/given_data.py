@@ -12,22 +12,24 @@ from torch import Tensor
 
 from dskd.config.short_forms import data_settings
 from dskd.data.dataset import Dataset
+from dskd.data.hf import HFSplits, as_hf
 from dskd.data.torch_dataset import TorchSplits, as_splits
-from dskd.engine.user_objects import name_of
+from dskd.engine.user_objects import GivenData, name_of
 from dskd.errors import InputError
 
 DataArgument = str | Path | Dataset | Mapping[str, Any] | Any
 """Name of a data set, folder of images, data set, or settings with a ``dataset``."""
 
 
-def split_data(data: DataArgument) -> tuple[dict[str, Any], Dataset | TorchSplits | None]:
+def split_data(data: DataArgument) -> tuple[dict[str, Any], GivenData | None]:
     """Splits the argument ``data`` into its settings and its images.
 
     Args:
         data: A name; the folder of images, as a `Path` or text that is no name; a
-            `dskd.data.Dataset`; torch's map-style data set of (image, label) pairs; or settings.
-            Settings may hold a data set under ``dataset``, and for one of torch its other splits
-            under ``test`` and ``validation``, and images without labels under ``unlabelled``.
+            `dskd.data.Dataset`; torch's map-style data set of (image, label) pairs; a data set of
+            the library ``datasets``; or settings. Settings may hold a data set under ``dataset``,
+            its other splits under ``test`` and ``validation``, and images without labels under
+            ``unlabelled``.
 
     Returns:
         The settings of the section ``data``, and the images; None if the settings name them.
@@ -37,6 +39,8 @@ def split_data(data: DataArgument) -> tuple[dict[str, Any], Dataset | TorchSplit
     """
     if isinstance(data, str | os.PathLike):
         return data_settings(data), None
+    if hf := as_hf(data):  # one kind of these is a mapping
+        return {"name": name_of(data)}, hf
     values = dict(data) if isinstance(data, Mapping) else {"dataset": data}
     given = values.pop("dataset", None)
     keys = [key for key in ("test", "validation", "unlabelled") if _is_object(values, key)]
@@ -49,6 +53,8 @@ def split_data(data: DataArgument) -> tuple[dict[str, Any], Dataset | TorchSplit
         if others:
             raise InputError(f"data: a dskd.Dataset has its own splits; drop {min(others)}")
         return {"name": name_of(given)} | values, given
+    if hf := as_hf(given):
+        return {"name": name_of(given)} | values, _with_splits(hf, others)
     form = "data.dataset" if isinstance(data, Mapping) else "data"
     splits = {"train": _torch_dataset(given, form)}
     unlabelled = _images(others.pop("unlabelled", None))
@@ -69,6 +75,25 @@ def _images(given: object) -> object:
     if not isinstance(given, Tensor | np.ndarray | None):
         return _torch_dataset(given, "data.unlabelled")
     return given
+
+
+def _with_splits(hf: HFSplits, others: Mapping[str, Any]) -> HFSplits:
+    """Data sets of the library ``datasets`` with the other splits that are given.
+
+    Raises:
+        InputError: One is not of this library, or there is such a split already.
+    """
+    splits = dict(hf.splits)
+    if "unlabelled" in others:
+        raise InputError(f"data.unlabelled: {hf.name} takes a folder of images without labels")
+    for key, one in others.items():
+        other = as_hf(one)
+        if other is None or len(other.splits) != 1:
+            raise InputError(f"data.{key}: a Dataset of the library datasets is needed as well")
+        if key in splits:
+            raise InputError(f"data: dataset has a split {key}; drop {key}")
+        splits[key] = next(iter(other.splits.values()))
+    return HFSplits(splits, hf.name)
 
 
 def _torch_dataset(given: object, where: str) -> object:

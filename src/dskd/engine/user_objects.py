@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from dskd.data import Dataset
+from dskd.data.hf import HFSplits
 from dskd.data.torch_dataset import TorchSplits
 from dskd.methods import outside
 from dskd.methods.base import Method
 from dskd.models.plain_copy import unwrap
+
+GivenData = Dataset | TorchSplits | HFSplits
+"""Images that a Python caller gives."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class UserObjects:
         methods: Classes in place of names of methods, for other processes that train with them.
     """
 
-    data: Dataset | TorchSplits | None = None
+    data: GivenData | None = None
     student: nn.Module | None = None
     teacher: nn.Module | None = None
     allow_code: bool = False

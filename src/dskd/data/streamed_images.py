@@ -1,4 +1,4 @@
-"""Class folders whose images are decoded whenever they are used."""
+"""Your own images, if they images are decoded whenever they are used."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pathlib import Path
 
 import psutil
 import torch
-from PIL import Image
 from torch import Tensor
 
+from dskd.data.assembly import Outcome, assemble
 from dskd.data.cache import place_of
-from dskd.data.class_folders import ClassFolders
 from dskd.data.dataset import Dataset, Samples, channel_statistics
 from dskd.data.download import cache_folder
-from dskd.data.file_split import FileSplit, ListedFiles, spread
-from dskd.data.folder_dataset import Outcome, assemble
+from dskd.data.file_split import FileSplit, spread
 from dskd.data.image_decoding import Checked, check_all, without
-from dskd.data.image_files import BadImageError
+from dskd.data.image_files import BadImageError, opened
+from dskd.data.image_source import ImageSource
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
 from dskd.runtime.memory import readable
@@ -31,19 +30,19 @@ _PIECE = 64
 """Images that are in memory at a time meanwhile."""
 
 
-def must_stream(folders: ClassFolders, options: ReadOptions) -> str:
+def must_stream(source: ImageSource, options: ReadOptions) -> str:
     """Why the images are streamed, in a line; empty if they are kept in memory.
 
     With ``data.loading=auto`` they are kept if they take at most a quarter of the machine's memory
     (and of the GPU's, if there is one), and if as much is free. The quarter is of all memory, not
     of what is free, so that a run that is resumed decides as before.
     """
-    count = sum(map(len, folders.images.values()))
+    count = sum(map(len, source.images.values()))
     if options.loading == "stream":
         return f"{count} images are decoded by {_workers(options)} whenever they are used"
     if options.loading == "memory":
         return ""
-    needed = count * options.form.channels * _pixels(folders, options)
+    needed = count * options.form.channels * _pixels(source, options)
     memory = psutil.virtual_memory()
     limit = min(memory.total // 4, memory.available)
     if torch.cuda.is_available():
@@ -61,19 +60,19 @@ def _workers(options: ReadOptions) -> str:
     return f"{count} worker process{'es' * (count > 1)}" if count else "the training process"
 
 
-def _pixels(folders: ClassFolders, options: ReadOptions) -> int:
+def _pixels(source: ImageSource, options: ReadOptions) -> int:
     """Pixels of an image as it is used: of the first one, if all keep their size."""
     if options.size is not None:
         return options.size**2
-    for split in folders.images.values():
+    for split in source.images.values():
         for name, _ in split:
-            with contextlib.suppress(Exception), Image.open(folders.files.root / name) as image:
+            with contextlib.suppress(Exception), opened(source.files, name, options.form) as image:
                 return image.width * image.height
     return 1
 
 
-def stream_folder(
-    folders: ClassFolders, options: ReadOptions, cache_dir: Path | None, note: str
+def stream_images(
+    source: ImageSource, options: ReadOptions, cache_dir: Path | None, note: str
 ) -> Dataset:
     """The data set with all images in their files.
 
@@ -81,7 +80,7 @@ def stream_folder(
     the folder changes.
 
     Args:
-        folders: What was found in the folder.
+        source: What was found.
         options: How it is read.
         cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
         note: A line for the user.
@@ -89,27 +88,26 @@ def stream_folder(
     Raises:
         InputError: Images cannot be used, or have different sizes and ``size`` is None.
     """
-    files = folders.files
-    found = _check(folders, options, cache_dir)
+    found = _check(source, options, cache_dir)
     size = options.size
     shape = options.form.channels, size or found.height, size or found.width
 
     def split(_: slice, labels: Tensor, names: PathList) -> Samples:
-        listed = ListedFiles(files.root, names, *files.facts_of(names))
-        return FileSplit(listed, labels, shape, size is not None, options.form, options.workers)
+        files = source.files.part(names)
+        return FileSplit(files, labels, shape, size is not None, options.form, options.workers)
 
     def statistics(train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
         few = spread(len(train), SAMPLED)
         return channel_statistics(*map(train.images_at, torch.split(few, _PIECE)))
 
     outcome = Outcome(found.good, found.bad, found.deepest, split, statistics, (note,))
-    return assemble(folders, options, outcome)
+    return assemble(source, options, outcome)
 
 
-def _check(folders: ClassFolders, options: ReadOptions, cache_dir: Path | None) -> Checked:
+def _check(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Checked:
     """Checks all images, or reads from the cache what was found before."""
-    files, one_size = folders.files, options.size is None
-    names = folders.all_names()
+    files, one_size = source.files, options.size is None
+    names = source.all_names()
     place = place_of(files, ("checked", one_size, options.form))
     path = cache_folder(cache_dir) / f"checked-{place}.json"
     with contextlib.suppress(Exception):  # missing or damaged: all is checked again

@@ -1,4 +1,4 @@
-"""From the checked images of class folders to a data set, with what the user should know."""
+"""From the checked images of a source to a data set, with what the user should know."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dskd.data.class_folders import ClassFolders
 from dskd.data.dataset import Dataset, Samples
 from dskd.data.image_files import BadImageError
+from dskd.data.image_source import ImageSource, some
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
 from dskd.data.subset import hold_out
-from dskd.errors import InputError, printable
-
-SHOWN = 5
-"""Names of files that a message lists."""
+from dskd.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -43,11 +40,11 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-def assemble(folders: ClassFolders, options: ReadOptions, outcome: Outcome) -> Dataset:
+def assemble(source: ImageSource, options: ReadOptions, outcome: Outcome) -> Dataset:
     """The data set of the images that can be used.
 
     Args:
-        folders: What was found in the folder.
+        source: What was found.
         options: How it is read; its `val_fraction` is held out if there is no test split. Without
             classes, the first image is the test split, and nothing is held out.
         outcome: What became of its images.
@@ -56,35 +53,35 @@ def assemble(folders: ClassFolders, options: ReadOptions, outcome: Outcome) -> D
         InputError: Some cannot be used and may not be left out, or none is left to train on.
     """
     bad = outcome.bad
-    names = folders.all_names() if bad else PathList()
-    skipped = [*folders.bad, *((names[index], error.reason) for index, error in bad.items())]
+    names = source.all_names() if bad else PathList()
+    skipped = [*source.bad, *((names[index], error.reason) for index, error in bad.items())]
     if skipped and not options.skip_bad:
-        raise _bad(folders, skipped, list(bad.values()))
-    splits = _splits(folders, outcome)
-    train = splits.pop(folders.train)
+        raise unusable(str(source.files.root), skipped, list(bad.values()))
+    splits = _splits(source, outcome)
+    train = splits.pop(source.train)
     if len(train) == 0:
-        raise _bad(folders, skipped, list(bad.values()))
-    validation = splits.get(folders.validation) if folders.validation else None
-    test = splits[folders.evaluation] if folders.evaluation else None
-    notes = [*folders.notes, *_left_out(skipped), *_shallow(outcome.deepest), *outcome.notes]
+        raise unusable(str(source.files.root), skipped, list(bad.values()))
+    validation = splits.get(source.validation) if source.validation else None
+    test = splits[source.evaluation] if source.evaluation else None
+    notes = [*source.notes, *_left_out(skipped), *_shallow(outcome.deepest), *outcome.notes]
     held_out = test is None
-    if not folders.classes:
+    if not source.classes:
         test, held_out = train.take(torch.tensor([0])), False
     if test is None:
         fraction = options.val_fraction or 0.0
         test, train = hold_out(train, fraction)
         notes.append(
-            f"there is no val/ or test/ folder: {len(test)} of the {len(test) + len(train)} "
+            f"{source.no_test}: {len(test)} of the {len(test) + len(train)} "
             f"training images are held out (data.val_fraction={fraction:g}), and the student is "
             "tested on them"
         )
     mean, std = outcome.statistics(train)
     return Dataset(
-        name="folder",
+        name=source.name,
         train=train,
         test=test,
         validation=validation,
-        classes=tuple(folders.classes),
+        classes=tuple(source.classes),
         mean=mean,
         std=std,
         notes=tuple(notes),
@@ -93,11 +90,11 @@ def assemble(folders: ClassFolders, options: ReadOptions, outcome: Outcome) -> D
     )
 
 
-def _splits(folders: ClassFolders, outcome: Outcome) -> dict[str, Samples]:
+def _splits(source: ImageSource, outcome: Outcome) -> dict[str, Samples]:
     """The splits by folder. Their images lie one split after the other."""
     splits: dict[str, Samples] = {}
     start = position = 0
-    for part, images in folders.images.items():
+    for part, images in source.images.items():
         stop = bisect_left(outcome.good, position + len(images))
         own = images.take(np.asarray(outcome.good[start:stop], np.int64) - position)
         labels = torch.from_numpy(own.labels)
@@ -106,14 +103,20 @@ def _splits(folders: ClassFolders, outcome: Outcome) -> dict[str, Samples]:
     return splits
 
 
-def _bad(
-    folders: ClassFolders, bad: Sequence[tuple[str, str]], errors: Sequence[InputError]
+def unusable(
+    where: str, bad: Sequence[tuple[str, str]], errors: Sequence[InputError] = ()
 ) -> InputError:
-    """The error about images that cannot be used."""
+    """The error about images that cannot be used.
+
+    Args:
+        where: The source.
+        bad: Their names, each with the reason.
+        errors: The errors of those that were opened.
+    """
     if len(bad) == 1 and errors:
         return InputError(f"{errors[0]}, or leave it out with data.skip_bad=true")
     return InputError(
-        f"{_counted(bad)} in {folders.files.root}: {_named(bad)}; replace or remove them, or leave "
+        f"{_counted(bad)} in {where}: {_named(bad)}; replace or remove them, or leave "
         "them out with data.skip_bad=true"
     )
 
@@ -134,8 +137,7 @@ def _counted(bad: Sequence[tuple[str, str]]) -> str:
 
 
 def _named(bad: Sequence[tuple[str, str]]) -> str:
-    shown = ", ".join(printable(name) for name, _ in bad[:SHOWN])
-    return shown if len(bad) <= SHOWN else f"{shown} and {len(bad) - SHOWN} more"
+    return some([name for name, _ in bad])
 
 
 def _shallow(deepest: float | None) -> list[str]:

@@ -1,0 +1,87 @@
+"""From the images that were found in a source to the data set, in memory or streamed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from dskd.data.assembly import Outcome, assemble
+from dskd.data.cache import cached
+from dskd.data.dataset import Dataset, Samples, Split, channel_statistics
+from dskd.data.decoded_images import DecodedImages
+from dskd.data.image_decoding import decode_all
+from dskd.data.image_source import ImageSource
+from dskd.data.path_list import PathList
+from dskd.data.read_options import ReadOptions
+from dskd.data.streamed_images import must_stream, stream_images
+from dskd.data.subset import HELD_OUT
+from dskd.errors import InputError
+
+
+def load_images(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Dataset:
+    """The data set of a source.
+
+    Without a test split, ``val_fraction`` of the training images (0.2 if it is not set) become the
+    test split. Images become upright RGB or gray, see `dskd.data.pixels.convert`.
+
+    Args:
+        source: What was found.
+        options: How it is read.
+        cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
+
+    Returns:
+        Images ``[N, C, height, width]``; mean and standard deviation are those of the training
+        split.
+
+    Raises:
+        InputError: Images cannot be used, or have different sizes and ``size`` is None.
+    """
+    chosen = options.val_fraction
+    held_out = 0.0 if source.evaluation else HELD_OUT if chosen is None else chosen
+    if source.validation and options.val_fraction:
+        raise InputError(
+            f"{source.files.where(source.validation)} is the validation split; drop "
+            "data.val_fraction"
+        )
+    if not source.evaluation and not held_out:
+        raise InputError(
+            f"{source.no_test}, and data.val_fraction=0 holds no image out; add one, or drop "
+            "data.val_fraction"
+        )
+    return read_images(source, replace(options, val_fraction=held_out), cache_dir)
+
+
+def read_images(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Dataset:
+    """The data set of a source that need not have a test split, see `load_images`.
+
+    Raises:
+        InputError: Images cannot be used, or have different sizes and ``size`` is None.
+    """
+    if note := must_stream(source, options):
+        return stream_images(source, options, cache_dir, note)
+    key = options.size, options.form, options.skip_bad, options.val_fraction
+    return cached(
+        source.name, source.files, key, cache_dir, lambda: _in_memory(source, options, cache_dir)
+    )
+
+
+def _in_memory(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Dataset:
+    """The data set with all images in memory."""
+    names = source.all_names()
+    kept = DecodedImages(source.files, (options.size, options.form), cache_dir)
+    found = decode_all(source.files, names, options.size, options.form, kept.rows(names))
+    if (source.bad or found.bad) and not options.skip_bad:
+        kept.write(PathList(names[index] for index in found.good), found.images)
+    else:
+        kept.remove()
+
+    def split(rows: slice, labels: Tensor, names: PathList) -> Samples:
+        return Split(found.images[rows], labels, tuple(names))
+
+    def statistics(train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return channel_statistics(train.images)
+
+    outcome = Outcome(found.good, found.bad, found.deepest, split, statistics)
+    return assemble(source, options, outcome)
