@@ -63,8 +63,8 @@ def distill(
             ``{"module": net, "stages": ["layer1", "layer2"]}``.
         teacher: The same, as in ``{"name": "resnet20", "checkpoint": "teacher.pth"}``. None means
             the recipe's, or none.
-        data: A folder, a data set or its name, or settings, as in ``{"name": "folder", "root":
-            "photos", "size": 64}`` or, with torch's data sets, ``{"dataset": a, "test": b}``.
+        data: A folder or another source, a data set or its name, or settings, as in ``{"name":
+            "folder", "root": "photos"}`` or, with objects, ``{"dataset": a, "test": b}``.
         method: A name, a class, or settings, as in ``{"name": "dskd", "beta": 2.0}``; by default
             the recipe's, or ``dskd``.
         epochs: Short for ``train={"epochs": ...}``.

@@ -274,6 +274,11 @@ CHOICE = ["best", "5", "null", "true", "[step]", "{a: 1}"]
 WRONG = {
     "data.name": [*TEXT, "digts", '""'],
     "data.root": PATHS,
+    "data.image_column": ONLY_TEXT,
+    "data.label_column": ONLY_TEXT,
+    "data.split_column": ONLY_TEXT,
+    "data.shards": ["5", "true", "[5]", "[]", "[a, '']", "[[a]]", "{a: 1}", '""'],
+    "data.hub": ONLY_TEXT,
     "data.size": ["0", "1.5", "big", "true", "[8]", "{a: 1}", "5000"],
     "data.classes": ["1", "0", "-2", "2.5", "cat", "true", "[]", "[[a]]", "[null]", "{a: 1}"],
     "data.fraction": [*SHARES, "0"],
@@ -362,6 +367,7 @@ _TYPED = (TEXT, PATHS, ONLY_TEXT)
 _NAMES = {(key, text) for key, texts in WRONG.items() if texts in _TYPED for text in texts}
 _NAMES |= {(key, text) for key in ("data.name", "method.name") for text in TEXT}
 _NAMES |= {("data.classes", "[null]"), ("data.name", '""')}
+_NAMES |= {("data.shards", text) for text in ("5", "true", "[5]", "{a: 1}", '""')}
 _NAMES |= {
     (f"{model}.stages", text) for model in ("student", "teacher") for text in ("[null]", "[1]")
 }

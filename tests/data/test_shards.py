@@ -15,6 +15,7 @@ from dskd.config.chosen import fill_in
 from dskd.config.recipe import load_by_labels
 from dskd.config.short_forms import data_settings, label, overrides
 from dskd.data import Dataset, load_dataset, shards
+from dskd.data.shard_index import read_samples
 from dskd.data.shard_list import expand_braces, find_shards
 from dskd.errors import InputError
 from tests.data.file_writers import write_folder, write_shard, write_shards
@@ -157,9 +158,8 @@ def test_the_index_is_made_once_and_again_when_a_shard_changes(
 
     def spied(shard: Any, options: Any) -> Any:
         read.append(shard.name)
-        return found(shard, options)
+        return read_samples(shard, options)
 
-    found = shards.read_samples
     monkeypatch.setattr(shards, "read_samples", spied)
     path = write_shard(tmp_path / "a.tar", samples())
     write_shard(tmp_path / "b.tar", samples())

@@ -42,6 +42,14 @@ def _class_choice(value: Any) -> Any:
     raise ValueError("how many classes, 2 or more, or a list of their names is needed")
 
 
+def _shard_patterns(value: Any) -> Any:
+    """Checks ``data.shards``."""
+    patterns = value if isinstance(value, list | tuple) else [value]
+    if value is None or (patterns and all(isinstance(one, str) and one for one in patterns)):
+        return value
+    raise ValueError("a pattern or a list of patterns is needed")
+
+
 def _rising(values: tuple[float, float]) -> tuple[float, float]:
     if not values[0] < values[1]:
         raise ValueError("the first value must be below the second")
@@ -69,6 +77,7 @@ def _of_each_channel(value: Any) -> Any:
 
 
 ValueRange = Annotated[tuple[Number, Number], AfterValidator(_rising)]
+ShardPatterns = Annotated[str | list[str] | None, BeforeValidator(_shard_patterns)]
 ClassChoice = Annotated[int | list[str] | None, BeforeValidator(_class_choice)]
 
 _channels = BeforeValidator(_of_each_channel)
@@ -94,7 +103,7 @@ class DataSettings(Settings):
     split_column: str | None = None
     """For a manifest: the column with the split: train, val (or valid, validation) or test. None
     means ``split``, if there is such a column."""
-    shards: str | Annotated[list[str], Field(min_length=1)] | None = None
+    shards: ShardPatterns = None
     """For webdataset: tar files, as a pattern like ``train-{0000..0009}.tar`` or ``*.tar``, a URL,
     or a list. Local ones are relative to data.root. Remote and compressed ones are copied once,
     into the cache folder."""
