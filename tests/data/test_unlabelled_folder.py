@@ -72,7 +72,7 @@ def test_decoded_images_come_from_the_cache_until_a_file_changes(
 ) -> None:
     first = load(root, others)
     with monkeypatch.context() as patch:
-        patch.setattr("dskd.data.image_folder.decode_all", None)
+        patch.setattr("dskd.data.own_images.decode_all", None)
         assert load(root, others).fingerprint() == first.fingerprint()
     Image.fromarray(np.full((12, 10, 3), 255, np.uint8)).save(others / "a.png")
     assert load(root, others).fingerprint() != first.fingerprint()
