@@ -294,8 +294,6 @@ WRONG = {
     "data.random_erasing": [*NUMBERS, "1.5"],
     "data.interpolation": ["nearest", "5", "true", "[bicubic]", "{a: 1}"],
     "data.crop_pct": [*SHARES, "0"],
-    "data.unlabelled": PATHS,
-    "data.unlabelled_share": [*SHARES, "0", "1"],
     "data.loading": [*CHOICE, "disk"],
     "data.workers": [value for value in WHOLE[1:] if value != "null"],
     "data.channels": ["0", "2", "1.5", "gray", "[1]"],

@@ -154,7 +154,7 @@ def test_without_a_test_split_the_same_images_are_held_out(
     assert found.test_is_held_out
     assert same(found, expected)
     assert "3 of the 12 training images are held out (data.val_fraction=0.2)" in found.notes[-1]
-    with pytest.raises(InputError, match=r"val.*, and data\.val_fraction=0 holds no image out"):
+    with pytest.raises(InputError, match=r"val.*, and data=.*val_fraction.* holds no image out"):
         load_dataset(**WRITERS[kind](root, tmp_path / "other"), val_fraction=0.0, **options)
 
 
@@ -167,7 +167,7 @@ def test_images_that_cannot_be_used_are_left_out_on_demand(
     (root / "train/dog/1.png").write_bytes(b"no image")
     written = WRITERS[kind](root, tmp_path / "written")
     options: Settings = {"size": 12, "cache_dir": tmp_path / "cache", "loading": loading}
-    with pytest.raises(InputError, match=r"cannot decode .*leave it out with data\.skip_bad=true"):
+    with pytest.raises(InputError, match=r"cannot decode .*leave it out with data=.*skip_bad"):
         load_dataset(**written, **options)
     found = load_dataset(**written, **options, skip_bad=True)
     assert (len(found.train), len(found.test)) == (11, 6)

@@ -69,18 +69,9 @@ def scan(root: Path) -> ImageSource:
             notes.append(f"{part} has no image of {some(empty)}: trained, and never tested")
         if not images[part]:
             raise InputError(f"{files.where(part)} holds no image of any class; add some")
-    return ImageSource(
-        "folder",
-        files,
-        train,
-        classes,
-        images,
-        validation,
-        evaluation,
-        f"{root} has no val/CLASS/ or test/CLASS/",
-        bad,
-        notes,
-    )
+    no_test = f"{root} has no val/CLASS/ or test/CLASS/"
+    splits = train, classes, images, validation, evaluation
+    return ImageSource("folder", files, *splits, no_test, bad, notes)
 
 
 def entries(root: Path, setting: str = "data.root") -> list[str]:
