@@ -132,7 +132,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "floats to 255": (
         (pixels(1)[0].float(), 0),
-        r"has floats from \d+ to 25\d; give uint8, floats from 0 to 1, or data=.*\"value_range\": \[0, 25",
+        r"has floats from \d+ to 25\d; give uint8, floats from 0 to 1, or data=.*\[0, 25",
     ),
     "int64": ((pixels(1)[0].long(), 0), "has values of the type int64 from"),
     "bool": ((torch.ones(3, 8, 8, dtype=torch.bool), 0), "has values of the type bool; give uint8"),
