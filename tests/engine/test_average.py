@@ -19,7 +19,7 @@ from dskd.deploy.student import load_deployed
 from dskd.engine import run
 from dskd.engine.average import StudentAverage
 from dskd.engine.result import Result
-from dskd.errors import InputError, Stopped
+from dskd.errors import InputError, Stopped, on_command_line
 from dskd.methods.base import Method
 from tests.conftest import stop_at
 from tests.engine.test_targets import CPU, DATA, made
@@ -160,6 +160,7 @@ def test_a_run_without_an_average_trains_the_same_student(tmp_path: Path, finish
     averaged = sum(value.nbytes for value in finished.ema_student.state_dict().values())
     assert finished.memory == plain.memory + averaged
     assert not (plain.path / "student_ema.safetensors").exists()
-    with pytest.raises(InputError, match=r"has no averaged weights; train with train\.ema"):
+    averaged = r"has no averaged weights; train with train\.ema"
+    with on_command_line(), pytest.raises(InputError, match=averaged):
         load_deployed(plain.path, "ema")
     assert "ema_test_accuracy" not in json.loads((plain.path / "result.json").read_text())

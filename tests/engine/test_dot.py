@@ -24,7 +24,7 @@ from dskd.engine.memory_usage import held_by_training
 from dskd.engine.optimizer import load_state, make_optimizer
 from dskd.engine.prepare import teacher_recipe
 from dskd.engine.step import train_step
-from dskd.errors import InputError, NonFiniteError, Stopped
+from dskd.errors import InputError, NonFiniteError, Stopped, on_command_line
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
 from dskd.runtime import distributed
@@ -270,7 +270,7 @@ def test_the_teacher_is_trained_by_sgd(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_refused(
     tmp_path: Path, changes: list[str], message: str
 ) -> None:
-    with pytest.raises(InputError) as refused:
+    with on_command_line(), pytest.raises(InputError) as refused:
         plan(tmp_path / "run", *changes)
     assert message in str(refused.value)
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from dskd.config.schema import Recipe
 from dskd.engine import loss_scaler, run
 from dskd.engine.loss_scaler import LossScaler, check_float16
 from dskd.engine.step import train_step
-from dskd.errors import InputError, NonFiniteError, Stopped
+from dskd.errors import InputError, NonFiniteError, Stopped, on_command_line
 from dskd.methods.base import Method
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import stop_at
@@ -162,7 +162,8 @@ def test_a_device_without_float16_is_refused_in_a_line(monkeypatch: pytest.Monke
         raise RuntimeError('"conv" not implemented for\n Half')
 
     monkeypatch.setattr(loss_scaler, "autocast", missing)
-    with pytest.raises(InputError, match=r"precision=float16: torch cannot train in it") as refused:
+    message = r"precision=float16: torch cannot train in it"
+    with on_command_line(), pytest.raises(InputError, match=message) as refused:
         check_float16(CPU)
     assert "\n" not in str(refused.value)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dskd.config import recipe
 from dskd.engine.lr_schedule import learning_rate
-from dskd.errors import InputError
+from dskd.errors import InputError, on_command_line
 
 
 @pytest.mark.parametrize("epochs", [240, 120, 80, 40, 16, 8])
@@ -42,7 +42,7 @@ def test_cosine_falls_to_the_lowest_rate() -> None:
     ],
 )
 def test_a_lowest_rate_that_cannot_be_is_refused(changes: list[str], words: str) -> None:
-    with pytest.raises(InputError, match=words):
+    with on_command_line(), pytest.raises(InputError, match=words):
         recipe.load("digits", changes)
 
 

@@ -14,7 +14,7 @@ from dskd.config.schema import Recipe
 from dskd.config.train_settings import TrainSettings
 from dskd.engine import run
 from dskd.engine.more_epochs import check_rates
-from dskd.errors import InputError, Stopped
+from dskd.errors import InputError, Stopped, on_command_line
 from dskd.storage.run_files import LAST
 from tests.conftest import stop_at
 
@@ -110,7 +110,7 @@ def test_a_schedule_that_scales_with_the_epochs_is_refused_with_the_way_on(tmp_p
     out, cosine = tmp_path / "run", "train.schedule=cosine"
     run.distill(plan(out, 2, cosine))
     before = content(out)
-    with pytest.raises(InputError) as refused:
+    with on_command_line(), pytest.raises(InputError) as refused:
         run.distill(plan(out, 4, cosine), resume=True)
     assert content(out) == before
     line = str(refused.value)

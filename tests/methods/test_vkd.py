@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import dskd
-from dskd.errors import InputError
+from dskd.errors import InputError, on_command_line
 from dskd.losses.logits import ce, kd
 from dskd.methods.contracts import Pair
 from dskd.methods.vkd import VKD, Normalization, OrthogonalProjector, vkd_loss
@@ -291,7 +291,8 @@ def test_a_model_without_map_and_vector_is_refused(what: str) -> None:
     pair: Pair = make_pair(staged("resnet8"), staged("resnet14"), DATA)[0]
     spec = getattr(pair, f"{what}_spec")
     changes: Any = {f"{what}_spec": replace(spec, last=None, pooled=None)}
-    with pytest.raises(InputError, match=rf"the {what} has none; name it with {what}.stages"):
+    message = rf"the {what} has none; name it with {what}.stages"
+    with on_command_line(), pytest.raises(InputError, match=message):
         VKD(replace(pair, **changes))
 
 
