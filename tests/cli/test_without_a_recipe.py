@@ -51,7 +51,7 @@ def test_a_bare_folder_of_photos_is_distilled(
         assert f"{name}: these stages are chosen" in caplog.text
     assert "6 of the 30 " in caplog.text
     assert call("evaluate", "first") == 0
-    assert call("init", *parts, *QUICK, "--output", "mine.yaml") == 0
+    assert call("init", *parts, *QUICK, "--out", "mine.yaml") == 0
     assert call("distill", "mine.yaml", "out=second") == 0
     first = (tmp_path / "first/student.safetensors").read_bytes()
     assert (tmp_path / "second/student.safetensors").read_bytes() == first
@@ -109,7 +109,7 @@ def test_a_recipe_may_stand_behind_the_options(recipes: list[Recipe], place: int
         (["distill", "--data", "gone/", "--student", "resnet8"], "data: gone is not there"),
         (["distill", "--data", "digits", "--student", "resnet8", "--epochs", "0"], "--epochs"),
         (["train", "digits", "--teacher", "resnet8"], "--teacher"),
-        (["init", "digits", "--output", "x.json"], "x.json needs the suffix .yaml"),
+        (["init", "digits", "--out", "x.json"], "x.json needs the suffix .yaml"),
         (["compare", "--data", "digits", "--student", "resnet8"], "needs a teacher"),
     ],
 )

@@ -263,9 +263,7 @@ def test_the_file_of_init_stands_for_the_same_run(changes: list[str]) -> None:
     assert path == Path("timm_test_resnet-timm_vit_tiny_patch16_224-photos.yaml")
     assert same(load(str(path)), composed.resolved())
     assert path.read_text().startswith("# A recipe of dskd")
-    with pytest.raises(
-        InputError, match=r"photos\.yaml exists; remove it, or give output=\"FILE\""
-    ):
+    with pytest.raises(InputError, match=r"photos\.yaml exists; remove it, or give out=\"FILE\""):
         write_recipe(composed, None)
 
 

@@ -89,6 +89,7 @@ def test_without_a_terminal_each_epoch_is_a_line(
     lines = [LINE.fullmatch(line) for line in caplog.messages if "epoch" in line]
     found = [(line[1], line[2] is not None) for line in lines if line]
     assert found == [("1", True), ("2", False)]
+    assert not any("0:00:00 left" in line for line in caplog.messages)  # an epoch is left
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(0 < row["data_seconds"] <= row["seconds"] for row in rows)
 

@@ -1,15 +1,20 @@
-"""When a run writes checkpoints, with clocks that a test sets."""
+"""When a run writes checkpoints, with clocks that a test sets, and how often it evaluates."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import dskd
 from dskd.config import recipe
-from dskd.engine import run, trainer, training_run
+from dskd.engine import average, evaluate, run, trainer, training_run
 from dskd.engine.training_run import TrainingRun
+from dskd.models.zoo import build
+from tests.conftest import make_dataset, trusted
 
 
 @pytest.mark.parametrize(
@@ -52,3 +57,34 @@ def test_checkpoints_between_the_first_and_the_last_cost_two_percent_of_the_trai
     changes = ["data.fraction=0.03", "train.epochs=3", "train.batch_size=64", "method={name: ce}"]
     run.distill(recipe.load("digits", [*changes, "teacher=null", f"out={tmp_path / 'run'}"]))
     assert saved == expected
+
+
+def test_nothing_is_evaluated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = list[int]()
+    evaluate_accuracy = evaluate.evaluate_accuracy
+
+    def counted(module: Any, logits: Any, loader: Any) -> Any:
+        splits.append(len(loader))
+        return evaluate_accuracy(module, logits, loader)
+
+    for place in (evaluate, average):
+        monkeypatch.setattr(place, "evaluate_accuracy", counted)
+    out = tmp_path / "run"
+    options: dict[str, Any] = {
+        "teacher": trusted(build("resnet8", num_classes=4)),
+        "data": make_dataset(),
+        "method": "kd",
+        "train": {"epochs": 2, "batch_size": 16, "ema": 0.5},
+        "out": out,
+    }
+    result = dskd.distill("resnet8", **options)
+    assert splits == [20] * 4  # the student and its average, in two epochs
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for key in ("test_accuracy", "ema_test_accuracy"):
+        assert getattr(result, key) == rows[-1][key]
+    numbers = json.loads((out / "result.json").read_text())
+    (out / "result.json").unlink()  # as if it was killed before it was written
+    again = dskd.distill("resnet8", **options, resume=True)
+    written = json.loads((out / "result.json").read_text())
+    assert {**written, "checkpoint_seconds": 0} == {**numbers, "checkpoint_seconds": 0}
+    assert again.agreement == result.agreement

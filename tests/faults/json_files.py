@@ -160,7 +160,7 @@ def _report(folder: Path) -> None:
     assert all(text.isprintable() for text in texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "SECONDS", 0.0)
-        page = make_report([folder], folder / "page.html")
+        page = make_report([folder], folder / "page.html")[0]
     for suffix in (".html", ".csv", ".tex"):
         assert "\x1b" not in page.with_suffix(suffix).read_text()
 

@@ -76,7 +76,7 @@ def test_every_option_that_a_message_names_exists() -> None:
                 if isinstance(name, ast.Constant):
                     named.add(str(name.value))
     with on_command_line():
-        assert named >= {"resume", "overwrite", "root", "out", "output", "allow_code"}
+        assert named >= {"resume", "overwrite", "root", "out", "allow_code"}
         assert {option(name) for name in named} <= flags
     assert call("evaluate", "a b") == "dskd.evaluate('a b')"
     with on_command_line():

@@ -168,10 +168,13 @@ def test_a_current_folder_that_cannot_be_written_to(
     monkeypatch.chdir("/proc")
     _train(0, tmp_path / "run")
     for command, fix in (
-        (["train", "digits"], "choose another folder with out="),
+        (["train", "digits"], "choose another folder with --out FOLDER"),
         (["compare", "digits"], "choose another folder with --out FOLDER"),
         (["demo"], "choose another folder with --out FOLDER"),
-        (["report", str(tmp_path / "run")], "choose another folder with --output PAGE.html"),
+        (
+            ["report", str(tmp_path / "run"), "--out", "report.html"],
+            "choose another folder with --out PAGE.html",
+        ),
     ):
         assert run_command(command) == 2
         said = capsys.readouterr().err.splitlines()

@@ -48,4 +48,4 @@ def reported(paths: list[Path], output: Path, given: UserObjects | None = None) 
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(latency, "SECONDS", 0.0)
-        return make_report(paths, output, given=given)
+        return make_report(paths, output, given=given)[0]

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -287,6 +288,34 @@ def test_only_reports_are_replaced(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "report.html"
     reported([run], output)
     reported([run], output)
+    before = output.read_bytes()
+    with pytest.raises(
+        InputError, match=r'is the report of other runs; remove it, or .* out="PAGE'
+    ):
+        reported([folder / "runs/kd/seed0"], output)
+    assert output.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_report_is_written_where_its_runs_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dskd")
+    monkeypatch.setattr(cost, "SECONDS", 0.0)
+    there = shutil.copytree(folder / "runs", tmp_path / "there")
+    names = ["report.html", "report.csv", "report.json", "report.tex"]
+    alone = there / "kd/seed0"
+    assert make_report([alone]) == tuple(alone / name for name in names)
+    monkeypatch.chdir(tmp_path)
+    both = [there / "kd/seed0", there / "ce/seed0"]
+    assert make_report(both) == tuple(Path("there") / name for name in names)
+    with pytest.raises(InputError, match="is the report of other runs"):
+        make_report([there])  # the whole comparison
+    (row,) = csv.DictReader((alone / "report.csv").read_text().splitlines())
+    assert (row["seeds"], row["seed_numbers"]) == ("1", "0")
+    moved = (tmp_path / "there").rename(tmp_path / "moved")
+    make_report([moved / "kd/seed0"])
+    assert "replacing the report that these runs have in" in caplog.text
 
 
 @pytest.mark.slow
@@ -305,9 +334,10 @@ def test_the_command_says_where_the_page_is(
             cli.main(["report", *map(str, arguments)])
         return stopped.value.code, *capsys.readouterr()
 
-    code, out, _ = call(folder / "runs/kd/seed0", folder / "runs/ce/seed0", "--output", output)
-    assert (code, out) == (0, f"{output}\n")
-    assert output.is_file()
+    code, out, _ = call(folder / "runs/kd/seed0", folder / "runs/ce/seed0", "--out", output)
+    written = [output.with_suffix(suffix) for suffix in (".html", ".csv", ".json", ".tex")]
+    assert (code, out) == (0, "".join(f"{path}\n" for path in written))
+    assert all(path.is_file() for path in written)
     code, out, err = call(tmp_path)
     assert (code, out) == (2, "")
     assert "holds neither a run nor a comparison" in err

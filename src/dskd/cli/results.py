@@ -42,7 +42,10 @@ def result_rows(result: Result) -> list[list[str]]:
             ["teacher's test accuracy, %", f"{result.teacher_accuracy:.2f}"],
             ["agreement with the teacher, %", f"{result.agreement:.2f}"],
         ]
-    return [*rows, ["training time, s", f"{result.seconds:.1f}"]]
+    rows.append(["time of the student's training, s", f"{result.seconds:.1f}"])
+    if result.teacher_accuracy is not None:
+        rows.append(["of which for the teacher's outputs, s", f"{result.teacher_seconds:.1f}"])
+    return rows
 
 
 def export_rows(found: Exported) -> tuple[list[str], list[list[str]]]:

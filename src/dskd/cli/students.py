@@ -168,23 +168,23 @@ def export_(
 @click.command("report")
 @click.argument("paths", metavar="RUN...|COMPARISON", nargs=-1, required=True, type=PATH)
 @click.option(
-    "--output",
+    "--out",
     type=PATH,
-    default=Path("report.html"),
-    show_default=True,
-    help="HTML page to write.",
+    help="HTML page to write.  [default: report.html in the folder of the run or comparison, or in "
+    "the one that holds all runs]",
 )
 @_ROOT
 @ALLOW_CODE
-def report_(paths: tuple[Path, ...], output: Path, root: Path | None, allow_code: bool) -> None:
+def report_(paths: tuple[Path, ...], out: Path | None, root: Path | None, allow_code: bool) -> None:
     """Report on finished runs or a comparison as one HTML page.
 
     The page works offline. Files with the same numbers as .csv, .json and .tex are written next to
-    it. Example:
+    it. A report of the same runs is replaced, and no other file is. Example:
 
         dskd report runs/compare/digits
     """
     from dskd.engine.user_objects import UserObjects
     from dskd.report.build import make_report
 
-    click.echo(make_report(paths, output, root=root, given=UserObjects(allow_code=allow_code)))
+    for path in make_report(paths, out, root=root, given=UserObjects(allow_code=allow_code)):
+        click.echo(path)

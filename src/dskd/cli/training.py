@@ -150,8 +150,8 @@ def compare_(
 
 @click.command("init")
 @takes_recipe("data", "teacher", "student", "method", "epochs")
-@click.option("--output", type=PATH, help="File to write.  [default: named by models and data]")
-def init_(recipe_name: str | None, overrides: list[str], output: Path | None) -> None:
+@click.option("--out", type=PATH, help="File to write.  [default: named by models and data]")
+def init_(recipe_name: str | None, overrides: list[str], out: Path | None) -> None:
     """Write the recipe file that the same options of `dskd distill` stand for.
 
     With RECIPE, a copy of it with your changes. Example:
@@ -160,7 +160,7 @@ def init_(recipe_name: str | None, overrides: list[str], output: Path | None) ->
     """
     from dskd.config.recipe_file import write_recipe
 
-    path = write_recipe(recipe.compose(recipe_name, overrides), output)
+    path = write_recipe(recipe.compose(recipe_name, overrides), out)
     click.echo(f"{path}  (run it with: dskd distill {path})")
 
 

@@ -155,7 +155,8 @@ SEEDS = Column(
     value=lambda s: len(s.seeds),
     text=_seeds_text,
     fields=lambda s: {
-        "seeds": list(s.seeds),
+        "seeds": len(s.seeds),
+        "seed_numbers": list(s.seeds),
         "failed": {str(seed): reason for seed, reason in s.failed.items()},
     },
 )
@@ -214,9 +215,9 @@ EXTRA_PARAMETERS = number_column(
     ",",
 )
 SECONDS = number_column(
-    "seconds",
-    "seconds",
-    "training time of a seed, without that of the teacher",
+    "student_seconds",
+    "student's seconds",
+    "training time of a seed, without the teacher's training and outputs",
     lambda s: s.seconds,
     ",.1f",
 )

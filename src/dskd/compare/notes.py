@@ -16,8 +16,8 @@ DIFFERENCES = (
     f"the gain over {BASELINE} relative to the gain of {BASELINE} over {STUDENT}."
 )
 COST = (
-    "Extra parameters are trained with the student and not deployed. Seconds are the training time "
-    "of a seed, memory is that of a training step, both without the teacher's."
+    "Extra parameters are trained with the student and not deployed. The student's seconds are "
+    "the training time of a seed, memory is that of a training step, both without the teacher's."
 )
 
 

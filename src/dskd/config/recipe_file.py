@@ -36,7 +36,7 @@ def write_recipe(composed: Composed, path: Path | None) -> Path:
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"{path} needs the suffix .yaml; change it")
     if path.exists():
-        raise InputError(f"{path} exists; remove it, or give {option('output', 'FILE')}")
+        raise InputError(f"{path} exists; remove it, or give {option('out', 'FILE')}")
     order = ("data", "student", "teacher", "method", "train")
     values: dict[str, Any] = {key: composed.values[key] for key in order if key in composed.values}
     values |= {key: value for key, value in composed.values.items() if key not in order}

@@ -44,6 +44,10 @@ def percent(hits: Tensor) -> float:
     return round(100 * hits.double().mean().item(), 4)
 
 
+Average = Callable[[Loader], EvaluationResult]
+"""Evaluates a moving average on a split."""
+
+
 @torch.no_grad()
 def evaluate_accuracy(
     module: nn.Module, logits: Callable[[Tensor], dict[str, Tensor]], loader: Loader
@@ -71,32 +75,58 @@ def evaluate_accuracy(
     }
 
 
-def epoch_accuracies(
-    method: Method, data: DataLoaders, average: Callable[[Loader], EvaluationResult] | None = None
-) -> dict[str, float]:
-    """Metrics of an epoch: accuracies of the student and of the method's other classifiers.
+@dataclass(frozen=True)
+class SplitResults:
+    """The classifiers of a run on the test split.
 
-    All processes evaluate with the BatchNorm statistics of rank 0.
+    Attributes:
+        student: The student.
+        others: The method's other classifiers, by name.
+        average: The moving average of the student; None without one.
+    """
+
+    student: EvaluationResult
+    others: dict[str, EvaluationResult]
+    average: EvaluationResult | None
+
+
+def evaluate_on_test(method: Method, data: DataLoaders, average: Average | None) -> SplitResults:
+    """Evaluates the classifiers of a run, with the BatchNorm statistics of rank 0.
 
     Args:
         method: Has the student.
-        data: The test split, and perhaps a validation split.
+        data: Has the test split.
         average: Evaluates the moving average of the student; None without one.
     """
     distributed.broadcast(method.buffers())
-    found = evaluate_accuracy(method, method.classifier_logits, data.test)
-    student = found.pop("student")
+    others = evaluate_accuracy(method, method.classifier_logits, data.test)
+    student = others.pop("student")
+    return SplitResults(student, others, None if average is None else average(data.test))
+
+
+def epoch_accuracies(
+    method: Method, data: DataLoaders, tested: SplitResults, average: Average | None
+) -> dict[str, float]:
+    """Metrics of an epoch: accuracies of the student and of the method's other classifiers.
+
+    Args:
+        method: Has the student.
+        data: Perhaps with a validation split, on which it is evaluated here.
+        tested: Of `evaluate_on_test`.
+        average: As there.
+    """
+    student = tested.student
     row = {"test_accuracy": student.accuracy}
     if student.accuracy_top5 is not None:
         row["test_accuracy_top5"] = student.accuracy_top5
-    row |= {f"{name}/test_accuracy": other.accuracy for name, other in found.items()}
+    row |= {f"{name}/test_accuracy": other.accuracy for name, other in tested.others.items()}
     if data.validation is not None:
         found = evaluate_accuracy(method, method.classifier_logits, data.validation)
         row["val_accuracy"] = found["student"].accuracy
-    if average is not None:
-        row["ema_test_accuracy"] = average(data.test).accuracy
-        if data.validation is not None:
-            row["ema_val_accuracy"] = average(data.validation).accuracy
+    if tested.average is not None:
+        row["ema_test_accuracy"] = tested.average.accuracy
+    if average is not None and data.validation is not None:
+        row["ema_val_accuracy"] = average(data.validation).accuracy
     return row
 
 

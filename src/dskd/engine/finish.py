@@ -1,4 +1,4 @@
-"""The end of a run: its last student is evaluated and written, with the result."""
+"""The end of a run: its last student is written, with the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy, percent
+from dskd.engine.evaluate import EvaluationResult, SplitResults, percent
 from dskd.engine.result import Result
 from dskd.engine.training_run import TrainingRun
 from dskd.methods.base import Method
@@ -17,7 +17,10 @@ from dskd.storage.run_files import EMA, LAST
 
 
 def finish(run: TrainingRun) -> Result:
-    """Evaluates the student of the last epoch; writes it and the result.
+    """Writes the student of the last epoch and the result.
+
+    The last epoch has evaluated the student. Only a run that was killed between its last checkpoint
+    and its result evaluates it again, because no file holds its predictions.
 
     Args:
         run: With no epoch left.
@@ -25,27 +28,18 @@ def finish(run: TrainingRun) -> Result:
     Raises:
         NonFiniteError: The student's logits are not finite.
     """
-    trainer, method = run.trainer, run.trainer.method
-    student = evaluate_accuracy(method, method.classifier_logits, run.data.test)["student"]
-    _require_finite(run, student)
+    tested, average = run.tested or run.evaluate(), run.trainer.average
+    _require_finite(run, tested.student)
     run.write_student(LAST)
-    averaged = _finish_average(run) if trainer.average is not None else None
-    if auxiliary := method.auxiliary_state_dict():
+    if average is not None and tested.average is not None:
+        _require_finite(run, tested.average)
+        run.write_student(EMA, average.module)
+    if auxiliary := run.trainer.method.auxiliary_state_dict():
         tensors = {key: value.cpu().contiguous() for key, value in auxiliary.items()}
         run.directory.write_bytes("auxiliary.safetensors", safetensors.torch.save(tensors))
-    result = _result(run, student, averaged, _teacher_predictions(run))
+    result = _result(run, tested, _teacher_predictions(run))
     run.directory.write_json("result.json", result.numbers() | {"fingerprints": run.fingerprints})
     run.directory.close()
-    return result
-
-
-def _finish_average(run: TrainingRun) -> EvaluationResult:
-    """Evaluates the moving average of the student and writes it."""
-    trainer = run.trainer
-    assert trainer.average is not None
-    result = trainer.average.evaluate(run.data.test)
-    _require_finite(run, result)
-    run.write_student(EMA, trainer.average.module)
     return result
 
 
@@ -65,13 +59,9 @@ def _teacher_predictions(run: TrainingRun) -> Tensor | None:
     return teacher.test_predictions if teacher is not None else None
 
 
-def _result(
-    run: TrainingRun,
-    student: EvaluationResult,
-    averaged: EvaluationResult | None,
-    teacher: Tensor | None,
-) -> Result:
+def _result(run: TrainingRun, tested: SplitResults, teacher: Tensor | None) -> Result:
     method, rows = run.trainer.method, run.rows
+    student, averaged = tested.student, tested.average
     deployed, labels = method.deployed(), run.data.test.labels.cpu()
     checkpoints = sum(row["checkpoint_seconds"] for row in rows) + run.checkpoint_seconds
     rates = [row["teacher_cache_hit_rate"] for row in rows if "teacher_cache_hit_rate" in row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -124,7 +125,7 @@ class EpochBar:
         if left > 0:
             done = self._steps_done() - self._steps_before
             seconds = (time.monotonic() - self._start) / max(done, 1) * left
-            parts.append(f"{timedelta(seconds=round(seconds))} left")
+            parts.append(f"{timedelta(seconds=max(1, math.ceil(seconds)))} left")
         return f"epoch {trainer.epoch}/{trainer.epochs}: {', '.join(parts)}"
 
 

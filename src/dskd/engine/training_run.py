@@ -13,7 +13,7 @@ from torch import nn
 
 from dskd.config.schema import Recipe
 from dskd.data.loader import DataLoaders
-from dskd.engine.evaluate import epoch_accuracies
+from dskd.engine.evaluate import Average, SplitResults, epoch_accuracies, evaluate_on_test
 from dskd.engine.progress import epoch_bar
 from dskd.engine.result import student_metadata
 from dskd.engine.resume import check_same_everywhere, check_same_run, named_numbers
@@ -57,6 +57,7 @@ class TrainingRun:
         fingerprints: Of the data and the teacher. A resumed run must have the same.
         rows: The metrics of each finished epoch.
         best: The best epoch so far.
+        tested: The results of the newest epoch on the test split; None before an epoch ends here.
         checkpoint_seconds: Time spent on checkpoints since the last finished epoch.
     """
 
@@ -66,6 +67,7 @@ class TrainingRun:
         self.recipe, self.data = recipe, data
         self.trainer, self.directory = trainer, directory
         self.best = Best()
+        self.tested: SplitResults | None = None
         self.rows: list[dict[str, Any]] = []
         self._saved_at: tuple[int, int] | None = None
         self._trained_seconds = self._last_cost = self.checkpoint_seconds = 0.0
@@ -176,7 +178,8 @@ class TrainingRun:
         trainer = self.trainer
         with self.recording_nonfinite():
             trainer.check_state()
-        row = _epoch_row(trainer, self.data)
+        self.tested = self.evaluate()
+        row = _epoch_row(trainer, self.data, self.tested)
         row["checkpoint_seconds"], self.checkpoint_seconds = round(self.checkpoint_seconds, 4), 0.0
         self._trained_seconds += trainer.seconds
         trainer.end_epoch()
@@ -185,6 +188,10 @@ class TrainingRun:
         if self._checkpoint_is_due():
             self._save_checkpoint()
         return row
+
+    def evaluate(self) -> SplitResults:
+        """Evaluates the student as it is now, and its moving average, on the test split."""
+        return evaluate_on_test(self.trainer.method, self.data, _average(self.trainer))
 
     def _keep_best(self, row: dict[str, float]) -> None:
         score = row.get("val_accuracy", row["test_accuracy"])
@@ -246,13 +253,16 @@ class TrainingRun:
             raise NonFiniteError(f"{error}; see {path}", error.facts) from error
 
 
-def _epoch_row(trainer: Trainer, data: DataLoaders) -> dict[str, Any]:
+def _average(trainer: Trainer) -> Average | None:
+    return trainer.average.evaluate if trainer.average is not None else None
+
+
+def _epoch_row(trainer: Trainer, data: DataLoaders, tested: SplitResults) -> dict[str, Any]:
     """The metrics of the epoch that was just trained, but for the time of checkpoints."""
-    average = trainer.average.evaluate if trainer.average is not None else None
     row: dict[str, Any] = {
         "epoch": trainer.epoch + 1,
         **trainer.metrics.means(),
-        **epoch_accuracies(trainer.method, data, average),
+        **epoch_accuracies(trainer.method, data, tested, _average(trainer)),
     }
     row["lr"] = trainer.learning_rate(trainer.epoch)
     times = trainer.seconds, trainer.metrics.data_seconds

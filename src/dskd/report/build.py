@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from dskd.report.tables import as_csv, as_json, as_latex, method_rows
 from dskd.settings import validate
 from dskd.storage.atomic import check_writable, replace_file
 from dskd.storage.paths import as_path
+from dskd.storage.run_files import REPORT
 
 log = logging.getLogger("dskd")
 _TABLES = (".csv", ".json", ".tex")
@@ -24,66 +28,88 @@ _TABLES = (".csv", ".json", ".tex")
 
 def make_report(
     paths: Sequence[str | Path],
-    output: str | Path = Path("report.html"),
+    out: str | Path | None = None,
     *,
     root: str | Path | None = None,
     given: UserObjects | None = None,
-) -> Path:
+) -> tuple[Path, ...]:
     """Writes the report of finished runs. The runs are only read.
 
     Args:
         paths: The folders of runs, or the folder of one comparison.
-        output: The HTML page. Files of the same name are written next to it: ``.csv``, ``.json``
-            and ``.tex``.
+        out: The HTML page. Tables of the same name are written next to it: ``.csv``, ``.json`` and
+            ``.tex``. None takes ``report.html`` in the folder of the run or of the comparison, or
+            in the folder that holds all of the runs.
         root: The folder of the data set, if it is not where the recipe says.
         given: Objects in place of names, for runs that were given some.
 
     Returns:
-        The path of the page.
+        The files: the page, then the tables.
 
     Raises:
         InputError: The runs are missing or do not share one recipe, their images cannot be loaded,
-            or a file would be replaced that is not a report.
+            or a file would be replaced that is no report of these runs.
     """
     given = given or UserObjects()
-    output = as_path(output, "output")
-    collected = collect([as_path(path, "run") for path in paths])
-    _check_output(output)
+    folders = [as_path(path, "run") for path in paths]
+    collected = collect(folders)
+    page = as_path(out, "out") if out is not None else _shared_folder(folders) / REPORT[0]
+    runs = _identity(folders, page)
+    _check_files(page, runs)
     settings = collected.recipe.data
     if root is not None:
         settings = validate(DataSettings, {**settings.model_dump(), "root": root}, "data.")
     log.info("loading the images")
     contents = make_contents(collected, load_data(settings, given.data), given)
     files = {
-        ".html": render(contents, output.stem),
-        ".csv": as_csv(method_rows(contents)),
-        ".json": as_json(contents),
-        ".tex": as_latex(contents.summaries, contents.costs, contents.test_images),
+        page: render(contents, page.stem, runs),
+        page.with_suffix(".csv"): as_csv(method_rows(contents)),
+        page.with_suffix(".json"): as_json(contents),
+        page.with_suffix(".tex"): as_latex(
+            contents.summaries, contents.costs, contents.test_images
+        ),
     }
-    for suffix, text in files.items():
+    if page.exists():
+        log.info("replacing the report that these runs have in %s", page)
+    for path, text in files.items():
         # Names of folders need not be valid text.
-        replace_file(output.with_suffix(suffix), text.encode("utf-8", "backslashreplace"))
-    return output
+        replace_file(path, text.encode("utf-8", "backslashreplace"))
+    return tuple(files)
 
 
-def _check_output(output: Path) -> None:
-    """Checks, before any work, that only reports are replaced.
+def _shared_folder(folders: Sequence[Path]) -> Path:
+    """The folder that is given, or that holds all of those."""
+    if len(folders) == 1:
+        return folders[0]
+    shared = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    here = Path.cwd()
+    return shared.relative_to(here) if shared.is_relative_to(here) else shared
+
+
+def _identity(folders: Sequence[Path], page: Path) -> str:
+    """What tells the report of these runs from others, also after all of them were moved."""
+    start = page.resolve().parent
+    places = sorted(os.path.relpath(folder.resolve(), start) for folder in folders)
+    return hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]
+
+
+def _check_files(page: Path, runs: str) -> None:
+    """Checks, before any work, that only a report of the same runs is replaced.
 
     Raises:
         InputError: The folder is missing, or another file has one of the names.
     """
-    if output.suffix != ".html":
-        raise InputError(
-            f"the page {output} must end in .html; write {option('output', 'report.html')}"
-        )
-    if not output.parent.is_dir():
-        raise InputError(f"there is no folder {output.parent}; make it first")
-    check_writable(output.parent.absolute(), option("output", "PAGE.html"))
-    if output.is_file() and f'content="{GENERATOR}"' in output.read_text("utf-8", "replace"):
+    another = f"choose another name with {option('out', 'PAGE.html')}"
+    if page.suffix != ".html":
+        raise InputError(f"the page {page} must end in .html; {another}")
+    if not page.parent.is_dir():
+        raise InputError(f"there is no folder {page.parent}; make it first")
+    check_writable(page.parent.absolute(), option("out", "PAGE.html"))
+    text = page.read_text("utf-8", "replace") if page.is_file() else ""
+    if f'content="{GENERATOR}"' in text:
+        if f'name="dskd-runs" content="{runs}"' not in text:
+            raise InputError(f"{page} is the report of other runs; remove it, or {another}")
         return
-    for path in (output, *(output.with_suffix(suffix) for suffix in _TABLES)):
+    for path in (page, *(page.with_suffix(suffix) for suffix in _TABLES)):
         if path.exists():
-            raise InputError(
-                f"{path} exists and is not part of a report; choose another name with "
-                f"{option('output', 'PAGE.html')}"
-            )
+            raise InputError(f"{path} exists and is not part of a report; {another}")

@@ -30,14 +30,15 @@ GENERATOR = "dskd report"
 _MINUS = re.compile(r"(?<![\w.)=])-(?=\d)")
 
 
-def render(report: ReportContents, name: str) -> str:
+def render(report: ReportContents, name: str, runs: str) -> str:
     """Renders the page. It is self-contained: it loads no other files.
 
     Args:
         report: The contents.
         name: The name of the file without its ending, which those of the tables share.
+        runs: Identifies the runs; it is kept in the page.
     """
-    return _template().render(_context(report, name))
+    return _template().render(_context(report, name), runs=runs)
 
 
 @cache

@@ -101,8 +101,8 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as CSV. The items of a list are separated by spaces; a missing value is empty.
 
     Example:
-        >>> print(as_csv([{"method": "kd", "seeds": [0, 1]}, {"method": "ce", "p": 0.5}]))
-        method,seeds,p
+        >>> print(as_csv([{"method": "kd", "seed_numbers": [0, 1]}, {"method": "ce", "p": 0.5}]))
+        method,seed_numbers,p
         kd,0 1,
         ce,,0.5
         <BLANKLINE>

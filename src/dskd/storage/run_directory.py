@@ -14,7 +14,7 @@ from filelock import FileLock
 from pydantic import Field
 from torch import nn
 
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.runtime import distributed
 from dskd.storage import checkpoint, run_guard
 from dskd.storage.atomic import explain_disk_errors, make_folder, remove_parts, replace_file
@@ -113,7 +113,8 @@ class RunDirectory:
             InputError: Another process holds the lock, and does so for ``wait`` seconds.
         """
         locks: list[FileLock] = []  # stays empty on all ranks but 0
-        distributed.on_rank_zero(lambda: locks.append(lock_folder(self.path, "out=", wait)))()
+        out = option("out", "FOLDER")
+        distributed.on_rank_zero(lambda: locks.append(lock_folder(self.path, out, wait)))()
         try:
             yield
         finally:

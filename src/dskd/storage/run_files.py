@@ -32,6 +32,8 @@ CHECKPOINTS, TENSORBOARD, TEACHER = "checkpoints", "tensorboard", "teacher"
 EXPORT = "export"
 """Folder of the exported students and their model cards."""
 
+REPORT = ("report.html", "report.csv", "report.json", "report.tex")
+"""The page of ``dskd report`` and its tables, as they are called by default."""
 FILES = (
     LAST,
     BEST,
@@ -45,6 +47,7 @@ FILES = (
     LOST,
     SKIPPED_IMAGES,
     HELD_OUT_IMAGES,
+    *REPORT,
 )
 """The files that come and go with a run, apart from those that identify or finish it."""
 FOLDERS = (CHECKPOINTS, TENSORBOARD, TEACHER, EXPORT)

@@ -49,11 +49,11 @@ def check_folder(
         raise InputError(
             f"{option('resume')} and {option('overwrite')} exclude each other; give one"
         )
-    check_writable(folder, "out=")
+    check_writable(folder, option("out", "FOLDER"))
     if not folder.is_dir() or not any(map(_is_in_use, folder.iterdir())):
         return
     if not _holds_run(folder):
-        raise InputError(f"{folder} holds other files; choose another folder with out=")
+        raise InputError(f"{folder} holds other files; {_another_folder()}")
     if not resume and not overwrite:
         raise InputError(
             f"{folder} already holds a run; continue it ({option('resume')}), replace it "
@@ -76,9 +76,9 @@ def check_run(folder: Path) -> None:
     Raises:
         InputError: It does.
     """
-    check_writable(folder, "out=")
+    check_writable(folder, option("out", "FOLDER"))
     if not _holds_run(folder):
-        raise InputError(f"{folder} holds other files; choose another folder with out=")
+        raise InputError(f"{folder} holds other files; {_another_folder()}")
     refuse_links(*(folder / name for name in FOLDERS))
 
 
@@ -149,7 +149,7 @@ def _identifies_run(path: Path) -> bool:
 
 
 def _read_environment(path: Path) -> dict[str, Any]:
-    fix = "remove it if it belongs to a run, or choose another folder with out="
+    fix = f"remove it if it belongs to a run, or {_another_folder()}"
     return read_json(path, dict[str, Any], fix)
 
 
@@ -166,7 +166,7 @@ def _check_nothing_needed(folder: Path, recipe: Mapping[str, Any], trains_teache
     if trains_teacher and in_the_way and not _trained_teacher(folder):
         raise InputError(
             f"{teacher} is no part of the run in {folder}, and the new run would train its "
-            "teacher there; move it out first, or choose another folder with out="
+            f"teacher there; move it out first, or {_another_folder()}"
         )
     models = (recipe["teacher"] or {}, recipe["student"])
     files = [model.get(key) for model in models for key in ("checkpoint", "pretrained")]
@@ -176,10 +176,14 @@ def _check_nothing_needed(folder: Path, recipe: Mapping[str, Any], trains_teache
         if Path(needed).resolve().is_relative_to(folder.resolve()):
             raise InputError(
                 f"{needed} lies in {folder}, which {option('overwrite')} would empty; move it out "
-                "first, or choose another folder with out="
+                f"first, or {_another_folder()}"
             )
 
 
 def _is_in_use(path: Path) -> bool:
     """Whether a file means that its folder is in use; locks and temporary files do not."""
     return path.name not in (LOCK, LOCK_PID) and not is_part(path.name, WRITTEN)
+
+
+def _another_folder() -> str:
+    return f"choose another folder with {option('out', 'FOLDER')}"
