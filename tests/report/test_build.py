@@ -301,7 +301,7 @@ def test_a_report_is_written_where_its_runs_are(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "dskd")
-    monkeypatch.setattr(cost, "SECONDS", 0.0)
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
     there = shutil.copytree(folder / "runs", tmp_path / "there")
     names = ["report.html", "report.csv", "report.json", "report.tex"]
     alone = there / "kd/seed0"
