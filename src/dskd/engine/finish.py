@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dskd.engine.evaluate import EvaluationResult, SplitResults, percent
 from dskd.engine.result import Result
-from dskd.engine.training_run import TrainingRun
+from dskd.engine.training_run import TrainingRun, evaluate_run
 from dskd.methods.base import Method
 from dskd.models.feature_hooks import remove_hooks
 from dskd.runtime import distributed
@@ -28,7 +28,7 @@ def finish(run: TrainingRun) -> Result:
     Raises:
         NonFiniteError: The student's logits are not finite.
     """
-    tested, average = run.tested or run.evaluate(), run.trainer.average
+    tested, average = run.tested or evaluate_run(run), run.trainer.average
     _require_finite(run, tested.student)
     run.write_student(LAST)
     if average is not None and tested.average is not None:

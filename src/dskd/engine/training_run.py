@@ -71,11 +71,7 @@ class TrainingRun:
         self.rows: list[dict[str, Any]] = []
         self._saved_at: tuple[int, int] | None = None
         self._trained_seconds = self._last_cost = self.checkpoint_seconds = 0.0
-        teacher = trainer.teacher_outputs.teacher
-        self.fingerprints = {
-            "data": data.data.fingerprint(),
-            "teacher": teacher.fingerprint() if teacher is not None else None,
-        }
+        self.fingerprints = _fingerprints(trainer, data)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -178,7 +174,7 @@ class TrainingRun:
         trainer = self.trainer
         with self.recording_nonfinite():
             trainer.check_state()
-        self.tested = self.evaluate()
+        self.tested = evaluate_run(self)
         row = _epoch_row(trainer, self.data, self.tested)
         row["checkpoint_seconds"], self.checkpoint_seconds = round(self.checkpoint_seconds, 4), 0.0
         self._trained_seconds += trainer.seconds
@@ -188,10 +184,6 @@ class TrainingRun:
         if self._checkpoint_is_due():
             self._save_checkpoint()
         return row
-
-    def evaluate(self) -> SplitResults:
-        """Evaluates the student as it is now, and its moving average, on the test split."""
-        return evaluate_on_test(self.trainer.method, self.data, _average(self.trainer))
 
     def _keep_best(self, row: dict[str, float]) -> None:
         score = row.get("val_accuracy", row["test_accuracy"])
@@ -251,6 +243,19 @@ class TrainingRun:
             self.directory.write_json(NONFINITE, error.facts)
             path = self.directory.path / NONFINITE
             raise NonFiniteError(f"{error}; see {path}", error.facts) from error
+
+
+def evaluate_run(run: TrainingRun) -> SplitResults:
+    """Evaluates the student as it is now, and its moving average, on the test split."""
+    return evaluate_on_test(run.trainer.method, run.data, _average(run.trainer))
+
+
+def _fingerprints(trainer: Trainer, data: DataLoaders) -> dict[str, str | None]:
+    teacher = trainer.teacher_outputs.teacher
+    return {
+        "data": data.data.fingerprint(),
+        "teacher": teacher.fingerprint() if teacher is not None else None,
+    }
 
 
 def _average(trainer: Trainer) -> Average | None:
