@@ -259,15 +259,12 @@ def test_the_teacher_is_trained_by_sgd(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["method={name: ce}"], 'the method \'ce\' has no teacher; set train={"optimizer": "sgd"}'),
-        (["train.nesterov=true"], 'train={"optimizer": "dot"} has no Nesterov momentum'),
+        (["method={name: ce}"], "the method 'ce' has no teacher; set train.optimizer=sgd"),
+        (["train.nesterov=true"], "train.optimizer=dot has no Nesterov momentum"),
         (["train.compile=true"], "torch compiles one backward pass of a step"),
         (["train.dot_delta=0.1"], "0.1 moves the momentum 0.9 below 0 or to 1 and more"),
         (["train.momentum=0.05"], "0.075 moves the momentum 0.05 below 0"),
-        (
-            ["train.optimizer=sgd", "train.dot_delta=0.1"],
-            'dot_delta needs train={"optimizer": "dot"}',
-        ),
+        (["train.optimizer=sgd", "train.dot_delta=0.1"], "dot_delta needs train.optimizer=dot"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

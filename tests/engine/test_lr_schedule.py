@@ -36,7 +36,7 @@ def test_cosine_falls_to_the_lowest_rate() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["train.min_lr=0.01", "train.schedule=step"], 'end of train={"schedule": "cosine"}'),
+        (["train.min_lr=0.01", "train.schedule=step"], "end of train.schedule=cosine"),
         (["train.min_lr=0.1", "train.schedule=cosine", "train.lr=0.1"], "not below the learning"),
         (["train.min_lr=0.1", "train.schedule=cosine", "teacher.lr=0.05"], "not below the learn"),
     ],
