@@ -16,6 +16,7 @@ from dskd.version import __version__
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does the same
     from dskd import losses, testing
     from dskd.api import compare_methods, distill, export, predict, train
+    from dskd.compare.tuning.from_python import tune
     from dskd.data import Dataset, Split, load_dataset
     from dskd.deploy.evaluate import evaluate
     from dskd.deploy.student import DeployedStudent, load_deployed
@@ -46,6 +47,7 @@ __all__ = [
     "stages",
     "testing",
     "train",
+    "tune",
 ]
 
 _MODULES = {
@@ -64,6 +66,7 @@ _MODULES = {
     "predict": "dskd.api",
     "stages": "dskd.models.stage_table",
     "train": "dskd.api",
+    "tune": "dskd.compare.tuning.from_python",
 }
 """The module of each name that is imported on first use."""
 

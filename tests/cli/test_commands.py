@@ -36,6 +36,7 @@ VERBS = [
     "train",
     "distill",
     "compare",
+    "tune",
     "init",
     "evaluate",
     "predict",

@@ -26,6 +26,7 @@ PAGES = (
     "docs/your-data.md",
     "docs/tutorials/digits.md",
     "docs/tutorials/compare.md",
+    "docs/tutorials/tune.md",
     "docs/tutorials/own-module.md",
     "docs/tutorials/own-method.md",
     "docs/how-it-works/caching.md",
@@ -37,6 +38,7 @@ SHORT = {
     "train": "train.epochs=1 data.fraction=0.2",
     "distill": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
     "compare": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
+    "tune": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
 }
 
 
@@ -57,7 +59,7 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
 
 def shortened(line: str) -> list[str]:
     """The arguments of a line that calls ``dskd``."""
-    words = re.sub(r"--seeds \d+", "--seeds 2", line.partition("#")[0]).split()[1:]
+    words = re.sub(r"--(seeds|trials) \d+", r"--\1 2", line.partition("#")[0]).split()[1:]
     own_images = PHOTOS if any(word.startswith("photos") for word in words) else ""
     return [*words, *SHORT.get(words[0], "").split(), *own_images.split()]
 

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from dskd.cli import overview, students, training
+from dskd.cli import overview, students, training, tuning
 from dskd.cli.exit_codes import exit_code, open_streams
 from dskd.errors import on_command_line
 from dskd.runtime import launch
@@ -32,6 +32,7 @@ for command in (
     training.train_,
     training.distill_,
     training.compare_,
+    tuning.tune_,
     training.init_,
     students.evaluate_,
     students.predict_,

@@ -54,6 +54,17 @@ def method_setting_value(method: str, key: str, text: str) -> Any:
     return typed_value(_annotation(MethodSettings, [key], method), text, key)
 
 
+def is_whole_number(key: str, method: object) -> bool:
+    """Whether a setting of a recipe takes whole numbers, and no others.
+
+    Example:
+        >>> is_whole_number("train.batch_size", "kd"), is_whole_number("train.lr", "kd")
+        (True, False)
+    """
+    kinds = list(_kinds(_annotation(Recipe, key.split("."), method)))
+    return int in kinds and float not in kinds
+
+
 def typed_value(annotation: Any, text: str, what: str) -> Any:
     """A text as a value of a type. What does not fit stays text, and is refused by validation.
 

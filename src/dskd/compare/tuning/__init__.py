@@ -1,0 +1,1 @@
+"""Tune the settings of a recipe: trials on the validation images, and one run of the best."""

@@ -1,0 +1,229 @@
+"""What a trial does, in this process or in one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+
+from dskd.compare.tuning.search import Search
+from dskd.compare.tuning.study import Study
+from dskd.config.schema import Recipe
+from dskd.data.loader import DataLoaders
+from dskd.engine.build import build_run, build_teacher_outputs
+from dskd.engine.finish import finish
+from dskd.engine.prepare import Prepared, prepare
+from dskd.engine.run import distill
+from dskd.engine.train_teacher import given_teacher, trained_teacher
+from dskd.engine.training_run import TrainingRun
+from dskd.engine.unlabelled import teacher_loader
+from dskd.errors import InputError, NonFiniteError, Stopped
+from dskd.runtime import device as devices
+from dskd.runtime.cores import cpu_threads
+from dskd.runtime.signals import stop_requests
+from dskd.runtime.single_run import single_run
+from dskd.storage.atomic import make_folder, refuse_links, replace_file
+from dskd.storage.json_file import read_json
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import RESULT, TEACHER
+from dskd.teacher.frozen import FrozenTeacher
+
+OUTCOME = "trial.json"
+WARMUP = 4
+"""No trial is pruned in the first of so many parts of its epochs."""
+LOCK_SECONDS = 60.0
+"""Time that a trial waits for its folder, if its last process is about to end."""
+
+
+class TrialFile(BaseModel):
+    """``trial.json``: what became of a trial.
+
+    Attributes:
+        state: Whether it was trained to its end.
+        scores: Validation accuracy in percent after the last epoch of each finished seed.
+        epochs: Epochs trained, over all seeds.
+        reason: Why it failed; empty otherwise.
+    """
+
+    state: Literal["complete", "pruned", "failed"]
+    scores: list[float]
+    epochs: int
+    reason: str = ""
+
+
+def read_outcome(folder: Path) -> TrialFile | None:
+    """What became of a trial; None if it has not ended.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    if not (folder / OUTCOME).is_file():
+        return None
+    return read_json(folder / OUTCOME, TrialFile, f"remove {folder} to have the trial made again")
+
+
+def write_outcome(folder: Path, outcome: TrialFile) -> None:
+    """Writes what became of a trial."""
+    make_folder(folder)
+    replace_file(folder / OUTCOME, (outcome.model_dump_json(indent=2) + "\n").encode())
+
+
+class _Pruned(Exception):
+    """The trial is not worth its remaining epochs."""
+
+
+@dataclass(frozen=True)
+class TeacherTask:
+    """Trains the teacher of a study."""
+
+    search: Search
+
+    def __call__(self) -> None:
+        """Trains the teacher, or continues its training.
+
+        Raises:
+            InputError: It does not fit.
+            Stopped: A signal asked for a stop; the state is saved.
+        """
+        recipe = self.search.recipe
+        with single_run(), cpu_threads(recipe.train.threads):
+            device = devices.pick(recipe.train.device)
+            devices.set_up(device)
+            loaders = DataLoaders(self.search.data(), device)
+            prepared = prepare(recipe, loaders.data, self.search.objects, device)
+            folder = self.search.path / TEACHER
+            trained_teacher(prepared, loaders, folder, RunDirectory(folder).begun)
+
+
+@dataclass
+class _Progress:
+    """The part of a trial that is done."""
+
+    scores: list[float] = field(default_factory=list)
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """Trains the student of a trial at each seed, and reports its accuracy after each epoch.
+
+    Attributes:
+        search: The study. Its teacher is trained.
+        number: The trial.
+        values: The values of the tuned settings as text.
+    """
+
+    search: Search
+    number: int
+    values: Mapping[str, str]
+
+    def __call__(self) -> None:
+        """Trains the students, and writes `OUTCOME`.
+
+        Raises:
+            Stopped: A signal asked for a stop; the state is saved.
+        """
+        folder, progress = self.search.folder(self.number), _Progress()
+        state: Literal["complete", "pruned", "failed"] = "complete"
+        reason = ""
+        make_folder(folder)
+        try:
+            with single_run(), cpu_threads(self.search.recipe.train.threads):
+                self._train(progress)
+        except _Pruned:
+            state = "pruned"
+        except (InputError, NonFiniteError) as error:
+            state, reason = "failed", str(error)
+        scores, epochs = progress.scores, progress.epochs
+        write_outcome(folder, TrialFile(state=state, scores=scores, epochs=epochs, reason=reason))
+
+    def _train(self, progress: _Progress) -> None:
+        search = self.search
+        device = devices.pick(search.recipe.train.device)
+        devices.set_up(device)
+        loaders = DataLoaders(search.data(), device)
+        study = Study(search.path, search.space, warmup=search.recipe.train.epochs // WARMUP)
+        teacher: FrozenTeacher | None = None
+        for seed in search.seeds:
+            out = search.folder(self.number) / f"seed{seed}"
+            recipe = search.recipe_of(self.values, seed, out)
+            prepared = prepare(recipe, loaders.data, search.objects, device)
+            if teacher is None:
+                teacher = given_teacher(prepared, loaders, [])
+            self._train_seed(prepared, loaders, teacher, study, progress)
+
+    def _train_seed(
+        self,
+        prepared: Prepared,
+        loaders: DataLoaders,
+        teacher: FrozenTeacher | None,
+        study: Study,
+        progress: _Progress,
+    ) -> None:
+        """Trains one student, or continues its training."""
+        recipe = prepared.recipe
+        assert recipe.out is not None
+        directory = RunDirectory(recipe.out)
+        refuse_links(recipe.out.parent, recipe.out)
+        images = teacher_loader(recipe.data, loaders)
+        with ExitStack() as held:
+            held.enter_context(directory.locked(LOCK_SECONDS))
+            resume = directory.begun
+            directory.check_same(recipe.plain())
+            if not directory.finished:
+                directory.start(recipe.plain(), devices.environment(loaders.train.device))
+                outputs = build_teacher_outputs(recipe, images, teacher, prepared.needs)
+                outputs.open()
+                run = build_run(recipe, prepared.student, loaders, outputs, directory)
+                run.begin(resume)
+                self._epochs(run, study, progress)
+                finish(run)
+            rows = directory.rows()
+            progress.epochs += len(rows)
+            progress.scores.append(float(rows[-1]["test_accuracy"]))
+
+    def _epochs(self, run: TrainingRun, study: Study, progress: _Progress) -> None:
+        """Trains the remaining epochs of a run, and reports each.
+
+        Raises:
+            Stopped: A signal asked for a stop; the state is saved.
+        """
+        with stop_requests() as stop:
+            for row in run.steps():
+                if row is not None:
+                    step = progress.epochs + run.trainer.epoch
+                    if study.report(self.number, step, row["test_accuracy"]):
+                        progress.epochs += run.trainer.epoch
+                        raise _Pruned
+                if stop.signal is not None:
+                    run.save()
+                    raise Stopped(stop.signal)
+
+
+@dataclass(frozen=True)
+class BestTask:
+    """Trains the best configuration as a run of its own, with the test split.
+
+    Attributes:
+        search: The study.
+        recipe: The run.
+    """
+
+    search: Search
+    recipe: Recipe
+
+    def __call__(self) -> None:
+        """Trains the student, or continues its training.
+
+        Raises:
+            InputError: The run cannot be made.
+            Stopped: A signal asked for a stop; the state is saved.
+        """
+        assert self.recipe.out is not None
+        if not (self.recipe.out / RESULT).is_file():
+            resume = RunDirectory(self.recipe.out).begun
+            distill(self.recipe, resume=resume, objects=self.search.objects)
