@@ -13,9 +13,8 @@ from dskd.compare.variants import MethodVariant
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_teacher_outputs
 from dskd.engine.build_data import load_training_data
-from dskd.engine.prepare import prepare, prepare_teacher
-from dskd.engine.teacher_accuracy import evaluate_teacher
-from dskd.engine.train_teacher import freeze, trained_teacher
+from dskd.engine.prepare import prepare
+from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.engine.unlabelled import teacher_loader
 from dskd.engine.user_objects import UserObjects
 from dskd.methods.contracts import TeacherNeeds
@@ -64,12 +63,8 @@ class ComparisonJob:
         teacher, recipe = None, grid.recipe_with_teacher()
         if recipe is not None:
             recipe = recipe.changed(teacher=grid.trained_teacher)
-            prepared = prepare_teacher(recipe, loaders.data, objects, loaders.train.device)
-            assert recipe.teacher is not None
-            assert prepared is not None
-            how = recipe.teacher.fuse_batchnorm, recipe.train.precision
-            teacher = freeze(prepared.model, loaders, *how)
-            evaluate_teacher(teacher, loaders, recipe.teacher, refuse=False)
+            prepared = prepare(recipe, loaders.data, objects, loaders.train.device)
+            teacher = given_teacher(prepared, loaders, [])
         images = teacher_loader(grid.recipe.data, loaders)
         outputs = build_teacher_outputs(grid.recipe, images, teacher, self.needs)
         outputs.open()
