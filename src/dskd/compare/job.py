@@ -97,10 +97,11 @@ class TeacherJob:
             NonFiniteError: A number of the training is NaN or infinite.
             Stopped: A signal asked for a stop; the state is saved.
         """
-        loaders, recipe = _loaders(self.grid, self.objects), self.grid.recipe_with_teacher()
-        assert recipe is not None
-        prepared = prepare(recipe, loaders.data, self.objects, loaders.train.device)
-        trained_teacher(prepared, loaders, self.folder, RunDirectory(self.folder).begun)
+        with self.objects.available():
+            loaders, recipe = _loaders(self.grid, self.objects), self.grid.recipe_with_teacher()
+            assert recipe is not None
+            prepared = prepare(recipe, loaders.data, self.objects, loaders.train.device)
+            trained_teacher(prepared, loaders, self.folder, RunDirectory(self.folder).begun)
 
 
 def _loaders(grid: Grid, objects: UserObjects) -> DataLoaders:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from dskd.compare.tuning.start import choose_search_launcher, make_search
 from dskd.compare.tuning.tune import tune as make_study
 from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.progress import python_output
+from dskd.methods import outside
+from dskd.methods.base import Method
 from dskd.runtime.launchers.choose import named_launcher
 from dskd.storage.paths import as_path
 
@@ -21,7 +24,7 @@ def tune(
     *,
     teacher: Model | None = None,
     data: Data | None = None,
-    method: str | Section | None = None,
+    method: str | type[Method] | Section | None = None,
     space: Mapping[str, str | Sequence[Any]],
     trials: int = 20,
     seeds: int = 1,
@@ -62,8 +65,10 @@ def tune(
     """
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": method, "epochs": epochs, "train": train, "seed": seed}
-    with python_output(verbose):
+    with python_output(verbose), outside.code_allowed(allow_code):
         resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
+        kind = method.get("name") if isinstance(method, Mapping) else method
+        objects = replace(objects, methods=(kind,) if isinstance(kind, type) else ())
         tuned = given_space(space, resolved.method.name)
         assert resolved.out is not None, "a resolved recipe has its folder"
         default = Path("runs/tune") / resolved.out.parent.name

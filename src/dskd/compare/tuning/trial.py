@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -90,7 +90,7 @@ class TeacherTask:
             Stopped: A signal asked for a stop; the state is saved.
         """
         recipe = self.search.recipe
-        with single_run(), cpu_threads(recipe.train.threads):
+        with self.search.objects.available(), single_run(), cpu_threads(recipe.train.threads):
             device = devices.pick(recipe.train.device)
             devices.set_up(device)
             loaders = DataLoaders(self.search.data(), device)
@@ -132,7 +132,7 @@ class TrialTask:
         reason = ""
         make_folder(folder)
         try:
-            with single_run(), cpu_threads(self.search.recipe.train.threads):
+            with self._conditions():
                 self._train(progress)
         except _Pruned:
             state = "pruned"
@@ -140,6 +140,12 @@ class TrialTask:
             state, reason = "failed", str(error)
         scores, epochs = progress.scores, progress.epochs
         write_outcome(folder, TrialFile(state=state, scores=scores, epochs=epochs, reason=reason))
+
+    @contextmanager
+    def _conditions(self) -> Iterator[None]:
+        threads = cpu_threads(self.search.recipe.train.threads)
+        with self.search.objects.available(), single_run(), threads:
+            yield
 
     def _train(self, progress: _Progress) -> None:
         search = self.search
@@ -226,4 +232,5 @@ class BestTask:
         assert self.recipe.out is not None
         if not (self.recipe.out / RESULT).is_file():
             resume = RunDirectory(self.recipe.out).begun
-            distill(self.recipe, resume=resume, objects=self.search.objects)
+            with self.search.objects.available():
+                distill(self.recipe, resume=resume, objects=self.search.objects)
