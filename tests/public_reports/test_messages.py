@@ -61,9 +61,10 @@ def test_errors_take_the_names_of_options_from_one_place() -> None:
     texts = _texts_of_errors()
     assert len(texts) > 300
     shared = [(path.name, text) for path, text in texts if path.parent.name != "cli"]
-    flags = [(name, text) for name, text in shared if re.search(r"(^|[ (])--[a-z]", text)]
-    assert [name for name, _ in flags] == ["device.py"]
-    assert "--nproc-per-node=" in flags[0][1]  # an option of torchrun
+    flags = {name: text for name, text in shared if re.search(r"(^|[ (])--[a-z]", text)}
+    assert flags.keys() == {"device.py", "ray_cluster.py"}
+    assert "--nproc-per-node=" in flags["device.py"]  # an option of torchrun
+    assert "`ray start --head`" in flags["ray_cluster.py"]  # a command of Ray
 
 
 def test_every_option_that_a_message_names_exists() -> None:
