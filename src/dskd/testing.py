@@ -105,12 +105,12 @@ def set_up(
     """
     data = data if data is not None else sample_images()
     classes, few = len(data.classes), data.train.images[:8]
-    student = network("resnet8", classes)
     frozen, spec, classifier = None, None, None
     if kind.needs_teacher:
         frozen = FrozenTeacher(network("resnet14", classes))
         spec = describe(frozen.model, few)
         classifier = copy.deepcopy(frozen.model.linear_classifier)
+    student = network("resnet8", classes)
     labels = data.train.labels
     pair = Pair(student, describe(student, few), spec, classifier, labels, len(labels))
     method, outputs = kind(pair, **settings), TeacherOutputs(frozen)
