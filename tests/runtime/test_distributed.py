@@ -766,7 +766,7 @@ def four(monkeypatch: pytest.MonkeyPatch) -> None:
     ("change", "match"),
     [
         ("method={name: crd}", "crd.*keeps state that processes do not share.*started 4"),
-        ("train.batch_size=7", "batch_size=7 leaves some of 4 processes fewer than 2.*set 8"),
+        ("train.batch_size=7", '"batch_size": 7} leaves some of 4 processes fewer than 2.*set 8'),
         ("train.sync_batchnorm=true", "on GPUs, and this run has 4 on cpu"),
     ],
 )
