@@ -585,6 +585,8 @@ def _torchrun(log: Path, arguments: list[str], forks: bool) -> None:
 
 
 def _worker(arguments: list[str], folder: Path) -> None:
+    # torch has a forked worker get SIGINT when its parent dies. One that torchrun starts does not.
+    torch.multiprocessing._prctl_pr_set_pdeathsig(0)  # type: ignore[attr-defined]
     (folder / f"rank{os.environ['RANK']}").write_text(f"{os.getpid()}")
     dskd_main(arguments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import signal
@@ -10,13 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from dskd.errors import InputError, ProcessLost, first_line, option
 from dskd.runtime.launch import launched_world_size
+
+if TYPE_CHECKING:  # some builds of torch lack it
+    from torch.distributed.distributed_c10d import Store
 
 A = TypeVar("A")
 
@@ -28,6 +32,8 @@ PATIENCE_SECONDS = 5.0
 """How long a process that lost another waits for its own part of the communication to end."""
 _OF_BACKENDS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 """Words in the errors of a backend."""
+_MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+"""The environment variables that say where processes find each other."""
 PARENT_CHECK_SECONDS = 1.0
 """How often a process checks that the torchrun that started it is still alive."""
 
@@ -158,6 +164,7 @@ def _leave(lost: bool) -> None:
     if not lost:
         dist.destroy_process_group()
         return
+    _store.cache_clear()
 
     def destroy() -> None:
         with suppress(Exception):
@@ -193,17 +200,31 @@ def _stopped_with_torchrun() -> Iterator[None]:
 
 
 def _join(backend: str) -> Group:
-    # Imported here: some builds of torch lack them.
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
+    from torch.distributed.distributed_c10d import PrefixStore  # some builds of torch lack it
 
-    store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+    base, rank, world = _store(*(os.environ.get(key) for key in _MEETING_POINT))
     # The store still has the keys of this process's earlier runs, so each run has its own prefix.
-    store = PrefixStore(f"dskd{next(_joins)}", store)
+    store = PrefixStore(f"dskd{next(_joins)}", base)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     cpu = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
     assert isinstance(cpu, dist.ProcessGroup), "every process is in it"
     return Group(rank, world, cpu)
+
+
+@functools.cache
+def _store(*meeting_point: str | None) -> tuple[Store, int, int]:
+    """The store in which processes find each other, this process's rank, and their number.
+
+    It stays until the process ends. If a run closed it, another process could begin its next run
+    with the old store, and lose it.
+
+    Args:
+        meeting_point: The values of `_MEETING_POINT`.
+    """
+    from torch.distributed.rendezvous import rendezvous  # some builds of torch lack it
+
+    found: tuple[Store, int, int] = next(rendezvous("env://", timeout=TIMEOUT))
+    return found
 
 
 @contextmanager
