@@ -29,7 +29,7 @@ def page() -> str:
 
 
 def _command(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=f"dskd {name}")
+    context = click.Context(command, info_name=f"dskd {name}", **cli.context_settings)
     usage = command.get_usage(context).removeprefix("Usage: ")
     options = [p for p in command.params if isinstance(p, click.Option)]
     parts = [
