@@ -212,10 +212,10 @@ def test_cuda_graphs_are_for_inductor_on_a_gpu(
     assert compiling._options() == {"backend": backend, "mode": mode}
 
 
-def test_torch_raises_where_it_would_stop_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_raises_where_it_would_stop_compiling() -> None:
     config = torch._dynamo.config
-    for name in ("recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit"):
-        monkeypatch.setattr(config, name, getattr(config, name))
-    compiling._fail_rather_than_fall_back()
-    assert config.recompile_limit == config.accumulated_recompile_limit == 10_000
-    assert config.fail_on_recompile_limit_hit is True
+    names = "recompile_limit", "accumulated_recompile_limit", "fail_on_recompile_limit_hit"
+    with config.patch({name: getattr(config, name) for name in names}):  # restores all of them
+        compiling._fail_rather_than_fall_back()
+        assert config.recompile_limit == config.accumulated_recompile_limit == 10_000
+        assert config.fail_on_recompile_limit_hit is True
