@@ -170,7 +170,7 @@ def _in_one_line(error: ErrorDetails, where: str, known: list[str]) -> InputErro
     if (
         kind in ("string_type", "path_type")
         and type(given) in (int, float)
-        and len(brief(given)) < 30
+        and abs(given) < 1e20  # a message is one short line
     ):
         fix = f"; put it in quotes if that is its name, as in {key.rpartition('.')[2]}: '{given}'"
     return InputError(f"{key}: {message[:1].lower()}{message[1:]}, got {brief(given)}{fix}")

@@ -456,6 +456,7 @@ def check_wording(line: str) -> None:
             "out: a path is needed, got 2024; put it in quotes if that is its name, "
             "as in out: '2024'",
         ),
+        ({"out": 10**999}, "out: a path is needed, got a very long number"),
         (
             {"epochs": 3},
             "unknown setting 'epochs'; did you mean 'teacher.epochs' or 'train.epochs'?",
