@@ -22,6 +22,7 @@ from dskd.data.own_images import load_images
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
 from dskd.errors import InputError, first_line
+from dskd.runtime.imports import import_extra
 
 if TYPE_CHECKING:
     import datasets
@@ -175,13 +176,8 @@ def _library() -> Any:
     Raises:
         InputError: It is not installed.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(
-            "the data set 'hf' needs the package datasets; pip install 'dskd[datasets]'"
-        ) from None
-    return datasets
+    needed = "the data set 'hf' needs the package datasets;"
+    return import_extra("datasets", "datasets", needed)
 
 
 def as_hf(given: object, name: str | None = None) -> HFSplits | None:

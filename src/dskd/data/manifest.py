@@ -23,6 +23,7 @@ from dskd.data.own_images import load_images
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
 from dskd.errors import InputError, brief, first_line, printable
+from dskd.runtime.imports import import_extra
 from dskd.runtime.memory import require_memory
 
 Values = tuple[str, str, str, str]
@@ -223,11 +224,10 @@ def _read_json_lines(path: Path, columns: _Columns) -> Iterator[Values]:
 
 def _read_parquet(path: Path, columns: _Columns) -> Iterator[Values]:
     """The rows of a Parquet file, some at a time."""
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise InputError(f"{path} needs the package pyarrow; pip install 'dskd[parquet]'") from None
+    import_extra("pyarrow.parquet", "parquet", f"{path} needs the package pyarrow;")
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names

@@ -19,6 +19,7 @@ from dskd.deploy.input_contract import InputContract
 from dskd.deploy.student import DeployedStudent, file_stem
 from dskd.deploy.student_graph import Runner, StudentGraph, in_batches, student_graph
 from dskd.errors import InputError, first_line, option
+from dskd.runtime.imports import import_extra
 from dskd.storage.atomic import make_folder, refuse_links, replace_file
 from dskd.storage.paths import as_path
 from dskd.storage.run_files import EXPORT
@@ -244,13 +245,7 @@ def _exporter(form: Format) -> Exporter:
 def _require(package: str, extra: str, form: Format) -> None:
     # torchao's import notes a call of its own that a later torch will refuse.
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-    try:
-        importlib.import_module(package)
-    except ImportError:
-        raise InputError(
-            f"exporting to {form.name} needs {package}; install it with: "
-            f"pip install 'dskd[{extra}]'"
-        ) from None
+    import_extra(package, extra, f"exporting to {form.name} needs {package}; install it with:")
 
 
 @torch.no_grad()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from dskd.errors import InputError, first_line, option
+from dskd.errors import InputError
+from dskd.runtime.imports import import_code, refused_code
 
 if TYPE_CHECKING:
     from dskd.methods.base import Method
@@ -80,26 +80,10 @@ def find(name: str) -> type[Method]:
         return _GIVEN[name]
     points = list(entry_points(group=GROUP, name=name))
     if points:
-        return _checked(_loaded(points[0].value, name), name)
+        return _checked(import_code(points[0].value, "method", name), name)
     if not _CODE_ALLOWED.get():
-        raise InputError(
-            f"the method {name!r} would run your own code; if you trust it, add "
-            f"{option('allow_code')}"
-        )
-    return _checked(_loaded(name, name), name)
-
-
-def _loaded(path: str, name: str) -> object:
-    """The object at ``package.module:Class``."""
-    module, _, attribute = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise InputError(
-            f"cannot import the method {name!r}: {first_line(error)}; is its folder on PYTHONPATH?"
-        ) from error
-    except (AttributeError, ValueError) as error:
-        raise InputError(f"cannot import the method {name!r}: {first_line(error)}") from error
+        raise refused_code("method", name)
+    return _checked(import_code(name, "method", name), name)
 
 
 def _checked(kind: object, name: str) -> type[Method]:

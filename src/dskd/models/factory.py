@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from dskd.errors import InputError, option, unknown
+from dskd.errors import InputError, unknown
 from dskd.models.catalog import LIBRARIES, TIMM, TORCHVISION, ZOO
 from dskd.models.library_models import from_timm, from_torchvision
 from dskd.models.zoo import build
+from dskd.runtime.imports import import_code, refused_code
 
 
 def load_model(
@@ -79,19 +79,8 @@ def _from_function(
     name: str, num_classes: int, in_channels: int, options: dict[str, Any], allow_code: bool
 ) -> nn.Module:
     if not allow_code:
-        raise InputError(
-            f"the model {name!r} would run your own code; if you trust it, add "
-            f"{option('allow_code')}"
-        )
-    module_name, _, function_name = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise InputError(
-            f"cannot import the model {name!r}: {error}; is its folder on PYTHONPATH?"
-        ) from error
-    except (AttributeError, ValueError) as error:
-        raise InputError(f"cannot import the model {name!r}: {error}") from error
+        raise refused_code("model", name)
+    function = import_code(name, "model", name)
     arguments = {"num_classes": num_classes, "in_channels": in_channels} | options
     try:
         inspect.signature(function).bind(**arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dskd.compare.tuning.space import Tuned
-from dskd.errors import InputError
+from dskd.runtime.imports import import_extra
 
 JOURNAL = "journal.log"
 """The file with everything that Optuna knows. Several machines may write to it."""
@@ -44,12 +43,7 @@ def optuna() -> Any:
     Raises:
         InputError: It is not installed.
     """
-    try:
-        library = importlib.import_module("optuna")
-    except ImportError:
-        raise InputError(
-            "tuning needs Optuna, which is not installed; pip install 'dskd[tune]'"
-        ) from None
+    library = import_extra("optuna", "tune", "tuning needs Optuna, which is not installed;")
     library.logging.set_verbosity(library.logging.ERROR)
     return library
 

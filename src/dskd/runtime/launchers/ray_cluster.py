@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from dskd.errors import InputError, first_line
+from dskd.runtime.imports import import_extra
 from dskd.runtime.launchers.task import Launched, Outcome, Task
 from dskd.settings import Count, Positive, Settings, Weight
 
@@ -19,12 +19,7 @@ def _ray() -> Any:
     Raises:
         InputError: It is not installed.
     """
-    try:
-        return importlib.import_module("ray")
-    except ImportError:
-        raise InputError(
-            "the launcher ray needs Ray, which is not installed; pip install 'dskd[ray]'"
-        ) from None
+    return import_extra("ray", "ray", "the launcher ray needs Ray, which is not installed;")
 
 
 class RayOptions(Settings):

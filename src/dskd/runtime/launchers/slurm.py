@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from dskd.errors import InputError
+from dskd.runtime.imports import import_extra
 from dskd.runtime.launchers.task import Launched, Outcome, Task
 from dskd.settings import Count, Natural, Positive, Settings
 
@@ -57,13 +58,8 @@ class Slurm:
 
     def open(self) -> str:
         """See `Launcher.open`."""
-        try:
-            import submitit
-        except ImportError:
-            raise InputError(
-                "the launcher slurm needs submitit, which is not installed; "
-                "pip install 'dskd[slurm]'"
-            ) from None
+        needed = "the launcher slurm needs submitit, which is not installed;"
+        submitit = import_extra("submitit", "slurm", needed)
         options = self.options
         if options.cluster == "slurm" and submitit.SlurmExecutor.affinity() < 0:
             raise InputError(

@@ -1,0 +1,63 @@
+"""Import libraries that only some features need, and code that a user names."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from dskd.errors import InputError, first_line, option
+
+
+def import_extra(library: str, extra: str, needed: str) -> Any:
+    """Imports a library that an extra of this package installs.
+
+    Args:
+        library: The name of its module.
+        extra: The extra.
+        needed: The start of the message, as in ``tuning needs Optuna, which is not installed;``.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        return importlib.import_module(library)
+    except ImportError:
+        raise InputError(f"{needed} pip install 'dskd[{extra}]'") from None
+
+
+def refused_code(what: str, name: str) -> InputError:
+    """The error about code that may not run.
+
+    Args:
+        what: ``model`` or ``method``.
+        name: As the user gave it.
+    """
+    return InputError(
+        f"the {what} {name!r} would run your own code; if you trust it, add {option('allow_code')}"
+    )
+
+
+def import_code(path: str, what: str, name: str) -> Any:
+    """Imports code that the user named and allowed.
+
+    Args:
+        path: ``package.module:object``.
+        what: ``model`` or ``method``, for the error.
+        name: As the user gave it, for the error.
+
+    Raises:
+        InputError: It cannot be imported.
+
+    Example:
+        >>> import_code("math:sqrt", "model", "math:sqrt")(4.0)
+        2.0
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise InputError(
+            f"cannot import the {what} {name!r}: {first_line(error)}; is its folder on PYTHONPATH?"
+        ) from error
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"cannot import the {what} {name!r}: {first_line(error)}") from error
