@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import signal
 from collections import defaultdict
@@ -15,12 +14,12 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
 
-from dskd.data import Dataset, Split
+from dskd import testing
+from dskd.data import Dataset
 from dskd.engine.trainer import Trainer
 from dskd.methods.contracts import Pair
 from dskd.models.spec import describe
 from dskd.models.staged_model import StagedModel
-from dskd.models.zoo import build
 from dskd.teacher.frozen import FrozenTeacher
 
 # Images and networks are small here: a second thread costs more than it does.
@@ -93,18 +92,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int) -> None:
 def make_dataset(
     classes: int = 4, per_class: int = 10, size: int = 16, channels: int = 3, seed: int = 0
 ) -> Dataset:
-    """Images that can be learned: every class has a tint of its own, under noise."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def split(count: int) -> Split:
-        labels = torch.arange(classes).repeat_interleave(count)
-        tint = torch.linspace(40, 215, classes)[labels].view(-1, 1, 1, 1)
-        noise = 40 * torch.randn(len(labels), channels, size, size, generator=draw)
-        return Split((tint + noise).clamp(0, 255).to(torch.uint8), labels)
-
-    names = tuple(f"class{label}" for label in range(classes))
-    statistics = (0.5,) * channels, (0.25,) * channels
-    return Dataset("made", split(per_class), split(5), names, *statistics)
+    """Images that can be learned, see `dskd.testing.sample_images`."""
+    return testing.sample_images(classes, per_class, size, channels, seed)
 
 
 def trusted(teacher: nn.Module | dict[str, Any]) -> dict[str, Any]:
@@ -115,19 +104,16 @@ def trusted(teacher: nn.Module | dict[str, Any]) -> dict[str, Any]:
 
 def staged(name: str = "resnet8", classes: int = 4, channels: int = 3) -> StagedModel:
     """A fresh network of the zoo, seen through its stages."""
-    net = build(name, num_classes=classes, in_channels=channels)
-    return StagedModel(net, mean=(0.5,) * channels, std=(0.25,) * channels)
+    return testing.network(name, classes, channels)
 
 
 def make_pair(
     student: StagedModel, teacher: StagedModel | None, data: Dataset
 ) -> tuple[Pair, FrozenTeacher | None]:
     """What a method's constructor takes, and the frozen teacher."""
-    images = data.train.images[:8]
-    spec = describe(teacher, images) if teacher is not None else None
-    classifier = copy.deepcopy(teacher.linear_classifier) if teacher is not None else None
-    if classifier is not None:
-        classifier.requires_grad_(False)
-    labels = data.train.labels
-    pair = Pair(student, describe(student, images), spec, classifier, labels, len(labels))
-    return pair, FrozenTeacher(teacher) if teacher is not None else None
+    few, labels = data.train.images[:8], data.train.labels
+    frozen = FrozenTeacher(teacher) if teacher is not None else None
+    pair = Pair.measured(
+        student, teacher, lambda model, _: describe(model, few), labels, len(labels)
+    )
+    return pair, frozen

@@ -55,30 +55,35 @@ def check_method(kind: type[Method], settings: Settings | None = None) -> None:
         check(kind, settings or {})
 
 
-def sample_images(classes: int = 4, per_class: int = 6, size: int = 16) -> Dataset:
+def sample_images(
+    classes: int = 4, per_class: int = 6, size: int = 16, channels: int = 3, seed: int = 0
+) -> Dataset:
     """A data set that can be learned: every class has a tint of its own, under noise.
 
     Args:
         classes: Number of classes.
         per_class: Training images of each class.
         size: Height and width.
+        channels: Of the images.
+        seed: Of the noise.
     """
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(seed)
 
     def split(count: int) -> Split:
         labels = torch.arange(classes).repeat_interleave(count)
         tint = torch.linspace(40, 215, classes)[labels].view(-1, 1, 1, 1)
-        noise = 40 * torch.randn(len(labels), 3, size, size, generator=draw)
+        noise = 40 * torch.randn(len(labels), channels, size, size, generator=draw)
         return Split((tint + noise).clamp(0, 255).to(torch.uint8), labels)
 
     names = tuple(f"class{label}" for label in range(classes))
-    return Dataset("samples", split(per_class), split(5), names, (0.5,) * 3, (0.25,) * 3)
+    statistics = (0.5,) * channels, (0.25,) * channels
+    return Dataset("made", split(per_class), split(5), names, *statistics)
 
 
-def network(name: str, classes: int = 4) -> StagedModel:
+def network(name: str, classes: int = 4, channels: int = 3) -> StagedModel:
     """A fresh network of the zoo, seen through its stages."""
-    net = build(name, num_classes=classes)
-    return StagedModel(net, mean=(0.5,) * 3, std=(0.25,) * 3)
+    net = build(name, num_classes=classes, in_channels=channels)
+    return StagedModel(net, mean=(0.5,) * channels, std=(0.25,) * channels)
 
 
 def batches(data: Dataset, size: int = 8, seed: int = 0) -> list[Batch]:
@@ -105,14 +110,14 @@ def set_up(
     """
     data = data if data is not None else sample_images()
     classes, few = len(data.classes), data.train.images[:8]
-    frozen, spec, classifier = None, None, None
-    if kind.needs_teacher:
-        frozen = FrozenTeacher(network("resnet14", classes))
-        spec = describe(frozen.model, few)
-        classifier = copy.deepcopy(frozen.model.linear_classifier)
-    student = network("resnet8", classes)
-    labels = data.train.labels
-    pair = Pair(student, describe(student, few), spec, classifier, labels, len(labels))
+    frozen = FrozenTeacher(network("resnet14", classes)) if kind.needs_teacher else None
+    pair = Pair.measured(
+        network("resnet8", classes),
+        frozen.model if frozen is not None else None,
+        lambda model, _: describe(model, few),
+        data.train.labels,
+        len(data.train),
+    )
     method, outputs = kind(pair, **settings), TeacherOutputs(frozen)
 
     def epochs(count: int) -> Iterator[tuple[Batch, ModelOutput | None]]:

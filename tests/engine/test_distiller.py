@@ -31,9 +31,9 @@ def models() -> tuple[nn.Module, nn.Module]:
     )
 
 
-def made(name: str = "dskd", **arguments: Any) -> Distiller:
+def made(method: Any = "dskd") -> Distiller:
     student, teacher = models()
-    return Distiller(student, teacher, IMAGES, method=name, **arguments)
+    return Distiller(student, teacher, IMAGES, method=method)
 
 
 @pytest.mark.parametrize("name", [name for name in methods.names() if name not in PREPARED])
@@ -63,6 +63,22 @@ def test_kd_has_the_losses_of_its_formula() -> None:
         output.losses["ce"], 0.5 * nn.functional.cross_entropy(logits, LABELS)
     )
     torch.testing.assert_close(output.losses["kd"], 2 * kd(logits, taught, 3.0))
+
+
+def test_a_class_is_a_method_as_for_distill() -> None:
+    named = made({"name": "kd", "temperature": 3.0})(IMAGES, LABELS)
+    given = made({"name": methods.find("kd"), "temperature": 3.0})(IMAGES, LABELS)
+    assert given.losses == named.losses
+    assert made(methods.find("kd")).method.needs.logits
+    with pytest.raises(InputError, match="method: a name, an object or a mapping"):
+        made(3)
+
+
+def test_the_classifier_of_the_teacher_is_copied() -> None:
+    student, teacher = models()
+    distiller = Distiller(student, teacher, IMAGES, method="simkd")
+    own = {id(parameter) for parameter in teacher.parameters()}
+    assert not own & {id(parameter) for parameter in distiller.parameters()}
 
 
 def test_the_teacher_is_no_part_of_parameters_and_state_but_moves_along() -> None:

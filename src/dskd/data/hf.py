@@ -22,7 +22,7 @@ from dskd.data.own_images import load_images
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
 from dskd.errors import InputError, first_line
-from dskd.runtime.imports import import_extra
+from dskd.runtime.extras import import_extra
 
 if TYPE_CHECKING:
     import datasets

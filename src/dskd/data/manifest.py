@@ -23,7 +23,7 @@ from dskd.data.own_images import load_images
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
 from dskd.errors import InputError, brief, first_line, printable
-from dskd.runtime.imports import import_extra
+from dskd.runtime.extras import import_extra
 from dskd.runtime.memory import require_memory
 
 Values = tuple[str, str, str, str]

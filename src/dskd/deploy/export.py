@@ -19,7 +19,7 @@ from dskd.deploy.input_contract import InputContract
 from dskd.deploy.student import DeployedStudent, file_stem
 from dskd.deploy.student_graph import Runner, StudentGraph, in_batches, student_graph
 from dskd.errors import InputError, first_line, option
-from dskd.runtime.imports import import_extra
+from dskd.runtime.extras import import_extra
 from dskd.storage.atomic import make_folder, refuse_links, replace_file
 from dskd.storage.paths import as_path
 from dskd.storage.run_files import EXPORT

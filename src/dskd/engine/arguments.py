@@ -77,7 +77,7 @@ def _values(recipe: str | Path | Section | None) -> tuple[dict[str, Any], Path |
 def _set(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Puts method, epochs, train, seed and out into the values, if they are given."""
     if settings["method"] is not None:
-        values["method"] = with_method(values.get("method"), _method(settings["method"]))
+        values["method"] = with_method(values.get("method"), method_settings(settings["method"]))
     given, epochs = settings["train"], settings["epochs"]
     if given is not None and not isinstance(given, Mapping):
         values["train"] = given  # it is refused with the rest
@@ -116,8 +116,12 @@ def _own_settings(model: StagedModel) -> dict[str, Any]:
     return own if model.stage_names is None else own | {"stages": [*model.stage_names]}
 
 
-def _method(part: Any) -> dict[str, Any]:
-    """A method's name, class or settings as settings."""
+def method_settings(part: Any) -> dict[str, Any]:
+    """A method's name, class or settings as settings.
+
+    Raises:
+        InputError: It is none of these.
+    """
     values: dict[str, Any] = {"name": part} if isinstance(part, type) else _named(part, "method")
     if isinstance(values.get("name"), type):
         values["name"] = outside.give(values["name"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -40,12 +39,10 @@ def build_method(
     recipe: Recipe, data: Dataset, student: StagedModel, teacher: FrozenTeacher | None
 ) -> Method:
     """The recipe's method for these models, on their device."""
-    classifier = teacher.model.linear_classifier if teacher is not None else None
-    pair = Pair(
+    pair = Pair.measured(
         student,
-        measure_model(student, data, "student"),
-        measure_model(teacher.model, data, "teacher") if teacher is not None else None,
-        copy.deepcopy(classifier),
+        teacher.model if teacher is not None else None,
+        lambda model, what: measure_model(model, data, what),
         data.train.labels,
         _largest_batch(recipe, data),
     )

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from dskd import methods
 from dskd.data.loader import Batch
+from dskd.engine.arguments import method_settings
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, StepOutput
 from dskd.models.default_stages import default_stages
 from dskd.models.output import ModelOutput
-from dskd.models.spec import ModelSpec, describe
+from dskd.models.spec import describe
 from dskd.models.staged_model import StagedModel
 from dskd.teacher.frozen import FrozenTeacher
 
@@ -35,7 +36,8 @@ class Distiller(nn.Module):
             None for methods without a teacher.
         images: A few images as the student gets them, floating point ``[B, C, H, W]``, on its
             device. They show the shapes of the feature maps.
-        method: A name, or a mapping with settings, as in ``{"name": "dskd", "beta": 2.0}``.
+        method: A name, a class, or a mapping with settings, as in
+            ``{"name": "dskd", "beta": 2.0}``.
         student_stages: Names of the submodules whose outputs are the stages, shallow to deep. None
             chooses them (see `dskd.stages`).
         teacher_stages: The same for the teacher.
@@ -68,34 +70,32 @@ class Distiller(nn.Module):
         teacher: nn.Module | None,
         images: Tensor,
         *,
-        method: str | Mapping[str, Any] = "dskd",
+        method: str | type[Method] | Mapping[str, Any] = "dskd",
         student_stages: Sequence[str] | None = None,
         teacher_stages: Sequence[str] | None = None,
         labels: Tensor | None = None,
         batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        settings = {"name": method} if isinstance(method, str) else dict(method)
-        name = str(settings.pop("name", "dskd"))
+        settings = method_settings(method)
+        name = settings.pop("name", "dskd")
         kind = methods.find(name)
         options = methods.resolve(name, settings)
         _check(name, kind, teacher, images, labels)
-        staged, spec = _measured("student", student, student_stages, images)
-        frozen, teacher_spec = None, None
+        staged = _staged(student, student_stages, images)
+        # In a tuple, so that the teacher is no part of parameters and state_dict.
+        self._teacher: tuple[FrozenTeacher, ...] = ()
         if teacher is not None and kind.needs_teacher:
-            model, teacher_spec = _measured("teacher", teacher, teacher_stages, images)
-            frozen = FrozenTeacher(model)
-        pair = Pair(
+            self._teacher = (FrozenTeacher(_staged(teacher, teacher_stages, images)),)
+        pair = Pair.measured(
             staged,
-            spec,
-            teacher_spec,
-            frozen.model.linear_classifier if frozen is not None else None,
+            next((frozen.model for frozen in self._teacher), None),
+            lambda model, _: describe(model, images),
             labels if labels is not None else torch.zeros(0, dtype=torch.long),
             batch_size if batch_size is not None else len(images),
         )
         self.method = kind(pair, **options).to(images.device)
         self.epoch = 0
-        self._teacher = (frozen,)  # in a tuple, so that it is no part of parameters and state_dict
 
     def forward(
         self,
@@ -139,16 +139,14 @@ class Distiller(nn.Module):
         return self.method.deployed()
 
     def _teacher_output(self, batch: Batch, images: Tensor | None) -> ModelOutput | None:
-        (teacher,) = self._teacher
-        if teacher is None or not self.method.needs:
+        if not self._teacher or not self.method.needs:
             return None
-        output: ModelOutput = teacher(batch.images if images is None else images)
+        output: ModelOutput = self._teacher[0](batch.images if images is None else images)
         return output
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         for teacher in self._teacher:
-            if teacher is not None:
-                teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
@@ -178,11 +176,9 @@ def _check(
         )
 
 
-def _measured(
-    what: str, module: nn.Module, stages: Sequence[str] | None, images: Tensor
-) -> tuple[StagedModel, ModelSpec]:
-    """A module with its stages, without any normalisation, and the shapes of its outputs."""
+def _staged(module: nn.Module, stages: Sequence[str] | None, images: Tensor) -> StagedModel:
+    """A module with its stages, without any normalisation."""
     channels = images.shape[1]
     chosen = stages if stages is not None else default_stages(module, images)
     model = StagedModel(module, chosen, mean=(0.0,) * channels, std=(1.0,) * channels)
-    return model.to(images.device), describe(model, images)
+    return model.to(images.device)

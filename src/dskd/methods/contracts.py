@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -37,6 +38,30 @@ class Pair:
     teacher_classifier: nn.Linear | None = None
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     largest_batch: int = 1
+
+    @classmethod
+    def measured(
+        cls,
+        student: StagedModel,
+        teacher: StagedModel | None,
+        measure: Callable[[StagedModel, str], ModelSpec],
+        labels: Tensor,
+        largest_batch: int,
+    ) -> Pair:
+        """A pair of two models.
+
+        Args:
+            student: The student.
+            teacher: The frozen teacher; None without a teacher.
+            measure: Takes a model, and ``student`` or ``teacher``, and measures its outputs.
+            labels: See `labels`.
+            largest_batch: See `largest_batch`.
+        """
+        spec = measure(student, "student")
+        if teacher is None:
+            return cls(student, spec, labels=labels, largest_batch=largest_batch)
+        classifier = copy.deepcopy(teacher.linear_classifier)
+        return cls(student, spec, measure(teacher, "teacher"), classifier, labels, largest_batch)
 
 
 @dataclass(frozen=True)

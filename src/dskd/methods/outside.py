@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from dskd.errors import InputError
-from dskd.runtime.imports import import_code, refused_code
+from dskd.models.user_code import import_code, refused_code
 
 if TYPE_CHECKING:
     from dskd.methods.base import Method

@@ -11,8 +11,8 @@ from torch import nn
 from dskd.errors import InputError, unknown
 from dskd.models.catalog import LIBRARIES, TIMM, TORCHVISION, ZOO
 from dskd.models.library_models import from_timm, from_torchvision
+from dskd.models.user_code import import_code, refused_code
 from dskd.models.zoo import build
-from dskd.runtime.imports import import_code, refused_code
 
 
 def load_model(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dskd.compare.tuning.space import Tuned
-from dskd.runtime.imports import import_extra
+from dskd.runtime.extras import import_extra
 
 JOURNAL = "journal.log"
 """The file with everything that Optuna knows. Several machines may write to it."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from dskd.errors import InputError, first_line
-from dskd.runtime.imports import import_extra
+from dskd.runtime.extras import import_extra
 from dskd.runtime.launchers.task import Launched, Outcome, Task
 from dskd.settings import Count, Positive, Settings, Weight
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from dskd.errors import InputError
-from dskd.runtime.imports import import_extra
+from dskd.runtime.extras import import_extra
 from dskd.runtime.launchers.task import Launched, Outcome, Task
 from dskd.settings import Count, Natural, Positive, Settings
 

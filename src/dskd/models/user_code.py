@@ -1,4 +1,4 @@
-"""Import libraries that only some features need, and code that a user names."""
+"""Import code that a user names: a function that builds a model, or the class of a method."""
 
 from __future__ import annotations
 
@@ -6,23 +6,6 @@ import importlib
 from typing import Any
 
 from dskd.errors import InputError, first_line, option
-
-
-def import_extra(library: str, extra: str, needed: str) -> Any:
-    """Imports a library that an extra of this package installs.
-
-    Args:
-        library: The name of its module.
-        extra: The extra.
-        needed: The start of the message, as in ``tuning needs Optuna, which is not installed;``.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        return importlib.import_module(library)
-    except ImportError:
-        raise InputError(f"{needed} pip install 'dskd[{extra}]'") from None
 
 
 def refused_code(what: str, name: str) -> InputError:
