@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from dskd.errors import InputError, brief
 from dskd.storage.yaml_file import read_yaml_file
+from evidence.exits import exit_codes
 
 SPLITS = Path(__file__).with_name("splits.yaml")
 VALIDATION = "val/val_annotations.txt"
@@ -108,12 +108,9 @@ def main() -> None:
         default=["tuning", "final"],
     )
     chosen = parser.parse_args()
-    try:
+    with exit_codes():
         for name in chosen.splits:
             print(prepare(chosen.data, name, chosen.out))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from dskd.compare.progress import live_table
 from dskd.compare.reader import Comparison
 from dskd.config.recipe import load
 from dskd.engine import run
-from dskd.errors import InputError, NonFiniteError, Stopped
+from dskd.errors import InputError
 from evidence import figure, strong_teacher
 from evidence.design import Study, find, steps, varied
+from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, facts_of
 from evidence.page import page
 from evidence.prepare import prepare
@@ -156,20 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--anyway", action="store_true", help="train without a GPU, however long it takes"
     )
     chosen = parser.parse_intermixed_args(arguments)
-    try:
+    with exit_codes():
         study = varied(find(chosen.name, chosen.out), chosen.recipe, chosen.changes)
         if study.split is None and not chosen.anyway:
             check_gpu(study, chosen.data)
         compute(study, chosen.data, chosen.out, chosen.results)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(3)
-    except Stopped as stopped:
-        print(f"{stopped}; the same command continues", file=sys.stderr)
-        sys.exit(128 + stopped.signal)
 
 
 if __name__ == "__main__":

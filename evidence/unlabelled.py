@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any, NamedTuple
 from dskd.compare.statistics import Difference, holm, interval, paired
 from dskd.config.recipe import load, load_by_labels
 from dskd.engine import run
-from dskd.errors import InputError, Stopped
 from dskd.runtime import device
+from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, machine
 from evidence.numbers import number, p_text, verdict
 from evidence.page import machine_line
@@ -235,14 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
     chosen = parser.parse_intermixed_args(arguments)
-    try:
+    with exit_codes():
         facts = compute(chosen.data, chosen.out / "unlabelled", chosen.changes, chosen.seeds)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stopped:
-        print(f"{stopped}; the same command continues", file=sys.stderr)
-        sys.exit(128 + stopped.signal)
     chosen.results.mkdir(parents=True, exist_ok=True)
     (chosen.results / "unlabelled.json").write_text(json.dumps(facts, indent=1) + "\n")
     (chosen.results / "unlabelled.md").write_text(page(facts))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
@@ -45,6 +44,7 @@ from dskd.report.load_models import load_student
 from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.outputs import TeacherOutputs
 from evidence import figure
+from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, machine
 from evidence.study import RESULTS
 from evidence.why_page import page
@@ -256,11 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="the folder of the studies")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
     chosen = parser.parse_args(arguments)
-    try:
+    with exit_codes():
         facts = measure(chosen.out / "table")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     chosen.results.mkdir(parents=True, exist_ok=True)
     (chosen.results / "why.json").write_text(json.dumps(facts, indent=1) + "\n")
     (chosen.results / "why.svg").write_bytes(figure.stages(facts))
