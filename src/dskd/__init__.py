@@ -15,7 +15,7 @@ from dskd.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does the same
     from dskd import losses, testing
-    from dskd.api import compare_methods, distill, export, predict, train
+    from dskd.api import check, compare_methods, distill, export, predict, train
     from dskd.compare.tuning.from_python import tune
     from dskd.data import Dataset, Split, load_dataset
     from dskd.deploy.evaluate import evaluate
@@ -35,6 +35,7 @@ __all__ = [
     "Split",
     "Stopped",
     "__version__",
+    "check",
     "compare_methods",
     "distill",
     "evaluate",
@@ -56,6 +57,7 @@ _MODULES = {
     "Distiller": "dskd.engine.distiller",
     "Result": "dskd.engine.result",
     "Split": "dskd.data",
+    "check": "dskd.api",
     "compare_methods": "dskd.api",
     "distill": "dskd.api",
     "evaluate": "dskd.deploy.evaluate",

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from dskd.cli import overview, students, training, tuning
+from dskd.cli import check, overview, students, training, tuning
 from dskd.cli.exit_codes import exit_code, open_streams
 from dskd.errors import on_command_line
 from dskd.runtime import launch
@@ -31,6 +31,7 @@ def cli(context: click.Context) -> None:
 for command in (
     training.train_,
     training.distill_,
+    check.check_,
     training.compare_,
     tuning.tune_,
     training.init_,

@@ -13,6 +13,7 @@ from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_run, build_teacher_outputs
 from dskd.engine.build_data import load_training_data
+from dskd.engine.check.data import log_counts
 from dskd.engine.finish import finish
 from dskd.engine.more_epochs import takes_more_epochs
 from dskd.engine.preflight import check_processes
@@ -99,6 +100,7 @@ def distill(
         )
         for note in data.notes:
             log.info(as_given(note))
+        log_counts(data)
         with distributed.independently():
             prepared = prepare(recipe, data, objects, device)
         log_unlabelled(recipe, data)

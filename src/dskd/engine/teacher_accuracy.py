@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,31 +54,86 @@ def evaluate_teacher(
     Raises:
         InputError: The teacher is refused.
     """
-    device, name = data.test.device, settings.name
+    tested = examine_teacher(teacher, data, settings)
+    name = settings.name
+    log.info(
+        "the teacher %s has a test accuracy of %.2f %% (%d images)",
+        *(name, tested.accuracy, len(tested.predictions)),
+    )
+    if tested.surely_near and refuse:
+        raise InputError(tested.reason(name))
+    if warning := tested.warning(name):
+        log.warning(as_given(warning))
+
+
+@dataclass(frozen=True)
+class ExaminedTeacher:
+    """A teacher on test images, and what is odd about it.
+
+    Attributes:
+        accuracy: Top-1, in percent.
+        predictions: int64 ``[N]``, the predicted class of each image.
+        near: See `near_chance`.
+        surely_near: See `surely_near_chance`.
+        pixels: Which other pixels the teacher knows; empty if these fit.
+        order: Why its classes seem to be in another order; empty if they are not.
+    """
+
+    accuracy: float
+    predictions: Tensor
+    near: bool
+    surely_near: bool
+    pixels: str
+    order: str
+
+    def reason(self, name: str) -> str:
+        """Why a teacher that is surely near chance is refused."""
+        return (
+            f"the teacher {name} is no better than a guess: its test accuracy is "
+            f"{self.accuracy:.2f} % ({len(self.predictions)} images); "
+            f"{self.pixels or self.order or _OTHER_CAUSES}, or {_TRUST}"
+        )
+
+    def warning(self, name: str) -> str:
+        """What is odd about the teacher; empty if nothing is."""
+        if self.pixels:
+            return f"the teacher {name} gets other pixels than it knows: {self.pixels}"
+        if self.order:
+            return f"the teacher {name} does not fit the classes: {self.order}"
+        if self.near:
+            return f"the teacher {name} is no better than a guess; {_OTHER_CAUSES}"
+        return ""
+
+
+def examine_teacher(
+    teacher: FrozenTeacher, data: DataLoaders, settings: TeacherSettings
+) -> ExaminedTeacher:
+    """Evaluates a teacher on the test split, and finds what is odd about it.
+
+    No random generator is touched.
+
+    Args:
+        teacher: Gets its ``test_predictions``.
+        data: On the device of the teacher.
+        settings: Of the teacher.
+    """
+    device = data.test.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         result = evaluate_accuracy(
             teacher, lambda images: {"teacher": teacher(images).logits}, data.test
         )["teacher"]
         teacher.test_predictions = result.predictions
         pixels = better_pixels(teacher, settings, data) if settings.is_given else ""
-    labels, names = data.test.labels.cpu(), data.data.classes
-    log.info(
-        "the teacher %s has a test accuracy of %.2f %% (%d images)",
-        *(name, result.accuracy, len(labels)),
+    names = data.data.classes
+    facts = result.predictions, data.test.labels.cpu(), len(names)
+    return ExaminedTeacher(
+        result.accuracy,
+        result.predictions,
+        near_chance(*facts),
+        surely_near_chance(*facts),
+        pixels,
+        _order_cause(likely_order(*facts), names),
     )
-    near = near_chance(result.predictions, labels, len(names))
-    cause = pixels or _order_cause(likely_order(result.predictions, labels, len(names)), names)
-    if near and refuse and surely_near_chance(result.predictions, labels, len(names)):
-        raise InputError(
-            f"the teacher {name} is no better than a guess: its test accuracy is "
-            f"{result.accuracy:.2f} % ({len(labels)} images); {cause or _OTHER_CAUSES}, or {_TRUST}"
-        )
-    if pixels:
-        log.warning("the teacher %s gets other pixels than it knows: %s", name, as_given(pixels))
-    elif cause:
-        log.warning("the teacher %s does not fit the classes: %s", name, cause)
-    elif near:
-        log.warning("the teacher %s is no better than a guess; %s", name, _OTHER_CAUSES)
 
 
 def _order_cause(order: list[int] | None, names: Sequence[str]) -> str:

@@ -1,0 +1,71 @@
+"""The command ``check``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dskd.cli import console
+from dskd.cli.arguments import ALLOW_CODE, takes_recipe
+from dskd.config import recipe
+from dskd.errors import printable
+
+if TYPE_CHECKING:
+    from dskd.engine.check.findings import CheckReport
+
+
+@click.command("check")
+@takes_recipe("data", "teacher", "student", "method", "epochs", "out")
+@click.option(
+    "--json", "json_file", metavar="FILE", help="Write the findings as JSON; - prints them."
+)
+@ALLOW_CODE
+def check_(
+    recipe_name: str | None, overrides: list[str], json_file: str | None, allow_code: bool
+) -> int:
+    """Check a run of `dskd distill` before it starts.
+
+    It shows the data, the accuracy of the teacher, the stages, the loss terms and their gradients,
+    a few steps at the learning rate, the speed, and the time, memory and disk that the run needs.
+    The exit code is 1, with the reasons, if the run should not be started. Example:
+
+        dskd check digits
+    """
+    from dskd.engine.check.run import check
+    from dskd.engine.user_objects import UserObjects
+
+    plan = recipe.load(recipe_name, overrides)
+    report = check(plan, UserObjects(allow_code=allow_code))
+    text = json.dumps(report.plain(), indent=2, allow_nan=False)
+    if json_file == "-":
+        click.echo(text)
+    else:
+        if json_file is not None:
+            _write(Path(json_file), text)
+        _print(report)
+    return 0 if report.ok else 1
+
+
+def _write(path: Path, text: str) -> None:
+    from dskd.storage.atomic import replace_file
+
+    replace_file(path, f"{text}\n".encode())
+
+
+def _print(report: CheckReport) -> None:
+    """Prints the page, and the reasons on stderr."""
+    from dskd.cli.check_page import tables
+
+    for columns, rows in tables(report):
+        console.table(columns, rows)
+        click.echo()
+    for warning in report.warnings:
+        click.echo(f"warning: {printable(warning)}")
+    for reason in report.reasons:
+        print(f"dskd: {printable(reason)}", file=sys.stderr)
+    if report.ok:
+        click.echo(f"the run can be started (checked in {report.seconds:.0f} s)")

@@ -1,0 +1,1 @@
+"""Check a run before it starts: `dskd.engine.check.run.check`."""

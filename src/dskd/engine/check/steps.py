@@ -1,0 +1,244 @@
+"""Take a few training steps with copies: losses, gradients, speed and memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dskd.data.loader import Batch
+from dskd.engine.check.findings import LossFindings, StepFindings
+from dskd.engine.memory_usage import held_by_training, saved_for_backward
+from dskd.engine.optimizer import set_rate
+from dskd.engine.trainer import Trainer
+from dskd.errors import NonFiniteError
+from dskd.methods.base import Method
+from dskd.models.eval_mode import eval_mode
+from dskd.models.output import ModelOutput
+from dskd.runtime.device import autocast
+
+STEPS = 20
+"""Training steps, at most."""
+FEWEST = 3
+"""Training steps, however slow they are."""
+SECONDS = 10.0
+"""Time for the steps of a model."""
+SMALL = 8
+"""Images of the batch whose losses and gradients are shown."""
+GROWS = 2.0
+"""The mean loss of the last third of the steps over that of the first third: too large."""
+
+
+def check_losses(trainer: Trainer) -> list[LossFindings]:
+    """The size of each loss term, and of its gradient at the student's stages and logits.
+
+    The numbers are those of one small batch, before the first step.
+
+    Args:
+        trainer: Its weights stay; buffers may change.
+    """
+    trainer.method.train()
+    batch = _first_batch(trainer, min(SMALL, trainer.step_size))
+    with _outputs_of(trainer.method) as outputs, autocast(_device(trainer), trainer.precision):
+        teacher = trainer.teacher_outputs(batch, trainer.method.needs)
+        losses = trainer.method(batch, teacher).losses
+    places = _places(trainer.method, outputs)
+    return [
+        LossFindings(name, float(loss.detach()), _gradients(loss, places))
+        for name, loss in losses.items()
+    ]
+
+
+def _first_batch(trainer: Trainer, size: int) -> Batch:
+    """A batch of the run's first epoch with the targets of cross-entropies."""
+    return trainer.with_targets(next(trainer.loader.batches(trainer.plan(0, size), size)))
+
+
+def _device(trainer: Trainer) -> torch.device:
+    return trainer.loader.device
+
+
+@contextmanager
+def _outputs_of(method: Method) -> Iterator[list[ModelOutput]]:
+    """Collects the outputs of the student in the block."""
+    outputs: list[ModelOutput] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: ModelOutput) -> None:
+        outputs.append(output)
+
+    handle = method.student.register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _places(method: Method, outputs: list[ModelOutput]) -> dict[str, list[Tensor]]:
+    """The stages and the logits of all forward passes of the student, by name."""
+    if not outputs:
+        return {}
+    module = method.student
+    names = module.stage_names or tuple(getattr(module.module, "stage_names", ()))
+    places = {
+        name: [output.stages[number] for output in outputs]
+        for number, name in enumerate(names[: len(outputs[0].stages)])
+    }
+    return places | {"logits": [output.logits for output in outputs]}
+
+
+def _gradients(loss: Tensor, places: dict[str, list[Tensor]]) -> dict[str, float]:
+    """The norm of the gradient of a loss at each place; 0 where none arrives."""
+    flat = [one for tensors in places.values() for one in tensors]
+    wanted = [one for one in flat if one.requires_grad]
+    found: dict[int, Tensor] = {}
+    if loss.requires_grad and wanted:
+        gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+        pairs = zip(wanted, gradients, strict=True)
+        found = {id(one): gradient for one, gradient in pairs if gradient is not None}
+    return {
+        name: math.sqrt(
+            sum(float(found[id(one)].float().square().sum()) for one in tensors if id(one) in found)
+        )
+        for name, tensors in places.items()
+    }
+
+
+def check_steps(
+    trainer: Trainer, trained: str, warmup: float, seconds: float = SECONDS
+) -> StepFindings:
+    """Takes a few steps at the learning rate of the run. The trainer's weights change.
+
+    A run with a warmup reaches its rate in the second half of the steps. If the batch of the run
+    takes too long on this device, smaller batches are taken.
+
+    Args:
+        trainer: Of the run, without a cache.
+        trained: ``student`` or ``teacher``.
+        warmup: Epochs of the warmup of the learning rate.
+        seconds: For all steps.
+    """
+    trainer.method.train()
+    losses: list[float] = []
+    state = fixed = saved_bytes = model_bytes = 0
+    size = trainer.step_size
+    try:
+        set_rate(trainer.optimizer, 0.0)
+        size = _batch_size(trainer, seconds)
+        with saved_for_backward() as saved:
+            trainer.take_step(_first_batch(trainer, size))
+        saved_bytes = saved.bytes * trainer.step_size // size
+        fixed = held_by_training(trainer.method, trainer.optimizer)
+        state = _nbytes(trainer.state())
+        model_bytes = _nbytes(trainer.method.deployed().state_dict())
+        timed = _timed_steps(trainer, size, warmup, seconds, losses)
+        trainer.check_state()
+    except NonFiniteError as error:
+        return StepFindings(trained, size, losses, problem=str(error))
+    found = StepFindings(
+        trained,
+        size,
+        losses,
+        *timed,
+        fixed_bytes=fixed,
+        saved_bytes=saved_bytes,
+        state_bytes=state,
+        model_bytes=model_bytes,
+        evaluation_seconds=_evaluation_seconds(trainer),
+    )
+    return replace(found, problem=_growth(losses))
+
+
+def _batch_size(trainer: Trainer, seconds: float) -> int:
+    """The images of a step, so that the fewest steps fit into the time."""
+    size = min(SMALL, trainer.step_size)
+    batch = _first_batch(trainer, size)
+    trainer.take_step(batch)  # the first call is slower
+    spent = _seconds_of(lambda: trainer.take_step(batch), _device(trainer))
+    allowed = seconds / (FEWEST + 2)
+    chosen = trainer.step_size
+    while chosen > size and chosen * spent / size > allowed:
+        chosen = max(size, chosen // 2)
+    return chosen
+
+
+def _seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _evaluation_seconds(trainer: Trainer) -> float:
+    """The time to evaluate an image."""
+    images = _first_batch(trainer, min(SMALL, trainer.step_size)).images
+    with eval_mode(trainer.method), torch.no_grad():
+        trainer.method.classifier_logits(images)  # the first call is slower
+        spent = _seconds_of(lambda: trainer.method.classifier_logits(images), _device(trainer))
+    return spent / len(images)
+
+
+def _wait(device: torch.device) -> None:
+    """Waits until a GPU has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _timed_steps(
+    trainer: Trainer, size: int, warmup: float, seconds: float, losses: list[float]
+) -> tuple[float, float, float]:
+    """Takes steps until the time is over; adds their losses.
+
+    Returns:
+        The time of a step, and the shares of loading and of the teacher's outputs.
+    """
+    rate = max(trainer.learning_rate(warmup), 0.0)
+    begun = time.perf_counter()
+    loading, watch, steps = 0.0, trainer.teacher_outputs.watch, 0
+    batches = _batches(trainer, size)
+    next(batches)  # workers start with the first batch
+    watch.set(0.0)
+    start = time.perf_counter()
+    while steps < STEPS and (steps < FEWEST or time.perf_counter() - begun < seconds):
+        asked = time.perf_counter()
+        batch = trainer.with_targets(next(batches))
+        loading += time.perf_counter() - asked
+        share = min(1.0, (steps + 1) / (STEPS / 2)) if warmup else 1.0
+        set_rate(trainer.optimizer, rate * share)
+        losses.append(float(trainer.take_step(batch).objective.detach()))
+        steps += 1
+    _wait(_device(trainer))
+    total = time.perf_counter() - start
+    return total / steps, loading / total, min(1.0, watch.seconds / total)
+
+
+def _batches(trainer: Trainer, size: int) -> Iterator[Batch]:
+    """The batches of the run from its first epoch on."""
+    epoch = 0
+    while True:
+        yield from trainer.loader.batches(trainer.plan(epoch, size), size)
+        epoch += 1
+
+
+def _growth(losses: list[float]) -> str:
+    """Why the losses of the steps are none to go on with; empty if they are."""
+    third = max(1, len(losses) // 3)
+    first, last = sum(losses[:third]) / third, sum(losses[-third:]) / third
+    if last <= GROWS * max(first, 1e-6):
+        return ""
+    return f"the loss grows from {first:.3g} to {last:.3g} in {len(losses)} steps"
+
+
+def _nbytes(state: Any) -> int:
+    """Bytes of all tensors in nested dictionaries and lists."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    values = state.values() if isinstance(state, dict) else state
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+        return 0
+    return sum(map(_nbytes, values))
