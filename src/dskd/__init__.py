@@ -15,11 +15,12 @@ from dskd.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does the same
     from dskd import losses, testing
-    from dskd.api import check, compare_methods, distill, export, predict, train
+    from dskd.api import compare_methods, distill, export, predict, train
     from dskd.compare.tuning.from_python import tune
     from dskd.data import Dataset, Split, load_dataset
     from dskd.deploy.evaluate import evaluate
     from dskd.deploy.student import DeployedStudent, load_deployed
+    from dskd.engine.check.from_python import check
     from dskd.engine.distiller import Distiller
     from dskd.engine.result import Result
     from dskd.models.factory import load_model
@@ -57,7 +58,7 @@ _MODULES = {
     "Distiller": "dskd.engine.distiller",
     "Result": "dskd.engine.result",
     "Split": "dskd.data",
-    "check": "dskd.api",
+    "check": "dskd.engine.check.from_python",
     "compare_methods": "dskd.api",
     "distill": "dskd.api",
     "evaluate": "dskd.deploy.evaluate",

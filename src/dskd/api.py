@@ -28,8 +28,6 @@ from dskd.deploy.student import DeployedStudent, Which, load_deployed
 from dskd.deploy.student import predict as predict_deployed
 from dskd.engine import run
 from dskd.engine.arguments import Data, Model, Section, resolve_arguments
-from dskd.engine.check.findings import CheckReport
-from dskd.engine.check.run import check as check_run
 from dskd.engine.progress import python_output
 from dskd.engine.result import Result
 from dskd.engine.user_objects import UserObjects
@@ -99,56 +97,6 @@ def distill(
     with python_output(verbose), outside.code_allowed(allow_code):
         resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
         return run.distill(resolved, resume=resume, overwrite=overwrite, objects=objects)
-
-
-def check(
-    student: Model | None = None,
-    *,
-    teacher: Model | None = None,
-    data: Data | None = None,
-    method: str | type[Method] | Section | None = None,
-    epochs: int | None = None,
-    train: Section | None = None,
-    seed: int | None = None,
-    recipe: str | Path | Section | None = None,
-    out: str | Path | None = None,
-    allow_code: bool = False,
-    verbose: int = 1,
-) -> CheckReport:
-    """Checks a run of `distill` before it starts. It writes nothing into the run's folder.
-
-    Args:
-        student: As for `distill`.
-        teacher: As for `distill`.
-        data: As for `distill`.
-        method: As for `distill`.
-        epochs: As for `distill`.
-        train: As for `distill`.
-        seed: As for `distill`.
-        recipe: As for `distill`.
-        out: As for `distill`.
-        allow_code: As for `distill`.
-        verbose: As for `distill`.
-
-    Returns:
-        The findings. ``reasons`` is empty if the run can be started.
-
-    Raises:
-        InputError: An argument cannot be used.
-
-    Example:
-        >>> import dskd
-        >>> report = dskd.check(
-        ...     "resnet8", data={"name": "digits", "fraction": 0.1}, method="ce", epochs=1,
-        ... )
-        >>> report.reasons, report.data.splits[0].images
-        ([], 129)
-    """
-    parts = {"student": student, "teacher": teacher, "data": data}
-    settings = {"method": method, "epochs": epochs, "train": train, "seed": seed, "out": out}
-    with python_output(verbose), outside.code_allowed(allow_code):
-        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
-        return check_run(resolved, objects)
 
 
 def train(

@@ -35,6 +35,7 @@ from tests.data.file_writers import write_cifar100, write_folder
 VERBS = [
     "train",
     "distill",
+    "check",
     "compare",
     "tune",
     "init",

@@ -11,6 +11,7 @@ import click
 
 from dskd.cli import console
 from dskd.cli.arguments import ALLOW_CODE, takes_recipe
+from dskd.cli.exit_codes import say
 from dskd.config import recipe
 from dskd.errors import printable
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @ALLOW_CODE
 def check_(
     recipe_name: str | None, overrides: list[str], json_file: str | None, allow_code: bool
-) -> int:
+) -> None:
     """Check a run of `dskd distill` before it starts.
 
     It shows the data, the accuracy of the teacher, the stages, the loss terms and their gradients,
@@ -47,7 +48,8 @@ def check_(
         if json_file is not None:
             _write(Path(json_file), text)
         _print(report)
-    return 0 if report.ok else 1
+    if not report.ok:
+        sys.exit(max(say(reason, 1) for reason in report.reasons))
 
 
 def _write(path: Path, text: str) -> None:
@@ -57,7 +59,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print(report: CheckReport) -> None:
-    """Prints the page, and the reasons on stderr."""
+    """Prints the page, without the reasons against the run."""
     from dskd.cli.check_page import tables
 
     for columns, rows in tables(report):
@@ -65,7 +67,5 @@ def _print(report: CheckReport) -> None:
         click.echo()
     for warning in report.warnings:
         click.echo(f"warning: {printable(warning)}")
-    for reason in report.reasons:
-        print(f"dskd: {printable(reason)}", file=sys.stderr)
     if report.ok:
         click.echo(f"the run can be started (checked in {report.seconds:.0f} s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -240,7 +241,7 @@ class CheckReport:
         return not self.reasons
 
     def plain(self) -> dict[str, Any]:
-        """The findings as plain values, for JSON."""
+        """The findings as plain values, for JSON. A number that is not finite becomes None."""
         values = {"ok": self.ok, **asdict(self)}
         for step, found in zip(values["steps"], self.steps, strict=True):
             step |= {
@@ -248,4 +249,14 @@ class CheckReport:
                 "shares": found.shares,
                 "bottleneck": found.bottleneck,
             }
-        return values
+        finite: dict[str, Any] = _finite(values)
+        return finite
+
+
+def _finite(value: Any) -> Any:
+    """Nested plain values with None in place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

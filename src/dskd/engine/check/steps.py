@@ -31,8 +31,9 @@ SECONDS = 10.0
 """Time for the steps of a model."""
 SMALL = 8
 """Images of the batch whose losses and gradients are shown."""
-GROWS = 2.0
-"""The mean loss of the last third of the steps over that of the first third: too large."""
+GROWS = 3.0
+"""The mean loss of the last third of the steps over that of the first third: too large. In sound
+runs the loss may grow to one and a half in the first steps."""
 
 
 def check_losses(trainer: Trainer) -> list[LossFindings]:

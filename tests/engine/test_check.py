@@ -1,0 +1,274 @@
+"""A check finds what speaks against a run before it starts, and writes nothing into its folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dskd
+from dskd.data.dataset import Dataset, Split
+from dskd.data.duplicates import hash_splits
+from dskd.engine.check import cost, steps, teacher
+from dskd.engine.check.data import (
+    check_data,
+    count_images,
+    count_warnings,
+    data_reasons,
+    data_warnings,
+    shared_images,
+)
+from dskd.engine.check.findings import CheckReport, CostFindings, StepFindings
+from dskd.engine.check.run import check
+from dskd.errors import InputError
+from tests.conftest import make_dataset
+from tests.data.file_writers import write_folder
+from tests.trainers import trainer
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "STEPS", 6)
+
+
+def with_shared(count: int) -> Dataset:
+    """A data set whose first test images are training images, too."""
+    data = make_dataset()
+    assert isinstance(data.train, Split)
+    assert isinstance(data.test, Split)
+    images = data.test.images.clone()
+    images[:count] = data.train.images[:count]
+    return replace(data, test=Split(images, data.test.labels))
+
+
+class Tint(nn.Module):
+    """A teacher that tells the classes of `make_dataset` by their tint, in a given order."""
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        self.order = order
+        self.centres = nn.Parameter(torch.linspace(40, 215, 4) / 255)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tint = images.mean((1, 2, 3))[:, None]
+        return -100 * (tint - self.centres[self.order]) ** 2
+
+
+def quick(data: Dataset, out: Path, **arguments: Any) -> CheckReport:
+    return dskd.check("resnet8", data=data, epochs=2, out=out, verbose=0, **arguments)
+
+
+def tinted(order: list[int]) -> dict[str, Any]:
+    return {"module": Tint(order), "mean": 0.0, "std": 1.0}
+
+
+# ---- data
+
+
+def test_counts_are_those_of_each_split_and_class() -> None:
+    training, test = count_images(make_dataset(classes=2, per_class=3))
+    assert (training.split, training.images) == ("training", 6)
+    assert training.per_class == {"class0": 3, "class1": 3}
+    assert (test.split, test.per_class) == ("test", {"class0": 5, "class1": 5})
+
+
+def test_shared_images_are_counted_and_named() -> None:
+    (found,) = shared_images(with_shared(3))
+    assert (found.split, found.other, found.images) == ("test", "training", 3)
+    assert (found.compared, found.other_compared) == (20, 40)
+    assert set(found.examples) == {(f"image {i}", f"image {i}") for i in range(3)}
+
+
+def test_many_shared_images_are_a_reason_and_few_are_a_warning() -> None:
+    found = check_data(with_shared(3), skip_bad=False)
+    (reason,) = data_reasons(found)
+    assert reason.startswith("3 of 20 compared test images are training images, too (")
+    few = replace(found, shared=[replace(found.shared[0], images=1, compared=1000)])
+    assert not [*data_reasons(few)]
+    (warning,) = data_warnings(few)
+    assert warning.startswith("1 test images are in the training split, too (")
+
+
+def test_a_clean_data_set_has_no_reason_and_no_warning() -> None:
+    found = check_data(make_dataset(), skip_bad=False)
+    assert not [*data_reasons(found), *data_warnings(found)]
+
+
+def test_a_class_without_training_images_is_a_reason_and_imbalance_a_warning() -> None:
+    data = make_dataset(classes=3, per_class=10)
+    found = check_data(replace(data, train=data.train.take(torch.arange(20))), skip_bad=False)
+    (reason,) = data_reasons(found)
+    assert reason.startswith("1 of 3 classes have no training image: class2;")
+    unbalanced = data.train.take(torch.tensor([*range(10), 10, *range(20, 30)]))
+    (warning,) = count_warnings(count_images(replace(data, train=unbalanced)))
+    assert warning == ("the classes are unbalanced: 10 training images of 'class0', 1 of 'class1'")
+
+
+def test_time_that_is_over_leaves_images_out() -> None:
+    data = make_dataset(classes=4, per_class=100, size=4)
+    found = hash_splits(data.splits(), seconds=0.0)
+    assert found["test"].compared == 20
+    assert found["training"].compared == 256  # the first look at the clock
+
+
+def test_the_same_file_in_two_splits_and_a_damaged_file_are_found(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "images")
+    (root / "val/cat/copy.png").write_bytes((root / "train/cat/0.png").read_bytes())
+    (root / "train/dog/1.png").write_bytes(b"no image")
+    data = {"name": "folder", "root": str(root), "size": 16, "loading": "stream", "workers": 0}
+    data["cache_dir"] = str(tmp_path / "cache")
+    report = dskd.check("resnet8", data=data, method="ce", epochs=1, out=tmp_path / "run")
+    assert not report.ok
+    bad, shared = report.reasons
+    assert bad.startswith("1 image files cannot be read: ")
+    assert "train/dog/1.png" in bad
+    assert "skip_bad" in bad
+    assert shared.startswith("1 of 7 compared test images are training images, too (")
+    assert "copy.png" in shared
+    assert report.data.splits[0].per_class == {"cat": 4, "dog": 3, "owl": 4}
+    assert report.cost is not None
+    assert not (tmp_path / "run").exists()
+
+
+# ---- teacher
+
+
+def test_a_good_teacher_is_measured_and_a_mixed_up_one_refused(tmp_path: Path) -> None:
+    good = quick(make_dataset(), tmp_path / "run", teacher=tinted([0, 1, 2, 3]), method="kd")
+    assert good.ok, good.reasons
+    assert good.teacher is not None
+    assert (good.teacher.accuracy, good.teacher.images) == (100.0, 20)
+    assert (round(good.teacher.low, 1), good.teacher.high) == (83.2, 100.0)
+    assert good.teacher.class_order == "as here"
+    assert [loss.name for loss in good.losses] == ["ce", "kd"]
+    assert [step.trained for step in good.steps] == ["student"]
+    assert good.cost is not None
+    assert {*good.cost.seconds} == {"student's training", "student's evaluation"}
+
+    mixed = replace(make_dataset(), test=make_dataset(per_class=20).train)
+    bad = quick(mixed, tmp_path / "run", teacher=tinted([1, 2, 3, 0]), method="kd")
+    assert bad.teacher is not None
+    assert bad.teacher.class_order == "another"
+    assert any("classes are in another order" in reason for reason in bad.reasons)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_interval_of_an_accuracy_ends_at_its_bounds() -> None:
+    assert teacher.accuracy_interval(0, 10)[0] == 0.0
+    assert teacher.accuracy_interval(10, 10)[1] == 100.0
+    low, high = teacher.accuracy_interval(5, 10)  # Clopper and Pearson: 0.187 to 0.813
+    assert (round(low, 1), round(high, 1)) == (18.7, 81.3)
+
+
+# ---- losses and steps
+
+
+def test_gradients_are_those_of_each_term_at_each_stage() -> None:
+    made = trainer("dskd")
+    found = {loss.name: loss for loss in steps.check_losses(made)}
+    assert {*found} == {"ce", "kd", "shallow"}
+    for loss in found.values():
+        assert [*loss.gradients] == ["layer1", "layer2", "layer3", "logits"]
+    assert found["shallow"].gradients["logits"] == 0  # branches sit on the shallow stages
+    assert min(found["ce"].gradients.values()) > 0
+    batch = next(made.loader.batches(made.plan(0, 8), 8))
+    logits = made.method.student(batch.images).logits.detach()
+    gradient = (logits.softmax(1) - nn.functional.one_hot(batch.labels, 4)) / len(logits)
+    assert found["ce"].gradients["logits"] == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
+def test_steps_measure_speed_memory_and_the_size_of_a_checkpoint() -> None:
+    made = trainer("kd")
+    weights = sum(value.nbytes for value in made.method.deployed().state_dict().values())
+    found = steps.check_steps(made, "student", warmup=0.0)
+    assert found.problem == ""
+    assert (found.batch_size, len(found.losses)) == (4, 6)
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+    assert found.images_per_second == pytest.approx(4 / found.seconds)
+    assert found.model_bytes == weights
+    assert found.state_bytes > 2 * weights  # with the momentum
+    assert found.saved_bytes > 0
+
+
+def test_a_slow_step_is_measured_with_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer("ce")
+    made.batch_size = 64
+    monkeypatch.setattr(steps, "_seconds_of", lambda *_: 0.8)  # of eight images
+    assert steps.check_steps(made, "student", 0.0, seconds=10.0).batch_size == 16
+
+
+def test_the_bottleneck_is_the_largest_share() -> None:
+    found = StepFindings("student", 8, [1.0], seconds=1.0, loading=0.6, teacher=0.1)
+    assert found.bottleneck == "loading"
+    assert found.shares == pytest.approx({"loading": 0.6, "teacher": 0.1, "student": 0.3})
+
+
+def test_a_rate_that_is_too_high_is_a_reason(tmp_path: Path) -> None:
+    train = {"lr": 1e4, "batch_size": 16}
+    report = quick(make_dataset(), tmp_path / "run", method="ce", train=train)
+    assert len(report.reasons) == 1
+    assert report.reasons[0].startswith("the student's training does not start: ")
+    assert report.reasons[0].endswith("; lower train.lr")
+    json.dumps(report.plain(), allow_nan=False)
+
+
+def test_a_teacher_without_a_checkpoint_is_timed_as_it_is_trained(tmp_path: Path) -> None:
+    report = quick(make_dataset(), tmp_path / "run", teacher="resnet14", method="kd")
+    assert report.ok, report.reasons
+    assert [step.trained for step in report.steps] == ["teacher", "student"]
+    assert report.teacher is not None
+    assert report.teacher.note == "it is trained first"
+    assert report.cost is not None
+    assert len(report.cost.seconds) == 4
+    assert not (tmp_path / "run").exists()
+
+
+# ---- cost
+
+
+def test_too_little_memory_or_disk_is_a_reason() -> None:
+    found = CostFindings({}, 10, 5, {"run": 10}, {"run": 5})
+    memory, disk = cost.cost_reasons(found, torch.device("cpu"))
+    assert "train.batch_size" in memory
+    assert disk == (
+        "the run needs about 10 bytes of disk, and 5 bytes are free; free some, or set out=FOLDER "
+        "on another disk"
+    )
+    fits = CostFindings({}, 5, 5, {"run": 5}, {"run": 5})
+    assert not [*cost.cost_reasons(fits, torch.device("cpu"))]
+
+
+def test_a_cache_saves_the_teacher_s_time_after_the_first_epochs() -> None:
+    found = StepFindings("student", 8, [1.0], seconds=1.0, teacher=0.5)
+    made: Any = SimpleNamespace(step_size=16, steps=3, epochs=10)
+    recipe: Any = SimpleNamespace(
+        teacher=SimpleNamespace(cache="features", views=2),
+        data=SimpleNamespace(crop_padding=4, flip=True),
+    )
+    # 30 steps of 2 s: 1 s of the student each, 1 s of the teacher in two of ten epochs.
+    assert cost._training_seconds(recipe, made, found) == pytest.approx(30 * 1.2)
+    recipe.teacher.cache = "none"
+    assert cost._training_seconds(recipe, made, found) == pytest.approx(30 * 2.0)
+
+
+# ---- whole
+
+
+def test_a_check_leaves_random_numbers_as_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    quick(make_dataset(), tmp_path / "run", method="ce")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_check_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe: Any = None
+    with pytest.raises(InputError, match="start it without torchrun"):
+        check(recipe)
