@@ -27,6 +27,7 @@ from dskd.engine.check.data import (
 from dskd.engine.check.findings import CheckReport, CostFindings, StepFindings
 from dskd.engine.check.run import check
 from dskd.errors import InputError
+from dskd.runtime import distributed
 from tests.conftest import make_dataset
 from tests.data.file_writers import write_folder
 from tests.trainers import trainer
@@ -177,7 +178,7 @@ def test_gradients_are_those_of_each_term_at_each_stage() -> None:
         assert [*loss.gradients] == ["layer1", "layer2", "layer3", "logits"]
     assert found["shallow"].gradients["logits"] == 0  # branches sit on the shallow stages
     assert min(found["ce"].gradients.values()) > 0
-    batch = next(made.loader.batches(made.plan(0, 8), 8))
+    batch = next(made.loader.batches(made.plan(0, 4), 4))
     logits = made.method.student(batch.images).logits.detach()
     gradient = (logits.softmax(1) - nn.functional.one_hot(batch.labels, 4)) / len(logits)
     assert found["ce"].gradients["logits"] == pytest.approx(gradient.norm().item(), rel=1e-4)
@@ -268,7 +269,7 @@ def test_a_check_leaves_random_numbers_as_they_were(tmp_path: Path) -> None:
 
 
 def test_a_check_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "launched_world_size", lambda: 2)
     recipe: Any = None
     with pytest.raises(InputError, match="start it without torchrun"):
         check(recipe)

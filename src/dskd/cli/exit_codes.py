@@ -1,7 +1,8 @@
 """How a command ends: an error becomes one line on stderr and an exit code.
 
-The codes are 0 for success; 1 if `dskd check` found a reason against a run; 2 for bad input, a failing disk or too little GPU memory; 3 for NaN or
-infinite numbers; 4 if another process of the run is lost; 130 after Ctrl-C and 143 after SIGTERM.
+The codes are 0 for success; 1 if `dskd check` found a reason against a run; 2 for bad input, a
+failing disk or too little GPU memory; 3 for NaN or infinite numbers; 4 if another process of the
+run is lost; 130 after Ctrl-C and 143 after SIGTERM.
 """
 
 from __future__ import annotations
