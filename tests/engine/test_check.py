@@ -200,7 +200,7 @@ def test_steps_measure_speed_memory_and_the_size_of_a_checkpoint() -> None:
 def test_a_slow_step_is_measured_with_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer("ce")
     made.batch_size = 64
-    monkeypatch.setattr(steps, "_seconds_of", lambda *_: 0.8)  # of eight images
+    monkeypatch.setattr(steps, "_seconds_of", lambda *_: 0.5)  # of eight images
     assert steps.check_steps(made, "student", 0.0, seconds=10.0).batch_size == 16
 
 
@@ -208,6 +208,19 @@ def test_the_bottleneck_is_the_largest_share() -> None:
     found = StepFindings("student", 8, [1.0], seconds=1.0, loading=0.6, teacher=0.1)
     assert found.bottleneck == "loading"
     assert found.shares == pytest.approx({"loading": 0.6, "teacher": 0.1, "student": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("losses", "grows"),
+    [
+        ([1, 1, 2, 2, 4, 4], True),
+        ([1, 1, 2, 2, 2.5, 2.5], False),  # not far
+        ([1, 1, 9, 9, 4, 4], False),  # it falls again
+        ([1, 2, 4], False),  # too few steps
+    ],
+)
+def test_a_loss_that_goes_on_growing_is_a_problem(losses: list[float], grows: bool) -> None:
+    assert steps._growth(losses) == ("the loss grows from 1 to 4 in 6 steps" if grows else "")
 
 
 def test_a_rate_that_is_too_high_is_a_reason(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dskd.cli.arguments import ALLOW_CODE, takes_recipe
 from dskd.cli.exit_codes import say
 from dskd.config import recipe
 from dskd.errors import printable
+from dskd.storage.paths import as_path
 
 if TYPE_CHECKING:
     from dskd.engine.check.findings import CheckReport
@@ -45,11 +46,13 @@ def check_(
     if json_file == "-":
         click.echo(text)
     else:
-        if json_file is not None:
-            _write(Path(json_file), text)
         _print(report)
+        if json_file is not None:
+            _write(as_path(json_file, "json"), text)
+    for reason in report.reasons:
+        say(reason, 1)
     if not report.ok:
-        sys.exit(max(say(reason, 1) for reason in report.reasons))
+        sys.exit(1)
 
 
 def _write(path: Path, text: str) -> None:

@@ -40,7 +40,8 @@ def hash_splits(splits: Mapping[str, Samples], seconds: float) -> dict[str, Imag
 
     Args:
         splits: By name.
-        seconds: When the time is over, the other images are left out. Small splits come first.
+        seconds: When the time is over, the other images are left out. Each split has an equal
+            share, small splits come first, and what one leaves over goes to the next.
 
     Example:
         >>> from dskd.data.dataset import Split
@@ -52,10 +53,12 @@ def hash_splits(splits: Mapping[str, Samples], seconds: float) -> dict[str, Imag
         ...     found["test"].indices)
         True
     """
-    end = time.monotonic() + seconds
+    start = time.monotonic()
     found: dict[str, ImageHashes] = {}
-    for name, split in sorted(splits.items(), key=lambda item: len(item[1])):
+    by_size = sorted(splits.items(), key=lambda item: len(item[1]))
+    for number, (name, split) in enumerate(by_size, 1):
         others = [other for other_name, other in splits.items() if other_name != name]
+        end = start + seconds * number / len(splits)
         found[name] = _hashes(split, _candidates(split, others), end)
     return found
 

@@ -46,6 +46,8 @@ from dskd.teacher.outputs import TeacherOutputs
 
 DOMINATES = 100
 """A loss term whose gradient is that many times all others together is worth a look."""
+WAITS = 0.4
+"""Share of the time spent waiting for images that is worth a look."""
 _TRACED = 2
 
 
@@ -190,6 +192,11 @@ def _step_warnings(recipe: Recipe, steps: Sequence[StepFindings]) -> Iterator[st
             yield (
                 f"a step of {size} images takes long here, so the {found.trained}'s steps had "
                 f"{found.batch_size}"
+            )
+        if found.loading > WAITS:
+            yield (
+                f"{100 * found.loading:.0f} % of the time of the {found.trained}'s training is "
+                "spent waiting for images; raise data.workers, or set data.loading=memory"
             )
     if recipe.train.compile:
         yield "train.compile=true is left out of the check; compiled steps may be faster"

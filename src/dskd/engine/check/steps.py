@@ -25,7 +25,7 @@ from dskd.runtime.device import autocast
 
 STEPS = 20
 """Training steps, at most."""
-FEWEST = 3
+FEWEST = 6
 """Training steps, however slow they are."""
 SECONDS = 10.0
 """Time for the steps of a model."""
@@ -227,10 +227,17 @@ def _batches(trainer: Trainer, size: int) -> Iterator[Batch]:
 
 
 def _growth(losses: list[float]) -> str:
-    """Why the losses of the steps are none to go on with; empty if they are."""
-    third = max(1, len(losses) // 3)
-    first, last = sum(losses[:third]) / third, sum(losses[-third:]) / third
-    if last <= GROWS * max(first, 1e-6):
+    """Why the losses of the steps are none to go on with; empty if they are.
+
+    A loss that has grown and falls again is no reason: the first steps of a sound run may do that.
+    """
+    third = len(losses) // 3
+    if third < FEWEST // 3:
+        return ""
+    first, middle, last = (
+        sum(part) / third for part in (losses[:third], losses[third : 2 * third], losses[-third:])
+    )
+    if last <= GROWS * first or last < middle:
         return ""
     return f"the loss grows from {first:.3g} to {last:.3g} in {len(losses)} steps"
 
