@@ -271,6 +271,17 @@ def test_a_cache_saves_the_teacher_s_time_after_the_first_epochs() -> None:
     assert cost._training_seconds(recipe, made, found) == pytest.approx(30 * 2.0)
 
 
+def test_the_cache_of_teacher_outputs_is_counted_and_not_begun(tmp_path: Path) -> None:
+    cached = tinted([0, 1, 2, 3]) | {"cache": "logits", "cache_dir": str(tmp_path / "cache")}
+    data = {"dataset": make_dataset(), "crop_padding": 0, "flip": False}
+    arguments: dict[str, Any] = {"data": data, "teacher": cached, "method": "kd", "epochs": 2}
+    report = dskd.check("resnet8", out=tmp_path / "run", verbose=0, **arguments)
+    assert report.cost is not None
+    numbers = 2 * 40 * 4  # two bytes for each of four logits of 40 images
+    assert numbers <= report.cost.disk["teacher outputs"] < 10 * numbers
+    assert not [*tmp_path.iterdir()]
+
+
 # ---- whole
 
 

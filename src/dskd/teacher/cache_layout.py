@@ -126,7 +126,11 @@ class OutputRecords:
         Raises:
             InputError: There is too little space; the message names both sizes.
         """
-        require_room(self.path, sum(file.missing_bytes() for file in self.files.values()))
+        require_room(self.path, self.missing_bytes())
+
+    def missing_bytes(self) -> int:
+        """Bytes that still need disk space."""
+        return sum(file.missing_bytes() for file in self.files.values())
 
     def load(self) -> None:
         """Verifies and maps the files that exist; writes nothing.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -137,7 +137,7 @@ def check_steps(
         fixed = held_by_training(trainer.method, trainer.optimizer)
         state = _nbytes(trainer.state())
         model_bytes = _nbytes(trainer.method.deployed().state_dict())
-        timed = _timed_steps(trainer, size, warmup, seconds, losses)
+        timed = step_seconds, loading, _ = _timed_steps(trainer, size, warmup, seconds, losses)
         trainer.check_state()
     except NonFiniteError as error:
         return StepFindings(trained, size, losses, problem=str(error))
@@ -150,7 +150,7 @@ def check_steps(
         saved_bytes=saved_bytes,
         state_bytes=state,
         model_bytes=model_bytes,
-        evaluation_seconds=_evaluation_seconds(trainer),
+        evaluation_seconds=_evaluation_seconds(trainer) + step_seconds * loading / size,
     )
     return replace(found, problem=_growth(losses))
 
@@ -176,8 +176,8 @@ def _seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def _evaluation_seconds(trainer: Trainer) -> float:
-    """The time to evaluate an image."""
-    images = _first_batch(trainer, min(SMALL, trainer.step_size)).images
+    """The time to evaluate an image that is loaded."""
+    images = trainer.loader.probe(SMALL)
     with eval_mode(trainer.method), torch.no_grad():
         trainer.method.classifier_logits(images)  # the first call is slower
         spent = _seconds_of(lambda: trainer.method.classifier_logits(images), _device(trainer))
@@ -201,24 +201,24 @@ def _timed_steps(
     rate = max(trainer.learning_rate(warmup), 0.0)
     begun = time.perf_counter()
     loading, watch, steps = 0.0, trainer.teacher_outputs.watch, 0
-    batches = _batches(trainer, size)
-    next(batches)  # workers start with the first batch
-    watch.set(0.0)
-    start = time.perf_counter()
-    while steps < STEPS and (steps < FEWEST or time.perf_counter() - begun < seconds):
-        asked = time.perf_counter()
-        batch = trainer.with_targets(next(batches))
-        loading += time.perf_counter() - asked
-        share = min(1.0, (steps + 1) / (STEPS / 2)) if warmup else 1.0
-        set_rate(trainer.optimizer, rate * share)
-        losses.append(float(trainer.take_step(batch).objective.detach()))
-        steps += 1
-    _wait(_device(trainer))
-    total = time.perf_counter() - start
+    with closing(_batches(trainer, size)) as batches:  # workers end with it
+        next(batches)  # workers start with the first batch
+        watch.set(0.0)
+        start = time.perf_counter()
+        while steps < STEPS and (steps < FEWEST or time.perf_counter() - begun < seconds):
+            asked = time.perf_counter()
+            batch = trainer.with_targets(next(batches))
+            loading += time.perf_counter() - asked
+            share = min(1.0, (steps + 1) / (STEPS / 2)) if warmup else 1.0
+            set_rate(trainer.optimizer, rate * share)
+            losses.append(float(trainer.take_step(batch).objective.detach()))
+            steps += 1
+        _wait(_device(trainer))
+        total = time.perf_counter() - start
     return total / steps, loading / total, min(1.0, watch.seconds / total)
 
 
-def _batches(trainer: Trainer, size: int) -> Iterator[Batch]:
+def _batches(trainer: Trainer, size: int) -> Generator[Batch, None, None]:
     """The batches of the run from its first epoch on."""
     epoch = 0
     while True:
