@@ -292,6 +292,21 @@ def test_a_check_leaves_random_numbers_as_they_were(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_folder_that_holds_a_run_is_a_warning_and_another_one_a_reason(tmp_path: Path) -> None:
+    dskd.train("resnet8", data=make_dataset(), epochs=1, out=tmp_path / "run", verbose=0)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    begun = quick(make_dataset(), tmp_path / "run", method="ce")
+    assert begun.ok
+    assert any("overwrite=True" in warning for warning in begun.warnings)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/letter.txt").write_text("dear")
+    other = quick(make_dataset(), tmp_path / "other", method="ce")
+    assert len(other.reasons) == 1
+    assert str(tmp_path / "other") in other.reasons[0]
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["letter.txt"]
+
+
 def test_a_check_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "launched_world_size", lambda: 2)
     recipe: Any = None

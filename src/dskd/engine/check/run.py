@@ -29,7 +29,7 @@ from dskd.engine.check.findings import (
 )
 from dskd.engine.check.steps import check_losses, check_steps
 from dskd.engine.check.teacher import check_teacher
-from dskd.engine.prepare import Prepared, prepare
+from dskd.engine.prepare import Prepared, prepare, trains_teacher
 from dskd.engine.train_teacher import freeze
 from dskd.engine.trainer import Trainer
 from dskd.engine.unlabelled import training_loader
@@ -41,6 +41,7 @@ from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.cores import cpu_threads
 from dskd.runtime.single_run import single_run
+from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 
@@ -81,6 +82,7 @@ def check(recipe: Recipe, objects: UserObjects | None = None) -> CheckReport:
     device = devices.pick(recipe.train.device)
     gpus = [device] if device.type == "cuda" else []
     found = _Found()
+    _check_folder(recipe, objects, found)
     with single_run(), cpu_threads(recipe.train.threads), torch.random.fork_rng(gpus):
         devices.set_up(device)
         data, loaded = load_with_bad_files(recipe.data, objects.data)
@@ -106,6 +108,26 @@ def check(recipe: Recipe, objects: UserObjects | None = None) -> CheckReport:
         found.cost,
         time.perf_counter() - start,
     )
+
+
+def _check_folder(recipe: Recipe, objects: UserObjects, found: _Found) -> None:
+    """Checks that the run can write into its folder. A run that is there may be continued."""
+    assert recipe.out is not None, "a resolved recipe has a folder"
+    directory = RunDirectory(recipe.out, trains_teacher=trains_teacher(recipe, objects))
+    try:
+        directory.check(recipe.plain(), resume=False, overwrite=False)
+    except InputError as error:
+        there = any(_takes(directory, recipe, resume) for resume in (True, False))
+        (found.warnings if there else found.reasons).append(str(error))
+
+
+def _takes(directory: RunDirectory, recipe: Recipe, resume: bool) -> bool:
+    """Whether a folder takes a run that continues the one in it, or that replaces it."""
+    try:
+        directory.check(recipe.plain(), resume=resume, overwrite=not resume)
+    except InputError:
+        return False
+    return True
 
 
 def _check_models(
