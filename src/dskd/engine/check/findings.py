@@ -86,7 +86,7 @@ class TeacherFindings:
         low: Lower end of the 95 % confidence interval of the accuracy (Clopper and Pearson).
         high: Its upper end.
         images: Images of the sample.
-        class_order: ``as here``, ``another``, or why it is not known.
+        class_order: ``as here``, ``another``, or ``unknown``.
         note: Why it was not evaluated; empty if it was.
     """
 

@@ -155,6 +155,10 @@ def _check_models(
     found.teacher = tested.findings
     found.reasons += [tested.reason] if tested.reason else []
     found.warnings += [tested.warning] if tested.warning else []
+    if teacher is not None and teacher.model.head is not None:
+        found.warnings.append(
+            "the teacher's head is not fitted yet: its logits are 0 in this check"
+        )
     trainers.append(_trainer(prepared, prepared.student, teacher, loaders))
     found.losses += check_losses(trainers[-1])
     found.warnings += _loss_warnings(found.losses)
