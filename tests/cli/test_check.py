@@ -47,6 +47,8 @@ def test_the_page_shows_the_findings_and_nothing_is_written(
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["ok"] is True
     assert [split["images"] for split in found["data"]["splits"]] == [130, 500]
+    shapes = [(stage["name"], stage["channels"]) for stage in found["stages"]["student"]]
+    assert shapes == [("layer1", 16), ("layer2", 32), ("layer3", 64)]
     assert {*found["steps"][1]["shares"]} == {"loading", "teacher", "student"}
 
 

@@ -24,8 +24,9 @@ def tables(report: CheckReport) -> Iterator[tuple[Sequence[str], Rows]]:
     """The tables of a check: the columns and the rows of each."""
     yield _counts(report.data)
     yield ["check", "found"], [*_data_rows(report.data), *_teacher_rows(report.teacher)]
-    if report.stages:
-        yield ["model", *COLUMNS], [[one.model, *one.cells] for one in report.stages]
+    if any(report.stages.values()):
+        models = report.stages.items()
+        yield ["model", *COLUMNS], [[name, *one.cells()] for name, rows in models for one in rows]
     if report.losses:
         yield _losses(report.losses)
     if report.steps:

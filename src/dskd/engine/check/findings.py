@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dskd.models.stage_table import Stage
+
 
 @dataclass(frozen=True)
 class SplitCounts:
@@ -97,19 +99,6 @@ class TeacherFindings:
     images: int = 0
     class_order: str = "unknown"
     note: str = ""
-
-
-@dataclass(frozen=True)
-class StageFindings:
-    """A stage of a model (see `dskd.models.stage_table.Stage`).
-
-    Attributes:
-        model: ``student`` or ``teacher``.
-        cells: The row of the table of stages.
-    """
-
-    model: str
-    cells: list[str]
 
 
 @dataclass(frozen=True)
@@ -217,7 +206,7 @@ class CheckReport:
         device: That trains.
         data: What is in the data.
         teacher: The teacher; None without one.
-        stages: Of student and teacher.
+        stages: The table of stages of ``student`` and ``teacher``.
         losses: The loss terms of the method.
         steps: A few steps of the student, and of a teacher that is trained first.
         cost: What the run needs; None if no step could be taken.
@@ -229,7 +218,7 @@ class CheckReport:
     device: str
     data: DataFindings
     teacher: TeacherFindings | None
-    stages: list[StageFindings]
+    stages: dict[str, list[Stage]]
     losses: list[LossFindings]
     steps: list[StepFindings]
     cost: CostFindings | None

@@ -23,7 +23,6 @@ from dskd.engine.check.findings import (
     CheckReport,
     CostFindings,
     LossFindings,
-    StageFindings,
     StepFindings,
     TeacherFindings,
 )
@@ -35,7 +34,7 @@ from dskd.engine.trainer import Trainer
 from dskd.engine.unlabelled import training_loader
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError, as_given
-from dskd.models.stage_table import stage_rows
+from dskd.models.stage_table import Stage, stage_rows
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
@@ -59,7 +58,7 @@ class _Found:
     reasons: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     teacher: TeacherFindings | None = None
-    stages: list[StageFindings] = field(default_factory=list)
+    stages: dict[str, list[Stage]] = field(default_factory=dict)
     losses: list[LossFindings] = field(default_factory=list)
     steps: list[StepFindings] = field(default_factory=list)
     cost: CostFindings | None = None
@@ -135,10 +134,10 @@ def _check_models(
 ) -> None:
     """Checks all that needs the models, in the order in which a run uses them."""
     prepared = prepare(recipe, data, objects, device)
-    found.stages += _stages("student", prepared.student, data)
+    found.stages["student"] = _stages(prepared.student, data)
     used = prepared.teacher if methods.find(recipe.method.name).needs_teacher else None
     if used is not None:
-        found.stages += _stages("teacher", used.model, data)
+        found.stages["teacher"] = _stages(used.model, data)
     loaders = DataLoaders(data, device)
     trainers: list[Trainer] = []
     if used is not None and used.training is not None:
@@ -181,13 +180,12 @@ def _trainer(
     return build_trainer(recipe, method, TeacherOutputs(teacher), training_loader(recipe, data))
 
 
-def _stages(what: str, model: StagedModel, data: Dataset) -> list[StageFindings]:
-    """The rows of the table of a model's stages."""
-    rows = model.chosen_stages
-    if not rows:
-        images = model.normalize(data.train.images_at(torch.arange(min(_TRACED, len(data.train)))))
-        rows = stage_rows(model, images)
-    return [StageFindings(what, row.cells()) for row in rows]
+def _stages(model: StagedModel, data: Dataset) -> list[Stage]:
+    """The table of a model's stages."""
+    if model.chosen_stages:
+        return [*model.chosen_stages]
+    images = data.train.images_at(torch.arange(min(_TRACED, len(data.train))))
+    return stage_rows(model, model.normalize(images))
 
 
 def _loss_warnings(losses: Sequence[LossFindings]) -> Iterator[str]:
