@@ -111,6 +111,17 @@ def test_a_class_without_training_images_is_a_reason_and_imbalance_a_warning() -
     assert warning == ("the classes are unbalanced: 10 training images of 'class0', 1 of 'class1'")
 
 
+def test_a_run_warns_of_unbalanced_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_dataset(classes=2, per_class=20, size=8)
+    few = replace(data, train=data.train.take(torch.tensor([*range(20), 20])))
+    dskd.train("resnet8", data=few, epochs=1, out=tmp_path / "run")
+    assert "the classes are unbalanced: 20 training images of 'class0', 1 of 'class1'" in (
+        record.getMessage() for record in caplog.records if record.levelname == "WARNING"
+    )
+
+
 def test_time_that_is_over_leaves_images_out() -> None:
     data = make_dataset(classes=4, per_class=100, size=4)
     found = hash_splits(data.splits(), seconds=0.0)
@@ -118,6 +129,7 @@ def test_time_that_is_over_leaves_images_out() -> None:
     assert found["training"].compared == 256  # the first look at the clock
 
 
+@pytest.mark.slow
 def test_the_same_file_in_two_splits_and_a_damaged_file_are_found(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "images")
     (root / "val/cat/copy.png").write_bytes((root / "train/cat/0.png").read_bytes())
@@ -140,6 +152,7 @@ def test_the_same_file_in_two_splits_and_a_damaged_file_are_found(tmp_path: Path
 # ---- teacher
 
 
+@pytest.mark.slow
 def test_a_good_teacher_is_measured_and_a_mixed_up_one_refused(tmp_path: Path) -> None:
     good = quick(make_dataset(), tmp_path / "run", teacher=tinted([0, 1, 2, 3]), method="kd")
     assert good.ok, good.reasons
@@ -232,6 +245,7 @@ def test_a_rate_that_is_too_high_is_a_reason(tmp_path: Path) -> None:
     json.dumps(report.plain(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_teacher_without_a_checkpoint_is_timed_as_it_is_trained(tmp_path: Path) -> None:
     report = quick(make_dataset(), tmp_path / "run", teacher="resnet14", method="kd")
     assert report.ok, report.reasons
@@ -292,6 +306,7 @@ def test_a_check_leaves_random_numbers_as_they_were(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_a_warning_and_another_one_a_reason(tmp_path: Path) -> None:
     dskd.train("resnet8", data=make_dataset(), epochs=1, out=tmp_path / "run", verbose=0)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}

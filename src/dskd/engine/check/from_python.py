@@ -53,7 +53,7 @@ def check(
         ...     "resnet8", data={"name": "digits", "fraction": 0.1}, method="ce", epochs=1,
         ... )
         >>> report.reasons, report.data.splits[0].images
-        ([], 129)
+        ([], 130)
     """
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": method, "epochs": epochs, "train": train, "seed": seed, "out": out}
