@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,6 +35,11 @@ class SavedTensors:
     def bytes(self) -> int:
         """Bytes of all tensors that were added."""
         return sum(self._sizes.values())
+
+    def bytes_without(self, tensors: Iterable[Tensor]) -> int:
+        """Bytes of all tensors that were added but these."""
+        left_out = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        return sum(size for place, size in self._sizes.items() if place not in left_out)
 
     def add(self, tensor: Tensor) -> Tensor:
         """Adds a tensor, unless all are counted, and returns it."""

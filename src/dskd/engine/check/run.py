@@ -215,7 +215,7 @@ def _step_warnings(recipe: Recipe, steps: Sequence[StepFindings]) -> Iterator[st
         if found.batch_size < size:
             yield (
                 f"a step of {size} images takes long here, so the {found.trained}'s steps had "
-                f"{found.batch_size}"
+                f"{found.batch_size}, and a learning rate that is smaller in proportion"
             )
         if found.loading > WAITS:
             yield (

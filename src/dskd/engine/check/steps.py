@@ -25,9 +25,11 @@ from dskd.runtime.device import autocast
 
 STEPS = 20
 """Training steps, at most."""
-FEWEST = 6
+FEWEST = 2
 """Training steps, however slow they are."""
-SECONDS = 10.0
+JUDGED = 9
+"""Training steps from which on a growing loss counts."""
+SECONDS = 8.0
 """Time for the steps of a model."""
 SMALL = 8
 """Images of the batch whose losses and gradients are shown."""
@@ -116,7 +118,8 @@ def check_steps(
     """Takes a few steps at the learning rate of the run. The trainer's weights change.
 
     A run with a warmup reaches its rate in the second half of the steps. If the batch of the run
-    takes too long on this device, smaller batches are taken.
+    takes too long on this device, smaller batches are taken; only a loss that is not finite is a
+    problem then.
 
     Args:
         trainer: Of the run, without a cache.
@@ -126,14 +129,15 @@ def check_steps(
     """
     trainer.method.train()
     losses: list[float] = []
-    state = fixed = saved_bytes = model_bytes = 0
-    size = trainer.step_size
+    size = small = min(SMALL, trainer.step_size)
     try:
         set_rate(trainer.optimizer, 0.0)
-        size = _batch_size(trainer, seconds)
+        batch = _first_batch(trainer, small)
         with saved_for_backward() as saved:
-            trainer.take_step(_first_batch(trainer, size))
-        saved_bytes = saved.bytes * trainer.step_size // size
+            trainer.take_step(batch)  # the first call is slower
+        spent = _seconds_of(lambda: trainer.take_step(batch), _device(trainer))
+        size = _batch_size(trainer.step_size, small, spent, seconds / (FEWEST + 2))
+        activations = saved.bytes_without(trainer.method.parameters())
         fixed = held_by_training(trainer.method, trainer.optimizer)
         state = _nbytes(trainer.state())
         model_bytes = _nbytes(trainer.method.deployed().state_dict())
@@ -147,25 +151,30 @@ def check_steps(
         losses,
         *timed,
         fixed_bytes=fixed,
-        saved_bytes=saved_bytes,
+        saved_bytes=activations * trainer.step_size // small,
         state_bytes=state,
         model_bytes=model_bytes,
         evaluation_seconds=_evaluation_seconds(trainer) + step_seconds * loading / size,
     )
-    return replace(found, problem=_growth(losses))
+    return replace(found, problem=_growth(losses) if size == trainer.step_size else "")
 
 
-def _batch_size(trainer: Trainer, seconds: float) -> int:
-    """The images of a step, so that the fewest steps fit into the time."""
-    size = min(SMALL, trainer.step_size)
-    batch = _first_batch(trainer, size)
-    trainer.take_step(batch)  # the first call is slower
-    spent = _seconds_of(lambda: trainer.take_step(batch), _device(trainer))
-    allowed = seconds / (FEWEST + 2)
-    chosen = trainer.step_size
-    while chosen > size and chosen * spent / size > allowed:
-        chosen = max(size, chosen // 2)
-    return chosen
+def _batch_size(most: int, small: int, spent: float, allowed: float) -> int:
+    """The images of a step that takes no longer than allowed, if that is possible.
+
+    Args:
+        most: Of a step of the run.
+        small: Of a step that was timed.
+        spent: Its time.
+        allowed: The time for a step.
+
+    Example:
+        >>> _batch_size(64, 8, 0.5, 1.25), _batch_size(64, 8, 9.0, 1.25)
+        (16, 8)
+    """
+    while most > small and most * spent / small > allowed:
+        most = max(small, most // 2)
+    return most
 
 
 def _seconds_of(work: Callable[[], object], device: torch.device) -> float:
@@ -198,11 +207,14 @@ def _timed_steps(
     Returns:
         The time of a step, and the shares of loading and of the teacher's outputs.
     """
-    rate = max(trainer.learning_rate(warmup), 0.0)
+    # The rate of smaller batches is smaller in proportion (Goyal et al., 2017, arXiv:1706.02677).
+    rate = trainer.learning_rate(warmup) * size / trainer.step_size
     begun = time.perf_counter()
     loading, watch, steps = 0.0, trainer.teacher_outputs.watch, 0
     with closing(_batches(trainer, size)) as batches:  # workers end with it
-        next(batches)  # workers start with the first batch
+        first = trainer.with_targets(next(batches))  # workers start with the first batch
+        if size > SMALL:
+            trainer.take_step(first)  # the first step of a size is slower
         watch.set(0.0)
         start = time.perf_counter()
         while steps < STEPS and (steps < FEWEST or time.perf_counter() - begun < seconds):
@@ -231,9 +243,9 @@ def _growth(losses: list[float]) -> str:
 
     A loss that has grown and falls again is no reason: the first steps of a sound run may do that.
     """
-    third = len(losses) // 3
-    if third < FEWEST // 3:
+    if len(losses) < JUDGED:
         return ""
+    third = len(losses) // 3
     first, middle, last = (
         sum(part) / third for part in (losses[:third], losses[third : 2 * third], losses[-third:])
     )
