@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dskd.cli.commands import run_command
 from dskd.deploy import latency
+from dskd.engine.check import steps
 from dskd.models.zoo import build
 from tests import processes
 from tests.data.file_writers import write_folder
@@ -23,6 +24,7 @@ from tests.data.file_writers import write_folder
 ROOT = Path(__file__).parents[2]
 PAGES = (
     "docs/quick-start.md",
+    "docs/check.md",
     "docs/your-data.md",
     "docs/tutorials/digits.md",
     "docs/tutorials/compare.md",
@@ -37,6 +39,7 @@ PHOTOS = "data.fraction=1 data.size=32 train.batch_size=4"
 SHORT = {
     "train": "train.epochs=1 data.fraction=0.2",
     "distill": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
+    "check": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
     "compare": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
     "tune": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
 }
@@ -71,6 +74,7 @@ def test_the_examples_of_a_page_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(latency, "SECONDS", 0.0)
+    monkeypatch.setattr(steps, "STEPS", 3)
     (write_folder(tmp_path / "split") / "train").rename(tmp_path / "photos")
     names: dict[str, object] = {"__name__": "example"}
     for language, title, text in blocks(page):

@@ -93,7 +93,7 @@ def test_many_shared_images_are_a_reason_and_few_are_a_warning() -> None:
     few = replace(found, shared=[replace(found.shared[0], images=1, compared=1000)])
     assert not [*data_reasons(few)]
     (warning,) = data_warnings(few)
-    assert warning.startswith("1 test images are in the training split, too (")
+    assert warning.startswith("the test and the training split share 1 image (")
 
 
 def test_a_clean_data_set_has_no_reason_and_no_warning() -> None:
@@ -139,7 +139,7 @@ def test_the_same_file_in_two_splits_and_a_damaged_file_are_found(tmp_path: Path
     report = dskd.check("resnet8", data=data, method="ce", epochs=1, out=tmp_path / "run")
     assert not report.ok
     bad, shared = report.reasons
-    assert bad.startswith("1 image files cannot be read: ")
+    assert bad.startswith("1 image file cannot be read: ")
     assert "train/dog/1.png" in bad
     assert "skip_bad" in bad
     assert shared.startswith("1 of 7 compared test images are training images, too (")

@@ -132,8 +132,9 @@ def data_reasons(found: DataFindings) -> Iterator[str]:
     """Why a run should not be started with this data."""
     if found.bad_files and not found.skip_bad:
         yield (
-            f"{len(found.bad_files)} image files cannot be read: {_some(found.bad_files)}; repair "
-            "or remove them, or leave them out with data.skip_bad=true"
+            f"{_count(len(found.bad_files), 'image file')} cannot be read: "
+            f"{_some(found.bad_files)}; repair or remove what is damaged, or leave it out with "
+            "data.skip_bad=true"
         )
     training = found.splits[0]
     yield from untrained_classes(training)
@@ -158,14 +159,15 @@ def untrained_classes(training: SplitCounts) -> Iterator[str]:
 def data_warnings(found: DataFindings) -> Iterator[str]:
     """What to look at in the data."""
     if found.bad_files and found.skip_bad:
-        yield f"{len(found.bad_files)} image files are left out: {_some(found.bad_files)}"
+        files = _count(len(found.bad_files), "image file")
+        yield f"data.skip_bad leaves out {files}: {_some(found.bad_files)}"
     yield from count_warnings(found.splits)
     training = found.splits[0].split
     for shared in found.shared:
         if shared.images and (shared.other != training or _percent(shared) <= SHARED_PERCENT):
             yield (
-                f"{shared.images} {shared.split} images are in the {shared.other} split, too "
-                f"({_pairs(shared)})"
+                f"the {shared.split} and the {shared.other} split share "
+                f"{_count(shared.images, 'image')} ({_pairs(shared)})"
             )
 
 
@@ -201,6 +203,11 @@ def _percent(shared: SharedImages) -> float:
 
 def _pairs(shared: SharedImages) -> str:
     return ", ".join(f"{one} = {other}" for one, other in shared.examples)
+
+
+def _count(number: int, what: str) -> str:
+    """A number of things, as in ``1 image`` and ``2 images``."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _some(names: list[str]) -> str:
