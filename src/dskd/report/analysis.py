@@ -24,6 +24,7 @@ from dskd.report.collect import CollectedRuns, MethodRuns
 from dskd.report.cost import Cost, measure
 from dskd.report.disagreements import Disagreements, find_disagreements
 from dskd.report.load_models import load_student
+from dskd.report.mistakes import Mistakes, find_mistakes
 from dskd.runtime.device import pick
 
 _STAGE_WEIGHT = re.compile(r"stage(\d+)/weight")
@@ -59,11 +60,13 @@ class Analysis:
         costs: Of all students and of the teacher.
         similarities: Of the layers of two students with those of the teacher.
         disagreements: Of one student with its teacher.
+        mistakes: Of the same student.
     """
 
     costs: ModelCosts | Unavailable
     similarities: tuple[LayerSimilarity, ...] | Unavailable
     disagreements: Disagreements | Unavailable
+    mistakes: Mistakes | Unavailable
 
 
 def analyze(collected: CollectedRuns, data: Dataset, given: UserObjects) -> Analysis:
@@ -79,6 +82,7 @@ def analyze(collected: CollectedRuns, data: Dataset, given: UserObjects) -> Anal
         _or_unavailable(analyzer.costs),
         _or_unavailable(analyzer.similarities),
         _or_unavailable(analyzer.disagreements),
+        _or_unavailable(analyzer.mistakes),
     )
 
 
@@ -119,7 +123,7 @@ class _Analyzer:
     def similarities(self) -> tuple[LayerSimilarity, ...]:
         """The layers of the main student, and of one trained by the baseline or without a teacher.
 
-        See `_main_method`.
+        See `main_method`.
         """
         main = self._main_method()
         others = (self.collected.find(name) for name in (BASELINE, STUDENT))
@@ -138,7 +142,7 @@ class _Analyzer:
         return layer_similarity(runs.label, seed, staged, teacher, self.data.test)
 
     def disagreements(self) -> Disagreements:
-        """The predictions of the main student and its teacher, see `_main_method`."""
+        """The predictions of the main student and its teacher, see `main_method`."""
         runs = self._main_method()
         log.info("comparing the predictions of %s with those of the teacher", runs.label)
         seed, student = self._student(runs)
@@ -148,12 +152,17 @@ class _Analyzer:
             raise InputError("the teacher has other classes than the student")
         return find_disagreements(runs.label, seed, student.to(device), teacher, self.data)
 
+    def mistakes(self) -> Mistakes:
+        """The errors of the main student, see `main_method`."""
+        runs = self._main_method()
+        seed, student = self._student(runs)
+        return find_mistakes(runs.label, seed, student.to(pick("auto")), self.data)
+
     def _main_method(self) -> MethodRuns:
-        """The method to show in detail: one with shallow stages, else the baseline, else any."""
-        if not self.finished:
+        runs = main_method(self.collected)
+        if runs is None:
             raise InputError("no run is finished yet")
-        staged = (runs for runs in self.finished if shallow_stages(runs))
-        return next(staged, None) or self.collected.find(BASELINE) or self.finished[-1]
+        return runs
 
     def _student(self, runs: MethodRuns) -> tuple[int, StagedModel]:
         """The student of the first seed."""
@@ -178,6 +187,17 @@ class _Analyzer:
         yield runs.folders[seed]
         yield from (other.folders[seed] for other in self.finished if seed in other.folders)
         yield from (folder for other in self.finished for folder in other.folders.values())
+
+
+def main_method(collected: CollectedRuns) -> MethodRuns | None:
+    """The method to show in detail: one with shallow stages, else the baseline, else any.
+
+    Returns:
+        A method with a finished run; None if there is none.
+    """
+    finished = [runs for runs in collected.methods if runs.folders]
+    staged = next((runs for runs in finished if shallow_stages(runs)), None)
+    return staged or collected.find(BASELINE) or (finished[-1] if finished else None)
 
 
 def shallow_stages(runs: MethodRuns) -> list[str]:

@@ -16,6 +16,8 @@ from dskd.report.styles import TEACHER, Style
 Curve = Mapping[int, Sequence[float]]
 """The values of a metric by seed: one per epoch."""
 
+MOST_POINTS = 200
+"""A longer curve is drawn with this many epochs, so that the page stays small."""
 _MARKED = 30
 """A line with more epochs than this has no markers."""
 # No colour of a method, since a stage is not a method.
@@ -26,7 +28,7 @@ _STAGE_STYLES = (
     Style("--brown", "longdash", "triangle-down-open", "▽"),
     Style("--teal", "longdashdot", "circle-open", "○"),
 )
-_SIMILARITY = [[0, "#f2f5f7"], [0.5, "#7fa3b8"], [1, "#0b3a57"]]
+SHADES = [[0, "#f2f5f7"], [0.5, "#7fa3b8"], [1, "#0b3a57"]]
 
 
 def colour(name: str, opacity: float = 1.0) -> str:
@@ -64,7 +66,7 @@ def over_epochs(
             figure.add_trace(_band(name, curve, styles[name]))
         figure.add_trace(_line(name, curve, styles[name]))
     epochs = max((len(values) for curve in curves.values() for values in curve.values()), default=1)
-    _lay_out(figure, "epoch", unit)
+    lay_out(figure, "epoch", unit)
     figure.update_xaxes(
         range=[1 - 0.03 * epochs, 1.03 * epochs], tickformat="d", nticks=min(epochs, 8) + 1
     )
@@ -86,10 +88,10 @@ def _draw_level(figure: go.Figure, name: str, value: float) -> None:
 
 def _line(name: str, curve: Curve, style: Style) -> go.Scatter:
     columns = _columns(curve)
-    mean = [sum(values) / len(values) for values in columns]
+    mean = [sum(values) / len(values) for values in columns.values()]
     marked = len(columns) <= _MARKED
     return go.Scatter(
-        x=list(range(1, len(columns) + 1)),
+        x=list(columns),
         y=mean,
         name=html.escape(name),
         meta=name,
@@ -102,10 +104,10 @@ def _line(name: str, curve: Curve, style: Style) -> go.Scatter:
 
 def _band(name: str, curve: Curve, style: Style) -> go.Scatter:
     columns = _columns(curve)
-    epochs = list(range(1, len(columns) + 1))
+    epochs, rows = list(columns), list(columns.values())
     return go.Scatter(
         x=epochs + epochs[::-1],
-        y=[max(values) for values in columns] + [min(values) for values in columns[::-1]],
+        y=[max(values) for values in rows] + [min(values) for values in rows[::-1]],
         meta=name,
         fill="toself",
         fillcolor=colour(style.colour, 0.12),
@@ -115,9 +117,20 @@ def _band(name: str, curve: Curve, style: Style) -> go.Scatter:
     )
 
 
-def _columns(curve: Curve) -> list[tuple[float, ...]]:
-    """The values of all seeds by epoch."""
-    return list(zip(*curve.values(), strict=False))
+def _columns(curve: Curve) -> dict[int, tuple[float, ...]]:
+    """The values of all seeds by epoch: evenly spaced epochs of a long run, and the last one."""
+    rows = list(zip(*curve.values(), strict=False))
+    if len(rows) <= MOST_POINTS:
+        return dict(enumerate(rows, start=1))
+    step = (len(rows) - 1) / (MOST_POINTS - 1)
+    return {1 + (at := round(step * number)): rows[at] for number in range(MOST_POINTS)}
+
+
+def show_legend(figure: go.Figure) -> None:
+    """Adds a legend of the lines above a chart whose curves are no methods."""
+    figure.for_each_trace(lambda trace: trace.update(showlegend=trace.name is not None))
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 11}}
+    figure.update_layout(showlegend=True, legend=legend)
 
 
 def against_cost(
@@ -153,7 +166,7 @@ def against_cost(
                 hovertemplate=f"{html.escape(name)}<br>%{{x:.4~s}}, %{{y:.2f}} %<extra></extra>",
             )
         )
-    _lay_out(figure, title, "test accuracy, %")
+    lay_out(figure, title, "test accuracy, %")
     figure.update_xaxes(type="log", **_decades([cost for cost, _ in points.values()]))
     return figure
 
@@ -198,7 +211,7 @@ def similarity_map(found: LayerSimilarity, lowest: float) -> go.Figure:
             y=student,
             zmin=lowest,
             zmax=1,
-            colorscale=_SIMILARITY,
+            colorscale=SHADES,
             hovertemplate="student %{y}, teacher %{x}: %{z:.3f}<extra></extra>",
             colorbar={"thickness": 10, "outlinewidth": 0, "nticks": 5},
             xgap=2,
@@ -209,22 +222,22 @@ def similarity_map(found: LayerSimilarity, lowest: float) -> go.Figure:
         for other, value in zip(teacher, row, strict=True):
             if value is not None:
                 shade = (value - lowest) / (1 - lowest)
-                _write_in_cell(figure, other, name, value, min(1.0, max(0.0, shade)))
-    _lay_out(figure, "teacher", "student")
+                write_in_cell(figure, other, name, f"{value:.2f}", min(1.0, max(0.0, shade)))
+    lay_out(figure, "teacher", "student")
     figure.update_xaxes(showgrid=False, type="category")
     figure.update_yaxes(showgrid=False, type="category")
     return figure
 
 
-def _write_in_cell(figure: go.Figure, x: str, y: str, value: float, shade: float) -> None:
-    """Writes the number in its cell: white on dark, black on light."""
-    [(red, green, blue)] = sample_colorscale(_SIMILARITY, [shade], colortype="tuple")
+def write_in_cell(figure: go.Figure, x: str | int, y: str | int, text: str, shade: float) -> None:
+    """Writes a number in its cell: white on dark, black on light."""
+    [(red, green, blue)] = sample_colorscale(SHADES, [shade], colortype="tuple")
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
     font = {"size": 12, "color": "#ffffff" if dark else "#000000"}
-    figure.add_annotation(x=x, y=y, text=f"{value:.2f}", showarrow=False, font=font)
+    figure.add_annotation(x=x, y=y, text=text, showarrow=False, font=font)
 
 
-def _lay_out(figure: go.Figure, x: str, y: str) -> None:
+def lay_out(figure: go.Figure, x: str, y: str) -> None:
     """Applies the layout of all charts: no frame, a faint grid, font and colours of the page."""
     figure.update_layout(
         template="none",

@@ -18,7 +18,7 @@ from dskd.engine.evaluate import evaluate_accuracy
 from dskd.models.staged_model import StagedModel
 
 PAIRS, EXAMPLES = 10, 4
-_LARGEST = 96
+LARGEST = 96
 """Side of an embedded image in pixels."""
 
 
@@ -134,7 +134,7 @@ def _class_pair(
             index,
             data.classes[label],
             data_uri(data.test.images_at(torch.tensor([index]))[0]),
-            max(data.shape[1:]) < _LARGEST,
+            max(data.shape[1:]) < LARGEST,
         )
         for index, label in zip(
             indices[:EXAMPLES].tolist(), labels[:EXAMPLES].tolist(), strict=True
@@ -159,7 +159,7 @@ def data_uri(image: Tensor) -> str:
     channels = image if len(image) == 3 else image[:1]
     levels = channels.permute(1, 2, 0).squeeze(2).numpy()
     thumbnail = Image.fromarray(levels)
-    thumbnail.thumbnail((_LARGEST, _LARGEST))
+    thumbnail.thumbnail((LARGEST, LARGEST))
     buffer = io.BytesIO()
     thumbnail.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

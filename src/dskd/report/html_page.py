@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from dskd.compare.notes import span
 from dskd.errors import printable
-from dskd.report import method_table, sections
+from dskd.report import method_table, one_run, sections
 from dskd.report.analysis import Unavailable
 from dskd.report.conclusions import details, headline
 from dskd.report.contents import SHARED, ReportContents
@@ -76,6 +76,8 @@ def _context(report: ReportContents, name: str) -> dict[str, Any]:
         "cost": sections.cost(report, styles),
         "stages": sections.stages(report, styles),
         "layers": sections.layers(report),
+        "training": one_run.training(report, styles),
+        "errors": one_run.errors(report),
     }
     finished = [summary.label for summary in report.summaries if summary.test_accuracy]
     return {
@@ -99,6 +101,7 @@ def _context(report: ReportContents, name: str) -> dict[str, Any]:
         "has_teacher": report.collected.recipe.teacher is not None,
         "disagreements": report.analysis.disagreements,
         "disagreements_text": _disagreements_text(report.analysis.disagreements),
+        "mistakes": report.analysis.mistakes,
         "commands": [shlex.join(command) for command in report.collected.commands],
         "environment": _environment_facts(report),
         "recipe": _recipe(report),

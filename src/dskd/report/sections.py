@@ -85,7 +85,7 @@ def shown_first(report: ReportContents) -> list[str]:
 def epochs(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unavailable:
     """Test accuracy of every method over epochs."""
     curves = {
-        runs.label: _curve(runs, "test_accuracy") for runs in _in_order(report) if runs.folders
+        runs.label: curve_of(runs, "test_accuracy") for runs in _in_order(report) if runs.folders
     }
     if not curves:
         return Unavailable("No run is finished yet.")
@@ -149,6 +149,9 @@ def _points(
 def stages(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unavailable:
     """Weight, losses and test accuracy of every shallow stage over epochs."""
     staged = [runs for runs in report.collected.methods if shallow_stages(runs)]
+    found = len(staged)
+    if found > ALL_SHOWN:  # each has four charts
+        staged = [runs for runs in _in_order(report) if runs in staged][:ALL_SHOWN]
     if not staged:
         return Unavailable("No run supervised shallow stages, as the method dskd does.")
     text = (
@@ -156,6 +159,8 @@ def stages(report: ReportContents, styles: Mapping[str, Style]) -> Section | Una
         "before weighting, and the test accuracy of its auxiliary branch, which is not deployed. "
         f"{_LINES}"
     )
+    if found > ALL_SHOWN:
+        text += f" The {ALL_SHOWN} most accurate of {found} methods are shown."
     groups = tuple(_stage_group(number, runs, styles) for number, runs in enumerate(staged))
     return Section(text, groups)
 
@@ -175,9 +180,9 @@ def _stage_group(number: int, runs: MethodRuns, styles: Mapping[str, Style]) -> 
     } | {_STUDENT: styles[runs.label]}
     drawn = []
     for key, caption, unit in _STAGE_CHARTS:
-        curves = {name: _curve(runs, f"{stage}/{key}") for name, stage in names.items()}
+        curves = {name: curve_of(runs, f"{stage}/{key}") for name, stage in names.items()}
         if key == "test_accuracy":
-            curves[_STUDENT] = _curve(runs, key)
+            curves[_STUDENT] = curve_of(runs, key)
         curves = {name: curve for name, curve in curves.items() if curve}
         if curves:
             figure = charts.over_epochs(curves, own, unit)
@@ -214,7 +219,7 @@ def _in_order(report: ReportContents) -> list[MethodRuns]:
     return sorted(report.collected.methods, key=lambda runs: order.index(runs.label))
 
 
-def _curve(runs: MethodRuns, key: str) -> dict[int, list[float]]:
+def curve_of(runs: MethodRuns, key: str) -> dict[int, list[float]]:
     """A metric over epochs by seed, without the seeds that do not have it."""
     found = {
         seed: [row[key] for row in rows if key in row] for seed, rows in runs.metrics().items()

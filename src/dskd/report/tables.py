@@ -138,6 +138,7 @@ def as_json(contents: ReportContents) -> str:
         },
         "layer_similarity": _plain(analysis.similarities),
         "disagreements": _plain(analysis.disagreements),
+        "mistakes": _plain(analysis.mistakes),
         "recipe": {k: v for k, v in collected.recipe.plain().items() if k in SHARED},
         "environment": dict(collected.environment),
         "commands": [list(command) for command in collected.commands],
@@ -164,6 +165,8 @@ def _plain(measurement: Any) -> Any:
     values = asdict(measurement)
     for pair in values.get("pairs", ()):
         pair["examples"] = [example["index"] for example in pair["examples"]]
+    for error in values.get("worst", ()):
+        del error["source"], error["small"]
     return values
 
 
