@@ -120,12 +120,13 @@ def test_every_chart_has_its_figure_and_its_caption(page: Page, folder: Path) ->
     ids = [found["id"] for found in page.find("div", **{"class": "chart"})]
     assert ids == [
         "chart-epochs",
+        *(f"chart-training-{name}" for name in ("loss", "accuracy", "lr")),
         *(f"chart-{name}" for name in ("parameters", "multiply-adds", "latency", "latency-batch")),
         *(
             f"chart-stages-0-{name}"
             for name in ("weight", "prediction", "feature", "test_accuracy")
         ),
-        *("chart-layers-0", "chart-layers-1"),
+        *("chart-layers-0", "chart-layers-1", "chart-confusion"),
     ]
     assert figures.keys() == set(ids)
     assert all(page.find("figcaption", id=f"{chart}-caption") for chart in ids)
@@ -165,6 +166,12 @@ def test_the_same_numbers_are_in_files_next_to_it(folder: Path) -> None:
     assert different["count"] >= different["teacher_right"] + different["student_right"]
     agreement = json.loads((folder / "runs/dskd/seed0/result.json").read_text())["agreement"]
     assert 100 * (1 - different["count"] / 500) == pytest.approx(agreement)
+    wrong, result = record["mistakes"], folder / "runs/dskd/seed0/result.json"
+    right = sum(row[number] for number, row in enumerate(wrong["matrix"]))
+    assert right == 500 - wrong["count"]
+    assert 100 * right / 500 == pytest.approx(json.loads(result.read_text())["test_accuracy"])
+    assert wrong["worst"]
+    assert "source" not in wrong["worst"][0]
 
 
 @pytest.mark.slow
@@ -179,7 +186,7 @@ def test_sections_without_data_say_so_in_a_sentence(tmp_path: Path) -> None:
     ):
         assert words in page.text
     charts = [found["id"] for found in page.find("div", **{"class": "chart"})]
-    assert len(charts) == 5  # epochs and costs
+    assert len(charts) == 9  # epochs, training, costs and the confusion matrix
     assert len(page.find("th", scope="row")) == 1
 
 

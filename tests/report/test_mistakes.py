@@ -1,0 +1,80 @@
+"""The errors of a student on the test split."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dskd.data import Dataset, Split
+from dskd.data.dataset import Samples
+from dskd.models.staged_model import StagedModel
+from dskd.report.confusion_chart import confusion_map
+from dskd.report.mistakes import CONFUSED_PAIRS, MATRIX_CLASSES, WORST, find_mistakes
+
+
+class Says(nn.Module):
+    """Predicts a class from the grey level of an image, with a logit of its own."""
+
+    def __init__(self, predicted: list[int], logits: list[float], classes: int) -> None:
+        super().__init__()
+        self.predicted, self.logits = torch.tensor(predicted), torch.tensor(logits)
+        self.classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        levels = (255 * images[:, 0, 0, 0]).round().long()
+        one_hot = nn.functional.one_hot(self.predicted[levels], self.classes)
+        return one_hot * self.logits[levels, None]
+
+
+def says(predicted: list[int], logits: list[float], classes: int) -> StagedModel:
+    return StagedModel(Says(predicted, logits, classes), mean=(0.0,), std=(1.0,)).eval()
+
+
+def levelled(labels: list[int], classes: int, split: Samples | None = None) -> Dataset:
+    """Images of one grey level each, which is their index."""
+    levels = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1)
+    images = levels.expand(-1, 1, 4, 4).contiguous()
+    test = split or Split(images, torch.tensor(labels))
+    return Dataset("levels", test, test, tuple(f"c{n}" for n in range(classes)), (0.5,), (0.5,))
+
+
+def test_errors_are_counted_by_class_and_sorted_by_probability() -> None:
+    labels, predicted = [0, 0, 0, 1, 2, 1], [0, 1, 1, 1, 0, 2]
+    found = find_mistakes(
+        "kd", 7, says(predicted, [9.0, 1.0, 3.0, 9.0, 2.0, 0.5], 3), levelled(labels, 3)
+    )
+    assert (found.label, found.seed, found.test_images, found.count) == ("kd", 7, 6, 4)
+    assert found.matrix == ((1, 2, 0), (0, 1, 1), (1, 0, 0))
+    assert found.confused[0] == ("c0", "c1", 2, pytest.approx(200 / 3))
+    assert [error.index for error in found.worst] == [2, 4, 1, 5]
+    first = found.worst[0]
+    assert (first.label, first.predicted, first.small) == ("c0", "c1", True)
+    likelihood = torch.tensor([0.0, 3.0, 0.0]).softmax(0)[1].item()
+    assert first.probability == pytest.approx(100 * likelihood)
+
+
+def test_a_student_without_errors_has_no_worst_ones() -> None:
+    found = find_mistakes("kd", 0, says([0, 1], [1.0, 1.0], 2), levelled([0, 1], 2))
+    assert (found.count, found.confused, found.worst) == (0, (), ())
+
+
+@pytest.mark.parametrize(("classes", "matrix"), [(MATRIX_CLASSES, True), (1000, False)])
+def test_many_classes_are_pairs_instead_of_a_matrix(classes: int, matrix: bool) -> None:
+    labels = list(range(30))
+    student = says([(label + 1) % classes for label in labels], [1.0] * 30, classes)
+    found = find_mistakes("kd", 0, student, levelled(labels, classes))
+    assert bool(found.matrix) == matrix
+    assert (len(found.confused), len(found.worst)) == (CONFUSED_PAIRS, WORST)
+    assert found.confused[0] == ("c0", "c1", 1, 100.0)
+
+
+def test_a_matrix_has_numbers_if_they_fit_and_short_names() -> None:
+    few = confusion_map(["<b>", "a name that is much too long"], [[3, 1], [0, 0]])
+    assert [note.text for note in few.layout.annotations] == ["3", "1"]
+    assert list(few.layout.xaxis.ticktext) == ["&lt;b&gt;", "a name that is mu…"]
+    assert list(few.data[0].z[0]) == [75.0, 25.0]
+    assert few.data[0].text[0][1] == "&lt;b&gt;, predicted a name that is much too long: 1"
+    many = confusion_map([str(n) for n in range(40)], [[1] * 40] * 40)
+    assert not many.layout.annotations
+    assert len(many.layout.yaxis.ticktext) == 40
