@@ -120,8 +120,8 @@ def test_every_chart_has_its_figure_and_its_caption(page: Page, folder: Path) ->
     ids = [found["id"] for found in page.find("div", **{"class": "chart"})]
     assert ids == [
         "chart-epochs",
-        *(f"chart-training-{name}" for name in ("loss", "accuracy", "lr")),
         *(f"chart-{name}" for name in ("parameters", "multiply-adds", "latency", "latency-batch")),
+        *(f"chart-training-{name}" for name in ("loss", "accuracy", "lr")),
         *(
             f"chart-stages-0-{name}"
             for name in ("weight", "prediction", "feature", "test_accuracy")

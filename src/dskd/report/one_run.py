@@ -43,7 +43,8 @@ def training(report: ReportContents, styles: Mapping[str, Style]) -> Section | U
                 for number, one in enumerate(found)
             }
             figure = charts.over_epochs(found, own, unit)
-            charts.show_legend(figure)
+            if len(found) > 1:
+                charts.show_legend(figure)
             drawn.append(Chart(f"chart-training-{name}", caption, figure))
     text = (
         f"The training of {runs.label}. Each loss is the mean over an epoch. Accuracy on the "
