@@ -16,9 +16,9 @@ def test_long_curves_are_drawn_at_some_epochs_from_the_first_to_the_last() -> No
 
 
 def test_short_curves_have_every_epoch() -> None:
-    curve = {0: [3.0, 2.0, 1.0]}
+    curve = {0: [3.0, 2.0, 1 / 3]}
     (line,) = over_epochs({"kd": curve}, {"kd": stage_style(0)}, "loss").data
-    assert (line.x, line.y) == ((1, 2, 3), (3.0, 2.0, 1.0))
+    assert (line.x, line.y) == ((1, 2, 3), (3.0, 2.0, 0.333333))
 
 
 def test_a_legend_names_lines_and_not_their_bands() -> None:

@@ -88,7 +88,7 @@ def _draw_level(figure: go.Figure, name: str, value: float) -> None:
 
 def _line(name: str, curve: Curve, style: Style) -> go.Scatter:
     columns = _columns(curve)
-    mean = [sum(values) / len(values) for values in columns.values()]
+    mean = [_drawn(sum(values) / len(values)) for values in columns.values()]
     marked = len(columns) <= _MARKED
     return go.Scatter(
         x=list(columns),
@@ -107,7 +107,7 @@ def _band(name: str, curve: Curve, style: Style) -> go.Scatter:
     epochs, rows = list(columns), list(columns.values())
     return go.Scatter(
         x=epochs + epochs[::-1],
-        y=[max(values) for values in rows] + [min(values) for values in rows[::-1]],
+        y=[_drawn(max(values)) for values in rows] + [_drawn(min(values)) for values in rows[::-1]],
         meta=name,
         fill="toself",
         fillcolor=colour(style.colour, 0.12),
@@ -124,6 +124,11 @@ def _columns(curve: Curve) -> dict[int, tuple[float, ...]]:
         return dict(enumerate(rows, start=1))
     step = (len(rows) - 1) / (MOST_POINTS - 1)
     return {1 + (at := round(step * number)): rows[at] for number in range(MOST_POINTS)}
+
+
+def _drawn(value: float) -> float:
+    """A value with the six digits that a chart can show, which take less room in the page."""
+    return float(f"{value:.6g}")
 
 
 def show_legend(figure: go.Figure) -> None:
