@@ -256,7 +256,7 @@ def test_images_are_in_the_page_with_words_for_them(hostile: tuple[Page, Dataset
     for image in images:
         assert (image["src"] or "").startswith("data:image/png;base64,")
         found = re.match(
-            r"Test image (\d+), labelled (.*); the teacher predicts", image["alt"] or ""
+            r"Test image (\d+), labelled (.*); the (?:teacher|student) predicts", image["alt"] or ""
         )
         assert found
         assert data.classes[int(data.test.labels[int(found[1])])] == found[2]
