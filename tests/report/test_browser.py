@@ -102,7 +102,7 @@ def head(chrome: Chrome, words: str) -> tuple[int, WebElement]:
 
 @pytest.mark.slow
 def test_every_chart_is_drawn_without_a_word_on_the_console(page: Chrome) -> None:
-    assert len(page.execute_script(_DRAWN)) == 11
+    assert len(page.execute_script(_DRAWN)) == 15
     assert log_of(page, "browser") == []
 
 
@@ -192,7 +192,7 @@ def test_a_method_is_chosen_for_all_charts_at_once(page: Chrome) -> None:
 @pytest.mark.slow
 def test_charts_that_are_folded_away_are_drawn_when_they_open(page: Chrome) -> None:
     page.find_element(By.CSS_SELECTOR, "#stages summary").send_keys(Keys.ENTER)
-    WebDriverWait(page, 20).until(lambda c: len(c.execute_script(_DRAWN)) == 15)
+    WebDriverWait(page, 20).until(lambda c: len(c.execute_script(_DRAWN)) == 19)
     wait_until_drawn(page)
 
 
