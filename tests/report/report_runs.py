@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import dskd
 from dskd.config import recipe
@@ -49,3 +51,21 @@ def reported(paths: list[Path], output: Path, given: UserObjects | None = None) 
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(latency, "SECONDS", 0.0)
         return make_report(paths, output, given=given)[0]
+
+
+def streamed(path: Path, classes: int) -> Path:
+    """A finished run of one epoch by labels on streamed image files of many classes."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 1), ("test", 2)):
+        for label in range(classes):
+            folder = path / "images" / split / f"class{label:02}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(256, size=(8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return dskd.train(
+        student="resnet8",
+        data={"name": "folder", "root": path / "images", "loading": "stream", "workers": 0},
+        train={"epochs": 1, "batch_size": 16},
+        out=path / "run",
+    ).path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.report.report_runs import compared, reported
+from tests.report.report_runs import compared, reported, streamed
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -229,3 +230,26 @@ def test_it_prints_in_light_and_goes_back(page: Chrome) -> None:
     assert 0 < widest <= 273 / 25.4 * 96  # of a sheet of A4 on its side, less its margins
     assert style(page, "body", "backgroundColor") == DARK
     assert page.execute_script("return document.documentElement.className") == ""
+
+
+@pytest.mark.slow
+def test_names_of_many_classes_never_overlap(chrome: Chrome, tmp_path: Path) -> None:
+    report = reported([streamed(tmp_path, 40)], tmp_path / "report.html")
+    script = """
+        const ticks = (axis) => document.querySelectorAll(`#chart-confusion .${axis}tick`);
+        return ['x', 'y'].map(axis => [...ticks(axis)]
+            .filter(tick => tick.querySelector('text') || tick.matches('text'))
+            .map(tick => tick.getBoundingClientRect()[axis]))
+    """
+    numbers = {}
+    for width in (1280, 500):
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        chrome.get(report.as_uri())
+        wait_until_drawn(chrome)
+        for axis, places in zip("xy", chrome.execute_script(script), strict=True):
+            ends = sorted(places)
+            numbers[axis, width] = len(ends)
+            assert all(b - a > 9 for a, b in itertools.pairwise(ends))  # letters are 10 px high
+        assert chrome.execute_script("return document.documentElement.scrollWidth") <= width
+    assert numbers == {("x", 1280): 40, ("y", 1280): 40, ("x", 500): 0, ("y", 500): 40}

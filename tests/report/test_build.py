@@ -24,7 +24,7 @@ from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.report.build import make_report
 from tests.conftest import make_dataset, trusted
-from tests.report.report_runs import compared, distilled, reported
+from tests.report.report_runs import compared, distilled, reported, streamed
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -160,7 +160,7 @@ def test_the_same_numbers_are_in_files_next_to_it(folder: Path) -> None:
     assert record["headline"].endswith(".")
     assert record["layer_similarity"][0]["label"] == "dskd"
     assert record["layer_similarity"][1]["label"] == "kd"
-    assert len(record["epochs"]["kd"]["1"]) == 2
+    assert record["epochs"]["kd"]["1"]["epoch"] == [1, 2]
     assert record["settings"]["kd"]["temperature"] == 4.0
     different = record["disagreements"]
     assert different["count"] >= different["teacher_right"] + different["student_right"]
@@ -188,6 +188,25 @@ def test_sections_without_data_say_so_in_a_sentence(tmp_path: Path) -> None:
     charts = [found["id"] for found in page.find("div", **{"class": "chart"})]
     assert len(charts) == 9  # epochs, training, costs and the confusion matrix
     assert len(page.find("th", scope="row")) == 1
+
+
+def test_a_streamed_run_of_many_classes_has_its_errors_with_the_names_of_files(
+    tmp_path: Path,
+) -> None:
+    page = Page(reported([streamed(tmp_path, 41)], tmp_path / "page.html").read_text())
+    record = json.loads((tmp_path / "page.json").read_text())["mistakes"]
+    charts = [found["id"] for found in page.find("div", **{"class": "chart"})]
+    assert charts[-2:] == ["chart-classes", "chart-confusion"]
+    assert "The accuracy of a class goes from 0.0 % (class" in page.text
+    assert f"matrix has the {len(record['rows'])} most confused classes" in page.text
+    assert len(record["class_accuracy"]) == 41
+    assert len(record["confused"]) == len(page.find("table", **{"class": "confused"})) * 15
+    images = [one for one in page.find("img") if "the student predicts" in (one["alt"] or "")]
+    assert len(images) == len(record["worst"]) == 12
+    for image, error in zip(images, record["worst"], strict=True):
+        assert (tmp_path / "images" / error["file"]).is_file()
+        assert (image["title"] or "").endswith(error["file"])
+        assert error["file"].startswith(f"test/{error['label']}/")
 
 
 @pytest.mark.slow

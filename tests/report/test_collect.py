@@ -55,7 +55,7 @@ def test_runs_are_grouped_by_method_and_settings(runs: Path) -> None:
     assert seeds(found) == {"kd": [0, 1], "ce": [0], "kd:temperature=1.0": [0]}
     assert found.methods[0].variant.weights == {"ce": 1.0, "kd": 1.0}
     assert found.methods[0].settings["temperature"] == 4.0
-    assert len(found.methods[0].metrics()[1]) == 2
+    assert len(found.methods[0].metrics[1]["epoch"]) == 2
     assert found.recipe.student.name == "resnet8"
 
 
@@ -158,11 +158,11 @@ def test_a_file_without_end_is_not_read(runs: Path, tmp_path: Path, file: str) -
     shutil.copytree(runs / "ce0", run)
     os.truncate(run / file, 6 * 10**8)
     with pytest.raises(InputError, match="is longer than"):
-        collect([run]).methods[0].metrics()
+        assert collect([run]).methods[0].metrics
     (run / file).unlink()
     (run / file).symlink_to("/dev/zero")
     if file != "environment.json":  # then a run that is not finished
-        assert not collect([run]).methods[0].metrics().get(0)
+        assert not collect([run]).methods[0].metrics.get(0)
     else:
         with pytest.raises(InputError, match="is no plain file"):
             collect([run])

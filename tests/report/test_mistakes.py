@@ -9,8 +9,15 @@ from torch import Tensor, nn
 from dskd.data import Dataset, Split
 from dskd.data.dataset import Samples
 from dskd.models.staged_model import StagedModel
-from dskd.report.confusion_chart import confusion_map
-from dskd.report.mistakes import CONFUSED_PAIRS, MATRIX_CLASSES, WORST, find_mistakes
+from dskd.report.confusion_chart import class_accuracies, confusion_map
+from dskd.report.mistakes import (
+    CONFUSED_PAIRS,
+    MATRIX_CLASSES,
+    MOST_CONFUSED,
+    OTHERS,
+    WORST,
+    find_mistakes,
+)
 
 
 class Says(nn.Module):
@@ -60,22 +67,39 @@ def test_a_student_without_errors_has_no_worst_ones() -> None:
     assert (found.count, found.confused, found.worst) == (0, (), ())
 
 
-@pytest.mark.parametrize(("classes", "matrix"), [(MATRIX_CLASSES, True), (1000, False)])
-def test_many_classes_are_pairs_instead_of_a_matrix(classes: int, matrix: bool) -> None:
-    labels = list(range(30))
-    student = says([(label + 1) % classes for label in labels], [1.0] * 30, classes)
+@pytest.mark.parametrize("classes", [MATRIX_CLASSES, 100, 1000])
+def test_of_many_classes_the_matrix_has_the_most_confused(classes: int) -> None:
+    labels = [*range(30), 0, 5, 5]
+    predicted = [*((label + 1) % classes for label in range(30)), 39, 5, 6]
+    student = says(predicted, [1.0] * len(labels), classes)
     found = find_mistakes("kd", 0, student, levelled(labels, classes))
-    assert bool(found.matrix) == matrix
     assert (len(found.confused), len(found.worst)) == (CONFUSED_PAIRS, WORST)
-    assert found.confused[0] == ("c0", "c1", 1, 100.0)
+    assert found.confused[0] == ("c5", "c6", 2, pytest.approx(200 / 3))
+    assert found.class_accuracy[-1] == ("c5", pytest.approx(100 / 3))
+    assert len(found.class_accuracy) == 30  # those with test images
+    if classes == MATRIX_CLASSES:
+        assert found.rows == found.columns == tuple(f"c{n}" for n in range(classes))
+    else:
+        assert found.rows[:3] == ("c5", "c6", "c0")  # the most frequent error comes first
+        assert found.columns == (*found.rows, OTHERS)
+        assert len(found.rows) == MOST_CONFUSED
+        assert found.matrix[0][:2] == (1, 2)
+        assert found.matrix[2] == (*[0] * 3, 1, *[0] * (MOST_CONFUSED - 4), 1)  # c0: c1 and c39
+    sizes = dict(zip(found.rows, map(sum, found.matrix), strict=True))
+    assert (sizes["c0"], sizes["c5"], sizes["c6"]) == (2, 3, 1)
+    figure = confusion_map(found.rows, found.columns, found.matrix)
+    assert len(figure.to_json()) < 150_000
+    assert len(class_accuracies(found.class_accuracy).to_json()) < 5_000
 
 
 def test_a_matrix_has_numbers_if_they_fit_and_short_names() -> None:
-    few = confusion_map(["<b>", "a name that is much too long"], [[3, 1], [0, 0]])
+    names = ["<b>", "a name that is much too long"]
+    few = confusion_map(names, names, [[3, 1], [0, 0]])
     assert [note.text for note in few.layout.annotations] == ["3", "1"]
     assert list(few.layout.xaxis.ticktext) == ["&lt;b&gt;", "a name that is mu…"]
     assert list(few.data[0].z[0]) == [75.0, 25.0]
     assert few.data[0].text[0][1] == "&lt;b&gt;, predicted a name that is much too long: 1"
-    many = confusion_map([str(n) for n in range(40)], [[1] * 40] * 40)
+    names = [str(n) for n in range(40)]
+    many = confusion_map(names, names, [[1] * 40] * 40)
     assert not many.layout.annotations
     assert len(many.layout.yaxis.ticktext) == 40

@@ -206,6 +206,5 @@ def shallow_stages(runs: MethodRuns) -> list[str]:
     Returns:
         Names such as ``["stage1", "stage2"]``; empty for a method without shallow stages.
     """
-    rows = next(iter(runs.metrics().values()), [])
-    matches = (_STAGE_WEIGHT.fullmatch(key) for key in (rows[-1] if rows else ()))
+    matches = map(_STAGE_WEIGHT.fullmatch, next(iter(runs.metrics.values()), {}))
     return [f"stage{number}" for number in sorted(int(match[1]) for match in matches if match)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,10 @@ class _Environment(BaseModel):
     threads: int | None = None
 
 
+Columns = Mapping[str, Sequence[float | None]]
+"""Metrics by name, with one value per epoch; None where an epoch has none."""
+
+
 @dataclass(frozen=True)
 class MethodRuns:
     """A method with its settings, and its runs.
@@ -61,9 +66,10 @@ class MethodRuns:
         """The method's name, with the settings that distinguish it."""
         return self.variant.label
 
-    def metrics(self) -> dict[int, list[dict[str, Any]]]:
-        """The metrics of the finished runs by seed: one row per epoch."""
-        return {seed: RunDirectory(folder).rows() for seed, folder in self.folders.items()}
+    @cached_property
+    def metrics(self) -> Mapping[int, Columns]:
+        """The metrics of the finished runs by seed."""
+        return {seed: _columns(folder) for seed, folder in self.folders.items()}
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,13 @@ def _read_run(folder: Path) -> _Run:
 def _read_environment(folder: Path) -> dict[str, Any]:
     fix = f"remove {folder} and make the run again"
     return read_json(folder / "environment.json", _Environment, fix).model_dump()
+
+
+def _columns(folder: Path) -> Columns:
+    """The metrics of a run. Rows would need five times the memory."""
+    rows = RunDirectory(folder).rows()
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: [row.get(key) for row in rows] for key in keys}
 
 
 def _progress(folder: Path, epochs: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,9 @@ from dskd.engine.evaluate import PIXELS
 from dskd.models.staged_model import StagedModel
 from dskd.report.disagreements import LARGEST, data_uri
 
-MATRIX_CLASSES, CONFUSED_PAIRS, WORST = 40, 15, 12
-"""More classes than `MATRIX_CLASSES` do not fit into a readable matrix."""
+MATRIX_CLASSES, MOST_CONFUSED, CONFUSED_PAIRS, WORST = 40, 20, 15, 12
+"""Of more than `MATRIX_CLASSES` classes, the matrix has the `MOST_CONFUSED`."""
+OTHERS = "other classes"
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,12 @@ class Mistakes:
         seed: Seed of its run.
         test_images: Size of the test split.
         count: Number of wrong predictions.
-        classes: The names of the classes in the matrix.
-        matrix: Number of images by class (row) and predicted class (column); empty with more than
-            `MATRIX_CLASSES` classes.
+        class_accuracy: The accuracy of each class in percent by name, lowest first; of the classes
+            that have test images.
+        rows: The names of the classes of the matrix. Of more than `MATRIX_CLASSES` classes, these
+            are the most confused ones, which share the most frequent errors.
+        columns: The same, and `OTHERS` if the matrix does not have all classes.
+        matrix: Number of images by class (row) and predicted class (column).
         confused: The most frequent errors: class, predicted class, number of images, and share of
             the images of the class in percent.
         worst: The errors with the highest probability, highest first.
@@ -62,7 +67,9 @@ class Mistakes:
     seed: int
     test_images: int
     count: int
-    classes: tuple[str, ...]
+    class_accuracy: tuple[tuple[str, float], ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
     matrix: tuple[tuple[int, ...], ...]
     confused: tuple[tuple[str, str, int, float], ...]
     worst: tuple[WorstError, ...]
@@ -80,19 +87,24 @@ def find_mistakes(label: str, seed: int, student: StagedModel, data: Dataset) ->
     test, classes = data.test, data.classes
     probabilities, predicted = _predictions(student, test)
     wrong = torch.nonzero(predicted != test.labels).flatten()
-    pairs = Counter(zip(test.labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+    errors = zip(test.labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)
+    pairs = Counter(errors).most_common()
     sizes = torch.bincount(test.labels, minlength=len(classes)).tolist()
+    shown = _shown_classes([pair for pair, _ in pairs], len(classes))
+    names = tuple(classes[one] for one in shown)
     order = probabilities[wrong].argsort(descending=True, stable=True)
     return Mistakes(
         label=label,
         seed=seed,
         test_images=len(test),
         count=len(wrong),
-        classes=tuple(classes),
-        matrix=_matrix(test.labels, predicted, len(classes)),
+        class_accuracy=_class_accuracy(test.labels, predicted, classes),
+        rows=names,
+        columns=names if len(shown) == len(classes) else (*names, OTHERS),
+        matrix=_matrix(test.labels, predicted, shown, len(classes)),
         confused=tuple(
             (classes[a], classes[b], count, 100 * count / sizes[a])
-            for (a, b), count in pairs.most_common(CONFUSED_PAIRS)
+            for (a, b), count in pairs[:CONFUSED_PAIRS]
         ),
         worst=tuple(
             _worst_error(index, predicted, probabilities, data)
@@ -115,11 +127,35 @@ def _predictions(student: StagedModel, split: Samples) -> tuple[Tensor, Tensor]:
     return probabilities, predicted.long()
 
 
-def _matrix(labels: Tensor, predicted: Tensor, classes: int) -> tuple[tuple[int, ...], ...]:
-    if classes > MATRIX_CLASSES:
-        return ()
-    counts = torch.bincount(labels * classes + predicted, minlength=classes * classes)
-    return tuple(tuple(row) for row in counts.view(classes, classes).tolist())
+def _class_accuracy(
+    labels: Tensor, predicted: Tensor, classes: Sequence[str]
+) -> tuple[tuple[str, float], ...]:
+    sizes = torch.bincount(labels, minlength=len(classes)).tolist()
+    right = torch.bincount(labels[labels == predicted], minlength=len(classes)).tolist()
+    found = [
+        (name, 100 * hits / size)
+        for name, hits, size in zip(classes, right, sizes, strict=True)
+        if size
+    ]
+    return tuple(sorted(found, key=lambda one: one[1]))
+
+
+def _shown_classes(pairs: Sequence[tuple[int, int]], classes: int) -> list[int]:
+    """All classes, or of many those of the first pairs, which stay side by side."""
+    if classes <= MATRIX_CLASSES:
+        return list(range(classes))
+    return list(dict.fromkeys(one for pair in pairs for one in pair))[:MOST_CONFUSED]
+
+
+def _matrix(
+    labels: Tensor, predicted: Tensor, shown: Sequence[int], classes: int
+) -> tuple[tuple[int, ...], ...]:
+    """The counts of the shown classes, and of all others in a last column if there are any."""
+    width = len(shown) + (len(shown) < classes)
+    column = torch.full((classes,), len(shown))
+    column[shown] = torch.arange(len(shown))
+    rows = (torch.bincount(column[predicted[labels == one]], minlength=width) for one in shown)
+    return tuple(tuple(row.tolist()) for row in rows)
 
 
 def _worst_error(index: int, predicted: Tensor, probabilities: Tensor, data: Dataset) -> WorstError:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dskd.report import charts
 from dskd.report.analysis import Unavailable, main_method
 from dskd.report.charts import Curve
-from dskd.report.confusion_chart import confusion_map
+from dskd.report.confusion_chart import class_accuracies, confusion_map
 from dskd.report.contents import ReportContents
 from dskd.report.mistakes import Mistakes
 from dskd.report.sections import Chart, Group, Section, curve_of
@@ -25,7 +25,7 @@ def training(report: ReportContents, styles: Mapping[str, Style]) -> Section | U
     runs = main_method(report.collected)
     if runs is None:
         return Unavailable("No run is finished yet.")
-    keys = {key for rows in runs.metrics().values() for row in rows for key in row}
+    keys = {key for columns in runs.metrics.values() for key in columns}
     losses = {"train_loss": "total loss"} | {
         key: f"{key.removeprefix('loss/')} loss" for key in sorted(keys) if key.startswith("loss/")
     }
@@ -55,15 +55,22 @@ def training(report: ReportContents, styles: Mapping[str, Style]) -> Section | U
 
 
 def errors(report: ReportContents) -> Section | Unavailable:
-    """The confusion matrix, if the classes fit into one."""
+    """The confusion matrix; of many classes the accuracy of each, and a part of the matrix."""
     found = report.analysis.mistakes
     if isinstance(found, Unavailable):
         return found
-    if not found.matrix or not found.count:
+    if not found.count:
         return Section(_errors_text(found), ())
     caption = "Confusion matrix: class (y) and predicted class (x)"
-    chart = Chart("chart-confusion", caption, confusion_map(found.classes, found.matrix))
-    return Section(_errors_text(found), (Group((chart,)),))
+    figure = confusion_map(found.rows, found.columns, found.matrix)
+    if found.rows == found.columns:
+        return Section(_errors_text(found), (Group((Chart("chart-confusion", caption, figure),)),))
+    accuracies = class_accuracies(found.class_accuracy)
+    drawn = (
+        Chart("chart-classes", "Accuracy of each class, sorted", accuracies),
+        Chart("chart-confusion", caption, figure),
+    )
+    return Section(_errors_text(found), (Group(drawn),))
 
 
 def _errors_text(found: Mistakes) -> str:
@@ -72,6 +79,10 @@ def _errors_text(found: Mistakes) -> str:
         return f"{text}predicts the right class for each of the {found.test_images:,} test images."
     share = 100 * found.count / found.test_images
     text += f"is wrong on {found.count:,} of the {found.test_images:,} test images ({share:.1f} %)."
-    if found.matrix:
-        return f"{text} Shades are shares of the images of a class."
-    return f"{text} The most frequent errors of the {len(found.classes):,} classes:"
+    if found.rows != found.columns:
+        (worst, low), (_, high) = found.class_accuracy[0], found.class_accuracy[-1]
+        text += (
+            f" The accuracy of a class goes from {low:.1f} % ({worst}) to {high:.1f} %. The matrix "
+            f"has the {len(found.rows)} most confused classes."
+        )
+    return f"{text} Shades are shares of the images of a class."

@@ -40,6 +40,8 @@
       if (methods.has(trace.meta)) trace.visible = shown.has(trace.meta);
     }
     const layout = { ...figure.layout, width, height: chart.clientHeight };
+    // Names of classes would overlap on a narrow screen; the y axis has the same. It takes 230 px, with the scale.
+    layout.xaxis.showticklabels = !(width - 230 < 13 * layout.xaxis.ticktext?.length);
     Plotly.react(chart, figure.data, layout, { displayModeBar: false });
     chart.dataset.width = width;
   }

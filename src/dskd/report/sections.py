@@ -222,6 +222,7 @@ def _in_order(report: ReportContents) -> list[MethodRuns]:
 def curve_of(runs: MethodRuns, key: str) -> dict[int, list[float]]:
     """A metric over epochs by seed, without the seeds that do not have it."""
     found = {
-        seed: [row[key] for row in rows if key in row] for seed, rows in runs.metrics().items()
+        seed: [value for value in columns.get(key, ()) if value is not None]
+        for seed, columns in runs.metrics.items()
     }
     return {seed: values for seed, values in found.items() if values}

@@ -16,6 +16,7 @@ from dskd.compare.columns import Column, number_column
 from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, sampling_note
 from dskd.compare.summary import Summary
 from dskd.report.analysis import Unavailable
+from dskd.report.collect import MethodRuns
 from dskd.report.conclusions import details, headline
 from dskd.report.contents import SHARED, ReportContents
 from dskd.report.cost import BATCH, Cost
@@ -130,7 +131,7 @@ def as_json(contents: ReportContents) -> str:
         "test_images": contents.test_images,
         "methods": method_rows(contents),
         "settings": {m.label: dict(m.settings) for m in collected.methods},
-        "epochs": {m.label: m.metrics() for m in collected.methods},
+        "epochs": {m.label: _curves(m) for m in collected.methods},
         "teacher": {
             "name": collected.recipe.teacher.name if collected.recipe.teacher else None,
             "test_accuracy": contents.teacher_accuracies(),
@@ -144,7 +145,34 @@ def as_json(contents: ReportContents) -> str:
         "commands": [list(command) for command in collected.commands],
         "measured_on": {"processor": contents.machine["processor"], "threads": 1},
     }
-    return json.dumps(_finite(values), indent=1) + "\n"
+    return _json_text(_finite(values)) + "\n"
+
+
+def _curves(runs: MethodRuns) -> dict[int, dict[str, list[float | None]]]:
+    """The metrics by seed and name, one value per epoch, without the digits of rounding errors."""
+    return {
+        seed: {
+            key: [value if value is None else _rounded(value) for value in values]
+            for key, values in columns.items()
+        }
+        for seed, columns in runs.metrics.items()
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def _json_text(value: Any, depth: int = 0) -> str:
+    """JSON that stays readable and small: only the two outer levels are broken into lines."""
+    if depth == 2 or not value or not isinstance(value, dict | list):
+        return json.dumps(value)
+    margin = " " * (depth + 1)
+    if isinstance(value, dict):
+        items = (f"{json.dumps(str(k))}: {_json_text(v, depth + 1)}" for k, v in value.items())
+        return "{\n" + ",\n".join(margin + item for item in items) + f"\n{margin[1:]}}}"
+    lines = ",\n".join(margin + _json_text(one, depth + 1) for one in value)
+    return f"[\n{lines}\n{margin[1:]}]"
 
 
 def _finite(value: Any) -> Any:
