@@ -74,8 +74,12 @@ def test_of_many_classes_the_matrix_has_the_most_confused(classes: int) -> None:
     student = says(predicted, [1.0] * len(labels), classes)
     found = find_mistakes("kd", 0, student, levelled(labels, classes))
     assert (len(found.confused), len(found.worst)) == (CONFUSED_PAIRS, WORST)
-    assert found.confused[0] == ("c5", "c6", 2, pytest.approx(200 / 3))
-    assert found.class_accuracy[-1] == ("c5", pytest.approx(100 / 3))
+    *first, share = found.confused[0]
+    assert first == ["c5", "c6", 2]
+    assert share == pytest.approx(200 / 3)
+    best, accuracy = found.class_accuracy[-1]
+    assert best == "c5"
+    assert accuracy == pytest.approx(100 / 3)
     assert len(found.class_accuracy) == 30  # those with test images
     if classes == MATRIX_CLASSES:
         assert found.rows == found.columns == tuple(f"c{n}" for n in range(classes))
