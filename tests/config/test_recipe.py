@@ -294,6 +294,7 @@ WRONG = {
     "data.random_erasing": [*NUMBERS, "1.5"],
     "data.interpolation": ["nearest", "5", "true", "[bicubic]", "{a: 1}"],
     "data.crop_pct": [*SHARES, "0"],
+    "data.labels": [*CHOICE, "some"],
     "data.loading": [*CHOICE, "disk"],
     "data.workers": [value for value in WHOLE[1:] if value != "null"],
     "data.channels": ["0", "2", "1.5", "gray", "[1]"],

@@ -9,6 +9,7 @@ from dskd.deploy.prediction_file import Row
 from dskd.deploy.ship import Exported
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.result import Result
+from dskd.storage.metric_names import in_text, words
 
 
 def prediction_cells(rows: Iterable[Row]) -> list[list[str]]:
@@ -18,9 +19,10 @@ def prediction_cells(rows: Iterable[Row]) -> list[list[str]]:
 
 def evaluation_rows(evaluation: EvaluationResult) -> list[list[str]]:
     """Accuracy on the test split."""
-    rows = [["test accuracy, %", f"{evaluation.accuracy:.2f}"]]
+    rows = [[f"{words(evaluation.metric)}, %", f"{evaluation.accuracy:.2f}"]]
     if evaluation.accuracy_top5 is not None:
-        rows.append(["test top-5 accuracy, %", f"{evaluation.accuracy_top5:.2f}"])
+        title = in_text("test top-5 accuracy, %", evaluation.metric)
+        rows.append([title, f"{evaluation.accuracy_top5:.2f}"])
     return rows
 
 
@@ -45,7 +47,7 @@ def result_rows(result: Result) -> list[list[str]]:
     rows.append(["time of the student's training, s", f"{result.seconds:.1f}"])
     if result.teacher_accuracy is not None:
         rows.append(["of which for the teacher's outputs, s", f"{result.teacher_seconds:.1f}"])
-    return rows
+    return [[in_text(title, result.metric), text] for title, text in rows]
 
 
 def export_rows(found: Exported) -> tuple[list[str], list[list[str]]]:
@@ -61,7 +63,9 @@ def export_rows(found: Exported) -> tuple[list[str], list[list[str]]]:
     if found.teacher_accuracy is not None:
         accuracy[TEACHER] = f"{found.teacher_accuracy:.2f}"
     parameters = {name: f"{number:,}" for name, number in measured.parameters.items()}
-    cells = {"test accuracy, %": accuracy, "parameters": parameters}
+    metrics = [result.metric for result in measured.accuracy.values()]
+    title = f"{words(metrics[0] if metrics else 'accuracy')}, %"
+    cells = {title: accuracy, "parameters": parameters}
     cells["size on disk, MB"] = {EXPORTED: f"{found.size / 1e6:.3g}"}
     for batch, times in measured.latency.items():
         cells[f"latency, batch {batch}, ms"] = {name: str(time) for name, time in times.items()}

@@ -51,6 +51,6 @@ def tune_(
     search = load_search(recipe_name, overrides, out, seeds, objects)
     where = choose_search_launcher(search, jobs, launcher, launcher_options, trials)
     result = tune(search, trials, where)
-    console.table(*trial_table(result.trials))
+    console.table(*trial_table(result.trials, result.metric))
     for line in notes(result):
         click.echo(line)

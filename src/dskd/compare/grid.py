@@ -66,6 +66,10 @@ class Grid:
                 return self.recipe.changed(method=variant.method)
         return None
 
+    def recipe_of_all(self) -> Recipe:
+        """The recipe by which images and teacher are prepared for all methods."""
+        return self.recipe_with_teacher() or self.recipe.changed(method=self.variants[0].method)
+
 
 def plan(
     recipe: Recipe,

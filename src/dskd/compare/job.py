@@ -12,8 +12,8 @@ from dskd.compare.lockstep import RunProgress
 from dskd.compare.variants import MethodVariant
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_teacher_outputs
-from dskd.engine.build_data import load_training_data
 from dskd.engine.prepare import prepare
+from dskd.engine.teacher_labels import training_data
 from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.engine.unlabelled import teacher_loader
 from dskd.engine.user_objects import UserObjects
@@ -108,7 +108,7 @@ def _loaders(grid: Grid, objects: UserObjects) -> DataLoaders:
     """The images of a comparison, on the device of this process."""
     device = devices.pick(grid.recipe.train.device)
     devices.set_up(device)
-    return DataLoaders(load_training_data(grid.recipe.data, objects.data), device)
+    return DataLoaders(training_data(grid.recipe_of_all(), objects), device)
 
 
 class _Failures:

@@ -19,6 +19,7 @@ COST = (
     "Extra parameters are trained with the student and not deployed. The student's seconds are "
     "the training time of a seed, memory is that of a training step, both without the teacher's."
 )
+NO_LABELS = "The images have no labels, so ce is off."
 
 
 def sampling_note(summaries: Sequence[Summary], test_images: int) -> str:

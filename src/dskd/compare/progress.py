@@ -19,6 +19,7 @@ from dskd.compare.reader import read_comparison
 from dskd.compare.summary import Summary, summarize
 from dskd.engine.progress import shows_bars
 from dskd.errors import InputError
+from dskd.storage.metric_names import in_text
 
 log = logging.getLogger("dskd")
 REDRAW_SECONDS = 0.5
@@ -84,8 +85,9 @@ class LiveTable:
         table = Table(box=box.SIMPLE_HEAD)
         for name in ("method", "weights"):
             table.add_column(name)
+        metric = self.grid.recipe.data.metric
         for name in ("seeds done", "now", "accuracy now, %", *(c.name for c in _RESULTS)):
-            table.add_column(name, justify="right")
+            table.add_column(in_text(name, metric), justify="right")
         for variant in self.grid.variants:
             table.add_row(variant.label, *self._cells(variant.label))
         return table

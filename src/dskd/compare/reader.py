@@ -30,7 +30,7 @@ class _Facts(BaseModel):
 _FIELDS: dict[str, Any] = {
     key: (kind, ...)
     for key, kind in get_type_hints(Result, include_extras=True).items()
-    if key not in ("path", "student", "ema_test_accuracy", "ema_student")
+    if key not in ("path", "student", "ema_test_accuracy", "ema_student", "metric")
 }
 _ResultFacts = create_model("_ResultFacts", __base__=ResultFile, **_FIELDS)
 """``result.json``."""

@@ -25,6 +25,7 @@ from dskd.storage.atomic import explain_disk_errors, is_part, replace_file
 from dskd.storage.diff import differences
 from dskd.storage.json_file import MAX_LOG_BYTES
 from dskd.storage.lock import LOCK, LOCK_PID
+from dskd.storage.metric_names import to_file
 from dskd.storage.run_files import COMPARISON, FAILED
 from dskd.teacher.frozen import FrozenTeacher
 
@@ -69,7 +70,8 @@ def _line(label: str, seed: int, folder: Path) -> str:
     if (folder / FAILED).is_file():
         row["failed"] = read_failure(folder)
     else:
-        row |= read_result(folder)
+        result = read_result(folder)
+        row |= to_file(result, result.get("metric", "accuracy"))
     return json.dumps(row) + "\n"
 
 

@@ -23,9 +23,9 @@ from dskd.compare.records import (
 )
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_teacher_outputs
-from dskd.engine.build_data import load_training_data
 from dskd.engine.preflight import rehearse
 from dskd.engine.prepare import Prepared, build_student, check_cache, prepare_teacher
+from dskd.engine.teacher_labels import training_data
 from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.engine.unlabelled import log_unlabelled, teacher_loader
 from dskd.engine.user_objects import UserObjects
@@ -143,10 +143,10 @@ def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared
     Raises:
         InputError: A method does not fit the models. The message names it.
     """
-    data = load_training_data(grid.recipe.data, objects.data)
+    data = training_data(grid.recipe_of_all(), objects)
     for note in data.notes:
         log.info(as_given(note))
-    recipe = grid.recipe_with_teacher() or grid.recipe.changed(method=grid.variants[0].method)
+    recipe = grid.recipe_of_all()
     if recipe.train.compile:
         check_compiler(device)
     teacher = prepare_teacher(recipe, data, objects, device)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dskd.compare import columns
-from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, sampling_note
+from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, NO_LABELS, sampling_note
 from dskd.compare.reader import Comparison
 from dskd.compare.summary import Summary
+from dskd.storage.metric_names import Metric, in_text, metric_of
 
 COLUMNS = (
     columns.METHOD,
@@ -25,15 +26,19 @@ COLUMNS = (
 )
 
 
-def summary_table(summaries: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+def summary_table(
+    summaries: Sequence[Summary], metric: Metric = "accuracy"
+) -> tuple[list[str], list[list[str]]]:
     """The headings and the rows, one row per method."""
     rows = [[column.text(summary) for column in COLUMNS] for summary in summaries]
-    return [column.name for column in COLUMNS], rows
+    return [in_text(column.name, metric) for column in COLUMNS], rows
 
 
 def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     """What a reader of the table must know, one line per note."""
     lines = [INTERVALS, sampling_note(summaries, comparison.test_images), DIFFERENCES, COST]
+    if metric_of(comparison.facts["recipe"]) == "agreement":
+        lines.insert(0, NO_LABELS)
     smallest = min((s.parameters for s in summaries if s.parameters), default=None)
     lines += [
         f"{s.label} deploys a larger student: {s.parameters:,} parameters instead of {smallest:,}."

@@ -29,6 +29,7 @@ from dskd.settings import (
     Weight,
     expand_path,
 )
+from dskd.storage.metric_names import Metric
 
 
 def _class_choice(value: Any) -> Any:
@@ -161,6 +162,11 @@ class DataSettings(Settings):
     interpolation: Interpolation | None = None
     """How your own images and random resized crops are resized: ``bilinear`` or ``bicubic``. None
     averages blocks of pixels where images shrink by a whole factor, and is bicubic otherwise."""
+    labels: Literal["given", "none"] = "given"
+    """For a folder: ``none`` takes all images in data.root, at any depth, as images without labels.
+    The student learns from the teacher alone, and the classes are the teacher's. Of the images,
+    val_fraction is held out (None means 0.2), and agreement with the teacher is measured on these
+    in place of accuracy."""
     unlabelled: PathSetting | None = None
     """A folder of images without labels, at any depth. They join the training, and the student
     learns from the teacher's outputs for them. Files that are training, validation or test images
@@ -184,6 +190,11 @@ class DataSettings(Settings):
         """Adds the settings that ``augment`` stands for; those that are given stay."""
         name = values.get("augment") if isinstance(values, dict) else None
         return {**SETS[name], **values} if isinstance(name, str) and name in SETS else values
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured on the images that are evaluated."""
+        return "agreement" if self.labels == "none" else "accuracy"
 
     @property
     def augmentation(self) -> Augmentation:
@@ -311,11 +322,15 @@ class Recipe(Settings):
     """The run's folder. None uses ``runs/<recipe>/<method>-seed<seed>``."""
 
     def plain(self) -> dict[str, Any]:
-        """Converts the recipe to plain values for YAML, with every default filled in.
+        """Converts the recipe to plain values for YAML, with defaults filled in.
 
         Paths become absolute, because another folder may be the current one when they are read.
+        ``data.labels`` is left out if it is ``given``: runs go on whose recipe was written before
+        the key existed.
         """
         plain: dict[str, Any] = self.model_dump(mode="json")
+        if self.data.is_default("labels"):
+            del plain["data"]["labels"]
         places = (
             ("data", "root"),
             ("data", "unlabelled"),

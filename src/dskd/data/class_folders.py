@@ -41,7 +41,8 @@ def scan(root: Path) -> ImageSource:
         if any(is_image(name) and "/" not in name for name in own):
             raise InputError(
                 f"{where} holds images and no class folder; put them into a folder for each class, "
-                "or let them join labelled images with data.unlabelled"
+                "or let them join labelled images with data.unlabelled, or set data.labels=none to "
+                "learn from the teacher alone"
             )
         problem = "is missing" if train and train not in parts else "holds no class folder"
         raise InputError(

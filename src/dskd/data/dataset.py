@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dskd.data.loader import NO_LABEL, Loader, MemoryLoader
 from dskd.errors import InputError
+from dskd.storage.metric_names import Metric
 
 
 class Digest(Protocol):
@@ -151,6 +152,9 @@ class Dataset:
         ids: A second name of each class, by label, such as its WordNet id; may be empty.
         skipped: Names of image files that were left out, each with the reason.
         unlabelled: Images without labels, which join the training; None without any.
+        without_labels: Whether no image has a label. The classes are those of the teacher then, and
+            the labels of the test and validation images are what it predicts for them, or
+            `NO_LABEL` before it does.
         test_is_held_out: Whether ``data.val_fraction`` took the test split off the training images,
             because there was no other.
     """
@@ -167,13 +171,14 @@ class Dataset:
     skipped: tuple[str, ...] = ()
     test_is_held_out: bool = False
     unlabelled: Samples | None = None
+    without_labels: bool = False
 
     def __post_init__(self) -> None:
         for where, split in self.splits().items():
             if len(split) == 0:
                 raise InputError(f"{self.name}: the {where} split is empty; it needs images")
             low, high = int(split.labels.min()), int(split.labels.max())
-            if not self.classes and low == high == NO_LABEL:
+            if low == high == NO_LABEL and (self.without_labels or not self.classes):
                 continue
             if low < 0 or high >= len(self.classes):
                 raise InputError(
@@ -217,14 +222,24 @@ class Dataset:
         """Channels, height and width of an image."""
         return self.train.sample_shape
 
+    @property
+    def metric(self) -> Metric:
+        """What accuracy on this data is: without labels, agreement with the teacher."""
+        return "agreement" if self.without_labels else "accuracy"
+
     def fingerprint(self) -> str:
-        """A hash of all images and labels: equal for equal data only (see `Samples.add_to`)."""
+        """A hash of all images and labels: equal for equal data only (see `Samples.add_to`).
+
+        The predictions of a teacher are no part of the data.
+        """
         digest = hashlib.sha256()
         splits = self.splits()
         if self.unlabelled is not None:
             splits["unlabelled"] = self.unlabelled
         for where, split in splits.items():
             digest.update(f"{where} {[len(split), *split.sample_shape]}".encode())
+            if self.without_labels:
+                split = split.relabelled(torch.full_like(split.labels, NO_LABEL))
             split.add_to(digest)
         return digest.hexdigest()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -282,3 +282,18 @@ class DataLoaders:
         self.test = data.test.loader(device)
         self.validation = data.validation.loader(device) if data.validation is not None else None
         self.unlabelled = data.unlabelled.loader(device) if data.unlabelled is not None else None
+
+    def relabel(self, test: Tensor, validation: Tensor | None) -> None:
+        """Gives the images that are evaluated other labels, such as the teacher's predictions.
+
+        Args:
+            test: int64 ``[N]``.
+            validation: The same for the validation split; None without one.
+        """
+        device, data = self.train.device, self.data
+        changed = data.test.relabelled(test)
+        self.data, self.test = replace(data, test=changed), changed.loader(device)
+        if data.validation is not None and validation is not None:
+            changed = data.validation.relabelled(validation)
+            self.data = replace(self.data, validation=changed)
+            self.validation = changed.loader(device)

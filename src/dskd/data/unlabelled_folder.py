@@ -19,6 +19,7 @@ from dskd.data.loader import NO_LABEL
 from dskd.data.own_images import read_images
 from dskd.data.path_list import LabelledPaths
 from dskd.data.read_options import ReadOptions
+from dskd.data.subset import hold_out
 from dskd.errors import InputError
 
 SETTING = "data.unlabelled"
@@ -81,13 +82,50 @@ def join_unlabelled(
     )
 
 
-def load_unlabelled(root: Path, options: ReadOptions, cache_dir: Path | None) -> Dataset:
+def without_labels(
+    root: Path, options: ReadOptions, cache_dir: Path | None, val_fraction: float
+) -> Dataset:
+    """The images of a folder as a data set in which no image has a label (``data.labels=none``).
+
+    Args:
+        root: The folder; it is only read.
+        options: How it is read.
+        cache_dir: See `join_unlabelled`.
+        val_fraction: Fraction of the images that become the test split.
+
+    Returns:
+        The data set, without classes: they are those of the teacher.
+
+    Raises:
+        InputError: The folder is missing or has no image, an image cannot be used, or none is held
+            out.
+    """
+    data = load_unlabelled(root, options, cache_dir, "data.root")
+    test, train = hold_out(data.train, val_fraction)
+    note = (
+        f"data.labels=none: {len(test)} of the {len(data.train)} images are held out "
+        f"(data.val_fraction={val_fraction:g}), and agreement with the teacher is measured on them"
+    )
+    return replace(
+        data,
+        train=train,
+        test=test,
+        test_is_held_out=True,
+        without_labels=True,
+        notes=(*data.notes, note),
+    )
+
+
+def load_unlabelled(
+    root: Path, options: ReadOptions, cache_dir: Path | None, setting: str = SETTING
+) -> Dataset:
     """The images of a folder as a data set without classes.
 
     Args:
         root: The folder; it is only read.
         options: How it is read.
         cache_dir: See `join_unlabelled`.
+        setting: That names the folder, for errors.
 
     Returns:
         All images are in the training split. Its first one is also the test split, because no data
@@ -96,7 +134,7 @@ def load_unlabelled(root: Path, options: ReadOptions, cache_dir: Path | None) ->
     Raises:
         InputError: The folder is missing or has no image, or an image cannot be used.
     """
-    return read_images(scan_images(root, SETTING), options, cache_dir)
+    return read_images(scan_images(root, setting), options, cache_dir)
 
 
 def scan_images(root: Path, setting: str) -> ImageSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +13,7 @@ from dskd.deploy.student import DeployedStudent, Which, load_deployed
 from dskd.engine.build_data import load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.engine.given_data import DataArgument, split_data
+from dskd.engine.teacher_labels import with_stored_labels
 from dskd.errors import InputError, brief, option
 from dskd.runtime.device import pick
 from dskd.settings import validate
@@ -49,7 +51,7 @@ def evaluate(
     results = evaluate_accuracy(
         model, lambda images: {"student": model(images).logits}, loaded.test.loader(device)
     )
-    return results["student"]
+    return replace(results["student"], metric=loaded.metric)
 
 
 def load_run_data(
@@ -76,6 +78,7 @@ def load_run_data(
         settings["root"] = root
     given = split_data(data)[1] if data is not None else None
     loaded = load_data(validate(DataSettings, settings or {}, "data."), given)
+    loaded = with_stored_labels(loaded, as_path(run, "run"))
     for what, found, expected in (
         ("classes", list(loaded.classes), list(deployed.classes)),
         ("[channels, height, width]", list(loaded.shape), list(deployed.shape)),

@@ -15,6 +15,7 @@ from dskd.deploy.latency import Latency, measure_latency, one_thread
 from dskd.deploy.student_graph import Runner
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.models.staged_model import StagedModel
+from dskd.storage.metric_names import Metric
 
 BATCHES = (1, 64)
 """The batches of which the time is measured."""
@@ -29,11 +30,13 @@ class Accuracy:
         top1: In percent.
         top5: In percent; None with five classes or fewer.
         images: Size of the split.
+        metric: ``agreement`` with the teacher, for images without labels.
     """
 
     top1: float
     top5: float | None
     images: int
+    metric: Metric = "accuracy"
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -92,11 +95,11 @@ def measure_accuracy(draft: ExportDraft, data: Dataset) -> dict[str, Accuracy]:
         lambda images: {STUDENT: model(images).logits, EXPORTED: exported(images)},
         data.test.loader(torch.device("cpu")),
     )
-    return {name: _accuracy(result) for name, result in found.items()}
+    return {name: _accuracy(result, data.metric) for name, result in found.items()}
 
 
-def _accuracy(result: EvaluationResult) -> Accuracy:
-    return Accuracy(result.accuracy, result.accuracy_top5, len(result.predictions))
+def _accuracy(result: EvaluationResult, metric: Metric) -> Accuracy:
+    return Accuracy(result.accuracy, result.accuracy_top5, len(result.predictions), metric)
 
 
 def measure_times(draft: ExportDraft, teacher: StagedModel | None) -> dict[int, dict[str, Latency]]:

@@ -18,6 +18,7 @@ from dskd.deploy.measure import EXPORTED, STUDENT, TEACHER, Accuracy, Measuremen
 from dskd.deploy.student import DeployedStudent, Which
 from dskd.errors import printable
 from dskd.storage.json_file import read_json
+from dskd.storage.metric_names import Metric
 from dskd.storage.run_files import RECIPE, RESULT, ResultFile
 from dskd.storage.yaml_file import read_yaml_file
 from dskd.version import __version__
@@ -55,6 +56,11 @@ class RunFacts:
         path = folder / RESULT
         found = read_json(path, ResultFile, f"remove {path}") if path.is_file() else None
         return cls(recipe, found.model_dump() if found is not None else {})
+
+    @property
+    def metric(self) -> Metric:
+        """What the run measures."""
+        return self.recipe.data.metric
 
     def accuracy(self, which: Which) -> float | None:
         """The accuracy of a student on the test split, in percent, as the run measured it."""
@@ -143,7 +149,7 @@ def _data(parts: CardParts) -> ModelCardData:
                 dataset_type=data,
                 dataset_name=data,
                 dataset_split="test",
-                metric_type="accuracy",
+                metric_type=facts.metric,
                 metric_value=round(top1 / 100, 6),
             )
         ]
@@ -222,14 +228,17 @@ def _top1(parts: CardParts) -> float | None:
 def _quality(parts: CardParts) -> str:
     """Accuracy, difference and times."""
     measured, lines = parts.measured, []
+    title, images = "Accuracy", "test images"
+    if parts.facts is not None and parts.facts.metric == "agreement":
+        title, images = "Agreement with the teacher", "images held out"
     if (accuracy := _accuracy(parts)) is not None:
         low, high = accuracy.interval
         lines.append(
-            f"- Accuracy on the {accuracy.images:,} test images: {accuracy.top1:.2f} % (95 % "
+            f"- {title} on the {accuracy.images:,} {images}: {accuracy.top1:.2f} % (95 % "
             f"interval {low:.1f} to {high:.1f} %)"
         )
     elif (top1 := _top1(parts)) is not None:
-        lines.append(f"- Accuracy of the student on the test images in its run: {top1:.2f} %")
+        lines.append(f"- {title} of the student on the {images} in its run: {top1:.2f} %")
     if parts.facts is not None and parts.facts.result.get("teacher_accuracy") is not None:
         teacher = parts.facts.result["teacher_accuracy"]
         lines.append(f"- Accuracy of the teacher on the same images: {teacher:.2f} %")

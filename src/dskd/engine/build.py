@@ -13,14 +13,14 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.epoch_plan import draw_views, largest_batch
 from dskd.data.joint_plan import largest_joint_batch
-from dskd.data.loader import Batch, DataLoaders, Loader
+from dskd.data.loader import NO_LABEL, Batch, DataLoaders, Loader
 from dskd.engine.average import StudentAverage
 from dskd.engine.build_model import measure_model
 from dskd.engine.lr_schedule import schedule_of
 from dskd.engine.mixing import build_mixing
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.other_classes import feature_settings
-from dskd.engine.targets import soft_targets
+from dskd.engine.targets import NoTargets, soft_targets
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
 from dskd.engine.unlabelled import training_loader
@@ -43,7 +43,7 @@ def build_method(
         student,
         teacher.model if teacher is not None else None,
         lambda model, what: measure_model(model, data, what),
-        data.train.labels,
+        data.train.labels.clamp_min(0) if data.without_labels else data.train.labels,
         _largest_batch(recipe, data),
     )
     name, options = recipe.method.name, recipe.method.options
@@ -139,7 +139,11 @@ def build_trainer(
 
 def _targets(recipe: Recipe, classes: int, labels: torch.Tensor) -> Callable[[Batch], Batch]:
     """Mixes batches and gives them soft targets, as the recipe says."""
-    soften = soft_targets(recipe.train, labels, classes)
+    soften: Callable[[Batch], Batch]
+    if bool((labels == NO_LABEL).all()):
+        soften = NoTargets(classes)
+    else:
+        soften = soft_targets(recipe.train, labels, classes)
     mix = build_mixing(recipe.train, recipe.seed, classes)
     return soften if mix is None else lambda batch: soften(mix(batch))
 

@@ -11,8 +11,9 @@ from dskd.data.catalog import DATASETS
 from dskd.data.hf import HFSplits
 from dskd.data.pixels import PixelForm
 from dskd.data.read_options import ImageOptions, read_options
+from dskd.data.subset import HELD_OUT
 from dskd.data.torch_dataset import TorchSplits
-from dskd.data.unlabelled_folder import join_unlabelled
+from dskd.data.unlabelled_folder import join_unlabelled, without_labels
 from dskd.engine.user_objects import GivenData
 from dskd.errors import InputError
 
@@ -56,7 +57,9 @@ def load_data(settings: DataSettings, given: GivenData | None = None) -> Dataset
             f"this run's images were given in Python as {settings.name}; give them again, as "
             "in dskd.evaluate(run, data=dataset)"
         )
-    left_out = {"name", "unlabelled", "unlabelled_share", *AUGMENTATIONS}
+    if settings.labels == "none":
+        return _without_labels(settings)
+    left_out = {"name", "labels", "unlabelled", "unlabelled_share", *AUGMENTATIONS}
     if settings.unlabelled is not None and not _are_files(settings):
         left_out |= OF_FILES - {"interpolation"}
     return load_dataset(settings.name, **settings.model_dump(exclude=left_out))
@@ -85,6 +88,28 @@ def load_training_data(settings: DataSettings, given: GivenData | None = None) -
         own_root=_folder_of_names(settings) if given is None else None,
         share=settings.unlabelled_share,
     )
+
+
+def _without_labels(settings: DataSettings) -> Dataset:
+    """The images of a folder, none of which has a label."""
+    if settings.name != "folder" or settings.root is None:
+        raise InputError(
+            "data.labels=none takes all images of a folder; give data.name=folder and data.root, "
+            "or drop it"
+        )
+    of_images = {"name", "root", "size", "channels", "cache_dir", "labels", "interpolation"}
+    of_images |= {"fraction", "val_fraction", "test_fraction", *OF_FILES, *AUGMENTATIONS}
+    for key in DataSettings.model_fields.keys() - of_images - {"crop_ratio"}:
+        if not settings.is_default(key):
+            raise InputError(f"data.{key} does not apply to data.labels=none; drop one of both")
+    held_out = HELD_OUT if settings.val_fraction is None else settings.val_fraction
+    images: Any = {**_image_options(settings), "channels": settings.channels}
+    options = read_options(settings.size, None, **images)
+    try:
+        data = without_labels(settings.root, options, settings.cache_dir, held_out)
+    except OSError as error:
+        raise InputError(f"cannot read {settings.root}: {error}; check data.root") from error
+    return take_part(data, None, settings.fraction, 0.0, settings.test_fraction)
 
 
 def _are_files(settings: DataSettings) -> bool:

@@ -12,6 +12,7 @@ from dskd.data.loader import DataLoaders, Loader
 from dskd.methods.base import Method
 from dskd.models.eval_mode import eval_mode
 from dskd.runtime import distributed
+from dskd.storage.metric_names import Metric
 
 PIXELS = {"cuda": 500 * 64 * 64, "cpu": 100 * 32 * 32}
 """Pixels of a batch, so that memory does not grow with the size of the images. On a CPU, a small
@@ -27,12 +28,14 @@ class EvaluationResult:
         accuracy_top5: In percent; None with five classes or fewer, of which it says nothing.
         predictions: int64 ``[N]``, the predicted class of each image.
         finite: Whether every logit was finite.
+        metric: ``agreement`` if the labels are the teacher's predictions (``data.labels=none``).
     """
 
     accuracy: float
     accuracy_top5: float | None
     predictions: Tensor
     finite: bool
+    metric: Metric = "accuracy"
 
     def agreement(self, other: EvaluationResult) -> float:
         """Share of the images for which both predict the same class, in percent."""

@@ -63,6 +63,7 @@ def _result(run: TrainingRun, tested: SplitResults, teacher: Tensor | None) -> R
     method, rows = run.trainer.method, run.rows
     student, averaged = tested.student, tested.average
     deployed, labels = method.deployed(), run.data.test.labels.cpu()
+    known = not run.data.data.without_labels  # else they are the teacher's predictions
     checkpoints = sum(row["checkpoint_seconds"] for row in rows) + run.checkpoint_seconds
     rates = [row["teacher_cache_hit_rate"] for row in rows if "teacher_cache_hit_rate" in row]
     return Result(
@@ -75,7 +76,7 @@ def _result(run: TrainingRun, tested: SplitResults, teacher: Tensor | None) -> R
         best_test_accuracy=run.best.accuracy,
         best_epoch=run.best.epoch,
         best_chosen_on="validation" if run.data.validation is not None else "test",
-        teacher_accuracy=percent(teacher == labels) if teacher is not None else None,
+        teacher_accuracy=percent(teacher == labels) if teacher is not None and known else None,
         agreement=percent(student.predictions == teacher) if teacher is not None else None,
         seconds=round(sum(row["seconds"] for row in rows), 3),
         teacher_seconds=round(sum(row["teacher_seconds"] for row in rows), 3),
@@ -85,6 +86,7 @@ def _result(run: TrainingRun, tested: SplitResults, teacher: Tensor | None) -> R
         memory=run.trainer.memory,
         ema_test_accuracy=averaged.accuracy if averaged is not None else None,
         ema_student=_plain(run.trainer.average.module) if run.trainer.average else None,
+        metric=run.data.data.metric,
     )
 
 

@@ -37,12 +37,13 @@ class EpochMetrics:
 
     def add(self, batch: Batch, output: StepOutput) -> None:
         """Adds a step."""
+        learns_labels = batch.kinds is None or batch.kinds[0] > 0
         hits = (output.logits.argmax(1) == batch.labels).float().mean()
-        if batch.kinds is not None:
+        if batch.kinds is not None and learns_labels:
             hits = hits * batch.label_scale  # no class is that of an image without a label
         values = {
             "train_loss": output.objective,
-            "train_accuracy": 100 * hits,
+            **({"train_accuracy": 100 * hits} if learns_labels else {}),
             **{f"loss/{name}": loss for name, loss in output.losses.items()},
             **output.metrics,
         }

@@ -96,7 +96,7 @@ def rehearse(
         NonFiniteError: A number of the step is NaN or infinite.
     """
     frozen = None if teacher is None else FrozenTeacher(copy.deepcopy(teacher))
-    method = build_method(recipe, data, copy.deepcopy(student), frozen)
+    method = _built(recipe, data, copy.deepcopy(student), frozen)
     if teacher is not None and teacher.other_classes is not None:
         log_other_classes(recipe.method.name, recipe.method.options, teacher, method.classes)
     if recipe.train.compile:
@@ -109,6 +109,22 @@ def rehearse(
     loader = training_loader(recipe, DataLoaders(data, torch.device("cpu")))
     _rehearse_step(build_trainer(recipe, method, TeacherOutputs(frozen), loader))
     return method.needs
+
+
+def _built(
+    recipe: Recipe, data: Dataset, student: StagedModel, teacher: FrozenTeacher | None
+) -> Method:
+    """The method for these models. One that remembers labels may not fit images without them."""
+    try:
+        return build_method(recipe, data, student, teacher)
+    except InputError as error:
+        name = recipe.method.name
+        if not data.without_labels or not methods.find(name).remembers_images:
+            raise
+        raise InputError(
+            f"data.labels=none: the method {name!r} remembers the label of each image, and there "
+            "are none; take another method, such as kd or dskd"
+        ) from error
 
 
 def _check_compiles(name: str, method: Method) -> None:

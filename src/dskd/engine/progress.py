@@ -25,6 +25,7 @@ from rich.progress import (
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError
 from dskd.runtime import distributed
+from dskd.storage.metric_names import Metric, words
 
 log = logging.getLogger("dskd")
 
@@ -77,10 +78,14 @@ class EpochBar:
         progress: Where the bar is drawn.
         task: The task of the run.
         trainer: Whose progress is shown.
+        metric: What is measured on the test split.
     """
 
-    def __init__(self, progress: Progress, task: TaskID, trainer: Trainer) -> None:
+    def __init__(
+        self, progress: Progress, task: TaskID, trainer: Trainer, metric: Metric = "accuracy"
+    ) -> None:
         self.progress, self.task, self.trainer = progress, task, trainer
+        self.measured = words(metric)
         self._shown = 0.0
         self._start, self._steps_before = time.monotonic(), self._steps_done()
 
@@ -107,7 +112,9 @@ class EpochBar:
     def epoch(self, row: Mapping[str, float]) -> None:
         """Shows the metrics of the epoch that just ended."""
         accuracy = row["test_accuracy"]
-        self.progress.update(self.task, accuracy=f"accuracy {accuracy:.2f} %")
+        self.progress.update(
+            self.task, accuracy=f"{self.measured.removeprefix('test ')} {accuracy:.2f} %"
+        )
         if self.progress.disable and _style.get() != "quiet" and distributed.is_rank_zero():
             (task,) = self.progress.tasks
             log.info("%s, %s", task.description, self._line(row))
@@ -117,7 +124,7 @@ class EpochBar:
         samples = len(trainer.loader) / max(row["seconds"], 1e-9)
         parts = [
             f"loss {row['train_loss']:.3f}",
-            f"test accuracy {row['test_accuracy']:.2f} %",
+            f"{self.measured} {row['test_accuracy']:.2f} %",
             f"{samples:,.0f} images/s",
             f"{_percent(row['data_seconds'], row['seconds'])} waiting for data",
         ]
@@ -134,7 +141,7 @@ def _percent(part: float, whole: float) -> str:
 
 
 @contextmanager
-def epoch_bar(trainer: Trainer, label: str) -> Iterator[EpochBar]:
+def epoch_bar(trainer: Trainer, label: str, metric: Metric = "accuracy") -> Iterator[EpochBar]:
     """Shows the progress of a run on stderr while the block runs.
 
     The bar is hidden if stderr is no terminal, in Python calls, and in every process but the first.
@@ -143,6 +150,7 @@ def epoch_bar(trainer: Trainer, label: str) -> Iterator[EpochBar]:
     Args:
         trainer: Whose progress is shown.
         label: Text in front of the bar.
+        metric: What is measured on the test split.
     """
     console = Console(stderr=True)
     columns = [
@@ -168,4 +176,4 @@ def epoch_bar(trainer: Trainer, label: str) -> Iterator[EpochBar]:
             rate="",
             waiting="",
         )
-        yield EpochBar(bar, task, trainer)
+        yield EpochBar(bar, task, trainer, metric)

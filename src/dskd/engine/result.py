@@ -12,6 +12,7 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.methods.base import Method
 from dskd.settings import Number, Percent, Size
+from dskd.storage.metric_names import Metric, to_file
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Result:
             ``train.ema``. All other numbers are those of the student itself.
         ema_student: The moving average of the deployed student, on the CPU, in eval mode; None
             without ``train.ema``.
+        metric: ``agreement`` for images without labels (``data.labels=none``). The accuracies are
+            agreement with the teacher's predictions then, and files name them so.
     """
 
     path: Path
@@ -66,13 +69,17 @@ class Result:
     memory: Size
     ema_test_accuracy: Percent | None = None
     ema_student: nn.Module | None = field(default=None, repr=False)
+    metric: Metric = "accuracy"
 
     def numbers(self) -> dict[str, Any]:
         """All but the modules and the path, as ``result.json`` holds them."""
         left_out = {"path", "student", "ema_student"}
         if self.ema_test_accuracy is None:
             left_out.add("ema_test_accuracy")
-        return {key: value for key, value in vars(self).items() if key not in left_out}
+        if self.metric == "accuracy":
+            left_out.add("metric")
+        kept = {key: value for key, value in vars(self).items() if key not in left_out}
+        return to_file(kept, self.metric)
 
 
 def student_metadata(recipe: Recipe, data: Dataset, method: Method) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_run, build_teacher_outputs
-from dskd.engine.build_data import load_training_data
 from dskd.engine.check.data import log_counts
 from dskd.engine.finish import finish
 from dskd.engine.more_epochs import takes_more_epochs
 from dskd.engine.preflight import check_processes
 from dskd.engine.prepare import Prepared, label_method, prepare, trains_teacher
 from dskd.engine.result import Result
+from dskd.engine.teacher_labels import training_data
 from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.engine.unlabelled import log_unlabelled, teacher_loader
 from dskd.engine.user_objects import UserObjects
@@ -95,9 +95,7 @@ def distill(
         if not more:
             directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
         devices.set_up(device)
-        data = distributed.local_rank_zero_first(
-            lambda: load_training_data(recipe.data, objects.data)
-        )
+        data = distributed.local_rank_zero_first(lambda: training_data(recipe, objects))
         for note in data.notes:
             log.info(as_given(note))
         log_counts(data)

@@ -60,6 +60,22 @@ class SoftTargets:
         return replace(batch, soft_targets=self.of(batch.targets) * has_label * batch.label_scale)
 
 
+@dataclass(frozen=True)
+class NoTargets:
+    """Gives batches in which no image has a label targets of 0: each cross-entropy is 0.
+
+    Args:
+        classes: K.
+    """
+
+    classes: int
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with its targets."""
+        zeros = torch.zeros(len(batch.labels), self.classes, device=batch.labels.device)
+        return replace(batch, soft_targets=zeros, kinds=(0, batch.global_size))
+
+
 def soft_targets(settings: TrainSettings, labels: Tensor, classes: int) -> SoftTargets:
     """The targets of a recipe.
 

@@ -17,6 +17,7 @@ from dskd.engine.fit_head import fit_head
 from dskd.engine.more_epochs import stored_epochs, stored_recipe
 from dskd.engine.prepare import Prepared
 from dskd.engine.teacher_accuracy import evaluate_teacher
+from dskd.engine.teacher_labels import label_held_out, log_labels
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
@@ -59,6 +60,10 @@ def given_teacher(
         fit_head(teacher.model.to_device(data.train.device), data.data, data.train)
     frozen = _freeze(prepared, teacher.model, data)
     if teacher.model.other_classes is not None:  # nothing to evaluate
+        return frozen
+    if data.data.without_labels:
+        label_held_out(frozen, data)
+        log_labels(data.data, settings.name)
         return frozen
     reads_classes = any(
         methods.find(one.name).reads_classes(methods.resolve(one.name, one.options))

@@ -19,13 +19,14 @@ from dskd.engine.result import student_metadata
 from dskd.engine.resume import check_same_everywhere, check_same_run, named_numbers
 from dskd.engine.stage_record import record_stages
 from dskd.engine.teacher_accuracy import teacher_facts
+from dskd.engine.teacher_labels import labels_file
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped, Unsaved, first_line, option
 from dskd.runtime import distributed
 from dskd.runtime.cores import CoreWatch
 from dskd.runtime.signals import stop_requests
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import BEST, NONFINITE, TEACHER_FACTS
+from dskd.storage.run_files import BEST, NONFINITE, TEACHER_FACTS, TEACHER_LABELS
 
 log = logging.getLogger("dskd")
 
@@ -72,6 +73,7 @@ class TrainingRun:
         self._saved_at: tuple[int, int] | None = None
         self._trained_seconds = self._last_cost = self.checkpoint_seconds = 0.0
         self.fingerprints = _fingerprints(trainer, data)
+        directory.metric = data.data.metric
 
     @property
     def position(self) -> tuple[int, int]:
@@ -106,8 +108,7 @@ class TrainingRun:
             teacher.model if teacher is not None else None,
             resumes=state is not None,
         )
-        if facts := teacher_facts(self.trainer.teacher_outputs.teacher, self.recipe, self.data):
-            self.directory.write_json(TEACHER_FACTS, facts)
+        _record_teacher(self)
         if state is None:
             self._prepare_method()
         self.trainer.synchronize()
@@ -146,7 +147,7 @@ class TrainingRun:
             Stopped: A signal asked for a stop; a checkpoint of the last step was written.
         """
         label = f"{self.recipe.method.name} {self.recipe.student.name}"
-        with stop_requests() as stop, epoch_bar(self.trainer, label) as bar:
+        with stop_requests() as stop, epoch_bar(self.trainer, label, self.data.data.metric) as bar:
             for row in self.steps():
                 bar.step()
                 if row is not None:
@@ -248,6 +249,14 @@ class TrainingRun:
 def evaluate_run(run: TrainingRun) -> SplitResults:
     """Evaluates the student as it is now, and its moving average, on the test split."""
     return evaluate_on_test(run.trainer.method, run.data, _average(run.trainer))
+
+
+def _record_teacher(run: TrainingRun) -> None:
+    """Writes how good the teacher is, or without labels, what it predicts for the test split."""
+    if run.data.data.without_labels:
+        run.directory.write_json(TEACHER_LABELS, labels_file(run.data.data))
+    elif facts := teacher_facts(run.trainer.teacher_outputs.teacher, run.recipe, run.data):
+        run.directory.write_json(TEACHER_FACTS, facts)
 
 
 def _fingerprints(trainer: Trainer, data: DataLoaders) -> dict[str, str | None]:

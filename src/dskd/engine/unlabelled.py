@@ -54,6 +54,8 @@ def check_unlabelled(recipe: Recipe, data: Dataset, method: Method) -> None:
     Raises:
         InputError: The method needs labels.
     """
+    if data.without_labels:
+        _check_without_labels(recipe, method)
     if data.unlabelled is None or not _learns_from_teacher(recipe) or not method.hard_labels:
         return
     raise InputError(
@@ -66,6 +68,12 @@ def check_unlabelled(recipe: Recipe, data: Dataset, method: Method) -> None:
 def log_unlabelled(recipe: Recipe, data: Dataset) -> None:
     """Logs whether a run uses the images without labels, if there are any."""
     name = recipe.method.name
+    if data.without_labels:
+        log.info(
+            "there are no labels: the method %s learns from the teacher alone, and its terms for "
+            "labels (method.ce) are off",
+            name,
+        )
     if data.unlabelled is None:
         return
     if not _learns_from_teacher(recipe):
@@ -84,6 +92,35 @@ def log_unlabelled(recipe: Recipe, data: Dataset) -> None:
         "the method %s learns from %d images with and %d without labels: %d and %d in each step",
         *(name, len(data.train), len(data.unlabelled), *sizes),
     )
+
+
+def labels_alone_error(name: str) -> InputError:
+    """The error about a method without a teacher, for images without labels."""
+    return InputError(
+        f"data.labels=none: the method {name!r} learns from labels alone, and there are none; take "
+        "a method that learns from a teacher, such as kd or dskd"
+    )
+
+
+def _check_without_labels(recipe: Recipe, method: Method) -> None:
+    """Refuses what needs a label of each image."""
+    name, train = recipe.method.name, recipe.train
+    if not _learns_from_teacher(recipe):
+        raise labels_alone_error(name)
+    if method.hard_labels:
+        raise InputError(
+            f"data.labels=none: the method {name!r} needs one class for each image: "
+            f"{method.hard_labels}; take another method, such as kd or dskd"
+        )
+    for key, wanted in (
+        ("label_smoothing", train.label_smoothing > 0),
+        ("class_weights", train.class_weights is not None),
+    ):
+        if wanted:
+            raise InputError(
+                f"train.{key} changes what is learnt from labels, and data.labels=none says that "
+                "there are none; drop one of both"
+            )
 
 
 def _learns_from_teacher(recipe: Recipe) -> bool:

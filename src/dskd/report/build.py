@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dskd.config.schema import DataSettings
 from dskd.engine.build_data import load_data
+from dskd.engine.teacher_labels import with_stored_labels
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
 from dskd.report.collect import collect
@@ -19,6 +20,7 @@ from dskd.report.html_page import GENERATOR, render
 from dskd.report.tables import as_csv, as_json, as_latex, method_rows
 from dskd.settings import validate
 from dskd.storage.atomic import check_writable, replace_file
+from dskd.storage.metric_names import Metric, in_text
 from dskd.storage.paths import as_path
 from dskd.storage.run_files import REPORT
 
@@ -60,7 +62,11 @@ def make_report(
     if root is not None:
         settings = validate(DataSettings, {**settings.model_dump(), "root": root}, "data.")
     log.info("loading the images")
-    contents = make_contents(collected, load_data(settings, given.data), given)
+    data = load_data(settings, given.data)
+    finished = [folder for runs in collected.methods for folder in runs.folders.values()]
+    data = with_stored_labels(data, finished[0] if finished else folders[0])
+    metric: Metric = "agreement" if data.without_labels else "accuracy"
+    contents = make_contents(collected, data, given)
     files = {
         page: render(contents, page.stem, runs),
         page.with_suffix(".csv"): as_csv(method_rows(contents)),
@@ -73,7 +79,7 @@ def make_report(
         log.info("replacing the report that these runs have in %s", page)
     for path, text in files.items():
         # Names of folders need not be valid text.
-        replace_file(path, text.encode("utf-8", "backslashreplace"))
+        replace_file(path, in_text(text, metric).encode("utf-8", "backslashreplace"))
     return tuple(files)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dskd.compare import columns
 from dskd.compare.columns import Column
-from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, sampling_note, span
+from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, NO_LABELS, sampling_note, span
 from dskd.compare.statistics import Interval
 from dskd.compare.summary import BASELINE, Summary
 from dskd.errors import printable
@@ -161,6 +161,7 @@ def _near_chance_note(contents: ReportContents) -> str:
 
 
 _NOTES: Sequence[Callable[[ReportContents], str]] = (
+    lambda contents: NO_LABELS if contents.collected.recipe.data.labels == "none" else "",
     lambda _: INTERVALS,
     lambda contents: sampling_note(contents.summaries, contents.test_images),
     _best_epoch_note,

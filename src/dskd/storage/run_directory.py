@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock
-from pydantic import Field
 from torch import nn
 
 from dskd.errors import InputError, option
 from dskd.runtime import distributed
 from dskd.storage import checkpoint, run_guard
-from dskd.storage.atomic import explain_disk_errors, make_folder, remove_parts, replace_file
-from dskd.storage.json_file import read_json_lines
+from dskd.storage.atomic import make_folder, remove_parts, replace_file
 from dskd.storage.lock import lock_folder
+from dskd.storage.metric_names import Metric, to_file
+from dskd.storage.metrics_file import append_row, read_rows, write_rows
 from dskd.storage.run_files import (
     CHECKPOINTS,
     ENVIRONMENT,
@@ -33,10 +32,6 @@ from dskd.storage.run_files import (
 from dskd.storage.tensorboard import TensorBoardLog
 from dskd.storage.weights import write_weights
 
-_Metric = (
-    Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | Annotated[float, Field(strict=True)]
-)
-
 
 class RunDirectory:
     """The folder of one run.
@@ -47,11 +42,15 @@ class RunDirectory:
     Args:
         path: The folder; it need not exist.
         trains_teacher: Whether the run trains a teacher of its own in the subfolder ``teacher``.
+
+    Attributes:
+        metric: What the run measures; files name it so.
     """
 
     def __init__(self, path: Path, *, trains_teacher: bool = False) -> None:
         self.path = path
         self.trains_teacher = trains_teacher
+        self.metric: Metric = "accuracy"
         self.checkpoints = path / CHECKPOINTS
         self._newest: Path | None = None
         self._tensorboard: TensorBoardLog | None = None
@@ -153,7 +152,7 @@ class RunDirectory:
         Args:
             rows: The metrics, one row per epoch.
         """
-        replace_file(self.path / METRICS, "".join(map(_line, rows)).encode())
+        write_rows(self.path / METRICS, [to_file(row, self.metric) for row in rows])
         (self.path / NONFINITE).unlink(missing_ok=True)
         self._tensorboard = TensorBoardLog(self.path / TENSORBOARD, len(rows))
 
@@ -164,10 +163,7 @@ class RunDirectory:
         Raises:
             InputError: The file is damaged.
         """
-        path = self.path / METRICS
-        if not path.is_file():
-            return []
-        return read_json_lines(path, dict[str, _Metric], f"remove {self.path} to start again")
+        return read_rows(self.path / METRICS)
 
     @distributed.on_rank_zero
     def append(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -180,12 +176,9 @@ class RunDirectory:
             The row; on all ranks that of rank 0.
         """
         assert self._tensorboard is not None, "rewind comes before append"
-        path, line = self.path / METRICS, _line(row).encode()
-        with explain_disk_errors(path, lambda: len(line)), path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        self._tensorboard.add(row["epoch"], {k: value for k, value in row.items() if k != "epoch"})
+        named = to_file(row, self.metric)
+        append_row(self.path / METRICS, named)
+        self._tensorboard.add(named.pop("epoch"), named)
         return row
 
     @distributed.on_rank_zero
@@ -237,7 +230,3 @@ class RunDirectory:
         """Closes the TensorBoard log."""
         if self._tensorboard is not None:
             self._tensorboard.close()
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row) + "\n"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dskd.settings import Count, Percent
 from dskd.storage.lock import LOCK_PID
+from dskd.storage.metric_names import from_file
 
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 LAST, BEST, EMA = "student.safetensors", "student_best.safetensors", "student_ema.safetensors"
@@ -17,6 +19,8 @@ NONFINITE = "nonfinite.json"
 """Describes the step in which NaN or Inf ended the run; see `dskd.errors.NonFiniteError`."""
 TEACHER_FACTS = "teacher_accuracy.json"
 """How good the teacher of the run is, see `TeacherFile`; written before the first step."""
+TEACHER_LABELS = "teacher_labels.json"
+"""Without labels: what the teacher predicts for the images that are held out."""
 STAGES = "stages.json"
 """The stages that were chosen for student and teacher, where the recipe names none."""
 COMPARISON = "comparison.json"
@@ -42,6 +46,7 @@ FILES = (
     METRICS,
     NONFINITE,
     TEACHER_FACTS,
+    TEACHER_LABELS,
     STAGES,
     FAILED,
     LOST,
@@ -75,6 +80,11 @@ class ResultFile(BaseModel):
     model_config = ConfigDict(extra="allow")  # metrics, and what later versions add
 
     fingerprints: dict[str, str | None] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_as_in_code(cls, values: Any) -> Any:
+        return from_file(values) if isinstance(values, dict) else values
 
 
 class TeacherFile(BaseModel):

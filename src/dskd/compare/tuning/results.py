@@ -13,6 +13,7 @@ from pathlib import Path
 from dskd.compare.columns import interval_text
 from dskd.compare.statistics import Interval
 from dskd.storage.atomic import replace_file
+from dskd.storage.metric_names import Metric, in_text, words
 
 CSV, JSON = "trials.csv", "trials.json"
 
@@ -53,6 +54,7 @@ class TuningResult:
         test_accuracy: Of the best configuration, in percent, over the seeds.
         tested: The trials whose configuration was tested: the best, and one that was the best
             before there were more trials.
+        metric: ``agreement`` with the teacher, for images without labels.
     """
 
     path: Path
@@ -61,9 +63,10 @@ class TuningResult:
     recipe: Path
     test_accuracy: Interval
     tested: tuple[int, ...]
+    metric: Metric = "accuracy"
 
 
-def write_trials(folder: Path, trials: Sequence[TrialResult]) -> None:
+def write_trials(folder: Path, trials: Sequence[TrialResult], metric: Metric = "accuracy") -> None:
     """Writes the trials as CSV and as JSON."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
     text = io.StringIO()
@@ -73,9 +76,10 @@ def write_trials(folder: Path, trials: Sequence[TrialResult]) -> None:
         score = "" if one.val_accuracy is None else one.val_accuracy
         values = [one.values.get(key, "") for key in keys]
         writer.writerow([one.number, one.state, score, one.epochs, *values, one.reason])
-    replace_file(folder / CSV, text.getvalue().encode())
+    replace_file(folder / CSV, in_text(text.getvalue(), metric).encode())
     rows = [asdict(trial) for trial in trials]
-    replace_file(folder / JSON, (json.dumps(rows, indent=2) + "\n").encode())
+    lines = in_text(json.dumps(rows, indent=2) + "\n", metric)
+    replace_file(folder / JSON, lines.encode())
 
 
 def short(text: str) -> str:
@@ -103,7 +107,9 @@ def outcome_text(trial: TrialResult) -> str:
     return f"pruned after {epochs}" if trial.state == "pruned" else f"failed: {trial.reason}"
 
 
-def trial_table(trials: Sequence[TrialResult]) -> tuple[list[str], list[list[str]]]:
+def trial_table(
+    trials: Sequence[TrialResult], metric: Metric = "accuracy"
+) -> tuple[list[str], list[list[str]]]:
     """The headings and the rows: complete trials first, the best of them on top."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
     order = sorted(trials, key=lambda one: (-(one.val_accuracy or -1), one.state != "pruned"))
@@ -116,7 +122,8 @@ def trial_table(trials: Sequence[TrialResult]) -> tuple[list[str], list[list[str
         ]
         for one in order
     ]
-    return ["trial", *keys, "validation accuracy, %", "state"], rows
+    title = in_text("validation accuracy, %", metric)
+    return ["trial", *keys, title, "state"], rows
 
 
 def notes(result: TuningResult) -> list[str]:
@@ -125,7 +132,7 @@ def notes(result: TuningResult) -> list[str]:
     before = [str(number) for number in result.tested if number != best.number]
     tested = f"tested before: trial {', '.join(before)}" if before else "no other trial was tested"
     return [
-        f"The best is trial {best.number}: {settings_text(best)}. Its test accuracy is "
+        f"The best is trial {best.number}: {settings_text(best)}. Its {words(result.metric)} is "
         f"{interval_text(result.test_accuracy)} % ({seeds} seed{'s' * (seeds > 1)}); {tested}.",
         f"Train it with `dskd distill {result.recipe}`. The trials are in {result.path / CSV}.",
     ]

@@ -14,7 +14,7 @@ from dskd.compare.tuning.space import Tuned, configured
 from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data import Dataset
 from dskd.data.subset import HELD_OUT, split_validation
-from dskd.engine.build_data import load_training_data
+from dskd.engine.teacher_labels import training_data
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.storage.json_file import read_json
@@ -112,7 +112,7 @@ class Search:
             InputError: There is no validation split.
         """
         settings = self.recipe.data
-        data = load_training_data(settings, self.objects.data)
+        data = training_data(self.recipe, self.objects)
         if data.validation is None and data.test_is_held_out:
             data = split_validation(data, settings.val_fraction or HELD_OUT)
         if data.validation is None:

@@ -99,7 +99,7 @@ def _tune(search: Search, trials: int, launcher: Launcher | None) -> TuningResul
             elsewhere = launcher if launcher is not None and launcher.elsewhere else None
             _run_all([TeacherTask(search)], elsewhere, "the teacher cannot be trained")
         made = _Trials(search, trials, launcher).make()
-        write_trials(search.path, made)
+        write_trials(search.path, made, search.recipe.data.metric)
         best = _best(made)
         return _train_best(search, made, best, launcher)
 
@@ -279,4 +279,5 @@ def _train_best(
     accuracy = interval([read_result(folder)["test_accuracy"] for folder in folders])
     made = search.best_folder(best.number, 0).parents[1].iterdir()
     tested = tuple(sorted(int(folder.name.removeprefix("trial")) for folder in made))
-    return TuningResult(search.path, tuple(trials), best, search.path / BEST, accuracy, tested)
+    found = search.path, tuple(trials), best, search.path / BEST, accuracy, tested
+    return TuningResult(*found, metric=search.recipe.data.metric)

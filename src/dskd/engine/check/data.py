@@ -8,14 +8,14 @@ from itertools import combinations
 
 import torch
 
-from dskd.config.schema import DataSettings
+from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.catalog import DATASETS
 from dskd.data.dataset import Samples
 from dskd.data.duplicates import ImageHashes, hash_splits
-from dskd.engine.build_data import load_training_data
 from dskd.engine.check.findings import DataFindings, SharedImages, SplitCounts
-from dskd.engine.user_objects import GivenData
+from dskd.engine.teacher_labels import training_data
+from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, as_given, printable
 
 log = logging.getLogger("dskd")
@@ -29,27 +29,26 @@ UNBALANCED = 10
 _SHOWN = 3
 
 
-def load_with_bad_files(
-    settings: DataSettings, given: GivenData | None
-) -> tuple[Dataset, DataSettings]:
+def load_with_bad_files(recipe: Recipe, objects: UserObjects) -> tuple[Dataset, Recipe]:
     """The data of a run, without the image files that cannot be read.
 
     Returns:
-        The data set, and the settings that loaded it. They have ``skip_bad`` set if a file cannot
-        be read.
+        The data set, and the recipe that loaded it. It has ``skip_bad`` set if a file cannot be
+        read.
 
     Raises:
         InputError: The data cannot be loaded for another reason.
     """
     try:
-        return load_training_data(settings, given), settings
+        return training_data(recipe, objects), recipe
     except InputError:
-        entry = DATASETS.get(settings.name)
+        settings = recipe.data
+        entry, given = DATASETS.get(settings.name), objects.data
         if settings.skip_bad or given is not None or entry is None or not entry.own_images:
             raise
-        skipping = settings.model_copy(update={"skip_bad": True})
+        skipping = recipe.changed(data=settings.model_copy(update={"skip_bad": True}))
         try:
-            data = load_training_data(skipping, given)
+            data = training_data(skipping, objects)
         except InputError:
             data = None
         if data is None or not data.skipped:
@@ -79,7 +78,7 @@ def count_images(data: Dataset) -> list[SplitCounts]:
     """The images of each class in each split."""
     found = []
     for split, samples in data.splits().items():
-        if not data.classes:
+        if not data.classes or data.without_labels:
             found.append(SplitCounts(split, len(samples), {}))
             continue
         counts = torch.bincount(samples.labels.cpu(), minlength=len(data.classes)).tolist()

@@ -84,12 +84,12 @@ def check(recipe: Recipe, objects: UserObjects | None = None) -> CheckReport:
     _check_folder(recipe, objects, found)
     with single_run(), cpu_threads(recipe.train.threads), torch.random.fork_rng(gpus):
         devices.set_up(device)
-        data, loaded = load_with_bad_files(recipe.data, objects.data)
+        data, loaded = load_with_bad_files(recipe, objects)
         findings = check_data(data, recipe.data.skip_bad)
         found.reasons += data_reasons(findings)
         found.warnings += data_warnings(findings)
         try:
-            _check_models(recipe.changed(data=loaded), data, objects, device, found)
+            _check_models(loaded, data, objects, device, found)
         except NonFiniteError as error:
             found.reasons.append(f"the first step fails: {error}; check the data and the models")
         except torch.OutOfMemoryError:

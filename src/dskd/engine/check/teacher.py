@@ -15,6 +15,7 @@ from dskd.data.loader import DataLoaders
 from dskd.engine.check.findings import TeacherFindings
 from dskd.engine.prepare import Prepared
 from dskd.engine.teacher_accuracy import examine_teacher
+from dskd.engine.teacher_labels import label_held_out, one_class_warning
 from dskd.errors import as_given
 from dskd.teacher.frozen import FrozenTeacher
 
@@ -58,6 +59,10 @@ def check_teacher(
     if note := _not_evaluated(prepared, teacher):
         return TeacherCheck(TeacherFindings(settings.name, note=note))
     sample = _sample(teacher, data)
+    if data.data.without_labels:
+        label_held_out(teacher, sample)
+        findings = TeacherFindings(settings.name, note="there are no labels")
+        return TeacherCheck(findings, warning=one_class_warning(sample.data, settings.name))
     examined = examine_teacher(teacher, sample, settings)
     images = len(examined.predictions)
     low, high = accuracy_interval(round(examined.accuracy * images / 100), images)

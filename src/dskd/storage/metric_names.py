@@ -1,0 +1,84 @@
+"""What the results of a run measure: accuracy, or agreement with the teacher without labels.
+
+The code calls both accuracy, because the teacher's predictions are the labels then. Files and
+texts name them as they are. This module is the only place that translates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Metric = Literal["accuracy", "agreement"]
+"""``agreement`` for images without labels (``data.labels=none``)."""
+_WORDS: dict[str, str] = {"accuracy": "test accuracy", "agreement": "agreement with the teacher"}
+_TEXTS = (
+    (r"\b(test|val|train)_accuracy", r"\1_agreement"),
+    (r"\b(val)_accuracies\b", r"\1_agreements"),
+    (r"\bvalidation accuracy\b", "validation agreement with the teacher"),
+    (r"_(test|val)_accuracy", r"_\1_agreement"),
+    (r"\bTest accuracy\b", "Agreement with the teacher"),
+    (r"\btest accuracy\b", "agreement with the teacher"),
+    (r"\b([Tt]op-[15]) accuracy on the test split\b", r"\1 agreement with the teacher"),
+    (r"\btest top-5 accuracy\b", "top-5 agreement with the teacher"),
+    (r"\bits accuracy\b", "its agreement"),
+    (r"\baccuracy now\b", "agreement now"),
+)
+
+
+def words(metric: Metric) -> str:
+    """How a line names a metric.
+
+    Example:
+        >>> words("agreement")
+        'agreement with the teacher'
+    """
+    return _WORDS[metric]
+
+
+def to_file(values: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
+    """The keys of metrics as a file of the run has them.
+
+    Example:
+        >>> to_file({"epoch": 1, "test_accuracy": 90.0, "ema_val_accuracy": 91.0}, "agreement")
+        {'epoch': 1, 'test_agreement': 90.0, 'ema_val_agreement': 91.0}
+    """
+    if metric == "accuracy":
+        return dict(values)
+    return {_renamed(key, "accuracy", "agreement"): value for key, value in values.items()}
+
+
+def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of metrics as the code has them.
+
+    Example:
+        >>> from_file({"agreement": 80.0, "best_test_agreement": 90.0})
+        {'agreement': 80.0, 'best_test_accuracy': 90.0}
+    """
+    return {_renamed(key, "agreement", "accuracy"): value for key, value in values.items()}
+
+
+def in_text(text: str, metric: Metric) -> str:
+    """A text about accuracy, as it reads for a metric.
+
+    Example:
+        >>> in_text("test accuracy, %", "agreement")
+        'agreement with the teacher, %'
+    """
+    if metric == "accuracy":
+        return text
+    for pattern, replacement in _TEXTS:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def metric_of(recipe: Mapping[str, Any]) -> Metric:
+    """What a run measures, from its recipe as plain values."""
+    data = recipe.get("data")
+    without = isinstance(data, Mapping) and data.get("labels") == "none"
+    return "agreement" if without else "accuracy"
+
+
+def _renamed(key: str, old: str, new: str) -> str:
+    return re.sub(rf"((?:^|_|/)(?:test|val))_{old}(?=_top5$|$)", rf"\1_{new}", key)
