@@ -325,8 +325,7 @@ class Recipe(Settings):
         """Converts the recipe to plain values for YAML, with defaults filled in.
 
         Paths become absolute, because another folder may be the current one when they are read.
-        ``data.labels`` is left out if it is ``given``: runs go on whose recipe was written before
-        the key existed.
+        ``data.labels: given`` is left out, so that runs go on whose recipe is older than the key.
         """
         plain: dict[str, Any] = self.model_dump(mode="json")
         if self.data.is_default("labels"):
