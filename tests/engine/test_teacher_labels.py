@@ -150,6 +150,8 @@ def test_a_report_names_agreement(trained: Result) -> None:
         assert words not in text + rows.read_text() + latex.read_text()
     assert "agreement with the teacher" in text
     assert "so ce is off" in text
+    assert "nothing is known about errors" in text
+    assert "Accuracy" not in text
     assert "test_accuracy" not in plain.read_text()
 
 

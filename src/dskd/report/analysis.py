@@ -154,6 +154,11 @@ class _Analyzer:
 
     def mistakes(self) -> Mistakes:
         """The errors of the main student, see `main_method`."""
+        if self.data.without_labels:
+            raise InputError(
+                "the images have no labels, so nothing is known about errors; where student and "
+                "teacher differ is shown below"
+            )
         runs = self._main_method()
         seed, student = self._student(runs)
         return find_mistakes(runs.label, seed, student.to(pick("auto")), self.data)

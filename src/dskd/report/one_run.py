@@ -12,6 +12,7 @@ from dskd.report.contents import ReportContents
 from dskd.report.mistakes import Mistakes
 from dskd.report.sections import Chart, Group, Section, curve_of
 from dskd.report.styles import Style
+from dskd.storage.metric_names import Metric
 
 _ACCURACIES = {
     "test_accuracy": "test split",
@@ -31,7 +32,7 @@ def training(report: ReportContents, styles: Mapping[str, Style]) -> Section | U
     }
     wanted = (
         ("loss", "Training losses", "loss", losses),
-        ("accuracy", "Accuracy", "accuracy, %", _ACCURACIES),
+        ("accuracy", *_titles(report.collected.recipe.data.metric), _ACCURACIES),
         ("lr", "Learning rate", "learning rate", {"lr": "learning rate"}),
     )
     drawn = []
@@ -46,12 +47,23 @@ def training(report: ReportContents, styles: Mapping[str, Style]) -> Section | U
             if len(found) > 1:
                 charts.show_legend(figure)
             drawn.append(Chart(f"chart-training-{name}", caption, figure))
+    training = (
+        "Accuracy on the training split is measured during training, on augmented images. "
+        if "train_accuracy" in keys
+        else ""
+    )
     text = (
-        f"The training of {runs.label}. Each loss is the mean over an epoch. Accuracy on the "
-        "training split is measured during training, on augmented images. Lines are means over "
-        "seeds; bands span the lowest to the highest seed."
+        f"The training of {runs.label}. Each loss is the mean over an epoch. {training}Lines are "
+        "means over seeds; bands span the lowest to the highest seed."
     )
     return Section(text, (Group(tuple(drawn)),))
+
+
+def _titles(metric: Metric) -> tuple[str, str]:
+    """The caption and the unit of what was measured in every epoch."""
+    if metric == "agreement":
+        return "Agreement with the teacher", "agreement, %"
+    return "Accuracy", "accuracy, %"
 
 
 def errors(report: ReportContents) -> Section | Unavailable:
