@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 import dskd
 from dskd import methods
 from dskd.cli.commands import run_command
+from dskd.cli.listing import LISTS
 from dskd.compare.variants import method_variants
 from dskd.config.recipe import load
 from dskd.data.loader import Batch
@@ -139,6 +141,57 @@ def test_an_installed_package_brings_methods(monkeypatch: pytest.MonkeyPatch) ->
         **methods.resolve("kd", {}),
         "temperature": 2.0,
     }
+
+
+MODULES = {
+    "__init__": "from .plain import Wide as Narrow",
+    "plain": 'class Wide:\n    """The ``width`` alone.\n\n    More of it."""\n',
+    "broken": "class Wide(:",
+    "empty": "import json",
+    "computed": "from json import *",
+}
+LISTED = {
+    "plain": ("acme_kd.plain:Wide", "The width alone. (package acme-kd)"),
+    "exported": ("acme_kd:Narrow", "The width alone. (package acme-kd)"),
+    "computed": ("acme_kd.computed:Wide", "(package acme-kd)"),
+    "kd": (
+        "acme_kd.plain:Wide",
+        "cannot be used: dskd has a method of this name (package acme-kd)",
+    ),
+    "gone": (
+        "acme_kd.gone:Wide",
+        "cannot be used: there is no module acme_kd.gone (package acme-kd)",
+    ),
+    "broken": ("acme_kd.broken:Wide", "cannot be used: .*broken.py: .*syntax.*"),
+    "empty": ("acme_kd.empty:Wide", "cannot be used: .*empty.py has no class Wide .*"),
+    "no_class": ("acme_kd", "cannot be used: 'acme_kd' is not of the form package.module:Class .*"),
+}
+
+
+def test_methods_of_installed_packages_are_listed_and_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "acme_kd").mkdir()
+    for name, text in MODULES.items():
+        (tmp_path / f"acme_kd/{name}.py").write_text(text)
+    info = tmp_path / "acme_kd-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-kd\nVersion: 1.0\n")
+    lines = [f"{name} = {value}" for name, (value, _) in LISTED.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[dskd.methods]", *lines]))
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = LISTS["methods"]()[1]
+    own = methods.names()
+    assert [name for name, _ in rows] == [*own, *sorted(LISTED)]
+    for name, text in rows[len(own) :]:
+        assert re.fullmatch(
+            LISTED[name][1].replace("(package acme-kd)", r"\(package acme-kd\)"), text
+        )
+    assert not [name for name in sys.modules if name.startswith("acme_kd")]
+    assert run_command(["list", "methods"]) == 0
+    assert "cannot be used: there is no module acme_kd.gone" in capsys.readouterr().out
+    with pytest.raises(InputError, match="cannot import the method 'broken': invalid syntax"):
+        methods.find("broken")
 
 
 def test_a_comparison_takes_classes_and_code(code: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dskd import methods
 from dskd.config.recipe import preview, shipped
 from dskd.data.catalog import DATASETS
+from dskd.methods import outside
 from dskd.models.catalog import LIBRARIES, ZOO
 
 Table = tuple[list[str], list[list[str]]]
@@ -25,8 +26,10 @@ def model_table() -> Table:
 
 
 def method_table() -> Table:
-    """The methods, with the first line of each docstring."""
-    rows = [[name, methods.summary(name).replace("``", "")] for name in methods.names()]
+    """The methods, with the first line of each docstring. Those of installed packages are last."""
+    own = methods.names()
+    rows = [[name, methods.summary(name).replace("``", "")] for name in own]
+    rows += [[name, text] for name, text in outside.described(own)]
     return ["method", "description"], rows
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from dskd.errors import InputError
+from dskd.methods.installed import descriptions
 from dskd.models.user_code import import_code, refused_code
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def give(kind: type[Method]) -> str:
 def installed() -> list[str]:
     """The names of the methods that installed packages bring."""
     return sorted(point.name for point in entry_points(group=GROUP))
+
+
+def described(known: Sequence[str]) -> list[tuple[str, str]]:
+    """These methods with their descriptions, see `dskd.methods.installed.descriptions`."""
+    return list(descriptions(tuple(entry_points(group=GROUP)), known))
 
 
 def is_named(name: str) -> bool:

@@ -42,5 +42,5 @@ def import_code(path: str, what: str, name: str) -> Any:
         raise InputError(
             f"cannot import the {what} {name!r}: {first_line(error)}; is its folder on PYTHONPATH?"
         ) from error
-    except (AttributeError, ValueError) as error:
+    except Exception as error:  # a module may raise anything
         raise InputError(f"cannot import the {what} {name!r}: {first_line(error)}") from error
