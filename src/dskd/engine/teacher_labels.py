@@ -110,7 +110,7 @@ def log_labels(data: Dataset, name: str) -> None:
     """Logs how many classes the teacher called ``name`` predicts for the images held out."""
     log.info(
         "the teacher %s predicts %d of its %d classes for the %d images that are held out",
-        *(name, len(data.test.labels.unique()), len(data.classes), len(data.test)),
+        *(name, len(set(data.test.labels.tolist())), len(data.classes), len(data.test)),
     )
     if warning := one_class_warning(data, name):
         log.warning(as_given(warning))
@@ -123,7 +123,7 @@ def one_class_warning(data: Dataset, name: str) -> str:
         data: With its labels.
         name: Of the teacher.
     """
-    if len(data.test.labels.unique()) > 1:
+    if len(set(data.test.labels.tolist())) > 1:
         return ""
     return (
         f"the teacher {name} predicts one class for all images that are held out, so agreement "
