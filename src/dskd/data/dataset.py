@@ -26,7 +26,8 @@ class Digest(Protocol):
 class Samples(Protocol):
     """The images and labels of a split, wherever they are.
 
-    `Split` holds its images in memory, `dskd.data.file_split.FileSplit` reads them from files.
+    `Split` holds its images in memory, `dskd.data.file_split.FileSplit` reads them from files, and
+    `dskd.data.sample_split.SampleSplit` from a data set of torch.
 
     Attributes:
         labels: int64, ``[N]``, from 0 to K - 1.

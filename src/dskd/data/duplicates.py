@@ -19,6 +19,10 @@ _CHUNK = 256
 """Images between two looks at the clock."""
 
 
+_PIECE = 64
+"""Images that are in memory at a time."""
+
+
 @dataclass(frozen=True)
 class ImageHashes:
     """Hashes of a split's images.
@@ -96,9 +100,9 @@ def _hashes(split: Samples, candidates: Tensor, end: float) -> ImageHashes:
 def _contents(split: Samples, indices: Tensor) -> Iterator[tuple[int, bytes]]:
     """Pixels or file content of some images, in a fixed order that is spread over the split."""
     mixed = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))
-    for index in indices[mixed].tolist():
+    for part in torch.split(indices[mixed], _PIECE):
         if isinstance(split, FileSplit):
-            yield index, split.files.read(split.names[index])
+            yield from ((index, split.files.read(split.names[index])) for index in part.tolist())
         else:
-            image = split.images_at(torch.tensor([index]))
-            yield index, image.cpu().contiguous().numpy().tobytes()
+            images = split.images_at(part).cpu().contiguous().numpy()
+            yield from zip(part.tolist(), (image.tobytes() for image in images), strict=True)

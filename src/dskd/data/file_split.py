@@ -16,6 +16,7 @@ from dskd.data.image_source import SomeFiles
 from dskd.data.loader import Loader
 from dskd.data.path_list import PathList
 from dskd.data.pixels import PixelForm
+from dskd.data.stream_decoding import BatchDecoder
 from dskd.data.stream_loader import StreamLoader
 from dskd.runtime.memory import require_memory
 
@@ -64,6 +65,11 @@ class FileSplit:
             InputError: They do not fit into memory.
         """
         return self.images_at(torch.arange(len(self)))
+
+    @property
+    def decoder(self) -> BatchDecoder:
+        """See `dskd.data.stream_loader.StreamedSplit`."""
+        return BatchDecoder(self.files, self.sample_shape, self.resized, self.form)
 
     def images_at(self, indices: Tensor) -> Tensor:
         """See `dskd.data.dataset.Samples.images_at`."""

@@ -15,7 +15,7 @@ from dskd.data.image_decoding import decode_all
 from dskd.data.image_source import ImageSource
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
-from dskd.data.streamed_images import must_stream, stream_images
+from dskd.data.streamed_images import stream_images, why_streamed
 from dskd.data.subset import HELD_OUT
 from dskd.errors import InputError
 
@@ -59,7 +59,7 @@ def read_images(source: ImageSource, options: ReadOptions, cache_dir: Path | Non
     Raises:
         InputError: Images cannot be used, or have different sizes and ``size`` is None.
     """
-    if note := must_stream(source, options):
+    if note := why_streamed(source, options):
         return stream_images(source, options, cache_dir, note)
     key = options.size, options.form, options.skip_bad, options.val_fraction
     return cached(

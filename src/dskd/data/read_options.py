@@ -136,7 +136,7 @@ def read_options(
         form,
         skip_bad,
         loading,
-        _workers() if workers is None else workers,
+        default_workers() if workers is None else workers,
         image_column,
         label_column,
         split_column,
@@ -145,7 +145,7 @@ def read_options(
     )
 
 
-def _workers() -> int:
+def default_workers() -> int:
     """Worker processes by default: one for each core that this process may use, and at most 8."""
     try:
         cores = len(os.sched_getaffinity(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,21 +47,22 @@ class Job(NamedTuple):
     augmentation: Augmentation = NO_AUGMENTATION
 
 
-@dataclass(frozen=True)
-class BatchDecoder:
-    """Decodes batches.
+class Decoder(ABC):
+    """Makes the images of batches.
 
     Attributes:
-        files: The image files; their names are in the order of the indices.
         shape: Channels, height and width of an image.
-        resized: Whether images are cropped and resized; otherwise each file has that size.
-        form: What pixels become.
     """
 
-    files: Files
     shape: tuple[int, int, int]
-    resized: bool
-    form: PixelForm
+
+    @abstractmethod
+    def whole(self, index: int) -> Tensor:
+        """An image without augmentation, uint8 ``[C, H, W]``."""
+
+    @abstractmethod
+    def random_crop(self, index: int, seed: int, augmentation: Augmentation) -> Tensor:
+        """A random resized crop of an image, uint8 ``[C, H, W]``."""
 
     def __call__(self, job: Job) -> Tensor:
         """The images of a batch, uint8 ``[B, C, H, W]``.
@@ -69,7 +71,7 @@ class BatchDecoder:
         channels-last, as those of a `dskd.data.loader.MemoryLoader`.
 
         Raises:
-            InputError: A file cannot be used.
+            InputError: An image cannot be used.
         """
         seeds = None if job.seeds is None else torch.from_numpy(job.seeds)
         crops = None
@@ -82,11 +84,10 @@ class BatchDecoder:
         )
         with pillow_without_limit():
             for row, index in enumerate(job.indices.tolist()):
-                name = self.files.names[index]
                 if crops is None:
-                    image = self._whole(name)
+                    image = self.whole(index)
                 else:
-                    image = self._random_crop(name, crops[row], job.augmentation)
+                    image = self.random_crop(index, crops[row], job.augmentation)
                 if job.flip is not None and job.flip[row] and not job.padding:
                     image = image.flip(2)
                 images[row] = image
@@ -95,7 +96,26 @@ class BatchDecoder:
             images = crop_and_flip(images, dy, dx, flip, job.padding)
         return images if seeds is None else distort(images, seeds, job.augmentation)
 
-    def _whole(self, name: str) -> Tensor:
+
+@dataclass(frozen=True)
+class BatchDecoder(Decoder):
+    """Decodes batches of image files.
+
+    Attributes:
+        files: The image files; their names are in the order of the indices.
+        shape: See `Decoder`.
+        resized: Whether images are cropped and resized; otherwise each file has that size.
+        form: What pixels become.
+    """
+
+    files: Files
+    shape: tuple[int, int, int]
+    resized: bool
+    form: PixelForm
+
+    def whole(self, index: int) -> Tensor:
+        """See `Decoder.whole`."""
+        name = self.files.names[index]
         _, height, width = self.shape
         array = read_image(self.files, name, height if self.resized else None, self.form)
         if array.shape[:2] != (height, width):
@@ -105,14 +125,14 @@ class BatchDecoder:
             )
         return torch.from_numpy(np.array(array)).permute(2, 0, 1)
 
-    def _random_crop(self, name: str, seed: int, augmentation: Augmentation) -> Tensor:
-        """A random resized crop of an image."""
-        with opened(self.files, name, self.form) as image:
-            found = _decode_for_crop(image, self.shape, self.form, seed, augmentation)
+    def random_crop(self, index: int, seed: int, augmentation: Augmentation) -> Tensor:
+        """See `Decoder.random_crop`."""
+        with opened(self.files, self.files.names[index], self.form) as image:
+            found = decode_for_crop(image, self.shape, self.form, seed, augmentation)
             return resize(*found, self.shape[1:], augmentation)
 
 
-def _decode_for_crop(
+def decode_for_crop(
     image: Image.Image,
     shape: tuple[int, int, int],
     form: PixelForm,

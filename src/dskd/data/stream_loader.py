@@ -5,16 +5,17 @@ from __future__ import annotations
 import atexit
 import hashlib
 import multiprocessing
+import pickle
 import signal
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,16 +25,39 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dskd.data.epoch_plan import EpochPlan
 from dskd.data.loader import Batch, BatchAssembly, Loader
-from dskd.data.stream_decoding import BatchDecoder, Job
-from dskd.errors import InputError, ProcessLost
-
-if TYPE_CHECKING:
-    from dskd.data.file_split import FileSplit
+from dskd.data.stream_decoding import Decoder, Job
+from dskd.errors import InputError, ProcessLost, first_line
 
 PREFETCHED = 2
 """Batches that each worker decodes in advance."""
 SHARED = 2
 """The last batches, which a reader that is a step behind another still gets."""
+
+
+class StreamedSplit(Protocol):
+    """A split whose images are decoded whenever they are used.
+
+    Attributes:
+        labels: int64, ``[N]``.
+        sample_shape: Channels, height and width of an image as it is used.
+        workers: Processes that decode batches; 0 decodes them in the process that asks.
+        decoder: Makes the batches.
+    """
+
+    @property
+    def labels(self) -> Tensor: ...  # noqa: D102 (see the attributes)
+    @property
+    def sample_shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+    @property
+    def workers(self) -> int: ...  # noqa: D102
+    @property
+    def decoder(self) -> Decoder: ...  # noqa: D102
+
+    def images_at(self, indices: Tensor) -> Tensor:
+        """See `dskd.data.dataset.Samples.images_at`."""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that differ if the images differ."""
 
 
 class StreamLoader(Loader):
@@ -45,11 +69,11 @@ class StreamLoader(Loader):
     at the same time, as those of a comparison in lockstep do, share one stream.
 
     Args:
-        split: Files and labels.
+        split: Images and labels.
         device: The device on which batches arrive.
     """
 
-    def __init__(self, split: FileSplit, device: torch.device) -> None:
+    def __init__(self, split: StreamedSplit, device: torch.device) -> None:
         self.split = split
         self.labels = split.labels.to(device)
         self.device = device
@@ -57,7 +81,7 @@ class StreamLoader(Loader):
         self._running: weakref.WeakValueDictionary[Hashable, _Stream] = (
             weakref.WeakValueDictionary()
         )
-        self._decoder = BatchDecoder(split.files, split.sample_shape, split.resized, split.form)
+        self._decoder = split.decoder
 
     def batches(
         self,
@@ -70,7 +94,7 @@ class StreamLoader(Loader):
         """See `Loader.batches`.
 
         Raises:
-            InputError: A file cannot be used any more.
+            InputError: An image cannot be used any more.
             ProcessLost: A worker process died.
         """
         assemble = BatchAssembly(plan, self.labels)
@@ -103,37 +127,66 @@ class StreamLoader(Loader):
         return self.split.images_at(torch.arange(min(count, len(self)))).to(self.device)
 
     def identity(self) -> dict[str, Any]:
-        """See `Loader.identity` and `dskd.data.file_split.FileSplit.identity`."""
+        """See `Loader.identity` and `StreamedSplit.identity`."""
         return self.split.identity()
 
     def _decode(self, jobs: Sequence[Job] | _PlannedJobs) -> Iterator[Tensor]:
         """The images of each job, on the device."""
-        workers = min(self.split.workers, len(jobs))
-        loader = DataLoader(
-            _Batches(self._decoder),
-            batch_size=None,  # a job is a whole batch
-            sampler=jobs,
-            num_workers=workers,
-            prefetch_factor=PREFETCHED if workers else None,
-            pin_memory=self.device.type == "cuda",
-            # Its own generator: the global one belongs to the training.
-            generator=torch.Generator(),
-            # Forked workers share the names of the files with this process.
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            worker_init_fn=_ignore_stop_signals,
-        )
+        pin = self.device.type == "cuda"
+        for images in in_workers(self._decoder, jobs, self.split.workers, pin):
+            yield images.to(self.device, non_blocking=True)
+
+
+def in_workers(
+    work: Callable[[Job], Tensor],
+    jobs: Sequence[Job] | Sampler[Job],
+    workers: int,
+    pin: bool = False,
+) -> Iterator[Tensor]:
+    """The result of each job, in their order, from worker processes.
+
+    Args:
+        work: Does a job.
+        jobs: The jobs.
+        workers: Processes, at most; 0 does all jobs in this process.
+        pin: Whether the results are copied to pinned memory.
+
+    Raises:
+        InputError: A job raised it, or the work cannot be sent to a process.
+        ProcessLost: A worker process died.
+    """
+    workers = min(workers, len(jobs))  # type: ignore[arg-type]
+    loader = DataLoader(
+        _Batches(work),
+        batch_size=None,  # a job is a whole batch
+        sampler=jobs,
+        num_workers=workers,
+        prefetch_factor=PREFETCHED if workers else None,
+        pin_memory=pin,
+        # Its own generator: the global one belongs to the training.
+        generator=torch.Generator(),
+        # Forked workers share the names of the files with this process.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        worker_init_fn=_ignore_stop_signals,
+    )
+    try:
         with _noting_workers(), _keeping_handler():
             found = iter(loader)
-        while True:
-            try:
-                images = next(found)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise _lost_worker(error) from error
-            if isinstance(images, InputError):
-                raise images
-            yield images.to(self.device, non_blocking=True)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"the images cannot be read in worker processes here: {first_line(error)}; define the "
+            "class of the data set in a module, or set data.workers=0"
+        ) from error
+    while True:
+        try:
+            result = next(found)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            raise _lost_worker(error) from error
+        if isinstance(result, InputError):
+            raise result
+        yield result
 
 
 class _Stream:
@@ -203,12 +256,12 @@ class _PlannedJobs(Sampler[Job]):
 class _Batches(TorchDataset[Tensor]):
     """Batches by their jobs, as torch's DataLoader asks for them."""
 
-    def __init__(self, decoder: BatchDecoder) -> None:
-        self._decoder = decoder
+    def __init__(self, work: Callable[[Job], Tensor]) -> None:
+        self._work = work
 
     def __getitem__(self, job: Job) -> Tensor | InputError:  # type: ignore[override]
         try:
-            return self._decoder(job)
+            return self._work(job)
         except InputError as error:  # torch would add a traceback to its text
             return error
 

@@ -1,9 +1,10 @@
-"""Your own images, if they images are decoded whenever they are used."""
+"""Your own images, if they are decoded whenever they are used."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dskd.data.assembly import Outcome, assemble
 from dskd.data.cache import place_of
+from dskd.data.catalog import Loading
 from dskd.data.dataset import Dataset, Samples, channel_statistics
 from dskd.data.download import cache_folder
 from dskd.data.file_split import FileSplit, spread
@@ -30,19 +32,24 @@ _PIECE = 64
 """Images that are in memory at a time meanwhile."""
 
 
-def must_stream(source: ImageSource, options: ReadOptions) -> str:
+def must_stream(count: int, loading: Loading, workers: int, bytes_of_one: Callable[[], int]) -> str:
     """Why the images are streamed, in a line; empty if they are kept in memory.
 
     With ``data.loading=auto`` they are kept if they take at most a quarter of the machine's memory
     (and of the GPU's, if there is one), and if as much is free. The quarter is of all memory, not
     of what is free, so that a run that is resumed decides as before.
+
+    Args:
+        count: Number of images.
+        loading: ``data.loading``.
+        workers: ``data.workers``.
+        bytes_of_one: Returns the bytes of an image as it is used.
     """
-    count = sum(map(len, source.images.values()))
-    if options.loading == "stream":
-        return f"{count} images are decoded by {_workers(options)} whenever they are used"
-    if options.loading == "memory":
+    if loading == "stream":
+        return f"{count} images are decoded by {_workers(workers)} whenever they are used"
+    if loading == "memory":
         return ""
-    needed = count * options.form.channels * _pixels(source, options)
+    needed = count * bytes_of_one()
     memory = psutil.virtual_memory()
     limit = min(memory.total // 4, memory.available)
     if torch.cuda.is_available():
@@ -51,13 +58,22 @@ def must_stream(source: ImageSource, options: ReadOptions) -> str:
         return ""
     return (
         f"{count} images would take {readable(needed)} of memory, more than {readable(limit)}, so "
-        f"they are decoded by {_workers(options)} whenever they are used (data.loading=stream)"
+        f"they are decoded by {_workers(workers)} whenever they are used (data.loading=stream)"
     )
 
 
-def _workers(options: ReadOptions) -> str:
-    count = options.workers
+def _workers(count: int) -> str:
     return f"{count} worker process{'es' * (count > 1)}" if count else "the training process"
+
+
+def why_streamed(source: ImageSource, options: ReadOptions) -> str:
+    """`must_stream` for the images of a source."""
+    count = sum(map(len, source.images.values()))
+
+    def bytes_of_one() -> int:
+        return options.form.channels * _pixels(source, options)
+
+    return must_stream(count, options.loading, options.workers, bytes_of_one)
 
 
 def _pixels(source: ImageSource, options: ReadOptions) -> int:
@@ -69,6 +85,12 @@ def _pixels(source: ImageSource, options: ReadOptions) -> int:
             with contextlib.suppress(Exception), opened(source.files, name, options.form) as image:
                 return image.width * image.height
     return 1
+
+
+def statistics_of_some(train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of at most `SAMPLED` images."""
+    few = spread(len(train), SAMPLED)
+    return channel_statistics(*map(train.images_at, torch.split(few, _PIECE)))
 
 
 def stream_images(
@@ -96,11 +118,7 @@ def stream_images(
         files = source.files.part(names)
         return FileSplit(files, labels, shape, size is not None, options.form, options.workers)
 
-    def statistics(train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        few = spread(len(train), SAMPLED)
-        return channel_statistics(*map(train.images_at, torch.split(few, _PIECE)))
-
-    outcome = Outcome(found.good, found.bad, found.deepest, split, statistics, (note,))
+    outcome = Outcome(found.good, found.bad, found.deepest, split, statistics_of_some, (note,))
     return assemble(source, options, outcome)
 
 

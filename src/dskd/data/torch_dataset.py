@@ -1,9 +1,9 @@
-"""Read torch's map-style data sets of (image, label) pairs into memory, once."""
+"""Torch's map-style data sets of (image, label) pairs, read into memory once, or streamed."""
 
 from __future__ import annotations
 
 import logging
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
+from dskd.data.catalog import Loading
 from dskd.data.dataset import Dataset, Samples, Split, channel_statistics, distinct_names
-from dskd.data.loader import NO_LABEL
 from dskd.data.pixels import RGB, PixelForm
-from dskd.data.sample_pixels import sample_pixels
+from dskd.data.sample_reader import SampleReader, type_name
+from dskd.data.sample_split import READ_TWICE, sample_bytes, stream_samples
+from dskd.data.streamed_images import must_stream, statistics_of_some
 from dskd.data.subset import HELD_OUT, hold_out
-from dskd.errors import InputError, brief, first_line
+from dskd.errors import InputError, brief
 from dskd.runtime.memory import require_memory
 
 log = logging.getLogger("dskd")
 
-_READ_TWICE = 16
-"""Samples that are read twice, to see whether the data set gives the same image again."""
-_MOST_CLASSES = 1_000_000
+_FEW = 64
+"""So few images always fit into memory."""
 _NEEDS_TEST = (
     "give data={'dataset': train, 'test': test}, or drop data.val_fraction=0 to hold a part out"
 )
@@ -56,8 +57,10 @@ class TorchSplits:
         channels: int | None,
         val_fraction: float | None,
         form: PixelForm = RGB,
+        loading: Loading = "auto",
+        workers: int = 0,
     ) -> Dataset:
-        """Reads every image once, as uint8.
+        """Reads the labels, and every image once, as uint8, or whenever it is used.
 
         Images may be those of Pillow, arrays ``[H, W]`` or ``[H, W, C]``, or tensors ``[H, W]`` or
         ``[C, H, W]``, with uint8 from 0 to 255 or floats from 0 to 1. Labels are whole numbers
@@ -70,6 +73,9 @@ class TorchSplits:
                 None for 0.2.
             form: Its `value_range` says which values become 0 and 255, in place of 0 to 255 or 0 to
                 1. It also says how images are resized.
+            loading: ``memory`` reads all images once, ``stream`` reads them whenever they are used,
+                and ``auto`` streams what does not fit into memory.
+            workers: Processes that read images that are streamed; 0 reads them in this one.
 
         Raises:
             InputError: An image or a label cannot be used, images differ in size or channels, a
@@ -78,26 +84,45 @@ class TorchSplits:
         self._check_fraction(val_fraction)
         names = _class_names(self.train)
         given = {"training": self.train, "test": self.test, "validation": self.validation}
-        splits: dict[str, Split] = {}
+        readers = {
+            what: SampleReader(part, what, size, channels, form)
+            for what, part in given.items()
+            if part is not None
+        }
+        for what, reader in readers.items():
+            _check_names(names, reader.given, what)
+        count = sum(map(len, readers.values()))
+        if self.unlabelled is not None:
+            count += len(SampleReader(self.unlabelled, "unlabelled", size, channels, form, False))
+        streamed = must_stream(
+            count, loading, workers, lambda: _bytes(readers["training"], count, workers)
+        )
+
+        def split(reader: SampleReader) -> tuple[Samples, bool]:
+            of = len(reader), reader.what, type_name(reader.given)
+            if streamed:
+                return stream_samples(reader, workers)
+            log.info("reading the %d %s images of %s", *of)
+            return _in_memory(reader)
+
+        splits: dict[str, Samples] = {}
         deep = False
-        for what, part in given.items():
-            if part is not None:
-                _check_names(names, part, what)
-                reader = _Reader(part, what, size, channels, form)
-                splits[what] = reader.split()
-                deep |= reader.deep
-        others = self._read_unlabelled(splits["training"], channels, form)
-        train: Samples = splits["training"]
+        for what, reader in readers.items():
+            splits[what], is_deep = split(reader)
+            deep |= is_deep
+        train = splits["training"]
+        others = self._unlabelled_reader(train, channels, form)
+        unlabelled = None if others is None else split(others)[0]
         test: Samples | None = splits.get("test")
-        notes = _notes(splits, names, deep)
+        notes = [streamed] * bool(streamed) + _notes(splits, names, deep)
         if test is None:
             fraction = HELD_OUT if val_fraction is None else val_fraction
             test, train = hold_out(train, fraction)
             notes.append(_held_out_note(len(test), len(train), fraction))
-        mean, std = channel_statistics(train.images)
+        mean, std = statistics_of_some(train) if streamed else channel_statistics(train.images)
         highest = max(int(split.labels.max()) for split in splits.values())
         return Dataset(
-            name=_name(self.train),
+            name=type_name(self.train),
             train=train,
             test=test,
             validation=splits.get("validation"),
@@ -106,20 +131,22 @@ class TorchSplits:
             std=std,
             notes=tuple(notes),
             test_is_held_out=self.test is None,
-            unlabelled=others,
+            unlabelled=unlabelled,
         )
 
-    def _read_unlabelled(self, train: Split, channels: int | None, form: PixelForm) -> Split | None:
-        """The images without labels, in the size of the others."""
+    def _unlabelled_reader(
+        self, train: Samples, channels: int | None, form: PixelForm
+    ) -> SampleReader | None:
+        """Of the images without labels, in the size of the others."""
         if self.unlabelled is None:
             return None
         own, height, width = train.sample_shape
         size = height if height == width else None
-        return _Reader(self.unlabelled, "unlabelled", size, channels or own, form, False).split()
+        return SampleReader(self.unlabelled, "unlabelled", size, channels or own, form, False)
 
     def _check_fraction(self, val_fraction: float | None) -> None:
         if self.test is None and val_fraction == 0:
-            raise InputError(f"{_name(self.train)} has no test images; {_NEEDS_TEST}")
+            raise InputError(f"{type_name(self.train)} has no test images; {_NEEDS_TEST}")
         if self.validation is not None and val_fraction:
             raise InputError("data has a validation split; drop data.val_fraction")
 
@@ -136,131 +163,44 @@ def as_splits(given: object) -> TorchSplits | None:
         raise InputError("data is a DataLoader; give its data set, loader.dataset")
     if isinstance(given, IterableDataset):
         raise InputError(
-            f"{_name(given)} can only be iterated; give a data set with a length and items"
+            f"{type_name(given)} can only be iterated; give a data set with a length and items"
         )
     if isinstance(given, str | bytes | Path | Tensor | np.ndarray | dict):
         return None
     return TorchSplits(given) if hasattr(given, "__getitem__") else None
 
 
-class _Reader:
-    """Reads one data set.
-
-    Args:
-        given: The data set.
-        what: Name of the split.
-        size: Height and width; None keeps that of the images.
-        channels: See `TorchSplits.read`.
-        form: See `TorchSplits.read`.
-        labelled: Whether items are pairs of an image and its label.
-
-    Attributes:
-        deep: Whether an image had more than 256 levels.
-    """
-
-    def __init__(
-        self,
-        given: Any,
-        what: str,
-        size: int | None,
-        channels: int | None,
-        form: PixelForm,
-        labelled: bool = True,
-    ) -> None:
-        self.given, self.what, self.size, self.labelled = given, what, size, labelled
-        self.channels, self.form, self.deep = channels, form, False
-
-    def split(self) -> Split:
-        """All images and labels.
-
-        Raises:
-            InputError: See `TorchSplits.read`.
-        """
-        count = _length(self.given)
-        if count == 0:
-            raise InputError(f"the {self.what} images ({_name(self.given)}) are empty; give some")
-        log.info("reading the %d %s images of %s", count, self.what, _name(self.given))
-        first, _ = self._item(0)
-        require_memory(count * first.numel(), f"the {count} {self.what} images")
-        images = torch.empty((count, *first.shape), dtype=torch.uint8)
-        labels = torch.empty(count, dtype=torch.int64)
-        for index in range(count):
-            image, labels[index] = self._item(index)
-            if image.shape != first.shape:
-                raise self._differs(index, image, first)
-            images[index] = image
-        self._check_repeats(images)
-        return Split(images, labels, tuple(map(str, range(count))))
-
-    def _differs(self, index: int, image: Tensor, first: Tensor) -> InputError:
-        sizes = [f"{part.shape[2]}x{part.shape[1]}" for part in (image, first)]
-        if image.shape[0] != first.shape[0]:
-            return InputError(
-                f"{self._where(index)} has {image.shape[0]} channels, and the first image "
-                f"{first.shape[0]}; set data.channels"
-            )
-        return InputError(
-            f"{self._where(index)} is {sizes[0]}, and the first image {sizes[1]}; give all one "
-            "size with data.size"
-        )
-
-    def _check_repeats(self, images: Tensor) -> None:
-        """Refuses a data set with random transforms, as each image is read only once."""
-        step = max(1, len(images) // _READ_TWICE)
-        for index in range(0, len(images), step):
-            if not torch.equal(self._item(index)[0], images[index]):
-                raise InputError(
-                    f"{self._where(index)} is another one when it is read again, and each image is "
-                    "read only once; drop the random transforms, and use data.flip and "
-                    "data.crop_padding"
-                )
-
-    def _item(self, index: int) -> tuple[Tensor, int]:
-        """An image, uint8 ``[C, H, W]``, and its label."""
-        where = self._where(index)
-        try:
-            item = self.given[index]
-        except Exception as error:  # a user's class may raise anything
-            raise InputError(f"{where} cannot be read: {first_line(error)}") from error
-        if not self.labelled:
-            item = (item[0] if isinstance(item, list | tuple) and item else item), NO_LABEL
-        elif not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2:
-            raise InputError(f"{where} is {_described(item)}, not a pair (image, label)")
-        try:
-            image, deep = sample_pixels(item[0], self.size, self.channels, self.form)
-            label = _label(item[1]) if self.labelled else NO_LABEL
-        except ValueError as error:
-            raise InputError(f"{where} {error}") from error
-        self.deep |= deep
-        return image, label
-
-    def _where(self, index: int) -> str:
-        return f"image {index} of the {self.what} images ({_name(self.given)})"
+def _bytes(reader: SampleReader, count: int, workers: int) -> int:
+    """Bytes of an image as it is used, at most; the first one is read only if that may matter."""
+    if reader.size is not None:
+        return (reader.channels or 3) * reader.size**2
+    if count <= _FEW:
+        return 0
+    return sample_bytes(reader, workers if sys.platform == "linux" else 0)
 
 
-def _length(given: Any) -> int:
-    try:
-        return len(given)
-    except TypeError as error:
-        raise InputError(f"{_name(given)} has no length; give a data set that has one") from error
-
-
-def _label(label: Any) -> int:
-    """A label as a number.
+def _in_memory(reader: SampleReader) -> tuple[Split, bool]:
+    """All images and labels, read once, and whether some have more than 256 levels.
 
     Raises:
-        ValueError: It is none; the message is the end of a sentence about the image.
+        InputError: See `TorchSplits.read`.
     """
-    value = label
-    if isinstance(value, Tensor | np.ndarray) and math.prod(value.shape) == 1:
-        value = value.item()
-    if not isinstance(value, int | np.integer):
-        raise ValueError(
-            f"has as label {_described(label)}; give the number of its class, a whole number"
-        )
-    if not 0 <= value < _MOST_CLASSES:
-        raise ValueError(f"has the label {value}; give a number from 0 to {_MOST_CLASSES - 1:,}")
-    return int(value)
+    count = len(reader)
+    first, _, deep = reader.read(0)
+    require_memory(count * first.numel(), f"the {count} {reader.what} images")
+    images = torch.empty((count, *first.shape), dtype=torch.uint8)
+    labels = torch.empty(count, dtype=torch.int64)
+    for index in range(count):
+        image, labels[index], is_deep = reader.read(index)
+        if image.shape != first.shape:
+            raise reader.differs(index, image.shape, first.shape)
+        images[index] = image
+        deep |= is_deep
+    step = max(1, count // READ_TWICE)
+    for index in range(0, count, step):
+        if not torch.equal(reader.read(index)[0], images[index]):
+            raise reader.is_random(index)
+    return Split(images, labels, tuple(map(str, range(count)))), deep
 
 
 def _class_names(given: Any) -> tuple[str, ...] | None:
@@ -284,12 +224,13 @@ def _check_names(names: tuple[str, ...] | None, part: Any, what: str) -> None:
     own = _class_names(part)
     if own is not None and names is not None and own != names:
         raise InputError(
-            f"the {what} images ({_name(part)}) have the classes {brief(list(own))}, the training "
-            f"images {brief(list(names))}; labels would mean different classes; give the same"
+            f"the {what} images ({type_name(part)}) have the classes {brief(list(own))}, the "
+            f"training images {brief(list(names))}; labels would mean different classes; give the "
+            "same"
         )
 
 
-def _notes(splits: Mapping[str, Split], names: tuple[str, ...] | None, deep: bool) -> list[str]:
+def _notes(splits: Mapping[str, Samples], names: tuple[str, ...] | None, deep: bool) -> list[str]:
     notes = []
     if deep:
         notes.append("some images have more than 256 levels; they are rounded to 8 bits")
@@ -306,18 +247,3 @@ def _held_out_note(test: int, train: int, fraction: float) -> str:
         f"there are no test images: {test} of the {test + train} images are held out "
         f"(data.val_fraction={fraction:g}), and the student is tested on them"
     )
-
-
-def _name(given: object) -> str:
-    return type(given).__name__
-
-
-def _described(value: Any) -> str:
-    """A value of any type, for a message."""
-    if isinstance(value, Tensor | np.ndarray) and value.ndim > 0:
-        return f"a {_name(value)} of shape {list(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"a {_name(value)} with the keys {brief(list(value))}"
-    if isinstance(value, tuple | list):
-        return f"a {_name(value)} of {len(value)}"
-    return f"{brief(value)} ({_name(value)})"

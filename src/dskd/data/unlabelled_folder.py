@@ -19,6 +19,7 @@ from dskd.data.loader import NO_LABEL
 from dskd.data.own_images import read_images
 from dskd.data.path_list import LabelledPaths
 from dskd.data.read_options import ReadOptions
+from dskd.data.sample_split import SampleSplit
 from dskd.data.subset import hold_out
 from dskd.errors import InputError
 
@@ -72,7 +73,7 @@ def join_unlabelled(
     left_out = len(found.train) - len(images)
     beyond = f", as {left_out} more are images of the data set" if left_out else ""
     notes = *found.notes, f"{SETTING}: {len(images)} images from {root}{beyond}"
-    train, images = _shared_workers(data.train, images, share)
+    train, images = shared_workers(data.train, images, share)
     return replace(
         data,
         train=train,
@@ -181,9 +182,10 @@ def _known_names(data: Dataset, root: Path, own_root: Path | None) -> set[str]:
     return {path.removeprefix(start) for path in paths if path.startswith(start)}
 
 
-def _shared_workers(train: Samples, images: Samples, share: float) -> tuple[Samples, Samples]:
+def shared_workers(train: Samples, images: Samples, share: float) -> tuple[Samples, Samples]:
     """Shares the worker processes out among two streamed splits."""
-    if not isinstance(train, FileSplit) or not isinstance(images, FileSplit) or train.workers < 2:
+    streamed = FileSplit | SampleSplit
+    if not isinstance(train, streamed) or not isinstance(images, streamed) or train.workers < 2:
         return train, images
     others = min(max(1, round(share * train.workers)), train.workers - 1)
     return replace(train, workers=train.workers - others), replace(images, workers=others)

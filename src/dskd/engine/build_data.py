@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from dskd.data import Dataset, load_dataset, take_part
 from dskd.data.catalog import DATASETS
 from dskd.data.hf import HFSplits
 from dskd.data.pixels import PixelForm
-from dskd.data.read_options import ImageOptions, read_options
+from dskd.data.read_options import ImageOptions, default_workers, read_options
 from dskd.data.subset import HELD_OUT
 from dskd.data.torch_dataset import TorchSplits
-from dskd.data.unlabelled_folder import join_unlabelled, without_labels
+from dskd.data.unlabelled_folder import join_unlabelled, shared_workers, without_labels
 from dskd.engine.user_objects import GivenData
 from dskd.errors import InputError
 
@@ -28,7 +29,7 @@ OF_IMAGES_IN_MEMORY = {
     "unlabelled_share",
 } | {*AUGMENTATIONS}
 """The keys of ``data`` that apply to images given in Python."""
-OF_SAMPLES = {"size", "channels", "value_range", "crop_pct"}
+OF_SAMPLES = {"size", "channels", "value_range", "crop_pct", "loading", "workers"}
 """The keys that apply to torch's data sets, too."""
 OF_FILES = {
     "value_range",
@@ -136,8 +137,12 @@ def _given(settings: DataSettings, given: GivenData) -> Dataset:
     for key in sorted(refused):
         if not settings.is_default(key):
             raise InputError(f"data.{key} does not apply to images given in Python; drop it")
+    data = _read(settings, given)
+    if data.unlabelled is not None:
+        train, others = shared_workers(data.train, data.unlabelled, settings.unlabelled_share)
+        data = replace(data, train=train, unlabelled=others)
     fractions = settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
-    return take_part(_read(settings, given), settings.classes, *fractions)
+    return take_part(data, settings.classes, *fractions)
 
 
 def _read(settings: DataSettings, given: GivenData) -> Dataset:
@@ -153,6 +158,8 @@ def _read(settings: DataSettings, given: GivenData) -> Dataset:
                     interpolation=settings.interpolation,
                 ),
                 val_fraction=settings.val_fraction,
+                loading=settings.loading,
+                workers=default_workers() if settings.workers is None else settings.workers,
             )
         case HFSplits():
             images = settings.model_dump(include={*ImageOptions.__annotations__} - OF_PLACES)
