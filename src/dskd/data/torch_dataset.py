@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,8 @@ class TorchSplits:
                 None for 0.2.
             form: Its `value_range` says which values become 0 and 255, in place of 0 to 255 or 0 to
                 1. It also says how images are resized.
-            loading: ``memory`` reads all images once, ``stream`` reads them whenever they are used,
-                and ``auto`` streams what does not fit into memory.
-            workers: Processes that read images that are streamed; 0 reads them in this one.
+            loading: See `dskd.data.read_options.ImageOptions`.
+            workers: Processes that read streamed images; 0 reads them in this one.
 
         Raises:
             InputError: An image or a label cannot be used, images differ in size or channels, a
@@ -83,56 +83,55 @@ class TorchSplits:
         """
         self._check_fraction(val_fraction)
         names = _class_names(self.train)
-        given = {"training": self.train, "test": self.test, "validation": self.validation}
-        readers = {
-            what: SampleReader(part, what, size, channels, form)
-            for what, part in given.items()
-            if part is not None
-        }
+        readers = self._readers(size, channels, form)
         for what, reader in readers.items():
             _check_names(names, reader.given, what)
-        count = sum(map(len, readers.values()))
-        if self.unlabelled is not None:
-            count += len(SampleReader(self.unlabelled, "unlabelled", size, channels, form, False))
-        streamed = must_stream(
-            count, loading, workers, lambda: _bytes(readers["training"], count, workers)
-        )
-
-        def split(reader: SampleReader) -> tuple[Samples, bool]:
-            of = len(reader), reader.what, type_name(reader.given)
-            if streamed:
-                return stream_samples(reader, workers)
-            log.info("reading the %d %s images of %s", *of)
-            return _in_memory(reader)
-
-        splits: dict[str, Samples] = {}
-        deep = False
-        for what, reader in readers.items():
-            splits[what], is_deep = split(reader)
-            deep |= is_deep
+        streamed = self._why_streamed(readers, loading, workers)
+        read = partial(_split, workers=workers if streamed else None)
+        found = {what: read(reader) for what, reader in readers.items()}
+        splits = {what: split for what, (split, _) in found.items()}
         train = splits["training"]
         others = self._unlabelled_reader(train, channels, form)
-        unlabelled = None if others is None else split(others)[0]
         test: Samples | None = splits.get("test")
-        notes = [streamed] * bool(streamed) + _notes(splits, names, deep)
+        notes = [streamed] * bool(streamed)
+        notes += _notes(splits, names, any(deep for _, deep in found.values()))
         if test is None:
-            fraction = HELD_OUT if val_fraction is None else val_fraction
-            test, train = hold_out(train, fraction)
-            notes.append(_held_out_note(len(test), len(train), fraction))
+            test, train, note = _held_out(train, val_fraction)
+            notes.append(note)
         mean, std = statistics_of_some(train) if streamed else channel_statistics(train.images)
-        highest = max(int(split.labels.max()) for split in splits.values())
         return Dataset(
             name=type_name(self.train),
             train=train,
             test=test,
             validation=splits.get("validation"),
-            classes=names or tuple(str(label) for label in range(highest + 1)),
+            classes=names or tuple(map(str, range(_highest(splits) + 1))),
             mean=mean,
             std=std,
             notes=tuple(notes),
             test_is_held_out=self.test is None,
-            unlabelled=unlabelled,
+            unlabelled=None if others is None else read(others)[0],
         )
+
+    def _readers(
+        self, size: int | None, channels: int | None, form: PixelForm
+    ) -> dict[str, SampleReader]:
+        """Of the splits with labels, by name."""
+        given = {"training": self.train, "test": self.test, "validation": self.validation}
+        return {
+            what: SampleReader(part, what, size, channels, form)
+            for what, part in given.items()
+            if part is not None
+        }
+
+    def _why_streamed(
+        self, readers: Mapping[str, SampleReader], loading: Loading, workers: int
+    ) -> str:
+        """See `dskd.data.streamed_images.must_stream`."""
+        count = sum(map(len, readers.values()))
+        first = readers["training"]
+        if self.unlabelled is not None:
+            count += len(replace(first, given=self.unlabelled, what="unlabelled"))
+        return must_stream(count, loading, workers, lambda: _bytes(first, count, workers))
 
     def _unlabelled_reader(
         self, train: Samples, channels: int | None, form: PixelForm
@@ -168,6 +167,15 @@ def as_splits(given: object) -> TorchSplits | None:
     if isinstance(given, str | bytes | Path | Tensor | np.ndarray | dict):
         return None
     return TorchSplits(given) if hasattr(given, "__getitem__") else None
+
+
+def _split(reader: SampleReader, workers: int | None) -> tuple[Samples, bool]:
+    """The split of a data set, in memory if ``workers`` is None, and whether it has more levels."""
+    if workers is not None:
+        return stream_samples(reader, workers)
+    name = type_name(reader.given)
+    log.info("reading the %d %s images of %s", len(reader), reader.what, name)
+    return _in_memory(reader)
 
 
 def _bytes(reader: SampleReader, count: int, workers: int) -> int:
@@ -235,15 +243,24 @@ def _notes(splits: Mapping[str, Samples], names: tuple[str, ...] | None, deep: b
     if deep:
         notes.append("some images have more than 256 levels; they are rounded to 8 bits")
     labels = splits["training"].labels
-    count = len(names) if names else int(max(part.labels.max() for part in splits.values())) + 1
+    count = len(names) if names else _highest(splits) + 1
     if missing := sorted(set(range(count)) - set(labels.tolist())):
         shown = [names[label] if names else label for label in missing]
         notes.append(f"no training image has the class {brief(shown)}; labels count from 0")
     return notes
 
 
-def _held_out_note(test: int, train: int, fraction: float) -> str:
+def _highest(splits: Mapping[str, Samples]) -> int:
+    return max(int(split.labels.max()) for split in splits.values())
+
+
+def _held_out(images: Samples, val_fraction: float | None) -> tuple[Samples, Samples, str]:
+    """The test images, the training images, and a note."""
+    fraction = HELD_OUT if val_fraction is None else val_fraction
+    test, train = hold_out(images, fraction)
     return (
-        f"there are no test images: {test} of the {test + train} images are held out "
-        f"(data.val_fraction={fraction:g}), and the student is tested on them"
+        test,
+        train,
+        f"there are no test images: {len(test)} of the {len(images)} images are held out "
+        f"(data.val_fraction={fraction:g}), and the student is tested on them",
     )
