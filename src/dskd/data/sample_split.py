@@ -101,7 +101,7 @@ class SampleDecoder(Decoder):
                 image, box = decode_for_crop(given, self.shape, form, seed, augmentation)
             else:
                 image, _ = sample_pixels(given, None, self.reader.channels, self.reader.form)
-                box = draw_box(seed, *image.shape[1:], augmentation)
+                box = draw_box(seed, image.shape[1], image.shape[2], augmentation)
         except (ValueError, OSError) as error:
             raise InputError(f"{self.reader.where(row)} cannot be used: {error}") from error
         found = resize(image, box, self.shape[1:], augmentation)
