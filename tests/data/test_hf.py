@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dskd.config.chosen import fill_in
 from dskd.config.recipe import load_by_labels
+from dskd.config.schema import DataSettings
 from dskd.config.short_forms import data_settings, label, overrides
 from dskd.data import Dataset, load_dataset
+from dskd.data.file_split import FileSplit
 from dskd.data.hf import HFSplits, as_hf
 from dskd.data.read_options import read_options
+from dskd.engine.build_data import load_data
 from dskd.engine.given_data import split_data
 from dskd.errors import InputError
+from dskd.settings import validate
 from tests.data.file_writers import write_folder, write_hf
 
 datasets: Any = pytest.importorskip("datasets")
@@ -64,6 +69,19 @@ def test_columns_are_chosen_where_there_are_several(given: Any, tmp_path: Path) 
             read(given, tmp_path, **chosen)
     with pytest.raises(InputError, match=r"has no image column among \['label'\]"):
         read(train.remove_columns("image"), tmp_path)
+
+
+def test_an_object_is_streamed_to_the_images_that_it_has_in_memory(given: Any) -> None:
+    form = {"size": 12, "workers": 0}
+    streamed, memory = (
+        load_data(validate(DataSettings, {**values, **form, "loading": loading}), splits)
+        for loading in ("stream", "memory")
+        for values, splits in [split_data(given)]
+    )
+    assert isinstance(streamed.train, FileSplit)
+    for name, split in streamed.splits().items():
+        assert torch.equal(split.images, memory.splits()[name].images)
+        assert torch.equal(split.labels, memory.splits()[name].labels)
 
 
 def test_other_splits_and_splits_without_labels_are_left_out_with_a_note(

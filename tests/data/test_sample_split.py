@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 import dskd
 from dskd.config.schema import DataSettings
+from dskd.data import stream_loader
 from dskd.data.augmentation import Augmentation
 from dskd.data.dataset import Dataset, Samples, Split
 from dskd.data.duplicates import hash_splits
@@ -218,6 +220,19 @@ def test_a_dead_worker_ends_the_run_in_a_line() -> None:
     with pytest.raises(ProcessLost, match="a worker process that decodes images died"):
         list(with_workers(split, 2).batches(draw_plan(0, 0, COUNT), 3))
     assert time.monotonic() - start < 60
+
+
+def test_what_cannot_be_sent_to_a_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where processes are not forked, as on macOS and Windows."""
+    spawned = partial(DataLoader, multiprocessing_context="spawn")
+    monkeypatch.setattr(
+        stream_loader,
+        "DataLoader",
+        lambda *given, **options: spawned(*given, **_without(options, "multiprocessing_context")),
+    )
+    given = Given(lambda index: pixels(index), LABELS)
+    with pytest.raises(InputError, match=r"cannot be read in worker processes here.*workers.*0"):
+        load(given, workers=1)
 
 
 # ---- labels

@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -170,7 +171,8 @@ def in_workers(
         worker_init_fn=_ignore_stop_signals,
     )
     try:
-        with _noting_workers(), _keeping_handler():
+        with _noting_workers(), _keeping_handler(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # the error below says it
             found = iter(loader)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise InputError(
