@@ -160,10 +160,11 @@ def decode_for_crop(
         factor = max((n for n in (2, 4, 8) if n <= shrink), default=1)
         image.draft(None, (image.width // factor, image.height // factor))
         image = convert(image, form)
-    pixels = torch.from_numpy(np.array(image))
-    tensor = pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels[None]
     y, x = image.height / height, image.width / width
     low, first = int(top * y), int(left * x)
     rows = min(max(1, round(rows * y)), image.height - low)
     columns = min(max(1, round(columns * x)), image.width - first)
-    return tensor, (low, first, rows, columns)
+    # Pillow's own crop: the pixels around it need not become those of an array.
+    pixels = torch.from_numpy(np.array(image.crop((first, low, first + columns, low + rows))))
+    tensor = pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels[None]
+    return tensor, (0, 0, rows, columns)
