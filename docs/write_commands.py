@@ -24,19 +24,24 @@ changes a [setting](settings.md), as in `train.epochs=10`.
 
 def page() -> str:
     """Renders the whole page."""
-    commands = [_command(name, command) for name, command in cli.commands.items()]
+    commands = [part for name, command in cli.commands.items() for part in _parts(name, command)]
     return "\n\n".join([_INTRO.strip(), *commands, _exit_codes()]) + "\n"
+
+
+def _parts(name: str, command: click.Command) -> list[str]:
+    """A command, and those in it if it is a group."""
+    within = command.commands.items() if isinstance(command, click.Group) else ()
+    inner = [_command(f"{name} {one}", part) for one, part in within]
+    return [_command(name, command), *inner]
 
 
 def _command(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=f"dskd {name}", **cli.context_settings)
     usage = command.get_usage(context).removeprefix("Usage: ")
     options = [p for p in command.params if isinstance(p, click.Option)]
-    parts = [
-        f"## dskd {name}",
-        _prose(command.help or ""),
-        f"```text\n{' '.join(usage.split())}\n```",
-    ]
+    parts = [f"## dskd {name}", _prose(command.help or "")]
+    if not isinstance(command, click.Group):
+        parts.append(f"```text\n{' '.join(usage.split())}\n```")
     if options:
         parts.append("\n".join(["| option | meaning |", "|---|---|", *map(_row, options)]))
     return "\n\n".join(parts)

@@ -13,6 +13,12 @@ from pydantic.fields import FieldInfo
 from dskd import methods
 from dskd.config.schema import DataSettings, ModelSettings, Recipe, TeacherSettings
 from dskd.config.train_settings import TrainSettings
+from dskd.engine.tasks.graphs.settings import (
+    GraphDataSettings,
+    GraphModelSettings,
+    GraphTeacherSettings,
+    GraphTrainSettings,
+)
 from dskd.settings import settings_source, signature_settings
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -48,6 +54,13 @@ _METHOD = """## method
 next to it. `method.preset` selects a named set of settings: `literature` has the values of the
 method's publication, and `dskd` has `paper` and `paper-abstract`. See also [the methods](methods/).
 """
+_GRAPHS = """## Graphs
+
+`dskd graphs` has recipes of its own, with `task: graphs` ([graphs](tasks/graphs.md)). Their
+sections are listed here. `teacher` has all keys of `student`, and these. `train` has the keys above
+with the defaults below. It has no `dot_delta`, `accumulate`, `label_smoothing`, `class_weights`,
+`mixup`, `cutmix`, `mix_probability`, `ema`, `precision`, `sync_batchnorm` and `compile`.
+"""
 
 
 def page() -> str:
@@ -76,7 +89,39 @@ def page() -> str:
         kind = methods.find(name)
         known: type[BaseModel] = signature_settings(kind.__init__)
         parts.append(f"### {name}\n\n{table('method.', known.model_fields, arguments(kind))}")
+    parts += _of_graphs()
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _of_graphs() -> list[str]:
+    """The settings of runs on graphs: all but those of ``train`` that images have, too."""
+    parts = [_GRAPHS]
+    student = GraphModelSettings.model_fields
+    own = _changed(GraphTeacherSettings, student)
+    train = _changed(GraphTrainSettings, TrainSettings.model_fields)
+    for section, fields in (
+        ("data", GraphDataSettings.model_fields),
+        ("student", student),
+        ("teacher", own),
+        ("train", train),
+    ):
+        parts.append(f"### {section} of graphs\n\n{table(f'{section}.', fields, {})}")
+    for name in methods.names("graphs"):
+        kind = methods.find(name)
+        known: type[BaseModel] = signature_settings(kind.__init__)
+        if known.model_fields:
+            about = table("method.", known.model_fields, arguments(kind))
+            parts.append(f"### {name}\n\n{about}")
+    return parts
+
+
+def _changed(model: type[BaseModel], base: dict[str, FieldInfo]) -> dict[str, FieldInfo]:
+    """The settings of a model that a base does not have, or with another default."""
+    return {
+        name: field
+        for name, field in model.model_fields.items()
+        if name not in base or field.default != base[name].default
+    }
 
 
 def table(prefix: str, fields: dict[str, FieldInfo], about: dict[str, str]) -> str:

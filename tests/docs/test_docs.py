@@ -10,6 +10,7 @@ import runpy
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import fast_paths
 import pytest
 import speed_page
@@ -20,6 +21,7 @@ from dskd import methods
 from dskd.cli.commands import cli
 from dskd.config import recipe
 from dskd.config.schema import Recipe, TeacherSettings
+from dskd.engine.tasks.graphs.settings import GraphRecipe
 from dskd.methods.contracts import TeacherNeeds
 from dskd.settings import signature_settings
 from tests.conftest import make_dataset, make_pair, staged
@@ -109,7 +111,10 @@ def test_files_that_a_page_names_exist(page: str) -> None:
 def known_settings() -> set[str]:
     fields = Recipe.model_fields
     known = {f"{name}.{key}" for name in SECTIONS for key in _keys(fields[name].annotation)}
-    own = [signature_settings(methods.find(name).__init__) for name in methods.names()]
+    fields = GraphRecipe.model_fields
+    known |= {f"{name}.{key}" for name in SECTIONS for key in _keys(fields[name].annotation)}
+    named = [*methods.names(), *methods.names("graphs")]
+    own = [signature_settings(methods.find(name).__init__) for name in named]
     known |= {f"method.{key}" for model in own for key in model.model_fields}
     return known | {"method.name", "method.preset"}
 
@@ -136,7 +141,11 @@ def test_commands_of_a_page_exist_and_name_recipes_that_exist(page: str) -> None
     for line in re.findall(r"^\$? ?dskd (\S.*)$", read(page), flags=re.MULTILINE):
         words = line.partition("#")[0].split()
         assert words[0] in cli.commands, line
-        options = {option for one in cli.commands[words[0]].params for option in one.opts}
+        command = cli.commands[words[0]]
+        if isinstance(command, click.Group):
+            assert words[1] in command.commands, line
+            command = command.commands[words[1]]
+        options = {option for one in command.params for option in one.opts}
         assert {word for word in words if word.startswith("--")} <= options, line
     named = [b for a, b in pairwise(read(page).split()) if a in ("distill", "train", "compare")]
     assert {name for name in named if "/" in name and "." not in name} <= set(recipe.shipped())

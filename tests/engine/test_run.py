@@ -28,7 +28,7 @@ import dskd
 from dskd.cli.commands import main
 from dskd.config import recipe
 from dskd.config.schema import Recipe
-from dskd.engine import run, training_run
+from dskd.engine import image_job, run, training_run
 from dskd.engine.build_data import load_data
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.prepare import prepare
@@ -861,7 +861,7 @@ def test_a_run_that_came_while_the_images_were_read_is_not_replaced(
         shutil.copytree(finished, out)
         return prepared
 
-    monkeypatch.setattr(run, "prepare", slow)
+    monkeypatch.setattr(image_job, "prepare", slow)
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
     with pytest.raises(InputError, match="already holds a run"):
         run.distill(plan(out, teacher, "train.epochs=1"))

@@ -11,7 +11,7 @@ import pytest
 
 import dskd
 from dskd.config import recipe
-from dskd.engine import average, evaluate, run, trainer, training_run
+from dskd.engine import average, evaluate, image_task, run, trainer, training_run
 from dskd.engine.training_run import TrainingRun
 from dskd.models.zoo import build
 from tests.conftest import make_dataset, trusted
@@ -67,7 +67,7 @@ def test_nothing_is_evaluated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         splits.append(len(loader))
         return evaluate_accuracy(module, logits, loader)
 
-    for place in (evaluate, average):
+    for place in (image_task, average):
         monkeypatch.setattr(place, "evaluate_accuracy", counted)
     out = tmp_path / "run"
     options: dict[str, Any] = {

@@ -56,7 +56,7 @@ def takes_recipe(*flags: str) -> Callable[[Callable[..., None]], Callable[..., N
         @functools.wraps(function)
         def command(arguments: tuple[str, ...], **options: Any) -> None:
             given = {flag: options.pop(flag) for flag in flags}
-            name, changes = _split(arguments)
+            name, changes = split_arguments(arguments)
             overrides = [*short_forms.overrides(**given), *changes]
             function(recipe_name=name, overrides=overrides, **options)
 
@@ -67,7 +67,7 @@ def takes_recipe(*flags: str) -> Callable[[Callable[..., None]], Callable[..., N
     return decorate
 
 
-def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe, which may come first, and the overrides."""
     if arguments and not _OVERRIDE.match(arguments[0]):
         return arguments[0], list(arguments[1:])

@@ -30,7 +30,7 @@ def result_rows(result: Result) -> list[list[str]]:
     """The numbers of a finished run, one per row."""
     best = f"best epoch ({result.best_epoch}, chosen on the {result.best_chosen_on} split)"
     rows = [
-        ["method", result.method],
+        ["method", result.method.rpartition("/")[2]],
         ["parameters", f"{result.parameters:,}"],
         ["test accuracy, last epoch, %", f"{result.test_accuracy:.2f}"],
     ]

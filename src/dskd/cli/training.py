@@ -16,13 +16,13 @@ from dskd.runtime import launch
 if TYPE_CHECKING:
     from dskd.engine.result import Result
 
-_OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an existing run.")
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace an existing run.")
 
 
 @click.command("train")
 @takes_recipe("data", "student", "epochs", "out")
 @RESUME
-@_OVERWRITE
+@OVERWRITE
 @ALLOW_CODE
 def train_(
     recipe_name: str | None,
@@ -43,13 +43,13 @@ def train_(
 
     plan = recipe.load_by_labels(recipe_name, overrides)
     objects = UserObjects(allow_code=allow_code)
-    _print_result(run.train(plan, resume=resume, overwrite=overwrite, objects=objects))
+    print_result(run.train(plan, resume=resume, overwrite=overwrite, objects=objects))
 
 
 @click.command("distill")
 @takes_recipe("data", "teacher", "student", "method", "epochs", "out")
 @RESUME
-@_OVERWRITE
+@OVERWRITE
 @ALLOW_CODE
 def distill_(
     recipe_name: str | None,
@@ -71,7 +71,7 @@ def distill_(
 
     plan = recipe.load(recipe_name, overrides)
     objects = UserObjects(allow_code=allow_code)
-    _print_result(run.distill(plan, resume=resume, overwrite=overwrite, objects=objects))
+    print_result(run.distill(plan, resume=resume, overwrite=overwrite, objects=objects))
 
 
 @click.command("compare")
@@ -128,7 +128,6 @@ def compare_(
     from dskd.compare.jobs import choose_grid_launcher
     from dskd.compare.summary import summarize
     from dskd.engine.user_objects import UserObjects
-    from dskd.storage.metric_names import metric_of
 
     plan = grid.load_plan(
         recipe_name,
@@ -144,7 +143,7 @@ def compare_(
         objects = UserObjects(allow_code=allow_code)
         comparison = runner.run_grid(plan, callback, objects, where)
     summaries = summarize(comparison.variants, comparison.test_images)
-    console.table(*table.summary_table(summaries, metric_of(comparison.facts["recipe"])))
+    console.table(*table.summary_table(summaries))
     for line in table.notes(comparison, summaries):
         click.echo(line)
 
@@ -165,7 +164,8 @@ def init_(recipe_name: str | None, overrides: list[str], out: Path | None) -> No
     click.echo(f"{path}  (run it with: dskd distill {path})")
 
 
-def _print_result(result: Result) -> None:
+def print_result(result: Result) -> None:
+    """Prints the numbers of a finished run, and its folder."""
     from dskd.cli.results import result_rows
 
     if launch.is_rank_zero():

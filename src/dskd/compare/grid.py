@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dskd import methods
+from dskd.compare.summary import baseline_of
 from dskd.compare.variants import MethodVariant, Weights, method_variants
 from dskd.config.recipe import compose
-from dskd.config.schema import Recipe, TeacherSettings
 from dskd.errors import InputError, option
 from dskd.storage.run_files import LAST, TEACHER
 
@@ -20,7 +20,8 @@ class Grid:
     """Methods and seeds on one recipe: one training run for each pair.
 
     Attributes:
-        recipe: What all runs share. Its method and ``out`` are ignored.
+        recipe: What all runs share, a `Recipe` or that of another task. Its method and ``out`` are
+            ignored.
         variants: The methods, each with its settings.
         seeds: Every method is trained at every seed.
         weights: How the loss weights of the methods were chosen.
@@ -30,18 +31,28 @@ class Grid:
             forward passes. The results are the same.
     """
 
-    recipe: Recipe
+    recipe: Any
     variants: tuple[MethodVariant, ...]
     seeds: tuple[int, ...]
     weights: Weights
     path: Path
     share_teacher: bool = True
 
+    @property
+    def task(self) -> str:
+        """The task of the recipe; empty for images."""
+        return str(getattr(self.recipe, "task", ""))
+
+    @property
+    def baseline(self) -> str:
+        """Label of the method that the table compares the others with."""
+        return baseline_of(self.task)
+
     def folder(self, variant: MethodVariant, seed: int) -> Path:
         """The folder of one run."""
         return self.path / variant.folder / f"seed{seed}"
 
-    def recipe_of(self, variant: MethodVariant, seed: int) -> Recipe:
+    def recipe_of(self, variant: MethodVariant, seed: int) -> Any:
         """The recipe of one run, with the teacher of the comparison."""
         return self.recipe.changed(
             method=variant.method,
@@ -51,28 +62,29 @@ class Grid:
         )
 
     @property
-    def trained_teacher(self) -> TeacherSettings | None:
+    def trained_teacher(self) -> Any:
         """The teacher once it is trained: with its checkpoint, if the comparison trains it."""
         teacher = self.recipe.teacher
         if teacher is None or teacher.is_given:
             return teacher
         found = {"checkpoint": self.path / TEACHER / LAST, "pretrained": False}
-        return teacher.model_copy(update=found)
+        own = {key: value for key, value in found.items() if key in type(teacher).model_fields}
+        return teacher.model_copy(update=own)
 
-    def recipe_with_teacher(self) -> Recipe | None:
+    def recipe_with_teacher(self) -> Any:
         """The recipe with a method that needs the teacher; None if no method needs one."""
         for variant in self.variants:
             if methods.find(variant.method.name).needs_teacher:
                 return self.recipe.changed(method=variant.method)
         return None
 
-    def recipe_of_all(self) -> Recipe:
+    def recipe_of_all(self) -> Any:
         """The recipe by which images and teacher are prepared for all methods."""
         return self.recipe_with_teacher() or self.recipe.changed(method=self.variants[0].method)
 
 
 def plan(
-    recipe: Recipe,
+    recipe: Any,
     names: Iterable[str],
     path: Path,
     *,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+
+import torch
 
 from dskd import methods
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, LockstepRun, train_in_lockstep
 from dskd.compare.variants import MethodVariant
-from dskd.data.loader import DataLoaders
-from dskd.engine.build import build_run
-from dskd.engine.build_model import build_model
+from dskd.engine.task import RunRecipe
 from dskd.engine.training_run import TrainingRun
-from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError
 from dskd.runtime import device as devices
 from dskd.storage.atomic import refuse_links
@@ -25,6 +24,9 @@ from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
 
 log = logging.getLogger("dskd")
 
+BuildRun = Callable[[RunRecipe, TeacherOutputs, RunDirectory], TrainingRun]
+"""Builds the training run of a recipe with a fresh student, the teacher's outputs and a folder."""
+
 
 @dataclass
 class GroupRunner:
@@ -32,8 +34,8 @@ class GroupRunner:
 
     Attributes:
         grid: The comparison.
-        loaders: Of its images.
-        objects: Objects in place of names.
+        device: That trains.
+        build: Builds the run of a student.
         teacher_outputs: Where the outputs of the teacher come from.
         callback: Called after every step and at the end of every run.
         wait: Seconds to wait for a process that still holds the folder of a run.
@@ -41,8 +43,8 @@ class GroupRunner:
     """
 
     grid: Grid
-    loaders: DataLoaders
-    objects: UserObjects
+    device: torch.device
+    build: BuildRun
     teacher_outputs: TeacherOutputs
     callback: Callback
     wait: float = 0.0
@@ -75,13 +77,9 @@ class GroupRunner:
         owned.enter_context(directory.locked(self.wait))
         resume = directory.begun
         directory.check_same(recipe.plain())
-        directory.start(recipe.plain(), devices.environment(self.loaders.train.device))
+        directory.start(recipe.plain(), devices.environment(self.device))
         (directory.path / LOST).unlink(missing_ok=True)
-        objects = self.objects
-        student = build_model(
-            recipe.student, self.loaders.data, seed, objects.student, objects.allow_code
-        )
-        training_run = build_run(recipe, student, self.loaders, outputs, directory)
+        training_run = self.build(recipe, outputs, directory)
         self._check_same(training_run)
         failure = None
         try:

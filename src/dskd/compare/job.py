@@ -8,14 +8,13 @@ from pathlib import Path
 
 from dskd.compare.grid import Grid
 from dskd.compare.group import GroupRunner
+from dskd.compare.images import image_runs, open_outputs
 from dskd.compare.lockstep import RunProgress
 from dskd.compare.variants import MethodVariant
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import build_teacher_outputs
 from dskd.engine.prepare import prepare
 from dskd.engine.teacher_labels import training_data
 from dskd.engine.train_teacher import given_teacher, trained_teacher
-from dskd.engine.unlabelled import teacher_loader
 from dskd.engine.user_objects import UserObjects
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices
@@ -65,11 +64,10 @@ class ComparisonJob:
             recipe = recipe.changed(teacher=grid.trained_teacher)
             prepared = prepare(recipe, loaders.data, objects, loaders.train.device)
             teacher = given_teacher(prepared, loaders, [])
-        images = teacher_loader(grid.recipe.data, loaders)
-        outputs = build_teacher_outputs(grid.recipe, images, teacher, self.needs)
-        outputs.open()
-        given = dict(self.fingerprints)
-        runner = GroupRunner(grid, loaders, objects, outputs, _Failures(), LOCK_SECONDS, given)
+        outputs = open_outputs(grid, loaders, teacher, self.needs)
+        given, device = dict(self.fingerprints), loaders.train.device
+        build = image_runs(loaders, objects)
+        runner = GroupRunner(grid, device, build, outputs, _Failures(), LOCK_SECONDS, given)
         runner.run(self.variants, self.seed)
 
 

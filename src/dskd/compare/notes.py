@@ -10,11 +10,27 @@ INTERVALS = (
     "± is the 95 % confidence interval over seeds (Student's t). It covers the noise of training, "
     "not the sampling error of the test images."
 )
-DIFFERENCES = (
-    f"Differences to {BASELINE} are taken seed by seed, after the last epoch. p is from a paired "
-    f"t-test, adjusted for the number of methods (Holm). ARI, the average relative improvement, is "
-    f"the gain over {BASELINE} relative to the gain of {BASELINE} over {STUDENT}."
-)
+
+
+def differences_note(baseline: str = BASELINE) -> str:
+    """How methods are compared with the baseline.
+
+    Args:
+        baseline: Its label.
+    """
+    paired = (
+        f"Differences to {baseline} are taken seed by seed, after the last epoch. p is from a "
+        "paired t-test, adjusted for the number of methods (Holm)."
+    )
+    if baseline != BASELINE:
+        return paired
+    return (
+        f"{paired} ARI, the average relative improvement, is the gain over {BASELINE} relative to "
+        f"the gain of {BASELINE} over {STUDENT}."
+    )
+
+
+DIFFERENCES = differences_note()
 COST = (
     "Extra parameters are trained with the student and not deployed. The student's seconds are "
     "the training time of a seed, memory is that of a training step, both without the teacher's."

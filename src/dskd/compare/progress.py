@@ -16,10 +16,10 @@ from dskd.compare import columns
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, RunProgress
 from dskd.compare.reader import read_comparison
-from dskd.compare.summary import Summary, summarize
+from dskd.compare.summary import BASELINE, Summary, summarize
 from dskd.engine.progress import shows_bars
 from dskd.errors import InputError
-from dskd.storage.metric_names import in_text
+from dskd.storage.metric_names import Metric, in_text
 
 log = logging.getLogger("dskd")
 REDRAW_SECONDS = 0.5
@@ -74,7 +74,8 @@ class LiveTable:
             comparison = read_comparison(self.grid.path)
         except InputError:  # nothing is written yet
             return {}
-        return {s.label: s for s in summarize(comparison.variants, comparison.test_images)}
+        found = summarize(comparison.variants, comparison.test_images, self.grid.baseline)
+        return {summary.label: summary for summary in found}
 
     def draw(self) -> None:
         """Draws the table."""
@@ -85,12 +86,21 @@ class LiveTable:
         table = Table(box=box.SIMPLE_HEAD)
         for name in ("method", "weights"):
             table.add_column(name)
-        metric = self.grid.recipe.data.metric
-        for name in ("seeds done", "now", "accuracy now, %", *(c.name for c in _RESULTS)):
+        metric = self._metric()
+        for name in ("seeds done", "now", "accuracy now, %", *self._result_names()):
             table.add_column(in_text(name, metric), justify="right")
         for variant in self.grid.variants:
             table.add_row(variant.label, *self._cells(variant.label))
         return table
+
+    def _metric(self) -> Metric:
+        """What is measured, as the finished runs say, or else the recipe."""
+        recipe: Metric = self.grid.recipe.data.metric
+        return next((one.metric for one in self.summaries.values() if one.seeds), recipe)
+
+    def _result_names(self) -> list[str]:
+        baseline = f"vs. {self.grid.baseline}"
+        return [column.name.replace(f"vs. {BASELINE}", baseline) for column in _RESULTS]
 
     def _cells(self, label: str) -> list[str]:
         """The cells after the method's label."""

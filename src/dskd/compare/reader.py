@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from dskd import methods
-from dskd.compare.summary import VariantResults
+from dskd.compare.summary import VariantResults, baseline_of
 from dskd.compare.variants import Weights, check_label, folder_of, split_label, weights_of
 from dskd.config.schema import MethodSettings
 from dskd.engine.result import Result
@@ -58,7 +58,8 @@ class VariantFacts(_Facts):
 
     @model_validator(mode="after")
     def _names_agree(self) -> VariantFacts:
-        if split_label(self.label)[0] != self.method.name or self.folder != folder_of(self.label):
+        name = methods.short_name(self.method.name)
+        if split_label(self.label)[0] != name or self.folder != folder_of(self.label):
             raise ValueError("label, folder and method name different methods")
         return self
 
@@ -111,6 +112,11 @@ class Comparison:
     def test_images(self) -> int:
         """Size of the test split."""
         return int(self.facts["test_images"])
+
+    @property
+    def baseline(self) -> str:
+        """Label of the method that the table compares the others with."""
+        return baseline_of(str(self.facts["recipe"].get("task", "")))
 
 
 def read_comparison(path: Path) -> Comparison:

@@ -17,8 +17,8 @@ import torch
 
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, RunProgress
+from dskd.compare.parts import ComparedData
 from dskd.compare.reader import read_facts, read_failure, read_result
-from dskd.data import Dataset
 from dskd.errors import InputError, option
 from dskd.runtime import device as devices
 from dskd.storage.atomic import explain_disk_errors, is_part, replace_file
@@ -98,7 +98,7 @@ def repair_rows(grid: Grid) -> None:
     replace_file(path, "".join(lines.values()).encode())
 
 
-def merged_facts(grid: Grid, data: Dataset | None = None) -> dict[str, Any]:
+def merged_facts(grid: Grid, data: ComparedData | None = None) -> dict[str, Any]:
     """The new content of ``comparison.json``: the grid, merged into what is there.
 
     Args:

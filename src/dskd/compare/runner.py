@@ -9,8 +9,10 @@ import torch
 
 from dskd.compare.grid import Grid
 from dskd.compare.group import GroupRunner
+from dskd.compare.images import image_runs, open_outputs
 from dskd.compare.jobs import Jobs, train_teacher
 from dskd.compare.lockstep import Callback
+from dskd.compare.parts import ComparisonParts
 from dskd.compare.reader import Comparison, read_comparison
 from dskd.compare.records import (
     OWN_FILES,
@@ -22,12 +24,11 @@ from dskd.compare.records import (
     write_facts,
 )
 from dskd.data.loader import DataLoaders
-from dskd.engine.build import build_teacher_outputs
 from dskd.engine.preflight import rehearse
 from dskd.engine.prepare import Prepared, build_student, check_cache, prepare_teacher
 from dskd.engine.teacher_labels import training_data
 from dskd.engine.train_teacher import given_teacher, trained_teacher
-from dskd.engine.unlabelled import log_unlabelled, teacher_loader
+from dskd.engine.unlabelled import log_unlabelled
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, Stopped, as_given, option
 from dskd.methods.contracts import TeacherNeeds
@@ -87,36 +88,52 @@ def _run_grid(
     check_writable(grid.path, option("out", "FOLDER"))
     device = devices.pick(grid.recipe.train.device)
     devices.set_up(device)
-    prepared = _prepare(grid, device, objects)
-    data = prepared.data
-    loaders = DataLoaders(data, device)
-    teacher = given_teacher(prepared, loaders, [variant.method for variant in grid.variants])
+    parts = _parts(grid, device, objects, launcher)
+    teacher = parts.teacher
     with ExitStack() as held:
         if launcher is not None:  # before anything is written
             log.info(launcher.open())
             held.callback(launcher.close)
         held.enter_context(lock_folder(grid.path, option("out", "FOLDER")))
         remove_parts(grid.path, OWN_FILES)
-        facts = merged_facts(grid, data)
+        facts = merged_facts(grid, parts.data)
         if not (grid.path / COMPARISON).is_file():
             write_facts(grid.path, facts, device)
         if teacher is None:
-            teacher = _trained_teacher(grid, prepared, loaders, launcher, objects)
+            teacher = parts.train_teacher()
         facts = with_teacher(grid.path, facts, teacher)
         write_facts(grid.path, facts, device)
         repair_rows(grid)
         recorder = ResultRecorder(grid, callback)
         if launcher is not None:
             fingerprints = {key: facts[key] for key in ("data", "teacher")}
-            Jobs(grid, launcher, recorder, objects, prepared.needs, fingerprints).train()
+            Jobs(grid, launcher, recorder, objects, parts.needs, fingerprints).train()
             return read_comparison(grid.path)
-        images = teacher_loader(grid.recipe.data, loaders)
-        outputs = build_teacher_outputs(grid.recipe, images, teacher, prepared.needs)
-        outputs.open()
-        runner = GroupRunner(grid, loaders, objects, outputs, recorder)
+        outputs = parts.open_outputs(teacher)
+        runner = GroupRunner(grid, device, parts.build, outputs, recorder)
         for seed in grid.seeds:
             runner.run([v for v in grid.variants if not has_ended(grid.folder(v, seed))], seed)
         return read_comparison(grid.path)
+
+
+def _parts(
+    grid: Grid, device: torch.device, objects: UserObjects, launcher: Launcher | None
+) -> ComparisonParts:
+    """Loads the data, builds the teacher of all methods, and rehearses every method."""
+    if grid.task == "graphs":
+        from dskd.compare.graphs import graph_parts  # it needs an extra
+
+        return graph_parts(grid, device)
+    prepared = _prepare(grid, device, objects)
+    loaders = DataLoaders(prepared.data, device)
+    return ComparisonParts(
+        prepared.data,
+        image_runs(loaders, objects),
+        given_teacher(prepared, loaders, [variant.method for variant in grid.variants]),
+        lambda: _trained_teacher(grid, prepared, loaders, launcher, objects),
+        lambda teacher: open_outputs(grid, loaders, teacher, prepared.needs),
+        prepared.needs,
+    )
 
 
 def _trained_teacher(

@@ -15,9 +15,25 @@ from dskd.compare.statistics import (
     relative_improvement,
     sampling_error,
 )
+from dskd.storage.metric_names import Metric
 
 BASELINE, STUDENT = "kd", "ce"
 """Labels of the methods that differences and relative improvements refer to by default."""
+BASELINES = {"graphs": "alone"}
+"""The labels that differences refer to in other tasks than images."""
+
+
+def baseline_of(task: str) -> str:
+    """The label of the method that differences refer to.
+
+    Args:
+        task: Of the recipe; empty for images.
+
+    Example:
+        >>> baseline_of(""), baseline_of("graphs")
+        ('kd', 'alone')
+    """
+    return BASELINES.get(task, BASELINE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,7 @@ class Summary:
         extra_parameters: Parameters that were trained with the student and are not deployed.
         seconds: Mean training time of a seed, without that of the teacher.
         memory: Bytes that a training step holds, without those of the teacher.
+        metric: What the accuracies are: ``accuracy``, or another measure in percent.
     """
 
     label: str
@@ -61,6 +78,7 @@ class Summary:
     extra_parameters: int | None = None
     seconds: float | None = None
     memory: int | None = None
+    metric: Metric = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -114,6 +132,7 @@ def _summary(
         return summary
     results = [variant.results[seed] for seed in seeds]
     test_accuracy = interval([r["test_accuracy"] for r in results])
+    metric: Metric = results[0].get("metric", "accuracy")
     agreements = [r["agreement"] for r in results if r["agreement"] is not None]
     return replace(
         summary,
@@ -122,7 +141,10 @@ def _summary(
         agreement=interval(agreements) if agreements else None,
         difference=_difference(variant, baseline),
         improvement=_improvement(variant, baseline, student),
-        sampling_error=sampling_error(test_accuracy.mean, test_images),
+        sampling_error=(
+            sampling_error(test_accuracy.mean, test_images) if metric != "micro_f1" else None
+        ),
+        metric=metric,
         parameters=results[0]["parameters"],
         extra_parameters=results[0]["extra_parameters"],
         seconds=sum(r["seconds"] - r["teacher_seconds"] for r in results) / len(results),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dskd.compare import columns
-from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, NO_LABELS, sampling_note
+from dskd.compare.notes import COST, INTERVALS, NO_LABELS, differences_note, sampling_note
 from dskd.compare.reader import Comparison
-from dskd.compare.summary import Summary
-from dskd.storage.metric_names import Metric, in_text, metric_of
+from dskd.compare.summary import BASELINE, Summary
+from dskd.storage.metric_names import in_text, metric_of
 
 COLUMNS = (
     columns.METHOD,
@@ -27,16 +27,25 @@ COLUMNS = (
 
 
 def summary_table(
-    summaries: Sequence[Summary], metric: Metric = "accuracy"
+    summaries: Sequence[Summary], baseline: str = BASELINE
 ) -> tuple[list[str], list[list[str]]]:
-    """The headings and the rows, one row per method."""
-    rows = [[column.text(summary) for column in COLUMNS] for summary in summaries]
-    return [in_text(column.name, metric) for column in COLUMNS], rows
+    """The headings and the rows, one row per method.
+
+    Args:
+        summaries: The methods.
+        baseline: Label of the method that the others are compared with.
+    """
+    shown = [one for one in COLUMNS if baseline == BASELINE or one is not columns.ARI]
+    metric = next((summary.metric for summary in summaries if summary.seeds), "accuracy")
+    names = [one.name.replace(f"vs. {BASELINE}", f"vs. {baseline}") for one in shown]
+    rows = [[column.text(summary) for column in shown] for summary in summaries]
+    return [in_text(name, metric) for name in names], rows
 
 
 def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     """What a reader of the table must know, one line per note."""
-    lines = [INTERVALS, sampling_note(summaries, comparison.test_images), DIFFERENCES, COST]
+    differences = differences_note(comparison.baseline)
+    lines = [INTERVALS, sampling_note(summaries, comparison.test_images), differences, COST]
     if metric_of(comparison.facts["recipe"]) == "agreement":
         lines.insert(0, NO_LABELS)
     smallest = min((s.parameters for s in summaries if s.parameters), default=None)
@@ -51,7 +60,7 @@ def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
         for seed, reason in s.failed.items()
     ]
     path = comparison.path
-    return [
-        *filter(None, lines),
-        f"The runs are in {path}. Draw a report of them with `dskd report {path}`.",
-    ]
+    where = f"The runs are in {path}."
+    if comparison.baseline == BASELINE:
+        where += f" Draw a report of them with `dskd report {path}`."
+    return [*filter(None, lines), where]

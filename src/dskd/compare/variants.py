@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from dskd import methods
-from dskd.config.schema import MethodSettings, Recipe
+from dskd.config.schema import MethodSettings
 from dskd.config.text_values import method_setting_value
 from dskd.errors import InputError, brief, unknown
 from dskd.methods import outside
@@ -81,7 +81,7 @@ def check_label(label: str) -> str:
     return label
 
 
-def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> list[MethodVariant]:
+def method_variants(texts: Iterable[str], recipe: Any, weights: Weights) -> list[MethodVariant]:
     """The named methods, with all their settings.
 
     Settings come from these places, each overriding the ones before it: the defaults of the
@@ -91,7 +91,8 @@ def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> l
     Args:
         texts: Names such as ``kd`` or ``all``, or with settings ``dskd:beta=0.1:gamma=1``. A text
             may hold several names, separated by commas.
-        recipe: The recipe of the comparison.
+        recipe: The recipe of the comparison, a `Recipe` or that of another task. Names of methods
+            are then those of the task, without its prefix.
         weights: ``equal`` sets ``ce = kd = 1`` for every method that has them; ``literature``
             takes the weights that each method was published with.
 
@@ -107,8 +108,10 @@ def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> l
     if weights not in get_args(Weights):
         raise unknown("choice of weights", weights, get_args(Weights))
     found: dict[str, MethodVariant] = {}
-    for label in map(check_label, _labels(texts)):
-        name, changes = split_label(label)
+    task = methods.task_of(recipe.method.name)
+    for label in map(check_label, _labels(texts, task)):
+        short, changes = split_label(label)
+        name = methods.in_task(short, task)
         own = recipe.method.options if name == recipe.method.name else {}
         given = dict(_setting(name, change) for change in changes)
         settings = given if "preset" in given else own | _weights(name, weights) | given
@@ -124,12 +127,13 @@ def method_variants(texts: Iterable[str], recipe: Recipe, weights: Weights) -> l
     return list(found.values())
 
 
-def _labels(texts: Iterable[str]) -> list[str]:
+def _labels(texts: Iterable[str], task: str) -> list[str]:
     labels: list[str] = []
     for text in texts:
         for label in (part.strip() for part in text.split(",")):
             if label == "all":
-                labels += [name for name in methods.names() if name not in labels]
+                every = map(methods.short_name, methods.names(task))
+                labels += [name for name in every if name not in labels]
             elif label in labels:
                 raise InputError(f"the method {label!r} is named twice; name it once")
             elif label:

@@ -9,15 +9,18 @@ from dskd import methods
 from dskd.config.schema import AUGMENTATIONS, Recipe
 from dskd.config.text_values import setting_value
 from dskd.errors import InputError, brief
-from dskd.settings import known_keys, signature_settings, unknown_key
+from dskd.settings import Settings, known_keys, signature_settings, unknown_key
 
 
-def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def overridden(
+    values: dict[str, Any], overrides: Iterable[str], model: type[Settings] = Recipe
+) -> dict[str, Any]:
     """The values with overrides, see `dskd.config.recipe.load`.
 
     Args:
         values: Nested plain values of a recipe. They are changed.
         overrides: As ``key=value``.
+        model: The settings of the recipe; others than `Recipe` for other tasks.
 
     Raises:
         InputError: A key does not exist, or a value is not well-formed.
@@ -26,12 +29,12 @@ def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
     others = [text for key, text in changes if key == "method.name"]
     if others and isinstance(values.get("method"), dict):
         values["method"] = _shared(values["method"], others[-1])
-    method = _last_method(values, changes)
+    method = _last_method(values, changes, model)
     if any(key == "data.augment" for key, _ in changes) and isinstance(values.get("data"), dict):
         kept = {key: one for key, one in values["data"].items() if key not in AUGMENTATIONS}
         values["data"] = kept
     for key, text in changes:
-        _override(values, key, text, method)
+        _override(values, key, text, method, model)
     return values
 
 
@@ -46,14 +49,15 @@ def with_method(settings: object, changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**_shared(before, changes.get("name", before.get("name", "dskd"))), **changes}
 
 
-def all_keys(values: Mapping[str, Any]) -> list[str]:
+def all_keys(values: Mapping[str, Any], model: type[Settings] = Recipe) -> list[str]:
     """Lists every key that a recipe may have, including those of its method.
 
     Args:
         values: The recipe as plain values. Only the method's name is read.
+        model: The settings of the recipe.
     """
     name = _method_name(values)
-    keys = known_keys(Recipe)
+    keys = known_keys(model)
     if methods.exists(name):
         keys += known_keys(signature_settings(methods.find(str(name)).__init__), "method.")
     return keys
@@ -74,14 +78,16 @@ def _split(override: str) -> tuple[str, str]:
     return key, text
 
 
-def _last_method(values: Mapping[str, Any], changes: Iterable[tuple[str, str]]) -> object:
+def _last_method(
+    values: Mapping[str, Any], changes: Iterable[tuple[str, str]], model: type[Settings]
+) -> object:
     """The method that the recipe ends with. It types its settings, which may come before it."""
     name = _method_name(values)
     for key, text in changes:
         if key == "method.name":
             name = text
         elif key == "method":
-            name = _method_name({"method": setting_value(key, text, name)})
+            name = _method_name({"method": setting_value(key, text, name, model)})
     return name
 
 
@@ -90,9 +96,11 @@ def _method_name(values: Mapping[str, Any]) -> object:
     return method.get("name", "dskd") if isinstance(method, dict) else "dskd"
 
 
-def _override(values: dict[str, Any], key: str, text: str, method: object) -> None:
+def _override(
+    values: dict[str, Any], key: str, text: str, method: object, model: type[Settings]
+) -> None:
     """Sets ``a.b=text`` in nested values."""
-    value = setting_value(key, text, method)
+    value = setting_value(key, text, method, model)
     *path, last = key.split(".")
     section = values
     for part in path:
@@ -100,6 +108,6 @@ def _override(values: dict[str, Any], key: str, text: str, method: object) -> No
         if inner is None:
             inner = section[part] = {}
         if not isinstance(inner, dict):
-            raise unknown_key(key, all_keys(values))
+            raise unknown_key(key, all_keys(values, model))
         section = inner
     section[last] = value

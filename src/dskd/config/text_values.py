@@ -18,7 +18,7 @@ _WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\.?inf|\.?nan")
 
 
-def setting_value(key: str, text: str, method: object) -> Any:
+def setting_value(key: str, text: str, method: object, model: type[BaseModel] = Recipe) -> Any:
     """The value of a recipe's setting that is written as ``key=text``.
 
     - Text and paths are taken as they stand, also with ``#``, ``: ``, quotes or spaces.
@@ -31,6 +31,7 @@ def setting_value(key: str, text: str, method: object) -> Any:
         key: The setting, with dots between levels.
         text: Its value.
         method: Name of the recipe's method, whose signature types ``method.NAME``.
+        model: The settings of the recipe.
 
     Raises:
         InputError: A list or mapping is not well-formed.
@@ -41,7 +42,7 @@ def setting_value(key: str, text: str, method: object) -> Any:
         >>> setting_value("data.classes", "[on, 007]", "kd")
         ['on', '007']
     """
-    return typed_value(_annotation(Recipe, key.split("."), method), text, key)
+    return typed_value(_annotation(model, key.split("."), method), text, key)
 
 
 def method_setting_value(method: str, key: str, text: str) -> Any:

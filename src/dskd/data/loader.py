@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dskd.data.augmentation import Augmentation
-from dskd.data.epoch_plan import EpochPlan, draw_plan
+from dskd.data.epoch_plan import EpochPlan, draw_plan, steps
 from dskd.data.transforms import crop_and_flip, distort, random_resized_crops
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ class Batch:
             ``labels``; None if it is these.
         kinds: How many samples of the whole step, over all processes, have a label, and how many
             have none; None if all have one.
+        samples: The word for the samples in messages.
     """
+
+    samples: ClassVar[str] = "images"
 
     images: Tensor
     labels: Tensor
@@ -75,6 +78,14 @@ class Batch:
     def targets(self) -> Tensor:
         """What cross-entropies learn: int64 ``[B]``, or float32 ``[B, K]`` if they are soft."""
         return self.labels if self.soft_targets is None else self.soft_targets
+
+    def hits(self, logits: Tensor) -> Tensor:
+        """The share of the samples whose class is the one with the largest logit.
+
+        Args:
+            logits: ``[B, K]``.
+        """
+        return (logits.argmax(1) == self.labels).float().mean()
 
     @property
     def label_scale(self) -> float:
@@ -112,6 +123,11 @@ class Loader(ABC):
     def step_sizes(self, batch_size: int, world_size: int = 1) -> tuple[int, int]:
         """How many samples of a step have a label, and how many have none."""
         return batch_size, 0
+
+    def steps(self, batch_size: int, world_size: int = 1) -> int:
+        """How many steps an epoch has; see `dskd.data.epoch_plan.steps`."""
+        labelled, _ = self.step_sizes(batch_size, world_size)
+        return steps(self.labelled_samples, labelled, world_size)
 
     def draw_plan(
         self, seed: int, epoch: int, how: ViewChoice, batch_size: int, world_size: int = 1

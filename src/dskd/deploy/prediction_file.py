@@ -66,7 +66,9 @@ def choose_format(form: str | None, path: Path | None) -> Format | None:
     )
 
 
-def write_rows(found: Iterable[Row], form: Format, top: int, path: Path | None) -> None:
+def write_rows(
+    found: Iterable[Row], form: Format, top: int, path: Path | None, what: str = "image"
+) -> None:
     """Writes predictions row by row, in UTF-8. Bytes of a file name that are no text stay.
 
     Args:
@@ -74,31 +76,32 @@ def write_rows(found: Iterable[Row], form: Format, top: int, path: Path | None) 
         form: The format.
         top: Classes per image.
         path: The file, which is replaced when all rows are written; None writes to stdout.
+        what: The name of the column that says what is predicted.
 
     Raises:
         InputError: The folder of the file does not exist.
     """
     with _opened(path) as file:
         if form == "csv":
-            _write_csv(found, top, file)
+            _write_csv(found, top, file, what)
         else:
-            _write_json(found, form == "jsonl", file)
+            _write_json(found, form == "jsonl", file, what)
 
 
-def _write_csv(found: Iterable[Row], top: int, file: TextIO) -> None:
+def _write_csv(found: Iterable[Row], top: int, file: TextIO, what: str) -> None:
     writer = csv.writer(file, lineterminator="\n")
     columns = (f"{name}_{k + 1}" for k in range(top) for name in ("class", "probability"))
-    writer.writerow(["image", *columns])
+    writer.writerow([what, *columns])
     for image, classes in found:
         writer.writerow([image, *(cell for name, p in classes for cell in (name, f"{p:.6g}"))])
 
 
-def _write_json(found: Iterable[Row], lines: bool, file: TextIO) -> None:
+def _write_json(found: Iterable[Row], lines: bool, file: TextIO, what: str) -> None:
     if not lines:
         file.write("[")
     for index, (image, classes) in enumerate(found):
         row = {
-            "image": image,
+            what: image,
             "classes": [{"class": name, "probability": float(f"{p:.6g}")} for name, p in classes],
         }
         separator = "" if lines else ("\n" if index == 0 else ",\n")

@@ -46,8 +46,7 @@ log = logging.getLogger("dskd")
 Which = Literal["last", "best", "ema"]
 """The weights of the last epoch, of the epoch with the best accuracy, or their moving average."""
 
-_BATCH = 16
-"""Images that `predict` runs at a time."""
+_BATCH = 16  # images that `predict` runs at a time
 _Extent = Annotated[Count, Field(le=4096)]
 
 
@@ -236,7 +235,7 @@ def _missing(path: Path) -> InputError:
 
 def _given_in_python(recipe: Mapping[str, Any]) -> bool:
     """Whether a recipe has images or a model that were objects."""
-    parts = (recipe.get(key) for key in ("data", "student", "teacher"))
+    parts = [recipe.get(key) for key in ("data", "student", "teacher")]
     return any(isinstance(p, dict) and str(p.get("name")).startswith("<") for p in parts)
 
 
@@ -292,6 +291,8 @@ def _file(which: Which) -> str:
 
 def _validated(metadata: Mapping[str, Any], path: Path) -> _Metadata:
     """The metadata of a file, which may be untrusted."""
+    if (task := metadata.get("task")) in methods.TASKS:
+        raise InputError(f"{path} is a student of {task}; use the commands of `dskd {task}`")
     try:
         return validate(_Metadata, metadata)
     except InputError as error:

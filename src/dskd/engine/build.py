@@ -16,6 +16,7 @@ from dskd.data.joint_plan import largest_joint_batch
 from dskd.data.loader import NO_LABEL, Batch, DataLoaders, Loader
 from dskd.engine.average import StudentAverage
 from dskd.engine.build_model import measure_model
+from dskd.engine.image_task import IMAGES
 from dskd.engine.lr_schedule import schedule_of
 from dskd.engine.mixing import build_mixing
 from dskd.engine.optimizer import make_optimizer
@@ -178,7 +179,7 @@ def build_run(
         compile_in_place(method)
     trainer = build_trainer(recipe, method, teacher_outputs, training_loader(recipe, data))
     torch.manual_seed(_stream(recipe.seed, 2 + distributed.rank()))
-    return TrainingRun(recipe, data, trainer, directory)
+    return TrainingRun(recipe, data, trainer, directory, IMAGES)
 
 
 def _stream(seed: int, part: int) -> int:

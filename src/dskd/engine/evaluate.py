@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dskd.data.loader import DataLoaders, Loader
+from dskd.data.loader import Loader
 from dskd.methods.base import Method
 from dskd.models.eval_mode import eval_mode
 from dskd.runtime import distributed
@@ -49,6 +49,10 @@ def percent(hits: Tensor) -> float:
 
 Average = Callable[[Loader], EvaluationResult]
 """Evaluates a moving average on a split."""
+Evaluate = Callable[
+    [nn.Module, Callable[[Tensor], dict[str, Tensor]], Loader], dict[str, EvaluationResult]
+]
+"""Evaluates classifiers on a split, as `evaluate_accuracy` does."""
 
 
 @torch.no_grad()
@@ -93,43 +97,51 @@ class SplitResults:
     average: EvaluationResult | None
 
 
-def evaluate_on_test(method: Method, data: DataLoaders, average: Average | None) -> SplitResults:
+def evaluate_on_test(
+    method: Method, test: Loader, average: Average | None, evaluate: Evaluate
+) -> SplitResults:
     """Evaluates the classifiers of a run, with the BatchNorm statistics of rank 0.
 
     Args:
         method: Has the student.
-        data: Has the test split.
+        test: The test split.
         average: Evaluates the moving average of the student; None without one.
+        evaluate: Evaluates the method's classifiers.
     """
     distributed.broadcast(method.buffers())
-    others = evaluate_accuracy(method, method.classifier_logits, data.test)
+    others = evaluate(method, method.classifier_logits, test)
     student = others.pop("student")
-    return SplitResults(student, others, None if average is None else average(data.test))
+    return SplitResults(student, others, None if average is None else average(test))
 
 
 def epoch_accuracies(
-    method: Method, data: DataLoaders, tested: SplitResults, average: Average | None
+    method: Method,
+    validation: Loader | None,
+    tested: SplitResults,
+    average: Average | None,
+    evaluate: Evaluate,
 ) -> dict[str, float]:
     """Metrics of an epoch: accuracies of the student and of the method's other classifiers.
 
     Args:
         method: Has the student.
-        data: Perhaps with a validation split, on which it is evaluated here.
+        validation: The split on which it is evaluated here; None without one.
         tested: Of `evaluate_on_test`.
         average: As there.
+        evaluate: As there.
     """
     student = tested.student
     row = {"test_accuracy": student.accuracy}
     if student.accuracy_top5 is not None:
         row["test_accuracy_top5"] = student.accuracy_top5
     row |= {f"{name}/test_accuracy": other.accuracy for name, other in tested.others.items()}
-    if data.validation is not None:
-        found = evaluate_accuracy(method, method.classifier_logits, data.validation)
+    if validation is not None:
+        found = evaluate(method, method.classifier_logits, validation)
         row["val_accuracy"] = found["student"].accuracy
     if tested.average is not None:
         row["ema_test_accuracy"] = tested.average.accuracy
-    if average is not None and data.validation is not None:
-        row["ema_val_accuracy"] = average(data.validation).accuracy
+    if average is not None and validation is not None:
+        row["ema_val_accuracy"] = average(validation).accuracy
     return row
 
 

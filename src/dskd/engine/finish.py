@@ -62,8 +62,7 @@ def _teacher_predictions(run: TrainingRun) -> Tensor | None:
 def _result(run: TrainingRun, tested: SplitResults, teacher: Tensor | None) -> Result:
     method, rows = run.trainer.method, run.rows
     student, averaged = tested.student, tested.average
-    deployed, labels = method.deployed(), run.data.test.labels.cpu()
-    known = not run.data.data.without_labels  # else they are the teacher's predictions
+    deployed = method.deployed()
     checkpoints = sum(row["checkpoint_seconds"] for row in rows) + run.checkpoint_seconds
     rates = [row["teacher_cache_hit_rate"] for row in rows if "teacher_cache_hit_rate" in row]
     return Result(
@@ -76,7 +75,7 @@ def _result(run: TrainingRun, tested: SplitResults, teacher: Tensor | None) -> R
         best_test_accuracy=run.best.accuracy,
         best_epoch=run.best.epoch,
         best_chosen_on="validation" if run.data.validation is not None else "test",
-        teacher_accuracy=percent(teacher == labels) if teacher is not None and known else None,
+        teacher_accuracy=run.task.score(teacher, run.data) if teacher is not None else None,
         agreement=percent(student.predictions == teacher) if teacher is not None else None,
         seconds=round(sum(row["seconds"] for row in rows), 3),
         teacher_seconds=round(sum(row["teacher_seconds"] for row in rows), 3),

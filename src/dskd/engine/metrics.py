@@ -38,7 +38,7 @@ class EpochMetrics:
     def add(self, batch: Batch, output: StepOutput) -> None:
         """Adds a step."""
         learns_labels = batch.kinds is None or batch.kinds[0] > 0
-        hits = (output.logits.argmax(1) == batch.labels).float().mean()
+        hits = batch.hits(output.logits)
         if batch.kinds is not None and learns_labels:
             hits = hits * batch.label_scale  # no class is that of an image without a label
         values = {

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dskd.config.schema import Recipe
 from dskd.config.train_settings import TrainSettings
 from dskd.engine.lr_schedule import schedule_of
+from dskd.engine.task import RunRecipe
 from dskd.errors import InputError
 from dskd.runtime import distributed
 from dskd.storage.diff import differences
@@ -18,7 +18,7 @@ from dskd.storage.run_guard import check_run
 from dskd.storage.yaml_file import read_yaml_file
 
 
-def takes_more_epochs(recipe: Recipe, directory: RunDirectory) -> bool:
+def takes_more_epochs(recipe: RunRecipe, directory: RunDirectory) -> bool:
     """Whether a recipe continues the run in a folder to more epochs, and differs in nothing else.
 
     Args:

@@ -79,13 +79,19 @@ class EpochBar:
         task: The task of the run.
         trainer: Whose progress is shown.
         metric: What is measured on the test split.
+        samples: The word for samples.
     """
 
     def __init__(
-        self, progress: Progress, task: TaskID, trainer: Trainer, metric: Metric = "accuracy"
+        self,
+        progress: Progress,
+        task: TaskID,
+        trainer: Trainer,
+        metric: Metric = "accuracy",
+        samples: str = "images",
     ) -> None:
         self.progress, self.task, self.trainer = progress, task, trainer
-        self.measured = words(metric)
+        self.measured, self.samples = words(metric), samples
         self._shown = 0.0
         self._start, self._steps_before = time.monotonic(), self._steps_done()
 
@@ -105,7 +111,7 @@ class EpochBar:
             completed=self._steps_done(),
             epoch=f"epoch {trainer.epoch + 1}/{trainer.epochs}",
             loss=f"loss {trainer.metrics.mean('train_loss'):.3f}",
-            rate=f"{samples / max(trainer.seconds, 1e-9):,.0f} images/s",
+            rate=f"{samples / max(trainer.seconds, 1e-9):,.0f} {self.samples}/s",
             waiting=f"{_percent(trainer.metrics.data_seconds, trainer.seconds)} waiting for data",
         )
 
@@ -125,7 +131,7 @@ class EpochBar:
         parts = [
             f"loss {row['train_loss']:.3f}",
             f"{self.measured} {row['test_accuracy']:.2f} %",
-            f"{samples:,.0f} images/s",
+            f"{samples:,.0f} {self.samples}/s",
             f"{_percent(row['data_seconds'], row['seconds'])} waiting for data",
         ]
         left = trainer.epochs * trainer.steps - self._steps_done()
@@ -141,7 +147,9 @@ def _percent(part: float, whole: float) -> str:
 
 
 @contextmanager
-def epoch_bar(trainer: Trainer, label: str, metric: Metric = "accuracy") -> Iterator[EpochBar]:
+def epoch_bar(
+    trainer: Trainer, label: str, metric: Metric = "accuracy", samples: str = "images"
+) -> Iterator[EpochBar]:
     """Shows the progress of a run on stderr while the block runs.
 
     The bar is hidden if stderr is no terminal, in Python calls, and in every process but the first.
@@ -151,6 +159,7 @@ def epoch_bar(trainer: Trainer, label: str, metric: Metric = "accuracy") -> Iter
         trainer: Whose progress is shown.
         label: Text in front of the bar.
         metric: What is measured on the test split.
+        samples: The word for samples.
     """
     console = Console(stderr=True)
     columns = [
@@ -176,4 +185,4 @@ def epoch_bar(trainer: Trainer, label: str, metric: Metric = "accuracy") -> Iter
             rate="",
             waiting="",
         )
-        yield EpochBar(bar, task, trainer, metric)
+        yield EpochBar(bar, task, trainer, metric, samples)

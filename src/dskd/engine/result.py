@@ -46,8 +46,9 @@ class Result:
             ``train.ema``. All other numbers are those of the student itself.
         ema_student: The moving average of the deployed student, on the CPU, in eval mode; None
             without ``train.ema``.
-        metric: ``agreement`` for images without labels (``data.labels=none``). The accuracies are
-            agreement with the teacher's predictions then, and files name them so.
+        metric: What the accuracies are, and how files name them: ``agreement`` with the teacher's
+            predictions for images without labels (``data.labels=none``), ``micro_f1`` for graphs
+            with several labels a node.
     """
 
     path: Path

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dskd.config.schema import Recipe
 from dskd.engine.more_epochs import check_rates, stored_epochs, with_epochs
+from dskd.engine.task import RunRecipe
 from dskd.errors import InputError, brief, option
 from dskd.runtime import distributed
 from dskd.storage.diff import differences
 
 
 def check_same_run(
-    state: Mapping[str, Any], recipe: Recipe, fingerprints: Mapping[str, str | None], path: Path
+    state: Mapping[str, Any],
+    recipe: RunRecipe,
+    fingerprints: Mapping[str, str | None],
+    path: Path,
+    samples: str,
 ) -> None:
     """Refuses a checkpoint of another recipe, other data, another teacher or other processes.
 
@@ -25,6 +29,7 @@ def check_same_run(
         recipe: Of the run that is to go on.
         fingerprints: Of its data and its teacher.
         path: The run directory.
+        samples: The word for samples in messages.
 
     Raises:
         InputError: Something differs.
@@ -39,7 +44,7 @@ def check_same_run(
             f"the checkpoint in {path} is of another recipe: {listed}; start again with "
             f"{option('overwrite')}"
         )
-    for what, words in (("data", "other images"), ("teacher", "another teacher")):
+    for what, words in (("data", f"other {samples}"), ("teacher", "another teacher")):
         if state["fingerprints"][what] != fingerprints[what]:
             raise InputError(
                 f"{path} was started with {words}; give the same, or start again with "
@@ -54,15 +59,19 @@ def check_same_run(
         )
 
 
-def check_same_everywhere(fingerprints: Mapping[str, str | None]) -> None:
+def check_same_everywhere(fingerprints: Mapping[str, str | None], samples: str) -> None:
     """Refuses processes that do not have the same data and teacher.
+
+    Args:
+        fingerprints: Of this process.
+        samples: The word for samples in messages.
 
     Raises:
         InputError: They differ.
     """
     if any(other != fingerprints for other in distributed.all_gather(fingerprints)):
         raise InputError(
-            "the processes of this run have different images or teachers; give the same "
+            f"the processes of this run have different {samples} or teachers; give the same "
             "files to every machine"
         )
 

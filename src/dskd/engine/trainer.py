@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
-from dskd.data.epoch_plan import EpochPlan, steps
+from dskd.data.epoch_plan import EpochPlan
 from dskd.data.loader import Batch, Loader
 from dskd.engine.accumulation import count_parts, process_sizes
 from dskd.engine.average import StudentAverage
@@ -94,8 +94,7 @@ class Trainer(TrainerState):
         self.views_of_each, self.augmentation = views_of_each, augmentation
         self.accumulate, self.clip_norm, self.targets = accumulate, clip_norm, targets
         world = distributed.world_size()
-        self.labelled, _ = loader.step_sizes(self.step_size, world)
-        self.steps = steps(loader.labelled_samples, self.labelled, world)
+        self.steps = loader.steps(self.step_size, world)
         self.average = average
         self.scaler = LossScaler(loader.device) if precision == "float16" else None
         self.epoch, self.step = 0, 0

@@ -11,22 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from dskd.config.schema import Recipe
-from dskd.data.loader import DataLoaders
 from dskd.engine.evaluate import Average, SplitResults, epoch_accuracies, evaluate_on_test
 from dskd.engine.progress import epoch_bar
-from dskd.engine.result import student_metadata
 from dskd.engine.resume import check_same_everywhere, check_same_run, named_numbers
-from dskd.engine.stage_record import record_stages
-from dskd.engine.teacher_accuracy import teacher_facts
-from dskd.engine.teacher_labels import labels_file
+from dskd.engine.task import RunLoaders, RunRecipe, Task
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped, Unsaved, first_line, option
 from dskd.runtime import distributed
 from dskd.runtime.cores import CoreWatch
 from dskd.runtime.signals import stop_requests
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import BEST, NONFINITE, TEACHER_FACTS, TEACHER_LABELS
+from dskd.storage.run_files import BEST, NONFINITE
 
 log = logging.getLogger("dskd")
 
@@ -53,6 +48,7 @@ class TrainingRun:
         data: Loaders on the trainer's device.
         trainer: Fresh.
         directory: Records the run.
+        task: How its students are evaluated and described.
 
     Attributes:
         fingerprints: Of the data and the teacher. A resumed run must have the same.
@@ -63,9 +59,14 @@ class TrainingRun:
     """
 
     def __init__(
-        self, recipe: Recipe, data: DataLoaders, trainer: Trainer, directory: RunDirectory
+        self,
+        recipe: RunRecipe,
+        data: RunLoaders,
+        trainer: Trainer,
+        directory: RunDirectory,
+        task: Task,
     ) -> None:
-        self.recipe, self.data = recipe, data
+        self.recipe, self.data, self.task = recipe, data, task
         self.trainer, self.directory = trainer, directory
         self.best = Best()
         self.tested: SplitResults | None = None
@@ -91,7 +92,7 @@ class TrainingRun:
             OSError: The first checkpoint cannot be written.
             Unsaved: A signal asked for a stop while the method prepared itself.
         """
-        check_same_everywhere(self.fingerprints)
+        check_same_everywhere(self.fingerprints, self.task.samples)
         state, damaged = self.directory.newest_checkpoint() if resume else (None, [])
         for line in damaged:
             log.warning("%s; using the one before", line)
@@ -101,14 +102,7 @@ class TrainingRun:
         elif resume:
             log.info("%s has no checkpoint yet: starting anew", self.directory.path)
         self.directory.rewind(self.rows)
-        teacher = self.trainer.teacher_outputs.teacher
-        record_stages(
-            self.directory,
-            self.trainer.method.student,
-            teacher.model if teacher is not None else None,
-            resumes=state is not None,
-        )
-        _record_teacher(self)
+        self.task.record_models(self, resumes=state is not None)
         if state is None:
             self._prepare_method()
         self.trainer.synchronize()
@@ -126,7 +120,9 @@ class TrainingRun:
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
-            check_same_run(state, self.recipe, self.fingerprints, self.directory.path)
+            check_same_run(
+                state, self.recipe, self.fingerprints, self.directory.path, self.task.samples
+            )
             self.trainer.restore(state["trainer"])
             self.best = Best(**named_numbers(state["best"], "epoch", "score", "accuracy"))
             self.rows = [named_numbers(row, "epoch", *_TIMES) for row in state["rows"]]
@@ -147,7 +143,8 @@ class TrainingRun:
             Stopped: A signal asked for a stop; a checkpoint of the last step was written.
         """
         label = f"{self.recipe.method.name} {self.recipe.student.name}"
-        with stop_requests() as stop, epoch_bar(self.trainer, label, self.data.data.metric) as bar:
+        words = self.data.data.metric, self.task.samples
+        with stop_requests() as stop, epoch_bar(self.trainer, label, *words) as bar:
             for row in self.steps():
                 bar.step()
                 if row is not None:
@@ -176,7 +173,7 @@ class TrainingRun:
         with self.recording_nonfinite():
             trainer.check_state()
         self.tested = evaluate_run(self)
-        row = _epoch_row(trainer, self.data, self.tested)
+        row = _epoch_row(self, self.tested)
         row["checkpoint_seconds"], self.checkpoint_seconds = round(self.checkpoint_seconds, 4), 0.0
         self._trained_seconds += trainer.seconds
         trainer.end_epoch()
@@ -200,7 +197,7 @@ class TrainingRun:
             module: A module in its place; None for the student itself.
         """
         method = self.trainer.method
-        metadata = student_metadata(self.recipe, self.data.data, method)
+        metadata = self.task.student_metadata(self.recipe, self.data, method)
         self.directory.write_student(name, module or method.deployed(), metadata)
 
     def _checkpoint_is_due(self) -> bool:
@@ -248,18 +245,11 @@ class TrainingRun:
 
 def evaluate_run(run: TrainingRun) -> SplitResults:
     """Evaluates the student as it is now, and its moving average, on the test split."""
-    return evaluate_on_test(run.trainer.method, run.data, _average(run.trainer))
+    evaluate, average = run.task.evaluate, _average(run.trainer)
+    return evaluate_on_test(run.trainer.method, run.data.test, average, evaluate)
 
 
-def _record_teacher(run: TrainingRun) -> None:
-    """Writes how good the teacher is, or without labels, what it predicts for the test split."""
-    if run.data.data.without_labels:
-        run.directory.write_json(TEACHER_LABELS, labels_file(run.data.data))
-    elif facts := teacher_facts(run.trainer.teacher_outputs.teacher, run.recipe, run.data):
-        run.directory.write_json(TEACHER_FACTS, facts)
-
-
-def _fingerprints(trainer: Trainer, data: DataLoaders) -> dict[str, str | None]:
+def _fingerprints(trainer: Trainer, data: RunLoaders) -> dict[str, str | None]:
     teacher = trainer.teacher_outputs.teacher
     return {
         "data": data.data.fingerprint(),
@@ -271,12 +261,13 @@ def _average(trainer: Trainer) -> Average | None:
     return trainer.average.evaluate if trainer.average is not None else None
 
 
-def _epoch_row(trainer: Trainer, data: DataLoaders, tested: SplitResults) -> dict[str, Any]:
+def _epoch_row(run: TrainingRun, tested: SplitResults) -> dict[str, Any]:
     """The metrics of the epoch that was just trained, but for the time of checkpoints."""
+    trainer, average = run.trainer, _average(run.trainer)
     row: dict[str, Any] = {
         "epoch": trainer.epoch + 1,
         **trainer.metrics.means(),
-        **epoch_accuracies(trainer.method, data, tested, _average(trainer)),
+        **epoch_accuracies(trainer.method, run.data.validation, tested, average, run.task.evaluate),
     }
     row["lr"] = trainer.learning_rate(trainer.epoch)
     times = trainer.seconds, trainer.metrics.data_seconds

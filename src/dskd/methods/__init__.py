@@ -4,7 +4,8 @@
 ``Base``, so it is not a method. Names and summaries are read from the source, and a method is
 imported when it is used: to list them does not import torch.
 
-`dskd.methods.outside` finds methods that are not part of this package.
+`dskd.methods.outside` finds methods that are not part of this package. Methods of other tasks than
+images are in the folder of the task. Their names begin with it, as in ``graphs/alignahead``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from dskd.methods.base import Method
 
 
+TASKS = {"graphs": "dskd.engine.tasks.graphs.methods"}
+"""The modules with the methods of other tasks, which list them as ``METHODS``."""
+
+
 @functools.cache
 def _classes() -> dict[str, ast.ClassDef]:
     """The class of each method, by the method's name."""
@@ -35,14 +40,54 @@ def _classes() -> dict[str, ast.ClassDef]:
     }
 
 
-def names() -> list[str]:
+def names(task: str = "") -> list[str]:
     """The names of all methods of this package.
 
+    Args:
+        task: A task with methods of its own; empty for images.
+
     Example:
-        >>> "dskd" in names()
-        True
+        >>> "dskd" in names(), "graphs/dskd" in names("graphs")
+        (True, True)
     """
-    return list(_classes())
+    return [f"{task}/{name}" for name in _methods_of(task)] if task else list(_classes())
+
+
+def task_of(name: str) -> str:
+    """The task that a method belongs to; empty for images.
+
+    Example:
+        >>> task_of("graphs/dskd"), task_of("dskd")
+        ('graphs', '')
+    """
+    task = name.partition("/")[0]
+    return task if "/" in name and task in TASKS else ""
+
+
+def short_name(name: str) -> str:
+    """The name of a method without its task.
+
+    Example:
+        >>> short_name("graphs/dskd"), short_name("dskd")
+        ('dskd', 'dskd')
+    """
+    task = task_of(name)
+    return name.removeprefix(f"{task}/") if task else name
+
+
+def in_task(short: str, task: str) -> str:
+    """The whole name of a method of a task.
+
+    Example:
+        >>> in_task("dskd", "graphs"), in_task("dskd", "")
+        ('graphs/dskd', 'dskd')
+    """
+    return f"{task}/{short}" if task and task_of(short) != task else short
+
+
+def _methods_of(task: str) -> Mapping[str, type[Method]]:
+    found: Mapping[str, type[Method]] = importlib.import_module(TASKS[task]).METHODS
+    return found
 
 
 def summary(name: str) -> str:
@@ -62,7 +107,11 @@ def exists(name: object) -> bool:
         >>> exists("dskd"), exists("dksd")
         (True, False)
     """
-    return isinstance(name, str) and (name in names() or outside.is_named(name))
+    if not isinstance(name, str):
+        return False
+    if task := task_of(name):
+        return name in names(task)
+    return name in names() or outside.is_named(name)
 
 
 def find(name: str) -> type[Method]:
@@ -72,6 +121,10 @@ def find(name: str) -> type[Method]:
         InputError: There is none of this name (the nearest is suggested), or it is not part of
             this package and cannot be used here (see `dskd.methods.outside.find`).
     """
+    if task := task_of(name):
+        if name not in names(task):
+            raise unknown("method", name, names(task))
+        return _methods_of(task)[name.partition("/")[2]]
     if name not in names():
         if outside.is_named(name):
             return outside.find(name)
@@ -106,4 +159,4 @@ def resolve(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return validate(known, values, "method.").model_dump()
 
 
-__all__ = ["exists", "find", "names", "resolve", "summary"]
+__all__ = ["exists", "find", "in_task", "names", "resolve", "short_name", "summary", "task_of"]

@@ -134,6 +134,7 @@ def collect(paths: Sequence[Path]) -> CollectedRuns:
 def _from_comparison(path: Path) -> CollectedRuns:
     comparison = read_comparison(path)
     facts = comparison.facts
+    _refuse_task(path, facts["recipe"])
     plain = facts["recipe"] | {"method": facts["variants"][0]["method"], "seed": facts["seeds"][0]}
     if not any(_needs_teacher(variant.method) for variant in comparison.variants):
         plain["teacher"] = None
@@ -194,6 +195,7 @@ def _read_run(folder: Path) -> _Run:
             f"{folder} holds neither a run nor a comparison; give folders that `dskd train`, "
             "`distill` or `compare` wrote"
         )
+    _refuse_task(folder, read_yaml_file(folder / "recipe.yaml", "recipe"))
     # Complete and typed, so that all keys can be relied on below.
     recipe = resolve(read_yaml_file(folder / "recipe.yaml", "recipe"), folder).plain()
     if not _needs_teacher(recipe["method"]["name"]):
@@ -203,6 +205,20 @@ def _read_run(folder: Path) -> _Run:
     if (folder / FAILED).is_file():
         return _Run(folder, recipe, None, read_failure(folder))
     return _Run(folder, recipe, None, _progress(folder, recipe["train"]["epochs"]))
+
+
+def _refuse_task(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Refuses runs of other tasks, whose models have no images to be measured on.
+
+    Raises:
+        InputError: The run is of another task.
+    """
+    if task := recipe.get("task"):
+        raise InputError(
+            f"{folder} is of {task}, and a report measures models on images; "
+            f"`dskd {task} compare` prints the table, and results.jsonl in its folder has all "
+            "numbers"
+        )
 
 
 def _read_environment(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,13 @@ PARTS = ("teacher", "loss", "gradient")
 
 
 class StepSamples(Protocol):
-    """What an error says about a step; `dskd.data.loader.Batch` has it."""
+    """What an error says about a step; `dskd.data.loader.Batch` has it.
+
+    Attributes:
+        samples: The word for the samples.
+    """
+
+    samples: ClassVar[str]
 
     @property
     def indices(self) -> Tensor:
@@ -83,7 +89,8 @@ def require_finite(
             "losses": {name: f"{value:g}" for name, value in shown.items()},
             "gradients": _bad_gradients(method, further),
             "indices": list(dict.fromkeys(itertools.chain.from_iterable(i for _, i in of_all))),
-        }
+        },
+        batch.samples,
     )
 
 
@@ -200,10 +207,15 @@ def nonfinite_logits_error(epoch: int, step: int) -> NonFiniteError:
     return nonfinite_error(_facts(epoch, step, ["logits"]))
 
 
-def nonfinite_error(facts: Mapping[str, Any]) -> NonFiniteError:
-    """The error that says these facts in one line."""
+def nonfinite_error(facts: Mapping[str, Any], samples: str = "images") -> NonFiniteError:
+    """The error that says these facts in one line.
+
+    Args:
+        facts: See `NonFiniteError.facts`.
+        samples: The word for the samples.
+    """
     indices, losses, names = facts["indices"], facts["losses"], facts["gradients"]
-    where = f"on {len(indices)} images, the first of them {indices[:5]}"
+    where = f"on {len(indices)} {samples}, the first of them {indices[:5]}"
     terms = ", ".join(f"{name} {value}" for name, value in losses.items())
     terms = terms and f" ({terms})"
     after = f"after step {facts['step']} of epoch {facts['epoch']}"

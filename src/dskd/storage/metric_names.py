@@ -1,7 +1,8 @@
-"""What the results of a run measure: accuracy, or agreement with the teacher without labels.
+"""What the results of a run measure: accuracy, or another measure in percent.
 
-The code calls both accuracy, because the teacher's predictions are the labels then. Files and
-texts name them as they are. This module is the only place that translates.
+Without labels it is agreement with the teacher, whose predictions are the labels then. On graphs
+with several labels a node it is micro-F1. The code calls all of them accuracy. Files and texts name
+them as they are. This module is the only place that translates.
 """
 
 from __future__ import annotations
@@ -10,9 +11,18 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Metric = Literal["accuracy", "agreement"]
-"""``agreement`` for images without labels (``data.labels=none``)."""
-_WORDS: dict[str, str] = {"accuracy": "test accuracy", "agreement": "agreement with the teacher"}
+Metric = Literal["accuracy", "agreement", "micro_f1"]
+"""``agreement`` for images without labels (``data.labels=none``), ``micro_f1`` for graphs with
+several labels a node."""
+_WORDS: dict[str, str] = {
+    "accuracy": "test accuracy",
+    "agreement": "agreement with the teacher",
+    "micro_f1": "test micro-F1",
+}
+_F1 = (
+    (r"\b((?:best_)?(?:test|val|train))_accuracy", r"\1_micro_f1"),
+    (r"\baccuracy\b", "micro-F1"),
+)
 _TEXTS = (
     (r"\b(test|val|train)_accuracy", r"\1_agreement"),
     (r"\b(val)_accuracies\b", r"\1_agreements"),
@@ -46,7 +56,7 @@ def to_file(values: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
     """
     if metric == "accuracy":
         return dict(values)
-    return {_renamed(key, "accuracy", "agreement"): value for key, value in values.items()}
+    return {_renamed(key, "accuracy", metric): value for key, value in values.items()}
 
 
 def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +66,9 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
         >>> from_file({"agreement": 80.0, "best_test_agreement": 90.0})
         {'agreement': 80.0, 'best_test_accuracy': 90.0}
     """
-    return {_renamed(key, "agreement", "accuracy"): value for key, value in values.items()}
+    return {
+        _renamed(key, "(?:agreement|micro_f1)", "accuracy"): value for key, value in values.items()
+    }
 
 
 def in_text(text: str, metric: Metric) -> str:
@@ -68,7 +80,7 @@ def in_text(text: str, metric: Metric) -> str:
     """
     if metric == "accuracy":
         return text
-    for pattern, replacement in _TEXTS:
+    for pattern, replacement in _F1 if metric == "micro_f1" else _TEXTS:
         text = re.sub(pattern, replacement, text)
     return text
 

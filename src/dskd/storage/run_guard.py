@@ -65,9 +65,15 @@ def check_folder(
         check_same_recipe(folder, recipe)
         if (folder / RESULT).is_file():
             raise InputError(
-                f"{folder} holds a finished run; look at it with {call('evaluate', folder)}, "
+                f"{folder} holds a finished run; look at it with {_evaluating(folder, recipe)}, "
                 f"go on with a larger train.epochs, or replace it with {option('overwrite')}"
             )
+
+
+def _evaluating(folder: Path, recipe: Mapping[str, Any]) -> str:
+    """How the user evaluates a run; other tasks than images have commands of their own."""
+    task = recipe.get("task")
+    return f"`dskd {task} evaluate {folder}`" if task else call("evaluate", folder)
 
 
 def check_run(folder: Path) -> None:

@@ -1,0 +1,255 @@
+"""The commands of ``dskd graphs``: train, distill, compare, evaluate, predict and demo."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dskd.cli import console
+from dskd.cli.arguments import BEST, PATH, RESUME, split_arguments
+from dskd.cli.training import OVERWRITE, print_result
+from dskd.errors import InputError
+
+if TYPE_CHECKING:
+    from dskd.engine.tasks.graphs.settings import GraphRecipe
+
+_FLAGS = {
+    "data": click.option("--data", metavar="DATA", help="An .npz file, or the name of a data set."),
+    "student": click.option(
+        "--student", metavar="MODEL", help="The model to train: gcn, gat or sage."
+    ),
+    "teacher": click.option("--teacher", metavar="MODEL", help="The model to learn from."),
+    "method": click.option(
+        "--method",
+        metavar="METHOD",
+        help="alone, alignment, alignahead, alignahead++ or dskd.",
+    ),
+    "epochs": click.option("--epochs", type=click.IntRange(1), help="Epochs of each student."),
+    "out": click.option("--out", type=PATH, help="The run's folder."),
+}
+_KEYS = {"epochs": "train.epochs", "out": "out"}
+_RUN = click.argument("run_path", metavar="RUN", type=PATH)
+_STUDENT = click.option(
+    "--number",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Which of several students that learned online.",
+)
+
+
+@click.group("graphs")
+def graphs_() -> None:
+    """Classify the nodes of graphs.
+
+    Students learn online from each other (Alignahead), or from a teacher (DSKD). Shipped recipes:
+    cora, generated and ppi. PyTorch Geometric is needed: pip install 'dskd[graphs]'.
+    """
+
+
+def _takes_recipe(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command a recipe of graphs, ``KEY=VALUE`` arguments, and short forms of settings."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(arguments: tuple[str, ...], **options: Any) -> None:
+            given = {flag: options.pop(flag) for flag in flags}
+            name, changes = split_arguments(arguments)
+            function(recipe_name=name, overrides=[*_overrides(given), *changes], **options)
+
+        for flag in reversed(flags):
+            command = _FLAGS[flag](command)
+        return click.argument("arguments", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(command)
+
+    return decorate
+
+
+def _overrides(given: dict[str, Any]) -> list[str]:
+    from dskd.engine.tasks.graphs.recipe import data_settings
+
+    found: list[str] = []
+    for flag, value in given.items():
+        if value is not None and flag == "data":
+            found += data_settings(value)
+        elif value is not None:
+            found.append(f"{_KEYS.get(flag, f'{flag}.name')}={value}")
+    return found
+
+
+def _run(
+    recipe_name: str | None, overrides: list[str], resume: bool, overwrite: bool, alone: bool
+) -> None:
+    from dskd.engine.run import run_job
+    from dskd.engine.tasks.graphs import recipe
+    from dskd.engine.tasks.graphs.job import GraphJob
+
+    load = recipe.load_by_labels if alone else recipe.load
+    job = GraphJob(load(recipe_name, overrides))
+    print_result(run_job(job, resume=resume, overwrite=overwrite))
+
+
+@graphs_.command("train")
+@_takes_recipe("data", "student", "epochs", "out")
+@RESUME
+@OVERWRITE
+def train_(recipe_name: str | None, overrides: list[str], resume: bool, overwrite: bool) -> None:
+    """Train one student on the labels alone.
+
+    RECIPE is cora, generated, ppi or a YAML file. Example:
+
+        dskd graphs train --data graph.npz --student gcn
+    """
+    _run(recipe_name, overrides, resume, overwrite, alone=True)
+
+
+@graphs_.command("distill")
+@_takes_recipe("data", "teacher", "student", "method", "epochs", "out")
+@RESUME
+@OVERWRITE
+def distill_(recipe_name: str | None, overrides: list[str], resume: bool, overwrite: bool) -> None:
+    """Train students that learn from each other, or one that learns from a teacher.
+
+    RECIPE is cora, generated, ppi or a YAML file. A teacher without a checkpoint is trained
+    first. Example:
+
+        dskd graphs distill --data graph.npz --student gcn --method alignahead
+    """
+    _run(recipe_name, overrides, resume, overwrite, alone=False)
+
+
+@graphs_.command("compare")
+@_takes_recipe("data", "teacher", "student", "epochs")
+@click.option(
+    "--methods",
+    "names",
+    multiple=True,
+    default=["alone,alignment,alignahead,alignahead++"],
+    show_default=True,
+    help="Names, separated by commas; 'all'; or with settings, as in alignahead:weight=2. "
+    "Repeatable.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds."
+)
+@click.option("--out", type=PATH, help="Folder of the comparison.  [default: in runs/compare]")
+def compare_(
+    recipe_name: str | None,
+    overrides: list[str],
+    names: tuple[str, ...],
+    seeds: int,
+    out: Path | None,
+) -> None:
+    """Compare methods over several seeds.
+
+    All students of a seed start from the same weights, and the table has those that learned first.
+    Finished runs stay: the same command continues a comparison, and more methods or seeds extend
+    it. Example:
+
+        dskd graphs compare generated --methods alone,alignahead,dskd --seeds 5
+    """
+    from dskd.engine.tasks.graphs import recipe
+
+    plan = recipe.load_shared(recipe_name, overrides)
+    where = out or Path("runs/compare") / f"graphs-{Path(recipe_name or 'own').stem}"
+    _compare(plan, names, seeds, where)
+
+
+def _compare(recipe: GraphRecipe, names: Sequence[str], seeds: int, out: Path) -> None:
+    """Computes the missing runs of a comparison, and prints its table."""
+    from dskd.compare import grid, progress, runner, table
+    from dskd.compare.summary import summarize
+
+    plan = grid.plan(recipe, names, out, seeds=seeds)
+    with progress.live_table(plan) as callback:
+        comparison = runner.run_grid(plan, callback)
+    summaries = summarize(comparison.variants, comparison.test_images, comparison.baseline)
+    console.table(*table.summary_table(summaries, comparison.baseline))
+    for line in table.notes(comparison, summaries):
+        click.echo(line)
+
+
+@graphs_.command("demo")
+@click.option(
+    "--out", type=PATH, default=Path("runs/demo-graphs"), show_default=True, help="Folder."
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), default=50, show_default=True, help="Epochs of a student."
+)
+def demo_(out: Path, epochs: int) -> None:
+    """Compare all methods on a small graph, in about a minute.
+
+    The graph is Cora, which is downloaded once. Without a network it is a random graph.
+    """
+    from dskd.engine.tasks.graphs import recipe
+    from dskd.engine.tasks.graphs.sources import load_graphs
+
+    changes = [f"train.epochs={epochs}"]
+    plan = recipe.load_shared("cora", changes)
+    try:
+        load_graphs(plan.data)
+    except InputError as error:
+        click.echo(f"taking a random graph: {error}", err=True)
+        plan = recipe.load_shared("generated", changes)
+    _compare(plan, ["all"], 2, out)
+
+
+@graphs_.command("evaluate")
+@_RUN
+@_STUDENT
+@BEST
+def evaluate_(run_path: Path, number: int, best: bool) -> None:
+    """Evaluate a run's student on the test split."""
+    from dskd.cli.results import evaluation_rows
+    from dskd.engine.tasks.graphs.student import evaluate
+
+    found = evaluate(run_path, "best" if best else "last", number)
+    console.table(["", "value"], evaluation_rows(found))
+
+
+@graphs_.command("predict")
+@_RUN
+@click.argument("graph", metavar="[GRAPH.npz]", type=PATH, required=False)
+@_STUDENT
+@BEST
+@click.option(
+    "--top", type=click.IntRange(1), default=1, show_default=True, help="Classes per node."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json", "jsonl"]),
+    help="Format of the predictions.  [default: by the suffix of --out, else table]",
+)
+@click.option("--out", type=PATH, help="File to write.  [default: standard output]")
+def predict_(
+    run_path: Path,
+    graph: Path | None,
+    number: int,
+    best: bool,
+    top: int,
+    form: str | None,
+    out: Path | None,
+) -> None:
+    """Predict the classes of all nodes of a graph with a run's student.
+
+    GRAPH.npz has features and edges. Without it, the run's own graph is taken, or the graphs of its
+    test split. Example:
+
+        dskd graphs predict runs/graphs/generated/alignahead-seed0 --out classes.csv
+    """
+    from dskd.cli.results import prediction_cells
+    from dskd.deploy import prediction_file
+    from dskd.engine.tasks.graphs.student import load_student, predict
+
+    chosen = prediction_file.choose_format(form, out)
+    student = load_student(run_path, "best" if best else "last", number)
+    shown = min(top, len(student.classes))
+    rows = predict(student, graph, shown)
+    if chosen is None:
+        console.table(["node", "class", "probability, %"], prediction_cells(rows))
+    else:
+        prediction_file.write_rows(rows, chosen, shown, out, "node")

@@ -1,0 +1,169 @@
+"""The settings of a run on graphs: names, types, defaults and help texts."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from dskd.config.schema import MethodSettings
+from dskd.config.train_settings import TrainSettings
+from dskd.settings import Count, Fraction, Natural, PathSetting, Rate, Seed, Settings
+from dskd.storage.metric_names import Metric
+
+Architecture = Literal["gcn", "gat", "sage"]
+"""A graph network."""
+DataName = Literal[
+    "npz",
+    "generated",
+    "generated-multilabel",
+    "ppi",
+    "cora",
+    "citeseer",
+    "pubmed",
+    "amazon-photo",
+    "amazon-computers",
+    "coauthor-cs",
+    "coauthor-physics",
+]
+"""Where graphs come from."""
+
+
+class GraphDataSettings(Settings):
+    """The graphs, and how their nodes are split."""
+
+    name: DataName
+    """``npz``: a file of yours. ``generated`` and ``generated-multilabel``: small random graphs,
+    the second with several labels for each node. The others are data sets that PyTorch Geometric
+    downloads."""
+    root: PathSetting | None = None
+    """The .npz file, or the folder of a downloaded data set. None uses the cache folder."""
+    normalize: bool = False
+    """Divide the features of each node by their sum, as is usual for bags of words."""
+    split_seed: Seed = 0
+    """Seed of the split, where the data has none of its own, and of generated graphs."""
+    train_per_class: Count = 20
+    """Training nodes of each class, where the data has no split of its own."""
+    val_per_class: Natural = 30
+    """Validation nodes of each class, where the data has no split of its own. All other nodes are
+    test nodes."""
+
+    @property
+    def metric(self) -> Metric:
+        """What is measured, as far as the settings tell: a file may have several labels a node."""
+        return "micro_f1" if self.name in ("ppi", "generated-multilabel") else "accuracy"
+
+
+class GraphModelSettings(Settings):
+    """A graph network."""
+
+    name: Architecture
+    """``gcn``, ``gat`` or ``sage``."""
+    layers: Annotated[Count, Field(le=64)] | None = None
+    """Hidden layers. None takes 4 for gat, and 2 for gcn and sage."""
+    hidden: Annotated[Count, Field(le=65536)] = 64
+    """Features of a hidden layer; for gat, of each head."""
+    heads: Annotated[Count, Field(le=256)] = 3
+    """Attention heads of gat."""
+    dropout: Fraction = 0.0
+    """Share of the inputs of each layer that is dropped in training."""
+
+    @model_validator(mode="after")
+    def _heads_are_of_gat(self) -> GraphModelSettings:
+        if self.name != "gat" and not self.is_default("heads"):
+            raise ValueError(f"heads is a setting of gat, not of {self.name}; drop it")
+        return self
+
+
+class GraphTeacherSettings(GraphModelSettings):
+    """The model to learn from."""
+
+    hidden: Annotated[Count, Field(le=65536)] = 256
+    """Features of a hidden layer; for gat, of each head."""
+    checkpoint: PathSetting | None = None
+    """File with the teacher's weights: the student.safetensors of a run. None trains the teacher
+    first, into ``teacher`` in the run's folder."""
+    epochs: Count | None = None
+    """Epochs of the teacher's own training. None uses train.epochs."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether no run trains it."""
+        return self.checkpoint is not None
+
+
+class GraphTrainSettings(TrainSettings):
+    """The training: schedule, optimizer and hardware."""
+
+    epochs: Count = 300
+    """Passes over all graphs, of each student."""
+    batch_size: Count = 2
+    """Graphs of a step. A single graph is one step, whatever this number is."""
+    lr: Rate = 0.005
+    """Base learning rate, at most 1e6."""
+    milestones: tuple[Fraction, ...] = ()
+    """Milestones of ``step``, as fractions of the epochs; none for a constant rate."""
+    optimizer: str = "adamw"
+    """``adamw``, ``sgd``, or an optimizer of timm. adamw without weight decay is Adam."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight decay of every parameter."""
+
+    UNUSED: ClassVar[tuple[str, ...]] = (
+        "dot_delta",
+        "accumulate",
+        "label_smoothing",
+        "class_weights",
+        "mixup",
+        "cutmix",
+        "mix_probability",
+        "ema",
+        "precision",
+        "sync_batchnorm",
+        "compile",
+    )
+    """Settings of images that graphs do not have."""
+
+    @model_validator(mode="after")
+    def _settings_of_images(self) -> GraphTrainSettings:
+        for key in self.UNUSED:
+            if not self.is_default(key):
+                raise ValueError(f"{key} is a setting of images and does not apply; drop it")
+        if self.optimizer == "dot":
+            raise ValueError("optimizer=dot separates two gradients of images; set adamw or sgd")
+        return self
+
+    def own(self) -> dict[str, Any]:
+        """The settings that apply to graphs, as plain values."""
+        return self.model_dump(mode="json", exclude={*self.UNUSED})
+
+
+class GraphRecipe(Settings):
+    """All settings of a run on graphs."""
+
+    task: Literal["graphs"] = "graphs"
+    """Tells the recipe from one of images."""
+    data: GraphDataSettings
+    student: GraphModelSettings
+    teacher: GraphTeacherSettings | None = None
+    method: MethodSettings = MethodSettings(name="graphs/alignahead")
+    train: GraphTrainSettings = GraphTrainSettings()
+    seed: Seed = 0
+    """Seed of everything random: the students' first weights and the order of the graphs."""
+    out: PathSetting | None = None
+    """The run's folder. None uses ``runs/graphs/<recipe>/<method>-seed<seed>``."""
+
+    def plain(self) -> dict[str, Any]:
+        """Converts the recipe to plain values for YAML, with every default filled in.
+
+        Paths become absolute, because another folder may be the current one when they are read.
+        """
+        plain: dict[str, Any] = self.model_dump(mode="json") | {"train": self.train.own()}
+        for section, key in (("data", "root"), ("teacher", "checkpoint")):
+            if plain[section] and plain[section][key]:
+                plain[section][key] = os.path.abspath(plain[section][key])  # noqa: PTH100
+        return plain
+
+    def changed(self, **sections: Any) -> GraphRecipe:
+        """Copies the recipe with some sections replaced."""
+        return self.model_copy(update=sections)

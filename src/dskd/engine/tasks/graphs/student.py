@@ -1,0 +1,188 @@
+"""Load a trained student of graphs, evaluate it, and predict with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dskd.engine.evaluate import EvaluationResult
+from dskd.engine.tasks.graphs.data import Graph
+from dskd.engine.tasks.graphs.job import shape_of
+from dskd.engine.tasks.graphs.loader import GraphLoader
+from dskd.engine.tasks.graphs.models import GraphNet, Shape
+from dskd.engine.tasks.graphs.npz import read_unlabelled
+from dskd.engine.tasks.graphs.recipe import resolve
+from dskd.engine.tasks.graphs.settings import GraphModelSettings, GraphRecipe
+from dskd.engine.tasks.graphs.sources import load_graphs
+from dskd.engine.tasks.graphs.task import GRAPHS
+from dskd.errors import InputError
+from dskd.settings import Count, Settings, validate
+from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
+from dskd.storage.weights import load_weights, read_metadata, read_weights
+from dskd.storage.yaml_file import read_yaml_file
+
+AUXILIARY = "auxiliary.safetensors"
+Which = Literal["last", "best"]
+"""The weights of the last epoch, or of the best one."""
+
+
+class _Metadata(Settings):
+    """The metadata of a student's file; see `dskd.engine.tasks.graphs.task.GraphTask`."""
+
+    task: Literal["graphs"]
+    model: GraphModelSettings
+    features: Count
+    classes: tuple[str, ...]
+    multilabel: bool
+    normalize: bool
+    method: str
+
+
+@dataclass(frozen=True)
+class GraphStudent:
+    """A trained student.
+
+    Attributes:
+        model: The network in eval mode, on the CPU.
+        classes: Name of each class or label.
+        multilabel: Whether a node has several labels.
+        recipe: Of the run that trained it.
+    """
+
+    model: GraphNet
+    classes: tuple[str, ...]
+    multilabel: bool
+    recipe: GraphRecipe
+
+
+def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStudent:
+    """Loads a student of a finished run.
+
+    Args:
+        run: The folder of the run.
+        which: The weights of the last or of the best epoch.
+        number: Which of several students that learned online, from 1.
+
+    Raises:
+        InputError: There is no finished run of graphs, or it has no such student.
+    """
+    recipe = read_recipe_of(run)
+    if not (run / RESULT).is_file():
+        raise InputError(
+            f"{run} is not finished; go on with `dskd graphs distill {run}/recipe.yaml out={run} "
+            "--resume`"
+        )
+    metadata = validate(_Metadata, read_metadata(run / LAST), f"{run / LAST}: ")
+    settings = metadata.model
+    peers = recipe.method.options.get("peers", ())
+    if not 1 <= number <= 1 + len(peers):
+        raise InputError(f"{run} has {1 + len(peers)} students, and no student {number}")
+    if number > 1:
+        if which == "best":
+            raise InputError(
+                f"the best epoch of {run} is saved of student 1 alone; take --last for the others"
+            )
+        if (kind := peers[number - 2]) != "same":
+            settings = settings.model_copy(update={"name": kind})
+    path = run / (LAST if which == "last" else BEST)
+    weights = read_weights(path)
+    if number > 1:
+        path, prefix = run / AUXILIARY, f"peers.{number - 2}."
+        own = read_weights(path)
+        weights = {
+            key.removeprefix(prefix): value for key, value in own.items() if key.startswith(prefix)
+        }
+    model = GraphNet(settings, Shape(metadata.features, len(metadata.classes)))
+    load_weights(model, weights, f"student {number} in {path}")
+    return GraphStudent(model.eval(), metadata.classes, metadata.multilabel, recipe)
+
+
+def read_recipe_of(run: Path) -> GraphRecipe:
+    """The recipe of a run on graphs.
+
+    Raises:
+        InputError: There is no run, or it is one of images.
+    """
+    if not (run / RECIPE).is_file():
+        raise InputError(f"{run} holds no run; give the folder of one")
+    values = read_yaml_file(run / RECIPE, "recipe")
+    if values.get("task") != "graphs":
+        raise InputError(f"{run} is a run of images; use the same command without `graphs`")
+    return resolve(values, run)
+
+
+def evaluate(run: Path, which: Which = "last", number: int = 1) -> EvaluationResult:
+    """Evaluates a student of a finished run on the test split of its data.
+
+    Args:
+        run: The folder of the run.
+        which: As for `load_student`.
+        number: As for `load_student`.
+
+    Raises:
+        InputError: As `load_student`, or the data cannot be read or is not that of the run.
+    """
+    student = load_student(run, which, number)
+    data = load_graphs(student.recipe.data)
+    if shape_of(data) != student.model.shape:
+        raise InputError(f"the graphs of {run} have other features or classes now; give the same")
+    loader = GraphLoader(data.test, torch.device("cpu"))
+    model = student.model
+    found = GRAPHS.evaluate(
+        model,
+        lambda batch: {"student": model(batch.features, batch.edges).logits[batch.nodes]},
+        loader,
+    )
+    return found["student"]
+
+
+Row = tuple[str, list[tuple[str, float]]]
+"""A node, and its most likely classes or labels with their probabilities."""
+
+
+def predict(student: GraphStudent, graph: Path | None, top: int) -> Iterator[Row]:
+    """The most likely classes of each node.
+
+    Args:
+        student: From `load_student`.
+        graph: An .npz file; None for the graphs of the run: that of a single one, or those of the
+            test split.
+        top: Classes of each node, at most.
+
+    Raises:
+        InputError: The graph cannot be read, or has another number of features.
+    """
+    graphs = _graphs(student, graph)
+    for number, one in enumerate(graphs, 1):
+        prefix = f"{number}:" if len(graphs) > 1 else ""
+        best = _probabilities(student, one).topk(min(top, len(student.classes)), dim=1)
+        rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        for node, (values, labels) in enumerate(rows):
+            pairs = zip(labels, values, strict=True)
+            yield f"{prefix}{node}", [(student.classes[label], value) for label, value in pairs]
+
+
+@torch.no_grad()
+def _probabilities(student: GraphStudent, graph: Graph) -> Tensor:
+    logits: Tensor = student.model(graph.features, graph.edges).logits
+    return logits.sigmoid() if student.multilabel else logits.softmax(1)
+
+
+def _graphs(student: GraphStudent, path: Path | None) -> tuple[Graph, ...]:
+    settings = student.recipe.data
+    if path is None:
+        graphs = load_graphs(settings).test.graphs
+    else:
+        graphs = (read_unlabelled(path, settings.normalize),)
+    for graph in graphs:
+        if graph.features.shape[1] != student.model.shape.features:
+            raise InputError(
+                f"{path or 'the graph'} has {graph.features.shape[1]} features a node, and the "
+                f"student knows {student.model.shape.features}; give a graph of the same kind"
+            )
+    return graphs

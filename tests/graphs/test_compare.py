@@ -1,0 +1,106 @@
+"""Comparisons on graphs: the runs are those of single commands, and the table fits the task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dskd.cli.commands import run_command
+from dskd.compare.reader import read_comparison
+from dskd.compare.summary import summarize
+from dskd.compare.table import notes, summary_table
+from tests.graphs.small_graphs import OF_TEACHER, SMALL, write
+
+NAMES = "alone,alignahead,alignahead++:features=0,dskd"
+
+
+def command(graph: Path, out: Path, seeds: int, *changes: str) -> list[str]:
+    data = ["data.name=npz", f"data.root={graph}"]
+    options = ["--methods", NAMES, "--seeds", str(seeds), "--out", str(out)]
+    return ["graphs", "compare", *SMALL, *OF_TEACHER, *data, *changes, *options]
+
+
+@pytest.fixture(scope="module")
+def compared(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compared") / "ring"
+    for seeds in (1, 2):  # the second command extends the comparison
+        assert run_command(command(graph, out, seeds)) == 0
+    return out
+
+
+def test_the_students_are_those_of_single_runs(compared: Path, finished: Path) -> None:
+    name = "student.safetensors"
+    for method in ("alone", "alignahead", "dskd"):
+        own = compared / method / "seed0" / name
+        assert own.read_bytes() == (finished / method / name).read_bytes()
+    assert (compared / "alignahead+features=0/seed1/result.json").is_file()
+
+
+def test_differences_are_paired_with_the_student_alone(compared: Path) -> None:
+    comparison = read_comparison(compared)
+    summaries = summarize(comparison.variants, comparison.test_images, comparison.baseline)
+    assert comparison.baseline == "alone"
+    assert [one.label for one in summaries] == NAMES.split(",")
+    assert summaries[0].difference is None
+    gaps = [
+        after - before
+        for after, before in zip(
+            *(
+                one.test_accuracy.values
+                for one in (summaries[1], summaries[0])
+                if one.test_accuracy
+            ),
+            strict=True,
+        )
+    ]
+    assert summaries[1].difference is not None
+    assert summaries[1].difference.interval.values == pytest.approx(gaps)
+    names, rows = summary_table(summaries, comparison.baseline)
+    assert "vs. alone" in names
+    assert not any("kd" in name for name in names)
+    assert len(rows) == 4
+    assert not any("kd" in line.split() or "ARI" in line for line in notes(comparison, summaries))
+
+
+def test_another_graph_or_recipe_is_refused(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write(tmp_path / "other.npz", val=None)
+    for graph, changes in ((other, []), (other, ["student.hidden=9"])):
+        assert run_command(command(graph, compared, 2, *changes)) == 2
+        assert "another folder" in capsys.readouterr().err
+
+
+def test_a_method_that_does_not_exist_is_named_by_its_short_name(
+    graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*command(graph, tmp_path / "x", 1), "--methods", "alignahaed"]
+    assert run_command(words) == 2
+    assert "alignahead" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_report_is_refused_in_one_line(
+    compared: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (compared, finished / "alone"):
+        assert run_command(["report", str(folder)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "dskd graphs compare" in line
+
+
+def test_the_demo_takes_generated_graphs_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dskd.engine.tasks.graphs import sources
+
+    def offline(*_: object) -> object:
+        raise OSError("no network")
+
+    monkeypatch.setattr(sources, "_read_published", offline)
+    monkeypatch.setenv("DSKD_CACHE", str(tmp_path))
+    assert run_command(["graphs", "demo", "--epochs", "1", "--out", str(tmp_path / "demo")]) == 0
+    said = capsys.readouterr()
+    assert "alignahead++" in said.out
+    assert (tmp_path / "demo/comparison.json").is_file()

@@ -1,0 +1,169 @@
+"""Runs on graphs: results, files, and a resume that is exact to the byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dskd.engine.tasks.graphs.student import evaluate, load_student, predict
+from dskd.engine.trainer import Trainer
+from dskd.errors import InputError, Stopped
+from tests.graphs.conftest import METHODS
+from tests.graphs.small_graphs import plan, trained, write
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_finished_run_has_the_files_of_every_run(finished: Path, method: str) -> None:
+    folder = finished / method
+    result = json.loads((folder / "result.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert rows[-1]["test_accuracy"] == result["test_accuracy"]
+    assert result["method"] == f"graphs/{method}"
+    assert result["best_chosen_on"] == "validation"
+    assert (result["teacher_accuracy"] is not None) == (method == "dskd")
+    found = evaluate(folder)
+    assert (found.metric, found.accuracy) == ("accuracy", result["test_accuracy"])
+
+
+def test_the_other_students_are_kept(finished: Path) -> None:
+    row = json.loads((finished / "alignahead/metrics.jsonl").read_text().splitlines()[-1])
+    assert evaluate(finished / "alignahead", number=2).accuracy == row["student2/test_accuracy"]
+    with pytest.raises(InputError, match="no student 3"):
+        load_student(finished / "alignahead", number=3)
+
+
+class _Kill(BaseException):
+    """Ends a run as a kill does: nothing more is written."""
+
+
+@pytest.mark.parametrize("method", ["alignahead++", "dskd"])
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_killed_run_resumes_to_the_byte(
+    graph: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    step: int,
+) -> None:
+    train_epoch, done = Trainer.train_epoch, 0
+
+    def killed(self: Trainer) -> Any:
+        nonlocal done
+        for _ in train_epoch(self):
+            done += 1
+            if done == step:
+                raise _Kill
+            yield
+
+    monkeypatch.setattr(Trainer, "train_epoch", killed)
+    with pytest.raises(_Kill):
+        trained(graph, method, tmp_path / "run")
+    monkeypatch.undo()
+    trained(graph, method, tmp_path / "run", resume=True)
+    for name in ("student.safetensors", "auxiliary.safetensors", "student_best.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished / method / name).read_bytes()
+
+
+def test_a_stop_in_the_middle_of_an_epoch_resumes_to_the_byte(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    changes = ("student.dropout=0.5",)
+    trained(graph, "alignahead", tmp_path / "whole", *changes)
+    train_epoch, done = Trainer.train_epoch, 0
+
+    def stopped(self: Trainer) -> Any:
+        nonlocal done
+        for _ in train_epoch(self):
+            done += 1
+            if done == 3:  # the first student's turn in epoch 2
+                signal.raise_signal(signal.SIGTERM)
+            yield
+
+    monkeypatch.setattr(Trainer, "train_epoch", stopped)
+    with pytest.raises(Stopped):
+        trained(graph, "alignahead", tmp_path / "run", *changes)
+    monkeypatch.undo()
+    trained(graph, "alignahead", tmp_path / "run", *changes, resume=True)
+    for name in ("student.safetensors", "auxiliary.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_several_labels_are_measured_by_micro_f1(tmp_path: Path) -> None:
+    from dskd.engine.run import run_job
+    from dskd.engine.tasks.graphs import recipe
+    from dskd.engine.tasks.graphs.job import GraphJob
+
+    changes = ["data.name=generated-multilabel", "train.epochs=1", f"out={tmp_path / 'run'}"]
+    result = run_job(GraphJob(recipe.load("ppi", [*changes, "student.hidden=4"])))
+    assert result.metric == "micro_f1"
+    stored = json.loads((tmp_path / "run/result.json").read_text())
+    (row,) = (json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open())
+    assert stored["metric"] == "micro_f1"
+    assert stored["test_micro_f1"] == row["test_micro_f1"] == result.test_accuracy
+    assert "test_accuracy" not in {**stored, **row}
+    found = evaluate(tmp_path / "run")
+    assert (found.metric, found.accuracy) == ("micro_f1", result.test_accuracy)
+    rows = list(predict(load_student(tmp_path / "run"), None, 2))
+    assert len(rows) == 120
+    assert rows[60][0] == "2:0"
+
+
+def test_a_student_predicts_the_nodes_of_another_graph(finished: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.npz", labels=None, train=None, val=None, test=None)
+    student = load_student(finished / "alone")
+    rows = list(predict(student, other, 3))
+    assert [node for node, _ in rows] == [str(number) for number in range(30)]
+    assert sum(p for _, p in rows[0][1]) == pytest.approx(1)
+    assert rows == list(predict(student, None, 3))
+
+
+def test_another_graph_is_refused_on_resume(graph: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    own = write(tmp_path / "own.npz")
+    trained(own, "alone", tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    write(tmp_path / "own.npz", labels=np.arange(30) // 10)
+    with pytest.raises(InputError, match="other nodes"):
+        trained(own, "alone", tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_is_a_teacher(graph: Path, finished: Path, tmp_path: Path) -> None:
+    weights = finished / "dskd/teacher/student.safetensors"
+    given = trained(graph, "dskd", tmp_path / "run", f"teacher.checkpoint={weights}")
+    name = "student.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (finished / "dskd" / name).read_bytes()
+    assert given.teacher_accuracy is not None
+    with pytest.raises(InputError, match=r"teacher\.checkpoint"):
+        trained(graph, "dskd", tmp_path / "x", f"teacher.checkpoint={weights}", "teacher.hidden=9")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_recipe_says_where_everything_is(graph: Path, tmp_path: Path) -> None:
+    plain = plan(graph, "dskd", tmp_path).plain()
+    assert plain["task"] == "graphs"
+    assert "mixup" not in plain["train"]
+    assert plain["data"]["root"] == str(graph)
+
+
+def test_the_shipped_recipes_can_be_read_and_are_named_in_the_help() -> None:
+    from dskd.cli.graphs import graphs_
+    from dskd.engine.tasks.graphs.recipe import load, shipped
+
+    for name in shipped():
+        assert load(name).method.name == "graphs/alignahead"
+        assert graphs_.help is not None
+        assert name in graphs_.help
+    # The facts of Alignahead's public code.
+    ppi = load("ppi")
+    assert (ppi.student.name, ppi.student.layers, ppi.student.heads) == ("gat", 4, 3)
+    assert (ppi.student.hidden, ppi.train.batch_size, ppi.train.epochs) == (64, 2, 300)
+    assert (ppi.train.lr, ppi.train.weight_decay, ppi.train.milestones) == (0.005, 0.0, ())
+    assert ppi.method.options == {"peers": ("same",), "weight": 1.0}
