@@ -56,7 +56,7 @@ def test_differences_are_paired_with_the_student_alone(compared: Path) -> None:
     ]
     assert summaries[1].difference is not None
     assert summaries[1].difference.interval.values == pytest.approx(gaps)
-    names, rows = summary_table(summaries, comparison.baseline)
+    names, rows = summary_table(summaries, baseline=comparison.baseline)
     assert "vs. alone" in names
     assert not any("kd" in name for name in names)
     assert len(rows) == 4

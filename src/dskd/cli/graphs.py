@@ -167,7 +167,8 @@ def _compare(recipe: GraphRecipe, names: Sequence[str], seeds: int, out: Path) -
     with progress.live_table(plan) as callback:
         comparison = runner.run_grid(plan, callback)
     summaries = summarize(comparison.variants, comparison.test_images, comparison.baseline)
-    console.table(*table.summary_table(summaries, comparison.baseline))
+    metric = next((one.metric for one in summaries if one.seeds), plan.recipe.data.metric)
+    console.table(*table.summary_table(summaries, metric, comparison.baseline))
     for line in table.notes(comparison, summaries):
         click.echo(line)
 

@@ -128,6 +128,7 @@ def compare_(
     from dskd.compare.jobs import choose_grid_launcher
     from dskd.compare.summary import summarize
     from dskd.engine.user_objects import UserObjects
+    from dskd.storage.metric_names import metric_of
 
     plan = grid.load_plan(
         recipe_name,
@@ -143,7 +144,7 @@ def compare_(
         objects = UserObjects(allow_code=allow_code)
         comparison = runner.run_grid(plan, callback, objects, where)
     summaries = summarize(comparison.variants, comparison.test_images)
-    console.table(*table.summary_table(summaries))
+    console.table(*table.summary_table(summaries, metric_of(comparison.facts["recipe"])))
     for line in table.notes(comparison, summaries):
         click.echo(line)
 

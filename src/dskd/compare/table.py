@@ -8,7 +8,7 @@ from dskd.compare import columns
 from dskd.compare.notes import COST, INTERVALS, NO_LABELS, differences_note, sampling_note
 from dskd.compare.reader import Comparison
 from dskd.compare.summary import BASELINE, Summary
-from dskd.storage.metric_names import in_text, metric_of
+from dskd.storage.metric_names import Metric, in_text, metric_of
 
 COLUMNS = (
     columns.METHOD,
@@ -27,16 +27,16 @@ COLUMNS = (
 
 
 def summary_table(
-    summaries: Sequence[Summary], baseline: str = BASELINE
+    summaries: Sequence[Summary], metric: Metric = "accuracy", baseline: str = BASELINE
 ) -> tuple[list[str], list[list[str]]]:
     """The headings and the rows, one row per method.
 
     Args:
         summaries: The methods.
+        metric: What is measured.
         baseline: Label of the method that the others are compared with.
     """
     shown = [one for one in COLUMNS if baseline == BASELINE or one is not columns.ARI]
-    metric = next((summary.metric for summary in summaries if summary.seeds), "accuracy")
     names = [one.name.replace(f"vs. {BASELINE}", f"vs. {baseline}") for one in shown]
     rows = [[column.text(summary) for column in shown] for summary in summaries]
     return [in_text(name, metric) for name in names], rows
