@@ -79,7 +79,7 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         seen.append(recipe)
 
     monkeypatch.setattr(run, "distill", note)
-    monkeypatch.setattr("dskd.cli.training._print_result", lambda _: None)
+    monkeypatch.setattr("dskd.cli.training.print_result", lambda _: None)
     return seen
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
+from dskd import methods
 from dskd.engine.evaluate import Average, SplitResults, epoch_accuracies, evaluate_on_test
-from dskd.engine.progress import epoch_bar
+from dskd.engine.progress import EpochBar, epoch_bar
 from dskd.engine.resume import check_same_everywhere, check_same_run, named_numbers
 from dskd.engine.task import RunLoaders, RunRecipe, Task
 from dskd.engine.trainer import Trainer
@@ -142,9 +143,7 @@ class TrainingRun:
             NonFiniteError: A number is NaN or infinite; a file in the run directory says more.
             Stopped: A signal asked for a stop; a checkpoint of the last step was written.
         """
-        label = f"{self.recipe.method.name} {self.recipe.student.name}"
-        words = self.data.data.metric, self.task.samples
-        with stop_requests() as stop, epoch_bar(self.trainer, label, *words) as bar:
+        with stop_requests() as stop, _bar(self) as bar:
             for row in self.steps():
                 bar.step()
                 if row is not None:
@@ -241,6 +240,12 @@ class TrainingRun:
             self.directory.write_json(NONFINITE, error.facts)
             path = self.directory.path / NONFINITE
             raise NonFiniteError(f"{error}; see {path}", error.facts) from error
+
+
+def _bar(run: TrainingRun) -> AbstractContextManager[EpochBar]:
+    """The progress of a run, shown while a block runs."""
+    label = f"{methods.short_name(run.recipe.method.name)} {run.recipe.student.name}"
+    return epoch_bar(run.trainer, label, run.data.data.metric, run.task.samples)
 
 
 def evaluate_run(run: TrainingRun) -> SplitResults:
