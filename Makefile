@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo demo-graphs test test-fast coverage setup check pages docs bench bench-loader scaling torture reproduce clean
+.PHONY: help demo demo-graphs demo-segment test test-fast coverage setup check pages docs bench bench-loader scaling torture reproduce clean
 
 help: ## lists these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-15s %s\n", $$1, $$2}'
@@ -14,6 +14,10 @@ demo: $(READY) ## trains on handwritten digits: a teacher and its students
 
 demo-graphs: $(READY) ## compares students of a graph: online, alone, and with a teacher
 	$(BIN)/dskd graphs demo
+
+# On generated images, or as in make demo-segment DATA=scans, where scans holds img and mask.
+demo-segment: $(READY) ## trains on few masks and many seeds, and draws what was learned
+	$(BIN)/dskd segment demo $(if $(DATA),--data "$(DATA)")
 
 # One process per core, but at most four: each takes 1.5 GB of memory. More with
 # make test ARGS="--maxprocesses 16"; part of the tests with make test ARGS="-n 0 tests/data -k folder".
@@ -81,6 +85,11 @@ reproduce-graphs: $(READY)
 	$(if $(DATA),,$(error set DATA, as in make $@ DATA=graphs))
 	$(BIN)/python -m evidence.graphs "$(DATA)" "$(OUT)" $(ARGS)
 
+# Masks and seeds, and DSKD at every pixel. DATA holds train and val, each with Img and GT.
+reproduce-segmentation: $(READY)
+	$(if $(DATA),,$(error set DATA, as in make $@ DATA=cardiac))
+	$(BIN)/python -m evidence.segmentation "$(DATA)" "$(OUT)" $(ARGS)
+
 # What the students of the table became.
 reproduce-why: $(READY)
 	$(BIN)/python -m evidence.why "$(OUT)" $(ARGS)
@@ -93,7 +102,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("dskd needs Python 3.10 or newer: make PYTHON=python3.11 setup" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[datasets,parquet,onnx,openvino,torchao,ray,slurm,tune,graphs,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[datasets,parquet,onnx,openvino,torchao,ray,slurm,tune,graphs,segmentation,docs,dev]'
 	touch $(READY)
 
 clean: ## removes .venv, caches and what was built

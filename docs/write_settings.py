@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ from pydantic.fields import FieldInfo
 from dskd import methods
 from dskd.config.schema import DataSettings, ModelSettings, Recipe, TeacherSettings
 from dskd.config.train_settings import TrainSettings
-from dskd.engine.tasks.graphs.settings import (
-    GraphDataSettings,
-    GraphModelSettings,
-    GraphTeacherSettings,
-    GraphTrainSettings,
-)
-from dskd.settings import settings_source, signature_settings
+from dskd.engine.tasks.graphs.settings import GraphRecipe
+from dskd.engine.tasks.segmentation.settings import SegmentationRecipe
+from dskd.engine.tasks.settings import TaskRecipe, TaskTrainSettings
+from dskd.settings import Settings, settings_source, signature_settings
 
 PAGE = Path(__file__).with_name("settings.md")
+TASKS: tuple[type[TaskRecipe], ...] = (GraphRecipe, SegmentationRecipe)
+SHARED = (TrainSettings,)
+"""Sections whose keys are on the page before those of tasks."""
 _INTRO = """# Settings
 
 These are all keys of a recipe, with their defaults and meanings. The command line takes
@@ -54,13 +55,6 @@ _METHOD = """## method
 next to it. `method.preset` selects a named set of settings: `literature` has the values of the
 method's publication, and `dskd` has `paper` and `paper-abstract`. See also [the methods](methods/).
 """
-_GRAPHS = """## Graphs
-
-`dskd graphs` has recipes of its own, with `task: graphs` ([graphs](tasks/graphs.md)). Their
-sections are listed here. `teacher` has all keys of `student`, and these. `train` has the keys above
-with the defaults below. It has no `dot_delta`, `accumulate`, `label_smoothing`, `class_weights`,
-`mixup`, `cutmix`, `mix_probability`, `ema`, `precision`, `sync_batchnorm` and `compile`.
-"""
 
 
 def page() -> str:
@@ -89,39 +83,40 @@ def page() -> str:
         kind = methods.find(name)
         known: type[BaseModel] = signature_settings(kind.__init__)
         parts.append(f"### {name}\n\n{table('method.', known.model_fields, arguments(kind))}")
-    parts += _of_graphs()
+    parts += [part for recipe in TASKS for part in _task(recipe)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _of_graphs() -> list[str]:
-    """The settings of runs on graphs: all but those of ``train`` that images have, too."""
-    parts = [_GRAPHS]
-    student = GraphModelSettings.model_fields
-    own = _changed(GraphTeacherSettings, student)
-    train = _changed(GraphTrainSettings, TrainSettings.model_fields)
-    for section, fields in (
-        ("data", GraphDataSettings.model_fields),
-        ("student", student),
-        ("teacher", own),
-        ("train", train),
-    ):
-        parts.append(f"### {section} of graphs\n\n{table(f'{section}.', fields, {})}")
-    for name in methods.names("graphs"):
+def _task(recipe: type[TaskRecipe]) -> Iterator[str]:
+    """Renders the settings of a task and its methods."""
+    task = recipe.model_fields["task"].default
+    yield f"## dskd {task}\n\nThe keys of `dskd {task}`, where they differ from those above."
+    for section in ("data", "student", "teacher", "train"):
+        annotation = recipe.model_fields[section].annotation
+        kinds = [annotation, *getattr(annotation, "__args__", ())]
+        (model,) = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)]
+        bases = [base for base in model.__mro__[1:] if base in SHARED or section == "teacher"]
+        inherited = {
+            name: (field.description, field.default)
+            for base in bases
+            if issubclass(base, BaseModel)
+            for name, field in base.model_fields.items()
+        }
+        fields = {
+            name: field
+            for name, field in model.model_fields.items()
+            if inherited.get(name) != (field.description, field.default)
+        }
+        about = "All keys of `student`, and these:\n\n" if section == "teacher" else ""
+        if section == "train":
+            unused = ", ".join(f"`{key}`" for key in TaskTrainSettings.UNUSED)
+            about = f"All keys of `train` above, but for {unused}. These differ:\n\n"
+        yield f"### {task}: {section}\n\n{about}{table(f'{section}.', fields, {})}"
+    for name in methods.names(task):
         kind = methods.find(name)
         known: type[BaseModel] = signature_settings(kind.__init__)
         if known.model_fields:
-            about = table("method.", known.model_fields, arguments(kind))
-            parts.append(f"### {name}\n\n{about}")
-    return parts
-
-
-def _changed(model: type[BaseModel], base: dict[str, FieldInfo]) -> dict[str, FieldInfo]:
-    """The settings of a model that a base does not have, or with another default."""
-    return {
-        name: field
-        for name, field in model.model_fields.items()
-        if name not in base or field.default != base[name].default
-    }
+            yield f"### {name}\n\n{table('method.', known.model_fields, arguments(kind))}"
 
 
 def table(prefix: str, fields: dict[str, FieldInfo], about: dict[str, str]) -> str:

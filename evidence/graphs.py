@@ -19,7 +19,7 @@ from dskd.compare.grid import plan
 from dskd.compare.progress import LogLines
 from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
-from dskd.engine.tasks.graphs.recipe import load
+from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.runtime import device
 from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, machine
@@ -80,7 +80,7 @@ def compute(
 
 def _compared(graph: Path, out: Path, changes: Sequence[str], seeds: int) -> dict[str, Any]:
     """The numbers of a comparison, whose missing runs are computed."""
-    recipe = load(RECIPE, [*changes, f"data.root={graph.resolve()}"])
+    recipe = RECIPES.load(RECIPE, [*changes, f"data.root={graph.resolve()}"])
     comparison = run_grid(plan(recipe, METHODS, out.resolve(), seeds=seeds), LogLines())
     summaries = summarize(comparison.variants, comparison.test_images, comparison.baseline)
     teachers = [

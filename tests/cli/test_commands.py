@@ -47,6 +47,7 @@ VERBS = [
     "stages",
     "demo",
     "graphs",
+    "segment",
 ]
 TINY = ["data.fraction=0.1", "teacher.name=resnet8", "train.epochs=1", "train.batch_size=64"]
 """The digits on a diet: 130 images, 3 steps."""

@@ -22,6 +22,7 @@ from dskd.cli.commands import cli
 from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.engine.tasks.graphs.settings import GraphRecipe
+from dskd.engine.tasks.segmentation.settings import SegmentationRecipe
 from dskd.methods.contracts import TeacherNeeds
 from dskd.settings import signature_settings
 from tests.conftest import make_dataset, make_pair, staged
@@ -111,9 +112,10 @@ def test_files_that_a_page_names_exist(page: str) -> None:
 def known_settings() -> set[str]:
     fields = Recipe.model_fields
     known = {f"{name}.{key}" for name in SECTIONS for key in _keys(fields[name].annotation)}
-    fields = GraphRecipe.model_fields
-    known |= {f"{name}.{key}" for name in SECTIONS for key in _keys(fields[name].annotation)}
-    named = [*methods.names(), *methods.names("graphs")]
+    for model in (GraphRecipe, SegmentationRecipe):
+        fields = model.model_fields
+        known |= {f"{name}.{key}" for name in SECTIONS for key in _keys(fields[name].annotation)}
+    named = [*methods.names(), *methods.names("graphs"), *methods.names("segment")]
     own = [signature_settings(methods.find(name).__init__) for name in named]
     known |= {f"method.{key}" for model in own for key in model.model_fields}
     return known | {"method.name", "method.preset"}

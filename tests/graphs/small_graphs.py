@@ -9,8 +9,8 @@ import numpy as np
 
 from dskd.engine.result import Result
 from dskd.engine.run import run_job
-from dskd.engine.tasks.graphs import recipe
 from dskd.engine.tasks.graphs.job import GraphJob
+from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.settings import GraphRecipe
 
 SMALL = ["student.name=gcn", "student.hidden=8", "train.epochs=3"]
@@ -43,7 +43,7 @@ def write(path: Path, **changes: Any) -> Path:
 def plan(graph: Path, method: str, out: Path, *changes: str) -> GraphRecipe:
     more = OF_TEACHER if method == "dskd" else []
     data = ["data.name=npz", f"data.root={graph}", f"method.name={method}", f"out={out}"]
-    return recipe.load(None, [*SMALL, *more, *data, *changes])
+    return RECIPES.load(None, [*SMALL, *more, *data, *changes])
 
 
 def trained(graph: Path, method: str, out: Path, *changes: str, resume: bool = False) -> Result:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dskd.cli.commands import run_command
-from dskd.engine.tasks.graphs.recipe import load
+from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.errors import InputError
 from tests.graphs.small_graphs import SMALL, write
@@ -39,7 +39,7 @@ def test_a_file_that_does_not_fit_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     path = write(tmp_path / "graph.npz", **changes)
-    settings = load(None, [*SMALL, "data.name=npz", f"data.root={path}"]).data
+    settings = RECIPES.load(None, [*SMALL, "data.name=npz", f"data.root={path}"]).data
     with pytest.raises(InputError, match=message) as error:
         load_graphs(settings)
     assert "\n" not in str(error.value)
@@ -50,14 +50,14 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "graph.npz"
     path.write_bytes(content)
     with pytest.raises(InputError, match="no graph that can be read"):
-        load_graphs(load(None, [*SMALL, "data.name=npz", f"data.root={path}"]).data)
+        load_graphs(RECIPES.load(None, [*SMALL, "data.name=npz", f"data.root={path}"]).data)
 
 
 def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
     path = tmp_path / "graph.npz"
     np.savez(path, edges=np.array([object()], dtype=object), features=np.zeros(1), labels=[0])
     with pytest.raises(InputError, match="no graph that can be read"):
-        load_graphs(load(None, [*SMALL, "data.name=npz", f"data.root={path}"]).data)
+        load_graphs(RECIPES.load(None, [*SMALL, "data.name=npz", f"data.root={path}"]).data)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,6 @@ def test_a_data_set_that_cannot_be_downloaded_is_one_line(
         raise OSError("no network")
 
     monkeypatch.setattr(sources, "_read_published", offline)
-    settings = load("cora", [f"data.root={tmp_path}"]).data
+    settings = RECIPES.load("cora", [f"data.root={tmp_path}"]).data
     with pytest.raises(InputError, match=r"cannot be downloaded .*no network.*data\.root"):
         load_graphs(settings)

@@ -13,7 +13,7 @@ from dskd import methods
 from dskd.engine.tasks.graphs.data import GraphData
 from dskd.engine.tasks.graphs.job import build_method, build_trainer
 from dskd.engine.tasks.graphs.loader import GraphLoader, GraphLoaders
-from dskd.engine.tasks.graphs.recipe import load
+from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import micro_f1
 from dskd.errors import InputError
@@ -33,7 +33,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def several() -> GraphData:
-    return load_graphs(load("ppi", ["data.name=generated-multilabel"]).data)
+    return load_graphs(RECIPES.load("ppi", ["data.name=generated-multilabel"]).data)
 
 
 def test_students_start_as_copies_of_the_student_alone(graph: Path, tmp_path: Path) -> None:

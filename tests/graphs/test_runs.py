@@ -97,11 +97,11 @@ def test_a_stop_in_the_middle_of_an_epoch_resumes_to_the_byte(
 
 def test_several_labels_are_measured_by_micro_f1(tmp_path: Path) -> None:
     from dskd.engine.run import run_job
-    from dskd.engine.tasks.graphs import recipe
     from dskd.engine.tasks.graphs.job import GraphJob
+    from dskd.engine.tasks.graphs.recipe import RECIPES
 
     changes = ["data.name=generated-multilabel", "train.epochs=1", f"out={tmp_path / 'run'}"]
-    result = run_job(GraphJob(recipe.load("ppi", [*changes, "student.hidden=4"])))
+    result = run_job(GraphJob(RECIPES.load("ppi", [*changes, "student.hidden=4"])))
     assert result.metric == "micro_f1"
     stored = json.loads((tmp_path / "run/result.json").read_text())
     (row,) = (json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open())
@@ -155,14 +155,14 @@ def test_a_recipe_says_where_everything_is(graph: Path, tmp_path: Path) -> None:
 
 def test_the_shipped_recipes_can_be_read_and_are_named_in_the_help() -> None:
     from dskd.cli.graphs import graphs_
-    from dskd.engine.tasks.graphs.recipe import load, shipped
+    from dskd.engine.tasks.graphs.recipe import RECIPES
 
-    for name in shipped():
-        assert load(name).method.name == "graphs/alignahead"
+    for name in RECIPES.shipped():
+        assert RECIPES.load(name).method.name == "graphs/alignahead"
         assert graphs_.help is not None
         assert name in graphs_.help
     # The facts of Alignahead's public code.
-    ppi = load("ppi")
+    ppi = RECIPES.load("ppi")
     assert (ppi.student.name, ppi.student.layers, ppi.student.heads) == ("gat", 4, 3)
     assert (ppi.student.hidden, ppi.train.batch_size, ppi.train.epochs) == (64, 2, 300)
     assert (ppi.train.lr, ppi.train.weight_decay, ppi.train.milestones) == (0.005, 0.0, ())

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from dskd.cli import check, graphs, overview, students, training, tuning
+from dskd.cli import check, graphs, overview, segment, students, training, tuning
 from dskd.cli.exit_codes import exit_code, open_streams
 from dskd.errors import on_command_line
 from dskd.runtime import launch
@@ -43,6 +43,7 @@ for command in (
     overview.stages_,
     overview.demo_,
     graphs.graphs_,
+    segment.segment_,
 ):
     cli.add_command(command)
 

@@ -44,7 +44,7 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
         raise InputError(
             f"the demo makes a folder of its own; name it, as in {option('out', str(out / 'demo'))}"
         )
-    out = _free(out)
+    out = free_folder(out)
     check_writable(out, option("out", "FOLDER"))
     plan = recipe.load("digits", overrides)
     if plan.teacher is None:
@@ -85,7 +85,7 @@ def _row(label: str, model: str, result: Result, agreement: float | None) -> lis
     ]
 
 
-def _free(out: Path) -> Path:
+def free_folder(out: Path) -> Path:
     """The first of ``out``, ``out-2``, ``out-3``, ... that does not exist."""
     candidate, number = out, 1
     while candidate.exists():

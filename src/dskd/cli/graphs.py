@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from dskd.cli import console
-from dskd.cli.arguments import BEST, PATH, RESUME, split_arguments
+from dskd.cli.arguments import BEST, PATH, RESUME
+from dskd.cli.task_recipe import compare_methods, takes_seeds, takes_task_recipe
 from dskd.cli.training import OVERWRITE, print_result
 from dskd.errors import InputError
-
-if TYPE_CHECKING:
-    from dskd.engine.tasks.graphs.settings import GraphRecipe
 
 _FLAGS = {
     "data": click.option("--data", metavar="DATA", help="An .npz file, or the name of a data set."),
@@ -31,7 +26,13 @@ _FLAGS = {
     "epochs": click.option("--epochs", type=click.IntRange(1), help="Epochs of each student."),
     "out": click.option("--out", type=PATH, help="The run's folder."),
 }
-_KEYS = {"epochs": "train.epochs", "out": "out"}
+_KEYS = {
+    "student": "student.name",
+    "teacher": "teacher.name",
+    "method": "method.name",
+    "epochs": "train.epochs",
+    "out": "out",
+}
 _RUN = click.argument("run_path", metavar="RUN", type=PATH)
 _STUDENT = click.option(
     "--number",
@@ -51,43 +52,23 @@ def graphs_() -> None:
     """
 
 
-def _takes_recipe(*flags: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command a recipe of graphs, ``KEY=VALUE`` arguments, and short forms of settings."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def command(arguments: tuple[str, ...], **options: Any) -> None:
-            given = {flag: options.pop(flag) for flag in flags}
-            name, changes = split_arguments(arguments)
-            function(recipe_name=name, overrides=[*_overrides(given), *changes], **options)
-
-        for flag in reversed(flags):
-            command = _FLAGS[flag](command)
-        return click.argument("arguments", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(command)
-
-    return decorate
-
-
-def _overrides(given: dict[str, Any]) -> list[str]:
+def _data_settings(given: str) -> list[str]:
     from dskd.engine.tasks.graphs.recipe import data_settings
 
-    found: list[str] = []
-    for flag, value in given.items():
-        if value is not None and flag == "data":
-            found += data_settings(value)
-        elif value is not None:
-            found.append(f"{_KEYS.get(flag, f'{flag}.name')}={value}")
-    return found
+    return data_settings(given)
+
+
+_takes_recipe = takes_task_recipe(_FLAGS, _KEYS, _data_settings)
 
 
 def _run(
     recipe_name: str | None, overrides: list[str], resume: bool, overwrite: bool, alone: bool
 ) -> None:
     from dskd.engine.run import run_job
-    from dskd.engine.tasks.graphs import recipe
     from dskd.engine.tasks.graphs.job import GraphJob
+    from dskd.engine.tasks.graphs.recipe import RECIPES
 
-    load = recipe.load_by_labels if alone else recipe.load
+    load = RECIPES.load_alone if alone else RECIPES.load
     job = GraphJob(load(recipe_name, overrides))
     print_result(run_job(job, resume=resume, overwrite=overwrite))
 
@@ -132,10 +113,7 @@ def distill_(recipe_name: str | None, overrides: list[str], resume: bool, overwr
     help="Names, separated by commas; 'all'; or with settings, as in alignahead:weight=2. "
     "Repeatable.",
 )
-@click.option(
-    "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds."
-)
-@click.option("--out", type=PATH, help="Folder of the comparison.  [default: in runs/compare]")
+@takes_seeds
 def compare_(
     recipe_name: str | None,
     overrides: list[str],
@@ -151,26 +129,11 @@ def compare_(
 
         dskd graphs compare generated --methods alone,alignahead,dskd --seeds 5
     """
-    from dskd.engine.tasks.graphs import recipe
+    from dskd.engine.tasks.graphs.recipe import RECIPES
 
-    plan = recipe.load_shared(recipe_name, overrides)
+    plan = RECIPES.load_shared(recipe_name, overrides)
     where = out or Path("runs/compare") / f"graphs-{Path(recipe_name or 'own').stem}"
-    _compare(plan, names, seeds, where)
-
-
-def _compare(recipe: GraphRecipe, names: Sequence[str], seeds: int, out: Path) -> None:
-    """Computes the missing runs of a comparison, and prints its table."""
-    from dskd.compare import grid, progress, runner, table
-    from dskd.compare.summary import summarize
-
-    plan = grid.plan(recipe, names, out, seeds=seeds)
-    with progress.live_table(plan) as callback:
-        comparison = runner.run_grid(plan, callback)
-    summaries = summarize(comparison.variants, comparison.test_images, comparison.baseline)
-    metric = next((one.metric for one in summaries if one.seeds), plan.recipe.data.metric)
-    console.table(*table.summary_table(summaries, metric, comparison.baseline))
-    for line in table.notes(comparison, summaries):
-        click.echo(line)
+    compare_methods(plan, names, seeds, where)
 
 
 @graphs_.command("demo")
@@ -185,17 +148,17 @@ def demo_(out: Path, epochs: int) -> None:
 
     The graph is Cora, which is downloaded once. Without a network it is a random graph.
     """
-    from dskd.engine.tasks.graphs import recipe
+    from dskd.engine.tasks.graphs.recipe import RECIPES
     from dskd.engine.tasks.graphs.sources import load_graphs
 
     changes = [f"train.epochs={epochs}"]
-    plan = recipe.load_shared("cora", changes)
+    plan = RECIPES.load_shared("cora", changes)
     try:
         load_graphs(plan.data)
     except InputError as error:
         click.echo(f"taking a random graph: {error}", err=True)
-        plan = recipe.load_shared("generated", changes)
-    _compare(plan, ["all"], 2, out)
+        plan = RECIPES.load_shared("generated", changes)
+    compare_methods(plan, ["all"], 2, out)
 
 
 @graphs_.command("evaluate")

@@ -9,6 +9,7 @@ from dskd.deploy.prediction_file import Row
 from dskd.deploy.ship import Exported
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.result import Result
+from dskd.engine.tasks.segmentation.metrics import ClassScores
 from dskd.storage.metric_names import in_text, words
 
 
@@ -71,3 +72,16 @@ def export_rows(found: Exported) -> tuple[list[str], list[list[str]]]:
         cells[f"latency, batch {batch}, ms"] = {name: str(time) for name, time in times.items()}
     rows = [[title, *(row.get(name, "-") for name in models)] for title, row in cells.items()]
     return ["", *(titles[name] for name in models)], rows
+
+
+def class_score_rows(scores: Iterable[ClassScores]) -> list[list[str]]:
+    """Dice and HD95 of each class."""
+    return [
+        [
+            one.name,
+            f"{one.dice:.2f}",
+            "-" if one.hd95 is None else f"{one.hd95:.2f}",
+            str(one.hd95_images),
+        ]
+        for one in scores
+    ]

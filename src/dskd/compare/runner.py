@@ -124,6 +124,10 @@ def _parts(
         from dskd.compare.graphs import graph_parts  # it needs an extra
 
         return graph_parts(grid, device)
+    if grid.task == "segment":
+        from dskd.compare.segmentation import segmentation_parts  # it needs an extra
+
+        return segmentation_parts(grid, device)
     prepared = _prepare(grid, device, objects)
     loaders = DataLoaders(prepared.data, device)
     return ComparisonParts(

@@ -19,7 +19,7 @@ from dskd.storage.metric_names import Metric
 
 BASELINE, STUDENT = "kd", "ce"
 """Labels of the methods that differences and relative improvements refer to by default."""
-BASELINES = {"graphs": "alone"}
+BASELINES = {"graphs": "alone", "segment": "masks"}
 """The labels that differences refer to in other tasks than images."""
 
 
@@ -142,7 +142,9 @@ def _summary(
         difference=_difference(variant, baseline),
         improvement=_improvement(variant, baseline, student),
         sampling_error=(
-            sampling_error(test_accuracy.mean, test_images) if metric != "micro_f1" else None
+            sampling_error(test_accuracy.mean, test_images)
+            if metric not in ("micro_f1", "dice")
+            else None
         ),
         metric=metric,
         parameters=results[0]["parameters"],

@@ -48,7 +48,7 @@ class Result:
             without ``train.ema``.
         metric: What the accuracies are, and how files name them: ``agreement`` with the teacher's
             predictions for images without labels (``data.labels=none``), ``micro_f1`` for graphs
-            with several labels a node.
+            with several labels a node, ``dice`` for masks.
     """
 
     path: Path

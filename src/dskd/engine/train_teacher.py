@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,24 +11,21 @@ from dskd.config.schema import MethodSettings
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_run
 from dskd.engine.build_model import PROBE
-from dskd.engine.finish import finish
 from dskd.engine.fit_head import fit_head
 from dskd.engine.more_epochs import stored_epochs, stored_recipe
 from dskd.engine.prepare import Prepared
 from dskd.engine.teacher_accuracy import evaluate_teacher
 from dskd.engine.teacher_labels import label_held_out, log_labels
+from dskd.engine.teacher_run import train_in_folder
+from dskd.engine.training_run import TrainingRun
 from dskd.models.staged_model import StagedModel
-from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.settings import Precision
-from dskd.storage.atomic import refuse_links
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import LAST
 from dskd.storage.weights import load_weights, read_weights
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
-
-log = logging.getLogger("dskd")
 
 
 def given_teacher(
@@ -136,17 +132,10 @@ def _train(
         # The run has taken more epochs since then, and its teacher stays as it is.
         epochs = stored_epochs(stored_recipe(directory)) or recipe.train.epochs
         recipe = recipe.changed(train=recipe.train.model_copy(update={"epochs": epochs}))
-    distributed.on_rank_zero(refuse_links)(directory.path)
-    with directory.locked():
-        directory.check_same(recipe.plain())
-        if directory.finished:
-            directory.check_data(data.data.fingerprint())
-            return
-        log.info("training the teacher %s first, in %s", recipe.student.name, directory.path)
-        directory.start(recipe.plain(), devices.environment(data.train.device))
+
+    def build(directory: RunDirectory) -> TrainingRun:
         # A copy: training may change the module's layers, and moves it to the CPU at the end.
         student = copy.deepcopy(training.student)
-        run = build_run(recipe, student, data, TeacherOutputs(None), directory)
-        run.begin(resume)
-        run.train()
-        finish(run)
+        return build_run(recipe, student, data, TeacherOutputs(None), directory)
+
+    train_in_folder(recipe, data.data.fingerprint(), data.train.device, build, resume)

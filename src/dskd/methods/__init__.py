@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from dskd.methods.base import Method
 
 
-TASKS = {"graphs": "dskd.engine.tasks.graphs.methods"}
+TASKS = {
+    "graphs": "dskd.engine.tasks.graphs.methods",
+    "segment": "dskd.engine.tasks.segmentation.methods",
+}
 """The modules with the methods of other tasks, which list them as ``METHODS``."""
 
 

@@ -1,8 +1,8 @@
 """What the results of a run measure: accuracy, or another measure in percent.
 
 Without labels it is agreement with the teacher, whose predictions are the labels then. On graphs
-with several labels a node it is micro-F1. The code calls all of them accuracy. Files and texts name
-them as they are. This module is the only place that translates.
+with several labels a node it is micro-F1, and on masks it is Dice. The code calls all of them
+accuracy. Files and texts name them as they are. This module is the only place that translates.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Metric = Literal["accuracy", "agreement", "micro_f1"]
+Metric = Literal["accuracy", "agreement", "micro_f1", "dice"]
 """``agreement`` for images without labels (``data.labels=none``), ``micro_f1`` for graphs with
-several labels a node."""
+several labels a node, ``dice`` for masks."""
 _WORDS: dict[str, str] = {
     "accuracy": "test accuracy",
     "agreement": "agreement with the teacher",
     "micro_f1": "test micro-F1",
+    "dice": "test Dice",
 }
-_F1 = (
-    (r"\b((?:best_)?(?:test|val|train))_accuracy", r"\1_micro_f1"),
-    (r"\baccuracy\b", "micro-F1"),
-)
+_SHORT = {"micro_f1": "micro-F1", "dice": "Dice"}
+"""Metrics that take the place of accuracy, word for word."""
 _TEXTS = (
     (r"\b(test|val|train)_accuracy", r"\1_agreement"),
     (r"\b(val)_accuracies\b", r"\1_agreements"),
@@ -67,7 +66,8 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
         {'agreement': 80.0, 'best_test_accuracy': 90.0}
     """
     return {
-        _renamed(key, "(?:agreement|micro_f1)", "accuracy"): value for key, value in values.items()
+        _renamed(key, "(?:agreement|micro_f1|dice)", "accuracy"): value
+        for key, value in values.items()
     }
 
 
@@ -80,7 +80,10 @@ def in_text(text: str, metric: Metric) -> str:
     """
     if metric == "accuracy":
         return text
-    for pattern, replacement in _F1 if metric == "micro_f1" else _TEXTS:
+    if metric in _SHORT:
+        text = re.sub(r"\b((?:best_)?(?:test|val|train))_accuracy", rf"\1_{metric}", text)
+        return re.sub(r"\baccuracy\b", _SHORT[metric], text)
+    for pattern, replacement in _TEXTS:
         text = re.sub(pattern, replacement, text)
     return text
 

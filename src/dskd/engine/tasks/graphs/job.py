@@ -6,15 +6,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from dskd import methods
-from dskd.config.schema import MethodSettings
-from dskd.engine.finish import finish
-from dskd.engine.lr_schedule import schedule_of
-from dskd.engine.optimizer import make_optimizer
 from dskd.engine.task import Job
+from dskd.engine.tasks.build import build_trainer as build_task_trainer
+from dskd.engine.tasks.build import seed_of_part
 from dskd.engine.tasks.graphs.data import GraphData
 from dskd.engine.tasks.graphs.loader import GraphLoaders
 from dskd.engine.tasks.graphs.methods import METHODS, GraphMethod, GraphPair
@@ -25,21 +21,20 @@ from dskd.engine.tasks.graphs.models import (
     hidden_layers,
     other_architecture,
 )
+from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.settings import (
     Architecture,
     GraphModelSettings,
     GraphRecipe,
-    GraphTrainSettings,
 )
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import GRAPHS
 from dskd.engine.tasks.graphs.teacher import GraphTeacher, GraphTeacherOutputs
+from dskd.engine.teacher_run import train_in_folder
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError
-from dskd.runtime import device as devices
 from dskd.runtime import distributed
-from dskd.storage.atomic import refuse_links
 from dskd.storage.metric_names import words
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import LAST, TEACHER
@@ -48,18 +43,10 @@ from dskd.teacher.outputs import TeacherOutputs
 
 log = logging.getLogger("dskd")
 
-ALONE = "graphs/alone"
-"""The method that trains a student, or a teacher, by labels."""
-
-
-def short_name(method: str) -> str:
-    """The name of a method of graphs without its task."""
-    return method.removeprefix("graphs/")
-
 
 def needs_teacher(recipe: GraphRecipe) -> bool:
     """Whether the method of a run learns from a teacher."""
-    return METHODS[short_name(recipe.method.name)].needs_teacher
+    return METHODS[RECIPES.short(recipe.method.name)].needs_teacher
 
 
 class GraphJob(Job):
@@ -140,7 +127,7 @@ class _Peers:
 
 def build_method(recipe: GraphRecipe, data: GraphData) -> GraphMethod:
     """The recipe's method with its students, whose weights come from the seed."""
-    shape, seed = shape_of(data), _stream(recipe.seed, 0)
+    shape, seed = shape_of(data), seed_of_part(recipe.seed, 0)
     student = build_net(recipe.student, shape, seed)
     widths = None
     if recipe.teacher is not None:
@@ -148,38 +135,16 @@ def build_method(recipe: GraphRecipe, data: GraphData) -> GraphMethod:
         heads = teacher.heads if teacher.name == "gat" else 1
         widths = (teacher.hidden * heads,) * hidden_layers(teacher)
     pair = GraphPair(student, data.multilabel, _Peers(recipe.student, shape, seed), widths)
-    torch.manual_seed(_stream(recipe.seed, 1))
-    kind: type[GraphMethod] = METHODS[short_name(recipe.method.name)]
+    torch.manual_seed(seed_of_part(recipe.seed, 1))
+    kind: type[GraphMethod] = METHODS[RECIPES.short(recipe.method.name)]
     return kind(pair, **recipe.method.options)
 
 
 def build_trainer(recipe: GraphRecipe, loaders: GraphLoaders, outputs: TeacherOutputs) -> Trainer:
     """The trainer of a recipe's schedule, on the device of the graphs."""
-    settings = recipe.train
     method = build_method(recipe, loaders.data).to(loaders.train.device)
-    optimizer = make_optimizer(
-        method,
-        settings.optimizer,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        decay_norms_and_biases=settings.decay_norms_and_biases,
-    )
-    return Trainer(
-        method,
-        outputs,
-        loaders.train.with_turns(len(method.students)),
-        optimizer,
-        schedule_of(settings),
-        seed=recipe.seed,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        padding=0,
-        flip=False,
-        precision="float32",
-        clip_norm=settings.clip_norm,
-    )
+    loader = loaders.train.with_turns(len(method.students))
+    return build_task_trainer(recipe, method, outputs, loader)
 
 
 def build_run(
@@ -194,13 +159,8 @@ def build_run(
         directory: Records the run.
     """
     trainer = build_trainer(recipe, loaders, outputs)
-    torch.manual_seed(_stream(recipe.seed, 2))
+    torch.manual_seed(seed_of_part(recipe.seed, 2))
     return TrainingRun(recipe, loaders, trainer, directory, GRAPHS)
-
-
-def _stream(seed: int, part: int) -> int:
-    """A seed for one part of a run."""
-    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
 def teacher_recipe(recipe: GraphRecipe, folder: Path) -> GraphRecipe:
@@ -208,16 +168,7 @@ def teacher_recipe(recipe: GraphRecipe, folder: Path) -> GraphRecipe:
     teacher = recipe.teacher
     assert teacher is not None, "the recipe has one"
     values = {key: getattr(teacher, key) for key in GraphModelSettings.model_fields}
-    train: GraphTrainSettings = recipe.train
-    if teacher.epochs is not None:
-        train = train.model_copy(update={"epochs": teacher.epochs})
-    return recipe.changed(
-        student=GraphModelSettings(**values),
-        teacher=None,
-        method=MethodSettings(name=ALONE, **methods.resolve(ALONE, {})),
-        train=train,
-        out=folder,
-    )
+    return RECIPES.of_teacher(recipe, GraphModelSettings.model_construct(**values), folder)
 
 
 def trained_teacher(
@@ -235,19 +186,14 @@ def trained_teacher(
         InputError: The folder holds another teacher, or is in use.
         Stopped: A signal asked for a stop; the state is saved.
     """
-    own, directory = teacher_recipe(recipe, folder), RunDirectory(folder)
-    refuse_links(folder)
-    with directory.locked():
-        directory.check_same(own.plain())
-        if directory.finished:
-            directory.check_data(loaders.data.fingerprint())
-        else:
-            log.info("training the teacher %s first, in %s", own.student.name, folder)
-            directory.start(own.plain(), devices.environment(loaders.train.device))
-            run = build_run(own, loaders, TeacherOutputs(None), directory)
-            run.begin(resume)
-            run.train()
-            finish(run)
+    own = teacher_recipe(recipe, folder)
+    train_in_folder(
+        own,
+        loaders.data.fingerprint(),
+        loaders.train.device,
+        lambda directory: build_run(own, loaders, TeacherOutputs(None), directory),
+        resume,
+    )
     return freeze(recipe, loaders, folder / LAST)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dskd.config.schema import MethodSettings
-from dskd.config.train_settings import TrainSettings
+from dskd.engine.tasks.settings import TaskRecipe, TaskTrainSettings
 from dskd.settings import Count, Fraction, Natural, PathSetting, Rate, Seed, Settings
 from dskd.storage.metric_names import Metric
 
@@ -93,7 +92,7 @@ class GraphTeacherSettings(GraphModelSettings):
         return self.checkpoint is not None
 
 
-class GraphTrainSettings(TrainSettings):
+class GraphTrainSettings(TaskTrainSettings):
     """The training: schedule, optimizer and hardware."""
 
     epochs: Count = 300
@@ -102,43 +101,9 @@ class GraphTrainSettings(TrainSettings):
     """Graphs of a step. A single graph is one step, whatever this number is."""
     lr: Rate = 0.005
     """Base learning rate, at most 1e6."""
-    milestones: tuple[Fraction, ...] = ()
-    """Milestones of ``step``, as fractions of the epochs; none for a constant rate."""
-    optimizer: str = "adamw"
-    """``adamw``, ``sgd``, or an optimizer of timm. adamw without weight decay is Adam."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Weight decay of every parameter."""
-
-    UNUSED: ClassVar[tuple[str, ...]] = (
-        "dot_delta",
-        "accumulate",
-        "label_smoothing",
-        "class_weights",
-        "mixup",
-        "cutmix",
-        "mix_probability",
-        "ema",
-        "precision",
-        "sync_batchnorm",
-        "compile",
-    )
-    """Settings of images that graphs do not have."""
-
-    @model_validator(mode="after")
-    def _settings_of_images(self) -> GraphTrainSettings:
-        for key in self.UNUSED:
-            if not self.is_default(key):
-                raise ValueError(f"{key} is a setting of images and does not apply; drop it")
-        if self.optimizer == "dot":
-            raise ValueError("optimizer=dot separates two gradients of images; set adamw or sgd")
-        return self
-
-    def own(self) -> dict[str, Any]:
-        """The settings that apply to graphs, as plain values."""
-        return self.model_dump(mode="json", exclude={*self.UNUSED})
 
 
-class GraphRecipe(Settings):
+class GraphRecipe(TaskRecipe):
     """All settings of a run on graphs."""
 
     task: Literal["graphs"] = "graphs"
@@ -152,18 +117,3 @@ class GraphRecipe(Settings):
     """Seed of everything random: the students' first weights and the order of the graphs."""
     out: PathSetting | None = None
     """The run's folder. None uses ``runs/graphs/<recipe>/<method>-seed<seed>``."""
-
-    def plain(self) -> dict[str, Any]:
-        """Converts the recipe to plain values for YAML, with every default filled in.
-
-        Paths become absolute, because another folder may be the current one when they are read.
-        """
-        plain: dict[str, Any] = self.model_dump(mode="json") | {"train": self.train.own()}
-        for section, key in (("data", "root"), ("teacher", "checkpoint")):
-            if plain[section] and plain[section][key]:
-                plain[section][key] = os.path.abspath(plain[section][key])  # noqa: PTH100
-        return plain
-
-    def changed(self, **sections: Any) -> GraphRecipe:
-        """Copies the recipe with some sections replaced."""
-        return self.model_copy(update=sections)

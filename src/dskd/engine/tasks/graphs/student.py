@@ -16,7 +16,7 @@ from dskd.engine.tasks.graphs.job import shape_of
 from dskd.engine.tasks.graphs.loader import GraphLoader
 from dskd.engine.tasks.graphs.models import GraphNet, Shape
 from dskd.engine.tasks.graphs.npz import read_unlabelled
-from dskd.engine.tasks.graphs.recipe import resolve
+from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.settings import GraphModelSettings, GraphRecipe
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import GRAPHS
@@ -113,7 +113,7 @@ def read_recipe_of(run: Path) -> GraphRecipe:
     values = read_yaml_file(run / RECIPE, "recipe")
     if values.get("task") != "graphs":
         raise InputError(f"{run} is a run of images; use the same command without `graphs`")
-    return resolve(values, run)
+    return RECIPES.resolve(values, run)
 
 
 def evaluate(run: Path, which: Which = "last", number: int = 1) -> EvaluationResult:

@@ -1,0 +1,281 @@
+"""Computes the studies on segmentation: ``python -m evidence.segmentation DATA OUT``.
+
+DATA holds ``train`` and ``val``, each with images and masks. OUT takes the runs. The rules are in
+docs/results/protocol-segmentation.md. The same command continues a study that was stopped. After
+the last run the results are written to ``docs/results/segmentation.json`` and drawn as
+``docs/results/segmentation.md``, with an image of predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dskd.compare.statistics import Difference, holm, interval, paired
+from dskd.engine.run import run_job
+from dskd.engine.tasks.segmentation.job import SegmentationJob
+from dskd.engine.tasks.segmentation.overlay import draw_rows
+from dskd.engine.tasks.segmentation.recipe import RECIPES
+from dskd.engine.tasks.segmentation.sources import load_images
+from dskd.engine.tasks.segmentation.student import evaluate, load_student
+from dskd.runtime import device
+from evidence.exits import exit_codes
+from evidence.facts import commit_of_code, machine
+from evidence.numbers import number, p_text, verdict
+from evidence.page import machine_line
+from evidence.study import RESULTS
+
+RECIPE = str(Path(__file__).parent / "segmentation.yaml")
+SEEDS = {"mixed": 5, "dense": 3}
+DENSE = ("data.classes=null", "data.patients=6", "student.width=4", "teacher.width=32")
+"""The second study: all classes, masks for all patients, a small student and a large teacher."""
+TEACHER = "teacher"
+SHOWN = 4
+"""Test images that the page shows."""
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        name: Of its runs.
+        text: What it says in the table.
+        changes: The settings that it changes.
+    """
+
+    name: str
+    text: str
+    changes: tuple[str, ...]
+
+
+ROWS = {
+    "mixed": (
+        Row("masks", "masks only", ("method.name=masks",)),
+        Row("seeds", "seeds only", ("method.name=seeds",)),
+        Row("both", "masks and seeds", ("method.kl=0", "method.entropy=0")),
+        Row("kl", "masks and seeds, with KL", ("method.entropy=0",)),
+        Row("entropy", "masks and seeds, with entropy", ("method.kl=0",)),
+        Row("all", "masks and seeds, with KL and entropy", ()),
+        Row(
+            "upper",
+            "upper bound: masks of all training images",
+            ("method={name: masks, all_images: true}",),
+        ),
+    ),
+    "dense": (
+        Row("alone", "student alone", ("method.name=masks",)),
+        Row("kd", "KD at every pixel", ("method.name=kd",)),
+        Row("dskd", "DSKD at every pixel", ("method.name=dskd",)),
+    ),
+}
+BASELINES = {"mixed": "masks", "dense": "kd"}
+"""The row that each other row of a table is compared with."""
+
+
+def trained(folder: Path, data: Path, changes: Sequence[str]) -> dict[str, Any]:
+    """The scores of a run, which is trained if it is not finished.
+
+    Args:
+        folder: The folder of the run.
+        data: The folder of the images.
+        changes: Settings that differ from the recipe.
+
+    Returns:
+        Of the student of the best epoch: the mean Dice in percent and the mean HD95 in pixels.
+    """
+    if not (folder / "result.json").is_file():
+        recipe = RECIPES.load(RECIPE, [f"data.root={data}", *changes, f"out={folder}"])
+        run_job(SegmentationJob(recipe), resume=True)
+    scores = evaluate(folder)
+    distances = [score.hd95 for score in scores if score.hd95 is not None]
+    return {
+        "dice": float(np.mean([score.dice for score in scores])),
+        "hd95": float(np.mean(distances)) if distances else None,
+        "hd95_images": sum(score.hd95_images for score in scores),
+    }
+
+
+def compute(
+    data: Path, out: Path, changes: Sequence[str] = (), seeds: Mapping[str, int] = SEEDS
+) -> dict[str, Any]:
+    """Computes the missing runs.
+
+    Args:
+        data: The folder of the images.
+        out: The folder of the studies.
+        changes: Settings that depart from the protocol.
+        seeds: Number of seeds of each study.
+
+    Returns:
+        Everything that the page shows.
+    """
+    commit, data, out = commit_of_code(), data.resolve(), out.resolve()
+    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    shared = {"mixed": [*changes], "dense": [*DENSE, *changes]}
+    teacher = out / "dense" / TEACHER
+    width = next(c for c in reversed(shared["dense"]) if c.startswith("teacher.width="))
+    own = [*shared["dense"], "method.name=masks", f"student.{width.partition('.')[2]}"]
+    teacher_scores = trained(teacher, data, own)
+    shared["dense"].append(f"teacher.checkpoint={teacher / 'student.safetensors'}")
+    for study, rows in ROWS.items():
+        results[study] = {row.name: [] for row in rows}
+        for seed in range(seeds[study]):
+            for row in rows:
+                folder = out / study / f"{row.name}-seed{seed}"
+                own = [*shared[study], *row.changes, f"seed={seed}"]
+                results[study][row.name].append(trained(folder, data, own))
+    return {
+        "study": "segmentation",
+        "command": "make reproduce-segmentation DATA=...",
+        "changes": list(changes),
+        "commit": commit,
+        "date": date.today().isoformat(),
+        "environment": machine(device.pick("auto")),
+        "teacher": teacher_scores,
+        "results": results,
+    }
+
+
+def draw(out: Path, names: Sequence[str]) -> Image.Image:
+    """Predictions of the first seed over test images: a row for each image.
+
+    The columns are the mask and then the predictions of some rows of the first study. The images
+    are evenly spaced among those whose mask is not empty.
+
+    Args:
+        out: The folder of the studies.
+        names: Rows of the first study.
+    """
+    students = [load_student(out / "mixed" / f"{name}-seed0") for name in names]
+    test = load_images(students[0].recipe.data).test
+    full = [index for index, mask in enumerate(test.masks) if mask.any()]
+    chosen = [full[len(full) * number // SHOWN] for number in range(min(SHOWN, len(full)))]
+    images = [test.images[index].numpy() for index in chosen]
+    predicted = [[student.predict(image) for image in images] for student in students]
+    return draw_rows(images, [[test.masks[index].numpy() for index in chosen], *predicted])
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """The page of the studies.
+
+    Args:
+        facts: What `compute` returned.
+    """
+    changed = f" The recipe was changed: {', '.join(facts['changes'])}." if facts["changes"] else ""
+    lines = [
+        "# Segmentation",
+        "",
+        "**What do seeds add to a few masks, and what does a large teacher add to a small "
+        "segmentation network?**",
+        "",
+        *_answers(facts),
+        "",
+        f"The rules are in the [protocol](protocol-segmentation.md).{changed} Dice is a mean over "
+        "the test images in percent, HD95 in pixels over the images where it is defined, both of "
+        "the student of the epoch with the best validation Dice, with 95 % intervals over seeds.",
+        "",
+        "## Mixed supervision",
+        "",
+        *_table(facts, "mixed"),
+        "",
+        "![Masks over test images](segmentation.png)",
+        "",
+        "Test images of the first seed. From left to right: the mask; predictions by masks only, "
+        "by masks and seeds, and with KL and entropy.",
+        "",
+        "## DSKD at every pixel",
+        "",
+        f"The teacher has a Dice of {facts['teacher']['dice']:.1f}.",
+        "",
+        *_table(facts, "dense"),
+        "",
+        machine_line(facts),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _compared(
+    facts: Mapping[str, Any], study: str
+) -> Iterator[tuple[Row, Difference, float | None]]:
+    """The rows against the baseline of their table, with corrected p-values."""
+    results = facts["results"][study]
+    base = [one["dice"] for one in results[BASELINES[study]]]
+    rows = [row for row in ROWS[study] if row.name != BASELINES[study]]
+    found = [paired([one["dice"] for one in results[row.name]], base) for row in rows]
+    yield from zip(rows, found, holm([one.p for one in found]), strict=True)
+
+
+def _table(facts: Mapping[str, Any], study: str) -> Iterator[str]:
+    results = facts["results"][study]
+    compared = {row.name: (gap, p) for row, gap, p in _compared(facts, study)}
+    base = next(row for row in ROWS[study] if row.name == BASELINES[study])
+    yield f"| | Dice, % | HD95, pixels | difference to {base.text} | p (Holm) | |"
+    yield "|---|---:|---:|---:|---:|---|"
+    for row in ROWS[study]:
+        dice = interval([one["dice"] for one in results[row.name]])
+        shown = f"| {row.text} | {number(dice.mean, dice.half, '.1f')} | {_hd95(results[row.name])}"
+        if row.name not in compared:
+            yield f"{shown} | | | |"
+            continue
+        gap, p = compared[row.name]
+        yield f"{shown} | {_gap(gap)} | {p_text(p)} | {_verdict(gap, p)} |"
+
+
+def _hd95(runs: Sequence[Mapping[str, Any]]) -> str:
+    found = [one["hd95"] for one in runs if one["hd95"] is not None]
+    if not found:
+        return "-"
+    distance = interval(found)
+    return number(distance.mean, distance.half, ".1f")
+
+
+def _answers(facts: Mapping[str, Any]) -> Iterator[str]:
+    for study in ROWS:
+        base = next(row for row in ROWS[study] if row.name == BASELINES[study])
+        for row, gap, p in _compared(facts, study):
+            certain = "which is shown" if _verdict(gap, p) else "which is not shown"
+            yield f"- {row.text}, against {base.text}: {_gap(gap)} points of Dice, {certain}."
+
+
+def _verdict(gap: Difference, p: float | None) -> str:
+    return verdict({"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": p})
+
+
+def _gap(gap: Difference) -> str:
+    return number(gap.interval.mean, gap.interval.half, "+.1f")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Computes the missing runs and writes the page.
+
+    Args:
+        arguments: The command line; None for that of the process.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, help="of both studies, in place of the protocol's")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
+    chosen = parser.parse_intermixed_args(arguments)
+    seeds = SEEDS if chosen.seeds is None else dict.fromkeys(SEEDS, chosen.seeds)
+    out = chosen.out / "segmentation"
+    with exit_codes():
+        facts = compute(chosen.data, out, chosen.changes, seeds)
+        shown = draw(out.resolve(), ("masks", "both", "all"))
+    chosen.results.mkdir(parents=True, exist_ok=True)
+    shown.save(chosen.results / "segmentation.png")
+    (chosen.results / "segmentation.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (chosen.results / "segmentation.md").write_text(page(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What the commands of other tasks than images have in common: their arguments, and comparisons."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dskd.cli import console
+from dskd.cli.arguments import PATH, split_arguments
+
+if TYPE_CHECKING:
+    from dskd.engine.tasks.settings import TaskRecipe
+
+Command = Callable[..., None]
+
+
+def takes_task_recipe(
+    flags: Mapping[str, Callable[[Command], Command]],
+    keys: Mapping[str, str],
+    data_settings: Callable[[str], list[str]],
+) -> Callable[..., Callable[[Command], Command]]:
+    """Makes a decorator that gives a command of a task its recipe and some short forms.
+
+    The decorator takes names of flags. The command gets ``recipe_name`` and ``overrides``.
+
+    Args:
+        flags: The options of the task, by name.
+        keys: The setting that each option sets; ``data`` has no key.
+        data_settings: Takes the value of ``data``, and gives overrides.
+    """
+
+    def takes(*names: str) -> Callable[[Command], Command]:
+        def decorate(function: Command) -> Command:
+            @functools.wraps(function)
+            def run(arguments: tuple[str, ...], **options: Any) -> None:
+                given = {name: options.pop(name) for name in names}
+                recipe, changes = split_arguments(arguments)
+                short = [
+                    override
+                    for name, value in given.items()
+                    if value is not None
+                    for override in (
+                        data_settings(value) if name == "data" else [f"{keys[name]}={value}"]
+                    )
+                ]
+                function(recipe_name=recipe, overrides=[*short, *changes], **options)
+
+            command: Command = run
+            for name in reversed(names):
+                command = flags[name](command)
+            return click.argument("arguments", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(command)
+
+        return decorate
+
+    return takes
+
+
+def takes_seeds(command: Command) -> Command:
+    """Gives a comparison the number of its seeds, and its folder."""
+    for option in (
+        click.option(
+            "--out", type=PATH, help="Folder of the comparison.  [default: in runs/compare]"
+        ),
+        click.option(
+            "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def compare_methods(recipe: TaskRecipe, names: Sequence[str], seeds: int, out: Path) -> None:
+    """Computes the missing runs of a comparison, and prints its table.
+
+    Args:
+        recipe: What all runs share.
+        names: The methods.
+        seeds: The number of seeds.
+        out: The folder of the comparison.
+    """
+    from dskd.compare import grid, progress, runner, table
+    from dskd.compare.summary import summarize
+
+    plan = grid.plan(recipe, names, out, seeds=seeds)
+    with progress.live_table(plan) as callback:
+        comparison = runner.run_grid(plan, callback)
+    summaries = summarize(comparison.variants, comparison.test_images, comparison.baseline)
+    metric = next((one.metric for one in summaries if one.seeds), plan.recipe.data.metric)
+    console.table(*table.summary_table(summaries, metric, comparison.baseline))
+    for line in table.notes(comparison, summaries):
+        click.echo(line)

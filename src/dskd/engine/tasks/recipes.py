@@ -1,0 +1,165 @@
+"""Recipes of a task: load a YAML file, apply ``key=value`` overrides, and check the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic
+
+from dskd import methods
+from dskd.config.contradictions import check_schedule, refuse_ambiguous
+from dskd.config.overrides import all_keys, overridden
+from dskd.config.recipe import folder_name, read_recipe, stems
+from dskd.config.schema import MethodSettings
+from dskd.engine.tasks.settings import R
+from dskd.errors import InputError, option, unknown
+from dskd.settings import validate
+
+
+@dataclass(frozen=True)
+class TaskRecipes(Generic[R]):
+    """The recipes of a task.
+
+    Attributes:
+        task: Its name. The names of its methods begin with it, as in ``graphs/dskd``.
+        model: The settings of a recipe.
+        package: The package with the folder ``recipes``.
+        method: The method by default, without the name of the task.
+        alone: The method that trains a student, or a teacher, without a teacher.
+        teacher: An example of a teacher's setting, for messages.
+        check: Refuses settings of the data that contradict each other.
+    """
+
+    task: str
+    model: type[R]
+    package: str
+    method: str
+    alone: str
+    teacher: str
+    check: Callable[[R], None] = lambda recipe: None
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the methods begin with."""
+        return f"{self.task}/"
+
+    def shipped(self) -> list[str]:
+        """Lists the recipes that come with the package."""
+        return stems(self._folder)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(str(resources.files(self.package) / "recipes"))
+
+    def load(self, name: str | None, overrides: Iterable[str] = ()) -> R:
+        """Loads a recipe by name or from a YAML file, and applies overrides.
+
+        Names of methods may be given without the name of the task.
+
+        Args:
+            name: A name of `shipped`, or the path of a YAML file; None for no recipe.
+            overrides: As in ``["train.epochs=10", "seed=1"]``.
+
+        Raises:
+            InputError: The recipe or a key does not exist, or a value does not fit.
+        """
+        values, stem = ({}, "own") if name is None else read_recipe(name, self._folder)
+        named = [self._with_task(override) for override in overrides]
+        composed = overridden(self._with_method(values), named, self.model)
+        return self.resolve(composed, Path("runs") / self.task / stem)
+
+    def load_shared(self, name: str | None, overrides: Iterable[str] = ()) -> R:
+        """Loads a recipe as `load` does, for a comparison, which names its folder elsewhere.
+
+        Raises:
+            InputError: As `load`, or an override sets the folder.
+        """
+        overrides = list(overrides)
+        if any(override.startswith("out=") for override in overrides):
+            raise InputError(
+                f"out has no effect on a comparison; give its folder with {option('out', 'FOLDER')}"
+            )
+        return self.load(name, overrides)
+
+    def load_alone(self, name: str | None, overrides: Iterable[str] = ()) -> R:
+        """Loads a recipe as `load` does, to train its student without a teacher, by `alone`.
+
+        Raises:
+            InputError: As `load`, or an override sets the teacher or the method, which such a run
+                does not use.
+        """
+        overrides = list(overrides)
+        for override in overrides:
+            key = override.partition("=")[0]
+            if key.split(".")[0] in ("teacher", "method"):
+                raise InputError(
+                    f"{key} has no effect on training by labels; use `dskd {self.task} distill`"
+                )
+        alone = f"method={{name: {self.prefix}{self.alone}}}"
+        return self.load(name, [*overrides, alone, "teacher=null"])
+
+    def resolve(self, values: Mapping[str, Any], folder: Path) -> R:
+        """Checks a whole recipe before any work starts, and fills in the defaults.
+
+        Args:
+            values: Nested plain values, as read from YAML.
+            folder: If the recipe sets no ``out``, the run's folder is ``<method>-seed<seed>`` in
+                here.
+
+        Raises:
+            InputError: A key does not exist, a value does not fit, or two settings contradict.
+        """
+        given = self._with_method(values)
+        recipe = validate(self.model, given, known=all_keys(given, self.model))
+        name, short = recipe.method.name, self.short(recipe.method.name)
+        if not name.startswith(self.prefix):
+            raise unknown("method", name, methods.names(self.task))
+        self.check(recipe)
+        check_schedule(recipe.train, recipe.teacher.epochs if recipe.teacher else None, None)
+        options = methods.resolve(name, recipe.method.options)
+        refuse_ambiguous(options, "method")
+        if methods.find(name).needs_teacher and recipe.teacher is None:
+            raise InputError(
+                f"the method {short!r} needs a teacher; give one, as in {self.teacher}"
+            )
+        out = recipe.out or folder / f"{folder_name(short)}-seed{recipe.seed}"
+        return recipe.changed(method=MethodSettings(name=name, **options), out=out)
+
+    def short(self, method: str) -> str:
+        """The name of a method without that of the task."""
+        return method.removeprefix(self.prefix)
+
+    def of_teacher(self, recipe: R, student: Any, folder: Path) -> R:
+        """The run that trains a recipe's teacher, by `alone`.
+
+        Args:
+            recipe: The run.
+            student: The settings of the teacher as those of a model to train.
+            folder: Of the teacher's run.
+        """
+        name = self.prefix + self.alone
+        epochs = recipe.teacher.epochs or recipe.train.epochs
+        return recipe.changed(
+            student=student,
+            teacher=None,
+            method=MethodSettings(name=name, **methods.resolve(name, {})),
+            train=recipe.train.model_copy(update={"epochs": epochs}),
+            out=folder,
+        )
+
+    def _with_task(self, override: str) -> str:
+        key, _, text = override.partition("=")
+        if key == "method.name" and "/" not in text:
+            return f"{key}={self.prefix}{text}"
+        return override
+
+    def _with_method(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values with the whole name of their method."""
+        method = values.get("method", {})
+        if not isinstance(method, Mapping):
+            return dict(values)
+        name = method.get("name", self.method)
+        whole = self.prefix + name if isinstance(name, str) and "/" not in name else name
+        return {**values, "method": {**method, "name": whole}}

@@ -1,0 +1,1 @@
+"""Segmentation: images with masks, mixed supervision, and distillation at every pixel."""

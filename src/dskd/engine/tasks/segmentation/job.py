@@ -1,0 +1,260 @@
+"""A run on images with masks, from its recipe to the training run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from dskd import methods
+from dskd.engine.task import Job
+from dskd.engine.tasks.build import build_trainer as build_task_trainer
+from dskd.engine.tasks.build import seed_of_part
+from dskd.engine.tasks.segmentation.base import SegmentationMethod
+from dskd.engine.tasks.segmentation.dataset import SegmentationData
+from dskd.engine.tasks.segmentation.loader import SegmentationLoaders, Supervision
+from dskd.engine.tasks.segmentation.methods import METHODS
+from dskd.engine.tasks.segmentation.recipe import RECIPES
+from dskd.engine.tasks.segmentation.settings import (
+    SegmentationModelSettings,
+    SegmentationRecipe,
+)
+from dskd.engine.tasks.segmentation.sources import load_images
+from dskd.engine.tasks.segmentation.task import SEGMENTATION
+from dskd.engine.tasks.segmentation.unet import SegmentationModel, UNet
+from dskd.engine.teacher_run import train_in_folder
+from dskd.engine.trainer import Trainer
+from dskd.engine.training_run import TrainingRun
+from dskd.errors import InputError, as_given
+from dskd.methods.contracts import Pair
+from dskd.models.spec import ModelSpec, describe
+from dskd.models.staged_model import StagedModel
+from dskd.runtime import distributed
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import LAST, TEACHER
+from dskd.storage.weights import load_weights, read_weights
+from dskd.teacher.frozen import FrozenTeacher
+from dskd.teacher.outputs import TeacherOutputs
+
+log = logging.getLogger("dskd")
+
+
+def needs_teacher(recipe: SegmentationRecipe) -> bool:
+    """Whether the method of a run learns from a teacher."""
+    return methods.find(recipe.method.name).needs_teacher
+
+
+class SegmentationJob(Job):
+    """A run on images with masks.
+
+    Args:
+        recipe: The run.
+    """
+
+    _data: SegmentationData
+    _device: torch.device
+    _teacher: FrozenTeacher | None
+
+    def __init__(self, recipe: SegmentationRecipe) -> None:
+        super().__init__(recipe)
+        self._recipe = recipe
+
+    @property
+    def trains_teacher(self) -> bool:
+        """See `Job.trains_teacher`."""
+        teacher = self._recipe.teacher
+        return needs_teacher(self._recipe) and teacher is not None and not teacher.is_given
+
+    def check_processes(self, device: torch.device) -> None:
+        """See `Job.check_processes`."""
+        distributed.require_single_process("a run on images with masks")
+
+    def prepare(self, device: torch.device, *, begun: bool) -> None:
+        """Reads the images, builds the method once, and reads a given teacher."""
+        recipe = self._recipe
+        self._device, self._data = device, load_data(recipe)
+        self._teacher = None
+        if needs_teacher(recipe) and not self.trains_teacher:
+            assert recipe.teacher is not None, "the recipe is checked"
+            assert recipe.teacher.checkpoint is not None, "it is given"
+            self._teacher = freeze(recipe, self._data, recipe.teacher.checkpoint, device)
+        rehearse(recipe, self._data)
+
+    def build(self, directory: RunDirectory, *, resume: bool) -> TrainingRun:
+        """Trains the teacher if it is not given, and builds the run."""
+        teacher = self._teacher
+        if self.trains_teacher:
+            folder = directory.path / TEACHER
+            teacher = trained_teacher(self._recipe, self._data, folder, self._device, resume)
+        return build_run(self._recipe, self._data, TeacherOutputs(teacher), directory, self._device)
+
+
+def load_data(recipe: SegmentationRecipe) -> SegmentationData:
+    """The images of a recipe; logs what the user should know of them."""
+    data = load_images(recipe.data)
+    for note in data.notes:
+        log.info(as_given(note))
+    return data
+
+
+def build_model(
+    settings: SegmentationModelSettings, data: SegmentationData, seed: int
+) -> SegmentationModel:
+    """A network with weights from the seed, and with the normalisation of the training images."""
+    mean, std = data.statistics()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = UNet(len(data.classes), data.shape[0], settings.width, settings.dropout)
+    return SegmentationModel(net, mean=mean, std=std)
+
+
+def build_method(
+    recipe: SegmentationRecipe, data: SegmentationData, teacher: StagedModel | None
+) -> SegmentationMethod:
+    """The recipe's method with its student, whose weights come from the seed.
+
+    Args:
+        recipe: The run.
+        data: Its images.
+        teacher: None for a method without one.
+    """
+    student = build_model(recipe.student, data, seed_of_part(recipe.seed, 0))
+    pair = Pair.measured(
+        student,
+        teacher,
+        lambda model, _: _measured(model, data),
+        torch.zeros(0, dtype=torch.int64),
+        recipe.train.batch_size,
+    )
+    torch.manual_seed(seed_of_part(recipe.seed, 1))
+    kind = METHODS[RECIPES.short(recipe.method.name)]
+    return kind(pair, **recipe.method.options)
+
+
+def _measured(model: StagedModel, data: SegmentationData) -> ModelSpec:
+    return describe(model, data.full.images[:2].to(model.mean.device))
+
+
+def build_trainer(
+    recipe: SegmentationRecipe,
+    data: SegmentationData,
+    outputs: TeacherOutputs,
+    device: torch.device,
+    teacher: StagedModel | None,
+) -> tuple[Trainer, SegmentationLoaders]:
+    """The trainer of a recipe's schedule, and the loaders of what its method learns from.
+
+    Args:
+        recipe: The run.
+        data: Its images.
+        outputs: Of the frozen teacher.
+        device: That trains.
+        teacher: The model of the teacher, trained or not: the method measures its stages.
+    """
+    method = build_method(recipe, data, teacher).to(device)
+    method.student.to_device(device)
+    supervision: Supervision = method.supervision
+    loaders = SegmentationLoaders(data, device, supervision, recipe.data.weak_ratio)
+    trainer = build_task_trainer(recipe, method, outputs, loaders.train)
+    return trainer, loaders
+
+
+def rehearse(recipe: SegmentationRecipe, data: SegmentationData) -> None:
+    """Builds the method and the optimizer, so that what does not fit is refused before the run.
+
+    Raises:
+        InputError: Something does not fit.
+    """
+    teacher = None
+    if needs_teacher(recipe):
+        assert recipe.teacher is not None, "the recipe is checked"
+        teacher = build_model(recipe.teacher, data, 0)
+    build_trainer(recipe, data, TeacherOutputs(None), torch.device("cpu"), teacher)
+
+
+def build_run(
+    recipe: SegmentationRecipe,
+    data: SegmentationData,
+    outputs: TeacherOutputs,
+    directory: RunDirectory,
+    device: torch.device,
+) -> TrainingRun:
+    """A training run that can begin.
+
+    Args:
+        recipe: The run.
+        data: Its images.
+        outputs: Of a teacher on the device.
+        directory: Records the run.
+        device: That trains.
+    """
+    model = outputs.teacher.model if outputs.teacher is not None else None
+    trainer, loaders = build_trainer(recipe, data, outputs, device, model)
+    torch.manual_seed(seed_of_part(recipe.seed, 2))
+    return TrainingRun(recipe, loaders, trainer, directory, SEGMENTATION)
+
+
+def teacher_recipe(recipe: SegmentationRecipe, folder: Path) -> SegmentationRecipe:
+    """The run that trains a recipe's teacher, by masks."""
+    values = {key: getattr(recipe.teacher, key) for key in SegmentationModelSettings.model_fields}
+    own = RECIPES.of_teacher(recipe, SegmentationModelSettings(**values), folder)
+    return own.changed(seed=seed_of_part(recipe.seed, 3))  # no copy of a student of its width
+
+
+def trained_teacher(
+    recipe: SegmentationRecipe,
+    data: SegmentationData,
+    folder: Path,
+    device: torch.device,
+    resume: bool,
+) -> FrozenTeacher:
+    """Trains the teacher in ``folder``, unless it was trained there before, and freezes it.
+
+    Args:
+        recipe: The run.
+        data: Its images.
+        folder: The run directory of the teacher's own training.
+        device: That trains.
+        resume: Whether an interrupted training goes on.
+
+    Raises:
+        InputError: The folder holds another teacher, or is in use.
+        Stopped: A signal asked for a stop; the state is saved.
+    """
+    own = teacher_recipe(recipe, folder)
+    train_in_folder(
+        own,
+        data.fingerprint(),
+        device,
+        lambda directory: build_run(own, data, TeacherOutputs(None), directory, device),
+        resume,
+    )
+    return freeze(recipe, data, folder / LAST, device)
+
+
+def freeze(
+    recipe: SegmentationRecipe, data: SegmentationData, weights: Path, device: torch.device
+) -> FrozenTeacher:
+    """The frozen teacher with the weights of a file, evaluated on the test split.
+
+    Raises:
+        InputError: The file cannot be read, does not fit the settings of the teacher, or has
+            weights whose logits are not finite.
+    """
+    assert recipe.teacher is not None, "the recipe has one"
+    model = build_model(recipe.teacher, data, 0)
+    load_weights(model.module, read_weights(weights), f"teacher.checkpoint {weights}")
+    teacher = FrozenTeacher(model.to_device(device))
+    loaders = SegmentationLoaders(data, device, "masks", 0)
+    found = SEGMENTATION.evaluate(
+        teacher, lambda images: {"teacher": teacher(images).logits}, loaders.test
+    )["teacher"]
+    if not found.finite:
+        raise InputError(f"the teacher in {weights} has logits that are not finite; give another")
+    teacher.test_predictions = found.predictions
+    log.info(
+        "the teacher %s has a test Dice of %.2f %% (%d images)",
+        *(recipe.teacher.name, found.accuracy, len(data.test)),
+    )
+    return teacher

@@ -1,0 +1,46 @@
+"""From the settings of the data to images with masks, divided by patient."""
+
+from __future__ import annotations
+
+from dskd.engine.tasks.segmentation.dataset import SegmentationData, divide
+from dskd.engine.tasks.segmentation.folders import ReadOptions, read_folders
+from dskd.engine.tasks.segmentation.settings import SegmentationDataSettings
+from dskd.engine.tasks.segmentation.shapes import CLASSES, SIZE, generate
+from dskd.engine.tasks.segmentation.unet import SMALLEST
+from dskd.errors import InputError
+
+
+def load_images(settings: SegmentationDataSettings) -> SegmentationData:
+    """The images of a recipe.
+
+    Raises:
+        InputError: A folder or file cannot be used, or there are too few patients.
+
+    Example:
+        >>> data = load_images(SegmentationDataSettings(name="shapes", patients=3))
+        >>> len(data.full), data.shape, data.classes
+        (18, (1, 64, 64), ('background', 'disc', 'ring'))
+    """
+    if settings.name == "shapes":
+        name, classes, splits = "shapes", CLASSES, generate(settings.size or SIZE)
+    else:
+        assert settings.root is not None, "the settings are checked"
+        options = ReadOptions(settings.size, settings.channels, settings.patient, settings.classes)
+        name, (classes, splits) = settings.root.name, read_folders(settings.root, options)
+    height, width = splits["train"].images.shape[2:]
+    if min(height, width) < SMALLEST:
+        raise InputError(
+            f"images of {width}x{height} pixels are too small for a U-Net, which needs "
+            f"{SMALLEST}x{SMALLEST}; set data.size"
+        )
+    return divide(
+        name,
+        classes,
+        splits,
+        patients=settings.patients,
+        val_fraction=settings.val_fraction,
+        test_fraction=settings.test_fraction,
+        split_seed=settings.split_seed,
+        seed_width=settings.seed_width,
+        seed_place=settings.seed_place,
+    )

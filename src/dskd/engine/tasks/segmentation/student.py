@@ -1,0 +1,165 @@
+"""Load a trained student of segmentation, evaluate it, and predict masks with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from dskd.engine.tasks.segmentation.loader import MaskedLoader
+from dskd.engine.tasks.segmentation.masks import fit, placed
+from dskd.engine.tasks.segmentation.metrics import ClassScores, class_scores
+from dskd.engine.tasks.segmentation.recipe import RECIPES
+from dskd.engine.tasks.segmentation.settings import (
+    SegmentationModelSettings,
+    SegmentationRecipe,
+)
+from dskd.engine.tasks.segmentation.sources import load_images
+from dskd.engine.tasks.segmentation.task import SEGMENTATION
+from dskd.engine.tasks.segmentation.unet import SMALLEST, SegmentationModel, UNet
+from dskd.errors import InputError
+from dskd.settings import Count, Number, Positive, Settings, validate
+from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
+from dskd.storage.weights import load_weights, read_metadata, read_weights
+from dskd.storage.yaml_file import read_yaml_file
+
+Which = Literal["last", "best"]
+"""The weights of the last epoch, or of the best one."""
+
+
+class _Metadata(Settings):
+    """The metadata of a student's file; see `dskd.engine.tasks.segmentation.task`."""
+
+    task: Literal["segment"]
+    model: SegmentationModelSettings
+    channels: Literal[1, 3]
+    size: tuple[Count, Count]
+    classes: tuple[str, ...]
+    mean: tuple[Number, ...]
+    std: tuple[Positive, ...]
+    method: str
+
+
+@dataclass(frozen=True)
+class SegmentationStudent:
+    """A trained student: the encoder and one decoder.
+
+    Attributes:
+        model: The network in eval mode, on the CPU.
+        classes: Name of each class, the background first.
+        recipe: Of the run that trained it.
+    """
+
+    model: SegmentationModel
+    classes: tuple[str, ...]
+    recipe: SegmentationRecipe
+
+    @torch.no_grad()
+    def predict(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The class of each pixel of an image, ``[H, W]``.
+
+        The image is resized as the training images were, and the mask is resized back.
+
+        Args:
+            image: uint8 ``[C, H, W]``.
+
+        Raises:
+            InputError: It is too small.
+        """
+        size, (height, width) = self.recipe.data.size, image.shape[1:]
+        shown = image if size is None else _square(image, size)
+        if min(shown.shape[1:]) < SMALLEST:
+            raise InputError(
+                f"an image of {width}x{height} pixels is too small; {SMALLEST}x{SMALLEST} are "
+                "needed"
+            )
+        logits = self.model(torch.from_numpy(shown.copy())[None]).logits
+        mask: NDArray[np.uint8] = logits.argmax(1)[0].to(torch.uint8).numpy()
+        if size is None:
+            return mask
+        left, top, inner_width, inner_height = placed(width, height, size)
+        part = Image.fromarray(mask[top : top + inner_height, left : left + inner_width])
+        return np.asarray(part.resize((width, height), Image.Resampling.NEAREST))
+
+
+def load_student(run: Path, which: Which = "best") -> SegmentationStudent:
+    """Loads the student of a finished run.
+
+    Args:
+        run: The folder of the run.
+        which: The weights of the last epoch, or of the best one by validation Dice.
+
+    Raises:
+        InputError: There is no finished run of segmentation.
+    """
+    recipe = read_recipe_of(run)
+    if not (run / RESULT).is_file():
+        raise InputError(
+            f"{run} is not finished; go on with `dskd segment distill {run}/{RECIPE} out={run} "
+            "--resume`"
+        )
+    path = run / (LAST if which == "last" else BEST)
+    metadata = validate(_Metadata, _plain(read_metadata(path)), f"{path}: ")
+    net = UNet(len(metadata.classes), metadata.channels, metadata.model.width, 0.0)
+    load_weights(net, read_weights(path), f"the student in {path}")
+    model = SegmentationModel(net, mean=metadata.mean, std=metadata.std)
+    return SegmentationStudent(model.eval(), metadata.classes, recipe)
+
+
+def _plain(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The metadata without the facts that all files of students have."""
+    return {key: value for key, value in metadata.items() if key in _Metadata.model_fields}
+
+
+def read_recipe_of(run: Path) -> SegmentationRecipe:
+    """The recipe of a run of segmentation.
+
+    Raises:
+        InputError: There is no run, or it is one of another task.
+    """
+    if not (run / RECIPE).is_file():
+        raise InputError(f"{run} holds no run; give the folder of one")
+    values = read_yaml_file(run / RECIPE, "recipe")
+    if values.get("task") != RECIPES.task:
+        raise InputError(
+            f"{run} is a run of another task; use the same command without `segment`, or with the "
+            "other task"
+        )
+    return RECIPES.resolve(values, run)
+
+
+def evaluate(run: Path, which: Which = "best") -> list[ClassScores]:
+    """Dice and HD95 of a finished run's student on the test split of its data.
+
+    Args:
+        run: The folder of the run.
+        which: As for `load_student`.
+
+    Raises:
+        InputError: As `load_student`, or the data cannot be read or has other classes now.
+    """
+    student = load_student(run, which)
+    data = load_images(student.recipe.data)
+    if data.classes != student.classes:
+        raise InputError(
+            f"the masks of {run} have other classes now, {', '.join(data.classes)}; give the same"
+        )
+    loader = MaskedLoader(data.test, torch.device("cpu"), len(data.classes))
+    model = student.model
+    found = SEGMENTATION.evaluate(model, lambda images: {"student": model(images).logits}, loader)[
+        "student"
+    ]
+    return class_scores(found.predictions, loader.labels, data.classes)
+
+
+def _square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The image as the training images of this size are."""
+    drawn = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    small = np.asarray(fit(drawn, size, Image.Resampling.BILINEAR))
+    return small[None] if small.ndim == 2 else small.transpose(2, 0, 1)

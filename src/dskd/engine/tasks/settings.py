@@ -1,0 +1,86 @@
+"""The settings that runs of all tasks other than image classification have."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import Field, model_validator
+
+from dskd.config.schema import MethodSettings
+from dskd.config.train_settings import TrainSettings
+from dskd.settings import Fraction, PathSetting, Seed, Settings
+
+R = TypeVar("R", bound="TaskRecipe")
+
+
+class TaskTrainSettings(TrainSettings):
+    """The training: schedule, optimizer and hardware."""
+
+    milestones: tuple[Fraction, ...] = ()
+    """Milestones of ``step``, as fractions of the epochs; none for a constant rate."""
+    optimizer: str = "adamw"
+    """``adamw``, ``sgd``, or an optimizer of timm. adamw without weight decay is Adam."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight decay of every parameter."""
+
+    UNUSED: ClassVar[tuple[str, ...]] = (
+        "dot_delta",
+        "accumulate",
+        "label_smoothing",
+        "class_weights",
+        "mixup",
+        "cutmix",
+        "mix_probability",
+        "ema",
+        "precision",
+        "sync_batchnorm",
+        "compile",
+    )
+    """Settings of image classification that other tasks do not have."""
+
+    @model_validator(mode="after")
+    def _settings_of_images(self) -> TaskTrainSettings:
+        for key in self.UNUSED:
+            if not self.is_default(key):
+                raise ValueError(
+                    f"{key} is a setting of images and their classes, and does not apply; drop it"
+                )
+        if self.optimizer == "dot":
+            raise ValueError("optimizer=dot separates two gradients of images; set adamw or sgd")
+        return self
+
+    def own(self) -> dict[str, Any]:
+        """The settings that apply, as plain values."""
+        return self.model_dump(mode="json", exclude={*self.UNUSED})
+
+
+class TaskRecipe(Settings):
+    """All settings of a run. A task gives its sections their types."""
+
+    task: str
+    """Tells the recipe from those of other tasks."""
+    data: Any
+    student: Any
+    teacher: Any = None
+    method: MethodSettings
+    train: TaskTrainSettings = TaskTrainSettings()
+    seed: Seed = 0
+    """Seed of everything random."""
+    out: PathSetting | None = None
+    """The run's folder."""
+
+    def plain(self) -> dict[str, Any]:
+        """Converts the recipe to plain values for YAML, with every default filled in.
+
+        Paths become absolute, because another folder may be the current one when they are read.
+        """
+        plain: dict[str, Any] = self.model_dump(mode="json") | {"train": self.train.own()}
+        for section, key in (("data", "root"), ("teacher", "checkpoint")):
+            if plain[section] and plain[section][key]:
+                plain[section][key] = os.path.abspath(plain[section][key])  # noqa: PTH100
+        return plain
+
+    def changed(self: R, **sections: Any) -> R:
+        """Copies the recipe with some sections replaced."""
+        return self.model_copy(update=sections)

@@ -1,0 +1,44 @@
+"""Comparisons of segmentation: runs equal to those made alone, and a table of Dice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from dskd.cli.commands import cli
+from dskd.compare.reader import read_comparison
+from dskd.engine.run import run_job
+from dskd.engine.tasks.segmentation.job import SegmentationJob
+from dskd.engine.tasks.segmentation.recipe import RECIPES
+from dskd.errors import InputError
+
+TINY = ["data.size=16", "student.width=2", "teacher.width=2", "train.epochs=1", "train.lr=0.01"]
+
+
+@pytest.mark.slow
+def test_a_comparison_has_the_runs_that_are_made_alone(tmp_path: Path) -> None:
+    out = tmp_path / "compared"
+    methods = "masks,mixed:kl=0,kd,dskd"
+    arguments = ["segment", "compare", "shapes", *TINY, "--methods", methods, "--seeds", "1"]
+    found = CliRunner().invoke(cli, [*arguments, "--out", str(out)])
+    assert found.exit_code == 0, found.output
+    assert "Dice" in found.output
+    assert "vs. masks" in found.output
+    comparison = read_comparison(out)
+    labels = [variant.label for variant in comparison.variants]
+    assert labels == methods.split(",")
+    assert all(variant.results for variant in comparison.variants)
+    alone = tmp_path / "alone"
+    changes = [*TINY, "method.name=mixed", "method.kl=0", f"out={alone}"]
+    run_job(SegmentationJob(RECIPES.load("shapes", changes)))
+    name = "student.safetensors"
+    assert (out / "mixed+kl=0/seed0" / name).read_bytes() == (alone / name).read_bytes()
+    again = CliRunner().invoke(cli, [*arguments, "--out", str(out)])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_comparison_names_its_folder_by_an_option() -> None:
+    with pytest.raises(InputError, match="out has no effect on a comparison"):
+        RECIPES.load_shared("shapes", ["out=x"])
