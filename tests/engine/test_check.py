@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import dskd
 from dskd.data.dataset import Dataset, Split
 from dskd.data.duplicates import hash_splits
-from dskd.engine.check import cost, steps, teacher
+from dskd.engine.check import cost, run, steps, teacher
 from dskd.engine.check.data import (
     check_data,
     count_images,
@@ -147,6 +147,36 @@ def test_the_same_file_in_two_splits_and_a_damaged_file_are_found(tmp_path: Path
     assert report.data.splits[0].per_class == {"cat": 4, "dog": 3, "owl": 4}
     assert report.cost is not None
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow(seconds=3)
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_a_sample_of_many_images_stands_for_all(
+    loading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_folder(tmp_path / "images", classes=("cat", "dog"), per_class=80)
+    (root / "train/dog/1.png").write_bytes(b"no image")
+    monkeypatch.setattr(run, "DECODE_SECONDS", 0.0)
+    data = {"name": "folder", "root": str(root), "size": 8, "loading": loading, "workers": 0}
+    data["cache_dir"] = str(tmp_path / "cache")
+    arguments: dict[str, Any] = {"method": "ce", "epochs": 2, "out": tmp_path / "run"}
+    train = {"batch_size": 16}
+    report = dskd.check("resnet8", data=data, train=train, **arguments)
+    images = sum(split.images for split in report.data.splits)
+    assert report.data.decoded == 64 < images
+    assert report.data.splits[0].images in (159, 160)  # the damaged file may be none of the 64
+    assert report.cost is not None
+    (step,) = report.steps
+    expected = report.data.splits[0].images / 16 * 2 * step.seconds
+    assert report.cost.seconds["student's training"] == pytest.approx(expected, rel=0.3)
+    assert report.cost.seconds["decoding"] > 0
+    assert not [*(tmp_path / "cache").glob("*")]  # a run still decodes all of them
+
+    monkeypatch.setattr(run, "DECODE_SECONDS", 60.0)
+    every = dskd.check("resnet8", data=data, train=train, **arguments)
+    assert (every.data.decoded, len(every.data.bad_files)) == (0, 1)
+    assert every.cost is not None
+    assert "decoding" not in every.cost.seconds
 
 
 # ---- teacher

@@ -57,7 +57,8 @@ def _data_rows(data: DataFindings) -> Rows:
     rows = [["data", f"{data.name}, images {channels}x{height}x{width}"]]
     if data.unlabelled:
         rows.append(["images without labels", str(data.unlabelled)])
-    rows.append(["bad files", str(len(data.bad_files))])
+    decoded = f" ({data.decoded} images were decoded)" if data.decoded else ""
+    rows.append(["bad files", f"{len(data.bad_files)}{decoded}"])
     for one in data.shared:
         compared = f"{one.images} of {one.compared} (compared with {one.other_compared})"
         rows.append([f"{one.split} images also in {one.other}", compared])

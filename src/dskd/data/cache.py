@@ -53,7 +53,7 @@ def cached(
     """
     folder = cache_folder(cache)
     place = place_of(files, key)
-    path = folder / f"{name}-{place}-{_short_hash(files.stamp.encode())}.safetensors"
+    path = cache_file(name, files, key, cache)
     sweep(folder, f"{name}-*.safetensors")
     found = _read(path)
     if found is not None:
@@ -69,6 +69,12 @@ def cached(
             with contextlib.suppress(OSError):
                 stale.unlink()
     return dataset
+
+
+def cache_file(name: str, files: Files, key: object, cache: Path | None) -> Path:
+    """The file of a data set in the cache, whether it is there or not; see `cached`."""
+    file = f"{name}-{place_of(files, key)}-{_short_hash(files.stamp.encode())}.safetensors"
+    return cache_folder(cache) / file
 
 
 def place_of(files: Files, key: object) -> str:

@@ -8,14 +8,15 @@ from pathlib import Path
 from torch import Tensor
 
 from dskd.data.assembly import Outcome, assemble
-from dskd.data.cache import cached
+from dskd.data.cache import cache_file, cached
 from dskd.data.dataset import Dataset, Samples, Split, channel_statistics
 from dskd.data.decoded_images import DecodedImages
 from dskd.data.image_decoding import decode_all
 from dskd.data.image_source import ImageSource
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
-from dskd.data.streamed_images import stream_images, why_streamed
+from dskd.data.sampling import current_sampling
+from dskd.data.streamed_images import check_images, known_check, why_streamed, stream_images
 from dskd.data.subset import HELD_OUT
 from dskd.errors import InputError
 
@@ -59,12 +60,18 @@ def read_images(source: ImageSource, options: ReadOptions, cache_dir: Path | Non
     Raises:
         InputError: Images cannot be used, or have different sizes and ``size`` is None.
     """
-    if note := why_streamed(source, options):
-        return stream_images(source, options, cache_dir, note)
+    note = why_streamed(source, options)
     key = options.size, options.form, options.skip_bad, options.val_fraction
-    return cached(
-        source.name, source.files, key, cache_dir, lambda: _in_memory(source, options, cache_dir)
-    )
+    place = source.name, source.files, key, cache_dir
+    sampling = current_sampling()
+    if sampling is not None:
+        known = known_check(source, options, cache_dir) if note else cache_file(*place).exists()
+        sample = None if known else sampling.take(source, options, in_memory=not note)
+        if sample is not None:
+            return stream_images(source, options, note, sample, sampling.names)
+    if note:
+        return stream_images(source, options, note, check_images(source, options, cache_dir))
+    return cached(*place, lambda: _in_memory(source, options, cache_dir))
 
 
 def _in_memory(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -87,30 +87,41 @@ def _pixels(source: ImageSource, options: ReadOptions) -> int:
     return 1
 
 
-def statistics_of_some(train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of at most `SAMPLED` images."""
+def statistics_of_some(
+    train: Samples, decoded: Collection[str] | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of at most `SAMPLED` images.
+
+    Args:
+        train: The training split.
+        decoded: The names of the images that are known to be good; None if all are.
+    """
     few = spread(len(train), SAMPLED)
+    if decoded is not None:
+        known = [row for row, name in enumerate(train.names) if name in decoded]
+        few = torch.tensor(known)[spread(len(known), SAMPLED)] if known else few
     return channel_statistics(*map(train.images_at, torch.split(few, _PIECE)))
 
 
 def stream_images(
-    source: ImageSource, options: ReadOptions, cache_dir: Path | None, note: str
+    source: ImageSource,
+    options: ReadOptions,
+    note: str,
+    found: Checked,
+    decoded: Collection[str] | None = None,
 ) -> Dataset:
     """The data set with all images in their files.
-
-    Each image is decoded once to see that it can be used. The outcome is cached, until a file of
-    the folder changes.
 
     Args:
         source: What was found.
         options: How it is read.
-        cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
         note: A line for the user.
+        found: Which images can be used.
+        decoded: The names of the images that were decoded; None if all were.
 
     Raises:
-        InputError: Images cannot be used, or have different sizes and ``size`` is None.
+        InputError: Images cannot be used.
     """
-    found = _check(source, options, cache_dir)
     size = options.size
     shape = options.form.channels, size or found.height, size or found.width
 
@@ -118,26 +129,58 @@ def stream_images(
         files = source.files.part(names)
         return FileSplit(files, labels, shape, size is not None, options.form, options.workers)
 
-    outcome = Outcome(found.good, found.bad, found.deepest, split, statistics_of_some, (note,))
+    def statistics(train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return statistics_of_some(train, decoded)
+
+    outcome = Outcome(
+        found.good, found.bad, found.deepest, split, statistics, (note,) if note else ()
+    )
     return assemble(source, options, outcome)
 
 
-def _check(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Checked:
-    """Checks all images, or reads from the cache what was found before."""
+def check_images(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Checked:
+    """Decodes each image once to see that it can be used.
+
+    The outcome is cached, until a file of the source changes.
+
+    Args:
+        source: What was found.
+        options: How it is read.
+        cache_dir: The cache folder, see `dskd.data.download.cache_folder`.
+
+    Raises:
+        InputError: The images have different sizes and ``size`` is None.
+    """
+    known = known_check(source, options, cache_dir)
+    if known is not None:
+        return known
     files, one_size = source.files, options.size is None
-    names = source.all_names()
-    place = place_of(files, ("checked", one_size, options.form))
-    path = cache_folder(cache_dir) / f"checked-{place}.json"
-    with contextlib.suppress(Exception):  # missing or damaged: all is checked again
-        known = json.loads(path.read_bytes())
-        if known.pop("stamp") == files.stamp:
-            bad = {int(row): BadImageError(*error) for row, error in known.pop("bad").items()}
-            return Checked(without(bad, len(names)), bad, **known)
-    found = check_all(files, names, one_size, options.form)
+    found = check_all(files, source.all_names(), one_size, options.form)
     facts = {key: value for key, value in asdict(found).items() if key not in ("good", "bad")}
     facts["bad"] = {row: (str(error), error.reason) for row, error in found.bad.items()}
     facts["stamp"] = files.stamp
+    path = _path(source, options, cache_dir)
     with contextlib.suppress(OSError):  # a full disk costs the next run the time
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(facts).encode())
     return found
+
+
+def known_check(
+    source: ImageSource, options: ReadOptions, cache_dir: Path | None
+) -> Checked | None:
+    """What an earlier `check_images` found; None if it is not known."""
+    try:
+        known = json.loads(_path(source, options, cache_dir).read_bytes())
+        if known.pop("stamp") != source.files.stamp:
+            return None
+        bad = {int(row): BadImageError(*error) for row, error in known.pop("bad").items()}
+        count = sum(map(len, source.images.values()))
+        return Checked(without(bad, count), bad, **known)
+    except Exception:  # missing or damaged: all is checked again
+        return None
+
+
+def _path(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Path:
+    place = place_of(source.files, ("checked", options.size is None, options.form))
+    return cache_folder(cache_dir) / f"checked-{place}.json"

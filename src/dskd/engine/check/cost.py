@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from dskd.config.schema import Recipe
+from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_teacher_outputs
 from dskd.engine.check.findings import CostFindings, StepFindings
@@ -31,21 +32,24 @@ def check_cost(
     data: DataLoaders,
     trainers: Sequence[Trainer],
     steps: Sequence[StepFindings],
+    whole: Dataset,
 ) -> CostFindings:
     """Estimates the cost of a run from a few of its steps.
 
     Args:
-        prepared: The run.
+        prepared: The run, perhaps with a sample of its images.
         teacher: On the device; None without one.
-        data: The loaders of the run.
+        data: The loaders of the images.
         trainers: Of the steps.
         steps: Of the student, and of a teacher that is trained first.
+        whole: All images of the run.
     """
     recipe = prepared.recipe
-    evaluated = len(data.test) + (len(data.validation) if data.validation is not None else 0)
+    scale = len(whole.train) / len(data.train)
+    evaluated = len(whole.test) + (len(whole.validation) if whole.validation is not None else 0)
     seconds: dict[str, float] = {}
     for trainer, found in zip(trainers, steps, strict=True):
-        seconds[f"{found.trained}'s training"] = _training_seconds(recipe, trainer, found)
+        seconds[f"{found.trained}'s training"] = scale * _training_seconds(recipe, trainer, found)
         per_epoch = found.evaluation_seconds * evaluated
         seconds[f"{found.trained}'s evaluation"] = per_epoch * trainer.epochs
     assert recipe.out is not None, "a resolved recipe has a folder"
@@ -53,8 +57,9 @@ def check_cost(
     free = {"run": _free(recipe.out)}
     cache = _cache(prepared, teacher, data)
     if cache is not None:
-        disk["teacher outputs"], free["teacher outputs"] = cache[1], _free(cache[0])
-    memory = _memory(teacher, data, steps)
+        disk["teacher outputs"] = round(scale * cache[1])
+        free["teacher outputs"] = _free(cache[0])
+    memory = _memory(teacher, data, steps, scale)
     return CostFindings(seconds, memory, _memory_free(data.train.device), disk, free)
 
 
@@ -103,7 +108,9 @@ def _free(path: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def _memory(teacher: FrozenTeacher | None, data: DataLoaders, steps: Sequence[StepFindings]) -> int:
+def _memory(
+    teacher: FrozenTeacher | None, data: DataLoaders, steps: Sequence[StepFindings], scale: float
+) -> int:
     """Bytes of the larger training, of the frozen teacher, and of images on a GPU."""
     total = max(found.fixed_bytes + found.saved_bytes for found in steps)
     weights = SavedTensors()
@@ -114,7 +121,7 @@ def _memory(teacher: FrozenTeacher | None, data: DataLoaders, steps: Sequence[St
         held = [data.train, data.test, data.validation, data.unlabelled]
         tensors = [getattr(loader, "images", None) for loader in held]
         images = sum(one.nbytes for one in tensors if isinstance(one, torch.Tensor))
-    return total + weights.bytes + images
+    return total + weights.bytes + round(scale * images)
 
 
 def _memory_free(device: torch.device) -> int:

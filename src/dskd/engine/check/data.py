@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import torch
@@ -11,8 +12,10 @@ import torch
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.catalog import DATASETS
-from dskd.data.dataset import Samples
+from dskd.data.dataset import Samples, Split
 from dskd.data.duplicates import ImageHashes, hash_splits
+from dskd.data.file_split import FileSplit, spread
+from dskd.data.sampling import Sampling
 from dskd.engine.check.findings import DataFindings, SharedImages, SplitCounts
 from dskd.engine.teacher_labels import training_data
 from dskd.engine.user_objects import UserObjects
@@ -26,6 +29,12 @@ SHARED_PERCENT = 1.0
 """A run is not started if more of an evaluation split are training images, too."""
 UNBALANCED = 10
 """The largest class has that many times the images of the smallest, or more: a warning."""
+DECODE_SECONDS = 5.0
+"""Time to decode images. If all take longer, a sample is decoded."""
+TRAINING_SAMPLE, TEST_SAMPLE = 2000, 1000
+"""Images of a sample that are used, at most."""
+_UNSEEN = 64
+"""Images that are used of a split without a decoded image."""
 _SHOWN = 3
 
 
@@ -56,13 +65,41 @@ def load_with_bad_files(recipe: Recipe, objects: UserObjects) -> tuple[Dataset, 
     return data, skipping
 
 
-def check_data(data: Dataset, skip_bad: bool) -> DataFindings:
+def sampled_part(data: Dataset, sampling: Sampling) -> Dataset:
+    """Some of the images that were decoded, held as the run holds all of them.
+
+    Args:
+        data: All images.
+        sampling: What was decoded of them.
+    """
+
+    def part(split: Samples, most: int) -> Samples:
+        if not isinstance(split, FileSplit):
+            return split
+        rows = [row for row, name in enumerate(split.names) if name in sampling.names]
+        chosen = torch.tensor(rows) if rows else spread(len(split), _UNSEEN)
+        few = split.take(chosen[spread(len(chosen), most)])
+        return Split(few.images, few.labels, tuple(few.names)) if sampling.in_memory else few
+
+    test, others = data.validation, data.unlabelled
+    return replace(
+        data,
+        train=part(data.train, TRAINING_SAMPLE),
+        test=part(data.test, TEST_SAMPLE),
+        validation=None if test is None else part(test, TEST_SAMPLE),
+        unlabelled=None if others is None else part(others, TRAINING_SAMPLE),
+    )
+
+
+def check_data(data: Dataset, skip_bad: bool, sampling: Sampling | None = None) -> DataFindings:
     """What is in the data.
 
     Args:
         data: Without bad files.
         skip_bad: Whether the run leaves bad files out.
+        sampling: What was decoded, if not all images were.
     """
+    decoded = sampling.decoded if sampling is not None else 0
     return DataFindings(
         data.name,
         data.shape,
@@ -71,6 +108,7 @@ def check_data(data: Dataset, skip_bad: bool) -> DataFindings:
         [*data.skipped],
         skip_bad,
         shared_images(data),
+        decoded,
     )
 
 

@@ -67,6 +67,7 @@ class DataFindings:
         bad_files: Image files that cannot be read, each with the reason.
         skip_bad: Whether the run leaves them out.
         shared: Images in two splits.
+        decoded: Images that were decoded to find bad files; 0 if all were.
     """
 
     name: str
@@ -76,6 +77,7 @@ class DataFindings:
     bad_files: list[str]
     skip_bad: bool
     shared: list[SharedImages]
+    decoded: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -16,9 +16,17 @@ from dskd import methods
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
+from dskd.data.sampling import Sampling, sampled
 from dskd.engine.build import build_method, build_trainer
 from dskd.engine.check.cost import check_cost, cost_reasons
-from dskd.engine.check.data import check_data, data_reasons, data_warnings, load_with_bad_files
+from dskd.engine.check.data import (
+    DECODE_SECONDS,
+    check_data,
+    data_reasons,
+    data_warnings,
+    load_with_bad_files,
+    sampled_part,
+)
 from dskd.engine.check.findings import (
     CheckReport,
     CostFindings,
@@ -84,12 +92,13 @@ def check(recipe: Recipe, objects: UserObjects | None = None) -> CheckReport:
     _check_folder(recipe, objects, found)
     with single_run(), cpu_threads(recipe.train.threads), torch.random.fork_rng(gpus):
         devices.set_up(device)
-        data, loaded = load_with_bad_files(recipe, objects)
-        findings = check_data(data, recipe.data.skip_bad)
+        with sampled(DECODE_SECONDS) as sampling:
+            data, loaded = load_with_bad_files(recipe, objects)
+        findings = check_data(data, recipe.data.skip_bad, sampling)
         found.reasons += data_reasons(findings)
         found.warnings += data_warnings(findings)
         try:
-            _check_models(loaded, data, objects, device, found)
+            _check_models(loaded, data, sampling, objects, device, found)
         except NonFiniteError as error:
             found.reasons.append(f"the first step fails: {error}; check the data and the models")
         except torch.OutOfMemoryError:
@@ -130,9 +139,15 @@ def _takes(directory: RunDirectory, recipe: Recipe, resume: bool) -> bool:
 
 
 def _check_models(
-    recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.device, found: _Found
+    recipe: Recipe,
+    whole: Dataset,
+    sampling: Sampling,
+    objects: UserObjects,
+    device: torch.device,
+    found: _Found,
 ) -> None:
     """Checks all that needs the models, in the order in which a run uses them."""
+    data = sampled_part(whole, sampling) if sampling.images else whole
     prepared = prepare(recipe, data, objects, device)
     found.stages["student"] = _stages(prepared.student, data)
     used = prepared.teacher if methods.find(recipe.method.name).needs_teacher else None
@@ -165,7 +180,10 @@ def _check_models(
     found.reasons += _step_reasons(found.steps)
     found.warnings += _step_warnings(recipe, found.steps)
     if all(step.seconds for step in found.steps):
-        found.cost = check_cost(prepared, teacher, loaders, trainers, found.steps)
+        costs = check_cost(prepared, teacher, loaders, trainers, found.steps, whole)
+        if sampling.images:
+            costs = replace(costs, seconds={"decoding": sampling.whole_seconds, **costs.seconds})
+        found.cost = costs
         found.reasons += cost_reasons(found.cost, device)
 
 
