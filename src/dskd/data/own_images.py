@@ -16,7 +16,7 @@ from dskd.data.image_source import ImageSource
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
 from dskd.data.sampling import current_sampling
-from dskd.data.streamed_images import check_images, known_check, why_streamed, stream_images
+from dskd.data.streamed_images import check_images, known_check, stream_images, why_streamed
 from dskd.data.subset import HELD_OUT
 from dskd.errors import InputError
 
