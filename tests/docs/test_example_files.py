@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -14,6 +15,14 @@ FILES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 def test_the_loop_is_short() -> None:
     assert len((EXAMPLES / "own_loop.py").read_text().splitlines()) <= 30
+
+
+def test_the_page_shows_each_file_as_it_is() -> None:
+    page = (EXAMPLES.parent / "docs/tutorials/own-loop.md").read_text()
+    shown = re.findall(r'^```python title="examples/(\w+)\.py"\n(.*?)^```$', page, re.M | re.S)
+    assert sorted(name for name, _ in shown) == FILES
+    for name, text in shown:
+        assert text == (EXAMPLES / f"{name}.py").read_text(), f"copy examples/{name}.py to the page"
 
 
 @pytest.mark.slow
