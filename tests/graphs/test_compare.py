@@ -81,6 +81,20 @@ def test_a_method_that_does_not_exist_is_named_by_its_short_name(
     assert not (tmp_path / "x").exists()
 
 
+def test_several_labels_are_compared_by_micro_f1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["data.name=generated-multilabel", "student.hidden=4", "train.epochs=1"]
+    options = ["--methods", "alone,alignahead", "--seeds", "2", "--out", str(tmp_path / "x")]
+    for _ in range(2):  # the second reads the results of the first
+        assert run_command(["graphs", "compare", "ppi", *settings, *options]) == 0
+        said = capsys.readouterr().out
+        assert "test micro-F1, %" in said
+        assert "accuracy" not in said
+    rows = (tmp_path / "x/results.jsonl").read_text().splitlines()
+    assert all("test_micro_f1" in row and "test_accuracy" not in row for row in rows)
+
+
 def test_a_report_is_refused_in_one_line(
     compared: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
