@@ -20,8 +20,8 @@ log = logging.getLogger("dskd")
 
 NOTE = (
     "One seed and few test images: differences of several points are noise here. Epochs are chosen "
-    "by the validation split. The decoder for seeds learns slowly: in so short a run it stays behind "
-    "masks alone."
+    "by the validation split. The decoder for seeds learns slowly: in so short a run it stays "
+    "behind masks alone."
 )
 _STUDENTS = {
     "masks": ("few masks", ["method.name=masks"]),
