@@ -271,7 +271,7 @@ def export(
     calibration_images: int = 256,
     tolerance: float | None = None,
     measure: bool = True,
-    licence: str | None = None,
+    license: str | None = None,
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
     data: Data | None = None,
@@ -297,7 +297,7 @@ def export(
             by default 1e-4, or 0.5 with ``int8``.
         measure: Measure the accuracy on the test split, and the latency of teacher, student and
             file. What cannot be measured is named in ``Exported.measured.missing``.
-        licence: Of the weights, for the card, as in ``apache-2.0``.
+        license: Of the weights, for the card, as in ``apache-2.0``.
         student: The student's module, if it was given in Python.
         teacher: The teacher's module, if it was given in Python.
         data: The data set, if it was given in Python, in the same form.
@@ -310,6 +310,6 @@ def export(
     if not isinstance(run, DeployedStudent):
         run = load_deployed(run, which, student=student, allow_code=allow_code)
     options = ShipOptions(
-        format, out, batch, tolerance, measure, licence, root, int8, calibration_images
+        format, out, batch, tolerance, measure, license, root, int8, calibration_images
     )
     return ship(run, options, data=data, teacher=teacher, allow_code=allow_code)

@@ -186,6 +186,11 @@ def test_overrides_apply_in_their_order_whatever_they_override() -> None:
     assert plan.train.epochs == 4
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_listed_numbers_are_taken_from_the_command_line(channels: int) -> None:
+    assert load("digits", [f"data.channels={channels}"]).data.channels == channels
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

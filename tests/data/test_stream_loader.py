@@ -298,6 +298,14 @@ def break_one(root: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("loading", ["stream", "memory"])
+def test_what_is_no_image_is_called_so_without_an_address(root: Path, loading: str) -> None:
+    path = min(root.rglob("*.png"))
+    path.write_bytes(b"no image at all")
+    with pytest.raises(InputError, match=f"cannot decode {path}: Pillow knows no image format"):
+        load(root, loading)
+
+
 def test_broken_files_are_found_before_the_run(root: Path) -> None:
     path = break_one(root)
     messages = []

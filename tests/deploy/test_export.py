@@ -68,7 +68,7 @@ def exported(run: dskd.Result) -> Iterator[dict[str, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "SECONDS", 0.0)
         yield {
-            form: dskd.export(run.path, format=form, measure=form == "onnx", licence="mit")
+            form: dskd.export(run.path, format=form, measure=form == "onnx", license="mit")
             for form in [*GRAPHS, "safetensors"]
         }
 

@@ -23,7 +23,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[dskd.Result, Path]:
     data = {"name": "digits", "fraction": 0.1}
     run = dskd.train("resnet8", data=data, epochs=1, out=folder / "run")
     student = dskd.load_deployed(run.path)
-    student.save_pretrained(folder / "saved", model_card_kwargs={"licence": "apache-2.0"})
+    student.save_pretrained(folder / "saved", model_card_kwargs={"license": "apache-2.0"})
     return run, folder / "saved"
 
 

@@ -312,6 +312,22 @@ def test_the_teachers_accuracy_is_written_before_the_first_step(
     assert json.loads((tmp_path / "run/teacher_accuracy.json").read_text()) == right
 
 
+@pytest.mark.slow
+def test_a_teacher_that_the_run_trained_badly_needs_more_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dskd.distill(
+        student="resnet8",
+        teacher={"name": "resnet14", "epochs": 1, "lr": 1e-9},
+        data=MANY,
+        train={"epochs": 1, "batch_size": 40},
+        out=tmp_path / "run",
+    )
+    (line,) = [text for text in caplog.messages if "no better than a guess" in text]
+    assert "too little training; raise teacher.epochs" in line
+    assert "another task" not in line
+
+
 def test_a_method_that_compares_features_alone_takes_a_teacher_of_other_classes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -121,7 +121,8 @@ def takes_launcher(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--jobs",
             type=click.IntRange(1),
-            help="Runs at a time, each in a process of its own. With N GPUs, take N.  "
+            help="Processes at a time. Each trains one seed of a comparison, or one trial. "
+            "With N GPUs, take N.  "
             "[default: 1, or any number on a cluster]",
         ),
         click.option(

@@ -113,7 +113,7 @@ def predict_(
     show_default=True,
     help="Measure accuracy on the test split, and latency next to the teacher's.",
 )
-@click.option("--license", "licence", help="Licence of the weights for the card, as in apache-2.0.")
+@click.option("--license", help="Licence of the weights for the card, as in apache-2.0.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, min_open=True),
@@ -132,7 +132,7 @@ def export_(
     int8: bool,
     calibration_images: int,
     measure: bool,
-    licence: str | None,
+    license: str | None,
     tolerance: float | None,
     root: Path | None,
     best: bool,
@@ -152,7 +152,7 @@ def export_(
 
     student = load_deployed(run_path, which_weights(best, last), allow_code=allow_code)
     options = ShipOptions(
-        form, out, batch, tolerance, measure, licence, root, int8, calibration_images
+        form, out, batch, tolerance, measure, license, root, int8, calibration_images
     )
     found = ship(student, options, allow_code=allow_code)
     click.echo(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -99,10 +99,12 @@ def _number_or_boolean(text: str) -> int | float | bool | str:
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """The members of a union, without `Annotated`."""
+    """The members of a union, without `Annotated`; of listed values, their types but for text."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _kinds(get_args(annotation)[0])
+    elif origin is Literal:
+        yield from (type(value) for value in get_args(annotation) if not isinstance(value, str))
     elif origin in (Union, UnionType):
         for member in get_args(annotation):
             yield from _kinds(member)

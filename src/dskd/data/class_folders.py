@@ -147,7 +147,11 @@ def _ignored(files: FolderFiles, train: str) -> list[str]:
         several = f"{len(strange)} files ignored, because they are no images of a class, such as "
         single = "1 file ignored, because it is no image of a class: "
         notes.append(f"{several if len(strange) > 1 else single}{printable(strange[0])}")
-    named = [f"{printable(name)} ({count} files)" for name, count in tools.items() if name in TOOLS]
+    named = [
+        f"{printable(name)} ({count} file{'s' * (count != 1)})"
+        for name, count in tools.items()
+        if name in TOOLS
+    ]
     if named:
         notes.append(f"ignored: {', '.join(named)}")
     return notes

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dskd.data.archives import Files
 from dskd.data.pixels import RGB, NoRangeError, PixelForm, convert, square
@@ -156,9 +156,11 @@ def opened(files: Files, name: str, form: PixelForm) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow raises many types on a damaged file
         floats = isinstance(error, NoRangeError)
-        kind = "ValueError" if floats else type(error).__name__
+        reason = f"{'ValueError' if floats else type(error).__name__}: {error}"
+        if isinstance(error, UnidentifiedImageError):  # whose text has the address of an object
+            reason = "Pillow knows no image format that it has"
         raise BadImageError(
-            f"cannot decode {where}: {kind}: {error}; replace it or remove it",
+            f"cannot decode {where}: {reason}; replace it or remove it",
             "floats without data.value_range" if floats else "damaged",
         ) from error
 

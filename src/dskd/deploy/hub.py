@@ -46,16 +46,16 @@ class HubStudent(ModelHubMixin):
         replace_file(save_directory / constants.CONFIG_NAME, f"{config}\n".encode())
         replace_file(save_directory / WEIGHTS, weights)
 
-    def generate_model_card(self, licence: str | None = None) -> ModelCard:
+    def generate_model_card(self, license: str | None = None) -> ModelCard:
         """Writes the model card.
 
         Args:
-            licence: Of the weights, as in ``apache-2.0``.
+            license: Of the weights, as in ``apache-2.0``.
         """
         from dskd.deploy.model_card import saved_card
 
         student = cast("DeployedStudent", self)
-        return ModelCard(student.card) if student.card else saved_card(student, licence)
+        return ModelCard(student.card) if student.card else saved_card(student, license)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:

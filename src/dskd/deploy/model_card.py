@@ -79,7 +79,7 @@ class CardParts:
         runtime: The program that runs the file.
         facts: Of the run; None if the student is of no run.
         measured: What was measured.
-        licence: Of the weights, as in ``apache-2.0``; None if it was not given.
+        license: Of the weights, as in ``apache-2.0``; None if it was not given.
         difference: The largest relative difference from the trained student.
         size: Bytes of the file.
     """
@@ -90,7 +90,7 @@ class CardParts:
     runtime: str
     facts: RunFacts | None = None
     measured: Measurements = field(default_factory=Measurements)
-    licence: str | None = None
+    license: str | None = None
     difference: float | None = None
     size: int | None = None
 
@@ -117,12 +117,12 @@ def model_card(parts: CardParts) -> ModelCard:
     return ModelCard(f"---\n{_data(parts).to_yaml()}\n---\n\n{text}\n", ignore_metadata_errors=True)
 
 
-def saved_card(student: DeployedStudent, licence: str | None = None) -> ModelCard:
+def saved_card(student: DeployedStudent, license: str | None = None) -> ModelCard:
     """The card of a student in a folder of ``save_pretrained``.
 
     Args:
         student: Of a run or of a file.
-        licence: Of the weights; None if it was not given.
+        license: Of the weights; None if it was not given.
     """
     contract = InputContract(student, None, normalizes=False)
     module = "module" if student.name.startswith("<") else None
@@ -133,7 +133,7 @@ def saved_card(student: DeployedStudent, licence: str | None = None) -> ModelCar
             WEIGHTS,
             "PyTorch",
             RunFacts.read(student.run) if student.run is not None else None,
-            licence=licence,
+            license=license,
         )
     )
 
@@ -154,7 +154,7 @@ def _data(parts: CardParts) -> ModelCardData:
             )
         ]
     return ModelCardData(
-        license=parts.licence,
+        license=parts.license,
         library_name="dskd",
         pipeline_tag="image-classification",
         tags=["image-classification", "knowledge-distillation"],
@@ -165,13 +165,13 @@ def _data(parts: CardParts) -> ModelCardData:
 
 
 def _summary(parts: CardParts) -> str:
-    licence = (
-        f"Licence of the weights: {parts.licence}."
-        if parts.licence
+    license = (
+        f"Licence of the weights: {parts.license}."
+        if parts.license
         else ("No licence of the weights was given.")
     )
     if parts.facts is None:
-        return licence
+        return license
     recipe = parts.facts.recipe
     teacher = f" from `{recipe.teacher.name}`" if recipe.teacher is not None else ""
     how = (
@@ -179,7 +179,7 @@ def _summary(parts: CardParts) -> str:
         if recipe.method.name == "ce"
         else (f"Distilled{teacher} by the method `{recipe.method.name}`")
     )
-    return f"{how}, on the images `{recipe.data.name}`. {licence}"
+    return f"{how}, on the images `{recipe.data.name}`. {license}"
 
 
 def _expects(contract: InputContract) -> str:

@@ -51,7 +51,7 @@ class ShipOptions:
         tolerance: The largest allowed difference of the outputs, relative to the largest output;
             None for 1e-4, or 0.5 with int8.
         measure: Whether accuracy and latency are measured.
-        licence: Of the weights, for the model card.
+        license: Of the weights, for the model card.
         int8: Whether weights and activations become 8-bit integers.
         calibration_images: Images of the training split that choose the ranges of these integers.
         root: Folder of the data set, in place of the recipe's.
@@ -62,7 +62,7 @@ class ShipOptions:
     batch: int | str | None = None
     tolerance: float | None = None
     measure: bool = True
-    licence: str | None = None
+    license: str | None = None
     root: str | Path | None = None
     int8: bool = False
     calibration_images: int = 256
@@ -138,7 +138,7 @@ def ship(
             form.runtime,
             facts,
             measured,
-            options.licence,
+            options.license,
             draft.difference,
             draft.size,
         )

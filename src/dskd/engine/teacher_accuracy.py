@@ -32,6 +32,9 @@ _OTHER_CAUSES = (
     "likely causes: weights or classes of another task, or another mean and std; check "
     "teacher.checkpoint, teacher.mean and teacher.std"
 )
+_SHORT_TRAINING = (
+    "likely cause: too little training; raise teacher.epochs, or give more or clearer images"
+)
 _TRUST = "set teacher.trust=true to use it all the same"
 
 
@@ -75,6 +78,7 @@ class ExaminedTeacher:
         predictions: int64 ``[N]``, the predicted class of each image.
         near: See `near_chance`.
         surely_near: See `surely_near_chance`.
+        causes: Likely causes of chance where nothing else is found.
         pixels: Which other pixels the teacher knows; empty if these fit.
         order: Why its classes seem to be in another order; empty if they are not.
     """
@@ -83,6 +87,7 @@ class ExaminedTeacher:
     predictions: Tensor
     near: bool
     surely_near: bool
+    causes: str
     pixels: str
     order: str
 
@@ -91,7 +96,7 @@ class ExaminedTeacher:
         return (
             f"the teacher {name} is no better than a guess: its test accuracy is "
             f"{self.accuracy:.2f} % ({len(self.predictions)} images); "
-            f"{self.pixels or self.order or _OTHER_CAUSES}, or {_TRUST}"
+            f"{self.pixels or self.order or self.causes}, or {_TRUST}"
         )
 
     def warning(self, name: str) -> str:
@@ -101,7 +106,7 @@ class ExaminedTeacher:
         if self.order:
             return f"the teacher {name} does not fit the classes: {self.order}"
         if self.near:
-            return f"the teacher {name} is no better than a guess; {_OTHER_CAUSES}"
+            return f"the teacher {name} is no better than a guess; {self.causes}"
         return ""
 
 
@@ -131,6 +136,7 @@ def examine_teacher(
         result.predictions,
         near_chance(*facts),
         surely_near_chance(*facts),
+        _OTHER_CAUSES if settings.is_given else _SHORT_TRAINING,
         pixels,
         _order_cause(likely_order(*facts), names),
     )

@@ -99,7 +99,7 @@ class TrainingRun:
             log.warning("%s; using the one before", line)
         if state is not None:
             self._restore(state)
-            log.info("continuing %s after %d epochs", self.directory.path, self.trainer.epoch)
+            log.info("continuing %s after epoch %d", self.directory.path, self.trainer.epoch)
         elif resume:
             log.info("%s has no checkpoint yet: starting anew", self.directory.path)
         self.directory.rewind(self.rows)

@@ -89,7 +89,7 @@ def log_unlabelled(recipe: Recipe, data: Dataset) -> None:
         distributed.launched_world_size(),
     )
     log.info(
-        "the method %s learns from %d images with and %d without labels: %d and %d in each step",
+        "the method %s learns from %d images with and %d without labels: %d and %d in a full step",
         *(name, len(data.train), len(data.unlabelled), *sizes),
     )
 
