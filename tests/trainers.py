@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -82,3 +84,27 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
     ):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def stop_at(patch: pytest.MonkeyPatch, step: int, error: type[Exception] | None = None) -> None:
+    """Stops the run by Ctrl-C in this step, counted from 1 over all epochs and trained models.
+
+    Args:
+        patch: Undoes it.
+        step: The step.
+        error: Raised instead, as if the process had been killed.
+    """
+    steps = 0
+    train_epoch = Trainer.train_epoch
+
+    def stopped(self: Trainer) -> Iterator[None]:
+        nonlocal steps
+        for _ in train_epoch(self):
+            steps += 1
+            if steps == step and error is not None:
+                raise error
+            if steps == step:
+                signal.raise_signal(signal.SIGINT)
+            yield
+
+    patch.setattr(Trainer, "train_epoch", stopped)

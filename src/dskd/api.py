@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dskd.compare.grid import plan
-from dskd.compare.jobs import choose_grid_launcher
+from dskd.compare.jobs import launcher_for
 from dskd.compare.progress import live_table
 from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
@@ -225,7 +225,7 @@ def _compare(
     names = [outside.give(one) if isinstance(one, type) else one for one in methods]
     objects = replace(objects, methods=tuple(one for one in methods if isinstance(one, type)))
     grid = plan(recipe, names, path, **options)
-    where = choose_grid_launcher(grid, jobs, *named_launcher(launcher))
+    where = launcher_for(grid, grid.runs, jobs, *named_launcher(launcher))
     with live_table(grid) as callback:
         comparison = run_grid(grid, callback, objects, where)
     return summarize(comparison.variants, comparison.test_images)

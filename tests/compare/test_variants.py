@@ -39,6 +39,18 @@ def test_equal_weights_are_one_and_literature_has_each_method_s_own() -> None:
     assert equal.method.options["temperature"] == 2.0
 
 
+def test_weights_that_a_teacher_of_other_classes_turned_off_are_0() -> None:
+    settings = methods.resolve("dskd", {})
+    off = weights_of("dskd", settings, [{"teacher_accuracy": None}])
+    assert off == {
+        **weights_of("dskd", settings, [{"teacher_accuracy": 90.0}]),
+        "kd": 0,
+        "alpha": 0,
+    }
+    assert weights_of("dskd", settings)["kd"] == 1
+    assert weights_of("ce", {"ce": 1.0}, [{"teacher_accuracy": None}]) == {"ce": 1.0}
+
+
 def test_a_preset_takes_the_place_of_the_recipe_s_settings_and_of_the_weights() -> None:
     plain = recipe.load("digits", ["method={name: dskd, tau: 5, gamma: 3}"])
     (variant,) = method_variants(["dskd:preset=paper:beta=2"], plain, "equal")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from dskd.config.chosen import fill_in
 from dskd.config.recipe import compose, load, load_by_labels, resolve
@@ -15,6 +16,7 @@ from dskd.config.recipe_file import write_recipe
 from dskd.config.schema import Recipe
 from dskd.config.short_forms import data_settings, label, overrides
 from dskd.errors import InputError, on_command_line
+from dskd.models import factory, native
 from tests.data.file_writers import write_folder
 
 STUDENT, TEACHER, VIT = "timm/test_resnet", "timm/resnet18", "timm/vit_tiny_patch16_224"
@@ -82,6 +84,20 @@ def test_own_images_get_the_size_of_the_student(
     assert data == {"name": "folder", "root": "photos", "val_fraction": 0.2, **chosen}
     (photos / "val").mkdir()
     assert "val_fraction" not in filled(given)["data"]
+
+
+def test_the_student_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    def counted(name: str, **settings: Any) -> nn.Module:
+        built.append(name)
+        return factory.load_model(name, **settings)
+
+    monkeypatch.setattr(native, "load_model", counted)
+    given = values("timm/resnet18", None)
+    given["data"] = data_settings(write_folder(tmp_path / "small", side=130))
+    assert filled(given)["data"]["size"] == 128  # which depends on the student's layers
+    assert built == ["timm/resnet18"]
 
 
 @pytest.mark.parametrize(

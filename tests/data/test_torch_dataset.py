@@ -204,7 +204,7 @@ def test_without_test_images_a_part_is_held_out_and_listed() -> None:
     data = read(TensorDataset(pixels(20), torch.arange(20) % 2), val_fraction=None)
     assert (len(data.train), len(data.test), data.test_is_held_out) == (16, 4, True)
     assert sorted([*map(int, data.train.names), *map(int, data.test.names)]) == list(range(20))
-    assert "4 of the 20 images are held out (data.val_fraction=0.2)" in data.notes[-1]
+    assert "4 of the 20 training images are held out (data.val_fraction=0.2)" in data.notes[-1]
     with pytest.raises(InputError, match="TensorDataset has no test images; give data="):
         read(TensorDataset(pixels(), LABELS))
 

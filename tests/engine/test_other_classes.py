@@ -24,6 +24,7 @@ from dskd.engine.preflight import rehearse
 from dskd.errors import InputError
 from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build
+from dskd.report.collect import collect
 from dskd.storage.weights import write_weights
 from tests.conftest import make_dataset, staged
 
@@ -65,6 +66,8 @@ def test_a_teacher_of_other_classes_teaches_by_its_features(
     row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
     assert row["loss/kd"] == 0
     assert row["stage1/feature"] > 0
+    (runs,) = collect([tmp_path / "run"]).methods
+    assert runs.variant.weights == {"ce": 1, "kd": 0, "alpha": 0, "beta": 10, "gamma": 0}
 
 
 @pytest.mark.parametrize("name", [n for n in methods.names() if methods.find(n).needs_teacher])

@@ -39,7 +39,7 @@ from dskd.runtime.device import environment
 from dskd.storage import checkpoint
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.weights import read_metadata
-from tests import processes
+from tests import processes, trainers
 from tests.conftest import make_dataset, trusted
 
 SMALL = [
@@ -255,19 +255,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(
 ) -> None:
     """Stopped at the first step, mid-epoch and between epochs: weights and metrics to the byte."""
     undisturbed_run, changes = undisturbed(method)
-    steps = 0
-    train_epoch = Trainer.train_epoch
-
-    def signalled(self: Trainer) -> Iterator[None]:
-        nonlocal steps
-        for _ in train_epoch(self):
-            steps += 1
-            if steps == stop_at:
-                signal.raise_signal(signal.SIGINT)
-            yield
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", signalled)
+        trainers.stop_at(patch, stop_at)
         with pytest.raises(Stopped) as stopped:
             run.distill(plan(tmp_path / "parts", *changes))
     assert stopped.value.signal == signal.SIGINT
@@ -630,15 +619,8 @@ def test_signals_end_a_process_with_its_state_saved(
 def test_a_teacher_of_another_recipe_is_not_taken_for_this_run_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_epoch = Trainer.train_epoch
-
-    def signalled(self: Trainer) -> Iterator[None]:
-        for _ in train_epoch(self):
-            signal.raise_signal(signal.SIGINT)
-            yield
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", signalled)
+        trainers.stop_at(patch, 1)
         with pytest.raises(Stopped):
             run.distill(plan(tmp_path / "run"))
     with pytest.raises(InputError, match=r"train\.lr is 0\.05 there, 0\.1 here"):

@@ -235,6 +235,16 @@ def test_the_deployed_student_is_a_copy_that_learns_no_more() -> None:
     assert all(key.startswith("transform.") for key in method.auxiliary_state_dict())
 
 
+def test_a_view_of_the_deployed_student_shares_all_but_the_classifier() -> None:
+    method, *_ = made()
+    unsettled(method)
+    view, shipped = method.deployed_view(), method.deployed()
+    expected, own = shipped.state_dict(), method.student.module.state_dict(keep_vars=True)
+    for key, value in view.state_dict(keep_vars=True).items():
+        assert torch.equal(value, expected[key])
+        assert (value is own[key]) != key.startswith(f"{method.student.classifier}.")
+
+
 def test_the_narrow_layer_learns_from_the_predictions_alone() -> None:
     method, images, taught = made(ce=0.0, kd=0.0)
     method(batch_of(images), taught).objective.backward()

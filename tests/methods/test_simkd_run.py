@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,10 @@ from dskd.config.schema import ModelSettings, Recipe
 from dskd.deploy.export import export_file
 from dskd.engine import run
 from dskd.engine.build_model import build_model
-from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, Stopped
 from dskd.storage.run_files import LAST
 from dskd.storage.weights import read_metadata
+from tests import trainers
 from tests.conftest import make_dataset
 
 SMALL = [
@@ -106,18 +104,9 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     finished: dskd.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     teacher = f"teacher.checkpoint={finished.path / 'teacher/student.safetensors'}"
-    out, steps, train_epoch = tmp_path / "run", 0, Trainer.train_epoch
-
-    def signalled(self: Trainer) -> Iterator[None]:
-        nonlocal steps
-        for _ in train_epoch(self):
-            steps += 1
-            if steps == stop_at:
-                signal.raise_signal(signal.SIGINT)
-            yield
-
+    out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", signalled)
+        trainers.stop_at(patch, stop_at)
         with pytest.raises(Stopped):
             run.distill(plan(out, teacher))
     run.distill(plan(out, teacher), resume=True)

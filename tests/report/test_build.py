@@ -223,17 +223,23 @@ def test_nothing_is_finished_yet(tmp_path: Path) -> None:
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Dataset]:
     """The report of images and a student given in Python, with names that would do harm."""
     path = tmp_path_factory.mktemp("hostile")
-    data = dataclasses.replace(make_dataset(4, per_class=3), classes=HOSTILE)
-    teacher = dskd.load_model("resnet8", num_classes=4)
-    result = dskd.distill(
+    given = named(path / "run", HOSTILE)
+    assert isinstance(given.data, Dataset)
+    return Page(reported([path / "run"], path / "report.html", given).read_text()), given.data
+
+
+def named(out: Path, classes: tuple[str, ...]) -> UserObjects:
+    """Makes a run on images whose classes have these names; returns its objects."""
+    data = dataclasses.replace(make_dataset(len(classes), per_class=3), classes=classes)
+    teacher = dskd.load_model("resnet8", num_classes=len(classes))
+    dskd.distill(
         student="resnet8",
         teacher=trusted(teacher),
         data=data,
         train={"epochs": 1, "batch_size": 4},
-        out=path / "run",
+        out=out,
     )
-    given = UserObjects(data=data, teacher=teacher)
-    return Page(reported([result.path], path / "report.html", given).read_text()), data
+    return UserObjects(data=data, teacher=teacher)
 
 
 @pytest.mark.slow
@@ -252,20 +258,11 @@ def test_names_of_classes_are_only_ever_text(hostile: tuple[Page, Dataset]) -> N
 
 @pytest.mark.slow
 def test_names_that_are_no_text_are_escaped_and_a_root_that_is_none_is_told(tmp_path: Path) -> None:
-    data = dataclasses.replace(make_dataset(2, per_class=3), classes=("a", "\udcff"))
-    teacher = dskd.load_model("resnet8", num_classes=2)
-    result = dskd.distill(
-        student="resnet8",
-        teacher=trusted(teacher),
-        data=data,
-        train={"epochs": 1, "batch_size": 4},
-        out=tmp_path / "run",
-    )
-    given = UserObjects(data=data, teacher=teacher)
-    page = reported([result.path], tmp_path / "report.html", given)
+    run = tmp_path / "run"
+    page = reported([run], tmp_path / "report.html", named(run, ("a", "\udcff")))
     assert r"\udcff" in page.read_text("utf-8")
     with pytest.raises(InputError, match=r"data\.root: that user has no home folder"):
-        make_report([result.path], tmp_path / "report.html", root=Path("~nobody-of-this-name/x"))
+        make_report([run], tmp_path / "report.html", root=Path("~nobody-of-this-name/x"))
 
 
 def test_images_are_in_the_page_with_words_for_them(hostile: tuple[Page, Dataset]) -> None:

@@ -7,9 +7,8 @@ import functools
 import json
 import logging
 import shutil
-import signal
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from dskd.data import Dataset, Split
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
 from dskd.engine import run
-from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
@@ -40,7 +38,7 @@ from dskd.teacher.cache import CachedOutputs
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 from dskd.teacher.record_file import FACTS, RECORDS, RESERVE
-from tests import processes
+from tests import processes, trainers
 from tests.conftest import make_dataset, make_pair, staged
 
 CPU = torch.device("cpu")
@@ -599,21 +597,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     """Stopped by a signal, or killed with no checkpoint but that of the last epoch's end."""
     whole = undisturbed(kind, method)
     changes = overrides(taught, tmp_path / "b", kind, method)
-    steps = 0
-    train_epoch = Trainer.train_epoch
-
-    def stopped(self: Trainer) -> Iterator[None]:
-        nonlocal steps
-        for _ in train_epoch(self):
-            steps += 1
-            if steps == stop_at and not saved:
-                raise ZeroDivisionError
-            if steps == stop_at:
-                signal.raise_signal(signal.SIGINT)
-            yield
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", stopped)
+        trainers.stop_at(patch, stop_at, None if saved else ZeroDivisionError)
         with pytest.raises(Stopped if saved else ZeroDivisionError):
             distill(tmp_path / "parts", changes)
     distill(tmp_path / "parts", changes, resume=True)

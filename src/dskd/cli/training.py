@@ -125,7 +125,7 @@ def compare_(
         dskd compare digits --methods ce,kd,dskd --seeds 5
     """
     from dskd.compare import grid, progress, runner, table
-    from dskd.compare.jobs import choose_grid_launcher
+    from dskd.compare.jobs import launcher_for
     from dskd.compare.summary import summarize
     from dskd.engine.user_objects import UserObjects
     from dskd.storage.metric_names import metric_of
@@ -140,7 +140,7 @@ def compare_(
         share_teacher=share_teacher,
     )
     with progress.live_table(plan) as callback:
-        where = choose_grid_launcher(plan, jobs, launcher, launcher_options)
+        where = launcher_for(plan, plan.runs, jobs, launcher, launcher_options)
         objects = UserObjects(allow_code=allow_code)
         comparison = runner.run_grid(plan, callback, objects, where)
     summaries = summarize(comparison.variants, comparison.test_images)

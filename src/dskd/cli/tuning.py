@@ -42,14 +42,15 @@ def tune_(
     Example:
         dskd tune digits data.val_fraction=0.1 method.beta=1..100:log train.lr=0.01..0.2:log
     """
+    from dskd.compare.jobs import launcher_for
     from dskd.compare.tuning.results import notes, trial_table
-    from dskd.compare.tuning.start import choose_search_launcher, load_search
+    from dskd.compare.tuning.start import load_search
     from dskd.compare.tuning.tune import tune
     from dskd.engine.user_objects import UserObjects
 
     objects = UserObjects(allow_code=allow_code)
     search = load_search(recipe_name, overrides, out, seeds, objects)
-    where = choose_search_launcher(search, jobs, launcher, launcher_options, trials)
+    where = launcher_for(search, trials, jobs, launcher, launcher_options)
     result = tune(search, trials, where)
     console.table(*trial_table(result.trials, result.metric))
     for line in notes(result):

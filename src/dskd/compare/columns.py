@@ -229,3 +229,5 @@ MEMORY = number_column(
     ",.1f",
     unit=1e6,
 )
+RESULTS = (WEIGHTS, SEEDS, TEST_ACCURACY, BEST_TEST_ACCURACY, DIFFERENCE, P_VALUE, ARI)
+"""The columns that every table begins with, after the method's name."""

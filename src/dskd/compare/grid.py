@@ -48,6 +48,11 @@ class Grid:
         """Label of the method that the table compares the others with."""
         return baseline_of(self.task)
 
+    @property
+    def runs(self) -> int:
+        """Number of runs."""
+        return len(self.variants) * len(self.seeds)
+
     def folder(self, variant: MethodVariant, seed: int) -> Path:
         """The folder of one run."""
         return self.path / variant.folder / f"seed{seed}"

@@ -19,6 +19,7 @@ from dskd.compare.grid import Grid
 from dskd.compare.job import ComparisonJob, TeacherJob
 from dskd.compare.reader import read_failure
 from dskd.compare.records import ResultRecorder, has_ended
+from dskd.compare.tuning.search import Search
 from dskd.compare.variants import MethodVariant
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
@@ -104,10 +105,17 @@ def groups(grid: Grid, limit: int | None) -> list[Group]:
     return found
 
 
-def choose_grid_launcher(
-    grid: Grid, jobs: int | None, name: str, options: Mapping[str, Any]
+def launcher_for(
+    plan: Grid | Search, most: int, jobs: int | None, name: str, options: Mapping[str, Any]
 ) -> Launcher | None:
-    """The launcher of a comparison, see `dskd.runtime.launchers.choose.choose_launcher`.
+    """The launcher of a comparison or a study, see `dskd.runtime.launchers.choose`.
+
+    Args:
+        plan: The comparison or the study.
+        most: Number of its runs or trials.
+        jobs: As for `dskd.runtime.launchers.choose.choose_launcher`, like the others.
+        name: Of the launcher.
+        options: Of the launcher.
 
     Raises:
         InputError: There is no such launcher or option, or a value does not fit.
@@ -116,10 +124,10 @@ def choose_grid_launcher(
         name,
         jobs,
         options,
-        folder=grid.path / JOB_FILES,
-        most=len(grid.variants) * len(grid.seeds),
-        device=grid.recipe.train.device,
-        threads=grid.recipe.train.threads,
+        folder=plan.path / JOB_FILES,
+        most=most,
+        device=plan.recipe.train.device,
+        threads=plan.recipe.train.threads,
     )
 
 

@@ -176,4 +176,5 @@ def _variant_results(path: Path, facts: Mapping[str, Any], seeds: list[int]) -> 
             failed[seed] = read_failure(folder, LOST)
     method = dict(facts["method"])
     name = method.pop("name")
-    return VariantResults(facts["label"], name, weights_of(name, method), results, failed)
+    weights = weights_of(name, method, results.values())
+    return VariantResults(facts["label"], name, weights, results, failed)

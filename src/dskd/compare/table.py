@@ -12,13 +12,7 @@ from dskd.storage.metric_names import Metric, in_text, metric_of
 
 COLUMNS = (
     columns.METHOD,
-    columns.WEIGHTS,
-    columns.SEEDS,
-    columns.TEST_ACCURACY,
-    columns.BEST_TEST_ACCURACY,
-    columns.DIFFERENCE,
-    columns.P_VALUE,
-    columns.ARI,
+    *columns.RESULTS,
     columns.PARAMETERS,
     columns.EXTRA_PARAMETERS,
     columns.SECONDS,

@@ -158,8 +158,17 @@ def _weights(name: str, weights: Weights) -> dict[str, Any]:
     return {key: 1.0 for key in ("ce", "kd") if key in known}
 
 
-def weights_of(name: str, settings: Mapping[str, Any]) -> dict[str, float]:
+def weights_of(
+    name: str, settings: Mapping[str, Any], results: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, float]:
     """The settings of a method that are weights of its losses; none if it is not here.
+
+    A teacher of other classes has no test accuracy. The weights of its predictions were 0 then.
+
+    Args:
+        name: The method.
+        settings: Its settings, complete.
+        results: The content of ``result.json`` of its finished runs.
 
     Example:
         >>> weights_of("kd", {"temperature": 4.0, "ce": 1.0, "kd": 0.5})
@@ -167,5 +176,9 @@ def weights_of(name: str, settings: Mapping[str, Any]) -> dict[str, float]:
     """
     if outside.is_missing(name):
         return {}
-    known = setting_parameters(methods.find(name).__init__)
-    return {key: settings[key] for key, one in known.items() if one.annotation == Weight}
+    kind = methods.find(name)
+    known = setting_parameters(kind.__init__)
+    weights = {key: settings[key] for key, one in known.items() if one.annotation == Weight}
+    if kind.needs_teacher and any(result["teacher_accuracy"] is None for result in results):
+        weights |= {key: 0.0 for key in kind.prediction_weights if key in weights}
+    return weights

@@ -8,12 +8,13 @@ of timm and torchvision. What is given stays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dskd.config.overrides import all_keys
-from dskd.config.schema import AUGMENTATIONS, Recipe
+from dskd.config.schema import AUGMENTATIONS, Recipe, TeacherSettings
 from dskd.data.catalog import DATASETS
 from dskd.data.image_sides import typical_side
 from dskd.data.image_source import EVALUATION
@@ -61,7 +62,9 @@ def fill_in(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     sections = {key: dict(checked.get(key) or {}) for key in _SECTIONS}
     filled = {key: dict(values.get(key) or {}) for key in _SECTIONS}
     added: list[str] = []
-    for section, choices in (("data", _data(sections)), *_training(sections)):
+    # A large model takes a second to build, and size and schedule depend on it.
+    plain = cache(lambda: _is_plain(sections["student"]))
+    for section, choices in (("data", _data(sections, plain)), *_training(sections, plain)):
         for key, value in choices.items():
             if sections[section].get(key) is None:
                 sections[section][key] = filled[section][key] = value
@@ -70,13 +73,13 @@ def fill_in(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     return whole, f"chosen: {' '.join(added)}" if added else ""
 
 
-def _data(sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _data(sections: Mapping[str, dict[str, Any]], plain: Callable[[], bool]) -> dict[str, Any]:
     """Size, split and augmentation of the images."""
     data = sections["data"]
     chosen: dict[str, Any] = {}
     if _is_own(data):
         root: Path | None = data.get("root")
-        chosen["size"] = data.get("size") or _size(sections["student"], data)
+        chosen["size"] = data.get("size") or _size(sections["student"], data, plain)
         bare = root is not None and not any((root / split).is_dir() for split in EVALUATION)
         if data["name"] == "folder" and bare:
             chosen["val_fraction"] = HELD_OUT
@@ -85,18 +88,23 @@ def _data(sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return chosen
 
 
+def _is_plain(model: Mapping[str, Any]) -> bool:
+    """Whether a model learns by SGD and on images of any size, as those with BatchNorm do."""
+    return has_batchnorm(str(model.get("name")), model.get("options") or {})
+
+
 def _is_own(data: Mapping[str, Any]) -> bool:
     """Whether the images are the user's own."""
     entry = DATASETS.get(data.get("name", ""))
     return entry is not None and entry.own_images
 
 
-def _size(student: Mapping[str, Any], data: Mapping[str, Any]) -> int:
+def _size(student: Mapping[str, Any], data: Mapping[str, Any], plain: Callable[[], bool]) -> int:
     """The student's own size, or a smaller one if the images are smaller."""
     name = str(student.get("name"))
     own = native_size(name) or SMALL_SIZE
     side = None if data.get("size") else typical_side(data)
-    if side is None or side >= own or not has_batchnorm(name, student.get("options") or {}):
+    if side is None or side >= own or not plain():
         return own  # transformers are made for few sizes
     return max(1, side // SIZE_STEP) * SIZE_STEP
 
@@ -116,7 +124,7 @@ def _augmentation(sections: Mapping[str, dict[str, Any]], size: int | None) -> d
 
 
 def _training(
-    sections: Mapping[str, dict[str, Any]],
+    sections: Mapping[str, dict[str, Any]], plain: Callable[[], bool]
 ) -> list[tuple[str, dict[str, Any]]]:
     """The schedule of the student, and where it differs, of the teacher."""
     student, teacher, train = sections["student"], sections["teacher"], sections["train"]
@@ -126,21 +134,15 @@ def _training(
         return [("train", own)]
     if not name.startswith(LIBRARIES):
         return []
-    trains_teacher = bool(teacher) and teacher.get("checkpoint") is None and _trains(teacher)
-    trained = [student, teacher] if trains_teacher else [student]
-    plain = all(has_batchnorm(str(one.get("name")), one.get("options") or {}) for one in trained)
-    optimizer = train.get("optimizer") or ("sgd" if plain else "adamw")
+    trains_teacher = bool(teacher) and not TeacherSettings(**teacher).is_given
+    all_plain = plain() and (not trains_teacher or _is_plain(teacher))
+    optimizer = train.get("optimizer") or ("sgd" if all_plain else "adamw")
     tuned = bool(student.get("pretrained") or student.get("checkpoint"))
     epochs = train.get("epochs") or (FINE_TUNING_EPOCHS if tuned else EPOCHS)
     chosen = {"epochs": epochs, "optimizer": optimizer, "schedule": "cosine"}
     kind = "sgd" if optimizer.startswith(_LIKE_SGD) else "adamw"
     chosen |= {"lr": _RATES[kind, tuned], "weight_decay": 0.05 if kind == "adamw" else 5e-4}
     return [("train", chosen), *_of_teacher(sections, trains_teacher, tuned, kind)]
-
-
-def _trains(teacher: Mapping[str, Any]) -> bool:
-    given = teacher.get("epochs") == 0 or teacher.get("head") == "fit"
-    return not given and not str(teacher.get("name")).startswith("<")
 
 
 def _of_teacher(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
 from typing import get_args
 
 from dskd.errors import InputError, unknown
@@ -20,7 +19,7 @@ def timm_optimizer(name: str) -> str | None:
         name: As in ``train.optimizer``: ``timm/<name>``, or the plain name.
 
     Raises:
-        InputError: There is no such optimizer, it cannot train here, or timm is not installed.
+        InputError: There is no such optimizer, or it cannot train here.
 
     Example:
         >>> timm_optimizer("timm/lamb"), timm_optimizer("lamb"), timm_optimizer("sgd")
@@ -29,7 +28,7 @@ def timm_optimizer(name: str) -> str | None:
     if name in OWN:
         return None
     plain = name.removeprefix(TIMM)
-    optim = _timm_optim(name)
+    optim = importlib.import_module("timm.optim")  # here, since it takes a second
     known = optim.list_optimizers()
     if plain not in known:
         prefix = TIMM if name.startswith(TIMM) else ""
@@ -41,13 +40,3 @@ def timm_optimizer(name: str) -> str | None:
             "compute; take another optimizer"
         )
     return str(plain)
-
-
-def _timm_optim(name: str) -> ModuleType:
-    try:
-        return importlib.import_module("timm.optim")
-    except ImportError:
-        raise InputError(
-            f"train.optimizer={name}: other optimizers than {', '.join(OWN)} need timm; install it "
-            "with: pip install timm torchvision"
-        ) from None

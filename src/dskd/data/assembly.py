@@ -15,7 +15,7 @@ from dskd.data.image_files import BadImageError
 from dskd.data.image_source import ImageSource, some
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
-from dskd.data.subset import hold_out
+from dskd.data.subset import held_out_note, hold_out
 from dskd.errors import InputError
 
 
@@ -70,11 +70,7 @@ def assemble(source: ImageSource, options: ReadOptions, outcome: Outcome) -> Dat
     if test is None:
         fraction = options.val_fraction or 0.0
         test, train = hold_out(train, fraction)
-        notes.append(
-            f"{source.no_test}: {len(test)} of the {len(test) + len(train)} "
-            f"training images are held out (data.val_fraction={fraction:g}), and the student is "
-            "tested on them"
-        )
+        notes.append(held_out_note(source.no_test, test, train, fraction))
     mean, std = outcome.statistics(train)
     return Dataset(
         name=source.name,

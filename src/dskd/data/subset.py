@@ -101,6 +101,21 @@ def hold_out(split: Samples, fraction: float) -> tuple[Samples, Samples]:
     return split.take(held_out), split.take(rest)
 
 
+def held_out_note(reason: str, test: Samples, train: Samples, fraction: float) -> str:
+    """Says that images were held out as the test split.
+
+    Args:
+        reason: Why.
+        test: The images that are held out.
+        train: The rest.
+        fraction: The fraction, ``data.val_fraction``.
+    """
+    return (
+        f"{reason}: {len(test)} of the {len(test) + len(train)} training images are held out "
+        f"(data.val_fraction={fraction:g}), and the student is tested on them"
+    )
+
+
 def take_fraction(dataset: Dataset, fraction: float) -> Dataset:
     """Select a fraction of the training images; a smaller fraction is a subset of a larger one.
 

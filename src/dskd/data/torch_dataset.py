@@ -21,7 +21,7 @@ from dskd.data.pixels import RGB, PixelForm
 from dskd.data.sample_reader import SampleReader, type_name
 from dskd.data.sample_split import READ_TWICE, sample_bytes, stream_samples
 from dskd.data.streamed_images import must_stream, statistics_of_some
-from dskd.data.subset import HELD_OUT, hold_out
+from dskd.data.subset import HELD_OUT, held_out_note, hold_out
 from dskd.errors import InputError, brief
 from dskd.runtime.memory import require_memory
 
@@ -258,9 +258,4 @@ def _held_out(images: Samples, val_fraction: float | None) -> tuple[Samples, Sam
     """The test images, the training images, and a note."""
     fraction = HELD_OUT if val_fraction is None else val_fraction
     test, train = hold_out(images, fraction)
-    return (
-        test,
-        train,
-        f"there are no test images: {len(test)} of the {len(images)} images are held out "
-        f"(data.val_fraction={fraction:g}), and the student is tested on them",
-    )
+    return test, train, held_out_note("there are no test images", test, train, fraction)

@@ -52,7 +52,7 @@ class StudentAverage:
 
     def update(self, method: Method) -> None:
         """Adds the weights of now to the average."""
-        self._averaged.update_parameters(method.deployed())
+        self._averaged.update_parameters(method.deployed_view())
         self.updates += 1
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from dskd.data.loader import DataLoaders
 from dskd.engine.load_checkpoint import role, weights_file
 from dskd.errors import InputError, as_given
 from dskd.models.factory import pretrained_statistics
-from dskd.models.staged_model import StagedModel
+from dskd.models.staged_model import StagedModel, normalized
 from dskd.storage.file_facts import FileFacts, read_facts
 from dskd.teacher.frozen import FrozenTeacher
 
@@ -147,11 +147,8 @@ def _predictions(model: StagedModel, images: Tensor, mean: Channels, std: Channe
     """The classes that a model predicts for images with other statistics, on the CPU."""
     device = model.mean.device
     shift, scale = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
-    found = []
-    for part in torch.split(images, _BATCH):
-        pixels = part.to(device).to(model.mean.dtype) / 255
-        found.append(model.forward_normalized((pixels - shift) / scale).logits.argmax(1).cpu())
-    return torch.cat(found)
+    parts = (normalized(part.to(device), shift, scale) for part in torch.split(images, _BATCH))
+    return torch.cat([model.forward_normalized(part).logits.argmax(1).cpu() for part in parts])
 
 
 def _is_unknown(settings: ModelSettings, model: StagedModel) -> bool:

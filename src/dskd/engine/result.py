@@ -31,9 +31,10 @@ class Result:
         best_epoch: The best epoch, counted from 1.
         best_chosen_on: ``validation`` if there is a validation split. Otherwise ``test``, and then
             the best accuracy is optimistic.
-        teacher_accuracy: The teacher's top-1 on the test split; None without a teacher.
+        teacher_accuracy: The teacher's top-1 on the test split; None without a teacher, or with
+            one of other classes.
         agreement: Share of the test images for which student and teacher predict the same class,
-            in percent; None without a teacher.
+            in percent; None like `teacher_accuracy`.
         seconds: Time of all training steps.
         teacher_seconds: The part of ``seconds`` that the teacher's outputs took.
         checkpoint_seconds: Time spent on checkpoints.

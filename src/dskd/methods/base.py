@@ -122,6 +122,13 @@ class Method(nn.Module):
         """
         return self.student.module
 
+    def deployed_view(self) -> nn.Module:
+        """`deployed` for reading now: its weights may be shared with the method.
+
+        The moving average reads it in every step, so it should not copy the student.
+        """
+        return self.deployed()
+
     def deploy_config(self) -> dict[str, Any]:
         """The plain values that `assemble` needs to build the deployed module, for a file."""
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import chain
 from typing import ClassVar, Literal
 
 import torch
@@ -172,9 +173,16 @@ class NORM(FeatureMethod):
 
     def deployed(self) -> nn.Module:
         """A copy of the plain student, with the transform merged into its classifier."""
-        module = copy.deepcopy(self.student.module)
-        assert self.student.classifier is not None, "the constructor checks this"
+        return copy.deepcopy(self.deployed_view())
+
+    def deployed_view(self) -> nn.Module:
+        """The plain student with another classifier; it shares all other weights."""
         merged = self._merged()
+        assert self.student.classifier is not None, "the constructor checks this"
+        own = {id(value) for value in self._classifier().parameters()}
+        tensors = chain(self.student.module.parameters(), self.student.module.buffers())
+        shared = {id(value): value for value in tensors if id(value) not in own}
+        module = copy.deepcopy(self.student.module, shared)
         module.get_submodule(self.student.classifier).load_state_dict(merged.state_dict())
         return module
 

@@ -32,15 +32,8 @@ def native_size(name: str) -> int | None:
 
         config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
         return int(config.input_size[-1]) if config is not None else None
-    if name.startswith(TORCHVISION):
-        from torchvision import models
-
-        plain = name.removeprefix(TORCHVISION)
-        if plain not in models.list_models(module=models):
-            return None
-        published = list(models.get_model_weights(plain))
-        return int(published[0].transforms().crop_size[0]) if published else None
-    return None
+    weights = _torchvision_weights(name)
+    return int(next(iter(weights)).transforms().crop_size[0]) if weights else None
 
 
 def published_classes(name: str) -> int | None:
@@ -63,15 +56,21 @@ def published_classes(name: str) -> int | None:
         plain = name.removeprefix(TIMM)
         config = timm.get_pretrained_cfg(plain) if timm.is_model(plain) else None
         return int(config.num_classes) if config is not None and config.has_weights else None
-    if name.startswith(TORCHVISION):
-        from torchvision import models
+    weights = _torchvision_weights(name)
+    return len(weights.DEFAULT.meta["categories"]) if weights else None
 
-        plain = name.removeprefix(TORCHVISION)
-        if plain not in models.list_models(module=models):
-            return None
-        published = models.get_model_weights(plain)
-        return len(published.DEFAULT.meta["categories"]) if list(published) else None
-    return None
+
+def _torchvision_weights(name: str) -> Any:
+    """The enumeration of the published weights; None for other models and without weights."""
+    if not name.startswith(TORCHVISION):
+        return None
+    from torchvision import models
+
+    plain = name.removeprefix(TORCHVISION)
+    if plain not in models.list_models(module=models):
+        return None
+    published = models.get_model_weights(plain)
+    return published if len(published) else None
 
 
 def has_batchnorm(name: str, options: Mapping[str, Any]) -> bool:

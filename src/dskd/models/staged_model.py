@@ -119,9 +119,7 @@ class StagedModel(nn.Module):
                 f"images [B, {channels}, H, W] are needed, as mean and std have {channels} "
                 f"channels, got {list(images.shape)}"
             )
-        if not images.is_floating_point():
-            images = images.to(self.mean.dtype) / 255
-        return (images - self.mean) / self.std
+        return normalized(images, self.mean, self.std)
 
     def train(self, mode: bool = True) -> StagedModel:
         """Set training or evaluation mode, except for parts that came frozen.
@@ -293,6 +291,24 @@ def find_classifier(module: nn.Module) -> str | None:
         if isinstance(part, nn.Linear):
             last_linear = name or None
     return last_linear
+
+
+def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images less the mean, divided by the standard deviation.
+
+    Args:
+        images: uint8 ``[B, C, H, W]``, or floating point from 0 to 1.
+        mean: ``[1, C, 1, 1]``, or one number as ``[1, 1, 1, 1]``.
+        std: Of the same shape.
+
+    Example:
+        >>> half = torch.full((1, 1, 1, 1), 0.5)
+        >>> normalized(torch.tensor([[[[0, 255]]]], dtype=torch.uint8), half, half)
+        tensor([[[[-1.,  1.]]]])
+    """
+    if not images.is_floating_point():
+        images = images.to(mean.dtype) / 255
+    return (images - mean) / std
 
 
 def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:

@@ -300,5 +300,6 @@ def _method_runs(label: str, runs: Sequence[_Run]) -> MethodRuns:
         by_seed[seed] = run
     results = {seed: run.result for seed, run in by_seed.items() if run.result is not None}
     failed = {seed: run.failed for seed, run in by_seed.items() if run.failed is not None}
-    variant = VariantResults(label, name, weights_of(name, settings), results, failed)
+    weights = weights_of(name, settings, results.values())
+    variant = VariantResults(label, name, weights, results, failed)
     return MethodRuns(variant, settings, {seed: by_seed[seed].folder for seed in results})

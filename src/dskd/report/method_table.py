@@ -15,13 +15,7 @@ from dskd.report.contents import ReportContents
 from dskd.report.intervals import DrawnInterval, Scale, draw, scale_of
 
 COLUMNS = (
-    columns.WEIGHTS,
-    columns.SEEDS,
-    columns.TEST_ACCURACY,
-    columns.BEST_TEST_ACCURACY,
-    columns.DIFFERENCE,
-    columns.P_VALUE,
-    columns.ARI,
+    *columns.RESULTS,
     columns.AGREEMENT,
     columns.PARAMETERS,
     columns.EXTRA_PARAMETERS,

@@ -75,13 +75,7 @@ def plain_row(summary: Summary, costs: Mapping[str, Cost]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for column in (
         columns.METHOD,
-        columns.WEIGHTS,
-        columns.SEEDS,
-        columns.TEST_ACCURACY,
-        columns.BEST_TEST_ACCURACY,
-        columns.DIFFERENCE,
-        columns.P_VALUE,
-        columns.ARI,
+        *columns.RESULTS,
         columns.AGREEMENT,
         columns.PARAMETERS,
         columns.EXTRA_PARAMETERS,

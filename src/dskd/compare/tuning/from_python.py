@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dskd.compare.jobs import launcher_for
 from dskd.compare.tuning.results import TuningResult
 from dskd.compare.tuning.space import given_space
-from dskd.compare.tuning.start import choose_search_launcher, make_search
+from dskd.compare.tuning.start import make_search
 from dskd.compare.tuning.tune import tune as make_study
 from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.progress import python_output
@@ -74,5 +75,5 @@ def tune(
         default = Path("runs/tune") / resolved.out.parent.name
         path = default if out is None else as_path(out, "out")
         search = make_search(resolved, tuned, path, seeds, objects)
-        where = choose_search_launcher(search, jobs, *named_launcher(launcher), trials)
+        where = launcher_for(search, trials, jobs, *named_launcher(launcher))
         return make_study(search, trials, where)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from dskd import methods
-from dskd.compare.jobs import JOB_FILES
 from dskd.compare.tuning.search import Search
 from dskd.compare.tuning.space import Tuned, split_space
 from dskd.config.recipe import compose
 from dskd.config.schema import Recipe
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
-from dskd.runtime.launchers.choose import choose_launcher
-from dskd.runtime.launchers.task import Launcher
 
 
 def load_search(
@@ -65,22 +61,3 @@ def make_search(
     if not methods.find(recipe.method.name).needs_teacher:
         recipe = recipe.changed(teacher=None)
     return Search(recipe, tuple(space), numbers, path, objects)
-
-
-def choose_search_launcher(
-    search: Search, jobs: int | None, name: str, options: Mapping[str, Any], trials: int
-) -> Launcher | None:
-    """The launcher of a study, see `dskd.runtime.launchers.choose.choose_launcher`.
-
-    Raises:
-        InputError: There is no such launcher or option, or a value does not fit.
-    """
-    return choose_launcher(
-        name,
-        jobs,
-        options,
-        folder=search.path / JOB_FILES,
-        most=trials,
-        device=search.recipe.train.device,
-        threads=search.recipe.train.threads,
-    )
