@@ -41,14 +41,14 @@ def test_equal_weights_are_one_and_literature_has_each_method_s_own() -> None:
 
 def test_weights_that_a_teacher_of_other_classes_turned_off_are_0() -> None:
     settings = methods.resolve("dskd", {})
-    off = weights_of("dskd", settings, [{"teacher_accuracy": None}])
+    off = weights_of("dskd", settings, [{"agreement": None}])
     assert off == {
-        **weights_of("dskd", settings, [{"teacher_accuracy": 90.0}]),
+        **weights_of("dskd", settings, [{"agreement": 90.0}]),
         "kd": 0,
         "alpha": 0,
     }
     assert weights_of("dskd", settings)["kd"] == 1
-    assert weights_of("ce", {"ce": 1.0}, [{"teacher_accuracy": None}]) == {"ce": 1.0}
+    assert weights_of("ce", {"ce": 1.0}, [{"agreement": None}]) == {"ce": 1.0}
 
 
 def test_a_preset_takes_the_place_of_the_recipe_s_settings_and_of_the_weights() -> None:

@@ -163,7 +163,7 @@ def weights_of(
 ) -> dict[str, float]:
     """The settings of a method that are weights of its losses; none if it is not here.
 
-    A teacher of other classes has no test accuracy. The weights of its predictions were 0 then.
+    With a teacher of other classes there is no agreement, and its predictions have the weight 0.
 
     Args:
         name: The method.
@@ -179,6 +179,6 @@ def weights_of(
     kind = methods.find(name)
     known = setting_parameters(kind.__init__)
     weights = {key: settings[key] for key, one in known.items() if one.annotation == Weight}
-    if kind.needs_teacher and any(result["teacher_accuracy"] is None for result in results):
+    if kind.needs_teacher and any(result["agreement"] is None for result in results):
         weights |= {key: 0.0 for key in kind.prediction_weights if key in weights}
     return weights
