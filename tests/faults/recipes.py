@@ -51,9 +51,9 @@ def _typos(key: str) -> Iterator[str]:
 
 
 def _without(key: str) -> str:
-    """The recipe of the digits with all defaults, but without a key."""
+    """The recipe of the digits with all defaults, but without a key, which may be missing anyway."""
     values, section, last = _section(key)
-    del section[last]
+    section.pop(last, None)
     return yaml.safe_dump(values)
 
 
