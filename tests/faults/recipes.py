@@ -51,7 +51,7 @@ def _typos(key: str) -> Iterator[str]:
 
 
 def _without(key: str) -> str:
-    """The recipe of the digits with all defaults, but without a key, which may be missing anyway."""
+    """The recipe of the digits with all defaults, but without a key, if it has that."""
     values, section, last = _section(key)
     section.pop(last, None)
     return yaml.safe_dump(values)
