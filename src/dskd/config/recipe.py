@@ -6,9 +6,11 @@ values against `dskd.config.schema` and fills in the defaults.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -133,12 +135,20 @@ def shipped() -> list[str]:
         >>> "digits" in shipped()
         True
     """
-    return stems(_recipes())
+    return list(stems(_recipes()))
 
 
-def stems(root: Path) -> list[str]:
-    """The names of the recipes in a folder and its subfolders."""
-    return sorted(p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+# Files of the package do not change, and reading YAML takes most of the time of loading a recipe.
+@cache
+def stems(root: Path) -> tuple[str, ...]:
+    """The names of the recipes in a folder of the package and its subfolders."""
+    names = (p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+    return tuple(sorted(names))
+
+
+@cache
+def _shipped_values(path: Path) -> dict[str, Any]:
+    return read_yaml_file(path, "recipe")
 
 
 def preview(name: str) -> Recipe:
@@ -232,10 +242,8 @@ def read_recipe(name: str, root: Path) -> tuple[dict[str, Any], str]:
     Raises:
         InputError: There is no such recipe, or it cannot be read.
     """
-    if name in (known := stems(root)):
-        path, stem = root / f"{name}.yaml", name
-    elif name.endswith((".yaml", ".yml")):
-        path, stem = as_path(name, "recipe"), Path(name).stem
-    else:
-        raise unknown("recipe", name, [*known, "<your own>.yaml"])
-    return read_yaml_file(path, "recipe"), stem
+    if name in stems(root):
+        return copy.deepcopy(_shipped_values(root / f"{name}.yaml")), name
+    if name.endswith((".yaml", ".yml")):
+        return read_yaml_file(as_path(name, "recipe"), "recipe"), Path(name).stem
+    raise unknown("recipe", name, [*stems(root), "<your own>.yaml"])

@@ -47,7 +47,7 @@ class TaskRecipes(Generic[R]):
 
     def shipped(self) -> list[str]:
         """Lists the recipes that come with the package."""
-        return stems(self._folder)
+        return list(stems(self._folder))
 
     @property
     def _folder(self) -> Path:
