@@ -12,6 +12,8 @@ from PIL import Image
 from evidence import segmentation
 from tests.segmentation.test_folders import write
 
+pytest.importorskip("monai")
+
 
 def test_the_page_compares_each_row_with_the_baseline_of_its_table() -> None:
     def runs(*dice: float) -> list[dict[str, float | None]]:

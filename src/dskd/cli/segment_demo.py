@@ -28,6 +28,8 @@ _STUDENTS = {
     "mixed": ("few masks and seeds", []),
     "all-masks": ("all masks", ["method={name: masks, all_images: true}"]),
 }
+_SHORT = ["data.size=64", "train.batch_size=4", "train.epochs=15"]
+"""For images that are given: they may be large and many."""
 _SHOWN = 4
 """Test images that are drawn."""
 
@@ -47,11 +49,11 @@ def run_demo(out: Path, data: str = "shapes") -> tuple[Path, list[str], list[lis
     """
     out = free_folder(out)
     check_writable(out, option("out", "FOLDER"))
-    sized = [] if data == "shapes" else ["data.size=64"]
+    own = [] if data == "shapes" else _SHORT
     rows = []
     for name, (label, changes) in _STUDENTS.items():
         log.info("%s", label)
-        settings = [*data_settings(data), *sized, *changes, f"out={out / name}"]
+        settings = [*data_settings(data), *own, *changes, f"out={out / name}"]
         result = run_job(SegmentationJob(RECIPES.load("shapes", settings)))
         for score in evaluate(result.path):
             distance = "-" if score.hd95 is None else f"{score.hd95:.1f}"
