@@ -27,6 +27,7 @@ PAGES = (
     "docs/check.md",
     "docs/your-data.md",
     "docs/tutorials/digits.md",
+    "docs/tutorials/photos.md",
     "docs/tutorials/compare.md",
     "docs/tutorials/tune.md",
     "docs/tutorials/own-module.md",
@@ -63,7 +64,8 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
 def shortened(line: str) -> list[str]:
     """The arguments of a line that calls ``dskd``."""
     words = re.sub(r"--(seeds|trials) \d+", r"--\1 2", line.partition("#")[0]).split()[1:]
-    own_images = PHOTOS if any(word.startswith("photos") for word in words) else ""
+    trains = words[0] in SHORT and any(word.startswith("photos") for word in words)
+    own_images = PHOTOS if trains else ""
     return [*words, *SHORT.get(words[0], "").split(), *own_images.split()]
 
 
