@@ -277,3 +277,11 @@ def test_the_five_nearest_models_of_timm_are_named() -> None:
     with pytest.raises(InputError, match="unknown timm model 'resnet5'; the nearest: ") as refused:
         load_model("timm/resnet5", num_classes=4)
     assert str(refused.value).count(",") == 4
+
+
+@pytest.mark.parametrize("library", ["", "timm/"])
+def test_a_repository_of_the_hub_is_refused_with_what_to_do(library: str) -> None:
+    with pytest.raises(InputError, match=r"take timm/resnet18\.a1_in1k with pretrained=true"):
+        load_model(f"{library}hf-hub:timm/resnet18.a1_in1k", num_classes=3, allow_code=True)
+    with pytest.raises(InputError, match="Hub; load it in Python by timm or transformers, and"):
+        load_model(f"{library}hf_hub:someone/flowers", num_classes=3)

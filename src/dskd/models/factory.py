@@ -14,6 +14,9 @@ from dskd.models.library_models import from_timm, from_torchvision
 from dskd.models.user_code import import_code, refused_code
 from dskd.models.zoo import build
 
+HUB = ("hf-hub:", "hf_hub:")
+"""How timm begins the name of a repository of the Hugging Face Hub."""
+
 
 def load_model(
     name: str,
@@ -55,6 +58,8 @@ def load_model(
         torch.Size([2, 10])
     """
     arguments = dict(options or {})
+    if name.removeprefix(TIMM).startswith(HUB):
+        raise _hub_error(name)
     if name.startswith(TIMM):
         plain = name.removeprefix(TIMM)
         return from_timm(plain, num_classes, in_channels, size, arguments, pretrained)
@@ -73,6 +78,16 @@ def load_model(
     if arguments:
         raise InputError(f"the model {name!r} takes no options, got {', '.join(arguments)}")
     return build(name, num_classes=num_classes, in_channels=in_channels)
+
+
+def _hub_error(name: str) -> InputError:
+    """The error about a name that timm or transformers would take from the Hugging Face Hub."""
+    repository = name.removeprefix(TIMM).split(":", 1)[1]
+    owner, _, model = repository.partition("/")
+    fix = "load it in Python by timm or transformers, and give the module"
+    if owner == "timm" and model:
+        fix = f"take {TIMM}{model} with pretrained=true, which comes from there, or {fix}"
+    return InputError(f"{name!r}: models are not named by repositories of the Hub; {fix}")
 
 
 def _from_function(
