@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections import defaultdict
@@ -46,6 +47,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             seconds[item.path] += _seconds(item)
         items.sort(key=lambda item: -seconds[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Takes what lives to the end out of garbage collection: thousands of tests, and torch."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Gives it back, since libraries report what is left at the end."""
+    gc.unfreeze()
 
 
 def _seconds(item: pytest.Item) -> float:

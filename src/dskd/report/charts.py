@@ -223,23 +223,25 @@ def similarity_map(found: LayerSimilarity, lowest: float) -> go.Figure:
             ygap=2,
         )
     )
+    written = []
     for name, row in zip(student, found.values, strict=True):
         for other, value in zip(teacher, row, strict=True):
             if value is not None:
-                shade = (value - lowest) / (1 - lowest)
-                write_in_cell(figure, other, name, f"{value:.2f}", min(1.0, max(0.0, shade)))
+                shade = min(1.0, max(0.0, (value - lowest) / (1 - lowest)))
+                written.append(in_cell(other, name, f"{value:.2f}", shade))
+    figure.update_layout(annotations=written)
     lay_out(figure, "teacher", "student")
     figure.update_xaxes(showgrid=False, type="category")
     figure.update_yaxes(showgrid=False, type="category")
     return figure
 
 
-def write_in_cell(figure: go.Figure, x: str | int, y: str | int, text: str, shade: float) -> None:
-    """Writes a number in its cell: white on dark, black on light."""
+def in_cell(x: str | int, y: str | int, text: str, shade: float) -> dict[str, Any]:
+    """The annotation that writes a number in its cell: white on dark, black on light."""
     [(red, green, blue)] = sample_colorscale(SHADES, [shade], colortype="tuple")
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
     font = {"size": 12, "color": "#ffffff" if dark else "#000000"}
-    figure.add_annotation(x=x, y=y, text=text, showarrow=False, font=font)
+    return {"x": x, "y": y, "text": text, "showarrow": False, "font": font}
 
 
 def lay_out(figure: go.Figure, x: str, y: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from dskd.report.charts import SHADES, colour, lay_out, write_in_cell
+from dskd.report.charts import SHADES, colour, in_cell, lay_out
 
 _NUMBERED = 12
 """With more classes than this the cells have no numbers, which would not fit."""
@@ -45,10 +45,13 @@ def confusion_map(
         )
     )
     if len(classes) <= _NUMBERED:
-        for y, row in enumerate(matrix):
-            for x, count in enumerate(row):
-                if count:
-                    write_in_cell(figure, x, y, f"{count:,}", count / sum(row))
+        written = [
+            in_cell(x, y, f"{count:,}", count / sum(row))
+            for y, row in enumerate(matrix)
+            for x, count in enumerate(row)
+            if count
+        ]
+        figure.update_layout(annotations=written)
     lay_out(figure, "predicted class", "class")
     small = {"size": 10} if len(classes) > _NUMBERED else None
     figure.update_xaxes(showgrid=False, tickangle=-60, tickfont=small, **_ticks(predicted))
