@@ -13,6 +13,7 @@ from torch import nn
 from dskd import methods
 from dskd.data.loader import MemoryLoader
 from dskd.engine.trainer import Trainer
+from dskd.models.staged_model import StagedModel
 from dskd.settings import OwnOptimizer
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
@@ -40,12 +41,13 @@ def trainer(
     name: str,
     optimizer: OwnOptimizer = "sgd",
     teacher_forward: Callable[[FrozenTeacher | None], TeacherOutputs] = TeacherOutputs,
+    student: Callable[[], StagedModel] = staged,
     **settings: Any,
 ) -> Trainer:
     torch.manual_seed(0)
     kind = methods.find(name)
     teacher = staged("resnet14") if kind.needs_teacher else None
-    pair, frozen = make_pair(staged("resnet8"), teacher, DATA)
+    pair, frozen = make_pair(student(), teacher, DATA)
     method = kind(pair, **SMALL.get(name, {}) | settings)
     made = Trainer(
         method,
