@@ -22,10 +22,11 @@ from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
 from dskd.compare.variants import Weights
 from dskd.config.schema import Recipe
+from dskd.deploy.early_exits import load_exits
 from dskd.deploy.formats import DYNAMIC
+from dskd.deploy.predict import predict as predict_deployed
 from dskd.deploy.ship import Exported, ShipOptions, ship
 from dskd.deploy.student import DeployedStudent, Which, load_deployed
-from dskd.deploy.student import predict as predict_deployed
 from dskd.engine import run
 from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.progress import python_output
@@ -236,6 +237,7 @@ def predict(
     images: Sequence[str | Path],
     which: Which | None = None,
     *,
+    max_loss: float | None = None,
     student: nn.Module | None = None,
     allow_code: bool = False,
 ) -> Tensor:
@@ -246,6 +248,8 @@ def predict(
         images: Paths of the files, of any size.
         which: Use the weights of the ``last`` or of the ``best`` epoch, or the moving average
             ``ema``. None takes the average if the run has one (``train.ema``), else the last epoch.
+        max_loss: Answer at the early exits of the run (``train.exits``) that lose at most so many
+            percentage points of accuracy on the validation images; None for the plain student.
         student: The module, if it was given in Python.
         allow_code: Allow models given as ``package.module:function``.
 
@@ -255,9 +259,23 @@ def predict(
     Raises:
         InputError: There is no finished run, or a file is missing or does not decode.
     """
-    if not isinstance(run, DeployedStudent):
-        run = load_deployed(run, which, student=student, allow_code=allow_code)
-    return predict_deployed(run, images)
+    run = _loaded(run, which, student, allow_code, max_loss)
+    exits = load_exits(run, max_loss).student if max_loss is not None else None
+    return predict_deployed(run, images, exits)
+
+
+def _loaded(
+    run: str | Path | DeployedStudent,
+    which: Which | None,
+    student: nn.Module | None,
+    allow_code: bool,
+    max_loss: float | None,
+) -> DeployedStudent:
+    """The student of a run. Early exits belong to that of the last epoch."""
+    if isinstance(run, DeployedStudent):
+        return run
+    which = which if max_loss is None else which or "last"
+    return load_deployed(run, which, student=student, allow_code=allow_code)
 
 
 def export(
@@ -272,6 +290,7 @@ def export(
     tolerance: float | None = None,
     measure: bool = True,
     license: str | None = None,
+    max_loss: float | None = None,
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
     data: Data | None = None,
@@ -298,6 +317,7 @@ def export(
         measure: Measure the accuracy on the test split, and the latency of teacher, student and
             file. What cannot be measured is named in ``Exported.measured.missing``.
         license: Of the weights, for the card, as in ``apache-2.0``.
+        max_loss: As for `predict`: a file of ONNX for one image, which answers early.
         student: The student's module, if it was given in Python.
         teacher: The teacher's module, if it was given in Python.
         data: The data set, if it was given in Python, in the same form.
@@ -307,9 +327,8 @@ def export(
     Raises:
         InputError: There is no finished run, or its student cannot be exported.
     """
-    if not isinstance(run, DeployedStudent):
-        run = load_deployed(run, which, student=student, allow_code=allow_code)
+    run = _loaded(run, which, student, allow_code, max_loss)
     options = ShipOptions(
-        format, out, batch, tolerance, measure, license, root, int8, calibration_images
+        format, out, batch, tolerance, measure, license, root, int8, calibration_images, max_loss
     )
     return ship(run, options, data=data, teacher=teacher, allow_code=allow_code)

@@ -82,6 +82,8 @@ Percent = Annotated[float, _number, Field(ge=0, le=100)]
 """A number from 0 to 100."""
 Seed = Annotated[int, _number, Field(ge=0, lt=2**63)]
 """A seed of a random generator: a whole number of 0 or more."""
+MAX_LOSS = 0.5
+"""The loss of accuracy by early exits that is accepted by default, in percentage points."""
 PathSetting = Annotated[Path, BeforeValidator(expand_path)]
 """A path of a file or folder; ``~`` is the home folder."""
 

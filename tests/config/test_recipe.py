@@ -354,6 +354,7 @@ WRONG = {
     "train.mixup": [*NUMBERS, "1001"],
     "train.cutmix": [*NUMBERS, "1001"],
     "train.mix_probability": [*SHARES, "0"],
+    "train.exits": SWITCH,
     "train.ema": [*(share for share in SHARES if share != "null"), "1"],
     "train.momentum": [*SHARES, "1"],
     "train.dot_delta": [*SHARES, "1"],

@@ -293,7 +293,7 @@ def test_the_program_reads_images_as_the_run_did(
 ) -> None:
     from dataclasses import replace
 
-    from dskd.deploy.student import read_image
+    from dskd.deploy.predict import read_image
 
     student = dskd.load_deployed(run.path)
     levels = (10.0, 200.0)

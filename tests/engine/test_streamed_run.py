@@ -11,7 +11,7 @@ import dskd
 from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.data.file_split import FileSplit
-from dskd.deploy.student import predict
+from dskd.deploy.predict import predict
 from dskd.engine import run
 from dskd.engine.build_data import load_data
 from dskd.errors import InputError, Stopped

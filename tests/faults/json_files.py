@@ -29,7 +29,8 @@ from dskd.compare.summary import summarize
 from dskd.compare.table import notes, summary_table
 from dskd.config import recipe
 from dskd.deploy import latency
-from dskd.deploy.student import load_deployed, predict
+from dskd.deploy.predict import predict
+from dskd.deploy.student import load_deployed
 from dskd.engine import run
 from dskd.report.build import make_report
 from dskd.report.collect import collect

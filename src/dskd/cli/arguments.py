@@ -39,6 +39,9 @@ _FLAGS = {
     "method": click.option("--method", metavar="METHOD", help="The method of distillation."),
     "epochs": click.option("--epochs", type=click.IntRange(1), help="Epochs of the student."),
     "out": click.option("--out", type=PATH, help="The run's folder."),
+    "exits": click.option(
+        "--exits", is_flag=True, help="Keep the branches of the method as early exits."
+    ),
 }
 
 

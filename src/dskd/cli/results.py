@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dskd.deploy.measure import EXPORTED, STUDENT, TEACHER
+from dskd.deploy.early_exits import ExitEvaluation, ExitResult
+from dskd.deploy.measure import EXPORTED, PLAIN, STUDENT, TEACHER
 from dskd.deploy.prediction_file import Row
 from dskd.deploy.ship import Exported
 from dskd.engine.evaluate import EvaluationResult
@@ -25,6 +26,38 @@ def evaluation_rows(evaluation: EvaluationResult) -> list[list[str]]:
         title = in_text("test top-5 accuracy, %", evaluation.metric)
         rows.append([title, f"{evaluation.accuracy_top5:.2f}"])
     return rows
+
+
+def evaluation_numbers(evaluation: EvaluationResult) -> dict[str, float]:
+    """Accuracy on the test split, by name."""
+    found = {"test_accuracy": evaluation.accuracy, "test_images": len(evaluation.predictions)}
+    if evaluation.accuracy_top5 is not None:
+        found["test_accuracy_top5"] = evaluation.accuracy_top5
+    return found
+
+
+def exit_rows(found: ExitEvaluation) -> tuple[list[str], list[list[str]]]:
+    """Early exits on the test split: the columns of a table, and its rows."""
+    columns = [
+        "largest loss, points",
+        "test accuracy, %",
+        "multiply-adds, M",
+        "latency, ms",
+        *(f"{name}, %" for name in found.names),
+    ]
+    own = [f"{found.accuracies[-1]:.2f}", f"{found.multiply_adds / 1e6:.3f}"]
+    plain = ["no exits", *own, f"{found.latency:.3g}", *["0.0"] * (len(found.names) - 1), "100.0"]
+    return columns, [plain, *(_exit_row(row) for row in found.rows)]
+
+
+def _exit_row(row: ExitResult) -> list[str]:
+    return [
+        f"{row.max_loss:g}",
+        f"{row.accuracy:.2f}",
+        f"{row.multiply_adds / 1e6:.3f}",
+        f"{row.latency:.3g}",
+        *(f"{share:.1f}" for share in row.shares),
+    ]
 
 
 def result_rows(result: Result) -> list[list[str]]:
@@ -59,7 +92,9 @@ def export_rows(found: Exported) -> tuple[list[str], list[list[str]]]:
         STUDENT: "student, PyTorch",
         EXPORTED: f"{found.path.name}, {found.runtime}",
     }
-    models = [name for name in titles if name in (*measured.parameters, EXPORTED)]
+    if any(PLAIN in times for times in measured.latency.values()):
+        titles[PLAIN] = f"without exits, {found.runtime}"
+    models = [name for name in titles if name in (*measured.parameters, EXPORTED, PLAIN)]
     accuracy = {name: f"{result.top1:.2f}" for name, result in measured.accuracy.items()}
     if found.teacher_accuracy is not None:
         accuracy[TEACHER] = f"{found.teacher_accuracy:.2f}"

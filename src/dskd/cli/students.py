@@ -2,35 +2,102 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from dskd.cli import console
 from dskd.cli.arguments import ALLOW_CODE, BEST, LAST, PATH, which_weights
 from dskd.deploy import formats
+from dskd.errors import InputError
+from dskd.settings import MAX_LOSS
 
 _ROOT = click.option("--root", type=PATH, help="Folder of the data set's files.")
 _RUN = click.argument("run_path", metavar="RUN", type=PATH)
 
 
+def _takes_exits(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command ``max_loss``: None for the plain student."""
+
+    @functools.wraps(command)
+    def wrapped(exits: bool, max_loss: float | None, **options: Any) -> None:
+        command(max_loss=largest_loss(exits, max_loss), **options)
+
+    loss = click.option(
+        "--max-loss",
+        type=click.FloatRange(0),
+        help="Largest loss of accuracy by --exits on the validation images, in percentage points."
+        f"  [default: {MAX_LOSS:g}]",
+    )
+    return click.option("--exits", is_flag=True, help="Answer at the run's early exits.")(
+        loss(wrapped)
+    )
+
+
+def largest_loss(exits: bool, max_loss: float | None) -> float | None:
+    """The loss of accuracy that the flags allow early exits; None for the plain student.
+
+    Raises:
+        InputError: A loss is allowed without ``--exits``.
+
+    Example:
+        >>> largest_loss(True, None), largest_loss(True, 1.0), largest_loss(False, None)
+        (0.5, 1.0, None)
+    """
+    if max_loss is not None and not exits:
+        raise InputError("--max-loss chooses among early exits; add --exits")
+    return None if not exits else MAX_LOSS if max_loss is None else max_loss
+
+
 @click.command("evaluate")
 @_RUN
+@_takes_exits
+@click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON.")
 @BEST
 @LAST
 @_ROOT
 @ALLOW_CODE
-def evaluate_(run_path: Path, best: bool, last: bool, root: Path | None, allow_code: bool) -> None:
-    """Evaluate a run's student on the test split."""
-    from dskd.cli.results import evaluation_rows
+def evaluate_(
+    run_path: Path,
+    max_loss: float | None,
+    as_json: bool,
+    best: bool,
+    last: bool,
+    root: Path | None,
+    allow_code: bool,
+) -> None:
+    """Evaluate a run's student on the test split.
+
+    With --exits, the table shows accuracy against mean multiply-adds and the latency of one image,
+    for several losses of accuracy.
+    """
+    from dskd.cli import results
+    from dskd.deploy.early_exits import evaluate_exits
     from dskd.deploy.evaluate import evaluate
 
-    evaluation = evaluate(run_path, which_weights(best, last), root=root, allow_code=allow_code)
-    console.table(["", "value"], evaluation_rows(evaluation))
+    which = which_weights(best, last)
+    if max_loss is None:
+        found = evaluate(run_path, which, root=root, allow_code=allow_code)
+        columns, rows = ["", "value"], results.evaluation_rows(found)
+        numbers = results.evaluation_numbers(found)
+    else:
+        exits = evaluate_exits(run_path, which, max_loss, root=root, allow_code=allow_code)
+        columns, rows = results.exit_rows(exits)
+        numbers = asdict(exits)
+    if as_json:
+        click.echo(json.dumps(numbers, indent=2))
+    else:
+        console.table(columns, rows)
 
 
 @click.command("predict")
 @_RUN
+@_takes_exits
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @BEST
 @LAST
@@ -48,6 +115,7 @@ def evaluate_(run_path: Path, best: bool, last: bool, root: Path | None, allow_c
 def predict_(
     run_path: Path,
     images: tuple[str, ...],
+    max_loss: float | None,
     best: bool,
     last: bool,
     top: int,
@@ -65,23 +133,31 @@ def predict_(
     """
     from dskd.cli.results import prediction_cells
     from dskd.deploy import prediction_file
-    from dskd.deploy.predict import Skipped, predict_batches
+    from dskd.deploy.early_exits import load_early
+    from dskd.deploy.predict import Answered, Skipped, predict_batches
     from dskd.deploy.student import load_deployed
 
-    chosen = prediction_file.choose_format(form, out)
-    student = load_deployed(run_path, which_weights(best, last), allow_code=allow_code)
+    chosen, which = prediction_file.choose_format(form, out), which_weights(best, last)
+    answered = None
+    if max_loss is None:
+        student = load_deployed(run_path, which, allow_code=allow_code)
+    else:
+        answered = Answered(load_early(run_path, which, max_loss, allow_code=allow_code))
+        student = answered.early.deployed
     skipped, shown = Skipped(), min(top, len(student.classes))
-    rows = prediction_file.rows(predict_batches(student, images, skipped), student.classes, shown)
+    found = predict_batches(student, images, skipped, answered)
+    rows = prediction_file.rows(found, student.classes, shown)
     if chosen is None:
         console.table(["image", "class", "probability, %"], prediction_cells(rows))
     else:
         prediction_file.write_rows(rows, chosen, shown, out)
-    for line in skipped.lines():
+    for line in [*skipped.lines(), *(answered.lines() if answered else ())]:
         click.echo(line, err=True)
 
 
 @click.command("export")
 @_RUN
+@_takes_exits
 @click.option(
     "--format",
     "form",
@@ -126,6 +202,7 @@ def predict_(
 @ALLOW_CODE
 def export_(
     run_path: Path,
+    max_loss: float | None,
     form: str | None,
     out: Path | None,
     batch: str | None,
@@ -150,9 +227,10 @@ def export_(
     from dskd.deploy.ship import ShipOptions, ship
     from dskd.deploy.student import load_deployed
 
-    student = load_deployed(run_path, which_weights(best, last), allow_code=allow_code)
+    which = which_weights(best, last) or (None if max_loss is None else "last")
+    student = load_deployed(run_path, which, allow_code=allow_code)
     options = ShipOptions(
-        form, out, batch, tolerance, measure, license, root, int8, calibration_images
+        form, out, batch, tolerance, measure, license, root, int8, calibration_images, max_loss
     )
     found = ship(student, options, allow_code=allow_code)
     click.echo(

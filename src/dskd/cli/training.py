@@ -47,7 +47,7 @@ def train_(
 
 
 @click.command("distill")
-@takes_recipe("data", "teacher", "student", "method", "epochs", "out")
+@takes_recipe("data", "teacher", "student", "method", "epochs", "out", "exits")
 @RESUME
 @OVERWRITE
 @ALLOW_CODE

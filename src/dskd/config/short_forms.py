@@ -80,6 +80,7 @@ def overrides(
     method: str | None = None,
     epochs: int | None = None,
     out: Path | None = None,
+    exits: bool = False,
 ) -> list[str]:
     """Options of the command line as ``key=value``.
 
@@ -99,6 +100,7 @@ def overrides(
         "method.name": method,
         "train.epochs": epochs,
         "out": out,
+        "train.exits": "true" if exits else None,
     }
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 

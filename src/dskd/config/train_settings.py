@@ -108,6 +108,10 @@ class TrainSettings(Settings):
     decay of step t is at most ``(1 + t) / (10 + t)``. The average is evaluated every epoch as
     ``ema_test_accuracy``, and saved as student_ema.safetensors, which evaluate, predict and export
     take if it is there. The teacher's own training has none. None keeps no average."""
+    exits: bool = False
+    """Keep the branches of dskd, dsn or byot as early exits of the student, calibrated on the
+    validation images at the end of the training. The student itself stays the same. evaluate,
+    predict and export use them with ``--exits``."""
     precision: Precision = "float32"
     """Number format of the forward passes: ``float32``, ``bfloat16`` or ``float16``. Losses and
     weights stay in float32. With float16 the loss is scaled, and a step whose gradients overflow is

@@ -14,6 +14,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from dskd.deploy.difference import exits_difference, relative_difference
+from dskd.deploy.early_exits import EarlyExits
 from dskd.deploy.formats import DYNAMIC, FORMATS, Format, file_name, find_format
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.student import DeployedStudent, file_stem
@@ -57,6 +59,14 @@ class ExportDraft:
     graph: StudentGraph
     difference: float = 0.0
     card: str | None = None
+
+    def write(self) -> None:
+        """Writes the file.
+
+        Raises:
+            InputError: The student cannot be exported.
+        """
+        _exporter(self.form).write(self.graph, self.path)
 
     def runner(self, threads: int = 0) -> Runner:
         """Loads the file; the runner takes any number of images."""
@@ -103,6 +113,29 @@ def choose_int8(int8: bool, form: Format) -> None:
         )
 
 
+def choose_exits(form: Format, batch: int | str | None, int8: bool) -> None:
+    """Refuses early exits for what has none. A file with early exits takes one image at a time.
+
+    Args:
+        form: The format.
+        batch: As for `choose_batch`.
+        int8: Whether the file has 8 bits.
+
+    Raises:
+        InputError: The format has no early exits, or another batch or 8 bits are asked for.
+    """
+    if form.name != "onnx":
+        raise InputError(
+            f"{form.name} is exported without early exits; choose {option('format', 'onnx')}"
+        )
+    if batch not in (None, DYNAMIC, 1, "1"):
+        raise InputError(
+            f"an early exit answers one image at a time; drop {option('batch', str(batch))}"
+        )
+    if int8:
+        raise InputError(f"early exits are exported in float32; drop {option('int8')}")
+
+
 def choose_batch(batch: int | str | None, form: Format) -> int | None:
     """The images of a call: a number, or None for any number.
 
@@ -128,7 +161,9 @@ def choose_batch(batch: int | str | None, form: Format) -> int | None:
     return int(batch)
 
 
-def default_path(deployed: DeployedStudent, form: Format, int8: bool = False) -> Path:
+def default_path(
+    deployed: DeployedStudent, form: Format, int8: bool = False, exits: bool = False
+) -> Path:
     """The file of an export that has no other name, in the folder ``export`` of the run.
 
     Raises:
@@ -138,7 +173,7 @@ def default_path(deployed: DeployedStudent, form: Format, int8: bool = False) ->
         raise InputError(f"name the file to write, with {option('out', 'FILE')}")
     refuse_links(deployed.run / EXPORT)
     make_folder(deployed.run / EXPORT)
-    stem = file_stem(deployed.which) + ("_int8" if int8 else "")
+    stem = file_stem(deployed.which) + ("_int8" if int8 else "") + ("_exits" if exits else "")
     return deployed.run / EXPORT / file_name(stem, form)
 
 
@@ -151,6 +186,7 @@ def exporting(
     batch: int | None = None,
     tolerance: float | None = None,
     calibration: Tensor | None = None,
+    exits: EarlyExits | None = None,
 ) -> Iterator[ExportDraft]:
     """Exports a student; the files get their place when the block ends.
 
@@ -163,6 +199,7 @@ def exporting(
             None for `TOLERANCE` or `INT8_TOLERANCE`.
         calibration: Images from 0 to 1, by which the student is quantized to 8 bits; None for
             float32.
+        exits: The early exits of an ONNX file for one image; None for the plain student.
 
     Yields:
         The export, whose card may be set.
@@ -181,10 +218,11 @@ def exporting(
         raise InputError(f"{path} is a folder; name a file in it")
     if tolerance is None:
         tolerance = INT8_TOLERANCE if int8 else TOLERANCE
-    graph = student_graph(InputContract(deployed, batch, found.has_graph, int8), calibration)
+    contract = InputContract(deployed, batch, found.has_graph, int8, exits)
+    graph = student_graph(contract, calibration)
     with tempfile.TemporaryDirectory(prefix="dskd-export-") as folder:
         draft = ExportDraft(Path(folder) / path.name, found, graph)
-        _exporter(found).write(graph, draft.path)
+        draft.write()
         draft.difference = _difference(draft)
         if not draft.difference <= tolerance:
             raise InputError(
@@ -210,6 +248,7 @@ def export_file(
     batch: int | None = None,
     tolerance: float | None = None,
     calibration: Tensor | None = None,
+    exits: EarlyExits | None = None,
 ) -> float:
     """Exports a student to a file, without a model card.
 
@@ -222,7 +261,13 @@ def export_file(
         InputError: As `exporting`.
     """
     with exporting(
-        deployed, path, form, batch=batch, tolerance=tolerance, calibration=calibration
+        deployed,
+        path,
+        form,
+        batch=batch,
+        tolerance=tolerance,
+        calibration=calibration,
+        exits=exits,
     ) as draft:
         pass
     return draft.difference
@@ -254,6 +299,8 @@ def _difference(draft: ExportDraft) -> float:
 
     The numbers of an int8 file are chosen for real images, so these are compared.
     """
+    if draft.graph.contract.exits is not None:
+        return exits_difference(draft.graph.contract.exits, draft.path, draft.graph.example())
     student, example = draft.graph.contract.student, draft.graph.example()
     if draft.graph.calibration is not None:
         example = draft.graph.calibration[:_COMPARED]
@@ -267,13 +314,3 @@ def _difference(draft: ExportDraft) -> float:
     expected = student.model(example).logits
     pairs = zip(found, (expected, student.model(example[:1]).logits), strict=True)
     return torch.stack([relative_difference(a, b) for a, b in pairs]).max().item()
-
-
-def relative_difference(found: Tensor, expected: Tensor) -> Tensor:
-    """The largest difference, relative to the largest expected value; NaN if there is one.
-
-    Example:
-        >>> relative_difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])).item()
-        0.5
-    """
-    return (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)

@@ -6,11 +6,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from dskd.deploy.early_exits import EarlyExits
 from dskd.deploy.formats import DYNAMIC
 from dskd.deploy.student import DeployedStudent
 
 INPUT, OUTPUT = "images", "logits"
 """The names of the input and the output of a graph."""
+EXIT, THRESHOLDS = "exit", "thresholds"
+"""The names of a further output and of a constant of a graph with early exits."""
 CONTRACT = "expects"
 """The key of a file's metadata that holds the contract as JSON."""
 
@@ -24,12 +27,14 @@ class InputContract:
         batch: Images of a call; None for any number.
         normalizes: Whether the file normalises the images itself.
         int8: Whether weights and activations have 8 bits.
+        exits: The early exits of the file; None without any.
     """
 
     student: DeployedStudent
     batch: int | None
     normalizes: bool
     int8: bool = False
+    exits: EarlyExits | None = None
 
     @property
     def mean(self) -> list[float]:
@@ -93,11 +98,27 @@ class InputContract:
             },
             "precision": "int8" if self.int8 else "float32",
             "classes": list(self.student.classes),
+            **({"exits": _exits(self.exits)} if self.exits is not None else {}),
         }
 
     def text(self) -> str:
         """The contract as JSON."""
         return json.dumps(self.plain(), ensure_ascii=False)
+
+
+def _exits(exits: EarlyExits) -> dict[str, Any]:
+    """The early exits of a file as plain values."""
+    return {
+        "output": {
+            "name": EXIT,
+            "type": "int64",
+            "shape": [1],
+            "meaning": "the number of the exit that answered: its name stands in names",
+        },
+        "thresholds": [exits.policy.thresholds[number] for number in exits.running],
+        "names": [*(exits.names[number] for number in exits.running), exits.names[-1]],
+        "max_loss": exits.max_loss,
+    }
 
 
 def _short(values: list[float]) -> list[float]:

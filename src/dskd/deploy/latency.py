@@ -33,11 +33,14 @@ class Latency:
         return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
-def measure_latency(calls: Mapping[str, Callable[[], object]]) -> dict[str, Latency]:
+def measure_latency(
+    calls: Mapping[str, Callable[[], object]], seconds: float | None = None
+) -> dict[str, Latency]:
     """Times calls in turns, so that other work on the machine slows all of them alike.
 
     Args:
         calls: What is timed, by name. Each is called once before.
+        seconds: Time for each; None for `SECONDS`.
 
     Returns:
         Median and quartiles of at least 5 and at most 100 calls.
@@ -45,7 +48,7 @@ def measure_latency(calls: Mapping[str, Callable[[], object]]) -> dict[str, Late
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    begun, budget = time.perf_counter(), SECONDS * len(calls)
+    begun, budget = time.perf_counter(), (SECONDS if seconds is None else seconds) * len(calls)
     for done in range(_MOST):
         if done >= _FEWEST and time.perf_counter() - begun > budget:
             break

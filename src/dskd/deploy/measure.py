@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dskd.data import Dataset
+from dskd.data.file_split import spread
 from dskd.deploy.export import ExportDraft
 from dskd.deploy.latency import Latency, measure_latency, one_thread
-from dskd.deploy.student_graph import Runner
+from dskd.deploy.student_graph import Runner, student_graph
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.models.staged_model import StagedModel
 from dskd.storage.metric_names import Metric
@@ -20,6 +25,10 @@ from dskd.storage.metric_names import Metric
 BATCHES = (1, 64)
 """The batches of which the time is measured."""
 EXPORTED, STUDENT, TEACHER = "exported", "student", "teacher"
+PLAIN = "plain"
+"""The student without its early exits, exported in the same format."""
+_IMAGES = 40
+"""Test images on which early exits are timed, because their time depends on the image."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,8 @@ class Measurements:
 
     Attributes:
         accuracy: On the test split, by ``student`` (in PyTorch) and ``exported``.
-        latency: By batch, then by ``teacher``, ``student`` (both in PyTorch) and ``exported``.
+        latency: By batch, then by ``teacher``, ``student`` (both in PyTorch) and ``exported``; with
+            early exits also ``plain``, the exported student without them.
         parameters: Of ``teacher`` and ``student``.
         missing: Why something was not measured, by what it is.
     """
@@ -102,12 +112,17 @@ def _accuracy(result: EvaluationResult, metric: Metric) -> Accuracy:
     return Accuracy(result.accuracy, result.accuracy_top5, len(result.predictions), metric)
 
 
-def measure_times(draft: ExportDraft, teacher: StagedModel | None) -> dict[int, dict[str, Latency]]:
+def measure_times(
+    draft: ExportDraft, teacher: StagedModel | None, data: Dataset | None = None
+) -> dict[int, dict[str, Latency]]:
     """Times teacher, student and exported file, in turns and on one thread.
+
+    The time of a file with early exits depends on the image, so it is the mean over test images.
 
     Args:
         draft: The exported student.
         teacher: On the CPU; None without one.
+        data: The images of the run, for early exits; None for random images.
 
     Returns:
         The latencies by batch. An export of a fixed batch has only that one.
@@ -118,11 +133,52 @@ def measure_times(draft: ExportDraft, teacher: StagedModel | None) -> dict[int, 
         models = {TEACHER: teacher.module} | models
     runner, times = draft.runner(threads=1), {}
     with one_thread(), torch.inference_mode():
+        if contract.exits is not None:
+            with _without_exits(draft) as plain:
+                runners = {EXPORTED: runner, PLAIN: plain}
+                return {1: _mean_latencies(models, runners, _images(draft, data))}
         for batch in BATCHES if contract.batch is None else (contract.batch,):
             images = torch.rand(batch, *contract.student.shape)
-            calls: dict[str, Callable[[], object]] = {
-                name: partial(module, images) for name, module in models.items()
-            }
-            calls[EXPORTED] = partial(runner, images.numpy())
-            times[batch] = measure_latency(calls)
+            times[batch] = measure_latency(_calls(models, {EXPORTED: runner}, images))
     return times
+
+
+def _calls(
+    models: Mapping[str, nn.Module], runners: Mapping[str, Runner], images: Tensor
+) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(module, images) for name, module in models.items()
+    }
+    return calls | {name: partial(runner, images.numpy()) for name, runner in runners.items()}
+
+
+@contextmanager
+def _without_exits(draft: ExportDraft) -> Iterator[Runner]:
+    """The student without its exits, in the same format."""
+    contract = replace(draft.graph.contract, exits=None)
+    with tempfile.TemporaryDirectory(prefix="dskd-plain-") as folder:
+        path = Path(folder) / draft.path.name
+        plain = replace(draft, path=path, graph=student_graph(contract), card=None)
+        plain.write()
+        yield plain.runner(threads=1)
+
+
+def _images(draft: ExportDraft, data: Dataset | None) -> Tensor:
+    """Test images from all over the split, or random ones."""
+    if data is None:
+        return draft.graph.example()
+    return data.test.images_at(spread(len(data.test), _IMAGES)).cpu().float() / 255
+
+
+def _mean_latencies(
+    models: Mapping[str, nn.Module], runners: Mapping[str, Runner], images: Tensor
+) -> dict[str, Latency]:
+    """The mean time of an image, with the quartiles over the images."""
+    found = [measure_latency(_calls(models, runners, image[None]), seconds=0.0) for image in images]
+    means = {}
+    for name in found[0]:
+        times = [one[name].median for one in found]
+        low, _, high = statistics.quantiles(times * 2, n=4, method="inclusive")
+        means[name] = Latency(statistics.fmean(times), low, high)
+    return means

@@ -14,7 +14,7 @@ from dskd.config.schema import Recipe
 from dskd.deploy.caller import hub_caller
 from dskd.deploy.hub import WEIGHTS
 from dskd.deploy.input_contract import InputContract
-from dskd.deploy.measure import EXPORTED, STUDENT, TEACHER, Accuracy, Measurements
+from dskd.deploy.measure import EXPORTED, PLAIN, STUDENT, TEACHER, Accuracy, Measurements
 from dskd.deploy.student import DeployedStudent, Which
 from dskd.errors import printable
 from dskd.storage.json_file import read_json
@@ -23,7 +23,11 @@ from dskd.storage.run_files import RECIPE, RESULT, ResultFile
 from dskd.storage.yaml_file import read_yaml_file
 from dskd.version import __version__
 
-_COLUMNS = {TEACHER: "teacher, PyTorch", STUDENT: "student, PyTorch"}
+_COLUMNS = {
+    TEACHER: "teacher, PyTorch",
+    STUDENT: "student, PyTorch",
+    PLAIN: "student without exits, ONNX Runtime",
+}
 _ACCURACIES = {
     "last": "test_accuracy",
     "best": "best_test_accuracy",
@@ -107,6 +111,7 @@ def model_card(parts: CardParts) -> ModelCard:
         f"```python\n{parts.caller.strip()}\n```",
         "## What it expects",
         _expects(parts.contract),
+        *_exits(parts.contract),
         "## How good it is",
         _quality(parts),
     ]
@@ -212,6 +217,39 @@ def _expects(contract: InputContract) -> str:
     return f"{table}\n\nThe classes in the order of the logits, from 0:\n\n{names}"
 
 
+def _exits(contract: InputContract) -> list[str]:
+    """The section about early exits; none for a plain student."""
+    exits = contract.exits
+    if exits is None:
+        return []
+    facts, policy = exits.facts, exits.policy
+    rows = [
+        [
+            f"{place}",
+            exits.names[number],
+            f"{policy.thresholds[number]:.4f}",
+            f"{facts.exits[number].temperature:.3f}",
+            f"{exits.costs.paths(policy.thresholds)[number]:,}",
+        ]
+        for place, number in enumerate(exits.running)
+    ]
+    last = f"{exits.costs.paths(policy.thresholds)[-1]:,}"
+    rows.append([f"{len(exits.running)}", "student", "-", "-", last])
+    table = _table(["exit", "after", "threshold", "temperature", "multiply-adds"], rows)
+    return [
+        "## Early exits",
+        "The file answers at the first exit whose confidence, the largest softmax of its logits, "
+        "is at least its threshold. The layers after it do not run. A second output, `exit`, is "
+        "the number of the exit.",
+        table,
+        f"The thresholds are the cheapest that lose at most {exits.max_loss:g} percentage points "
+        f"on {facts.val_images:,} validation images: there the accuracy is "
+        f"{policy.val_accuracy:.2f} % with {policy.multiply_adds:,.0f} multiply-adds on average, "
+        f"and {facts.policies[0].val_accuracy:.2f} % with {facts.multiply_adds:,} for the plain "
+        "student.",
+    ]
+
+
 def _accuracy(parts: CardParts) -> Accuracy | None:
     found = parts.measured.accuracy
     return found.get(EXPORTED) or found.get(STUDENT)
@@ -258,8 +296,13 @@ def _quality(parts: CardParts) -> str:
         [f"{batch}", *(str(time) for time in found.values())]
         for batch, found in measured.latency.items()
     ]
+    kind = (
+        "median and quartiles"
+        if parts.contract.exits is None
+        else "mean and quartiles over test images, because the time depends on the image"
+    )
     return "\n".join(lines) + (
-        "\n\nMilliseconds for a batch on one thread of the processor, median and quartiles:\n\n"
+        f"\n\nMilliseconds for a batch on one thread of the processor, {kind}:\n\n"
         + _table(["batch", *header], rows)
     )
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dskd.deploy.input_contract import CONTRACT, INPUT, OUTPUT
+from dskd.deploy.onnx_exits import add_exits, exit_output
 from dskd.deploy.student_graph import Runner, StudentGraph, cannot_export, cannot_quantize
 from dskd.errors import InputError, first_line
 
@@ -73,7 +74,7 @@ def _serialized(graph: StudentGraph) -> bytes:
                 graph.module,
                 (graph.example(),),
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=_outputs(graph),
                 dynamic_shapes=graph.dynamic_shapes(),
                 dynamo=True,
                 verbose=False,
@@ -85,12 +86,22 @@ def _serialized(graph: StudentGraph) -> bytes:
             proto = program.model_proto
             for node in proto.graph.node:
                 del node.metadata_props[:]  # lines of code, with the folders of this machine
+            if (exits := graph.contract.exits) is not None:
+                add_exits(proto, [exits.policy.thresholds[number] for number in exits.running])
             proto.metadata_props.add(key=CONTRACT, value=graph.contract.text())
             serialized: bytes = proto.SerializeToString()
         except Exception as error:  # protobuf has its own types
             reason = first_line(error)
             raise InputError(f"{graph.name} is too large for one ONNX file: {reason}") from error
         return serialized
+
+
+def _outputs(graph: StudentGraph) -> list[str]:
+    """The names of what the module returns."""
+    exits = graph.contract.exits
+    if exits is None:
+        return [OUTPUT]
+    return [exit_output(number) for number in range(len(exits.running) + 1)]
 
 
 def runner(path: Path, graph: StudentGraph, threads: int = 0) -> Runner:

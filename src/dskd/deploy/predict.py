@@ -1,4 +1,4 @@
-"""Predict the classes of many image files, batch by batch."""
+"""Predict the classes of image files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dskd.data.folder_files import FolderFiles
+from dskd.data.image_decoding import decode
 from dskd.data.image_files import BadImageError, is_image
-from dskd.deploy.student import DeployedStudent, read_image
+from dskd.deploy.early_exits import EarlyExits
+from dskd.deploy.student import DeployedStudent
 from dskd.engine.evaluate import PIXELS
 from dskd.errors import InputError, printable
+from dskd.models.early_exits import EarlyExitStudent
+from dskd.storage.paths import as_path
 
+_BATCH = 16
+"""Images that `predict` runs at a time."""
 _NAMED = 5
 """Skipped files that a report names."""
 
@@ -83,6 +90,37 @@ class Skipped:
         return [printable(line) for line in lines]
 
 
+@dataclass
+class Answered:
+    """Early exits, and how often each of them answered.
+
+    Attributes:
+        early: The exits.
+        counts: By the number of the exit.
+    """
+
+    early: EarlyExits
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """The probabilities of images, which are run one by one, so that the others may stop."""
+        found = []
+        for image in images:
+            output = self.early.student(image[None])
+            self.counts[int(output.exits)] += 1
+            found.append(output.logits.softmax(1))
+        return torch.cat(found)
+
+    def lines(self) -> list[str]:
+        """A line that says who answered."""
+        total = max(1, self.counts.total())
+        shares = ", ".join(
+            f"{name} {100 * self.counts[number] / total:.1f} %"
+            for number, name in enumerate(self.early.names)
+        )
+        return [f"answered by: {shares}"]
+
+
 def find_images(inputs: Sequence[str | Path]) -> Iterator[str | BadInput]:
     """Yields the image files of inputs: files, folders with all folders in them, and patterns.
 
@@ -116,8 +154,65 @@ def find_images(inputs: Sequence[str | Path]) -> Iterator[str | BadInput]:
             yield BadInput(path, "missing", "there is no such file or folder")
 
 
+@torch.no_grad()
+def predict(
+    deployed: DeployedStudent, images: Sequence[str | Path], exits: EarlyExitStudent | None = None
+) -> Tensor:
+    """Predict the probability of each class for image files of any size.
+
+    Args:
+        deployed: The student.
+        images: Paths of the files. Each image is cropped to its central square and resized, as
+            the data set ``folder`` does it.
+        exits: Answers early, one image at a time; None for the plain student.
+
+    Returns:
+        float32, ``[N, K]``.
+
+    Raises:
+        InputError: A file is missing or does not decode.
+    """
+    if not images:
+        raise InputError("there is no image to predict; give one or more")
+    parts, size, model = [], 1 if exits else _BATCH, exits or deployed.model
+    for start in range(0, len(images), size):
+        paths = images[start : start + size]
+        batch = torch.cat([read_image(as_path(path, "image"), deployed) for path in paths])
+        logits: Tensor = model(batch.to(deployed.model.mean.device)).logits
+        parts.append(logits.softmax(1).cpu())
+    return torch.cat(parts)
+
+
+def read_image(path: Path, deployed: DeployedStudent) -> Tensor:
+    """Read a file as input of the student: uint8 ``[1, C, H, W]``.
+
+    Args:
+        path: The file.
+        deployed: The student.
+
+    Raises:
+        InputError: The file is missing or does not decode, or has another size and the student's
+            images are not square.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no image {path}; check the path")
+    channels, height, width = deployed.shape
+    form = replace(deployed.form, channels=channels)
+    files = FolderFiles(path.parent, [path.name])
+    image = decode(files, [path.name], height if height == width else None, form)
+    if image.shape[2:] != (height, width):
+        raise InputError(
+            f"{path} is {image.shape[3]}x{image.shape[2]}, the student was trained on images of "
+            f"{width}x{height}; resize it"
+        )
+    return image
+
+
 def predict_batches(
-    deployed: DeployedStudent, inputs: Sequence[str | Path], skipped: Skipped
+    deployed: DeployedStudent,
+    inputs: Sequence[str | Path],
+    skipped: Skipped,
+    answered: Answered | None = None,
 ) -> Iterator[Batch]:
     """Predicts the classes of image files. Memory does not grow with the number of files.
 
@@ -125,6 +220,7 @@ def predict_batches(
         deployed: The student; it runs on its device.
         inputs: Files, folders and patterns, see `find_images`.
         skipped: Notes the inputs that cannot be used.
+        answered: Early exits that predict; None for the plain student.
 
     Raises:
         InputError: No image of the inputs can be used.
@@ -149,13 +245,15 @@ def predict_batches(
                 skipped.add(BadInput(one, _reason(one, error), str(error)))
         if images:
             predicted = True
-            yield Batch(tuple(good), _probabilities(deployed, torch.cat(images)))
+            yield Batch(tuple(good), _probabilities(deployed, torch.cat(images), answered))
     if not predicted:
         raise InputError(f"no image can be used: {'; '.join(skipped.lines()) or 'none was given'}")
 
 
 @torch.no_grad()
-def _probabilities(deployed: DeployedStudent, images: Tensor) -> Tensor:
+def _probabilities(deployed: DeployedStudent, images: Tensor, answered: Answered | None) -> Tensor:
+    if answered is not None:
+        return answered.probabilities(images)
     logits: Tensor = deployed.model(images.to(deployed.model.mean.device)).logits
     return logits.softmax(1).cpu()
 

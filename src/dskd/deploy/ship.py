@@ -11,16 +11,19 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.file_split import spread
 from dskd.deploy.caller import caller
+from dskd.deploy.early_exits import EarlyExits, load_exits
 from dskd.deploy.evaluate import load_run_data
 from dskd.deploy.export import (
     ExportDraft,
     card_path,
     choose_batch,
+    choose_exits,
     choose_format,
     choose_int8,
     default_path,
     exporting,
 )
+from dskd.deploy.formats import Format
 from dskd.deploy.load_teacher import load_teacher
 from dskd.deploy.measure import (
     STUDENT,
@@ -34,7 +37,7 @@ from dskd.deploy.model_card import CardParts, RunFacts, model_card
 from dskd.deploy.student import DeployedStudent
 from dskd.engine.given_data import DataArgument
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
 from dskd.storage.paths import as_path
 
@@ -55,6 +58,8 @@ class ShipOptions:
         int8: Whether weights and activations become 8-bit integers.
         calibration_images: Images of the training split that choose the ranges of these integers.
         root: Folder of the data set, in place of the recipe's.
+        max_loss: Export early exits that lose at most so many percentage points of accuracy on the
+            validation images; None for the plain student.
     """
 
     form: str | None = None
@@ -66,6 +71,7 @@ class ShipOptions:
     root: str | Path | None = None
     int8: bool = False
     calibration_images: int = 256
+    max_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,15 +123,21 @@ def ship(
     """
     out = as_path(options.out, "out") if options.out is not None else None
     form = choose_format(options.form, out)
-    batch = choose_batch(options.batch, form)
+    exits = _exits(deployed, options, form)
+    batch = choose_batch(options.batch, form) if exits is None else 1
     choose_int8(options.int8, form)
-    path = out if out is not None else default_path(deployed, form, options.int8)
+    path = out or default_path(deployed, form, options.int8, exits is not None)
     facts = RunFacts.read(deployed.run) if deployed.run is not None else None
     objects = UserObjects(teacher=teacher, allow_code=allow_code)
     calibration = _calibration(deployed, options, data) if options.int8 else None
-    tolerance = options.tolerance
     with exporting(
-        deployed, path, form.name, batch=batch, tolerance=tolerance, calibration=calibration
+        deployed,
+        path,
+        form.name,
+        batch=batch,
+        tolerance=options.tolerance,
+        calibration=calibration,
+        exits=exits,
     ) as draft:
         measured = Measurements()
         if options.measure:
@@ -148,6 +160,24 @@ def ship(
     return Exported(
         path, card_path(path), form.name, form.runtime, draft.difference, size, measured, accuracy
     )
+
+
+def _exits(deployed: DeployedStudent, options: ShipOptions, form: Format) -> EarlyExits | None:
+    """The early exits to export; None for the plain student.
+
+    Raises:
+        InputError: They cannot be exported, or they would save nothing.
+    """
+    if options.max_loss is None:
+        return None
+    choose_exits(form, options.batch, options.int8)
+    exits = load_exits(deployed, options.max_loss)
+    if not exits.running:
+        raise InputError(
+            f"at a loss of at most {options.max_loss:g} points on the validation images, no exit "
+            f"saves time; give a larger {option('max_loss', '2')}, or export the plain student"
+        )
+    return exits
 
 
 def _calibration(
@@ -187,7 +217,7 @@ def _measure(
     if teacher is not None:
         models = {TEACHER: teacher.module} | models
     parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
-    return Measurements(accuracy, measure_times(draft, teacher), parameters, missing)
+    return Measurements(accuracy, measure_times(draft, teacher, images), parameters, missing)
 
 
 def _teacher(

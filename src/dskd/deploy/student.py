@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from dskd import methods
 from dskd.config.schema import ValueRange
 from dskd.data.augmentation import Interpolation
-from dskd.data.folder_files import FolderFiles
-from dskd.data.image_decoding import decode
 from dskd.data.pixels import RGB, PixelForm
 from dskd.deploy.hub import CARD, WEIGHTS, HubStudent
 from dskd.errors import InputError, continuing, unknown, weights_option
@@ -46,7 +43,6 @@ log = logging.getLogger("dskd")
 Which = Literal["last", "best", "ema"]
 """The weights of the last epoch, of the epoch with the best accuracy, or their moving average."""
 
-_BATCH = 16  # images that `predict` runs at a time
 _Extent = Annotated[Count, Field(le=4096)]
 
 
@@ -141,9 +137,9 @@ def load_deployed(
         raise InputError(f"there is no run {folder}; check the path")
     which = which or chosen_weights(folder)
     path = folder / _file(which)
-    if which == "ema" and not path.is_file() and (folder / LAST).is_file():
-        raise InputError(f"{folder} has no averaged weights; train with train.ema=0.999, or so")
     if not path.is_file():
+        if which == "ema" and (folder / LAST).is_file():
+            raise InputError(f"{folder} has no averaged weights; train with train.ema=0.999, or so")
         raise _missing(path)
     loaded = load_file(path, run=str(run), student=student, allow_code=allow_code)
     return replace(loaded, run=folder, which=which)
@@ -297,54 +293,3 @@ def _validated(metadata: Mapping[str, Any], path: Path) -> _Metadata:
         return validate(_Metadata, metadata)
     except InputError as error:
         raise InputError(f"{path} was not written by dskd or is damaged: {error}") from None
-
-
-@torch.no_grad()
-def predict(deployed: DeployedStudent, images: Sequence[str | Path]) -> Tensor:
-    """Predict the probability of each class for image files of any size.
-
-    Args:
-        deployed: The student.
-        images: Paths of the files. Each image is cropped to its central square and resized, as
-            the data set ``folder`` does it.
-
-    Returns:
-        float32, ``[N, K]``.
-
-    Raises:
-        InputError: A file is missing or does not decode.
-    """
-    if not images:
-        raise InputError("there is no image to predict; give one or more")
-    parts = []
-    for start in range(0, len(images), _BATCH):
-        paths = images[start : start + _BATCH]
-        batch = torch.cat([read_image(as_path(path, "image"), deployed) for path in paths])
-        logits: Tensor = deployed.model(batch.to(deployed.model.mean.device)).logits
-        parts.append(logits.softmax(1).cpu())
-    return torch.cat(parts)
-
-
-def read_image(path: Path, deployed: DeployedStudent) -> Tensor:
-    """Read a file as input of the student: uint8 ``[1, C, H, W]``.
-
-    Args:
-        path: The file.
-        deployed: The student.
-
-    Raises:
-        InputError: The file is missing or does not decode, or has another size and the student's
-            images are not square.
-    """
-    if not path.is_file():
-        raise InputError(f"there is no image {path}; check the path")
-    channels, height, width = deployed.shape
-    form = replace(deployed.form, channels=channels)
-    files = FolderFiles(path.parent, [path.name])
-    image = decode(files, [path.name], height if height == width else None, form)
-    if image.shape[2:] != (height, width):
-        raise InputError(
-            f"{path} is {image.shape[3]}x{image.shape[2]}, the student was trained on images of "
-            f"{width}x{height}; resize it"
-        )
-    return image

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from dskd.deploy.attention import Unfused
+from dskd.deploy.early_exits import EarlyExits
 from dskd.deploy.input_contract import InputContract
 from dskd.errors import InputError
 from dskd.models.logits import find_logits
@@ -50,12 +51,30 @@ class Normalized(nn.Module):
         return logits
 
 
+class AllExits(nn.Module):
+    """The logits of all early exits that are not switched off, and then the student's own.
+
+    Args:
+        exits: The exits.
+    """
+
+    def __init__(self, exits: EarlyExits) -> None:
+        super().__init__()
+        self.student = exits.student
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits ``[N, K]`` of images ``[N, C, H, W]`` from 0 to 1."""
+        with Unfused():
+            return tuple(self.student.all_logits(images))
+
+
 @dataclass(frozen=True)
 class StudentGraph:
     """A student that is to be exported.
 
     Attributes:
-        module: From images to logits, in evaluation mode, on the CPU.
+        module: From images to logits, in evaluation mode, on the CPU. With early exits, it gives
+            the logits of each, see `AllExits`.
         contract: What the file expects.
         calibration: Images from 0 to 1 by which the ranges of 8-bit numbers are chosen; None for an
             export in float32.
@@ -120,7 +139,8 @@ def student_graph(contract: InputContract, calibration: Tensor | None = None) ->
         contract: What the file will expect.
         calibration: See `StudentGraph`.
     """
-    return StudentGraph(Normalized(contract).eval().requires_grad_(False), contract, calibration)
+    module = Normalized(contract) if contract.exits is None else AllExits(contract.exits)
+    return StudentGraph(module.eval().requires_grad_(False), contract, calibration)
 
 
 def cannot_export(name: str, target: str, error: BaseException) -> InputError:

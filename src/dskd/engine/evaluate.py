@@ -71,15 +71,19 @@ def evaluate_accuracy(
     Returns:
         A result for each name.
     """
-    height, width = loader.sample_shape[1:]
-    batch_size = max(1, min(500, PIXELS[loader.device.type] // (height * width)))
     with eval_mode(module):
-        batches = (images for images, _ in loader.in_order(batch_size))
+        batches = (images for images, _ in loader.in_order(evaluation_batch(loader)))
         parts = distributed.shard_map(lambda images: _top_classes(logits(images)), batches)
     return {
         name: _result(torch.cat([part[name] for part in parts]), loader.labels.cpu())
         for name in parts[0]
     }
+
+
+def evaluation_batch(loader: Loader) -> int:
+    """The number of images that are evaluated at a time."""
+    height, width = loader.sample_shape[1:]
+    return max(1, min(500, PIXELS[loader.device.type] // (height * width)))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.engine.evaluate import EvaluationResult, SplitResults, percent
+from dskd.engine.keep_exits import keep_exits
 from dskd.engine.result import Result
 from dskd.engine.training_run import TrainingRun, evaluate_run
 from dskd.methods.base import Method
@@ -37,6 +38,8 @@ def finish(run: TrainingRun) -> Result:
     if auxiliary := run.trainer.method.auxiliary_state_dict():
         tensors = {key: value.cpu().contiguous() for key, value in auxiliary.items()}
         run.directory.write_bytes("auxiliary.safetensors", safetensors.torch.save(tensors))
+    if run.recipe.train.exits:
+        keep_exits(run)
     result = _result(run, tested, _teacher_predictions(run))
     run.directory.write_json("result.json", result.numbers() | {"fingerprints": run.fingerprints})
     run.directory.close()

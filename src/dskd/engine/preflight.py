@@ -12,6 +12,7 @@ from dskd.data import Dataset
 from dskd.data.epoch_plan import MIN_SAMPLES
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_method, build_trainer
+from dskd.engine.keep_exits import check_exits
 from dskd.engine.mixing import check_mixes
 from dskd.engine.optimizer import set_rate
 from dskd.engine.other_classes import log_other_classes
@@ -106,6 +107,13 @@ def rehearse(
     check_mixes(recipe.train, method, recipe.method.name)
     check_learns_labels(recipe.train, method, recipe.method.name)
     check_unlabelled(recipe, data, method)
+    if recipe.train.exits:
+        if recipe.data.labels == "none":
+            raise InputError(
+                "train.exits=true calibrates the exits by labels, and data.labels=none reads none; "
+                "drop one of them"
+            )
+        check_exits(recipe.method.name, method, data)
     loader = training_loader(recipe, DataLoaders(data, torch.device("cpu")))
     _rehearse_step(build_trainer(recipe, method, TeacherOutputs(frozen), loader))
     return method.needs

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.losses import logits as logit_losses
-from dskd.methods.branches import BranchOutput
+from dskd.methods.branches import Branch, BranchOutput
 from dskd.methods.checks import check_classes, shallow_stages
 from dskd.methods.contracts import (
     Pair,
@@ -145,6 +145,14 @@ class Method(nn.Module):
             InputError: ``deploy_config`` does not fit.
         """
         return student
+
+    def exit_branches(self) -> dict[int, Branch]:
+        """The branches that can answer in place of the student (``train.exits``).
+
+        Returns:
+            By the number of their stage, from 0, shallow to deep; empty if the method has none.
+        """
+        return {}
 
     def auxiliary_state_dict(self) -> dict[str, Tensor]:
         """The state of the parts that are trained with the student and never deployed."""
@@ -282,6 +290,11 @@ class BranchedMethod(Method):
         names = [f"stage{stage + 1}" for stage in self.supervised]
         shallow = {name: b.logits for name, b in zip(names, branches, strict=True)}
         return {"student": student.logits} | shallow
+
+    def exit_branches(self) -> dict[int, Branch]:
+        """Each branch that needs nothing but the map of its own stage."""
+        pairs = zip(self.supervised, self.branches, strict=True)
+        return {stage: branch for stage, branch in pairs if isinstance(branch, Branch)}
 
 
 RAMPED = "method.warmup changes a weight in every epoch, and torch would compile each anew"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -130,11 +130,60 @@ class Branch(nn.Module):
         super().__init__()
         self.adapter = MapAdapter(stage, target, form)
         self.classifier = classifier(target.channels)
+        self.maps, self.form = (stage, target), form
 
     def forward(self, feature_map: Tensor) -> BranchOutput:
         """The branch's logits and map, from the stage's map ``[B, C_l, H_l, W_l]``."""
         adapted = self.adapter(feature_map)
         return BranchOutput(self.classifier(spatial_mean(adapted)), adapted)
+
+    def config(self) -> dict[str, Any]:
+        """Plain values from which `branch_of` builds such a branch, for a file.
+
+        Example:
+            >>> maps = StageSpec(16, 32, 32, True), StageSpec(64, 8, 8, True)
+            >>> one = Branch(*maps, mlp_classifier(10))
+            >>> str(branch_of(**one.config())) == str(one)
+            True
+        """
+        last = self.classifier[-1] if isinstance(self.classifier, nn.Sequential) else None
+        linear = last or self.classifier
+        assert isinstance(linear, nn.Linear), "each classifier ends in a linear layer"
+        return {
+            "stage": asdict(self.maps[0]),
+            "target": asdict(self.maps[1]),
+            "form": asdict(self.form),
+            "classifier": "linear" if last is None else "mlp",
+            "classes": linear.out_features,
+            "bias": linear.bias is not None,
+        }
+
+
+def branch_of(
+    stage: Mapping[str, Any],
+    target: Mapping[str, Any],
+    form: Mapping[str, Any],
+    classifier: Literal["linear", "mlp"],
+    classes: int,
+    bias: bool,
+) -> Branch:
+    """Builds a branch from the values of `Branch.config`, with weights that are loaded later.
+
+    Args:
+        stage: Of a `StageSpec`.
+        target: Of a `StageSpec`.
+        form: Of an `AdapterForm`.
+        classifier: The kind of the classifier.
+        classes: Number of classes.
+        bias: Whether a linear classifier has a bias.
+    """
+    mlp = mlp_classifier(classes)
+    return Branch(
+        StageSpec(**stage),
+        StageSpec(**target),
+        mlp if classifier == "mlp" else lambda channels: nn.Linear(channels, classes, bias),
+        AdapterForm(**form),
+    )
 
 
 class FusedBranch(nn.Module):

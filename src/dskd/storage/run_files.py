@@ -14,6 +14,8 @@ from dskd.storage.metric_names import from_file
 RECIPE, ENVIRONMENT = "recipe.yaml", "environment.json"
 LAST, BEST, EMA = "student.safetensors", "student_best.safetensors", "student_ema.safetensors"
 """The student after the last epoch, after the best one, and the moving average (train.ema)."""
+EXITS = "exits.safetensors"
+"""The branches that can answer before the student of the last epoch (train.exits)."""
 METRICS, RESULT = "metrics.jsonl", "result.json"
 NONFINITE = "nonfinite.json"
 """Describes the step in which NaN or Inf ended the run; see `dskd.errors.NonFiniteError`."""
@@ -42,6 +44,7 @@ FILES = (
     LAST,
     BEST,
     EMA,
+    EXITS,
     "auxiliary.safetensors",
     METRICS,
     NONFINITE,

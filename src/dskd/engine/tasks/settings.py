@@ -33,6 +33,7 @@ class TaskTrainSettings(TrainSettings):
         "cutmix",
         "mix_probability",
         "ema",
+        "exits",
         "precision",
         "sync_batchnorm",
         "compile",
