@@ -90,6 +90,11 @@ reproduce-segmentation: $(READY)
 	$(if $(DATA),,$(error set DATA, as in make $@ DATA=cardiac))
 	$(BIN)/python -m evidence.segmentation "$(DATA)" "$(OUT)" $(ARGS)
 
+# One student with early exits against smaller ones. DATA holds tiny-imagenet-200/.
+reproduce-early-exits: $(READY)
+	$(if $(DATA),,$(error set DATA, as in make $@ DATA=images))
+	$(BIN)/python -m evidence.early_exits "$(DATA)" "$(OUT)" $(ARGS)
+
 # What the students of the table became.
 reproduce-why: $(READY)
 	$(BIN)/python -m evidence.why "$(OUT)" $(ARGS)

@@ -1,0 +1,282 @@
+"""Computes the study of early exits: ``python -m evidence.early_exits DATA OUT``.
+
+DATA holds ``tiny-imagenet-200/``. OUT takes the split, the teacher and the students. The rules are
+in docs/results/protocol-early-exits.md. The same command continues a study that was stopped. After
+the last run the results are written to ``docs/results/early-exits.json``, drawn as
+``early-exits.svg``, and described in ``early-exits.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from dskd.compare.statistics import interval
+from dskd.config.recipe import load, load_by_labels
+from dskd.deploy.early_exits import evaluate_exits, load_early
+from dskd.engine import run
+from dskd.models.cost import model_cost
+from dskd.runtime import device
+from evidence.exits import exit_codes
+from evidence.facts import commit_of_code, machine
+from evidence.numbers import number
+from evidence.page import machine_line
+from evidence.prepare import prepare
+from evidence.study import RESULTS
+
+RECIPE = str(Path(__file__).parent / "early-exits.yaml")
+SEEDS = 3
+SPLIT = "search"
+STUDENT = "resnet20"
+SMALLER = ("resnet14", "resnet8")
+"""Plain students that cost less than `STUDENT`."""
+TEACHER = "resnet32"
+
+
+def compute(
+    data: Path, out: Path, changes: Sequence[str] = (), seeds: int = SEEDS
+) -> dict[str, Any]:
+    """Computes the missing runs.
+
+    Args:
+        data: The folder of the photos.
+        out: The folder of the study.
+        changes: Settings that depart from the protocol.
+        seeds: Number of seeds.
+
+    Returns:
+        Everything that the page shows.
+    """
+    commit = commit_of_code()
+    data, out = data.resolve(), out.resolve()
+    teacher = out / "teacher"
+    own = [f"student.name={TEACHER}", f"data.root={data}", f"out={teacher}"]
+    own += [one for one in changes if not one.startswith(("teacher.", "method."))]
+    if not (teacher / "result.json").is_file():
+        run.distill(load_by_labels(RECIPE, own), resume=True)
+    exits: list[dict[str, Any]] = []
+    smaller: dict[str, dict[str, Any]] = {
+        name: {"accuracies": [], "multiply_adds": 0} for name in SMALLER
+    }
+    for seed in range(seeds):
+        folder = _student(STUDENT, seed, data, out, [*changes, "train.exits=true"])
+        exits.append(asdict(evaluate_exits(folder)))
+        for name, found in smaller.items():
+            folder = _student(name, seed, data, out, changes)
+            result = json.loads((folder / "result.json").read_text())
+            found["accuracies"].append(result["test_accuracy"])
+            found["multiply_adds"] = _cost(folder)
+    facts = load_early(out / f"{STUDENT}-seed0").facts
+    return {
+        "study": "early-exits",
+        "command": "make reproduce-early-exits DATA=...",
+        "changes": list(changes),
+        "commit": commit,
+        "date": date.today().isoformat(),
+        "environment": machine(device.pick("auto")),
+        "teacher": json.loads((teacher / "result.json").read_text())["test_accuracy"],
+        "val_images": facts.val_images,
+        "exits": exits,
+        "smaller": smaller,
+    }
+
+
+def _student(name: str, seed: int, data: Path, out: Path, changes: Sequence[str]) -> Path:
+    """The folder of a student, which is trained if it is not finished."""
+    folder = out / f"{name}-seed{seed}"
+    own = [
+        f"student.name={name}",
+        f"teacher.checkpoint={out / 'teacher' / 'student.safetensors'}",
+        f"teacher.cache_dir={out / 'teacher-outputs'}",
+        f"data.root={data}",
+        f"seed={seed}",
+        f"out={folder}",
+    ]
+    if not (folder / "result.json").is_file():
+        run.distill(load(RECIPE, [*changes, *own]), resume=True)
+    return folder
+
+
+def _cost(folder: Path) -> int:
+    """The multiply-adds of the student of a run."""
+    import dskd
+
+    student = dskd.load_deployed(folder)
+    return model_cost(student.model.module, student.shape).multiply_adds
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """The page of the study.
+
+    Args:
+        facts: What `compute` returned.
+    """
+    changed = f" The recipe was changed: {', '.join(facts['changes'])}." if facts["changes"] else ""
+    lines = [
+        "# Early exits",
+        "",
+        "**Is one student with early exits better than a smaller student of the same cost?**",
+        "",
+        *_answers(facts),
+        "",
+        "![Accuracy against multiply-adds](early-exits.svg)",
+        "",
+        f"The rules are in the [protocol](protocol-early-exits.md).{changed} Accuracies are top-1 "
+        f"on {facts['exits'][0]['images']:,} test images in percent, after the last epoch, with "
+        f"95 % intervals over {len(facts['exits'])} seeds. The thresholds were chosen on "
+        f"{facts['val_images']:,} validation images. The latency of one image is that of PyTorch "
+        "on one thread, relative to the plain student of the same seed.",
+        "",
+        "| student | largest loss, points | accuracy | loss | multiply-adds, M | latency | "
+        "answered early, % |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *_rows(facts),
+        "",
+        machine_line(facts),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _over_seeds(values: Sequence[float], form: str) -> str:
+    found = interval(list(values))
+    return number(found.mean, found.half, form)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _rows(facts: Mapping[str, Any]) -> Iterator[str]:
+    exits = facts["exits"]
+    plain = [one["accuracies"][-1] for one in exits]
+    cost = exits[0]["multiply_adds"] / 1e6
+    yield f"| {STUDENT} | no exits | {_over_seeds(plain, '.1f')} | | {cost:.1f} | 1.00 | 0.0 |"
+    for place, row in enumerate(exits[0]["rows"]):
+        rows = [one["rows"][place] for one in exits]
+        accuracies = [one["accuracy"] for one in rows]
+        lost = [before - after for before, after in zip(plain, accuracies, strict=True)]
+        costs = _mean([one["multiply_adds"] for one in rows]) / 1e6
+        times = _mean(
+            [one["latency"] / whole["latency"] for one, whole in zip(rows, exits, strict=True)]
+        )
+        early = _mean([100 - one["shares"][-1] for one in rows])
+        yield (
+            f"| {STUDENT} with exits | {row['max_loss']:g} | {_over_seeds(accuracies, '.1f')} | "
+            f"{_over_seeds(lost, '+.1f')} | {costs:.1f} | {times:.2f} | {early:.1f} |"
+        )
+    for name, found in facts["smaller"].items():
+        lost = [before - after for before, after in zip(plain, found["accuracies"], strict=True)]
+        yield (
+            f"| {name} | no exits | {_over_seeds(found['accuracies'], '.1f')} | "
+            f"{_over_seeds(lost, '+.1f')} | {found['multiply_adds'] / 1e6:.1f} | | |"
+        )
+
+
+def at_cost(curve: Sequence[Mapping[str, Any]], multiply_adds: float) -> float | None:
+    """The accuracy of a student with exits at a cost, between the two nearest policies.
+
+    Args:
+        curve: The policies, from the dearest to the cheapest.
+        multiply_adds: The cost.
+
+    Returns:
+        None if no policy is as cheap.
+    """
+    for dear, cheap in itertools.pairwise(curve):
+        if cheap["multiply_adds"] <= multiply_adds <= dear["multiply_adds"]:
+            span = dear["multiply_adds"] - cheap["multiply_adds"]
+            share = (multiply_adds - cheap["multiply_adds"]) / span if span else 0.0
+            gained: float = share * (dear["accuracy"] - cheap["accuracy"])
+            return gained + float(cheap["accuracy"])
+    return None
+
+
+def _answers(facts: Mapping[str, Any]) -> Iterator[str]:
+    for name, found in facts["smaller"].items():
+        cost = found["multiply_adds"]
+        ours = [at_cost(one["curve"], cost) for one in facts["exits"]]
+        known = [value for value in ours if value is not None]
+        if len(known) < len(ours):
+            yield f"- No policy of {STUDENT} is as cheap as {name} at every seed."
+            continue
+        gaps = [one - other for one, other in zip(known, found["accuracies"], strict=True)]
+        gap = interval(gaps)
+        certain = (
+            "which is shown"
+            if abs(gap.mean) > (gap.half or float("inf"))
+            else "which is not shown to differ from zero"
+        )
+        yield (
+            f"- At the multiply-adds of {name} ({cost / 1e6:.1f} M), {STUDENT} with exits has "
+            f"{_over_seeds(known, '.1f')} %, and {name} {_over_seeds(found['accuracies'], '.1f')} "
+            f"%: a difference of {number(gap.mean, gap.half, '+.1f')} points, {certain}."
+        )
+
+
+def figure(facts: Mapping[str, Any]) -> bytes:
+    """Draws accuracy against multiply-adds: a curve for each seed, and the plain students.
+
+    Args:
+        facts: What `compute` returned.
+
+    Returns:
+        An SVG file.
+    """
+    drawn = Figure(figsize=(7, 4), layout="constrained")
+    axes = drawn.subplots()
+    for seed, one in enumerate(facts["exits"]):
+        points = [(row["multiply_adds"] / 1e6, row["accuracy"]) for row in one["curve"]]
+        label = f"{STUDENT} with exits" if seed == 0 else None
+        axes.plot(*zip(*points, strict=True), color="#c0392b", alpha=0.6, label=label)
+    plain = {STUDENT: [one["accuracies"][-1] for one in facts["exits"]]}
+    costs = {STUDENT: facts["exits"][0]["multiply_adds"]}
+    for name, found in facts["smaller"].items():
+        plain[name], costs[name] = found["accuracies"], found["multiply_adds"]
+    for name, accuracies in plain.items():
+        places = [costs[name] / 1e6] * len(accuracies)
+        axes.plot(places, accuracies, "o", color="#1f5fa8", markersize=4)
+        axes.annotate(name, (places[0], max(accuracies)), (0, 6), textcoords="offset points")
+    axes.set_xlabel("mean multiply-adds of an image, millions")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(loc="lower right")
+    file = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "dskd"}):
+        drawn.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Computes the missing runs and writes the page.
+
+    Args:
+        arguments: The command line; None for that of the process.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
+    chosen = parser.parse_intermixed_args(arguments)
+    with exit_codes():
+        images = prepare(chosen.data, SPLIT, chosen.out / "splits")
+        facts = compute(images, chosen.out / "early-exits", chosen.changes, chosen.seeds)
+    chosen.results.mkdir(parents=True, exist_ok=True)
+    (chosen.results / "early-exits.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (chosen.results / "early-exits.svg").write_bytes(figure(facts))
+    (chosen.results / "early-exits.md").write_text(page(facts))
+
+
+if __name__ == "__main__":
+    main()
