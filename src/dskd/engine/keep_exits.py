@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ def keep_exits(run: TrainingRun) -> None:
     method, loader = run.trainer.method, run.data.validation
     assert loader is not None, "check_exits comes first"
     logits, labels = _validation_logits(method, loader), loader.labels.cpu()
-    costs = _costs(method, run.data.data.shape)
+    costs = _costs(method, loader.sample_shape)
     branches = method.exit_branches()
     temperatures = [fit_temperature(z, labels) for z in logits[:-1]]
     calibrated = [z / t for z, t in zip(logits[:-1], temperatures, strict=True)]
@@ -184,7 +185,7 @@ def _plain_student(method: Method) -> StagedModel:
     return StagedModel(module, mean=mean, std=std).to(own.mean.device).eval()
 
 
-def _costs(method: Method, shape: tuple[int, int, int]) -> ExitCosts:
+def _costs(method: Method, shape: Sequence[int]) -> ExitCosts:
     exits = {path: copy.deepcopy(branch) for path, branch in exits_of(method).items()}
     student = early_exit_student(_plain_student(method), exits, [1.0] * len(exits))
     return exit_costs(student, shape)

@@ -196,7 +196,7 @@ class ExitCosts:
         return [*paths, self.student + done]
 
 
-def exit_costs(student: EarlyExitStudent, shape: tuple[int, int, int]) -> ExitCosts:
+def exit_costs(student: EarlyExitStudent, shape: Sequence[int]) -> ExitCosts:
     """Counts the multiply-adds of a student with exits. It runs once on zeros.
 
     Args:
