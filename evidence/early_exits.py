@@ -96,6 +96,7 @@ def _student(name: str, seed: int, data: Path, out: Path, changes: Sequence[str]
     folder = out / f"{name}-seed{seed}"
     own = [
         f"student.name={name}",
+        f"teacher.name={TEACHER}",
         f"teacher.checkpoint={out / 'teacher' / 'student.safetensors'}",
         f"teacher.cache_dir={out / 'teacher-outputs'}",
         f"data.root={data}",
