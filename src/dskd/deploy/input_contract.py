@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dskd.deploy.early_exits import EarlyExits
 from dskd.deploy.formats import DYNAMIC
 from dskd.deploy.student import DeployedStudent
@@ -122,5 +124,10 @@ def _exits(exits: EarlyExits) -> dict[str, Any]:
 
 
 def _short(values: list[float]) -> list[float]:
-    """Numbers that were stored as float32, without the digits that float64 adds."""
-    return [float(f"{value:.8g}") for value in values]
+    """Numbers that were stored as float32, with as few digits as give the same float32.
+
+    Example:
+        >>> _short([0.48500001430511475])
+        [0.485]
+    """
+    return [float(str(np.float32(value))) for value in values]
