@@ -291,6 +291,8 @@ def export(
     measure: bool = True,
     license: str | None = None,
     max_loss: float | None = None,
+    qat: int | None = None,
+    qat_lr: float | None = None,
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
     data: Data | None = None,
@@ -318,6 +320,8 @@ def export(
             file. What cannot be measured is named in ``Exported.measured.missing``.
         license: Of the weights, for the card, as in ``apache-2.0``.
         max_loss: As for `predict`: a file of ONNX for one image, which answers early.
+        qat: With ``int8``: train so many epochs with rounded weights and activations first.
+        qat_lr: The learning rate of ``qat``; by default a hundredth of that of the run.
         student: The student's module, if it was given in Python.
         teacher: The teacher's module, if it was given in Python.
         data: The data set, if it was given in Python, in the same form.
@@ -329,6 +333,17 @@ def export(
     """
     run = _loaded(run, which, student, allow_code, max_loss)
     options = ShipOptions(
-        format, out, batch, tolerance, measure, license, root, int8, calibration_images, max_loss
+        form=format,
+        out=out,
+        batch=batch,
+        tolerance=tolerance,
+        measure=measure,
+        license=license,
+        root=root,
+        int8=int8,
+        calibration_images=calibration_images,
+        max_loss=max_loss,
+        qat=qat,
+        qat_lr=qat_lr,
     )
     return ship(run, options, data=data, teacher=teacher, allow_code=allow_code)

@@ -355,6 +355,7 @@ WRONG = {
     "train.cutmix": [*NUMBERS, "1001"],
     "train.mix_probability": [*SHARES, "0"],
     "train.exits": SWITCH,
+    "train.int8_rounding": SWITCH,
     "train.ema": [*(share for share in SHARES if share != "null"), "1"],
     "train.momentum": [*SHARES, "1"],
     "train.dot_delta": [*SHARES, "1"],

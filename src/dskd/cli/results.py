@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dskd.deploy.early_exits import ExitEvaluation, ExitResult
-from dskd.deploy.measure import EXPORTED, PLAIN, STUDENT, TEACHER
+from dskd.deploy.measure import EXPORTED, PLAIN, QUANTIZED, STUDENT, TEACHER
 from dskd.deploy.prediction_file import Row
 from dskd.deploy.ship import Exported
 from dskd.engine.evaluate import EvaluationResult
@@ -102,6 +102,8 @@ def export_rows(found: Exported) -> tuple[list[str], list[list[str]]]:
     metrics = [result.metric for result in measured.accuracy.values()]
     title = f"{words(metrics[0] if metrics else 'accuracy')}, %"
     cells = {title: accuracy, "parameters": parameters}
+    if QUANTIZED in accuracy:
+        cells["test accuracy before --qat, %"] = {EXPORTED: accuracy[QUANTIZED]}
     cells["size on disk, MB"] = {EXPORTED: f"{found.size / 1e6:.3g}"}
     for batch, times in measured.latency.items():
         cells[f"latency, batch {batch}, ms"] = {name: str(time) for name, time in times.items()}

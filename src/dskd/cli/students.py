@@ -177,6 +177,16 @@ def predict_(
 )
 @click.option("--int8", is_flag=True, help="Quantize weights and activations to 8-bit integers.")
 @click.option(
+    "--qat",
+    type=click.IntRange(1),
+    help="With --int8: train so many epochs with rounded weights and activations first.",
+)
+@click.option(
+    "--qat-lr",
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of --qat.  [default: a hundredth of that of the run]",
+)
+@click.option(
     "--calibration-images",
     type=click.IntRange(1),
     default=256,
@@ -207,6 +217,8 @@ def export_(
     out: Path | None,
     batch: str | None,
     int8: bool,
+    qat: int | None,
+    qat_lr: float | None,
     calibration_images: int,
     measure: bool,
     license: str | None,
@@ -230,7 +242,18 @@ def export_(
     which = which_weights(best, last) or (None if max_loss is None else "last")
     student = load_deployed(run_path, which, allow_code=allow_code)
     options = ShipOptions(
-        form, out, batch, tolerance, measure, license, root, int8, calibration_images, max_loss
+        form,
+        out,
+        batch,
+        tolerance,
+        measure,
+        license,
+        root,
+        int8,
+        calibration_images,
+        max_loss,
+        qat,
+        qat_lr,
     )
     found = ship(student, options, allow_code=allow_code)
     click.echo(

@@ -33,7 +33,7 @@ def load_teacher(
     settings = recipe.teacher
     if settings is None:
         return None
-    weights = next((path for path in _weight_files(folder, settings) if path.is_file()), None)
+    weights = teacher_weights(folder, settings)
     as_published = settings.pretrained and (settings.epochs == 0 or settings.head == "fit")
     if weights is None and given.teacher is None and not as_published:
         raise InputError(
@@ -52,6 +52,16 @@ def load_teacher(
     if model.head is not None:
         fit_head(model, data, data.train.loader(model.mean.device))
     return model.eval()
+
+
+def teacher_weights(folder: Path, settings: TeacherSettings) -> Path | None:
+    """The file with the weights of the teacher of a run; None if there is none.
+
+    Args:
+        folder: The folder of the run.
+        settings: Of the teacher.
+    """
+    return next((path for path in _weight_files(folder, settings) if path.is_file()), None)
 
 
 def _weight_files(folder: Path, settings: TeacherSettings) -> Iterator[Path]:

@@ -25,6 +25,8 @@ from dskd.storage.metric_names import Metric
 BATCHES = (1, 64)
 """The batches of which the time is measured."""
 EXPORTED, STUDENT, TEACHER = "exported", "student", "teacher"
+QUANTIZED = "quantized"
+"""The student in 8 bits before quantization-aware training."""
 PLAIN = "plain"
 """The student without its early exits, exported in the same format."""
 _IMAGES = 40
@@ -67,7 +69,8 @@ class Measurements:
     """What was measured of an exported student.
 
     Attributes:
-        accuracy: On the test split, by ``student`` (in PyTorch) and ``exported``.
+        accuracy: On the test split, by ``student`` (in PyTorch) and ``exported``; with
+            quantization-aware training also ``quantized``, before it.
         latency: By batch, then by ``teacher``, ``student`` (both in PyTorch) and ``exported``; with
             early exits also ``plain``, the exported student without them.
         parameters: Of ``teacher`` and ``student``.

@@ -14,7 +14,15 @@ from dskd.config.schema import Recipe
 from dskd.deploy.caller import hub_caller
 from dskd.deploy.hub import WEIGHTS
 from dskd.deploy.input_contract import InputContract
-from dskd.deploy.measure import EXPORTED, PLAIN, STUDENT, TEACHER, Accuracy, Measurements
+from dskd.deploy.measure import (
+    EXPORTED,
+    PLAIN,
+    QUANTIZED,
+    STUDENT,
+    TEACHER,
+    Accuracy,
+    Measurements,
+)
 from dskd.deploy.student import DeployedStudent, Which
 from dskd.errors import printable
 from dskd.storage.json_file import read_json
@@ -86,6 +94,7 @@ class CardParts:
         license: Of the weights, as in ``apache-2.0``; None if it was not given.
         difference: The largest relative difference from the trained student.
         size: Bytes of the file.
+        qat: Epochs of quantization-aware training; None for none.
     """
 
     contract: InputContract
@@ -97,6 +106,7 @@ class CardParts:
     license: str | None = None
     difference: float | None = None
     size: int | None = None
+    qat: int | None = None
 
 
 def model_card(parts: CardParts) -> ModelCard:
@@ -280,6 +290,7 @@ def _quality(parts: CardParts) -> str:
     if parts.facts is not None and parts.facts.result.get("teacher_accuracy") is not None:
         teacher = parts.facts.result["teacher_accuracy"]
         lines.append(f"- Accuracy of the teacher on the same images: {teacher:.2f} %")
+    lines += _qat(parts)
     if parts.difference is not None:
         lines.append(
             "- Largest difference of the outputs from the trained student: "
@@ -305,6 +316,22 @@ def _quality(parts: CardParts) -> str:
         f"\n\nMilliseconds for a batch on one thread of the processor, {kind}:\n\n"
         + _table(["batch", *header], rows)
     )
+
+
+def _qat(parts: CardParts) -> list[str]:
+    """A line about quantization-aware training, if there was some."""
+    if parts.qat is None:
+        return []
+    found = parts.measured.accuracy
+    steps = {
+        "as trained, in float32": found.get(STUDENT),
+        "in int8 without further training": found.get(QUANTIZED),
+        f"in int8 after {parts.qat} epochs of quantization-aware training": found.get(EXPORTED),
+    }
+    known = [f"{one.top1:.2f} % {what}" for what, one in steps.items() if one is not None]
+    if not known:
+        return [f"- Finished by {parts.qat} epochs of quantization-aware training"]
+    return [f"- Accuracy of the student: {', '.join(known)}"]
 
 
 def _training(facts: RunFacts) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -26,6 +29,8 @@ from dskd.deploy.export import (
 from dskd.deploy.formats import Format
 from dskd.deploy.load_teacher import load_teacher
 from dskd.deploy.measure import (
+    EXPORTED,
+    QUANTIZED,
     STUDENT,
     TEACHER,
     Accuracy,
@@ -34,6 +39,7 @@ from dskd.deploy.measure import (
     measure_times,
 )
 from dskd.deploy.model_card import CardParts, RunFacts, model_card
+from dskd.deploy.qat import QATOptions, quantization_aware
 from dskd.deploy.student import DeployedStudent
 from dskd.engine.given_data import DataArgument
 from dskd.engine.user_objects import UserObjects
@@ -58,6 +64,8 @@ class ShipOptions:
         int8: Whether weights and activations become 8-bit integers.
         calibration_images: Images of the training split that choose the ranges of these integers.
         root: Folder of the data set, in place of the recipe's.
+        qat: Epochs of quantization-aware training before the export with int8; None for none.
+        qat_lr: Its learning rate; None for a hundredth of that of the run.
         max_loss: Export early exits that lose at most so many percentage points of accuracy on the
             validation images; None for the plain student.
     """
@@ -72,6 +80,8 @@ class ShipOptions:
     int8: bool = False
     calibration_images: int = 256
     max_loss: float | None = None
+    qat: int | None = None
+    qat_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,22 +136,77 @@ def ship(
     exits = _exits(deployed, options, form)
     batch = choose_batch(options.batch, form) if exits is None else 1
     choose_int8(options.int8, form)
+    _check_qat(options)
     path = out or default_path(deployed, form, options.int8, exits is not None)
     facts = RunFacts.read(deployed.run) if deployed.run is not None else None
     objects = UserObjects(teacher=teacher, allow_code=allow_code)
     calibration = _calibration(deployed, options, data) if options.int8 else None
+    plan = _Plan(form, path, batch, options, facts, calibration, exits, data, objects)
+    if options.qat is None:
+        return _export(deployed, plan, {})
+    before = _before_qat(deployed, plan) if options.measure else {}
+    with quantization_aware(
+        deployed,
+        facts.recipe if facts is not None else None,
+        QATOptions(options.qat, options.qat_lr, options.root, data, teacher, allow_code),
+    ) as finished:
+        return _export(finished, plan, before)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An export that is about to begin; the fields are those of its parts."""
+
+    form: Format
+    path: Path
+    batch: int | None
+    options: ShipOptions
+    facts: RunFacts | None
+    calibration: Tensor | None
+    exits: EarlyExits | None
+    data: DataArgument | None
+    objects: UserObjects
+
+
+def _check_qat(options: ShipOptions) -> None:
+    if options.qat is not None and not options.int8:
+        raise InputError(f"quantization-aware training is for 8 bits; add {option('int8')}")
+    if options.qat is None and options.qat_lr is not None:
+        raise InputError(f"a learning rate is for training; add {option('qat', '3')}")
+
+
+def _before_qat(deployed: DeployedStudent, plan: _Plan) -> dict[str, Accuracy]:
+    """The accuracy of the student as trained, and of the same student in 8 bits."""
+    with tempfile.TemporaryDirectory(prefix="dskd-int8-") as folder:
+        images = load_run_data(deployed.run or "", deployed, plan.options.root, plan.data)
+        with exporting(
+            deployed,
+            Path(folder) / plan.path.name,
+            plan.form.name,
+            batch=plan.batch,
+            tolerance=math.inf,
+            calibration=plan.calibration,
+        ) as draft:
+            found = measure_accuracy(draft, images)
+    return {STUDENT: found[STUDENT], QUANTIZED: found[EXPORTED]}
+
+
+def _export(deployed: DeployedStudent, plan: _Plan, before: Mapping[str, Accuracy]) -> Exported:
+    """Exports a student; ``before`` are accuracies from before it was finished."""
+    form, path, options, facts = plan.form, plan.path, plan.options, plan.facts
     with exporting(
         deployed,
         path,
         form.name,
-        batch=batch,
+        batch=plan.batch,
         tolerance=options.tolerance,
-        calibration=calibration,
-        exits=exits,
+        calibration=plan.calibration,
+        exits=plan.exits,
     ) as draft:
         measured = Measurements()
         if options.measure:
-            measured = _measure(draft, facts, options.root, data, objects)
+            measured = _measure(draft, facts, options.root, plan.data, plan.objects)
+            measured = replace(measured, accuracy={**measured.accuracy, **before})
         contract = draft.graph.contract
         parts = CardParts(
             contract,
@@ -153,6 +218,7 @@ def ship(
             options.license,
             draft.difference,
             draft.size,
+            options.qat,
         )
         draft.card = str(model_card(parts))
         size = draft.size

@@ -172,6 +172,8 @@ def build_run(
     torch.manual_seed(_stream(recipe.seed, 1))
     method = build_method(recipe, data.data, student, teacher_outputs.teacher).to(device)
     method.student.to_device(device)
+    if recipe.train.int8_rounding:
+        method.student.round_to_int8()
     if recipe.train.sync_batchnorm:
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     if recipe.train.compile:

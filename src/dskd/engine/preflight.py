@@ -107,6 +107,11 @@ def rehearse(
     check_mixes(recipe.train, method, recipe.method.name)
     check_learns_labels(recipe.train, method, recipe.method.name)
     check_unlabelled(recipe, data, method)
+    if recipe.train.int8_rounding and recipe.train.compile:
+        raise InputError(
+            "train.int8_rounding=true is not compiled, as ranges are measured in each step; drop "
+            "train.compile"
+        )
     if recipe.train.exits:
         if recipe.data.labels == "none":
             raise InputError(

@@ -25,6 +25,7 @@ from dskd.errors import InputError
 from dskd.models.feature_hooks import HookedFeatures, feature_hooks, install_hooks
 from dskd.models.feature_maps import shape_text, spatial_mean, to_feature_map, to_vector
 from dskd.models.frozen_parts import parts_in_eval_mode
+from dskd.models.int8_rounding import Int8Rounding
 from dskd.models.logits import find_logits
 from dskd.models.output import ModelOutput
 from dskd.models.prefix_tokens import find_prefix_tokens
@@ -87,6 +88,7 @@ class StagedModel(nn.Module):
         self.head: nn.Linear | None = None
         self.other_classes: int | None = None
         self._ignored_for = 0
+        self.int8: Int8Rounding | None = None
         self.stage_names = tuple(stages) if stages is not None else None
         for name in [*(stages or ()), *([classifier] if classifier else [])]:
             _check_submodule(module, name)
@@ -137,6 +139,16 @@ class StagedModel(nn.Module):
 
     def forward_normalized(self, images: Tensor) -> ModelOutput:
         """Run the model on images that are already normalised."""
+        if self.int8 is None:
+            return self._forward(images)
+        with self.int8.rounding(self.module):
+            return self._forward(images)
+
+    def round_to_int8(self) -> None:
+        """Round weights and activations to 8 bits from now on, see `Int8Rounding`."""
+        self.int8 = Int8Rounding(self.module).to(self.mean.device)
+
+    def _forward(self, images: Tensor) -> ModelOutput:
         if self.returns_stages:
             output = cast(StagedNet, self.module).forward_stages(images)
         else:
