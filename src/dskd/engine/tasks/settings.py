@@ -34,6 +34,7 @@ class TaskTrainSettings(TrainSettings):
         "mix_probability",
         "ema",
         "exits",
+        "int8_rounding",
         "precision",
         "sync_batchnorm",
         "compile",

@@ -1,0 +1,86 @@
+"""Quantization-aware training: rounding to 8 bits, and an export that is finished by it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import dskd
+from dskd.errors import InputError
+from dskd.models.int8_rounding import Int8Rounding, rounded_weight
+
+
+def test_weights_are_rounded_by_channel_and_pass_gradients() -> None:
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight[1] *= 100
+    weight.requires_grad_()
+    rounded = rounded_weight(weight)
+    scales = weight.detach().flatten(1).abs().amax(1) / 127
+    assert ((rounded - weight).flatten(1).abs().amax(1) <= scales * 0.5001).all()
+    levels = rounded.detach().flatten(1) / scales[:, None]
+    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+    rounded.sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+
+
+def test_ranges_follow_training_and_stay_in_evaluation() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
+    rounding = Int8Rounding(net)
+    images = torch.rand(4, 1, 8, 8)
+    with rounding.rounding(net):
+        first = net(images)
+        lows, highs = rounding.low.clone(), rounding.high.clone()
+        assert highs[0] == images.max()
+        net(2 * images)
+        assert highs[0] < rounding.high[0] < 2 * images.max()
+        rounding.eval()
+        before = rounding.high.clone()
+        net(3 * images)
+        assert torch.equal(rounding.high, before)
+    assert lows.isfinite().all()
+    plain = net(images)
+    assert not torch.equal(first, plain)
+    torch.testing.assert_close(first, plain, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.slow(seconds=8)
+def test_an_export_is_finished_by_training_and_the_run_stays(tmp_path: Path) -> None:
+    run = dskd.distill(
+        "resnet8",
+        teacher={"name": "resnet14", "epochs": 1},
+        data={"name": "digits", "fraction": 0.3},
+        train={"epochs": 2},
+        out=tmp_path / "run",
+        verbose=0,
+    )
+    before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+    found = dskd.export(run.path, int8=True, qat=1, format="onnx")
+    assert {p: p.read_bytes() for p in before} == before
+    assert found.path == run.path / "export/student_int8.onnx"
+    accuracy = found.measured.accuracy
+    assert accuracy.keys() == {"student", "exported", "quantized"}
+    assert accuracy["student"].top1 == run.test_accuracy
+    assert accuracy["exported"].top1 > run.test_accuracy - 10
+    assert "in int8 after 1 epochs of quantization-aware training" in found.card.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"qat": 1}, "quantization-aware training is for 8 bits; add int8=True"),
+        ({"int8": True, "qat_lr": 0.1}, "a learning rate is for training; add qat=3"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(
+    options: dict[str, float], message: str, tmp_path: Path
+) -> None:
+    run = dskd.train(
+        "resnet8", data={"name": "digits", "fraction": 0.1}, epochs=1, out=tmp_path / "run"
+    )
+    with pytest.raises(InputError) as caught:
+        dskd.export(run.path, **options)  # type: ignore[arg-type]
+    assert str(caught.value) == message
