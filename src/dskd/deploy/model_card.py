@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
 from dskd.deploy.caller import hub_caller
+from dskd.deploy.card_exits import exits_section, table
 from dskd.deploy.hub import WEIGHTS
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.measure import (
@@ -121,7 +122,7 @@ def model_card(parts: CardParts) -> ModelCard:
         f"```python\n{parts.caller.strip()}\n```",
         "## What it expects",
         _expects(parts.contract),
-        *_exits(parts.contract),
+        *exits_section(parts.contract),
         "## How good it is",
         _quality(parts),
     ]
@@ -222,42 +223,9 @@ def _expects(contract: InputContract) -> str:
     if student.form.value_range is not None:
         low, high = student.form.value_range
         rows["levels"] = f"values from {low:g} to {high:g} become 0 to 255"
-    table = _table(["", "value"], [[key, value] for key, value in rows.items()])
+    listed = table(["", "value"], [[key, value] for key, value in rows.items()])
     names = "\n".join(f"{k}. `{printable(name)}`" for k, name in enumerate(student.classes))
-    return f"{table}\n\nThe classes in the order of the logits, from 0:\n\n{names}"
-
-
-def _exits(contract: InputContract) -> list[str]:
-    """The section about early exits; none for a plain student."""
-    exits = contract.exits
-    if exits is None:
-        return []
-    facts, policy = exits.facts, exits.policy
-    rows = [
-        [
-            f"{place}",
-            exits.names[number],
-            f"{policy.thresholds[number]:.4f}",
-            f"{facts.exits[number].temperature:.3f}",
-            f"{exits.costs.paths(policy.thresholds)[number]:,}",
-        ]
-        for place, number in enumerate(exits.running)
-    ]
-    last = f"{exits.costs.paths(policy.thresholds)[-1]:,}"
-    rows.append([f"{len(exits.running)}", "student", "-", "-", last])
-    table = _table(["exit", "after", "threshold", "temperature", "multiply-adds"], rows)
-    return [
-        "## Early exits",
-        "The file answers at the first exit whose confidence, the largest softmax of its logits, "
-        "is at least its threshold. The layers after it do not run. A second output, `exit`, is "
-        "the number of the exit.",
-        table,
-        f"The thresholds are the cheapest that lose at most {exits.max_loss:g} percentage points "
-        f"on {facts.val_images:,} validation images: there the accuracy is "
-        f"{policy.val_accuracy:.2f} % with {policy.multiply_adds:,.0f} multiply-adds on average, "
-        f"and {facts.policies[0].val_accuracy:.2f} % with {facts.multiply_adds:,} for the plain "
-        "student.",
-    ]
+    return f"{listed}\n\nThe classes in the order of the logits, from 0:\n\n{names}"
 
 
 def _accuracy(parts: CardParts) -> Accuracy | None:
@@ -314,7 +282,7 @@ def _quality(parts: CardParts) -> str:
     )
     return "\n".join(lines) + (
         f"\n\nMilliseconds for a batch on one thread of the processor, {kind}:\n\n"
-        + _table(["batch", *header], rows)
+        + table(["batch", *header], rows)
     )
 
 
@@ -357,11 +325,3 @@ def _without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in plain.items()
         if value is not None and not (isinstance(value, str) and Path(value).is_absolute())
     }
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )

@@ -127,7 +127,7 @@ def rounded_weight(weight: Tensor) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight.float(), scale, zeros, 0, -127, 127)
 
 
-def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
+def _weights(module: nn.Module) -> Iterator[Tensor]:
     """The weights of the layers that are rounded."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d | nn.Linear):
