@@ -332,18 +332,6 @@ def export(
         InputError: There is no finished run, or its student cannot be exported.
     """
     run = _loaded(run, which, student, allow_code, max_loss)
-    options = ShipOptions(
-        form=format,
-        out=out,
-        batch=batch,
-        tolerance=tolerance,
-        measure=measure,
-        license=license,
-        root=root,
-        int8=int8,
-        calibration_images=calibration_images,
-        max_loss=max_loss,
-        qat=qat,
-        qat_lr=qat_lr,
-    )
+    form = format, out, batch, tolerance, measure, license, root
+    options = ShipOptions(*form, int8, calibration_images, max_loss, qat, qat_lr)
     return ship(run, options, data=data, teacher=teacher, allow_code=allow_code)

@@ -27,6 +27,7 @@ from dskd.engine.training_run import TrainingRun
 from dskd.engine.unlabelled import training_loader
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, TeacherNeeds
+from dskd.models.int8_rounding import Int8Rounding
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import distributed
 from dskd.runtime.compile import compile_in_place
@@ -173,7 +174,7 @@ def build_run(
     method = build_method(recipe, data.data, student, teacher_outputs.teacher).to(device)
     method.student.to_device(device)
     if recipe.train.int8_rounding:
-        method.student.round_to_int8()
+        method.student.int8 = Int8Rounding(method.student.module).to(device)
     if recipe.train.sync_batchnorm:
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     if recipe.train.compile:

@@ -16,6 +16,7 @@ import copy
 import difflib
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -55,6 +56,7 @@ class StagedModel(nn.Module):
             the classes in another order; None if the order is the same.
 
         head: A head for other classes than the module's own, see `add_head`.
+        int8: Rounds weights and activations to 8 bits; None for none.
         other_classes: Number of the module's own classes, if they are not the run's and its logits
             are ignored, see `ignore_logits`.
         chosen_stages: The table of the stages, if they were chosen and not named by the user.
@@ -139,14 +141,8 @@ class StagedModel(nn.Module):
 
     def forward_normalized(self, images: Tensor) -> ModelOutput:
         """Run the model on images that are already normalised."""
-        if self.int8 is None:
+        with nullcontext() if self.int8 is None else self.int8.rounding(self.module):
             return self._forward(images)
-        with self.int8.rounding(self.module):
-            return self._forward(images)
-
-    def round_to_int8(self) -> None:
-        """Round weights and activations to 8 bits from now on, see `Int8Rounding`."""
-        self.int8 = Int8Rounding(self.module).to(self.mean.device)
 
     def _forward(self, images: Tensor) -> ModelOutput:
         if self.returns_stages:
