@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 import dskd
+from dskd.config.schema import MethodSettings
+from dskd.deploy.model_card import RunFacts
+from dskd.deploy.qat import QATOptions, quantization_aware
 from dskd.errors import InputError
 from dskd.models.int8_rounding import Int8Rounding, rounded_weight
 
@@ -83,3 +86,13 @@ def test_options_that_do_nothing_are_refused(
     with pytest.raises(InputError) as caught:
         dskd.export(run.path, **options)  # type: ignore[arg-type]
     assert str(caught.value) == message
+
+
+def test_methods_that_ship_another_module_are_refused(tmp_path: Path) -> None:
+    run = dskd.train(
+        "resnet8", data={"name": "digits", "fraction": 0.1}, epochs=1, out=tmp_path / "run"
+    )
+    recipe = RunFacts.read(run.path).recipe.changed(method=MethodSettings(name="norm"))
+    finishing = quantization_aware(dskd.load_deployed(run.path), recipe, QATOptions(1))
+    with pytest.raises(InputError, match="the method norm ships another module"), finishing:
+        pass

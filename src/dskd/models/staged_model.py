@@ -54,7 +54,6 @@ class StagedModel(nn.Module):
     Attributes:
         class_order: int64 ``[K]``: which of the module's logits each class has, if the module has
             the classes in another order; None if the order is the same.
-
         head: A head for other classes than the module's own, see `add_head`.
         int8: Rounds weights and activations to 8 bits; None for none.
         other_classes: Number of the module's own classes, if they are not the run's and its logits
