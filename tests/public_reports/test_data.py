@@ -358,7 +358,7 @@ def test_folders_of_tools_are_no_classes(root: Path) -> None:
     dataset = load(root)
     assert dataset.classes == ("a", "b")
     assert len(dataset.train) == 8
-    assert dataset.notes == ("ignored: __MACOSX (1 files), @eaDir (1 files)",)
+    assert dataset.notes == ("ignored: __MACOSX (1 file), @eaDir (1 file)",)
 
 
 def test_swapped_files_of_equal_size_and_time_are_noticed(root: Path) -> None:

@@ -218,15 +218,20 @@ def test_torch_load_is_called_with_weights_only(
 
     def watched(*arguments: Any, **settings: Any) -> Any:
         values.append(settings.get("weights_only"))
+        assert Dice not in torch.serialization.get_safe_globals()
         return load(*arguments, **settings)
 
     monkeypatch.setattr(torch, "load", watched)
-    admitted = set(torch.serialization.get_safe_globals())
-    read_weights(path)
-    assert values == [True]
-    assert (
-        set(torch.serialization.get_safe_globals()) == admitted
-    )  # ours are allowed only while we read
+    with torch.serialization.safe_globals([Dice]):  # as other libraries do
+        admitted = set(torch.serialization.get_safe_globals())
+        read_weights(path)
+        assert values == [True]
+        # Ours are allowed only while we read, and others are not then.
+        assert set(torch.serialization.get_safe_globals()) == admitted
+
+
+class Dice:
+    """A type that another library allows."""
 
 
 def torch_bytes(tmp_path: Path, zipped: bool) -> bytes:

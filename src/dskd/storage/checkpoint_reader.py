@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,23 @@ def _safe_types() -> list[Any]:
     ]
 
 
+@contextmanager
+def _only_safe_types() -> Iterator[None]:
+    """Within the block, torch rebuilds our safe types and no others.
+
+    Libraries such as PyTorch Geometric add types of their own for the whole process, some under the
+    names of ours.
+    """
+    admitted = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(_safe_types())
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(admitted)
+
+
 def read_content(path: Path) -> Any:
     """Reads a file of ``safetensors`` or of ``torch.save``, which its first bytes tell apart.
 
@@ -109,7 +128,7 @@ def _safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_safe_types()):
+        with _only_safe_types():
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = [line.strip() for line in str(error).splitlines() if "GLOBAL" in line]

@@ -20,7 +20,7 @@ from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.settings import GraphModelSettings, GraphRecipe
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import GRAPHS
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.settings import Count, Settings, validate
 from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
 from dskd.storage.weights import load_weights, read_metadata, read_weights
@@ -74,8 +74,7 @@ def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStud
     recipe = read_recipe_of(run)
     if not (run / RESULT).is_file():
         raise InputError(
-            f"{run} is not finished; go on with `dskd graphs distill {run}/recipe.yaml out={run} "
-            "--resume`"
+            f"{run} is not finished; distil {run / RECIPE} with out={run} and {option('resume')}"
         )
     metadata = validate(_Metadata, read_metadata(run / LAST), f"{run / LAST}: ")
     settings = metadata.model
@@ -85,7 +84,8 @@ def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStud
     if number > 1:
         if which == "best":
             raise InputError(
-                f"the best epoch of {run} is saved of student 1 alone; take --last for the others"
+                f"the best epoch of {run} is saved of student 1 alone; take {option('last')} for "
+                "the others"
             )
         if (kind := peers[number - 2]) != "same":
             settings = settings.model_copy(update={"name": kind})

@@ -23,7 +23,7 @@ from dskd.engine.tasks.segmentation.settings import (
 from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.task import SEGMENTATION
 from dskd.engine.tasks.segmentation.unet import SMALLEST, SegmentationModel, UNet
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.settings import Count, Number, Positive, Settings, validate
 from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
 from dskd.storage.weights import load_weights, read_metadata, read_weights
@@ -101,8 +101,7 @@ def load_student(run: Path, which: Which = "best") -> SegmentationStudent:
     recipe = read_recipe_of(run)
     if not (run / RESULT).is_file():
         raise InputError(
-            f"{run} is not finished; go on with `dskd segment distill {run}/{RECIPE} out={run} "
-            "--resume`"
+            f"{run} is not finished; distil {run / RECIPE} with out={run} and {option('resume')}"
         )
     path = run / (LAST if which == "last" else BEST)
     metadata = validate(_Metadata, _plain(read_metadata(path)), f"{path}: ")
