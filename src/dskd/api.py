@@ -153,7 +153,7 @@ def compare_methods(
     *,
     teacher: Model | None = None,
     data: Data | None = None,
-    methods: Sequence[str | type[Method]],
+    methods: str | Sequence[str | type[Method]],
     seeds: int = 3,
     weights: Weights = "equal",
     epochs: int | None = None,
@@ -175,7 +175,8 @@ def compare_methods(
         student: As for `distill`.
         teacher: As for `distill`. It is trained once.
         data: As for `distill`.
-        methods: Their names, also with settings, as in ``["kd", "dskd:beta=0.1"]``, or classes.
+        methods: Their names, also with settings, as in ``["kd", "dskd:beta=0.1"]``, or classes; or
+            a text as on the command line, as in ``"kd,dskd"``.
         seeds: The number of seeds: ``seed``, ``seed + 1`` and so on.
         weights: ``equal`` sets ``ce = kd = 1``; ``literature`` takes those of each publication.
         epochs: As for `distill`.
@@ -207,7 +208,8 @@ def compare_methods(
     options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
     with python_output(verbose), outside.code_allowed(allow_code):
         resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
-        return _compare(resolved, objects, methods, out, options, jobs, launcher)
+        chosen = [methods] if isinstance(methods, str) else methods
+        return _compare(resolved, objects, chosen, out, options, jobs, launcher)
 
 
 def _compare(

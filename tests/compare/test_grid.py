@@ -17,7 +17,7 @@ def test_out_belongs_to_the_comparison(tmp_path: Path) -> None:
 
 
 def test_a_plan_needs_a_seed_and_the_teacher_that_a_method_reads() -> None:
-    with pytest.raises(InputError, match="seeds: at least one is needed, got 0"):
+    with pytest.raises(InputError, match="seeds: a number of at least 1 is needed, got 0"):
         load_plan("digits", [], ["kd"], None, seeds=0)
     with pytest.raises(
         InputError, match=r"the method 'kd' needs a teacher; give one, as in teacher={\"name\""

@@ -26,6 +26,7 @@ from dskd.engine.check.data import (
 )
 from dskd.engine.check.findings import CheckReport, CostFindings, StepFindings
 from dskd.engine.check.run import check
+from dskd.engine.optimizer import set_rate
 from dskd.errors import InputError
 from dskd.runtime import distributed
 from tests.conftest import make_dataset
@@ -238,6 +239,18 @@ def test_steps_measure_speed_memory_and_the_size_of_a_checkpoint() -> None:
     assert found.model_bytes == weights
     assert found.state_bytes > 2 * weights  # with the momentum
     assert found.saved_bytes > 0
+
+
+def test_the_steps_are_those_of_a_run_without_the_momentum_of_a_rehearsal() -> None:
+    found = steps.check_steps(trainer("kd"), "student", warmup=0.0)
+    fresh = trainer("kd")
+    fresh.method.train()
+    set_rate(fresh.optimizer, fresh.learning_rate(0.0))
+    batches = steps._batches(fresh, found.batch_size)
+    next(batches)
+    for loss in found.losses:
+        step = fresh.take_step(fresh.with_targets(next(batches)))
+        assert loss == pytest.approx(step.objective.item(), rel=1e-4)
 
 
 def test_a_slow_step_is_measured_with_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:

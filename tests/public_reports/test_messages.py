@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -298,3 +299,14 @@ def test_a_name_that_is_a_number_in_a_file_is_taken_in_the_quotes_that_the_messa
         recipe.load(str(path))
     path.write_text(text.replace("out: 2024", "out: '2024'"))
     assert recipe.load(str(path)).out == Path("2024")
+
+
+def test_arguments_in_python_that_contradict_or_have_another_form(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"data": {"name": "digits", "fraction": 0.1}, "out": tmp_path}
+    with pytest.raises(InputError, match=r"epochs=1 and train=\{'epochs': 2\} contradict"):
+        dskd.train("resnet8", epochs=1, train={"epochs": 2}, **settings)
+    with pytest.raises(InputError, match=r"seeds: a number of at least 1 is needed, got \[0, 1\]"):
+        dskd.compare_methods("resnet8", methods=["ce"], seeds=cast(Any, [0, 1]), **settings)
+    with pytest.raises(InputError, match="unknown method 'kdd'"):
+        dskd.compare_methods("resnet8", methods="ce,kdd", seeds=1, **settings)
+    assert not list(tmp_path.iterdir())

@@ -112,8 +112,10 @@ def plan(
             ``seeds`` is below 1.
     """
     variants = method_variants(names, recipe, weights)
-    if seeds < 1:
-        raise InputError(f"seeds: at least one is needed, got {seeds}")
+    if not isinstance(seeds, int) or seeds < 1:
+        raise InputError(
+            f"seeds: a number of at least 1 is needed, got {seeds!r}; seed sets the first of them"
+        )
     if recipe.teacher is None:
         for variant in variants:
             if methods.find(variant.method.name).needs_teacher:

@@ -83,6 +83,12 @@ def _set(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
         values["train"] = given  # it is refused with the rest
     elif given is not None or epochs is not None:
         own = {} if epochs is None else {"epochs": epochs}
+        listed = (given or {}).get("epochs", epochs)
+        if epochs is not None and epochs != listed:
+            raise InputError(
+                f"epochs={epochs!r} and train={{'epochs': {listed!r}}} contradict each other; give "
+                "one of them"
+            )
         values["train"] = {**(values.get("train") or {}), **(given or {}), **own}
     for key in ("seed", "out"):
         if settings.get(key) is not None:

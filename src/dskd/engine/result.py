@@ -21,7 +21,9 @@ class Result:
 
     Attributes:
         path: The run directory.
-        student: The deployed student after the last epoch, on the CPU, in eval mode.
+        student: The deployed student after the last epoch, on the CPU, in eval mode. It takes
+            normalised images, ``(pixel / 255 - mean) / std`` with the mean and std of the run;
+            ``dskd.load_deployed(path).model`` normalises ``uint8`` images itself.
         method: Name of the method.
         parameters: Number of parameters of the deployed student.
         test_accuracy: Top-1 on the test split after the last epoch, in percent.

@@ -56,7 +56,7 @@ def make_search(
         InputError: ``seeds`` is below 1.
     """
     if seeds < 1:
-        raise InputError(f"seeds: at least one is needed, got {seeds}")
+        raise InputError(f"seeds: a number of at least 1 is needed, got {seeds}")
     numbers = tuple(range(recipe.seed, recipe.seed + seeds))
     if not methods.find(recipe.method.name).needs_teacher:
         recipe = recipe.changed(teacher=None)

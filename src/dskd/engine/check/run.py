@@ -224,7 +224,8 @@ def _step_reasons(steps: Sequence[StepFindings]) -> Iterator[str]:
     for found in steps:
         if found.problem:
             rate = "teacher.lr or train.lr" if found.trained == "teacher" else "train.lr"
-            yield f"the {found.trained}'s training does not start: {found.problem}; lower {rate}"
+            problem = found.problem.removesuffix("; lower train.lr")
+            yield f"the {found.trained}'s training does not start: {problem}; lower {rate}"
 
 
 def _step_warnings(recipe: Recipe, steps: Sequence[StepFindings]) -> Iterator[str]:

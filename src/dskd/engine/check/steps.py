@@ -215,6 +215,7 @@ def _timed_steps(
         first = trainer.with_targets(next(batches))  # workers start with the first batch
         if size > SMALL:
             trainer.take_step(first)  # the first step of a size is slower
+        trainer.optimizer.state.clear()  # the momentum of the steps so far, which the run has not
         watch.set(0.0)
         start = time.perf_counter()
         while steps < STEPS and (steps < FEWEST or time.perf_counter() - begun < seconds):
