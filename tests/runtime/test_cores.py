@@ -42,7 +42,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @pytest.mark.parametrize(
     ("threads", "hint"),
-    [(1, "stop other programs"), (3, "stop other programs, or lower train.threads (now 3)")],
+    [
+        (1, "stop other programs"),
+        (3, "stop other programs, or start the next run with train.threads below 3"),
+    ],
 )
 def test_a_run_that_waits_for_cores_is_told_so(
     machine: Machine,

@@ -99,5 +99,5 @@ class CoreWatch:
             "this run waits for a processor core %.0f %% of the time, because more work runs than "
             "there are cores (%d); stop other programs%s",
             *(100 * share, psutil.cpu_count() or 1),
-            f", or lower train.threads (now {threads})" if threads > 1 else "",
+            f", or start the next run with train.threads below {threads}" if threads > 1 else "",
         )
