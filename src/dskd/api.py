@@ -175,8 +175,7 @@ def compare_methods(
         student: As for `distill`.
         teacher: As for `distill`. It is trained once.
         data: As for `distill`.
-        methods: Their names, also with settings, as in ``["kd", "dskd:beta=0.1"]``, or classes; or
-            a text as on the command line, as in ``"kd,dskd"``.
+        methods: Names, also with settings: ``"kd,dskd:beta=0.1"`` or a list, also of classes.
         seeds: The number of seeds: ``seed``, ``seed + 1`` and so on.
         weights: ``equal`` sets ``ce = kd = 1``; ``literature`` takes those of each publication.
         epochs: As for `distill`.
@@ -208,14 +207,13 @@ def compare_methods(
     options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
     with python_output(verbose), outside.code_allowed(allow_code):
         resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
-        chosen = [methods] if isinstance(methods, str) else methods
-        return _compare(resolved, objects, chosen, out, options, jobs, launcher)
+        return _compare(resolved, objects, methods, out, options, jobs, launcher)
 
 
 def _compare(
     recipe: Recipe,
     objects: UserObjects,
-    methods: Sequence[str | type[Method]],
+    methods: str | Sequence[str | type[Method]],
     out: str | Path | None,
     options: Mapping[str, Any],
     jobs: int | None,
@@ -225,6 +223,7 @@ def _compare(
     assert recipe.out is not None, "a resolved recipe has its folder"
     default = Path("runs/compare") / recipe.out.parent.name
     path = default if out is None else as_path(out, "out")
+    methods = [methods] if isinstance(methods, str) else methods
     names = [outside.give(one) if isinstance(one, type) else one for one in methods]
     objects = replace(objects, methods=tuple(one for one in methods if isinstance(one, type)))
     grid = plan(recipe, names, path, **options)
