@@ -8,7 +8,6 @@ the last run the results are written to ``docs/results/early-exits.json``, drawn
 
 from __future__ import annotations
 
-import argparse
 import io
 import itertools
 import json
@@ -27,12 +26,12 @@ from dskd.deploy.early_exits import evaluate_exits, load_early
 from dskd.engine import run
 from dskd.models.cost import model_cost
 from dskd.runtime import device
+from evidence.command import study_arguments, write_results
 from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, machine
 from evidence.numbers import number
 from evidence.page import machine_line
 from evidence.prepare import prepare
-from evidence.study import RESULTS
 
 RECIPE = str(Path(__file__).parent / "early-exits.yaml")
 SEEDS = 3
@@ -49,7 +48,7 @@ def compute(
     """Computes the missing runs.
 
     Args:
-        data: The folder of the photos.
+        data: The image folder of the split.
         out: The folder of the study.
         changes: Settings that depart from the protocol.
         seeds: Number of seeds.
@@ -263,20 +262,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line; None for that of the process.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
-    chosen = parser.parse_intermixed_args(arguments)
+    chosen = study_arguments(__doc__, arguments, SEEDS)
     with exit_codes():
         images = prepare(chosen.data, SPLIT, chosen.out / "splits")
         facts = compute(images, chosen.out / "early-exits", chosen.changes, chosen.seeds)
-    chosen.results.mkdir(parents=True, exist_ok=True)
-    (chosen.results / "early-exits.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_results(chosen.results, "early-exits", facts, page(facts))
     (chosen.results / "early-exits.svg").write_bytes(figure(facts))
-    (chosen.results / "early-exits.md").write_text(page(facts))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ stopped. After the last run the results are written to ``docs/results/graphs.jso
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -21,11 +19,11 @@ from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
 from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.runtime import device
+from evidence.command import study_arguments, write_results
 from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, machine
 from evidence.numbers import number, p_text, verdict
 from evidence.page import machine_line
-from evidence.study import RESULTS
 
 RECIPE = str(Path(__file__).parent / "graphs.yaml")
 SEEDS = 10
@@ -163,18 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line; None for that of the process.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
-    chosen = parser.parse_intermixed_args(arguments)
+    chosen = study_arguments(__doc__, arguments, SEEDS)
     with exit_codes():
         facts = compute(chosen.data, chosen.out / "graphs", chosen.changes, chosen.seeds)
-    chosen.results.mkdir(parents=True, exist_ok=True)
-    (chosen.results / "graphs.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (chosen.results / "graphs.md").write_text(page(facts))
+    write_results(chosen.results, "graphs", facts, page(facts))
 
 
 if __name__ == "__main__":

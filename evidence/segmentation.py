@@ -8,8 +8,6 @@ the last run the results are written to ``docs/results/segmentation.json`` and d
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -26,11 +24,11 @@ from dskd.engine.tasks.segmentation.recipe import RECIPES
 from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.student import evaluate, load_student
 from dskd.runtime import device
+from evidence.command import study_arguments, write_results
 from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, machine
 from evidence.numbers import number, p_text, verdict
 from evidence.page import machine_line
-from evidence.study import RESULTS
 
 RECIPE = str(Path(__file__).parent / "segmentation.yaml")
 SEEDS = {"mixed": 5, "dense": 3}
@@ -259,22 +257,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line; None for that of the process.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--seeds", type=int, help="of both studies, in place of the protocol's")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
-    chosen = parser.parse_intermixed_args(arguments)
+    chosen = study_arguments(__doc__, arguments, None)
     seeds = SEEDS if chosen.seeds is None else dict.fromkeys(SEEDS, chosen.seeds)
     out = chosen.out / "segmentation"
     with exit_codes():
         facts = compute(chosen.data, out, chosen.changes, seeds)
         shown = draw(out.resolve(), ("masks", "both", "all"))
-    chosen.results.mkdir(parents=True, exist_ok=True)
+    write_results(chosen.results, "segmentation", facts, page(facts))
     shown.save(chosen.results / "segmentation.png")
-    (chosen.results / "segmentation.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (chosen.results / "segmentation.md").write_text(page(facts))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the last run the results are written to ``docs/results/unlabelled.json`` and dra
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -19,11 +18,11 @@ from dskd.compare.statistics import Difference, holm, interval, paired
 from dskd.config.recipe import load, load_by_labels
 from dskd.engine import run
 from dskd.runtime import device
+from evidence.command import study_arguments, write_results
 from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, machine
 from evidence.numbers import number, p_text, verdict
 from evidence.page import machine_line
-from evidence.study import RESULTS
 
 RECIPE = str(Path(__file__).parent / "unlabelled.yaml")
 SEEDS = 3
@@ -227,18 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line; None for that of the process.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
-    chosen = parser.parse_intermixed_args(arguments)
+    chosen = study_arguments(__doc__, arguments, SEEDS)
     with exit_codes():
         facts = compute(chosen.data, chosen.out / "unlabelled", chosen.changes, chosen.seeds)
-    chosen.results.mkdir(parents=True, exist_ok=True)
-    (chosen.results / "unlabelled.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (chosen.results / "unlabelled.md").write_text(page(facts))
+    write_results(chosen.results, "unlabelled", facts, page(facts))
 
 
 if __name__ == "__main__":
