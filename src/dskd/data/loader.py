@@ -209,22 +209,51 @@ class BatchAssembly:
         )
 
 
-class MemoryLoader(Loader):
-    """A split that is held in the memory of the training device.
+class HeldLoader(Loader):
+    """A split that is held in the memory of the training device, in order.
+
+    Args:
+        images: uint8 ``[N, C, H, W]``.
+        labels: One for each image, of any shape.
+        device: The device that holds them.
+
+    Attributes:
+        images: As given, on the device.
+        labels: As given, on the device.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, device: torch.device) -> None:
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.device = device
+        self.sample_shape = tuple(self.images.shape[1:])
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Loader.in_order`."""
+        yield from zip(
+            torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True
+        )
+
+    def probe(self, count: int) -> Tensor:
+        """See `Loader.probe`."""
+        return self.images[:count]
+
+    def identity(self) -> dict[str, Any]:
+        """See `Loader.identity`."""
+        content = self.images.cpu().contiguous().numpy()
+        digest = hashlib.sha256(content.data).hexdigest()
+        return {"shape": list(self.images.shape), "sha256": digest}
+
+
+class MemoryLoader(HeldLoader):
+    """A split of images with classes, augmented on the training device.
 
     Args:
         split: Images and labels.
         device: The device that holds them.
-
-    Attributes:
-        images: uint8 ``[N, C, H, W]``.
     """
 
     def __init__(self, split: Samples, device: torch.device) -> None:
-        self.images = split.images.to(device)
-        self.labels = split.labels.to(device)
-        self.device = device
-        self.sample_shape = tuple(self.images.shape[1:])
+        super().__init__(split.images, split.labels, device)
 
     def batches(
         self,
@@ -259,22 +288,6 @@ class MemoryLoader(Loader):
         if self.device.type == "cpu":
             return 1
         return max(1, AUGMENT_BYTES // (batch_size * self.images[0].nbytes))
-
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Loader.in_order`."""
-        yield from zip(
-            torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True
-        )
-
-    def probe(self, count: int) -> Tensor:
-        """See `Loader.probe`."""
-        return self.images[:count]
-
-    def identity(self) -> dict[str, Any]:
-        """See `Loader.identity`."""
-        content = self.images.cpu().contiguous().numpy()
-        digest = hashlib.sha256(content.data).hexdigest()
-        return {"shape": list(self.images.shape), "sha256": digest}
 
 
 class DataLoaders:

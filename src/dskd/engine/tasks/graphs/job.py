@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from dskd.engine.task import Job
 from dskd.engine.tasks.build import build_trainer as build_task_trainer
 from dskd.engine.tasks.build import seed_of_part
 from dskd.engine.tasks.graphs.data import GraphData
@@ -30,6 +29,7 @@ from dskd.engine.tasks.graphs.settings import (
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import GRAPHS
 from dskd.engine.tasks.graphs.teacher import GraphTeacher, GraphTeacherOutputs
+from dskd.engine.tasks.job import TaskJob, needs_teacher
 from dskd.engine.teacher_run import train_in_folder
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
@@ -44,12 +44,7 @@ from dskd.teacher.outputs import TeacherOutputs
 log = logging.getLogger("dskd")
 
 
-def needs_teacher(recipe: GraphRecipe) -> bool:
-    """Whether the method of a run learns from a teacher."""
-    return METHODS[RECIPES.short(recipe.method.name)].needs_teacher
-
-
-class GraphJob(Job):
+class GraphJob(TaskJob):
     """A run on graphs.
 
     Args:
@@ -62,12 +57,6 @@ class GraphJob(Job):
     def __init__(self, recipe: GraphRecipe) -> None:
         super().__init__(recipe)
         self._recipe = recipe
-
-    @property
-    def trains_teacher(self) -> bool:
-        """See `Job.trains_teacher`."""
-        teacher = self._recipe.teacher
-        return needs_teacher(self._recipe) and teacher is not None and not teacher.is_given
 
     def check_processes(self, device: torch.device) -> None:
         """See `Job.check_processes`."""

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from dskd import methods
-from dskd.engine.task import Job
 from dskd.engine.tasks.build import build_trainer as build_task_trainer
 from dskd.engine.tasks.build import seed_of_part
+from dskd.engine.tasks.job import TaskJob, needs_teacher
 from dskd.engine.tasks.segmentation.base import SegmentationMethod
 from dskd.engine.tasks.segmentation.dataset import SegmentationData
 from dskd.engine.tasks.segmentation.loader import SegmentationLoaders, Supervision
@@ -40,12 +39,7 @@ from dskd.teacher.outputs import TeacherOutputs
 log = logging.getLogger("dskd")
 
 
-def needs_teacher(recipe: SegmentationRecipe) -> bool:
-    """Whether the method of a run learns from a teacher."""
-    return methods.find(recipe.method.name).needs_teacher
-
-
-class SegmentationJob(Job):
+class SegmentationJob(TaskJob):
     """A run on images with masks.
 
     Args:
@@ -59,12 +53,6 @@ class SegmentationJob(Job):
     def __init__(self, recipe: SegmentationRecipe) -> None:
         super().__init__(recipe)
         self._recipe = recipe
-
-    @property
-    def trains_teacher(self) -> bool:
-        """See `Job.trains_teacher`."""
-        teacher = self._recipe.teacher
-        return needs_teacher(self._recipe) and teacher is not None and not teacher.is_given
 
     def check_processes(self, device: torch.device) -> None:
         """See `Job.check_processes`."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dskd.data.epoch_plan import EpochPlan, random_stream
-from dskd.data.loader import NO_LABEL, Batch, Loader
+from dskd.data.loader import NO_LABEL, Batch, HeldLoader, Loader
 from dskd.engine.tasks.segmentation.dataset import MaskedImages, SegmentationData
 from dskd.errors import InputError
 
@@ -49,7 +48,7 @@ class MaskedBatch(Batch):
         return found.float().mean()
 
 
-class MaskedLoader(Loader):
+class MaskedLoader(HeldLoader):
     """A split of images with masks on a device, in order.
 
     Args:
@@ -64,10 +63,8 @@ class MaskedLoader(Loader):
     """
 
     def __init__(self, split: MaskedImages, device: torch.device, classes: int) -> None:
+        super().__init__(split.images, split.masks, device)
         self.classes = classes
-        self.images, self.labels = split.images.to(device), split.masks.to(device)
-        self.device = device
-        self.sample_shape = tuple(self.images.shape[1:])
 
     def batches(
         self,
@@ -79,22 +76,6 @@ class MaskedLoader(Loader):
     ) -> Iterator[Batch]:
         """Refused: a split in order is evaluated."""
         raise TypeError("a split in order has no batches for training")
-
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Loader.in_order`."""
-        yield from zip(
-            torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True
-        )
-
-    def probe(self, count: int) -> Tensor:
-        """See `Loader.probe`."""
-        return self.images[:count]
-
-    def identity(self) -> dict[str, Any]:
-        """See `Loader.identity`."""
-        content = self.images.cpu().contiguous().numpy()
-        digest = hashlib.sha256(content.data).hexdigest()
-        return {"shape": list(self.images.shape), "sha256": digest}
 
 
 class MixedLoader(MaskedLoader):
