@@ -162,11 +162,8 @@ def teacher_recipe(recipe: Recipe) -> Recipe:
     assert teacher is not None
     own = {"epochs": teacher.epochs, "lr": teacher.lr}
     schedule: dict[str, Any] = {key: value for key, value in own.items() if value is not None}
-    schedule |= {
-        "ema": None,
-        "exits": False,
-        "int8_rounding": False,
-    }  # the teacher is the model of the last epoch
+    # The teacher is the plain model of the last epoch.
+    schedule |= {"ema": None, "exits": False, "int8_rounding": False}
     if recipe.train.optimizer == "dot":  # there is nothing to distil
         default = TrainSettings.model_fields["dot_delta"].default
         schedule |= {"optimizer": "sgd", "dot_delta": default}

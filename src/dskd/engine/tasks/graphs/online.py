@@ -80,7 +80,7 @@ class OnlineMethod(GraphMethod):
     def further_losses(
         self, batch: GraphBatch, output: ModelOutput, peers: list[ModelOutput]
     ) -> dict[str, Tensor]:
-        """Losses beside those of the labels and of the alignment; none here."""
+        """Further losses than those of the labels and of the alignment; none here."""
         return {}
 
     def _others(self, turn: int) -> Iterator[GraphNet]:
