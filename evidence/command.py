@@ -1,13 +1,16 @@
-"""What the programs of single studies have in common: their arguments, and the files they write."""
+"""Arguments, facts and files that the programs of single studies have in common."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from dskd.runtime import device
+from evidence.facts import commit_of_code, machine
 from evidence.study import RESULTS
 
 
@@ -28,6 +31,33 @@ def study_arguments(
     parser.add_argument("--seeds", type=int, default=seeds, help="in place of the protocol's")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the page")
     return parser.parse_intermixed_args(arguments)
+
+
+def origin(name: str, changes: Sequence[str]) -> dict[str, Any]:
+    """How a study is computed: its command, code and machine.
+
+    Args:
+        name: Of the study.
+        changes: Settings that depart from the protocol.
+    """
+    return {
+        "study": name,
+        "command": f"make reproduce-{name} DATA=...",
+        "changes": list(changes),
+        "commit": commit_of_code(),
+        "date": date.today().isoformat(),
+        "environment": machine(device.pick("auto")),
+    }
+
+
+def rules(facts: Mapping[str, Any]) -> str:
+    """Names the protocol of a study, and the settings that depart from it.
+
+    Args:
+        facts: What `origin` returned.
+    """
+    changed = f" The recipe was changed: {', '.join(facts['changes'])}." if facts["changes"] else ""
+    return f"The rules are in the [protocol](protocol-{facts['study']}.md).{changed}"
 
 
 def write_results(folder: Path, name: str, facts: Mapping[str, Any], page: str) -> None:

@@ -13,23 +13,20 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from dskd.compare.statistics import interval
+from dskd.compare.statistics import interval, paired
 from dskd.config.recipe import load, load_by_labels
 from dskd.deploy.early_exits import evaluate_exits, load_early
 from dskd.engine import run
 from dskd.models.cost import model_cost
-from dskd.runtime import device
-from evidence.command import study_arguments, write_results
+from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
-from evidence.facts import commit_of_code, machine
-from evidence.numbers import number
+from evidence.numbers import finding, number
 from evidence.page import machine_line
 from evidence.prepare import prepare
 
@@ -56,7 +53,7 @@ def compute(
     Returns:
         Everything that the page shows.
     """
-    commit = commit_of_code()
+    source = origin("early-exits", changes)
     data, out = data.resolve(), out.resolve()
     teacher = out / "teacher"
     own = [f"student.name={TEACHER}", f"data.root={data}", f"out={teacher}"]
@@ -77,12 +74,7 @@ def compute(
             found["multiply_adds"] = _cost(folder)
     facts = load_early(out / f"{STUDENT}-seed0").facts
     return {
-        "study": "early-exits",
-        "command": "make reproduce-early-exits DATA=...",
-        "changes": list(changes),
-        "commit": commit,
-        "date": date.today().isoformat(),
-        "environment": machine(device.pick("auto")),
+        **source,
         "teacher": json.loads((teacher / "result.json").read_text())["test_accuracy"],
         "val_images": facts.val_images,
         "exits": exits,
@@ -121,21 +113,21 @@ def page(facts: Mapping[str, Any]) -> str:
     Args:
         facts: What `compute` returned.
     """
-    changed = f" The recipe was changed: {', '.join(facts['changes'])}." if facts["changes"] else ""
     lines = [
         "# Early exits",
         "",
         "**Is one student with early exits better than a smaller student of the same cost?**",
         "",
-        *_answers(facts),
+        *_findings(facts),
         "",
         "![Accuracy against multiply-adds](early-exits.svg)",
         "",
-        f"The rules are in the [protocol](protocol-early-exits.md).{changed} Accuracies are top-1 "
+        f"{rules(facts)} Accuracies are top-1 "
         f"on {facts['exits'][0]['images']:,} test images in percent, after the last epoch, with "
         f"95 % intervals over {len(facts['exits'])} seeds. The thresholds were chosen on "
         f"{facts['val_images']:,} validation images. The latency of one image is that of PyTorch "
-        "on one thread, relative to the plain student of the same seed.",
+        "on one thread, relative to the plain student of the same seed. p-values are those of "
+        "paired t-tests, uncorrected.",
         "",
         "| student | largest loss, points | accuracy | loss | multiply-adds, M | latency | "
         "answered early, % |",
@@ -202,7 +194,7 @@ def at_cost(curve: Sequence[Mapping[str, Any]], multiply_adds: float) -> float |
     return None
 
 
-def _answers(facts: Mapping[str, Any]) -> Iterator[str]:
+def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
     for name, found in facts["smaller"].items():
         cost = found["multiply_adds"]
         ours = [at_cost(one["curve"], cost) for one in facts["exits"]]
@@ -210,17 +202,11 @@ def _answers(facts: Mapping[str, Any]) -> Iterator[str]:
         if len(known) < len(ours):
             yield f"- No policy of {STUDENT} is as cheap as {name} at every seed."
             continue
-        gaps = [one - other for one, other in zip(known, found["accuracies"], strict=True)]
-        gap = interval(gaps)
-        certain = (
-            "which is shown"
-            if abs(gap.mean) > (gap.half or float("inf"))
-            else "which is not shown to differ from zero"
-        )
+        gap = paired(known, found["accuracies"])
         yield (
             f"- At the multiply-adds of {name} ({cost / 1e6:.1f} M), {STUDENT} with exits has "
             f"{_over_seeds(known, '.1f')} %, and {name} {_over_seeds(found['accuracies'], '.1f')} "
-            f"%: a difference of {number(gap.mean, gap.half, '+.1f')} points, {certain}."
+            f"%: a difference of {finding(gap, gap.p)}."
         )
 
 

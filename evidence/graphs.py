@@ -9,7 +9,6 @@ stopped. After the last run the results are written to ``docs/results/graphs.jso
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ from dskd.compare.progress import LogLines
 from dskd.compare.runner import run_grid
 from dskd.compare.summary import Summary, summarize
 from dskd.engine.tasks.graphs.recipe import RECIPES
-from dskd.runtime import device
-from evidence.command import study_arguments, write_results
+from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
-from evidence.facts import commit_of_code, machine
 from evidence.numbers import number, p_text, verdict
 from evidence.page import machine_line
 
@@ -62,15 +59,10 @@ def compute(
     Returns:
         Everything that the page shows.
     """
-    commit = commit_of_code()
+    source = origin("graphs", changes)
     found = {name: _compared(data / f"{name}.npz", out / name, changes, seeds) for name in GRAPHS}
     return {
-        "study": "graphs",
-        "command": "make reproduce-graphs DATA=...",
-        "changes": list(changes),
-        "commit": commit,
-        "date": date.today().isoformat(),
-        "environment": machine(device.pick("auto")),
+        **source,
         "seeds": seeds,
         "graphs": found,
     }
@@ -115,13 +107,14 @@ def page(facts: Mapping[str, Any]) -> str:
     Args:
         facts: What `compute` returned.
     """
-    changed = f" The recipe was changed: {', '.join(facts['changes'])}." if facts["changes"] else ""
     lines = [
         "# Graphs",
         "",
         "**Do students of graphs gain from learning online, or from a larger teacher?**",
         "",
-        f"The rules are in the [protocol](protocol-graphs.md).{changed} Accuracies are top-1 on "
+        *_findings(facts["graphs"]),
+        "",
+        f"{rules(facts)} Accuracies are top-1 on "
         "the test nodes in percent, after the last epoch. ± is the 95 % interval over "
         f"{facts['seeds']} seeds; it covers the noise of training, on one split of each graph. "
         "Differences to one student alone are paired by seed. p is from a paired t-test, with "
@@ -132,6 +125,15 @@ def page(facts: Mapping[str, Any]) -> str:
     for name, graph in facts["graphs"].items():
         lines += _table(name, graph)
     return "\n".join([*lines, machine_line(facts), ""])
+
+
+def _findings(graphs: Mapping[str, Any]) -> Iterator[str]:
+    """On which graphs each method differs from one student alone."""
+    for label in METHODS[1:]:
+        rows = {name: graph["methods"][label] for name, graph in graphs.items()}
+        said = [f"{verdict(row)} on {name}" for name, row in rows.items() if verdict(row)]
+        found = ", ".join(said) or "no significant difference on any graph"
+        yield f"- {NAMES[label]}, against one student alone: {found}."
 
 
 def _table(name: str, graph: Mapping[str, Any]) -> Iterator[str]:

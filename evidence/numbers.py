@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dskd.compare.statistics import Difference
+
 LEVEL = 0.05
 """A difference is significant if its corrected p-value is below this."""
 
@@ -69,3 +71,35 @@ def p_equation(value: float) -> str:
     """
     text = p_text(value)
     return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def gap_text(gap: Difference) -> str:
+    """A mean difference with half the width of its interval.
+
+    Args:
+        gap: Of two methods at the same seeds.
+    """
+    return number(gap.interval.mean, gap.interval.half, "+.1f")
+
+
+def gap_verdict(gap: Difference, p_holm: float | None) -> str:
+    """The `verdict` on a difference.
+
+    Args:
+        gap: Of two methods at the same seeds.
+        p_holm: Its corrected p-value.
+    """
+    return verdict({"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": p_holm})
+
+
+def finding(gap: Difference, p_holm: float | None) -> str:
+    """A difference in a sentence, with its corrected p-value.
+
+    Args:
+        gap: Of two methods at the same seeds.
+        p_holm: Its corrected p-value; None if none can be computed.
+    """
+    if p_holm is None:
+        return f"{gap_text(gap)} points, without a test"
+    said = "significant" if gap_verdict(gap, p_holm) else "not significant"
+    return f"{gap_text(gap)} points, {said} ({p_equation(p_holm)})"

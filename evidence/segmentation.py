@@ -9,7 +9,6 @@ the last run the results are written to ``docs/results/segmentation.json`` and d
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +22,9 @@ from dskd.engine.tasks.segmentation.overlay import draw_rows
 from dskd.engine.tasks.segmentation.recipe import RECIPES
 from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.student import evaluate, load_student
-from dskd.runtime import device
-from evidence.command import study_arguments, write_results
+from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
-from evidence.facts import commit_of_code, machine
-from evidence.numbers import number, p_text, verdict
+from evidence.numbers import finding, gap_text, gap_verdict, number, p_text
 from evidence.page import machine_line
 
 RECIPE = str(Path(__file__).parent / "segmentation.yaml")
@@ -114,7 +111,8 @@ def compute(
     Returns:
         Everything that the page shows.
     """
-    commit, data, out = commit_of_code(), data.resolve(), out.resolve()
+    source = origin("segmentation", changes)
+    data, out = data.resolve(), out.resolve()
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     shared = {"mixed": [*changes], "dense": [*DENSE, *changes]}
     teacher = out / "dense" / TEACHER
@@ -130,12 +128,7 @@ def compute(
                 own = [*shared[study], *row.changes, f"seed={seed}"]
                 results[study][row.name].append(trained(folder, data, own))
     return {
-        "study": "segmentation",
-        "command": "make reproduce-segmentation DATA=...",
-        "changes": list(changes),
-        "commit": commit,
-        "date": date.today().isoformat(),
-        "environment": machine(device.pick("auto")),
+        **source,
         "teacher": teacher_scores,
         "results": results,
     }
@@ -166,16 +159,15 @@ def page(facts: Mapping[str, Any]) -> str:
     Args:
         facts: What `compute` returned.
     """
-    changed = f" The recipe was changed: {', '.join(facts['changes'])}." if facts["changes"] else ""
     lines = [
         "# Segmentation",
         "",
         "**What do seeds add to a few masks, and what does a large teacher add to a small "
         "segmentation network?**",
         "",
-        *_answers(facts),
+        *_findings(facts),
         "",
-        f"The rules are in the [protocol](protocol-segmentation.md).{changed} Dice is a mean over "
+        f"{rules(facts)} Dice is a mean over "
         "the test images in percent, HD95 in pixels over the images where it is defined, both of "
         "the student of the epoch with the best validation Dice, with 95 % intervals over seeds.",
         "",
@@ -224,7 +216,7 @@ def _table(facts: Mapping[str, Any], study: str) -> Iterator[str]:
             yield f"{shown} | | | |"
             continue
         gap, p = compared[row.name]
-        yield f"{shown} | {_gap(gap)} | {p_text(p)} | {_verdict(gap, p)} |"
+        yield f"{shown} | {gap_text(gap)} | {p_text(p)} | {gap_verdict(gap, p)} |"
 
 
 def _hd95(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -235,20 +227,11 @@ def _hd95(runs: Sequence[Mapping[str, Any]]) -> str:
     return number(distance.mean, distance.half, ".1f")
 
 
-def _answers(facts: Mapping[str, Any]) -> Iterator[str]:
+def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
     for study in ROWS:
         base = next(row for row in ROWS[study] if row.name == BASELINES[study])
         for row, gap, p in _compared(facts, study):
-            certain = "which is shown" if _verdict(gap, p) else "which is not shown"
-            yield f"- {row.text}, against {base.text}: {_gap(gap)} points of Dice, {certain}."
-
-
-def _verdict(gap: Difference, p: float | None) -> str:
-    return verdict({"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": p})
-
-
-def _gap(gap: Difference) -> str:
-    return number(gap.interval.mean, gap.interval.half, "+.1f")
+            yield f"- {row.text}, against {base.text}: Dice {finding(gap, p)}."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

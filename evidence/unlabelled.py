@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dskd.compare.statistics import Difference, holm, interval, paired
 from dskd.config.recipe import load, load_by_labels
 from dskd.engine import run
-from dskd.runtime import device
-from evidence.command import study_arguments, write_results
+from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
-from evidence.facts import commit_of_code, machine
-from evidence.numbers import number, p_text, verdict
+from evidence.numbers import finding, gap_text, gap_verdict, number, p_text
 from evidence.page import machine_line
 
 RECIPE = str(Path(__file__).parent / "unlabelled.yaml")
@@ -131,7 +128,7 @@ def compute(
     Returns:
         Everything that the page shows.
     """
-    commit = commit_of_code()
+    source = origin("unlabelled", changes)
     where = data.resolve(), out.resolve(), changes
     teachers = {name: teacher_of(name, *where)["test_accuracy"] for name in TEACHERS}
     accuracies: dict[str, list[float]] = {setting.name: [] for setting in SETTINGS}
@@ -140,12 +137,7 @@ def compute(
             found = student_of(setting, seed, *where)
             accuracies[setting.name].append(found["test_accuracy"])
     return {
-        "study": "unlabelled",
-        "command": "make reproduce-unlabelled DATA=...",
-        "changes": list(changes),
-        "commit": commit,
-        "date": date.today().isoformat(),
-        "environment": machine(device.pick("auto")),
+        **source,
         "teachers": teachers,
         "accuracies": accuracies,
     }
@@ -157,15 +149,14 @@ def page(facts: Mapping[str, Any]) -> str:
     Args:
         facts: What `compute` returned.
     """
-    changed = f" The recipe was changed: {', '.join(facts['changes'])}." if facts["changes"] else ""
     lines = [
         "# Images without labels",
         "",
         "**What does it bring to join images without labels to few labelled ones?**",
         "",
-        *_answers(facts),
+        *_findings(facts),
         "",
-        f"The rules are in the [protocol](protocol-unlabelled.md).{changed} Accuracies are top-1 "
+        f"{rules(facts)} Accuracies are top-1 "
         "on the test split in percent, after the last epoch, with 95 % intervals over "
         f"{len(facts['accuracies']['ce'])} seeds.",
         "",
@@ -198,26 +189,19 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[str]:
 
     yield f"| no teacher | | `ce` | {shown('ce')} | | | | |"
     for setting, gap, p in _compared(facts):
-        said = verdict({"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": p})
         yield (
             f"| {TEACHERS[setting.teacher][1]} | {facts['teachers'][setting.teacher]:.1f} | "
             f"`{setting.method}` | {shown(setting._replace(unlabelled=False).name)} | "
-            f"{shown(setting.name)} | {_gap(gap)} | {p_text(p)} | {said} |"
+            f"{shown(setting.name)} | {gap_text(gap)} | {p_text(p)} | {gap_verdict(gap, p)} |"
         )
 
 
-def _answers(facts: Mapping[str, Any]) -> Iterator[str]:
+def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
     for setting, gap, p in _compared(facts):
-        said = verdict({"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": p})
-        certain = "which is shown" if said else "which is not shown to differ from zero"
         yield (
             f"- `{setting.method}`, with a teacher that learned from "
-            f"{TEACHERS[setting.teacher][1]}: the difference is {_gap(gap)} points, {certain}."
+            f"{TEACHERS[setting.teacher][1]}: {finding(gap, p)}."
         )
-
-
-def _gap(gap: Difference) -> str:
-    return number(gap.interval.mean, gap.interval.half, "+.1f")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
