@@ -130,7 +130,7 @@ def page(facts: Mapping[str, Any]) -> str:
         "paired t-tests, uncorrected.",
         "",
         "| student | largest loss, points | accuracy | loss | multiply-adds, M | latency | "
-        "answered early, % |",
+        "predicted early, % |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *_rows(facts),
         "",

@@ -249,7 +249,7 @@ def predict(
         images: Paths of the files, of any size.
         which: Use the weights of the ``last`` or of the ``best`` epoch, or the moving average
             ``ema``. None takes the average if the run has one (``train.ema``), else the last epoch.
-        max_loss: Answer at the early exits of the run (``train.exits``) that lose at most so many
+        max_loss: Predict at the early exits of the run (``train.exits``) that lose at most so many
             percentage points of accuracy on the validation images; None for the plain student.
         student: The module, if it was given in Python.
         allow_code: Allow models given as ``package.module:function``.
@@ -320,7 +320,7 @@ def export(
         measure: Measure the accuracy on the test split, and the latency of teacher, student and
             file. What cannot be measured is named in ``Exported.measured.missing``.
         license: Of the weights, for the card, as in ``apache-2.0``.
-        max_loss: As for `predict`: a file of ONNX for one image, which answers early.
+        max_loss: As for `predict`: a file of ONNX for one image, which predicts early.
         qat: With ``int8``: train so many epochs with rounded weights and activations first.
         qat_lr: The learning rate of ``qat``; by default a hundredth of that of the run.
         student: The student's module, if it was given in Python.

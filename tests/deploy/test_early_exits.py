@@ -1,4 +1,4 @@
-"""Students that answer early: thresholds, calibration, files, and what is refused."""
+"""Students that predict early: thresholds, calibration, files, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from dskd.deploy.early_exits import EarlyExits, evaluate_exits, load_early
 from dskd.deploy.onnx_exits import exit_runner
 from dskd.deploy.ship import Exported
 from dskd.engine.exit_calibration import (
-    ExitAnswers,
-    answering,
+    ExitPredictions,
     calibration_error,
+    chosen_exits,
     find_policies,
     fit_temperature,
 )
@@ -39,7 +39,7 @@ from tests.conftest import stop_at, trusted
 
 METHOD = {"name": "dskd", "feature_target": "last", "alpha": 0, "beta": 0.1, "gamma": 1, "kd": 0}
 LOSS = 3.0
-"""Of accuracy, in percentage points, at which every exit answers some images."""
+"""Of accuracy, in percentage points, at which every exit predicts for some images."""
 DATA = {"name": "digits", "val_fraction": 0.3}
 
 
@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
 
 @pytest.fixture(scope="module")
 def early(run: dskd.Result) -> EarlyExits:
-    """Exits that answer part of the images."""
+    """Exits that predict for part of the images."""
     found = load_early(run.path, max_loss=LOSS)
     assert found.running
     return found
@@ -84,7 +84,7 @@ def with_thresholds(early: EarlyExits, *thresholds: float) -> EarlyExitStudent:
 
 
 @torch.no_grad()
-def test_thresholds_choose_who_answers(early: EarlyExits, images: Tensor) -> None:
+def test_thresholds_choose_the_exit(early: EarlyExits, images: Tensor) -> None:
     plain = early.deployed.model(images).logits
     everyone = with_thresholds(early, 0.0, 0.0)
     first = everyone(images)
@@ -149,17 +149,19 @@ def test_policies_are_ever_cheaper() -> None:
     confidences = torch.rand(400, 3, generator=draw)
     rights = torch.rand(400, 4, generator=draw)
     correct = torch.cat([rights[:, :3] < confidences, rights[:, 3:] < 0.97], 1)
-    answers = ExitAnswers(confidences, correct, ExitCosts((100, 200, 300), (10, 10, 500), 1000))
-    policies = find_policies(answers)
+    predictions = ExitPredictions(
+        confidences, correct, ExitCosts((100, 200, 300), (10, 10, 500), 1000)
+    )
+    policies = find_policies(predictions)
     assert policies[0].thresholds == (NEVER,) * 3
     assert policies[0].multiply_adds == 1000
     costs = [policy.multiply_adds for policy in policies]
     accuracies = [policy.val_accuracy for policy in policies]
     assert costs == sorted(costs, reverse=True)
     assert accuracies[1:] == sorted(accuracies[1:], reverse=True)
-    assert costs[-1] == 110, "the first exit answers everything"
+    assert costs[-1] == 110, "the first exit predicts for every image"
     for policy in policies:
-        exits = answering(confidences, policy.thresholds)
+        exits = chosen_exits(confidences, policy.thresholds)
         assert 100 * correct.gather(1, exits[:, None]).double().mean() == pytest.approx(
             policy.val_accuracy
         )
@@ -222,7 +224,7 @@ def exported(run: dskd.Result, early: EarlyExits) -> Exported:
 
 @pytest.mark.slow(seconds=4)
 @torch.no_grad()
-def test_the_exported_file_answers_as_the_student_does(
+def test_the_exported_file_predicts_as_the_student_does(
     exported: Exported, early: EarlyExits, images: Tensor
 ) -> None:
     session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
@@ -238,8 +240,8 @@ def test_the_exported_file_answers_as_the_student_does(
     assert len(set(exits)) > 1
     for number in range(len(early.running) + 1):
         thresholds = [1.5] * number + [0.0] * (len(early.running) - number)
-        _, answered = exit_runner(exported.path, thresholds)((images[:1].float() / 255).numpy())
-        assert answered == number
+        _, exit_ = exit_runner(exported.path, thresholds)((images[:1].float() / 255).numpy())
+        assert exit_ == number
     assert exported.difference < 1e-4
     accuracy = exported.measured.accuracy
     assert accuracy["exported"].top1 < accuracy["student"].top1 + 5
@@ -282,7 +284,7 @@ def test_the_exported_file_runs_without_torch_and_this_package(
     assert [line.split()[-1] for line in done.stdout.splitlines()] == expected
 
 
-def test_commands_answer_early(
+def test_commands_predict_early(
     run: dskd.Result,
     early: EarlyExits,
     images: Tensor,
@@ -333,7 +335,7 @@ def test_commands_answer_early(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "kd"}, "the method kd has no branches that could answer early; take dskd"),
+        ({"method": "kd"}, "the method kd has no branches that could predict early; take dskd"),
         ({"method": {"name": "dskd", "fuse": True}}, "makes each branch need the deeper stages"),
         ({"data": "digits"}, "there are none; hold some training images out with data"),
     ],
@@ -351,7 +353,7 @@ def test_a_run_that_cannot_keep_exits_is_refused_before_it_starts(
     ("options", "message"),
     [
         ({"format": "openvino"}, "without early exits; choose format="),
-        ({"batch": 8}, "an early exit answers one image at a time; drop batch=8"),
+        ({"batch": 8}, "an early exit predicts for one image at a time; drop batch=8"),
         ({"int8": True}, "early exits are exported in float32; drop int8=True"),
         ({"which": "best"}, "early exits are those of the last epoch's student"),
         ({"max_loss": -1.0}, "max_loss: a number of 0 or more is needed, got -1.0"),

@@ -34,7 +34,7 @@ def _takes_exits(command: Callable[..., None]) -> Callable[..., None]:
         help="Largest loss of accuracy by --exits on the validation images, in percentage points."
         f"  [default: {MAX_LOSS:g}]",
     )
-    return click.option("--exits", is_flag=True, help="Answer at the run's early exits.")(
+    return click.option("--exits", is_flag=True, help="Predict at the run's early exits.")(
         loss(wrapped)
     )
 
@@ -134,24 +134,24 @@ def predict_(
     from dskd.cli.results import prediction_cells
     from dskd.deploy import prediction_file
     from dskd.deploy.early_exits import load_early
-    from dskd.deploy.predict import Answered, Skipped, predict_batches
+    from dskd.deploy.predict import CountedExits, Skipped, predict_batches
     from dskd.deploy.student import load_deployed
 
     chosen, which = prediction_file.choose_format(form, out), which_weights(best, last)
-    answered = None
+    exits = None
     if max_loss is None:
         student = load_deployed(run_path, which, allow_code=allow_code)
     else:
-        answered = Answered(load_early(run_path, which, max_loss, allow_code=allow_code))
-        student = answered.early.deployed
+        exits = CountedExits(load_early(run_path, which, max_loss, allow_code=allow_code))
+        student = exits.early.deployed
     skipped, shown = Skipped(), min(top, len(student.classes))
-    found = predict_batches(student, images, skipped, answered)
+    found = predict_batches(student, images, skipped, exits)
     rows = prediction_file.rows(found, student.classes, shown)
     if chosen is None:
         console.table(["image", "class", "probability, %"], prediction_cells(rows))
     else:
         prediction_file.write_rows(rows, chosen, shown, out)
-    for line in [*skipped.lines(), *(answered.lines() if answered else ())]:
+    for line in [*skipped.lines(), *(exits.lines() if exits else ())]:
         click.echo(line, err=True)
 
 

@@ -28,7 +28,7 @@ def exits_section(contract: InputContract) -> list[str]:
     listed = table(["exit", "after", "threshold", "temperature", "multiply-adds"], rows)
     return [
         "## Early exits",
-        "The file answers at the first exit whose confidence, the largest softmax of its logits, "
+        "The file predicts at the first exit whose confidence, the largest softmax of its logits, "
         "is at least its threshold. The layers after it do not run. A second output, `exit`, is "
         "the number of the exit.",
         listed,

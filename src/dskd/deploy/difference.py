@@ -19,7 +19,7 @@ _OFF = 2.0
 def exits_difference(exits: EarlyExits, path: Path, example: Tensor) -> float:
     """The largest relative difference of the logits of each exit, from those of the student.
 
-    Each exit answers in turn, by thresholds that the others do not reach.
+    Each exit predicts in turn, by thresholds that the others do not reach.
 
     Args:
         exits: The exits.
@@ -27,15 +27,17 @@ def exits_difference(exits: EarlyExits, path: Path, example: Tensor) -> float:
         example: An image, ``[1, C, H, W]``, from 0 to 1.
 
     Raises:
-        InputError: ONNX Runtime does not run the file, or another exit answers.
+        InputError: ONNX Runtime does not run the file, or another exit predicts.
     """
     expected, found = exits.student.all_logits(example), []
     try:
         for number in range(len(expected)):
             thresholds = [_OFF if one != number else 0.0 for one in range(len(expected) - 1)]
-            logits, answered = exit_runner(path, thresholds)(example.numpy())
-            if answered != number:
-                raise InputError(f"exit {answered} of the exported student answers for {number}")
+            logits, exit_ = exit_runner(path, thresholds)(example.numpy())
+            if exit_ != number:
+                raise InputError(
+                    f"exit {exit_} of the exported student predicts in place of {number}"
+                )
             found.append(torch.from_numpy(logits))
     except InputError:
         raise

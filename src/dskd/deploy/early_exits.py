@@ -16,7 +16,7 @@ from dskd.deploy.evaluate import load_run_data
 from dskd.deploy.latency import measure_latency, one_thread
 from dskd.deploy.student import DeployedStudent, Which, load_deployed
 from dskd.engine.evaluate import evaluation_batch, percent
-from dskd.engine.exit_calibration import answering
+from dskd.engine.exit_calibration import chosen_exits
 from dskd.engine.given_data import DataArgument
 from dskd.errors import InputError, weights_option
 from dskd.methods.branches import branch_of
@@ -30,7 +30,7 @@ LOSSES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 """The largest losses that a table shows, in percentage points."""
 
 _RUNS_ONLY = 1.5
-"""A threshold of an exit that runs and never answers."""
+"""A threshold of an exit that runs and never predicts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class EarlyExits:
     """The early exits of a run.
 
     Attributes:
-        student: Answers early.
+        student: Predicts early.
         deployed: The plain student.
         facts: What was measured on the validation images.
         policy: The thresholds of ``student``.
@@ -53,7 +53,7 @@ class EarlyExits:
 
     @property
     def names(self) -> list[str]:
-        """Who answers: each exit by its stage, and at last the student."""
+        """Where predictions come from: each exit by its stage, and at last the student."""
         return [*(f"stage{one.stage}" for one in self.facts.exits), "student"]
 
     @property
@@ -173,7 +173,7 @@ class ExitResult:
         accuracy: Top-1 on the test images, in percent.
         multiply_adds: The mean for a test image.
         latency: The mean milliseconds for one test image, from the time of each exit.
-        shares: The share of the test images that each exit and the student answered, in percent.
+        shares: The percentage of the test images for which each exit and the student predict.
     """
 
     max_loss: float | None
@@ -190,8 +190,8 @@ class ExitEvaluation:
     """Early exits on the test split, next to the plain student.
 
     Attributes:
-        names: Who answers: the exits and the student.
-        accuracies: Top-1 on the test images if one alone answers, in percent.
+        names: Where predictions come from: the exits and the student.
+        accuracies: Top-1 on the test images if one alone predicts, in percent.
         multiply_adds: Of the plain student.
         latency: Of the plain student, in milliseconds for one image.
         images: Size of the test split.
@@ -220,8 +220,8 @@ def evaluate_exits(
 ) -> ExitEvaluation:
     """Evaluates the student of a run with its early exits on the test split.
 
-    Every exit answers every image once. Each policy then chooses among these answers. The latency
-    of an exit is that of one image on one thread of the processor.
+    Every exit predicts once for every image. Each policy then chooses among these predictions. The
+    latency of an exit is that of one image on one thread of the processor.
 
     Args:
         run: Folder of the run.
@@ -246,7 +246,7 @@ def measure_exits(early: EarlyExits, images: Dataset) -> ExitEvaluation:
         early: The exits.
         images: The images of their run.
     """
-    confidences, correct = answers_on_test(early, images)
+    confidences, correct = predictions_on_test(early, images)
     plain, times = _exit_times(early, images)
     result = partial(_result, early, confidences, correct, (plain, times))
     losses = sorted({*LOSSES, early.max_loss})
@@ -262,11 +262,11 @@ def measure_exits(early: EarlyExits, images: Dataset) -> ExitEvaluation:
 
 
 @torch.no_grad()
-def answers_on_test(early: EarlyExits, images: Dataset) -> tuple[Tensor, Tensor]:
-    """How each exit, and at last the student, answers the test images.
+def predictions_on_test(early: EarlyExits, images: Dataset) -> tuple[Tensor, Tensor]:
+    """What each exit, and at last the student, predicts for the test images.
 
     Returns:
-        The confidences ``[N, E]``, and whether the answers are right, bool ``[N, E + 1]``.
+        The confidences ``[N, E]``, and whether the predictions are right, bool ``[N, E + 1]``.
     """
     everyone = _with_thresholds(early, [0.0] * len(early.facts.exits))
     loader = images.test.loader(torch.device("cpu"))
@@ -286,10 +286,10 @@ def _with_thresholds(early: EarlyExits, thresholds: Sequence[float]) -> EarlyExi
 
 
 def _exit_times(early: EarlyExits, images: Dataset) -> tuple[float, dict[tuple[int, ...], float]]:
-    """Milliseconds of the plain student, and until an exit has answered.
+    """Milliseconds of the plain student, and until an exit has predicted.
 
     Returns:
-        The second is by the exits that run, the last of which answers. The student is E.
+        The second is by the exits that run, the last of which predicts. The student is E.
     """
     exits = len(early.facts.exits)
     paths = sorted({path for policy in early.facts.policies for path in _paths(policy)})
@@ -306,7 +306,7 @@ def _exit_times(early: EarlyExits, images: Dataset) -> tuple[float, dict[tuple[i
 
 
 def _paths(policy: Policy) -> list[tuple[int, ...]]:
-    """The exits that run until each exit of a policy, and at last the student, answers."""
+    """The exits that run until each exit of a policy, and at last the student, predicts."""
     active = [number for number, one in enumerate(policy.thresholds) if one < NEVER]
     ends = [*active, len(policy.thresholds)]
     return [(*(one for one in active if one < end), end) for end in ends]
@@ -320,7 +320,7 @@ def _result(
     policy: Policy,
     max_loss: float | None,
 ) -> ExitResult:
-    exits = answering(confidences, policy.thresholds)
+    exits = chosen_exits(confidences, policy.thresholds)
     counts = torch.bincount(exits, minlength=correct.shape[1]).double() / len(exits)
     plain, times = latencies
     by_end = {path[-1]: times[path] for path in _paths(policy)}

@@ -130,7 +130,7 @@ def choose_exits(form: Format, batch: int | str | None, int8: bool) -> None:
         )
     if batch not in (None, DYNAMIC, 1, "1"):
         raise InputError(
-            f"an early exit answers one image at a time; drop {option('batch', str(batch))}"
+            f"an early exit predicts for one image at a time; drop {option('batch', str(batch))}"
         )
     if int8:
         raise InputError(f"early exits are exported in float32; drop {option('int8')}")

@@ -115,7 +115,7 @@ def _exits(exits: EarlyExits) -> dict[str, Any]:
             "name": EXIT,
             "type": "int64",
             "shape": [1],
-            "meaning": "the number of the exit that answered: its name stands in names",
+            "meaning": "the number of the exit that predicted: its name stands in names",
         },
         "thresholds": [exits.policy.thresholds[number] for number in exits.running],
         "names": [*(exits.names[number] for number in exits.running), exits.names[-1]],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dskd.deploy.input_contract import EXIT, INPUT, OUTPUT, THRESHOLDS
 
 ExitRunner = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], int]]
-"""Runs one image: its logits, and the exit that answered."""
+"""Runs one image: its logits, and the exit that gave them."""
 
 
 def exit_output(number: int) -> str:
@@ -22,7 +22,7 @@ def exit_output(number: int) -> str:
 
 
 def add_exits(proto: Any, thresholds: Sequence[float]) -> None:
-    """Turns a graph with the logits of all exits into one that answers early.
+    """Turns a graph with the logits of all exits into one that predicts early.
 
     The nodes that the first exit needs stay outside. An ``If`` then holds either the logits of this
     exit, or the nodes that the next exit needs and its ``If``, and so on. A runtime runs the branch
@@ -109,7 +109,7 @@ class _Builder:
         ]
         logits, exit_ = self._names(level)
         if level == self.exits:
-            return [*nodes, *self._answer(level, logits, exit_)]
+            return [*nodes, *self._prediction(level, logits, exit_)]
         if level == 0:
             logits, exit_ = OUTPUT, EXIT
         chosen = helper.make_node(
@@ -117,7 +117,7 @@ class _Builder:
             [f"is_confident_{level}"],
             [logits, exit_],
             name=f"exit_{level}",
-            then_branch=self._graph_of_answer(level),
+            then_branch=self._graph_of_prediction(level),
             else_branch=self._graph(level + 1),
         )
         return [*nodes, *self._decision(level), chosen]
@@ -125,7 +125,7 @@ class _Builder:
     def _names(self, level: int) -> tuple[str, str]:
         return f"{OUTPUT}_from_{level}", f"{EXIT}_from_{level}"
 
-    def _answer(self, level: int, logits: str, exit_: str) -> list[Any]:
+    def _prediction(self, level: int, logits: str, exit_: str) -> list[Any]:
         """The nodes that give the logits and the number of an exit."""
         from onnx import helper, numpy_helper
 
@@ -158,12 +158,12 @@ class _Builder:
             ),
         ]
 
-    def _graph_of_answer(self, level: int) -> Any:
+    def _graph_of_prediction(self, level: int) -> Any:
         from onnx import helper
 
         logits, exit_ = f"{OUTPUT}_at_{level}", f"{EXIT}_at_{level}"
-        nodes = self._answer(level, logits, exit_)
-        return helper.make_graph(nodes, f"answer_{level}", [], self.outputs(logits, exit_))
+        nodes = self._prediction(level, logits, exit_)
+        return helper.make_graph(nodes, f"predict_{level}", [], self.outputs(logits, exit_))
 
     def _graph(self, level: int) -> Any:
         from onnx import helper

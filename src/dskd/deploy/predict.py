@@ -91,8 +91,8 @@ class Skipped:
 
 
 @dataclass
-class Answered:
-    """Early exits, and how often each of them answered.
+class CountedExits:
+    """Early exits, and for how many images each of them predicted.
 
     Attributes:
         early: The exits.
@@ -112,13 +112,13 @@ class Answered:
         return torch.cat(found)
 
     def lines(self) -> list[str]:
-        """A line that says who answered."""
+        """A line with the share of the images for which each exit predicted."""
         total = max(1, self.counts.total())
         shares = ", ".join(
             f"{name} {100 * self.counts[number] / total:.1f} %"
             for number, name in enumerate(self.early.names)
         )
-        return [f"answered by: {shares}"]
+        return [f"predicted at: {shares}"]
 
 
 def find_images(inputs: Sequence[str | Path]) -> Iterator[str | BadInput]:
@@ -164,7 +164,7 @@ def predict(
         deployed: The student.
         images: Paths of the files. Each image is cropped to its central square and resized, as
             the data set ``folder`` does it.
-        exits: Answers early, one image at a time; None for the plain student.
+        exits: Predicts early, one image at a time; None for the plain student.
 
     Returns:
         float32, ``[N, K]``.
@@ -212,7 +212,7 @@ def predict_batches(
     deployed: DeployedStudent,
     inputs: Sequence[str | Path],
     skipped: Skipped,
-    answered: Answered | None = None,
+    exits: CountedExits | None = None,
 ) -> Iterator[Batch]:
     """Predicts the classes of image files. Memory does not grow with the number of files.
 
@@ -220,7 +220,7 @@ def predict_batches(
         deployed: The student; it runs on its device.
         inputs: Files, folders and patterns, see `find_images`.
         skipped: Notes the inputs that cannot be used.
-        answered: Early exits that predict; None for the plain student.
+        exits: Early exits that predict; None for the plain student.
 
     Raises:
         InputError: No image of the inputs can be used.
@@ -245,15 +245,15 @@ def predict_batches(
                 skipped.add(BadInput(one, _reason(one, error), str(error)))
         if images:
             predicted = True
-            yield Batch(tuple(good), _probabilities(deployed, torch.cat(images), answered))
+            yield Batch(tuple(good), _probabilities(deployed, torch.cat(images), exits))
     if not predicted:
         raise InputError(f"no image can be used: {'; '.join(skipped.lines()) or 'none was given'}")
 
 
 @torch.no_grad()
-def _probabilities(deployed: DeployedStudent, images: Tensor, answered: Answered | None) -> Tensor:
-    if answered is not None:
-        return answered.probabilities(images)
+def _probabilities(deployed: DeployedStudent, images: Tensor, exits: CountedExits | None) -> Tensor:
+    if exits is not None:
+        return exits.probabilities(images)
     logits: Tensor = deployed.model(images.to(deployed.model.mean.device)).logits
     return logits.softmax(1).cpu()
 

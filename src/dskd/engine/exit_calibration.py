@@ -75,8 +75,8 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class ExitAnswers:
-    """How each exit, and at last the student, answers the validation images.
+class ExitPredictions:
+    """What each exit, and at last the student, predicts for the validation images.
 
     Attributes:
         confidences: Of each exit, calibrated, float ``[N, E]``.
@@ -90,7 +90,7 @@ class ExitAnswers:
 
     def measure(self, thresholds: Sequence[float]) -> tuple[float, float]:
         """Accuracy in percent, and mean multiply-adds for an image."""
-        exits = answering(self.confidences, thresholds)
+        exits = chosen_exits(self.confidences, thresholds)
         right = self.correct.gather(1, exits[:, None]).double().mean()
         paths = torch.tensor(self.costs.paths(thresholds), dtype=torch.float64)
         return 100 * float(right), float(paths[exits].mean())
@@ -101,15 +101,15 @@ class ExitAnswers:
         return Policy(thresholds=tuple(thresholds), val_accuracy=accuracy, multiply_adds=cost)
 
 
-def answering(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """The exit that answers each image: the first with enough confidence, or E for the student.
+def chosen_exits(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """The exit that predicts for each image: the first confident one, or E for the student.
 
     Args:
         confidences: ``[N, E]``.
         thresholds: One for each exit.
 
     Example:
-        >>> answering(torch.tensor([[0.9, 0.2], [0.5, 0.8], [0.5, 0.2]]), [0.9, 0.7]).tolist()
+        >>> chosen_exits(torch.tensor([[0.9, 0.2], [0.5, 0.8], [0.5, 0.2]]), [0.9, 0.7]).tolist()
         [0, 1, 2]
     """
     passes = confidences >= confidences.new_tensor(list(thresholds))
@@ -117,7 +117,7 @@ def answering(confidences: Tensor, thresholds: Sequence[float]) -> Tensor:
     return torch.cat([passes, student], 1).int().argmax(1)
 
 
-def find_policies(answers: ExitAnswers) -> list[Policy]:
+def find_policies(predictions: ExitPredictions) -> list[Policy]:
     """Policies from the plain student to ever cheaper ones.
 
     The search begins with thresholds that no image passes. In each step it lowers one threshold, to
@@ -126,19 +126,19 @@ def find_policies(answers: ExitAnswers) -> list[Policy]:
     cheaper one equals in accuracy.
 
     Args:
-        answers: For the validation images.
+        predictions: For the validation images.
     """
-    exits = answers.confidences.shape[1]
+    exits = predictions.confidences.shape[1]
     count = max(8, min(_MOST_LEVELS, _LEVELS // exits))
-    levels = [_levels(answers.confidences[:, exit_], count) for exit_ in range(exits)]
+    levels = [_levels(predictions.confidences[:, exit_], count) for exit_ in range(exits)]
     places = [0] * exits
-    now = answers.policy([NEVER] * exits)
+    now = predictions.policy([NEVER] * exits)
     visited = [now]
-    while (step := _best_step(answers, levels, places, now)) is not None:
+    while (step := _best_step(predictions, levels, places, now)) is not None:
         exit_, place = step
         for between in range(places[exit_] + 1, place + 1):
             places[exit_] = between
-            now = answers.policy([own[at] for own, at in zip(levels, places, strict=True)])
+            now = predictions.policy([own[at] for own, at in zip(levels, places, strict=True)])
             visited.append(now)
     return _cheaper_and_cheaper(visited)
 
@@ -151,7 +151,7 @@ def _levels(confidences: Tensor, count: int) -> list[float]:
 
 
 def _best_step(
-    answers: ExitAnswers, levels: list[list[float]], places: list[int], now: Policy
+    predictions: ExitPredictions, levels: list[list[float]], places: list[int], now: Policy
 ) -> tuple[int, int] | None:
     """The exit whose threshold falls next, and to which level; None if no step saves anything."""
     best: tuple[float, int, int] | None = None
@@ -159,7 +159,7 @@ def _best_step(
     for exit_, own in enumerate(levels):
         for place in range(places[exit_] + 1, len(own)):
             tried = [*thresholds[:exit_], own[place], *thresholds[exit_ + 1 :]]
-            accuracy, cost = answers.measure(tried)
+            accuracy, cost = predictions.measure(tried)
             saved = now.multiply_adds - cost
             if saved <= 0:
                 continue

@@ -13,7 +13,7 @@ from dskd.data import Dataset
 from dskd.data.loader import Loader
 from dskd.engine.evaluate import evaluation_batch, percent
 from dskd.engine.exit_calibration import (
-    ExitAnswers,
+    ExitPredictions,
     calibration_error,
     find_policies,
     fit_temperature,
@@ -48,18 +48,18 @@ def check_exits(name: str, method: Method, data: Dataset) -> None:
         data: Of the run.
 
     Raises:
-        InputError: The method has no branches that answer by themselves, there are no validation
+        InputError: The method has no branches that predict by themselves, there are no validation
             images, or a stage of the student runs more than once.
     """
     branches = method.exit_branches()
     if not branches and getattr(method, "fuse", False):
         raise InputError(
             "train.exits=true: method.fuse=true makes each branch need the deeper stages, so none "
-            "answers early; drop one of them"
+            "predicts early; drop one of them"
         )
     if not branches:
         raise InputError(
-            f"train.exits=true: the method {name} has no branches that could answer early; take "
+            f"train.exits=true: the method {name} has no branches that could predict early; take "
             "dskd, dsn or byot, or drop it"
         )
     if data.validation is None:
@@ -91,7 +91,7 @@ def _check_stages(method: Method, branches: dict[int, Branch], data: Dataset) ->
     ):
         raise InputError(
             "train.exits=true: a stage of the student runs more than once or out of order, so its "
-            "branch cannot answer early; name other stages with student.stages, or drop it"
+            "branch cannot predict early; name other stages with student.stages, or drop it"
         )
 
 
@@ -108,7 +108,7 @@ def keep_exits(run: TrainingRun) -> None:
     branches = method.exit_branches()
     temperatures = [fit_temperature(z, labels) for z in logits[:-1]]
     calibrated = [z / t for z, t in zip(logits[:-1], temperatures, strict=True)]
-    answers = ExitAnswers(
+    predictions = ExitPredictions(
         confidences=torch.stack([z.softmax(1).amax(1) for z in calibrated], 1),
         correct=torch.stack([z.argmax(1) == labels for z in logits], 1),
         costs=costs,
@@ -124,7 +124,7 @@ def keep_exits(run: TrainingRun) -> None:
                     "temperature": temperatures[number],
                     "multiply_adds": costs.until[number],
                     "branch_multiply_adds": costs.branches[number],
-                    "val_accuracy": percent(answers.correct[:, number]),
+                    "val_accuracy": percent(predictions.correct[:, number]),
                     "calibration": (
                         calibration_error(logits[number], labels),
                         calibration_error(calibrated[number], labels),
@@ -133,7 +133,7 @@ def keep_exits(run: TrainingRun) -> None:
             )
             for number, (stage, branch) in enumerate(branches.items())
         ),
-        policies=tuple(find_policies(answers)),
+        policies=tuple(find_policies(predictions)),
         multiply_adds=costs.student,
         val_images=len(labels),
     )
@@ -172,7 +172,7 @@ def exits_of(method: Method) -> dict[str, nn.Module]:
 def early_exit_student(
     student: StagedModel, exits: dict[str, nn.Module], temperatures: list[float]
 ) -> EarlyExitStudent:
-    """A student all of whose exits may answer."""
+    """A student all of whose exits may predict."""
     return EarlyExitStudent(student, exits, temperatures, [0.0] * len(exits))
 
 
@@ -192,7 +192,7 @@ def _costs(method: Method, shape: Sequence[int]) -> ExitCosts:
 
 
 def _branch_logits(method: Method, images: Tensor) -> list[Tensor]:
-    """The logits of the branches that may answer, and then the student's own."""
+    """The logits of the branches that may predict, and then the student's own."""
     found = method.classifier_logits(images)
     names = [f"stage{stage + 1}" for stage in method.exit_branches()]
     return [*(found[name] for name in names), found["student"]]

@@ -147,7 +147,7 @@ class Method(nn.Module):
         return student
 
     def exit_branches(self) -> dict[int, Branch]:
-        """The branches that can answer in place of the student (``train.exits``).
+        """The branches that can predict in place of the student (``train.exits``).
 
         Returns:
             By the number of their stage, from 0, shallow to deep; empty if the method has none.

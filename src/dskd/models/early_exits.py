@@ -1,4 +1,4 @@
-"""A student that answers early: at the first branch whose confidence passes its threshold."""
+"""A student that predicts early: at the first branch whose confidence passes its threshold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ExitOutput(NamedTuple):
 
     Attributes:
         logits: ``[B, K]``; those of an exit are divided by its temperature.
-        exits: int64, ``[B]``: the exit that answered, from 0; the number of exits stands for the
+        exits: int64, ``[B]``: the exit that predicted, from 0; the number of exits stands for the
             student's own classifier.
     """
 
@@ -35,19 +35,19 @@ class ExitOutput(NamedTuple):
     exits: Tensor
 
 
-class _Answered(Exception):
-    """Every image of the batch has its answer: the later layers need not run."""
+class _AllPredicted(Exception):
+    """Every image of the batch has its prediction: the later layers need not run."""
 
 
 class EarlyExitStudent(nn.Module):
-    r"""Answers at the first exit whose calibrated confidence passes its threshold.
+    r"""Predicts at the first exit whose calibrated confidence passes its threshold.
 
     Exit l has the logits ``z_l`` of the branch on its stage, a temperature ``T_l`` and a threshold
     ``t_l``. Its confidence is ``c_l = max_k softmax(z_l / T_l)_k``. An image gets ``z_l / T_l`` of
     the first exit with ``c_l >= t_l``, or the student's own logits if there is none. The layers
-    after an exit do not run once every image of the batch has its answer, so a batch of one image
-    takes the least time. With thresholds above 1, the student itself answers; with `NEVER`, the
-    branch does not even run.
+    after an exit do not run once every image of the batch has its prediction, so a batch of one
+    image takes the least time. With thresholds above 1, the student itself predicts; with `NEVER`,
+    the branch does not even run.
 
     Source: Teerapittayanon, McDanel, Kung, BranchyNet, ICPR 2016, arXiv 1709.01686, has exits with
     thresholds (of the entropy). The confidence as criterion is that of Huang et al., Multi-Scale
@@ -97,7 +97,7 @@ class EarlyExitStudent(nn.Module):
         found: list[tuple[int, Tensor]] = []
         taken = torch.full((len(images),), len(self.branches), device=self.model.mean.device)
 
-        def answer(number: int, feature_map: Tensor) -> None:
+        def predict(number: int, feature_map: Tensor) -> None:
             if self.thresholds[number] >= NEVER:
                 return
             logits = self.exit_logits(number, feature_map)
@@ -105,10 +105,10 @@ class EarlyExitStudent(nn.Module):
             confident = logits.softmax(1).amax(1) >= self.thresholds[number]
             taken[confident & (taken == len(self.branches))] = number
             if bool((taken < len(self.branches)).all()):
-                raise _Answered
+                raise _AllPredicted
 
-        with suppress(_Answered):
-            found.append((len(self.branches), self._run(images, answer)))
+        with suppress(_AllPredicted):
+            found.append((len(self.branches), self._run(images, predict)))
         logits = torch.zeros_like(found[0][1])
         for number, values in found:
             logits = torch.where((taken == number)[:, None], values, logits)
@@ -180,7 +180,7 @@ class ExitCosts:
     student: int
 
     def paths(self, thresholds: Sequence[float]) -> list[int]:
-        """The multiply-adds until each exit has answered, and those until the student has.
+        """The multiply-adds until each exit has predicted, and those until the student has.
 
         Args:
             thresholds: Of each exit; with `NEVER`, the branch does not run.

@@ -54,7 +54,7 @@ class ExitFacts(Settings):
         temperature: T of its calibrated logits ``z / T``.
         multiply_adds: Of the student up to this stage.
         branch_multiply_adds: Of the branch.
-        val_accuracy: Top-1 on the validation images if it alone answers, in percent.
+        val_accuracy: Top-1 on the validation images if it alone predicts, in percent.
         calibration: Expected calibration error on the validation images without and with the
             temperature, in percent.
     """
@@ -73,7 +73,7 @@ class Policy(Settings):
     """Thresholds for all exits, with what they give on the validation images.
 
     Attributes:
-        thresholds: The least confidence with which each exit answers; above 1 if it never does.
+        thresholds: The least confidence with which each exit predicts; above 1 if it never does.
         val_accuracy: Top-1 in percent.
         multiply_adds: The mean for an image.
     """
