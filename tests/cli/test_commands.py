@@ -260,7 +260,7 @@ def tables() -> dict[str, Table]:
 
 
 NAMES = {
-    "models": [*ZOO, "timm/<name>", "torchvision/<name>"],
+    "models": [*ZOO, "timm/<name>", "torchvision/<name>", "transformers/<name>", "hf/<name>"],
     "methods": methods.names(),
     "recipes": shipped(),
     "datasets": list(DATASETS),

@@ -186,6 +186,28 @@ def test_pretrained_weights_are_trained_for_less_time_at_a_lower_rate(
     assert result["teacher"] == {"name": TEACHER, "pretrained": teacher, **own}
 
 
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize(
+    ("teacher", "chosen"),
+    [
+        ({"pretrained": True, "epochs": 0}, ("bicubic", 0.95)),
+        ({"pretrained": True, "head": "fit", "name": "torchvision/resnet18"}, ("bilinear", 0.875)),
+        ({"pretrained": True}, (None, None)),
+        ({}, (None, None)),
+    ],
+)
+def test_images_are_prepared_as_a_published_teacher_expects_them(
+    teacher: dict[str, Any], chosen: tuple[str | None, float | None]
+) -> None:
+    given = {
+        "data": {"name": "folder", "root": "photos"},
+        "student": {"name": STUDENT},
+        "teacher": {"name": "timm/resnet50", **teacher},
+    }
+    data = filled(given)["data"]
+    assert (data.get("interpolation"), data.get("crop_pct")) == chosen
+
+
 @pytest.mark.parametrize(
     ("pretrained", "epochs", "own"), [(True, 90, 30), (True, 9, None), (False, 9, None)]
 )

@@ -35,6 +35,9 @@ NAMES = (
     "timm/../mark_module",
     "timm/hf-hub:somebody/model",
     "timm/local-dir:.",
+    "hf/somebody/model",
+    "hf/.",
+    "transformers/mark_module:make",
     "os:system",
     "builtins:exec",
     "dskd.models.zoo:build",
@@ -86,7 +89,9 @@ def check(case: tuple[str, str], folder: Path) -> str:
     assert line is not None, "the file was accepted"
     assert tree(folder) == before, "code ran or a file was written"
     assert not {"mark_module", "antigravity"} & {*sys.modules} - modules, "a module was imported"
-    a_function = name.count(":") == 1 and not name.startswith(("timm/", "http", "file"))
+    a_function = name.count(":") == 1 and not name.startswith(
+        ("timm/", "transformers/", "http", "file")
+    )
     if a_function and place in ("student.name", "teacher.name", "student's file"):
         assert "allow_code=True" in line, f"the message does not name the option: {line}"
     return "refused"

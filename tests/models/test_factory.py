@@ -280,8 +280,8 @@ def test_the_five_nearest_models_of_timm_are_named() -> None:
 
 
 @pytest.mark.parametrize("library", ["", "timm/"])
-def test_a_repository_of_the_hub_is_refused_with_what_to_do(library: str) -> None:
-    with pytest.raises(InputError, match=r"take timm/resnet18\.a1_in1k with pretrained=true"):
+def test_a_repository_as_timm_names_it_is_refused_with_our_name(library: str) -> None:
+    with pytest.raises(InputError, match=r"is named hf/timm/resnet18\.a1_in1k here"):
         load_model(f"{library}hf-hub:timm/resnet18.a1_in1k", num_classes=3, allow_code=True)
-    with pytest.raises(InputError, match="Hub; load it in Python by timm or transformers, and"):
+    with pytest.raises(InputError, match="is named hf/someone/flowers here"):
         load_model(f"{library}hf_hub:someone/flowers", num_classes=3)

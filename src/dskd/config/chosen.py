@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dskd.config.overrides import all_keys
 from dskd.config.schema import AUGMENTATIONS, Recipe, TeacherSettings
+from dskd.data.augmentation import Interpolation
 from dskd.data.catalog import DATASETS
 from dskd.data.image_sides import typical_side
 from dskd.data.image_source import EVALUATION
 from dskd.data.subset import HELD_OUT
 from dskd.models.catalog import LIBRARIES, ZOO
-from dskd.models.native import has_batchnorm, native_size
+from dskd.models.native import has_batchnorm, native_pixels, native_size
 from dskd.settings import validate
 
 SMALL_SIZE = 64
@@ -83,6 +84,7 @@ def _data(sections: Mapping[str, dict[str, Any]], plain: Callable[[], bool]) -> 
         bare = root is not None and not any((root / split).is_dir() for split in EVALUATION)
         if data["name"] == "folder" and bare:
             chosen["val_fraction"] = HELD_OUT
+        chosen |= _of_published(sections["teacher"])
     if not data.keys() & {"augment", *AUGMENTATIONS}:
         chosen |= _augmentation(sections, data.get("size") or chosen.get("size"))
     return chosen
@@ -107,6 +109,16 @@ def _size(student: Mapping[str, Any], data: Mapping[str, Any], plain: Callable[[
     if side is None or side >= own or not plain():
         return own  # transformers are made for few sizes
     return max(1, side // SIZE_STEP) * SIZE_STEP
+
+
+def _of_published(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are prepared for a teacher whose published weights are used as they are."""
+    as_it_is = teacher.get("epochs") == 0 or teacher.get("head") == "fit"
+    if teacher.get("pretrained") is not True or not as_it_is:
+        return {}
+    crop, rule = native_pixels(str(teacher["name"])) or (1.0, None)
+    chosen: dict[str, Any] = {} if crop == 1 else {"crop_pct": round(crop, 4)}
+    return chosen | ({"interpolation": rule} if rule in get_args(Interpolation) else {})
 
 
 def _augmentation(sections: Mapping[str, dict[str, Any]], size: int | None) -> dict[str, Any]:

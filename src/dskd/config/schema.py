@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from dskd.config.train_settings import TrainSettings
 from dskd.data.augmentation import SETS, Augmentation, AugmentSet, AutoAugment, Interpolation
 from dskd.data.catalog import Loading
+from dskd.models.catalog import with_absolute_folder
 from dskd.settings import (
     Count,
     Fraction,
@@ -226,8 +227,9 @@ class ModelSettings(Settings):
     """The model to train."""
 
     name: str
-    """A model of ``dskd list models``, ``timm/<name>``, ``torchvision/<name>``, or
-    ``package.module:function``."""
+    """A model of ``dskd list models``, ``timm/<name>``, ``torchvision/<name>``,
+    ``hf/<owner>/<name>`` or ``hf/<folder>`` of the Hugging Face Hub, ``transformers/<model_type>``,
+    or ``package.module:function``."""
     stages: Annotated[list[str], Field(min_length=1)] | None = None
     """Submodules whose outputs are the stages, shallow to deep. None uses those of a zoo model, and
     finds those of any other: the last submodule of each map size, or evenly spaced blocks of a
@@ -237,15 +239,14 @@ class ModelSettings(Settings):
     None uses that of the checkpoint or of the model, or else the data set's. A model that was
     trained on pixels between 0 and 1 needs mean 0 and std 1."""
     std: Annotated[list[Positive], Field(min_length=1), _channels] | None = None
-    """Standard deviation of each channel, or one number for all. None uses that of the checkpoint
-    or of the model, or else the data set's."""
+    """Standard deviation of each channel, or one number for all. None: as for ``mean``."""
     options: dict[str, Any] = Field(default_factory=dict)
     """More arguments for the constructor of a model of timm or torchvision, or of your own
-    function."""
+    function; keys of the configuration of a model of transformers."""
     pretrained: Pretrained = False
-    """First weights; a classifier of other classes is left out. ``true``: those that timm or
-    torchvision publishes for the model, usually of ImageNet. They are downloaded once. A file: the
-    weights in it. ``false`` draws all weights from the seed."""
+    """First weights; a classifier of other classes is left out. ``true``: those that timm,
+    torchvision or the Hub has for the model, usually of ImageNet. They are downloaded once. A file:
+    the weights in it. ``false`` draws all weights from the seed."""
     checkpoint: PathSetting | None = None
     """File with weights to start from. A classifier of other classes is left out. None draws all
     weights from the seed."""
@@ -330,19 +331,18 @@ class Recipe(Settings):
         plain: dict[str, Any] = self.model_dump(mode="json")
         if self.data.is_default("labels"):
             del plain["data"]["labels"]
-        places = (
-            ("data", "root"),
-            ("data", "unlabelled"),
-            ("data", "cache_dir"),
-            ("student", "checkpoint"),
-            ("student", "pretrained"),
-            ("teacher", "checkpoint"),
-            ("teacher", "pretrained"),
-            ("teacher", "cache_dir"),
-        )
-        for section, key in places:
-            if plain[section] and isinstance(plain[section][key], str):
-                plain[section][key] = os.path.abspath(plain[section][key])  # noqa: PTH100 (no "..")
+        places = {
+            "data": ("root", "unlabelled", "cache_dir"),
+            "student": ("checkpoint", "pretrained"),
+            "teacher": ("checkpoint", "pretrained", "cache_dir"),
+        }
+        for section, keys in places.items():
+            values = plain[section] or {}
+            for key in keys:
+                if isinstance(values.get(key), str):
+                    values[key] = os.path.abspath(values[key])  # noqa: PTH100 (no "..")
+            if section != "data" and values:
+                values["name"] = with_absolute_folder(values["name"])
         return plain
 
     def changed(self, **sections: Any) -> Recipe:

@@ -18,7 +18,7 @@ from dskd.data.pixels import RGB, PixelForm
 from dskd.deploy.hub import CARD, WEIGHTS, HubStudent
 from dskd.errors import InputError, continuing, unknown, weights_option
 from dskd.methods import outside
-from dskd.models.catalog import LIBRARIES
+from dskd.models.catalog import HF, LIBRARIES
 from dskd.models.factory import load_model
 from dskd.models.plain_copy import plain_copy
 from dskd.models.size_check import check_size
@@ -290,6 +290,9 @@ def _validated(metadata: Mapping[str, Any], path: Path) -> _Metadata:
     if (task := metadata.get("task")) in methods.TASKS:
         raise InputError(f"{path} is a student of {task}; use the commands of `dskd {task}`")
     try:
-        return validate(_Metadata, metadata)
+        found = validate(_Metadata, metadata)
+        if found.model.startswith(HF):  # nothing is fetched because a file names it
+            raise InputError("it names a model of the Hub")
+        return found
     except InputError as error:
         raise InputError(f"{path} was not written by dskd or is damaged: {error}") from None

@@ -9,7 +9,14 @@ from torch import nn
 
 from dskd.config.schema import ModelSettings, TeacherSettings
 from dskd.data import Dataset
-from dskd.engine.load_checkpoint import assembled, classes_in_file, load_file, weights_file
+from dskd.engine.load_checkpoint import (
+    assembled,
+    classes_in_file,
+    load_file,
+    weights_file,
+    with_saved_student,
+)
+from dskd.engine.named_classes import match_names
 from dskd.engine.normalization import normalization
 from dskd.errors import InputError
 from dskd.models.default_stages import default_stages
@@ -42,6 +49,8 @@ def build_model(
     torch.compile and DataParallel, are left out of the copy.
     """
     channels, height, _ = data.shape
+    if given is None:
+        settings = with_saved_student(settings)
     facts = read_facts(weights_file(settings))
     if given is not None:
         if settings.options:
@@ -81,6 +90,8 @@ def build_model(
             model.chosen_stages = stage_rows(model, images)
     if weights_file(settings) is not None:
         load_file(model, settings, facts, data)
+    if is_as_published(settings):
+        match_names(model, settings.name, data)
     return model
 
 
@@ -93,13 +104,19 @@ def _with_its_classes(
     """The model for the classes of the data; a trained teacher for those of its weights."""
     classes = len(data.classes)
     is_trained = isinstance(settings, TeacherSettings) and settings.is_given
-    if is_trained and settings.pretrained is True:
+    if is_as_published(settings):
         return build(published_classes(settings.name) or classes)
     module = build(classes)
     if is_trained and settings.checkpoint is not None:
         own = classes_in_file(module, settings, facts, data)
         return module if own == classes else build(own)
     return module
+
+
+def is_as_published(settings: ModelSettings) -> bool:
+    """Whether a model is a teacher that is used with the classes of its published weights."""
+    is_trained = isinstance(settings, TeacherSettings) and settings.is_given
+    return is_trained and settings.pretrained is True
 
 
 def measure_model(model: StagedModel, data: Dataset, what: str) -> ModelSpec:

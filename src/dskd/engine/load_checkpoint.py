@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from dskd import methods
 from dskd.config.schema import ModelSettings, TeacherSettings
 from dskd.data import Dataset
 from dskd.errors import InputError, brief
+from dskd.models.hub_models import network, saved_student, student_file
 from dskd.models.staged_model import StagedModel, find_classifier
 from dskd.storage.file_facts import FileFacts
 from dskd.storage.state_dicts import match_keys
@@ -23,10 +25,38 @@ log = logging.getLogger("dskd")
 
 
 def weights_file(settings: ModelSettings) -> Path | None:
-    """The file of weights that the settings name, as ``checkpoint`` or as ``pretrained``."""
+    """The file of weights that the settings name, as ``checkpoint`` or as ``pretrained``.
+
+    It is also the file of a student on the Hub that this package saved.
+    """
+    settings = with_saved_student(settings)
     if isinstance(settings.pretrained, Path):
         return settings.pretrained
     return settings.checkpoint
+
+
+def with_saved_student(settings: ModelSettings) -> ModelSettings:
+    """Settings with the network and the file of a student that was saved for the Hub.
+
+    Such a student is used as its file is: with its classes by name, its normalisation, and the
+    parts of its method.
+
+    Args:
+        settings: Of any model. They are returned as they are, unless they name such a student.
+
+    Raises:
+        InputError: The repository cannot be read.
+    """
+    student = saved_student(settings.name)
+    if student is None:
+        return settings
+    name, options = network(settings.name, settings.options)
+    found: dict[str, Any] = {"name": name, "options": options}
+    if settings.pretrained is True:
+        as_it_is = isinstance(settings, TeacherSettings) and settings.is_given
+        found["pretrained"] = False if as_it_is else student_file(student)
+        found["checkpoint"] = student_file(student) if as_it_is else None
+    return settings.model_copy(update=found)
 
 
 def assembled(module: nn.Module, facts: FileFacts) -> nn.Module:

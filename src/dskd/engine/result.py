@@ -11,6 +11,7 @@ from torch import nn
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.methods.base import Method
+from dskd.models.hub_models import network
 from dskd.settings import Number, Percent, Size
 from dskd.storage.metric_names import Metric, to_file
 
@@ -88,9 +89,11 @@ class Result:
 
 def student_metadata(recipe: Recipe, data: Dataset, method: Method) -> dict[str, Any]:
     """All that is needed to build a deployed student and to feed it, as plain values."""
+    student = recipe.student
+    name, options = network(student.name, student.options, weights=student.pretrained is True)
     return {
-        "model": recipe.student.name,
-        "options": recipe.student.options,
+        "model": name,
+        "options": options,
         "classes": list(data.classes),
         "shape": list(data.shape),
         "method": recipe.method.name,

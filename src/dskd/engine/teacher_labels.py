@@ -27,6 +27,7 @@ from dskd.engine.load_checkpoint import weights_file
 from dskd.engine.unlabelled import labels_alone_error
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, as_given
+from dskd.models.native import published_names
 from dskd.models.spec import describe
 from dskd.models.trace import TRACED
 from dskd.settings import Settings
@@ -74,10 +75,14 @@ def _check_head(teacher: TeacherSettings, objects: UserObjects) -> None:
 
 
 def _classes(teacher: TeacherSettings, data: Dataset, objects: UserObjects) -> tuple[str, ...]:
-    """The teacher's classes: as its file names them, or numbers for as many as it has logits."""
+    """The teacher's classes: as its file or the Hub names them, or numbers, one for each logit."""
     facts = read_facts(weights_file(teacher))
     if facts is not None and facts.classes is not None:
         return tuple(facts.classes)
+    if teacher.pretrained is True and objects.teacher is None:
+        names = published_names(teacher.name)
+        if names is not None:
+            return names
     unknown = replace(data, classes=("0", "1"))
     model = build_model(teacher, unknown, 0, objects.teacher, objects.allow_code).eval()
     few = data.train.images_at(torch.arange(min(TRACED, len(data.train))))

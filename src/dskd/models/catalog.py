@@ -6,15 +6,41 @@ network is one class with the contract of `dskd.models.staged_net.StagedNet` and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 TIMM = "timm/"
 TORCHVISION = "torchvision/"
-LIBRARIES = (TIMM, TORCHVISION)
+HF = "hf/"
+TRANSFORMERS = "transformers/"
+LIBRARIES = (TIMM, TORCHVISION, TRANSFORMERS, HF)
 """What the names of models from other libraries start with."""
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a name ``hf/FOLDER`` stands for; None for a repository.
+
+    Example:
+        >>> local_folder("hf/timm/resnet18.a1_in1k") is None
+        True
+    """
+    place = os.path.expanduser(name.removeprefix(HF))  # noqa: PTH111 (Path's may raise)
+    return Path(place) if name.startswith(HF) and place and Path(place).is_dir() else None
+
+
+def with_absolute_folder(name: str) -> str:
+    """The name of a model, with the absolute path of the folder if it is ``hf/FOLDER``.
+
+    Example:
+        >>> with_absolute_folder("resnet8")
+        'resnet8'
+    """
+    folder = local_folder(name)
+    return name if folder is None else f"{HF}{os.path.abspath(folder)}"  # noqa: PTH100 (no "..")
 
 
 @dataclass(frozen=True)

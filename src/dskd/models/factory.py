@@ -9,10 +9,15 @@ from typing import Any
 from torch import nn
 
 from dskd.errors import InputError, unknown
-from dskd.models.catalog import LIBRARIES, TIMM, TORCHVISION, ZOO
-from dskd.models.library_models import from_timm, from_torchvision
+from dskd.models.catalog import HF, LIBRARIES, TIMM, TORCHVISION, TRANSFORMERS, ZOO
+from dskd.models.hub_files import open_model
+from dskd.models.hub_models import network, published, student_file
+from dskd.models.library_models import from_timm, from_torchvision, load_timm
+from dskd.models.pretrained import load_but_classifier
+from dskd.models.transformers_models import from_transformers, load_transformers
 from dskd.models.user_code import import_code, refused_code
 from dskd.models.zoo import build
+from dskd.storage.weights import read_weights
 
 HUB = ("hf-hub:", "hf_hub:")
 """How timm begins the name of a repository of the Hugging Face Hub."""
@@ -31,18 +36,15 @@ def load_model(
     """Build a classifier with random or pretrained weights.
 
     Args:
-        name: A name of the zoo (``dskd list models``), ``timm/<name>``, ``torchvision/<name>``,
-            or, with ``allow_code``, ``package.module:function``: a function that takes
-            ``num_classes``, ``in_channels`` and the options, and returns a module.
+        name: A name as in a recipe (``student.name``). With ``allow_code``, a function
+            ``package.module:function`` takes ``num_classes``, ``in_channels`` and the options.
         num_classes: Number of classes K, at least 2.
         in_channels: Channels of the images.
         size: Height and width of the images in pixels, for models that need it (transformers).
         options: Further arguments of ``timm.create_model``, of torchvision's function for the
-            model, or of the user's function.
-        allow_code: Whether a name may run code outside this package, timm and torchvision.
-
-        pretrained: Load the weights that timm or torchvision publishes. A classifier of other
-            classes keeps its random weights.
+            model, or of the user's function; keys of the configuration of transformers.
+        allow_code: Whether a name may run code outside this package and libraries.
+        pretrained: Load published weights; a classifier of other classes keeps its random ones.
 
     Returns:
         A module from images ``[B, in_channels, H, W]`` to logits ``[B, num_classes]``.
@@ -60,17 +62,20 @@ def load_model(
     arguments = dict(options or {})
     if name.removeprefix(TIMM).startswith(HUB):
         raise _hub_error(name)
-    if name.startswith(TIMM):
-        plain = name.removeprefix(TIMM)
-        return from_timm(plain, num_classes, in_channels, size, arguments, pretrained)
-    if name.startswith(TORCHVISION):
-        plain = name.removeprefix(TORCHVISION)
-        return from_torchvision(plain, num_classes, in_channels, size, arguments, pretrained)
+    if name.startswith(HF):
+        return _from_hub(name, num_classes, in_channels, size, arguments, allow_code, pretrained)
+    for library, build_named in ((TIMM, from_timm), (TORCHVISION, from_torchvision)):
+        if name.startswith(library):
+            plain = name.removeprefix(library)
+            return build_named(plain, num_classes, in_channels, size, arguments, pretrained)
     if pretrained:
         raise InputError(
-            f"there are no pretrained weights of {name}; give a file, or take a model of timm or "
-            "torchvision"
+            f"there are no pretrained weights of {name}; give a file, or take a model of timm, of "
+            "torchvision or of the Hub"
         )
+    if name.startswith(TRANSFORMERS):
+        plain = name.removeprefix(TRANSFORMERS)
+        return from_transformers(plain, num_classes, in_channels, size, arguments)
     if ":" in name:
         return _from_function(name, num_classes, in_channels, arguments, allow_code)
     if name not in ZOO:
@@ -81,13 +86,58 @@ def load_model(
 
 
 def _hub_error(name: str) -> InputError:
-    """The error about a name that timm or transformers would take from the Hugging Face Hub."""
+    """The error about a name as timm writes a repository of the Hugging Face Hub."""
     repository = name.removeprefix(TIMM).split(":", 1)[1]
-    owner, _, model = repository.partition("/")
-    fix = "load it in Python by timm or transformers, and give the module"
-    if owner == "timm" and model:
-        fix = f"take {TIMM}{model} with pretrained=true, which comes from there, or {fix}"
-    return InputError(f"{name!r}: models are not named by repositories of the Hub; {fix}")
+    return InputError(
+        f"{name!r}: a model of the Hub is named {HF}{repository or 'OWNER/NAME'} here"
+    )
+
+
+def _from_hub(
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    size: int | None,
+    options: dict[str, Any],
+    allow_code: bool,
+    pretrained: bool,
+) -> nn.Module:
+    """A model of the Hub. What it says about its images becomes its ``pretrained_cfg``."""
+    facts, model = published(name), open_model(name)
+    plain, own = network(name, options, weights=pretrained)
+    arguments: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+    if not pretrained or model.kind == "dskd":
+        module = load_model(plain, **arguments, size=size, options=own, allow_code=allow_code)
+        if pretrained:
+            if model.config["dskd"].get("deploy_config"):
+                raise InputError(
+                    f"{name} has parts of its method; load it by "
+                    "dskd.DeployedStudent.from_pretrained"
+                )
+            weights = read_weights(student_file(model))
+            load_but_classifier(module, weights, facts.classes, f"the weights of {name}")
+    elif model.kind == "timm":
+        said = {**model.config, **(model.config.get("pretrained_cfg") or {})}
+        module = load_timm(
+            name,
+            plain.removeprefix(TIMM),
+            **arguments,
+            size=size,
+            options=own,
+            published={**said, **facts.pretrained_cfg()},
+            weights=read_weights(model.weights()),
+        )
+    else:
+        kind = plain.removeprefix(TRANSFORMERS)
+        if in_channels != facts.channels:
+            raise InputError(
+                f"{name} takes images of {facts.channels} channels, and these have {in_channels}; "
+                f"set data.channels={facts.channels} if the images are your own"
+            )
+        module = load_transformers(name, model.weights(), kind, **arguments, options=own)
+    known = getattr(module, "pretrained_cfg", None) or {}
+    module.pretrained_cfg = {**known, **facts.pretrained_cfg()}  # type: ignore[assignment]
+    return module
 
 
 def _from_function(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dskd.errors import InputError, first_line
 from dskd.models.catalog import TIMM, TORCHVISION
@@ -73,6 +73,55 @@ def from_timm(
         if pretrained and is_download_error(error):
             raise not_downloaded(weights, error) from error
         raise _not_built(TIMM, name, options, error) from error
+
+
+_OF_WEIGHTS = (
+    *("mean", "std", "input_size", "fixed_input_size", "num_classes", "classifier", "first_conv"),
+    *("label_offset", "crop_pct", "crop_mode", "interpolation", "pool_size"),
+)
+"""Keys that say how published weights are used, without those that say where they are."""
+
+
+def load_timm(
+    repository: str,
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    size: int | None,
+    options: Mapping[str, Any],
+    published: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+) -> nn.Module:
+    """Build a model of timm with weights that were read, as timm fits its own to a model.
+
+    Args:
+        repository: Names the weights in errors.
+        name: A name of ``timm.list_models()``.
+        num_classes: Number of classes. A classifier of others keeps its random weights.
+        in_channels: Channels of the images. The first layer is fitted to them.
+        size: Height and width of the images, for models that need it.
+        options: Further arguments of ``timm.create_model``.
+        published: timm's ``pretrained_cfg`` of the weights.
+        weights: The weights.
+
+    Raises:
+        InputError: The name does not exist, or the options or the weights do not fit.
+    """
+    import timm
+
+    _check_options(TIMM, options)
+    if not timm.is_model(name):
+        raise _unknown(TIMM, name, timm.list_models())
+    config = {key: published[key] for key in _OF_WEIGHTS if published.get(key) is not None}
+    given = {**config, "state_dict": dict(weights), "custom_load": False}
+    sized: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels, **options}
+    sized |= {"pretrained": True, "pretrained_cfg": given}
+    try:
+        model = _create(name, sized if size is None else {"img_size": size, **sized}, sized)
+    except Exception as error:  # timm models raise many types
+        raise _not_built("", repository, options, error) from error
+    model.pretrained_cfg = config  # type: ignore[assignment]  # without the weights
+    return model
 
 
 def _create(name: str, sized: dict[str, Any], arguments: dict[str, Any]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What a model of timm or torchvision was made for, without its weights."""
+"""What a model of timm, of torchvision or of the Hub was made for, without its weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from dskd.errors import InputError
-from dskd.models.catalog import LIBRARIES, TIMM, TORCHVISION
+from dskd.models.catalog import HF, LIBRARIES, TIMM, TORCHVISION
 from dskd.models.factory import load_model
+from dskd.models.hub_models import published
 
 
 def native_size(name: str) -> int | None:
-    """Height and width of the images that a model of timm or torchvision was published for.
+    """Height and width of the images that a model of a library or of the Hub was published for.
 
     Args:
         name: Name of the model, as in a recipe.
@@ -27,6 +28,8 @@ def native_size(name: str) -> int | None:
         (224, 299)
         >>> native_size("resnet8")
     """
+    if name.startswith(HF):
+        return published(name).size
     if name.startswith(TIMM):
         import timm
 
@@ -37,7 +40,7 @@ def native_size(name: str) -> int | None:
 
 
 def published_classes(name: str) -> int | None:
-    """The number of classes of the weights that timm or torchvision publishes for a model.
+    """The number of classes of the weights that are published for a model.
 
     Args:
         name: Name of the model, as in a recipe.
@@ -50,6 +53,8 @@ def published_classes(name: str) -> int | None:
         (1000, 1000)
         >>> published_classes("resnet8")
     """
+    if name.startswith(HF):
+        return published(name).classes
     if name.startswith(TIMM):
         import timm
 
@@ -58,6 +63,47 @@ def published_classes(name: str) -> int | None:
         return int(config.num_classes) if config is not None and config.has_weights else None
     weights = _torchvision_weights(name)
     return len(weights.DEFAULT.meta["categories"]) if weights else None
+
+
+def native_pixels(name: str) -> tuple[float, str | None] | None:
+    """How images are prepared for the published weights of a model.
+
+    Args:
+        name: Name of the model, as in a recipe.
+
+    Returns:
+        The share of the shorter side that is kept, and how images are resized; None for other
+        models, and for those without published weights.
+
+    Example:
+        >>> native_pixels("timm/resnet50"), native_pixels("torchvision/resnet18")
+        ((0.95, 'bicubic'), (0.875, 'bilinear'))
+    """
+    if name.startswith(HF):
+        found = published(name)
+        return found.crop_pct, found.interpolation
+    if name.startswith(TIMM):
+        import timm
+
+        config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+        return (config.crop_pct, config.interpolation) if config and config.has_weights else None
+    if (weights := _torchvision_weights(name)) is None:
+        return None
+    shown = weights.DEFAULT.transforms()
+    return shown.crop_size[0] / shown.resize_size[0], shown.interpolation.value
+
+
+def published_names(name: str) -> tuple[str, ...] | None:
+    """The names of the classes of a model of the Hub, by label; None if it does not name them.
+
+    Args:
+        name: Name of the model, as in a recipe.
+
+    Example:
+        >>> published_names("timm/resnet50") is None
+        True
+    """
+    return published(name).names if name.startswith(HF) else None
 
 
 def _torchvision_weights(name: str) -> Any:
@@ -74,7 +120,7 @@ def _torchvision_weights(name: str) -> Any:
 
 
 def has_batchnorm(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a model of timm or torchvision has BatchNorm layers. It is built without memory.
+    """Whether a model of a library has BatchNorm layers. It is built without memory.
 
     Args:
         name: Name of the model, as in a recipe.

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from dskd.errors import InputError, first_line
 from dskd.models.catalog import TIMM, TORCHVISION
+from dskd.storage.state_dicts import match_keys
+from dskd.storage.weights import load_weights
 
 
 def timm_weights(name: str) -> str:
@@ -69,6 +71,26 @@ def load_torchvision_weights(name: str, model: nn.Module, options: Mapping[str, 
     assert {*missing} <= left_out, "both models have the same options"
     shown = weights.transforms()
     model.pretrained_cfg = {"mean": shown.mean, "std": shown.std, "num_classes": classes}  # type: ignore[assignment]
+
+
+def load_but_classifier(
+    model: nn.Module, weights: Mapping[str, Tensor], classes: int, what: str
+) -> None:
+    """Load weights into a model; a classifier of other classes keeps its own.
+
+    Args:
+        model: Gets the weights.
+        weights: All of the same network.
+        classes: Number of classes of the weights.
+        what: Names the weights in an error.
+
+    Raises:
+        InputError: They do not fit.
+    """
+    here, there = model.state_dict(), match_keys(weights, model, what)
+    both = here.keys() & there.keys()
+    own = {key: here[key] for key in both if _of_classes(there[key], here[key], classes)}
+    load_weights(model, {**there, **own}, what)
 
 
 def _of_classes(there: Tensor, here: Tensor, classes: int) -> bool:
