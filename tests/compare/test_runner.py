@@ -13,6 +13,7 @@ from dskd.compare.grid import Grid, load_plan
 from dskd.compare.runner import run_grid
 from dskd.compare.summary import summarize
 from dskd.config import recipe
+from dskd.deploy.student import load_deployed
 from dskd.engine import run
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, Stopped
@@ -103,6 +104,10 @@ def test_what_is_finished_stays_and_more_can_be_added(finished: Path, tmp_path: 
         ("dskd", [0, 1]),
     ]
     assert students(out) == students(finished)
+    kd, ce, dskd = summarize(comparison.variants, comparison.test_images)
+    assert {kd.path, ce.path, dskd.path} == {out}
+    assert kd.runs == {seed: out / "kd" / f"seed{seed}" for seed in (0, 1)}
+    assert [load_deployed(path).name for path in kd.runs.values()] == ["resnet8", "resnet8"]
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ def test_a_method_whose_seeds_all_failed_is_still_listed() -> None:
         None,
         {0: "the loss is not finite"},
     )
+    assert found.runs == {}
 
 
 def test_without_kd_nothing_is_compared() -> None:

@@ -165,11 +165,11 @@ def read_failure(folder: Path, name: str = FAILED) -> str:
 
 
 def _variant_results(path: Path, facts: Mapping[str, Any], seeds: list[int]) -> VariantResults:
-    results, failed = {}, {}
+    results, failed, runs = {}, {}, {}
     for seed in seeds:
         folder = path / facts["folder"] / f"seed{seed}"
         if (folder / "result.json").is_file():
-            results[seed] = read_result(folder)
+            results[seed], runs[seed] = read_result(folder), folder
         elif (folder / FAILED).is_file():
             failed[seed] = read_failure(folder)
         elif (folder / LOST).is_file():
@@ -177,4 +177,4 @@ def _variant_results(path: Path, facts: Mapping[str, Any], seeds: list[int]) -> 
     method = dict(facts["method"])
     name = method.pop("name")
     weights = weights_of(name, method, results.values())
-    return VariantResults(facts["label"], name, weights, results, failed)
+    return VariantResults(facts["label"], name, weights, results, failed, path, runs)

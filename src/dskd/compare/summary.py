@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from dskd.compare.statistics import (
@@ -61,6 +62,8 @@ class Summary:
         seconds: Mean training time of a seed, without that of the teacher.
         memory: Bytes that a training step holds, without those of the teacher.
         metric: What the accuracies are: ``accuracy``, or another measure in percent.
+        path: Folder of the comparison, as `dskd.report` takes it; None for runs of several folders.
+        runs: Folder of each finished run by its seed, as `dskd.load_deployed` takes it.
     """
 
     label: str
@@ -79,6 +82,8 @@ class Summary:
     seconds: float | None = None
     memory: int | None = None
     metric: Metric = "accuracy"
+    path: Path | None = None
+    runs: Mapping[int, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class VariantResults:
         weights: The weights of its losses.
         results: Content of ``result.json`` by finished seed.
         failed: The reason by seed without a result.
+        path: As in `Summary`.
+        runs: As in `Summary`.
     """
 
     label: str
@@ -98,6 +105,8 @@ class VariantResults:
     weights: Mapping[str, float]
     results: Mapping[int, Mapping[str, Any]]
     failed: Mapping[int, str]
+    path: Path | None = None
+    runs: Mapping[int, Path] = field(default_factory=dict)
 
 
 def summarize(
@@ -127,7 +136,15 @@ def _summary(
     test_images: int,
 ) -> Summary:
     seeds = tuple(sorted(variant.results))
-    summary = Summary(variant.label, variant.method, variant.weights, seeds, variant.failed)
+    summary = Summary(
+        variant.label,
+        variant.method,
+        variant.weights,
+        seeds,
+        variant.failed,
+        path=variant.path,
+        runs=variant.runs,
+    )
     if not seeds:
         return summary
     results = [variant.results[seed] for seed in seeds]
