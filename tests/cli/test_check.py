@@ -55,7 +55,7 @@ def test_the_page_shows_the_findings_and_nothing_is_written(
 def test_reasons_end_with_one_and_json_alone_goes_to_stdout(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "STEPS", steps.JUDGED)  # fewer steps are not judged
+    monkeypatch.setattr(steps, "STEPS", steps.GROWTH_STEPS)  # from which on growth counts
     code, out, err = run(capsys, *DIGITS, "method.name=ce", "train.lr=1e5", "--json", "-")
     found = json.loads(out)
     assert (code, found["ok"]) == (1, False)

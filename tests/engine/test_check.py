@@ -262,6 +262,19 @@ def test_a_slow_step_is_measured_with_fewer_images(monkeypatch: pytest.MonkeyPat
     assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0.02 * 16 / 64)
 
 
+def test_a_check_on_busy_cores_says_that_its_estimates_are_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps.cores, "times", iter([(1.0, 2.0), (2.0, 3.5)]).__next__)
+    found = steps.check_steps(trainer("ce"), "student", 0.0)
+    assert found.waiting == pytest.approx(0.6)
+    recipe: Any = SimpleNamespace(train=SimpleNamespace(batch_size=8, accumulate=1, compile=False))
+    busy = replace(found, batch_size=8, loading=0.0)
+    (warning,) = run._step_warnings(recipe, [busy])
+    assert "the steps waited for a core 60 % of the time, so the run may be faster" in warning
+    assert not [*run._step_warnings(recipe, [replace(busy, waiting=0.3)])]
+
+
 def test_the_bottleneck_is_the_largest_share() -> None:
     found = StepFindings("student", 8, [1.0], seconds=1.0, loading=0.6, teacher=0.1)
     assert found.bottleneck == "loading"

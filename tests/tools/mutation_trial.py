@@ -321,11 +321,11 @@ def report(work: Path) -> None:
         outcomes[survived if entry["noticed"] is None else "noticed"] += 1
         if entry["noticed"] is None and key not in known:
             print(f"{entry['tests']} tests, line {entry['line']}, {key}")
-    drawn, judged = outcomes.total(), outcomes["noticed"] + outcomes["survived"]
+    drawn, decided = outcomes.total(), outcomes["noticed"] + outcomes["survived"]
     print("| drawn | noticed | survived | equivalent | noticed of the others |")
     print("|---:|---:|---:|---:|---:|")
     numbers = (drawn, outcomes["noticed"], outcomes["survived"], outcomes["equivalent"])
-    print(f"| {' | '.join(map(str, numbers))} | {outcomes['noticed'] / judged:.1%} |")
+    print(f"| {' | '.join(map(str, numbers))} | {outcomes['noticed'] / decided:.1%} |")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

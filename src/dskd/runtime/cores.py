@@ -57,6 +57,17 @@ def times() -> tuple[float, float]:
     return run * _NANOSECONDS, waited * _NANOSECONDS
 
 
+def waiting_share(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """The share of the time between two `times` that the threads waited for a core.
+
+    Example:
+        >>> waiting_share((1.0, 0.0), (4.0, 1.0))
+        0.25
+    """
+    run, waited = (max(0.0, new - old) for new, old in zip(after, before, strict=True))
+    return waited / max(run + waited, 1e-9)
+
+
 class CoreWatch:
     """Warns if a run on the CPU has to wait for cores that other work takes.
 
@@ -88,9 +99,8 @@ class CoreWatch:
         if now - self._since < WINDOW_SECONDS:
             return
         current = self._read()
-        run, waited = (new - old for new, old in zip(current, self._before, strict=True))
+        share = waiting_share(self._before, current)
         self._since, self._before = now, current
-        share = waited / max(run + waited, 1e-9)
         if share <= TOLERATED or now - CoreWatch._warned < SILENCE_SECONDS:
             return
         CoreWatch._warned = now

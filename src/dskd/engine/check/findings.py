@@ -135,6 +135,7 @@ class StepFindings:
         model_bytes: Size of the saved model.
         evaluation_seconds: Time to evaluate an image.
         problem: Why the steps failed; empty if they did not.
+        waiting: Share of the time that threads waited for a core, on a CPU under Linux.
     """
 
     trained: str
@@ -149,6 +150,7 @@ class StepFindings:
     model_bytes: int = 0
     evaluation_seconds: float = 0.0
     problem: str = ""
+    waiting: float = 0.0
 
     @property
     def images_per_second(self) -> float:

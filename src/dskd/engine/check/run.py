@@ -46,7 +46,7 @@ from dskd.models.stage_table import Stage, stage_rows
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
-from dskd.runtime.cores import cpu_threads
+from dskd.runtime.cores import TOLERATED, cpu_threads
 from dskd.runtime.single_run import single_run
 from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.frozen import FrozenTeacher
@@ -241,5 +241,11 @@ def _step_warnings(recipe: Recipe, steps: Sequence[StepFindings]) -> Iterator[st
                 f"{100 * found.loading:.0f} % of the time of the {found.trained}'s training is "
                 "spent waiting for images; raise data.workers, or set data.loading=memory"
             )
+    if (waiting := max(found.waiting for found in steps)) > TOLERATED:
+        yield (
+            "the processor cores are busy with other work: the steps waited for a core "
+            f"{100 * waiting:.0f} % of the time, so the run may be faster than estimated here; "
+            "stop other programs, and check again"
+        )
     if recipe.train.compile:
         yield "train.compile=true is left out of the check; compiled steps may be faster"

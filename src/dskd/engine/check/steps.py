@@ -21,13 +21,14 @@ from dskd.errors import NonFiniteError
 from dskd.methods.base import Method
 from dskd.models.eval_mode import eval_mode
 from dskd.models.output import ModelOutput
+from dskd.runtime import cores
 from dskd.runtime.device import autocast
 
 STEPS = 20
 """Training steps, at most."""
 FEWEST = 2
 """Training steps, however slow they are."""
-JUDGED = 9
+GROWTH_STEPS = 9
 """Training steps from which on a growing loss counts."""
 SECONDS = 8.0
 """Time for the steps of a model."""
@@ -141,7 +142,9 @@ def check_steps(
         fixed = held_by_training(trainer.method, trainer.optimizer)
         state = _nbytes(trainer.state())
         model_bytes = _nbytes(trainer.method.deployed().state_dict())
+        before = cores.times()
         timed = step_seconds, loading, _ = _timed_steps(trainer, size, warmup, seconds, losses)
+        waiting = cores.waiting_share(before, cores.times())
         trainer.check_state()
     except NonFiniteError as error:
         return StepFindings(trained, size, losses, problem=str(error))
@@ -155,6 +158,7 @@ def check_steps(
         state_bytes=state,
         model_bytes=model_bytes,
         evaluation_seconds=_evaluation_seconds(trainer) + step_seconds * loading / size,
+        waiting=waiting if _device(trainer).type == "cpu" else 0.0,
     )
     return replace(found, problem=_growth(losses) if size == trainer.step_size else "")
 
@@ -244,7 +248,7 @@ def _growth(losses: list[float]) -> str:
 
     A loss that has grown and falls again is no reason: the first steps of a sound run may do that.
     """
-    if len(losses) < JUDGED:
+    if len(losses) < GROWTH_STEPS:
         return ""
     third = len(losses) // 3
     first, middle, last = (
