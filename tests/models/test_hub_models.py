@@ -268,6 +268,7 @@ def test_a_published_teacher_has_its_classes_by_name(
 def test_names_of_another_kind_are_taken_in_order(
     recipe: Recipe, caplog: pytest.LogCaptureFixture, classes: tuple[str, ...], said: str
 ) -> None:
+    caplog.set_level(logging.WARNING, "dskd")
     data = named(classes)
     plan = recipe({"name": VIT, "pretrained": True, "epochs": 0, "trust": True})
     made = prepare(plan, data, UserObjects(), CPU)
