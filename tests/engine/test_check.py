@@ -28,7 +28,7 @@ from dskd.engine.check.findings import CheckReport, CostFindings, StepFindings
 from dskd.engine.check.run import check
 from dskd.engine.optimizer import set_rate
 from dskd.errors import InputError
-from dskd.runtime import distributed
+from dskd.runtime import cores, distributed
 from tests.conftest import make_dataset
 from tests.data.file_writers import write_folder
 from tests.trainers import trainer
@@ -265,7 +265,7 @@ def test_a_slow_step_is_measured_with_fewer_images(monkeypatch: pytest.MonkeyPat
 def test_a_check_on_busy_cores_says_that_its_estimates_are_too_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(steps.cores, "times", iter([(1.0, 2.0), (2.0, 3.5)]).__next__)
+    monkeypatch.setattr(cores, "times", iter([(1.0, 2.0), (2.0, 3.5)]).__next__)
     found = steps.check_steps(trainer("ce"), "student", 0.0)
     assert found.waiting == pytest.approx(0.6)
     recipe: Any = SimpleNamespace(train=SimpleNamespace(batch_size=8, accumulate=1, compile=False))

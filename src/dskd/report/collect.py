@@ -301,6 +301,6 @@ def _method_runs(label: str, runs: Sequence[_Run]) -> MethodRuns:
     results = {seed: run.result for seed, run in by_seed.items() if run.result is not None}
     failed = {seed: run.failed for seed, run in by_seed.items() if run.failed is not None}
     weights = weights_of(name, settings, results.values())
-    runs = {seed: by_seed[seed].folder for seed in results}
-    variant = VariantResults(label, name, weights, results, failed, runs=runs)
-    return MethodRuns(variant, settings, runs)
+    folders = {seed: by_seed[seed].folder for seed in results}
+    variant = VariantResults(label, name, weights, results, failed, runs=folders)
+    return MethodRuns(variant, settings, folders)
