@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dskd.engine.branch_warning import branch_warnings
 from dskd.engine.evaluate import EvaluationResult, SplitResults, percent
 from dskd.engine.keep_exits import keep_exits
 from dskd.engine.result import Result
 from dskd.engine.training_run import TrainingRun, evaluate_run
-from dskd.methods.base import Method
+from dskd.errors import as_given
+from dskd.methods.base import BranchedMethod, Method
 from dskd.models.feature_hooks import remove_hooks
 from dskd.runtime import distributed
 from dskd.runtime.nonfinite import nonfinite_logits_error
 from dskd.storage.run_files import EMA, LAST
+
+log = logging.getLogger("dskd")
 
 
 def finish(run: TrainingRun) -> Result:
@@ -40,6 +46,7 @@ def finish(run: TrainingRun) -> Result:
         run.directory.write_bytes("auxiliary.safetensors", safetensors.torch.save(tensors))
     if run.recipe.train.exits:
         keep_exits(run)
+    _warn_of_branches(run, tested)
     result = _result(run, tested, _teacher_predictions(run))
     run.directory.write_json("result.json", result.numbers() | {"fingerprints": run.fingerprints})
     run.directory.close()
@@ -51,6 +58,16 @@ def _require_finite(run: TrainingRun, evaluated: EvaluationResult) -> None:
     if not evaluated.finite:
         with run.recording_nonfinite():
             raise nonfinite_logits_error(run.trainer.epochs - 1, run.trainer.steps)
+
+
+def _warn_of_branches(run: TrainingRun, tested: SplitResults) -> None:
+    """Logs which branches have not learned, see `dskd.engine.branch_warning`."""
+    data, options = run.data.data, run.recipe.method.options
+    if not run.rows or not isinstance(run.trainer.method, BranchedMethod):
+        return
+    labels = run.data.test.labels.cpu()
+    for line in branch_warnings(tested.others, run.rows[-1], labels, len(data.classes), options):
+        log.warning(as_given(line))
 
 
 def _teacher_predictions(run: TrainingRun) -> Tensor | None:
