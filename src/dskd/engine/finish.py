@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dskd.data import Dataset
 from dskd.engine.branch_warning import branch_warnings
 from dskd.engine.evaluate import EvaluationResult, SplitResults, percent
 from dskd.engine.keep_exits import keep_exits
@@ -63,7 +64,8 @@ def _require_finite(run: TrainingRun, evaluated: EvaluationResult) -> None:
 def _warn_of_branches(run: TrainingRun, tested: SplitResults) -> None:
     """Logs which branches have not learned, see `dskd.engine.branch_warning`."""
     data, options = run.data.data, run.recipe.method.options
-    if not run.rows or not isinstance(run.trainer.method, BranchedMethod):
+    branched = isinstance(run.trainer.method, BranchedMethod)
+    if not branched or not isinstance(data, Dataset) or not run.rows:
         return
     labels = run.data.test.labels.cpu()
     for line in branch_warnings(tested.others, run.rows[-1], labels, len(data.classes), options):
