@@ -188,7 +188,7 @@ def scaling_tables(scaling: Result) -> list[tuple[str, Lines]]:
 
 def _images(scaling: Result) -> Lines:
     head = (
-        *("images", "plan, s", "crops and flips, s", "together, s per epoch", "us per image"),
+        *("images", "plan, s", "crops and flips, s", "together, s per epoch", "µs per image"),
         *("read from the cache, s", "predicted, MB", "used, MB", "used / predicted"),
     )
     rows = []
@@ -259,7 +259,7 @@ def _stages(scaling: Result) -> Lines:
         ("supervised stages", "ms", "ms / kd", "memory, MB", "memory / kd"),
         (
             (
-                "1 (kd)" if row["stages"] == 1 else str(row["stages"]),
+                f"{row['stages'] - 1} and the last" if row["stages"] > 1 else "the last (kd)",
                 _ms(row["seconds"]),
                 f"{row['seconds'] / first['seconds']:.2f}",
                 f"{row['memory'] / 1e6:.0f}",

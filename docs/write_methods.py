@@ -34,7 +34,7 @@ _KINDS = {
     "feature maps": "its feature maps",
     "relations": "relations between images",
     "classifier": "the teacher's classifier",
-    "shallow stages": "logits and maps on shallow stages",
+    "shallow stages": "branches on shallow stages",
 }
 """The rows of the table in README.md, by `dskd.methods.base.Method.learns_from`."""
 
@@ -59,15 +59,17 @@ def index(costs: dict[str, Any]) -> str:
     listed = "\n".join(rows)
     return f"""# The methods
 
-Each method is one file in `src/dskd/methods/` and works on any pair of student and teacher. By
-default, every method with a teacher uses the loss of the labels and classic distillation with
-weight 1 (`ce = kd = 1`), and adds its own terms with their published weight.
-`method.preset=literature` sets all weights as published. This command compares the methods:
-`dskd compare RECIPE --methods all --seeds 5`.
+Each method is one file in `src/dskd/methods/`. It works on any pair of student and teacher that has
+what its loss reads; other pairs are refused in one line. By default, a method that compares feature
+maps has the loss of the labels and classic distillation with weight 1 (`ce = kd = 1`), and adds its
+own terms with their published weight. A method that compares logits puts its own loss in the place
+of classic distillation. `method.preset=literature` sets all weights as published. This command
+compares the methods: `dskd compare RECIPE --methods all --seeds 5`.
 
 {listed}
 
-{_measured(costs)}
+{_measured(costs)} "-" means: not measured yet. Auxiliary parameters are trained with the student
+and not deployed, except those of `simkd`, whose projector becomes part of the student.
 
 {_NOTE}
 """
@@ -93,7 +95,7 @@ def page(name: str, costs: dict[str, Any]) -> str:
         _prose(kind),
         "## Settings",
         table("method.", settings.model_fields, arguments(kind)),
-        _presets(kind),
+        _presets(kind, {k: f.default for k, f in settings.model_fields.items()}),
         f"Default weights of the losses: {_values(own)}.",
         "## The loss as a function",
         *_pure_function(name),
@@ -137,10 +139,13 @@ def _prose(documented: object) -> str:
     return _markdown(re.split(r"\n(?:Args|Returns|Raises|Example):\n", _doc(documented))[0])
 
 
-def _presets(kind: type[Method]) -> str:
-    return "\n".join(
-        f"- `method.preset={name}`: {_values(values)}" for name, values in kind.presets.items()
-    )
+def _presets(kind: type[Method], defaults: dict[str, Any]) -> str:
+    """The presets, with the settings in which they differ from the defaults."""
+    lines = []
+    for name, values in kind.presets.items():
+        other = {key: value for key, value in values.items() if defaults[key] != value}
+        lines.append(f"- `method.preset={name}`: {_values(other) or 'the defaults'}")
+    return "\n".join(["A preset changes these settings:\n", *lines]) if lines else ""
 
 
 def _values(values: dict[str, Any]) -> str:

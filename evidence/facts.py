@@ -17,7 +17,7 @@ from dskd.compare.statistics import holm
 from dskd.compare.summary import Summary, VariantResults, summarize
 from dskd.runtime import device
 from evidence.design import Study, run_count
-from evidence.page import OURS
+from evidence.rows import OURS
 
 MACHINE = ("python", "packages", "processor", "cores", "threads", "device")
 PATHS = (

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dskd.compare.statistics import Interval, paired
-from evidence.page import OURS
-from evidence.why_page import BASELINE, measured
+from evidence.rows import OURS, renamed
+from evidence.why_page import BASELINE, measured, stage_names, with_row_names
 
 _COLORS = {"ce": "#7f7f7f", "kd": "#1f5fa8", OURS: "#c0392b"}
 _OTHER = "#444444"
@@ -27,6 +27,7 @@ def means(facts: Mapping[str, Any]) -> bytes:
     Returns:
         An SVG file.
     """
+    facts = renamed(facts)
     rows = {label: row for label, row in facts["rows"].items() if row["accuracies"]}
     labels = sorted(rows, key=lambda label: float(rows[label]["mean"]))
     figure = Figure(figsize=(7.5, 0.9 + 0.24 * len(labels)), layout="constrained")
@@ -54,7 +55,7 @@ def stages(facts: Mapping[str, Any]) -> bytes:
     Returns:
         An SVG file.
     """
-    found = measured(facts)
+    found = measured(with_row_names(facts))
     panels = {
         "linear probe, points over kd": found.probe,
         "CKA with teacher's last, over kd": found.last,
@@ -68,7 +69,7 @@ def stages(facts: Mapping[str, Any]) -> bytes:
             _points(axes, label, [gap.interval for gap in gaps], 0.12 * (place - 1))
         axes.axhline(0, color=_COLORS[BASELINE], linewidth=1)
         axes.set_title(title, fontsize=9)
-        axes.set_xticks(range(len(values[BASELINE])), facts["stages"][: len(values[BASELINE])])
+        axes.set_xticks(range(len(values[BASELINE])), stage_names(values[BASELINE]))
         axes.margins(x=0.2)
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8

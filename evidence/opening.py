@@ -1,28 +1,51 @@
 """The opening of a page: the question, the answer, and how certain the answer is.
 
-Answers and certainties are computed from the JSON of the page, so they claim nothing else.
+Certainties are computed from the JSON of the page. Answers too, unless ``findings.yaml`` has one in
+words, and all of its numbers stand in the tables of the page.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from evidence.numbers import number, p_equation, verdict
 
 SEEDS_OF_FIRST = 5
 """Seeds that the protocol requires before it calls a method first."""
+_FINDINGS = Path(__file__).parent / "findings.yaml"
+_DECIMALS = re.compile(r"\d+\.\d+")
 _NAMED = 4
 """Labels that a sentence names. More are counted."""
 
 
-def opening(facts: Mapping[str, Any]) -> list[str]:
+def opening(facts: Mapping[str, Any], tables: str) -> list[str]:
     """The opening of the page of a study.
 
     Args:
         facts: The results that ``evidence.study`` writes.
+        tables: The tables of the page.
     """
-    return bullets(facts["question"], answer(facts), certainty(facts))
+    found = finding(facts["study"], tables) or answer(facts)
+    return bullets(facts["question"], found, certainty(facts))
+
+
+def finding(study: str, tables: str) -> str:
+    """What a study found, in the words of ``findings.yaml``.
+
+    Args:
+        study: Its name.
+        tables: The tables of its page.
+
+    Returns:
+        An empty text if there are no words, or if they have numbers that the tables do not have.
+    """
+    words = str(yaml.safe_load(_FINDINGS.read_text()).get(study, ""))
+    return words if {*_DECIMALS.findall(words)} <= {*_DECIMALS.findall(tables)} else ""
 
 
 def bullets(question: str | None, found: str, certain: str) -> list[str]:

@@ -7,10 +7,9 @@ from typing import Any
 
 from evidence.numbers import number, p_text, verdict
 from evidence.opening import SEEDS_OF_FIRST, opening
+from evidence.rows import renamed
 
-OURS = "dskd"
-DEFAULTS = "dskd:feature_target=matched:beta=10"
-"""DSKD's defaults, as changes of the preset ``paper-abstract``."""
+_READING = "The [overview](README.md#words) explains the columns and words."
 
 
 def page(facts: Mapping[str, Any]) -> str:
@@ -24,15 +23,17 @@ def page(facts: Mapping[str, Any]) -> str:
     Returns:
         Markdown.
     """
-    lines = [f"# {facts['title']}", "", *opening(facts), "", _reading(facts), ""]
-    lines += [f"![{facts['title']}]({facts['study']}.svg)", ""]
+    facts = renamed(facts)
+    lines = []
     for name, labels in facts["groups"].items():
         lines += [f"## {name}", "", *_table(facts, labels), ""]
     if facts["first"] is not None:
         added = facts["deviation"] is not None
         title = "Is DSKD better than the best other method?" if added else "Is DSKD first?"
         lines += [f"## {title}", "", first(facts["first"], added), "", over(facts["first"]), ""]
-    return "\n".join([*lines, "## Details", "", *_how(facts), "", *_notes(facts)])
+    head = [f"# {facts['title']}", "", *opening(facts, "\n".join(lines)), "", _READING, ""]
+    head += [f"![{facts['title']}]({facts['study']}.svg)", ""]
+    return "\n".join([*head, *lines, "## Details", "", *_how(facts), "", *_notes(facts)])
 
 
 def first(facts: Mapping[str, Any], added: bool = False) -> str:
@@ -60,14 +61,15 @@ def first(facts: Mapping[str, Any], added: bool = False) -> str:
 
 
 def over(facts: Mapping[str, Any]) -> str:
-    """Lists the differences of DSKD's best row to the other rows.
+    """A table of the differences of DSKD's best row to the other rows.
 
     Args:
         facts: The comparison of DSKD with the best other method.
     """
     gaps = sorted(facts["over"].items(), key=lambda gap: float(gap[1]["gap"]), reverse=True)
-    texts = [f"`{label}` {number(gap['gap'], gap['gap_half'], '+.2f')}" for label, gap in gaps]
-    return f"Differences of this row to the others, in points, uncorrected: {', '.join(texts)}."
+    rows = [f"| `{label}` | {number(gap['gap'], gap['gap_half'], '+.2f')} |" for label, gap in gaps]
+    head = f"| compared with | difference of `{facts['label']}`, points, uncorrected |"
+    return "\n".join([head, "|---|---:|", *rows])
 
 
 def _how(facts: Mapping[str, Any]) -> list[str]:
@@ -83,10 +85,17 @@ def _how(facts: Mapping[str, Any]) -> list[str]:
         f"{train['epochs']} epochs. The teacher is {teacher['name']}, trained for "
         f"{teacher['epochs']} epochs, with a test accuracy of {teacher['test_accuracy']:.1f} %. "
         f"Accuracy is measured after the last epoch, on {facts['images']:,} test images. "
-        f"{state} Training the students took {facts['hours']:.1f} hours.",
+        f"{state}{_shared(facts)} Training the students took {facts['hours']:.1f} hours.",
         "",
         f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}{_names(facts)}",
     ]
+
+
+def _shared(facts: Mapping[str, Any]) -> str:
+    """Says how many runs of the tables belong to other studies, if any."""
+    rows = facts["rows"].values()
+    further = sum(len(row["accuracies"]) + len(row["failed"]) for row in rows) - facts["done"]
+    return f" The tables also show {further} runs of other studies." if further > 0 else ""
 
 
 def _names(facts: Mapping[str, Any]) -> str:
@@ -127,18 +136,6 @@ def _rules(facts: Mapping[str, Any]) -> str:
     return f"The study follows the {rules}, on the split `{split}`."
 
 
-def _reading(facts: Mapping[str, Any]) -> str:
-    """Explains the labels of DSKD, and where all other words are explained."""
-    # In the recipe of the first protocol, "dskd" is a preset. In that of the second, it is not.
-    first_protocol = facts["split"] is not None and facts.get("protocol", "protocol") == "protocol"
-    ours = first_protocol and any(label.startswith(OURS) for label in facts["rows"])
-    preset = f"In the labels, `{OURS}` is DSKD with the preset `paper-abstract`" if ours else ""
-    if ours and DEFAULTS in facts["rows"]:
-        preset += f", and `{DEFAULTS}` is DSKD with its default settings"
-    words = "The [overview](README.md#words) explains the columns and words."
-    return f"{preset}. {words}" if preset else words
-
-
 def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:
     lines = [
         f"| | accuracy of each seed, % | mean, % | difference to {facts['baseline']} | p (Holm) "
@@ -176,12 +173,17 @@ def _deployed(facts: Mapping[str, Any]) -> str:
     return f" The deployed student has {usual:,} parameters{''.join(others)}."
 
 
+def _failed(label: str, reasons: Mapping[Any, str]) -> str:
+    """Which seeds of a row failed, and why, without the details in parentheses."""
+    why = "; ".join(dict.fromkeys(text.partition(" (")[0] for text in reasons.values()))
+    seeds = f"seed{'s' if len(reasons) > 1 else ''} {', '.join(map(str, reasons))}"
+    return f"- `{label}` failed at {seeds}: {why}. The JSON has the whole messages."
+
+
 def _notes(facts: Mapping[str, Any]) -> list[str]:
     errors = [row["sampling_error"] for row in facts["rows"].values() if row["sampling_error"]]
     failed = [
-        f"- `{label}`, seed {seed}, failed: {why}"
-        for label, row in facts["rows"].items()
-        for seed, why in row["failed"].items()
+        _failed(label, row["failed"]) for label, row in facts["rows"].items() if row["failed"]
     ]
     same = [
         f"- `{label}` has no row: its settings are those of `{one}`."
@@ -191,7 +193,8 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         "± is the 95 % interval over seeds (Student's t). It covers the noise of training. It does "
         "not cover that the test images are a sample, which adds about "
         f"± {max(errors, default=0):.1f} points (Wilson) to each accuracy. Differences are paired "
-        "by seed. *Better* and *worse* have the meaning of the protocol, and hold for these images "
+        "by seed, over the seeds that both rows have. *Better* and *worse* have the meaning of the "
+        "protocol, and hold for these images "
         f"and this teacher.{_deployed(facts)}",
         *(["", *failed] if failed else []),
         *(["", *same] if same else []),

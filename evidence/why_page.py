@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from dskd.compare.statistics import Difference, holm, interval, paired
 from evidence.numbers import number, p_text, verdict
-from evidence.opening import bullets
+from evidence.opening import bullets, finding
 from evidence.page import machine_line
+from evidence.rows import row_name
 
 BASELINE = "kd"
 _QUESTION = (
@@ -76,38 +77,29 @@ def page(facts: Mapping[str, Any]) -> str:
     Returns:
         Markdown.
     """
+    facts = with_row_names(facts)
     found = measured(facts)
     compared = _compared(facts, [found.probe, found.last, found.same, found.ratio])
     lines = [
-        "# Why: the effect of deep supervision on the shallow stages",
-        "",
-        *bullets(_QUESTION, _answer(compared), _certainty(facts, compared)),
-        "",
-        "In the tables, `dskd` is DSKD with the preset `paper-abstract`, and "
-        "`dskd:feature_target=matched:beta=10` is DSKD with its default settings. The [overview]("
-        "README.md#words) explains the other words.",
-        "",
-        "![Linear probe, similarity to the teacher and gradient of each stage](why.svg)",
-        "",
         "## Linear probe of each stage",
         "",
         "After the student was trained, a linear classifier (logistic regression) is trained on "
         "the average-pooled feature map of each stage. The table shows its test accuracy in "
         "percent.",
         "",
-        *_stage_table(facts, found.probe, ".2f", compared[0]),
+        *_stage_table(found.probe, ".2f", compared[0]),
         "",
         "## Similarity of each stage to the teacher",
         "",
         "The similarity is linear CKA on 512 test images. It is between 0 and 1. The first table "
         "compares each stage of the student with the last stage of the teacher.",
         "",
-        *_stage_table(facts, found.last, ".3f", compared[1]),
+        *_stage_table(found.last, ".3f", compared[1]),
         "",
         "The second table compares each shallow stage with the teacher's stage at the same "
         "relative depth. `feature_target=matched` trains for this similarity.",
         "",
-        *_stage_table(facts, found.same, ".3f", compared[2]),
+        *_stage_table(found.same, ".3f", compared[2]),
         "",
         "## Gradient of each stage",
         "",
@@ -115,12 +107,12 @@ def page(facts: Mapping[str, Any]) -> str:
         "parameters of a stage, averaged over all steps of the first "
         f"{_first_epochs(facts)} epochs.",
         "",
-        *_stage_table(facts, found.gradient, ".3f"),
+        *_stage_table(found.gradient, ".3f"),
         "",
         "A larger loss gives larger gradients in all stages. So the next table divides each norm "
         "by that of the last stage.",
         "",
-        *_stage_table(facts, found.ratio, ".3f", compared[3]),
+        *_stage_table(found.ratio, ".3f", compared[3]),
         "",
         "## The branches of DSKD during training",
         "",
@@ -133,7 +125,42 @@ def page(facts: Mapping[str, Any]) -> str:
         *_details(facts),
         "",
     ]
-    return "\n".join(lines)
+    answer = finding("why", "\n".join(lines)) or _answer(compared)
+    head = [
+        "# Why: the effect of deep supervision on the shallow stages",
+        "",
+        *bullets(_QUESTION, answer, _certainty(facts, compared)),
+        "",
+        "The [overview](README.md#words) explains the words.",
+        "",
+        "![Linear probe, similarity to the teacher and gradient of each stage](why.svg)",
+        "",
+    ]
+    return "\n".join([*head, *lines])
+
+
+def with_row_names(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The results with the names that `dskd compare` takes today.
+
+    Args:
+        facts: The results that ``evidence.why`` writes.
+    """
+    return {
+        **facts,
+        **{
+            key: {row_name(label, preset=True): values for label, values in facts[key].items()}
+            for key in ("probe", "similarity", "gradient", "epochs")
+        },
+    }
+
+
+def stage_names(stages: Sequence[Any]) -> list[str]:
+    """Names of stages in tables and figures.
+
+    Args:
+        stages: Something for each stage.
+    """
+    return [f"stage {number}" for number, _ in enumerate(stages, 1)]
 
 
 def _answer(compared: Sequence[Mapping[str, Sequence[Difference]]]) -> str:
@@ -242,13 +269,12 @@ def _compared(
 
 
 def _stage_table(
-    facts: Mapping[str, Any],
     values: Values,
     form: str,
     compared: Mapping[str, Sequence[Difference]] | None = None,
 ) -> list[str]:
     """A table with a row for each method, a column for each stage, and the differences to KD."""
-    stages = facts["stages"][: len(values[BASELINE])]
+    stages = stage_names(values[BASELINE])
     lines = [f"| | {' | '.join(stages)} |", f"|---|{'---:|' * len(stages)}"]
     for label, by_stage in values.items():
         cells = (number(i.mean, i.half, form) for i in map(interval, by_stage))
@@ -278,11 +304,11 @@ def _time_table(runs: Sequence[Sequence[Mapping[str, float]]]) -> list[str]:
         f"| | {' | '.join(f'epoch {epoch}' for epoch in shown)} |",
         f"|---|{'---:|' * len(shown)}",
     ]
-    for stage in stages:
+    for number_of, stage in enumerate(stages, 1):
         for name in names:
             key = f"{stage}/{name}"
             means = (sum(run[epoch - 1][key] for run in runs) / len(runs) for epoch in shown)
             form = ".1f" if name == "test_accuracy" else ".3f"
             cells = " | ".join(f"{mean:{form}}" for mean in means)
-            lines.append(f"| {stage}, {name.replace('_', ' ')} | {cells} |")
+            lines.append(f"| stage {number_of}, {name.replace('_', ' ')} | {cells} |")
     return lines

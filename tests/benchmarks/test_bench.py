@@ -268,7 +268,7 @@ def test_the_page_shows_how_costs_grow_if_that_was_measured() -> None:
     cells = cells_of(text)
     assert ["5,000", "0.010", "0.09", "0.10", "20.0", "0.10", "15.0", "18.0", "1.20"] in cells
     assert ["32x32", "1,000", "1,100", "1.10", "100", "150", "5"] in cells
-    assert ["2", "2,000", "2.00", "1", "1.00"] in cells
+    assert ["1 and the last", "2,000", "2.00", "1", "1.00"] in cells
     assert ["8", "500", "40 %", "2.00", "5"] in cells
     assert "## As work grows" not in speed_page.page({"speed.json": made_result()})
 
@@ -308,7 +308,7 @@ def test_the_page_shows_the_numbers_and_their_meaning() -> None:
     text = speed_page.page({"speed-2026-11-23.json": made_result()})
     ratio = ["`kd_over_reference`", "3.00", "2.00 to 2.50", "3", ">= 2.25", "yes"]
     assert ratio in cells_of(text)
-    assert "The speed relative to the reference step is 3.00 for KD" in text
+    assert "In bfloat16, the speed relative to the reference step is 3.00 for KD" in text
     assert "[speed-2026-11-23.json](speed-2026-11-23.json)" in text
     step = ["reference-kd", "float32", "3,000", "2,500 to 3,500", "750"]
     assert step in [cells[:5] for cells in cells_of(text)]

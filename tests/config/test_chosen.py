@@ -51,8 +51,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_zoo_keeps_the_schedule_of_the_literature() -> None:
     given = values("resnet8", "resnet20")
-    assert fill_in(given) == (given, "")
-    assert filled(values("MobileNetV2", "vgg13"))["train"] == {"lr": 0.01}
+    result, line = fill_in(given)
+    assert (result, line) == (given | {"train": {"epochs": 240}}, "chosen: train.epochs=240")
+    assert filled(values("MobileNetV2", "vgg13"))["train"] == {"epochs": 240, "lr": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +116,13 @@ def test_small_images_are_not_enlarged(tmp_path: Path, student: str, side: int, 
     given["data"] = data_settings(write_folder(tmp_path / "small", side=side))
     (tmp_path / "small/train/cat/broken.png").write_bytes(b"x")
     assert filled(given)["data"]["size"] == size
+
+
+@pytest.mark.usefixtures("photos")
+def test_the_number_of_epochs_is_always_said() -> None:
+    given = values("resnet8")
+    assert filled(given)["train"]["epochs"] == 240
+    assert filled(given | {"data": data_settings("photos")})["train"]["epochs"] == 100
 
 
 @pytest.mark.usefixtures("photos")

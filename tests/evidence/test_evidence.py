@@ -15,7 +15,7 @@ import torch
 from evidence.design import Study
 from evidence.facts import adjust, facts_of
 from evidence.numbers import verdict
-from evidence.opening import answer, certainty
+from evidence.opening import answer, certainty, finding
 from evidence.page import first, page
 from evidence.prepare import classes_of, prepare
 from evidence.prepare import main as prepare_main
@@ -34,6 +34,7 @@ from dskd.storage.yaml_file import read_yaml_file
 from evidence import choose, design, figure, why
 from evidence import first as first_study
 
+PRESET = "dskd:preset=paper-abstract"
 NAMES = ("ablation", "exploration", "controls", "table", "weights", "mini")
 
 
@@ -152,6 +153,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rows_of(page: str) -> dict[str, int]:
     """How many seeds each row of a page has."""
     cells = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    cells = [row for row in cells if len(row) > 4]  # not those of the table of differences
     return {row[1].strip(" `"): len(row[2].split(",")) for row in cells}
 
 
@@ -179,9 +181,10 @@ def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Pa
     compute(study, data, tmp_path / "out", tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert "| `fitnet:weight=1e30` | failed |" in text
-    assert "- `fitnet:weight=1e30`, seed 0, failed: the loss is not finite" in text
-    assert "see OUT/small/fitnet+weight=1e30/seed0/nonfinite.json" in text
-    assert str(tmp_path) not in text
+    assert "- `fitnet:weight=1e30` failed at seed 0: the loss is not finite. The JSON" in text
+    facts = (tmp_path / "small.json").read_text()
+    assert "see OUT/small/fitnet+weight=1e30/seed0/nonfinite.json" in facts
+    assert str(tmp_path) not in facts
 
 
 def test_what_is_no_study_of_the_protocol_says_so() -> None:
@@ -236,10 +239,10 @@ def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) ->
     study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, extra_seeds=more, tests_first=True)
     compute(study, data, tmp_path / "out", tmp_path)
     text = (tmp_path / "small.md").read_text()
-    assert rows_of(text) == {"ce": 1, "kd": 2, "dskd": 2}
+    assert rows_of(text) == {"ce": 1, "kd": 2, PRESET: 2}
     assert "All 5 runs are finished." in text
     assert "The protocol requires 5 seeds for this test." in text
-    assert re.search(r"to the others, in points, uncorrected: `kd` [+-]\d", text)
+    assert re.search(r"uncorrected \|\n\|---\|---:\|\n\| `kd` \| [+-]\d", text)
 
 
 @pytest.mark.slow
@@ -322,9 +325,9 @@ def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
     assert all(norm > 0 for epoch in facts["gradient"]["dskd"]["0"] for norm in epoch)
     assert facts["gradient"]["kd"]["0"] != facts["gradient"]["dskd"]["0"]
     text = (tmp_path / "why.md").read_text()
-    for label in why.OURS:
+    for label in (PRESET, "dskd"):
         assert text.count(f"| {label} - kd |") == 4, "three tables and the gradients' ratio"
-    assert text.count("| stage1, weight |") == 2
+    assert text.count("| stage 1, weight |") == 2
 
 
 def test_the_reasons_wait_for_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -591,6 +594,21 @@ def test_an_answer_claims_no_difference_that_no_test_shows() -> None:
     assert answer(facts).startswith("None of the 2 tested rows is shown to differ from `kd`.")
     many = opened({"kd": PLAIN} | {f"at:weight={weight}": row() for weight in range(5)})
     assert answer(many).startswith("Better than `kd`: 5 rows. The highest")
+
+
+def test_words_replace_an_answer_while_the_tables_have_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "findings.yaml").write_text("small: KD is 1.25 points better.\n")
+    monkeypatch.setattr("evidence.opening._FINDINGS", tmp_path / "findings.yaml")
+    assert finding("small", "| kd | +1.25 |") == "KD is 1.25 points better."
+    assert not finding("small", "| kd | +1.26 |")
+    assert not finding("table", "| kd | +1.25 |")
+
+
+def test_findings_are_shown_on_their_pages() -> None:
+    for name, words in read_yaml_file(design.HERE / "findings.yaml", "findings").items():
+        assert f"- **Answer:** {words}\n" in (RESULTS / f"{name}.md").read_text(), name
 
 
 def test_one_seed_ranks_nothing() -> None:

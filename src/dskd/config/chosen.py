@@ -15,12 +15,13 @@ from typing import Any, get_args
 
 from dskd.config.overrides import all_keys
 from dskd.config.schema import AUGMENTATIONS, Recipe, TeacherSettings
+from dskd.config.train_settings import TrainSettings
 from dskd.data.augmentation import Interpolation
 from dskd.data.catalog import DATASETS
 from dskd.data.image_sides import typical_side
 from dskd.data.image_source import EVALUATION
 from dskd.data.subset import HELD_OUT
-from dskd.models.catalog import LIBRARIES, ZOO
+from dskd.models.catalog import LIBRARIES
 from dskd.models.native import has_batchnorm, native_pixels, native_size
 from dskd.settings import validate
 
@@ -29,7 +30,8 @@ SMALL_SIZE = 64
 SIZE_STEP = 32
 """Smaller sizes are multiples of this, by which networks usually divide the size of their maps."""
 EPOCHS, FINE_TUNING_EPOCHS = 100, 30
-"""Epochs of a model of timm or torchvision from random and from pretrained weights."""
+"""Epochs on the user's images, and of models of timm or torchvision: from random and from
+pretrained weights. The package's networks take those of the schema on published data sets."""
 _RATES = {("sgd", False): 0.05, ("sgd", True): 0.01, ("adamw", False): 5e-4, ("adamw", True): 1e-4}
 """Learning rates for 64 images a step, by optimizer and by whether weights are pretrained."""
 _LIKE_SGD = ("sgd", "dot", "momentum", "nesterov")
@@ -55,9 +57,9 @@ def fill_in(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         >>> values = {"data": {"name": "cifar100"}, "student": {"name": "MobileNetV2"}}
         >>> filled, line = fill_in(values)
         >>> line
-        'chosen: data.augment=cifar train.lr=0.01'
+        'chosen: data.augment=cifar train.epochs=240 train.lr=0.01'
         >>> filled["train"]
-        {'lr': 0.01}
+        {'epochs': 240, 'lr': 0.01}
     """
     checked = validate(Recipe, values, known=all_keys(values)).model_dump(exclude_unset=True)
     sections = {key: dict(checked.get(key) or {}) for key in _SECTIONS}
@@ -141,11 +143,9 @@ def _training(
     """The schedule of the student, and where it differs, of the teacher."""
     student, teacher, train = sections["student"], sections["teacher"], sections["train"]
     name = str(student.get("name"))
-    if name in ZOO:
-        own = {"lr": 0.01} if name in _MOBILE else {}
-        return [("train", own)]
     if not name.startswith(LIBRARIES):
-        return []
+        epochs = EPOCHS if _is_own(sections["data"]) else TrainSettings().epochs
+        return [("train", {"epochs": epochs} | ({"lr": 0.01} if name in _MOBILE else {}))]
     trains_teacher = bool(teacher) and not TeacherSettings(**teacher).is_given
     all_plain = plain() and (not trains_teacher or _is_plain(teacher))
     optimizer = train.get("optimizer") or ("sgd" if all_plain else "adamw")

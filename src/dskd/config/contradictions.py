@@ -47,7 +47,7 @@ def check_schedule(
 
 
 def check_untrained(teacher: TeacherSettings | None) -> None:
-    """Refuses a teacher without training where its first weights are not published ones."""
+    """Refuses a teacher without training where its initial weights are not published ones."""
     if teacher is None or teacher.epochs != 0 or teacher.pretrained is True:
         return
     hint = "give the file as teacher.checkpoint" if teacher.pretrained else "set it to 1 or more"

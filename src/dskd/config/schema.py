@@ -136,7 +136,7 @@ class DataSettings(Settings):
     """For your own images: leave out files that cannot be used, and list them in the run's
     skipped_images.txt. By default they are an error."""
     augment: AugmentSet = "none"
-    """Named set of the augmentations below; each can be set besides. ``none`` leaves their
+    """Named set of the augmentations below; each can also be set on its own. ``none`` leaves their
     defaults. ``cifar``: crop_padding 4 and flip. ``imagenet``: crop_scale [0.08, 1] and flip.
     ``strong``: imagenet with trivialaugment and random_erasing 0.1, as torchvision trains. On the
     command line, it replaces the augmentations of the recipe file."""
@@ -244,7 +244,7 @@ class ModelSettings(Settings):
     """More arguments for the constructor of a model of timm or torchvision, or of your own
     function; keys of the configuration of a model of transformers."""
     pretrained: Pretrained = False
-    """First weights; a classifier of other classes is left out. ``true``: those that timm,
+    """Initial weights; a classifier of other classes is left out. ``true``: those that timm,
     torchvision or the Hub has for the model, usually of ImageNet. They are downloaded once. A file:
     the weights in it. ``false`` draws all weights from the seed."""
     checkpoint: PathSetting | None = None
@@ -317,7 +317,7 @@ class Recipe(Settings):
     method: MethodSettings = MethodSettings()
     train: TrainSettings = TrainSettings()
     seed: Seed = 0
-    """Seed of everything random: the student's first weights, the order of the images, crops and
+    """Seed of everything random: the student's initial weights, the order of the images, crops and
     flips."""
     out: PathSetting | None = None
     """The run's folder. None uses ``runs/<recipe>/<method>-seed<seed>``."""

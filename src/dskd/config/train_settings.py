@@ -124,8 +124,8 @@ class TrainSettings(Settings):
     """Compute BatchNorm statistics over the images of all processes (torch.nn.SyncBatchNorm). Each
     process needs a GPU."""
     compile: bool = False
-    """Compile the forward passes with torch.compile, on a GPU with CUDA graphs. The
-    first steps take minutes; all others are faster."""
+    """Compile the forward passes with torch.compile, on a GPU with CUDA graphs. The first steps
+    take long. Whether the others are faster depends on model and machine."""
     device: DeviceName = "auto"
     """``cpu``, ``cuda``, or ``auto`` for a GPU if there is one."""
     threads: Annotated[Count, Field(le=1024)] | None = None

@@ -20,7 +20,7 @@ class StudentAverage:
     """An exponential moving average of what a method deploys.
 
     After update t, ``average = d average + (1 - d) student`` with ``d = min(decay, (1 + t) / (10 +
-    t))``: a short run is not dominated by its first weights. The statistics of BatchNorm are
+    t))``: a short run is not dominated by its initial weights. The statistics of BatchNorm are
     averaged in the same way; counters are copied.
 
     Source: the averaging is torch's `AveragedModel`. The rising decay is that of TensorFlow's

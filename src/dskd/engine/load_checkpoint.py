@@ -198,7 +198,7 @@ def _start(
     data: Dataset,
     what: str,
 ) -> None:
-    """Loads first weights; a classifier of other classes, or none at all, keeps its own."""
+    """Loads initial weights; a classifier of other classes, or none at all, keeps its own."""
     own = model.module.state_dict()
     fitted = match_keys(weights, model.module, what)
     head = {key for key in own if _in_classifier(model, key)}

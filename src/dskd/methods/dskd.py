@@ -151,9 +151,9 @@ def dskd_loss(
 class DSKD(BranchedMethod):
     """Predictions and maps supervise shallow stages too: ``ce * CE + kd * KD + sum_l w_l S_l``.
 
-    The objective of a batch is ``D + sum_l w_l S_l``. See `dskd.losses.dskd` for its equations,
-    `dskd.methods.branches.Branch` for the branch on each shallow stage, and
-    `dskd.losses.allocation.allocate` for the weights. The plain student is deployed.
+    D are the losses of the student's own logits, and S_l those of the branch on the shallow stage
+    l. A branch adapts the stage's map to the teacher's (A_l) and classifies it (logits z_l). L and
+    L_t count the stages of student and teacher. docs/method.md has all equations and rules.
 
     Source: Luo, Chen, Wang, Knowledge Distillation with Deep Supervision, IJCNN 2023,
     arXiv 2202.07846. **A reconstruction from the abstract.** The abstract says that the teacher's

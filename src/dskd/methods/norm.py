@@ -102,9 +102,9 @@ class NORM(FeatureMethod):
         weight: Weight of the maps.
         temperature: T of the predictions.
         segments: N, the number of segments.
-        logit_scale: Labels and predictions see the logits of student and teacher with mean 0 and
-            this standard deviation over the classes, 2.5 in the authors' code; None for the logits
-            themselves.
+        logit_scale: Before CE and KD, the logits of each image, of student and teacher, get mean 0
+            and this standard deviation over the classes, 2.5 in the authors' code; None for the
+            logits themselves.
         schedule: ``constant``, or the steps of the authors' code for ``cifar100`` (240 epochs) or
             ``imagenet`` (100 epochs), which change the weight of the maps.
 

@@ -24,12 +24,13 @@ from dskd.settings import Count, Epochs, Positive, Weight, checked
 
 @in_full_precision
 def reviewkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Hierarchical context loss: ``sum_l (D(F_l, G_l) + sum_k 2^-k D(F_l,k, G_l,k)) / sum_k 2^-k``.
+    """Hierarchical context loss: ``sum_l (D(F_l, G_l) + sum_k 2^-k D(F_l,k, G_l,k)) / W``.
 
+    ``F_l`` are the student's fused maps, ``G_l`` the teacher's, and ``W = 1 + sum_k 2^-k``.
     ``D`` is the mean of the squared differences. ``F_l,k`` is the map pooled to the k-th of those
     sides among 4, 2, 1 that are smaller than the map. So the map is compared as it is and at
     coarser and coarser resolutions, with halving weights. A side that is skipped does not halve
-    the weight. The weights, including the 1 of the map itself, are divided by their sum.
+    the weight.
 
     Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021,
     arXiv 2104.09044, its hierarchical context loss (HCL). The paper names spatial pyramid pooling

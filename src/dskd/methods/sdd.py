@@ -180,7 +180,8 @@ class SDD(LogitMethod):
         kd: Weight of all cells together.
         alpha: Weight of the label's part in ``dkd``.
         beta: Weight of the other classes in ``dkd`` and ``nkd``.
-        complementary: Weight of cells with another class than the whole image.
+        complementary: Weight of cells for which the teacher predicts another class than for the
+            whole image.
         scales: Cells on each side of the grids, beginning with 1; None for 1, 2 and 4 as far as
             the maps have so many positions.
         form: ``paper``: the sum over the cells, and cells of another class count more. ``code``:

@@ -84,7 +84,7 @@ class SRRL(FeatureMethod):
             linear layer.
         ce: Weight of the labels.
         kd: Weight of the teacher's predictions.
-        feature: Weight of the vectors.
+        feature: Weight of the distance of the pooled features.
         regression: Weight of the logits of the teacher's classifier.
         temperature: T of the predictions.
 

@@ -222,8 +222,10 @@ class SSKD(FeatureMethod):
         tf: Weight of the teacher's predictions for rotated images.
         temperature: T of the predictions for all images.
         ss_temperature: T of the self-supervision and of the training of the teacher's head.
-        share_ss: Share of the rotated images used of those that the teacher's head mistakes.
-        share_tf: Share of the rotated images used of those that the teacher misclassifies.
+        share_ss: Of the rotated images whose original the teacher's head does not find, the share
+            that is used, the least wrong first.
+        share_tf: Of the rotated images that the teacher misclassifies, the share that is used, the
+            least wrong first.
         head_epochs: Number of epochs for the teacher's head, before the student is trained.
 
     Raises:

@@ -91,14 +91,15 @@ def wkd_loss(
 
 
 class WKD(Method):
-    """Moves probability between classes: ``ce * CE + kd * (T + gamma W) + feature * G``.
+    """Moves probability between classes: ``ce * CE + kd * (L_y + gamma W) + feature * G``.
 
-    - T asks for the label as strongly as the teacher believes in it.
+    - L_y asks for the label as strongly as the teacher believes in it.
     - W is the cost of moving the student's predictions for all other classes to the teacher's.
       Probability that moves to a similar class costs less. See `dskd.losses.wkd`.
-    - G compares the means and standard deviations of the channels of the last map, which a
-      projector brings to the teacher's channels (`dskd.losses.wasserstein.gaussian_distance`). It
-      is off by default. The projector is trained with the student and never deployed.
+    - G is the squared Wasserstein distance of two Gaussians. It compares the means and standard
+      deviations of the channels of the last map, which a projector brings to the teacher's channels
+      (`dskd.losses.wasserstein.gaussian_distance`). It is off by default. The projector is trained
+      with the student and never deployed.
 
     The cost of two classes is ``1 - exp(-kappa d)``. Their distance d is computed once, before
     training: 1 - linear CKA of the teacher's outputs for their training images
@@ -119,7 +120,7 @@ class WKD(Method):
             needed, except for ``cost=classifier``.
         temperature: T of W; the label's part is at temperature 1.
         ce: Weight of the labels.
-        kd: Weight of the teacher's predictions, T and W together.
+        kd: Weight of the teacher's predictions, L_y and W together.
         gamma: Weight of W among them.
         feature: Weight of the maps. With 0 there is no projector.
         ratio: Weight of the means in G; the standard deviations have the weight 1.
@@ -130,9 +131,10 @@ class WKD(Method):
             vectors before its classifier), its ``logits``, or its ``classifier``.
         cost_images: The most training images of each class that the distances are computed from.
         kappa: How fast the cost rises with the distance.
-        regularization: Of the transport; the flow concentrates where it is small.
-        iterations: Of the transport. The published 10 do not converge at a high T; 100 come within
-            1 % of the limit.
+        regularization: Entropic regularisation of Sinkhorn's algorithm. Smaller values come closer
+            to exact optimal transport, and converge more slowly.
+        iterations: Iterations of Sinkhorn's algorithm. The published 10 do not converge at a high
+            T; 100 come within 1 % of the limit.
         decay_from: Epochs after which gamma and the weight of the maps begin to fall.
         decay_to: Epochs after which they are 0; 0 for weights that never fall.
 
