@@ -105,7 +105,8 @@ class Settings(BaseModel):
 
     def is_default(self, key: str) -> bool:
         """Whether a setting has its default value."""
-        return bool(getattr(self, key) == type(self).model_fields[key].default)
+        field = type(self).model_fields[key]
+        return bool(getattr(self, key) == field.get_default(call_default_factory=True))
 
 
 def validate(
@@ -199,11 +200,17 @@ def unknown_key(key: str, known: Iterable[str]) -> InputError:
 def known_keys(model: type[BaseModel], where: str = "") -> list[str]:
     """Lists all keys of the settings, with dots between levels."""
     keys = []
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        nested = [t for t in (inner, *getattr(inner, "__args__", ())) if _is_settings(t)]
-        keys += known_keys(nested[0], f"{where}{name}.") if nested else [f"{where}{name}"]
+    for name in model.model_fields:
+        section = settings_of(model, name)
+        keys += known_keys(section, f"{where}{name}.") if section else [f"{where}{name}"]
     return keys
+
+
+def settings_of(model: type[BaseModel], key: str) -> type[Settings] | None:
+    """The class of the settings that a key holds; None if it holds a single value."""
+    field = model.model_fields.get(key)
+    inner = field.annotation if field else None
+    return next((t for t in (inner, *getattr(inner, "__args__", ())) if _is_settings(t)), None)
 
 
 def _is_settings(kind: Any) -> bool:

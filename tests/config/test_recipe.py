@@ -26,7 +26,6 @@ from dskd.engine.prepare import prepare
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, on_command_line
 from dskd.settings import known_keys
-from dskd.storage.diff import differences
 from tests.conftest import make_dataset
 
 PAIRS = {
@@ -136,20 +135,10 @@ def test_a_resolved_recipe_resolves_to_itself_also_through_yaml(name: str) -> No
 def test_a_resolved_recipe_names_every_default() -> None:
     plain = load("digits").plain()
     for key in [*known_keys(Recipe), "method.adapter_width", "method.tau"]:
-        if key == "data.labels":
-            continue
         value: Any = plain
         for part in key.split("."):
             assert part in value, key
             value = value[part]
-
-
-def test_a_recipe_says_whether_there_are_labels_only_if_there_are_none() -> None:
-    """Runs go on whose recipe was written before the key existed."""
-    assert "labels" not in load("digits").plain()["data"]
-    without = load("digits", ["data={name: folder, root: x, labels: none}"]).plain()
-    assert without["data"]["labels"] == "none"
-    assert "data.labels is None there, none here" in differences(load("digits").plain(), without)
 
 
 # ---- one's own

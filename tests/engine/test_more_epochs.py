@@ -91,8 +91,12 @@ def test_a_teacher_that_was_trained_first_stays_as_it_is(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "epochs", "said"),
     [
-        (["train.schedule=cosine"], 4, "other recipe: train.epochs is 3 there, 4 here; train.sch"),
-        (["train.lr=0.01"], 4, "another recipe: train.epochs is 3 there, 4 here; train.lr is"),
+        (
+            ["train.schedule=cosine"],
+            4,
+            "another recipe: train.schedule is step there, cosine here",
+        ),
+        (["train.lr=0.01"], 4, "another recipe: train.lr is"),
         ([], 2, "another recipe: train.epochs is 3 there, 2 here"),
     ],
 )

@@ -674,11 +674,11 @@ def test_a_run_is_known_whatever_its_command_was(
     facts = environment(torch.device("cpu"))
     (out / "environment.json").write_text(json.dumps(facts))
     directory = RunDirectory(out)
-    directory.check(plan(out).plain(), resume=False, overwrite=True)
+    directory.check(plan(out), resume=False, overwrite=True)
     (out / "environment.json").unlink()
     (out / "environment.json").symlink_to("/dev/zero")
     with pytest.raises(InputError, match="no plain file"):
-        directory.check(plan(out).plain(), resume=False, overwrite=True)
+        directory.check(plan(out), resume=False, overwrite=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -76,7 +76,7 @@ class GroupRunner:
         refuse_links(directory.path.parent, directory.path)
         owned.enter_context(directory.locked(self.wait))
         resume = directory.begun
-        directory.check_same(recipe.plain())
+        directory.check_same(recipe)
         directory.start(recipe.plain(), devices.environment(self.device))
         (directory.path / LOST).unlink(missing_ok=True)
         training_run = self.build(recipe, outputs, directory)

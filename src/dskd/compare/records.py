@@ -19,6 +19,7 @@ from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, RunProgress
 from dskd.compare.parts import ComparedData
 from dskd.compare.reader import read_facts, read_failure, read_result
+from dskd.config.base_recipe import method_differences
 from dskd.errors import InputError, option
 from dskd.runtime import device as devices
 from dskd.storage.atomic import explain_disk_errors, is_part, replace_file
@@ -30,6 +31,8 @@ from dskd.storage.run_files import COMPARISON, FAILED
 from dskd.teacher.frozen import FrozenTeacher
 
 RESULTS = "results.jsonl"
+_NOT_SHARED = ("method", "seed", "out")
+"""What the runs of a comparison do not share of the recipe."""
 OWN_FILES = (COMPARISON, RESULTS, "environment.json", LOCK_PID)
 """The files of the comparison itself, which a kill may leave half written."""
 
@@ -111,9 +114,7 @@ def merged_facts(grid: Grid, data: ComparedData | None = None) -> dict[str, Any]
     Raises:
         InputError: The folder holds another comparison, one on other images, or other files.
     """
-    recipe = grid.recipe.plain()
-    for key in ("method", "seed", "out"):
-        del recipe[key]
+    recipe = {k: v for k, v in grid.recipe.plain().items() if k not in _NOT_SHARED}
     own: dict[str, Any] = {
         "recipe": recipe,
         "weights": grid.weights,
@@ -130,7 +131,7 @@ def merged_facts(grid: Grid, data: ComparedData | None = None) -> dict[str, Any]
             )
         return own
     there = read_facts(grid.path)
-    _check_same(grid.path, there, own)
+    _check_same(grid, there, own)
     return own | {
         "teacher": there["teacher"],
         "seeds": sorted({*there["seeds"], *own["seeds"]}),
@@ -138,14 +139,18 @@ def merged_facts(grid: Grid, data: ComparedData | None = None) -> dict[str, Any]
     }
 
 
-def _check_same(path: Path, there: dict[str, Any], own: dict[str, Any]) -> None:
+def _check_same(grid: Grid, there: dict[str, Any], own: dict[str, Any]) -> None:
     """Checks that a comparison that is there has the same recipe and the same images.
 
     Raises:
         InputError: It has others.
     """
-    same = {key: there[key] for key in ("recipe", "weights")}
-    if listed := differences(same, {key: own[key] for key in same}):
+    path = grid.path
+    found = [
+        grid.recipe.differences(there["recipe"], ignored=_NOT_SHARED),
+        differences({"weights": there["weights"]}, {"weights": own["weights"]}),
+    ]
+    if listed := "; ".join(filter(None, found)):
         raise InputError(
             f"{path} holds a comparison of another recipe: {listed}; choose another folder with "
             f"{_other_folder()}"
@@ -168,7 +173,7 @@ def _merged_variants(
     merged = {variant["label"]: variant for variant in there}
     for variant in own:
         before = merged.setdefault(variant["label"], variant)
-        if listed := differences(before["method"], variant["method"]):
+        if listed := method_differences(before["method"], variant["method"]):
             raise InputError(
                 f"{variant['label']} has other settings in {path}: {listed}; choose another folder "
                 f"with {_other_folder()}"

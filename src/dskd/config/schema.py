@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from dskd.config.base_recipe import BaseRecipe
 from dskd.config.train_settings import TrainSettings
 from dskd.data.augmentation import SETS, Augmentation, AugmentSet, AutoAugment, Interpolation
 from dskd.data.catalog import Loading
@@ -308,8 +309,19 @@ class MethodSettings(Settings):
         return dict(self.model_extra or {})
 
 
-class Recipe(Settings):
+class Recipe(BaseRecipe):
     """All settings of a run."""
+
+    PATHS: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("data", "root"),
+        ("data", "unlabelled"),
+        ("data", "cache_dir"),
+        ("student", "checkpoint"),
+        ("student", "pretrained"),
+        ("teacher", "checkpoint"),
+        ("teacher", "pretrained"),
+        ("teacher", "cache_dir"),
+    )
 
     data: DataSettings
     student: ModelSettings
@@ -323,28 +335,9 @@ class Recipe(Settings):
     """The run's folder. None uses ``runs/<recipe>/<method>-seed<seed>``."""
 
     def plain(self) -> dict[str, Any]:
-        """Converts the recipe to plain values for YAML, with defaults filled in.
-
-        Paths become absolute, because another folder may be the current one when they are read.
-        ``data.labels: given`` is left out, so that runs go on whose recipe is older than the key.
-        """
-        plain: dict[str, Any] = self.model_dump(mode="json")
-        if self.data.is_default("labels"):
-            del plain["data"]["labels"]
-        places = {
-            "data": ("root", "unlabelled", "cache_dir"),
-            "student": ("checkpoint", "pretrained"),
-            "teacher": ("checkpoint", "pretrained", "cache_dir"),
-        }
-        for section, keys in places.items():
-            values = plain[section] or {}
-            for key in keys:
-                if isinstance(values.get(key), str):
-                    values[key] = os.path.abspath(values[key])  # noqa: PTH100 (no "..")
-            if section != "data" and values:
+        """Converts the recipe to plain values; folders that name a model become absolute, too."""
+        plain = super().plain()
+        for section in ("student", "teacher"):
+            if values := plain[section]:
                 values["name"] = with_absolute_folder(values["name"])
         return plain
-
-    def changed(self, **sections: Any) -> Recipe:
-        """Copies the recipe with some sections replaced."""
-        return self.model_copy(update=sections)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dskd.config.base_recipe import stored_epochs
 from dskd.config.train_settings import TrainSettings
 from dskd.engine.lr_schedule import schedule_of
 from dskd.engine.task import RunRecipe
 from dskd.errors import InputError
 from dskd.runtime import distributed
-from dskd.storage.diff import differences
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import LAST, RECIPE, comparison_of
 from dskd.storage.run_guard import check_run
@@ -33,7 +32,7 @@ def takes_more_epochs(recipe: RunRecipe, directory: RunDirectory) -> bool:
     before = stored_epochs(stored)
     if before is None or before >= recipe.train.epochs:
         return False
-    if differences(with_epochs(stored, recipe.train.epochs), recipe.plain()):
+    if recipe.differences(stored, more_epochs=True):
         return False
     if comparison_of(directory.path):
         raise InputError(
@@ -78,15 +77,3 @@ def check_rates(train: TrainSettings, before: int, done: int, path: Path) -> Non
                 f"another folder, or start a run from this student with student.checkpoint="
                 f"{path / LAST}"
             )
-
-
-def stored_epochs(recipe: Mapping[str, Any]) -> int | None:
-    """The epochs in a recipe from a file; None if there is no such number."""
-    train = recipe.get("train")
-    epochs = train.get("epochs") if isinstance(train, Mapping) else None
-    return epochs if type(epochs) is int else None
-
-
-def with_epochs(recipe: Mapping[str, Any], epochs: int) -> dict[str, Any]:
-    """A recipe from a file with another number of epochs."""
-    return {**recipe, "train": {**recipe["train"], "epochs": epochs}}

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dskd.engine.more_epochs import check_rates, stored_epochs, with_epochs
+from dskd.config.base_recipe import stored_epochs
+from dskd.engine.more_epochs import check_rates
 from dskd.engine.task import RunRecipe
 from dskd.errors import InputError, brief, option
 from dskd.runtime import distributed
-from dskd.storage.diff import differences
 
 
 def check_same_run(
@@ -38,8 +38,7 @@ def check_same_run(
     before = stored_epochs(there)
     if before is not None and before < epochs:
         check_rates(recipe.train, before, int(state["epoch"]) + bool(state["step"]), path)
-        there = with_epochs(there, epochs)
-    if listed := differences(there, recipe.plain()):
+    if listed := recipe.differences(there, more_epochs=True):
         raise InputError(
             f"the checkpoint in {path} is of another recipe: {listed}; start again with "
             f"{option('overwrite')}"

@@ -101,13 +101,13 @@ def run_job(job: Job, *, resume: bool = False, overwrite: bool = False) -> Resul
     with single_run(), distributed.process_group(device), cpu_threads(recipe.train.threads):
         more = resume and not overwrite and takes_more_epochs(recipe, directory)
         if not more:
-            directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
+            directory.check(recipe, resume=resume, overwrite=overwrite)
         devices.set_up(device)
         job.prepare(device, begun=resume and directory.begun)
         with directory.locked():
             # Another run may have started here while the data was read.
             if not more:
-                directory.check(recipe.plain(), resume=resume, overwrite=overwrite)
+                directory.check(recipe, resume=resume, overwrite=overwrite)
             if overwrite:
                 directory.clear()
             return _train(job, directory, device, resume)

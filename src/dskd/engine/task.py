@@ -22,6 +22,7 @@ from dskd.config.train_settings import TrainSettings
 from dskd.data.loader import Loader
 from dskd.engine.evaluate import EvaluationResult
 from dskd.methods.base import Method
+from dskd.storage.diff import StorableRecipe
 from dskd.storage.metric_names import Metric
 from dskd.storage.run_directory import RunDirectory
 
@@ -37,7 +38,7 @@ class Named(Protocol):
         """Name of the model."""
 
 
-class RunRecipe(Protocol):
+class RunRecipe(StorableRecipe, Protocol):
     """What a run reads of its recipe; `dskd.config.schema.Recipe` has it, and so have others."""
 
     @property
@@ -59,9 +60,6 @@ class RunRecipe(Protocol):
     @property
     def out(self) -> Path | None:
         """The folder of the run."""
-
-    def plain(self) -> dict[str, Any]:
-        """All settings as plain values."""
 
 
 class SplitData(Protocol):

@@ -46,7 +46,7 @@ def train_in_folder(
     directory = RunDirectory(recipe.out)
     distributed.on_rank_zero(refuse_links)(directory.path)
     with directory.locked():
-        directory.check_same(recipe.plain())
+        directory.check_same(recipe)
         if directory.finished:
             directory.check_data(fingerprint)
             return directory.path

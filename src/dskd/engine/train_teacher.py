@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dskd import methods
+from dskd.config.base_recipe import stored_epochs
 from dskd.config.schema import MethodSettings
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_run
 from dskd.engine.build_model import PROBE
 from dskd.engine.fit_head import fit_head
-from dskd.engine.more_epochs import stored_epochs, stored_recipe
+from dskd.engine.more_epochs import stored_recipe
 from dskd.engine.prepare import Prepared
 from dskd.engine.teacher_accuracy import evaluate_teacher
 from dskd.engine.teacher_labels import label_held_out, log_labels

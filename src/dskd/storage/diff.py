@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 _IGNORED = (
     "out",
@@ -15,6 +15,16 @@ _IGNORED = (
 )
 """Settings that say where files lie, or how many processes read them. Images and teachers are
 compared by fingerprint instead."""
+
+
+class StorableRecipe(Protocol):
+    """A recipe that is stored with its run; `dskd.config.base_recipe.BaseRecipe` is one."""
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as plain values."""
+
+    def differences(self, stored: Mapping[str, Any], *, more_epochs: bool = False) -> str:
+        """Lists the settings in which a stored recipe differs; empty if there is none."""
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from dskd.errors import InputError, option
 from dskd.runtime import distributed
 from dskd.storage import checkpoint, run_guard
 from dskd.storage.atomic import make_folder, remove_parts, replace_file
+from dskd.storage.diff import StorableRecipe
 from dskd.storage.lock import lock_folder
 from dskd.storage.metric_names import Metric, to_file
 from dskd.storage.metrics_file import append_row, read_rows, write_rows
@@ -68,7 +69,7 @@ class RunDirectory:
         return (self.path / RECIPE).is_file()
 
     @distributed.on_rank_zero
-    def check(self, recipe: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def check(self, recipe: StorableRecipe, *, resume: bool, overwrite: bool) -> None:
         """Refuses a folder that a run would damage or cannot write to. Changes nothing.
 
         Args:
@@ -84,7 +85,7 @@ class RunDirectory:
         )
 
     @distributed.on_rank_zero
-    def check_same(self, recipe: Mapping[str, Any]) -> None:
+    def check_same(self, recipe: StorableRecipe) -> None:
         """Refuses to continue the run with another recipe, or through links.
 
         Raises:

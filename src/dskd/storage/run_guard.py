@@ -8,7 +8,7 @@ from typing import Any
 
 from dskd.errors import InputError, call, option
 from dskd.storage.atomic import check_writable, is_part, refuse_links, remove_folder
-from dskd.storage.diff import differences
+from dskd.storage.diff import StorableRecipe
 from dskd.storage.json_file import read_json
 from dskd.storage.lock import LOCK, LOCK_PID
 from dskd.storage.run_files import (
@@ -30,7 +30,7 @@ _IDENTIFYING = {ENVIRONMENT: ("python", "packages"), RECIPE: ("data", "student")
 
 
 def check_folder(
-    folder: Path, recipe: Mapping[str, Any], trains_teacher: bool, *, resume: bool, overwrite: bool
+    folder: Path, recipe: StorableRecipe, trains_teacher: bool, *, resume: bool, overwrite: bool
 ) -> None:
     """Refuses a folder that a run would damage or cannot write to. Changes nothing.
 
@@ -60,12 +60,13 @@ def check_folder(
             f"({option('overwrite')}) or choose another folder ({option('out', 'FOLDER')})"
         )
     if overwrite:
-        _check_nothing_needed(folder, recipe, trains_teacher)
+        _check_nothing_needed(folder, recipe.plain(), trains_teacher)
     if resume:
-        check_same_recipe(folder, recipe)
+        check_same_recipe(folder, recipe, more_epochs=True)
         if (folder / RESULT).is_file():
+            evaluating = _evaluating(folder, recipe.plain())
             raise InputError(
-                f"{folder} holds a finished run; look at it with {_evaluating(folder, recipe)}, "
+                f"{folder} holds a finished run; look at it with {evaluating}, "
                 f"go on with a larger train.epochs, or replace it with {option('overwrite')}"
             )
 
@@ -88,8 +89,13 @@ def check_run(folder: Path) -> None:
     refuse_links(*(folder / name for name in FOLDERS))
 
 
-def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+def check_same_recipe(folder: Path, recipe: StorableRecipe, *, more_epochs: bool = False) -> None:
     """Refuses to continue a run with another recipe, or through links.
+
+    Args:
+        folder: The folder of the run.
+        recipe: The present recipe.
+        more_epochs: Whether it may have more epochs.
 
     Raises:
         InputError: A setting differs, or a subfolder of the run is a link.
@@ -98,7 +104,7 @@ def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     path = folder / RECIPE
     if not path.is_file():
         return
-    if listed := differences(read_yaml_file(path, "recipe"), recipe):
+    if listed := recipe.differences(read_yaml_file(path, "recipe"), more_epochs=more_epochs):
         raise InputError(
             f"{folder} was started with another recipe: {listed}; resume with that recipe or "
             "choose another folder"

@@ -179,7 +179,7 @@ class TrialTask:
         with ExitStack() as held:
             held.enter_context(directory.locked(LOCK_SECONDS))
             resume = directory.begun
-            directory.check_same(recipe.plain())
+            directory.check_same(recipe)
             if not directory.finished:
                 directory.start(recipe.plain(), devices.environment(loaders.train.device))
                 outputs = build_teacher_outputs(recipe, images, teacher, prepared.needs)

@@ -117,8 +117,12 @@ def _checked_facts(search: Search, known: Mapping[str, Any] | None = None) -> di
             raise InputError(f"{path} holds other files; {fix}")
         return facts
     there = read_facts(path)
-    same = {key: there[key] for key in facts if there.get(key) is not None}
-    if listed := differences(same, {key: facts[key] for key in same}):
+    same = {key: there[key] for key in facts if key != "recipe" and there.get(key) is not None}
+    found = [
+        search.recipe.differences(there["recipe"], ignored=("out",)),
+        differences(same, {key: facts[key] for key in same}),
+    ]
+    if listed := "; ".join(filter(None, found)):
         raise InputError(f"{path} holds another study: {listed}; {fix}")
     return facts
 

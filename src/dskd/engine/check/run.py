@@ -123,7 +123,7 @@ def _check_folder(recipe: Recipe, objects: UserObjects, found: _Found) -> None:
     assert recipe.out is not None, "a resolved recipe has a folder"
     directory = RunDirectory(recipe.out, trains_teacher=trains_teacher(recipe, objects))
     try:
-        directory.check(recipe.plain(), resume=False, overwrite=False)
+        directory.check(recipe, resume=False, overwrite=False)
     except InputError as error:
         there = any(_takes(directory, recipe, resume) for resume in (True, False))
         (found.warnings if there else found.reasons).append(str(error))
@@ -132,7 +132,7 @@ def _check_folder(recipe: Recipe, objects: UserObjects, found: _Found) -> None:
 def _takes(directory: RunDirectory, recipe: Recipe, resume: bool) -> bool:
     """Whether a folder takes a run that continues the one in it, or that replaces it."""
     try:
-        directory.check(recipe.plain(), resume=resume, overwrite=not resume)
+        directory.check(recipe, resume=resume, overwrite=not resume)
     except InputError:
         return False
     return True

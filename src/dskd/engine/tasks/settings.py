@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field, model_validator
 
+from dskd.config.base_recipe import BaseRecipe
 from dskd.config.schema import MethodSettings
 from dskd.config.train_settings import TrainSettings
-from dskd.settings import Fraction, PathSetting, Seed, Settings
+from dskd.settings import Fraction, PathSetting, Seed
 
 R = TypeVar("R", bound="TaskRecipe")
 
@@ -57,8 +57,10 @@ class TaskTrainSettings(TrainSettings):
         return self.model_dump(mode="json", exclude={*self.UNUSED})
 
 
-class TaskRecipe(Settings):
+class TaskRecipe(BaseRecipe):
     """All settings of a run. A task gives its sections their types."""
+
+    PATHS: ClassVar[tuple[tuple[str, str], ...]] = (("data", "root"), ("teacher", "checkpoint"))
 
     task: str
     """Tells the recipe from those of other tasks."""
@@ -73,16 +75,5 @@ class TaskRecipe(Settings):
     """The run's folder."""
 
     def plain(self) -> dict[str, Any]:
-        """Converts the recipe to plain values for YAML, with every default filled in.
-
-        Paths become absolute, because another folder may be the current one when they are read.
-        """
-        plain: dict[str, Any] = self.model_dump(mode="json") | {"train": self.train.own()}
-        for section, key in (("data", "root"), ("teacher", "checkpoint")):
-            if plain[section] and plain[section][key]:
-                plain[section][key] = os.path.abspath(plain[section][key])  # noqa: PTH100
-        return plain
-
-    def changed(self: R, **sections: Any) -> R:
-        """Copies the recipe with some sections replaced."""
-        return self.model_copy(update=sections)
+        """Converts the recipe to plain values for YAML, without the settings of images alone."""
+        return super().plain() | {"train": self.train.own()}
