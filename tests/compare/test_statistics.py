@@ -41,6 +41,24 @@ def test_differences_without_spread_have_no_test(
     assert paired(values, baseline).p == p
 
 
+@pytest.mark.parametrize(
+    ("values", "baseline"),
+    [([2.0, 3.0], [1.0, 2.0]), ([91.2, 90.4], [90.2, 89.4]), ([91.1, 90.0], [91.1, 90.0])],
+)
+def test_equal_differences_have_no_interval_also_up_to_rounding(
+    values: list[float], baseline: list[float]
+) -> None:
+    found = paired(values, baseline)
+    assert found.interval.half is None
+    assert found.p in (None, 1.0)
+    assert "±" not in str(found.interval)
+
+
+def test_differences_that_are_nearly_equal_have_an_interval() -> None:
+    found = paired([91.0, 90.0], [90.0, 89.01])
+    assert found.interval.half == pytest.approx(12.706205 * 0.005, rel=1e-6)
+
+
 def test_holm_keeps_the_order_and_never_passes_one() -> None:
     # 4 tests: 0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 -> never below the one before
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dskd.cli.commands import main
+from dskd.compare.notes import EQUAL
+from dskd.compare.reader import Comparison, read_comparison
+from dskd.compare.summary import summarize
+from dskd.compare.table import notes, summary_table
 from tests.compare.small_comparison import NAMES, SMALL
 
 
@@ -23,3 +28,34 @@ def test_the_command_prints_the_table_and_its_notes(
     assert "ce=1 kd=1 alpha=1 beta=10 gamma=0" in printed
     assert "the noise of training" in printed
     assert "The sampling error of the 500 test images is" in printed
+
+
+def table_of(comparison: Comparison, kd: list[float], dskd: list[float]) -> tuple[str, list[str]]:
+    """The row of dskd and the notes, if the two methods had these accuracies."""
+    accuracies = {"kd": kd, "dskd": dskd}
+    variants = [
+        replace(
+            one,
+            results={
+                seed: {**result, "test_accuracy": accuracies[one.label][seed]}
+                for seed, result in one.results.items()
+            },
+        )
+        for one in comparison.variants
+        if one.label in accuracies
+    ]
+    summaries = summarize(variants, comparison.test_images)
+    rows = summary_table(summaries)[1]
+    row = next(row for row in rows if row[0] == "dskd")
+    return " | ".join(row), notes(comparison, summaries)
+
+
+@pytest.mark.slow
+def test_equal_differences_have_no_interval_and_a_note_says_so(finished: Path) -> None:
+    comparison = read_comparison(finished)
+    row, said = table_of(comparison, [90.2, 89.4], [91.2, 90.4])
+    assert "| +1.00 | - |" in row
+    assert EQUAL in said
+    row, said = table_of(comparison, [90.2, 89.4], [91.2, 90.5])
+    assert "| +1.05 ± 0.64 |" in row
+    assert EQUAL not in said

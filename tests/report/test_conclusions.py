@@ -60,6 +60,11 @@ OPEN = [70.1, 69.9, 70.2, 69.8]
         ),
         ({"kd": [70.0], "dskd": [79.0]}, "With a single seed, no difference to kd can be tested."),
         ({"dskd": [79.0, 80.0]}, "dskd reaches 79.50 ± 6.35 % over 2 seeds."),
+        (
+            {"kd": [70.0, 71.0], "dskd": [71.0, 72.0]},
+            "No difference to kd can be tested: each is equal at all seeds, or known at one seed "
+            "only.",
+        ),
         ({"kd": [70.0]}, "kd reaches 70.00 % at one seed."),
         ({"kd": [], "dskd": []}, "No run is finished yet."),
         (
@@ -88,6 +93,9 @@ def test_details_are_given_for_ce_and_dskd() -> None:
     ]
     assert details(summaries(kd=[70.0], dskd=[71.0])) == [
         "dskd minus kd: +1.00 points at one seed, too few for a test."
+    ]
+    assert details(summaries(kd=[70.0, 71.0], dskd=[71.0, 72.0])) == [
+        "dskd minus kd: +1.00 points at each of 2 seeds; equal differences have no interval."
     ]
     assert details(summaries(ce=WORSE, dskd=OPEN)) == []
 

@@ -55,7 +55,7 @@ def weights_text(weights: Mapping[str, float]) -> str:
 
 
 def interval_text(value: Interval | None, sign: str = "") -> str:
-    """Mean and half-width, as in ``95.30 ± 0.41``; for a single seed the mean alone.
+    """Mean and half-width, as in ``95.30 ± 0.41``; without an interval the mean alone.
 
     Args:
         value: The interval.

@@ -35,7 +35,27 @@ COST = (
     "Extra parameters are trained with the student and not deployed. The student's seconds are "
     "the training time of a seed, memory is that of a training step, both without the teacher's."
 )
+EQUAL = (
+    "A value without ± is equal at all seeds or known at one seed only, so no interval can be "
+    "computed. From equal differences no p-value can be computed either, unless they are 0."
+)
+"""For a table in which `has_equal_values`."""
 NO_LABELS = "The images have no labels, so ce is off."
+
+
+def has_equal_values(summaries: Sequence[Summary]) -> bool:
+    """Whether a method has a result that is the same at all of several seeds."""
+    found = (
+        one
+        for s in summaries
+        for one in (
+            s.test_accuracy,
+            s.best_test_accuracy,
+            s.agreement,
+            s.difference.interval if s.difference else None,
+        )
+    )
+    return any(one is not None and one.half is None and len(one.values) > 1 for one in found)
 
 
 def sampling_note(summaries: Sequence[Summary], test_images: int) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 CONFIDENCE = 0.95
+_ROUNDING = 1e-9
+"""Values that differ by less than this part of the largest one are equal up to rounding."""
 
 # scipy.stats is slow to import, so the functions import it when they need it.
 
@@ -19,7 +21,8 @@ class Interval:
 
     Attributes:
         mean: The mean.
-        half: Half the width of the 95 % interval (Student's t); None for a single seed.
+        half: Half the width of the 95 % interval (Student's t); None for a single seed, and for
+            equal values, whose spread says nothing about the noise.
         values: One value per seed.
 
     Example:
@@ -35,7 +38,7 @@ class Interval:
         return self.text()
 
     def text(self, sign: str = "") -> str:
-        """Mean and half-width; for a single seed the mean alone.
+        """Mean and half-width; without an interval the mean alone.
 
         Args:
             sign: ``+`` to show the sign of a positive mean too.
@@ -62,7 +65,9 @@ class Difference:
 def interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % confidence interval.
 
-    ``mean +- t(0.975, n - 1) * s / sqrt(n)`` with ``s`` the sample standard deviation.
+    ``mean +- t(0.975, n - 1) * s / sqrt(n)`` with ``s`` the sample standard deviation. There is no
+    interval if all values are equal: that two seeds agree to the last digit is chance, and does not
+    show that there is no noise.
 
     Args:
         values: One value per seed, at least one.
@@ -73,12 +78,17 @@ def interval(values: Sequence[float]) -> Interval:
     """
     n = len(values)
     half = None
-    if n > 1:
+    if n > 1 and not _are_equal(values):
         from scipy import stats
 
         quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)
         half = float(quantile * np.std(values, ddof=1) / math.sqrt(n))
     return Interval(float(np.mean(values)), half, tuple(values))
+
+
+def _are_equal(values: Sequence[float]) -> bool:
+    """Whether values are equal up to rounding: 91.2 - 90.2 is not quite 90.4 - 89.4."""
+    return bool(np.ptp(values) <= _ROUNDING * max(1.0, np.abs(values).max()))
 
 
 def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
@@ -89,8 +99,8 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
         baseline: Those of the baseline at the same seeds, in the same order.
 
     Returns:
-        The difference. For a single seed it has no p-value. If all differences are equal, the
-        t-test is undefined: p is 1 if they are zero, else None.
+        The difference. For a single seed it has no p-value. If all differences are equal, there
+        is no interval and the t-test is undefined: p is 1 if they are zero, else None.
 
     Example:
         >>> round(paired([2.0, 3.0, 5.0], [1.0, 1.0, 2.0]).p, 4)
@@ -99,7 +109,7 @@ def paired(values: Sequence[float], baseline: Sequence[float]) -> Difference:
     differences = [a - b for a, b in zip(values, baseline, strict=True)]
     if not any(differences):
         p: float | None = 1.0 if len(differences) > 1 else None
-    elif len(differences) < 2 or np.ptp(differences) == 0:
+    elif len(differences) < 2 or _are_equal(differences):
         p = None
     else:
         from scipy import stats

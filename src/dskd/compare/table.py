@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dskd.compare import columns
-from dskd.compare.notes import COST, INTERVALS, NO_LABELS, differences_note, sampling_note
+from dskd.compare.notes import (
+    COST,
+    EQUAL,
+    INTERVALS,
+    NO_LABELS,
+    differences_note,
+    has_equal_values,
+    sampling_note,
+)
 from dskd.compare.reader import Comparison
 from dskd.compare.summary import BASELINE, Summary
 from dskd.storage.metric_names import Metric, in_text, metric_of
@@ -39,7 +47,9 @@ def summary_table(
 def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     """What a reader of the table must know, one line per note."""
     differences = differences_note(comparison.baseline)
-    lines = [INTERVALS, sampling_note(summaries, comparison.test_images), differences, COST]
+    equal = EQUAL if has_equal_values(summaries) else ""
+    sampling = sampling_note(summaries, comparison.test_images)
+    lines = [INTERVALS, equal, sampling, differences, COST]
     if metric_of(comparison.facts["recipe"]) == "agreement":
         lines.insert(0, NO_LABELS)
     smallest = min((s.parameters for s in summaries if s.parameters), default=None)

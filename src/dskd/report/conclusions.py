@@ -18,7 +18,8 @@ def verdict(difference: Difference | None) -> Verdict:
     """The conclusion from a difference to the baseline.
 
     A method is better or worse only if the interval excludes zero and the p-value, adjusted for
-    the number of methods, is below 0.05. With a single seed no difference is significant.
+    the number of methods, is below 0.05. Without an interval, as with a single seed, no difference
+    is significant.
 
     Args:
         difference: The difference; None without a baseline.
@@ -45,8 +46,14 @@ def headline(summaries: Sequence[Summary]) -> str:
     distilled = [s for s in compared if s.label != STUDENT] or compared
     if not distilled:
         return _without_baseline(finished)
-    if all(s.difference is None or s.difference.interval.half is None for s in distilled):
-        return f"With a single seed, no difference to {BASELINE} can be tested."
+    untested = [s.difference.interval for s in distilled if s.difference]
+    if all(one.half is None for one in untested):
+        if all(len(one.values) == 1 for one in untested):
+            return f"With a single seed, no difference to {BASELINE} can be tested."
+        return (
+            f"No difference to {BASELINE} can be tested: each is equal at all seeds, or known at "
+            "one seed only."
+        )
     return _of_one(distilled[0]) if len(distilled) == 1 else _of_many(distilled)
 
 
@@ -101,11 +108,13 @@ def _sentence(summary: Summary, name: str) -> str:
     if difference is None:
         return ""
     gain = f"{name} minus {BASELINE}: {interval_text(difference.interval, sign='+')} points"
-    if difference.interval.half is None:
+    seeds = len(difference.interval.values)
+    if seeds == 1:
         return f"{gain} at one seed, too few for a test."
+    if difference.interval.half is None:
+        return f"{gain} at each of {seeds} seeds; equal differences have no interval."
     word = verdict(difference)
     significantly = "" if word == "not significant" else "significantly "
-    seeds = len(difference.interval.values)
     return f"{gain} over {seeds} seeds ({significantly}{word})."
 
 

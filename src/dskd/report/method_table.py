@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from dskd.compare import columns
 from dskd.compare.columns import Column
-from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, NO_LABELS, sampling_note, span
+from dskd.compare.notes import (
+    COST,
+    DIFFERENCES,
+    EQUAL,
+    INTERVALS,
+    NO_LABELS,
+    has_equal_values,
+    sampling_note,
+    span,
+)
 from dskd.compare.statistics import Interval
 from dskd.compare.summary import BASELINE, Summary
 from dskd.errors import printable
@@ -157,6 +166,7 @@ def _near_chance_note(contents: ReportContents) -> str:
 _NOTES: Sequence[Callable[[ReportContents], str]] = (
     lambda contents: NO_LABELS if contents.collected.recipe.data.labels == "none" else "",
     lambda _: INTERVALS,
+    lambda contents: EQUAL if has_equal_values(contents.summaries) else "",
     lambda contents: sampling_note(contents.summaries, contents.test_images),
     _best_epoch_note,
     _differences_note,

@@ -13,7 +13,14 @@ from typing import Any
 
 from dskd.compare import columns
 from dskd.compare.columns import Column, number_column
-from dskd.compare.notes import COST, DIFFERENCES, INTERVALS, sampling_note
+from dskd.compare.notes import (
+    COST,
+    DIFFERENCES,
+    EQUAL,
+    INTERVALS,
+    has_equal_values,
+    sampling_note,
+)
 from dskd.compare.summary import Summary
 from dskd.report.analysis import Unavailable
 from dskd.report.collect import MethodRuns
@@ -201,7 +208,9 @@ def as_latex(summaries: Sequence[Summary], costs: Mapping[str, Cost], test_image
         test_images: Size of the test split.
     """
     multiply_adds, *_ = cost_columns(costs)
-    notes = filter(None, [INTERVALS, sampling_note(summaries, test_images), DIFFERENCES])
+    equal = EQUAL if has_equal_values(summaries) else ""
+    sampling = sampling_note(summaries, test_images)
+    notes = filter(None, [INTERVALS, equal, sampling, DIFFERENCES])
     accuracy = _latex_table(
         [
             columns.METHOD,
