@@ -41,10 +41,10 @@ def test_damaged_rows_are_repaired_from_their_runs(finished: Path, tmp_path: Pat
 
 def test_another_recipe_is_refused_and_told(finished: Path) -> None:
     other = load_plan("digits", [*SMALL, "train.lr=0.1"], [NAMES], finished, seeds=2)
-    with pytest.raises(InputError, match=r"recipe\.train\.lr is 0\.05 there, 0\.1 here"):
+    with pytest.raises(InputError, match=r"recipe: train\.lr is 0\.05 there, 0\.1 here"):
         run_grid(other, Silent())
     other = load_plan("digits", [*SMALL, "data.val_fraction=0.1"], [NAMES], finished, seeds=2)
-    with pytest.raises(InputError, match=r"recipe\.data\.val_fraction is None there, 0\.1 here"):
+    with pytest.raises(InputError, match=r"recipe: data\.val_fraction is None there, 0\.1 here"):
         run_grid(other, Silent())
 
 
