@@ -23,9 +23,11 @@ from dskd.report.cka import LayerSimilarity, layer_similarity
 from dskd.report.collect import CollectedRuns, MethodRuns
 from dskd.report.cost import Cost, measure
 from dskd.report.disagreements import Disagreements, find_disagreements
+from dskd.report.exits import MeasuredExits, measured_exits
 from dskd.report.load_models import load_student
 from dskd.report.mistakes import Mistakes, find_mistakes
 from dskd.runtime.device import pick
+from dskd.storage.run_files import EXITS
 
 _STAGE_WEIGHT = re.compile(r"stage(\d+)/weight")
 log = logging.getLogger("dskd")
@@ -61,12 +63,14 @@ class Analysis:
         similarities: Of the layers of two students with those of the teacher.
         disagreements: Of one student with its teacher.
         mistakes: Of the same student.
+        exits: Early exits of one student; None if no run kept any.
     """
 
     costs: ModelCosts | Unavailable
     similarities: tuple[LayerSimilarity, ...] | Unavailable
     disagreements: Disagreements | Unavailable
     mistakes: Mistakes | Unavailable
+    exits: MeasuredExits | Unavailable | None
 
 
 def analyze(collected: CollectedRuns, data: Dataset, given: UserObjects) -> Analysis:
@@ -83,6 +87,7 @@ def analyze(collected: CollectedRuns, data: Dataset, given: UserObjects) -> Anal
         _or_unavailable(analyzer.similarities),
         _or_unavailable(analyzer.disagreements),
         _or_unavailable(analyzer.mistakes),
+        _or_unavailable(analyzer.exits),
     )
 
 
@@ -162,6 +167,16 @@ class _Analyzer:
         runs = self._main_method()
         seed, student = self._student(runs)
         return find_mistakes(runs.label, seed, student.to(pick("auto")), self.data)
+
+    def exits(self) -> MeasuredExits | None:
+        """The early exits of the main student, or of the first one with exits."""
+        order = sorted(self.finished, key=lambda runs: runs is not main_method(self.collected))
+        for runs in order:
+            for seed, folder in sorted(runs.folders.items()):
+                if (folder / EXITS).is_file():
+                    log.info("measuring the early exits of %s on this CPU", runs.label)
+                    return measured_exits(runs.label, seed, folder, self.data, self.given)
+        return None
 
     def _main_method(self) -> MethodRuns:
         runs = main_method(self.collected)

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from dskd.compare.notes import span
 from dskd.errors import printable
-from dskd.report import method_table, one_run, sections
+from dskd.report import exit_section, method_table, one_run, sections
 from dskd.report.analysis import Unavailable
 from dskd.report.conclusions import details, headline
 from dskd.report.contents import SHARED, ReportContents
@@ -79,9 +79,14 @@ def _context(report: ReportContents, name: str) -> dict[str, Any]:
         "training": one_run.training(report, styles),
         "errors": one_run.errors(report),
     }
+    exits = report.analysis.exits
+    if exits is not None:
+        parts["exits"] = exit_section.section(exits, styles)
     finished = [summary.label for summary in report.summaries if summary.test_accuracy]
     return {
+        "exits": None,
         **parts,
+        "exit_tables": exit_section.tables(exits),
         "generator": GENERATOR,
         "title": _title(report),
         "headline": headline(report.summaries),

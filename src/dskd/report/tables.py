@@ -141,6 +141,7 @@ def as_json(contents: ReportContents) -> str:
         "layer_similarity": _plain(analysis.similarities),
         "disagreements": _plain(analysis.disagreements),
         "mistakes": _plain(analysis.mistakes),
+        "early_exits": None if analysis.exits is None else _plain(analysis.exits),
         "recipe": {k: v for k, v in collected.recipe.plain().items() if k in SHARED},
         "environment": dict(collected.environment),
         "commands": [list(command) for command in collected.commands],
