@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import dskd
 from dskd.config.schema import MethodSettings
+from dskd.deploy import latency, ship
 from dskd.deploy.model_card import RunFacts
 from dskd.deploy.qat import QATOptions, quantization_aware
 from dskd.errors import InputError
@@ -70,6 +72,43 @@ def test_an_export_is_finished_by_training_and_the_run_stays(tmp_path: Path) -> 
     assert "in int8 after 1 epochs of quantization-aware training" in found.card.read_text()
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        data = {"name": "digits", "fraction": 0.1}
+        out = tmp_path_factory.mktemp("qat") / "run"
+        return dskd.train("resnet8", data=data, epochs=2, out=out, verbose=0)
+
+
+@pytest.mark.slow(seconds=4)
+@pytest.mark.parametrize("form", ["openvino", "torch-export"])
+def test_other_formats_with_8_bits_are_finished_by_training_too(
+    trained: dskd.Result, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    found = dskd.export(trained.path, int8=True, qat=1, qat_lr=0.02, format=form)
+    accuracy = found.measured.accuracy
+    assert accuracy["student"].top1 == trained.test_accuracy
+    # The training goes on, so it shows that the file has the finished student.
+    assert accuracy["exported"].top1 > accuracy["quantized"].top1
+    assert "in int8 after 1 epochs of quantization-aware training" in found.card.read_text()
+
+
+def test_what_is_missing_is_reported_before_the_training(
+    trained: dskd.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ship, "quantization_aware", None)
+    missing = tmp_path / "missing/student.onnx"
+    with pytest.raises(InputError, match=r"there is no folder .*missing; create it first"):
+        dskd.export(trained.path, missing, int8=True, qat=1, measure=False)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InputError, match="exporting to openvino needs openvino"):
+        dskd.export(trained.path, int8=True, qat=1, measure=False, format="openvino")
+    with pytest.raises(InputError, match="safetensors holds weights in float32; for 8 bits"):
+        dskd.export(trained.path, int8=True, qat=1, format="safetensors")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -78,21 +117,15 @@ def test_an_export_is_finished_by_training_and_the_run_stays(tmp_path: Path) -> 
     ],
 )
 def test_options_that_do_nothing_are_refused(
-    options: dict[str, float], message: str, tmp_path: Path
+    options: dict[str, float], message: str, trained: dskd.Result
 ) -> None:
-    run = dskd.train(
-        "resnet8", data={"name": "digits", "fraction": 0.1}, epochs=1, out=tmp_path / "run"
-    )
     with pytest.raises(InputError) as caught:
-        dskd.export(run.path, **options)  # type: ignore[arg-type]
+        dskd.export(trained.path, **options)  # type: ignore[arg-type]
     assert str(caught.value) == message
 
 
-def test_methods_that_ship_another_module_are_refused(tmp_path: Path) -> None:
-    run = dskd.train(
-        "resnet8", data={"name": "digits", "fraction": 0.1}, epochs=1, out=tmp_path / "run"
-    )
-    recipe = RunFacts.read(run.path).recipe.changed(method=MethodSettings(name="norm"))
-    finishing = quantization_aware(dskd.load_deployed(run.path), recipe, QATOptions(1))
+def test_methods_that_ship_another_module_are_refused(trained: dskd.Result) -> None:
+    recipe = RunFacts.read(trained.path).recipe.changed(method=MethodSettings(name="norm"))
+    finishing = quantization_aware(dskd.load_deployed(trained.path), recipe, QATOptions(1))
     with pytest.raises(InputError, match="the method norm ships another module"), finishing:
         pass

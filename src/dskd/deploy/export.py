@@ -177,6 +177,25 @@ def default_path(
     return deployed.run / EXPORT / file_name(stem, form)
 
 
+def check_place(path: Path, form: Format, int8: bool) -> None:
+    """Refuses an export for which a package or the folder is missing, before any work.
+
+    Args:
+        path: The file to write.
+        form: The format.
+        int8: Whether the file has 8 bits.
+
+    Raises:
+        InputError: Something is missing, or the path is a folder.
+    """
+    for package, extra in form.requirements(int8):
+        _require(package, extra, form)
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file in it")
+
+
 @contextmanager
 def exporting(
     deployed: DeployedStudent,
@@ -210,12 +229,7 @@ def exporting(
     """
     path, found = as_path(path, "out"), find_format(form)
     int8 = calibration is not None
-    for package, extra in found.requirements(int8):
-        _require(package, extra, found)
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent}; create it first")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file in it")
+    check_place(path, found, int8)
     if tolerance is None:
         tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     contract = InputContract(deployed, batch, found.has_graph, int8, exits)

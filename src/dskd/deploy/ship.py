@@ -19,6 +19,7 @@ from dskd.deploy.evaluate import load_run_data
 from dskd.deploy.export import (
     ExportDraft,
     card_path,
+    check_place,
     choose_batch,
     choose_exits,
     choose_format,
@@ -138,6 +139,7 @@ def ship(
     choose_int8(options.int8, form)
     _check_qat(options)
     path = out or default_path(deployed, form, options.int8, exits is not None)
+    check_place(path, form, options.int8)
     facts = RunFacts.read(deployed.run) if deployed.run is not None else None
     objects = UserObjects(teacher=teacher, allow_code=allow_code)
     calibration = _calibration(deployed, options, data) if options.int8 else None
