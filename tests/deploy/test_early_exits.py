@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from dskd.errors import InputError
 from dskd.models.cost import model_cost
 from dskd.models.early_exits import NEVER, EarlyExitStudent, ExitCosts
 from dskd.storage.exit_file import read_exits
-from tests.conftest import stop_at, trusted
+from tests.conftest import make_dataset, stop_at, trusted
 
 METHOD = {"name": "dskd", "feature_target": "last", "alpha": 0, "beta": 0.1, "gamma": 1, "kd": 0}
 LOSS = 3.0
@@ -282,6 +283,38 @@ def test_the_exported_file_runs_without_torch_and_this_package(
             for image in images[:5]
         ]
     assert [line.split()[-1] for line in done.stdout.splitlines()] == expected
+
+
+@pytest.mark.slow(seconds=5)
+@pytest.mark.parametrize(
+    ("name", "options", "stages"),
+    [
+        ("test_resnet", {}, ["layer1", "layer2", "layer3"]),
+        ("test_vit", {"img_size": 32, "patch_size": 4}, ["blocks.1", "blocks.2", "blocks.4"]),
+    ],
+)
+def test_students_of_timm_have_exits(
+    name: str, options: dict[str, Any], stages: list[str], tmp_path: Path
+) -> None:
+    data = replace(make_dataset(size=32), validation=make_dataset(size=32, seed=1).train)
+    run = dskd.distill(
+        {"name": f"timm/{name}", "options": options},
+        data=data,
+        method="dsn",
+        train={"epochs": 1, "batch_size": 20, "exits": True},
+        out=tmp_path / "run",
+        verbose=0,
+    )
+    early = load_early(run.path, max_loss=100)
+    assert [one.submodule for one in early.facts.exits] == stages
+    images = data.test.images_at(torch.arange(len(data.test)))
+    with torch.no_grad():
+        *_, own = with_thresholds(early, 0.0, 0.0, 0.0).all_logits(images)
+        assert torch.equal(own, early.deployed.model(images).logits)
+        assert with_thresholds(early, 0.0, 0.0, 0.0)(images).exits.tolist() == [0] * len(images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "SECONDS", 0.0)
+        assert dskd.export(run.path, max_loss=100, data=data).difference < 1e-4
 
 
 def test_commands_predict_early(

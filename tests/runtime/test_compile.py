@@ -20,6 +20,7 @@ from dskd.compare.progress import LogLines
 from dskd.compare.runner import run_grid
 from dskd.config import recipe
 from dskd.config.schema import Recipe
+from dskd.deploy.early_exits import load_early
 from dskd.engine import run
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, Stopped
@@ -27,6 +28,8 @@ from dskd.models.output import ModelOutput
 from dskd.models.staged_model import StagedModel
 from dskd.models.staged_net import StagedNet
 from dskd.runtime import compile as compiling
+from dskd.storage.exit_file import read_exits
+from dskd.storage.run_files import EXITS
 from tests import processes
 from tests.conftest import stop_at
 from tests.trainers import assert_same_state, trainer
@@ -195,7 +198,8 @@ def test_models_whose_stages_are_read_by_hooks_are_compiled_once(tmp_path: Path)
         torch.manual_seed(0)
         own = UserObjects(student=convolutional(8), teacher=convolutional(16))
         compile = f"train.compile={str(name == 'compiled').lower()}"
-        changes = ["teacher.name=<Sequential>", "teacher.trust=true", compile]
+        exits = ["train.exits=true", "data.val_fraction=0.2"]
+        changes = ["teacher.name=<Sequential>", "teacher.trust=true", compile, *exits]
         results.append(run.distill(plan(tmp_path / name, *changes), objects=own))
     # The check of the compiler; method and teacher, for full batches and the last of an epoch.
     assert counters["stats"]["unique_graphs"] == 5
@@ -204,6 +208,12 @@ def test_models_whose_stages_are_read_by_hooks_are_compiled_once(tmp_path: Path)
     for part in results[1].student.modules():
         assert not part._forward_hooks
         assert not part._forward_pre_hooks
+    # The branches of a compiled run are kept as those of any other.
+    (plain, weights), (seen, compiled) = (read_exits(one.path / EXITS) for one in results)
+    assert [one.submodule for one in seen.exits] == [one.submodule for one in plain.exits] == ["0"]
+    assert compiled.keys() == weights.keys()
+    early = load_early(results[1].path, max_loss=100, student=results[1].student)
+    assert early.running == (0,)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed import run as torchrun
 from torch.distributed.launcher.api import elastic_launch
 
+import dskd
 from dskd import methods
 from dskd.cli import demo
 from dskd.cli.commands import main as dskd_main
@@ -35,8 +36,10 @@ from dskd.data.augmentation import NO_AUGMENTATION
 from dskd.data.epoch_plan import draw_plan, largest_batch, steps
 from dskd.data.joint_loader import JointLoader
 from dskd.data.loader import Batch, MemoryLoader
+from dskd.deploy.early_exits import load_early
 from dskd.engine import run
-from dskd.engine.evaluate import evaluate_accuracy
+from dskd.engine.evaluate import evaluate_accuracy, percent
+from dskd.engine.exit_calibration import fit_temperature
 from dskd.engine.metrics import EpochMetrics
 from dskd.engine.mixing import Mixing
 from dskd.engine.prepare import prepare
@@ -47,6 +50,7 @@ from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError, ProcessLost, Stopped
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
+from dskd.models.early_exits import EarlyExitStudent
 from dskd.runtime import compile as compiling
 from dskd.runtime import device, distributed, process_group
 from dskd.runtime.signals import StopRequest, stop_requests
@@ -488,6 +492,7 @@ def _given_modules_of_two(out: Path) -> None:
         module(torch.zeros(1, 1, 8, 8))
     own = ["data.fraction=0.1", "student.name=<Sequential>", "train.epochs=2"]
     own += ["teacher={name: <Sequential>, head: fit, trust: true}", f"out={out / 'given'}"]
+    own += ["data.val_fraction=0.3", "train.exits=true"]
     plan = recipe.load("digits", own)
     result = run.distill(plan, objects=UserObjects(student=modules[0], teacher=modules[1]))
     torch.save(result.numbers() | {"memory": 0}, out / f"given{distributed.launched_rank()}.pt")
@@ -549,6 +554,30 @@ def test_stages_are_found_and_a_head_is_fitted_in_all_processes(of_two: Path) ->
     stages = json.loads((of_two / "given/stages.json").read_text())
     for role in ("student", "teacher"):
         assert [stage["name"] for stage in stages[role]] == ["0", "1"]
+
+
+@pytest.mark.distributed
+@torch.no_grad()
+def test_exits_are_calibrated_on_all_validation_images(of_two: Path) -> None:
+    validation = dskd.load_dataset("digits", fraction=0.1, val_fraction=0.3).validation
+    assert validation is not None
+    images, labels = validation.images_at(torch.arange(len(validation))), validation.labels
+    student = _convolutional(4, 10)
+    student(torch.zeros(1, 1, 8, 8))
+    early = load_early(of_two / "given", max_loss=100, student=student)
+    assert early.facts.val_images == len(validation)
+    everyone = EarlyExitStudent(
+        early.student.model,
+        dict(zip(early.student.stages, early.student.branches, strict=True)),
+        early.student.temperatures,
+        [0.0] * len(early.facts.exits),
+    )
+    *exits, own = everyone.eval().all_logits(images)
+    for fact, logits in zip(early.facts.exits, exits, strict=True):
+        assert fact.val_accuracy == percent(logits.argmax(1) == labels)
+        alone = fit_temperature(fact.temperature * logits, labels)
+        assert alone == pytest.approx(fact.temperature, rel=1e-3)
+    assert early.facts.policies[0].val_accuracy == percent(own.argmax(1) == labels)
 
 
 def _losses(path: Path) -> list[float]:
