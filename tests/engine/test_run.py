@@ -443,6 +443,28 @@ def test_a_checkpoint_of_anything_else_is_refused(
         run.distill(plan(out), resume=True)
 
 
+def test_a_run_goes_on_whose_recipe_is_older_than_settings(tmp_path: Path, finished: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "result.json").unlink()
+    (newest,) = checkpoint.in_order(out / "checkpoints")[-1:]
+    state = checkpoint.read(newest)
+    stored = yaml.safe_load((out / "recipe.yaml").read_text())
+    for values in (stored, state["recipe"]):
+        for section, key in (("data", "labels"), ("train", "exits"), ("train", "int8_rounding")):
+            del values[section][key]
+    checkpoint.write(out / "checkpoints", state)
+    older = stored | {"train": stored["train"] | {"old": 1}}
+    (out / "recipe.yaml").write_text(yaml.safe_dump(older))
+    line = r"another recipe: train\.old is 1 there, and this version has no such setting; resume"
+    with pytest.raises(InputError, match=line):
+        run.distill(plan(out), resume=True)
+    (out / "recipe.yaml").write_text(yaml.safe_dump(stored))
+    run.distill(plan(out), resume=True)
+    for name in ("recipe.yaml", "student.safetensors"):
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
 def test_a_second_signal_does_not_wait_for_the_step(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
