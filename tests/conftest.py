@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 from collections import defaultdict
@@ -27,6 +28,10 @@ from dskd.teacher.frozen import FrozenTeacher
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 
+# pytest adds a handler to each logger that does not propagate. By a handler of this one, torch
+# takes it that somebody wants a trace of every export and compilation, and spends time on it.
+logging.getLogger("torch.__trace").propagate = True
+
 # How long an example takes depends on what else the machine does.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
@@ -49,9 +54,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: -seconds[item.path])
 
 
+def pytest_collection() -> None:
+    """Imports and collection make no garbage to speak of."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Takes what lives to the end out of garbage collection: thousands of tests, and torch."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

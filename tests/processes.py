@@ -1,7 +1,8 @@
 """Start Python processes that need no time to import torch.
 
-Each is forked from a server that has imported the package. In all other respects it is a new
-process. A test of the start itself, such as of what is imported, starts an interpreter instead.
+Each is forked from a server that has imported the package, and does not wait for the disk
+(`tests.no_flush`). In all other respects it is a new process. A test of the start itself, such as
+of what is imported, starts an interpreter instead.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ SERVER.set_forkserver_preload(
         "torch._inductor.config",
         "torch.distributed.run",
         "tests.conftest",
+        "tests.no_flush",
     ]
 )
 PATIENCE = 120.0

@@ -299,5 +299,7 @@ def _nearest(name: str, names: list[str]) -> list[str]:
     def similarity(other: str) -> float:
         return difflib.SequenceMatcher(None, other, name).ratio()
 
+    if len(name) > 3 * max(map(len, names), default=0):
+        return []  # no ratio reaches 0.5 then, and it takes seconds to compare a very long name
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     return [other for other in close if similarity(close[0]) - similarity(other) < 0.12]

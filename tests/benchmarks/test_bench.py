@@ -340,7 +340,7 @@ def test_the_tables_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_caches_are_filled_first_and_then_found(tmp_path: Path) -> None:
-    cached = CachedSteps("resnet56-resnet20", 8, 2, tmp_path)
+    cached = CachedSteps("resnet14-resnet8", 8, 2, tmp_path)
     rows = list(cached.rows())
     for row in rows:
         for _ in range(3):  # more than the epoch has

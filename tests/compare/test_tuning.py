@@ -6,6 +6,7 @@ import csv
 import json
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.compare.small_comparison import SMALL
 from tests.compare.test_jobs import Here
 from tests.data.file_writers import write_folder
 
-pytest.importorskip("optuna")
+pytestmark = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is not installed")
 
 KD = [*SMALL, "data.val_fraction=0.2", "method.name=kd"]
 SPACE = ["train.lr=0.01..0.2:log", "method.temperature=1..8", "train.nesterov=true,false"]

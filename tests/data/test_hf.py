@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,13 @@ from dskd.errors import InputError
 from dskd.settings import validate
 from tests.data.file_writers import write_folder, write_hf
 
-datasets: Any = pytest.importorskip("datasets")
+pytestmark = pytest.mark.skipif(find_spec("datasets") is None, reason="datasets is not installed")
+
+
+@pytest.fixture(scope="module")
+def datasets() -> Any:
+    """The library, which only these tests import."""
+    return importlib.import_module("datasets")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,9 @@ def test_labels_without_names_are_sorted(labels: list[Any], given: Any, tmp_path
     assert dataset.test_is_held_out
 
 
-def test_columns_are_chosen_where_there_are_several(given: Any, tmp_path: Path) -> None:
+def test_columns_are_chosen_where_there_are_several(
+    datasets: Any, given: Any, tmp_path: Path
+) -> None:
     train = given["train"]
     kind = datasets.ClassLabel(names=["a", "b"])
     twice = train.add_column("coarse", [0, 1] * 6).cast_column("coarse", kind)
@@ -85,7 +95,7 @@ def test_an_object_is_streamed_to_the_images_that_it_has_in_memory(given: Any) -
 
 
 def test_other_splits_and_splits_without_labels_are_left_out_with_a_note(
-    given: Any, tmp_path: Path
+    datasets: Any, given: Any, tmp_path: Path
 ) -> None:
     hidden = given["validation"].cast_column("label", datasets.Value("int64"))
     hidden = hidden.map(lambda row: {"label": -1}).cast(given["train"].features)
@@ -101,7 +111,9 @@ def test_other_splits_and_splits_without_labels_are_left_out_with_a_note(
     assert len(read(some, tmp_path, skip_bad=True).skipped) == 6
 
 
-def test_selected_rows_and_files_by_path_are_read(root: Path, tmp_path: Path) -> None:
+def test_selected_rows_and_files_by_path_are_read(
+    datasets: Any, root: Path, tmp_path: Path
+) -> None:
     paths = [
         str(root / f"train/{name}/{number}.png") for name in ("owl", "cat") for number in range(4)
     ]
@@ -114,7 +126,7 @@ def test_selected_rows_and_files_by_path_are_read(root: Path, tmp_path: Path) ->
     assert (image == expected.train.images[3]).all()
 
 
-def test_what_cannot_be_read_is_refused(given: Any, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused(datasets: Any, given: Any, tmp_path: Path) -> None:
     train = given["train"]
     transformed = train.with_transform(lambda batch: batch)
     named = datasets.ClassLabel(names=["x", "y", "z"])
@@ -167,7 +179,9 @@ def test_folders_and_names_have_a_short_form(
     assert filled["data"]["size"] == 32
 
 
-def test_a_name_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_without_a_network_is_one_line(
+    datasets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*names: object) -> None:
         raise ConnectionError(f"Couldn't reach {names[0]}\non the Hub")
 
@@ -193,7 +207,7 @@ def test_without_the_library_a_line_says_how_to_install_it(
     assert as_hf([1]) is None
 
 
-def test_damaged_rows_are_named(given: Any, tmp_path: Path) -> None:
+def test_damaged_rows_are_named(datasets: Any, given: Any, tmp_path: Path) -> None:
     rows = [{"bytes": b"x", "path": None}, {"bytes": b"", "path": None}, None]
     table = datasets.Dataset.from_dict(
         {"image": rows, "label": ["a", "b", "a"]},

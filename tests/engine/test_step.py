@@ -90,11 +90,15 @@ def test_a_step_reads_nothing_but_the_finite_check_from_the_device(
             metrics.add(batch, output)
             set_rate(optimizer, 0.2)
     assert not copies.count
-    monkeypatch.undo()
+
+
+def test_a_step_reads_whether_its_numbers_are_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check is that of the step, for all methods."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    method, teacher_outputs = made("dskd", META)
     with pytest.raises(RuntimeError, match="meta"):  # this device has no values to read
-        train_step(method, teacher_outputs, batch, optimizer, "float32")
+        train_step(method, teacher_outputs, batches(2, META)[0], plain_optimizer(method), "float32")
 
 
 @pytest.mark.parametrize("images", [4, 8, 16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from evidence.graphs import METHODS, NAMES, main, page
 
 from tests.graphs.small_graphs import write
 
-pytest.importorskip("torch_geometric")
+pytestmark = pytest.mark.skipif(
+    find_spec("torch_geometric") is None, reason="torch_geometric is not installed"
+)
 
 
 @pytest.mark.slow

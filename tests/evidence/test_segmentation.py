@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from evidence import segmentation
 from tests.segmentation.test_folders import write
 
-pytest.importorskip("monai")
+pytestmark = pytest.mark.skipif(find_spec("monai") is None, reason="monai is not installed")
 
 
 def test_the_page_compares_each_row_with_the_baseline_of_its_table() -> None:

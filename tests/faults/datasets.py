@@ -88,7 +88,7 @@ def _train(folder: Path, data: Any, method: str = "ce", student: str = "resnet8"
     dataset = data.get("dataset")
     classes = len(dataset.classes) if dataset is not None else 2
     torch.manual_seed(0)
-    teacher = build("resnet14", num_classes=classes, in_channels=3)
+    teacher = build("resnet8", num_classes=classes, in_channels=3)
     result = dskd.distill(
         student=student,
         teacher=trusted(teacher) if methods.find(method).needs_teacher else None,

@@ -37,8 +37,8 @@ from dskd.report.collect import collect
 from tests.faults.outcomes import refusal
 
 FAMILY = "malicious JSON"
-STRIDE = 7
-"""The test suite takes every 7th case, a different one for each key."""
+STRIDE = 11
+"""The test suite takes every 11th case, a different one for each key."""
 
 STUDENT = "student.safetensors"
 SMALL = ("data.fraction=0.02", "train.epochs=1", "student.name=resnet8")

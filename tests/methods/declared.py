@@ -7,7 +7,7 @@
 - ``DEFAULTS``: the loss's optional arguments and their defaults; left out if there are none.
 - ``SMALL``: settings with which the method trains on a few images in seconds; left out if its
   defaults do.
-- ``GENTLE``: settings with which 20 steps on a few images lower the loss, for a method whose
+- ``GENTLE``: settings with which ten steps on a few images lower the loss, for a method whose
   published weights belong to larger images and longer training; left out otherwise.
 """
 
@@ -69,5 +69,5 @@ def small(name: str) -> dict[str, Any]:
 
 
 def gentle(name: str) -> dict[str, Any]:
-    """Settings with which 20 steps on a few images lower the loss."""
+    """Settings with which ten steps on a few images lower the loss."""
     return declared(name, "GENTLE") or {}

@@ -34,8 +34,6 @@ from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, stop_at, trusted
 
-transformers = pytest.importorskip("transformers")
-
 CLASSES, BATCH = 3, 4
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
 SWIN = {"window_size": 4, "patch_size": 2, "embed_dim": 12, "depths": [1, 2, 1]}
@@ -85,6 +83,7 @@ def transformer(name: str) -> nn.Module:
         "ConvNext": wide,
         "Segformer": wide | heads,
     }
+    transformers = pytest.importorskip("transformers")
     config = getattr(transformers, f"{name}Config")(num_labels=CLASSES, **options[name])
     module: nn.Module = getattr(transformers, f"{name}ForImageClassification")(config)
     return module
