@@ -39,7 +39,7 @@ FAMILIES: tuple[ModuleType, ...] = (
 )
 
 
-@pytest.mark.slow(seconds=6)
+@pytest.mark.slow(seconds=5)
 @pytest.mark.filterwarnings("ignore")  # of torch and Pillow, on damaged files
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.FAMILY)
 def test_untrusted_files_do_no_harm(family: Any, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import math
 import re
@@ -24,6 +26,7 @@ from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, StepOutput
 from dskd.settings import Count, Positive, Share, Weight, setting_parameters
+from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 from tests.conftest import make_dataset, make_pair, staged
 from tests.methods import declared
@@ -34,6 +37,7 @@ USUAL = "at cc crd dist dkd dskd fitnet kd nst pkt reviewkd rkd semckd simkd sp 
 WITHOUT_TEACHER = {"byot", "ce", "dsn"}
 every_method = pytest.mark.parametrize("name", NAMES)
 DATA = testing.sample_images()
+LARGER = make_dataset(classes=3, per_class=4, size=32)
 
 
 def settings_of(name: str) -> dict[str, inspect.Parameter]:
@@ -103,19 +107,21 @@ def test_ten_steps_on_one_batch_lower_the_loss(name: str) -> None:
     assert sum(values[-3:]) / 3 < values[0], hint
 
 
+@functools.cache
+def mismatched(student: str, teacher: str | None) -> tuple[Pair, FrozenTeacher | None]:
+    """Networks that are built and measured once for all methods."""
+    return make_pair(staged(student, 3), staged(teacher, 3) if teacher else None, LARGER)
+
+
 @pytest.mark.slow
 @every_method
 @pytest.mark.parametrize("pair", [("vgg8", "wrn_16_2"), ("MobileNetV2", "resnet8x4")])
 def test_pairs_whose_stages_do_not_match(name: str, pair: tuple[str, str]) -> None:
-    data = make_dataset(classes=3, per_class=4, size=32)
     kind = methods.find(name)
-    teacher = staged(pair[1], 3) if kind.needs_teacher else None
-    given, frozen = make_pair(staged(pair[0], 3), teacher, data)
-    method = kind(given, **declared.small(name))
-    teacher_outputs = TeacherOutputs(frozen)
-    output = train_step(
-        method, teacher_outputs, testing.batches(data, 4)[0], optimizer_of(method), "float32"
-    )
+    given, frozen = mismatched(pair[0], pair[1] if kind.needs_teacher else None)
+    method = kind(copy.deepcopy(given), **declared.small(name))  # the step changes the student
+    batch = testing.batches(LARGER, 4)[0]
+    output = train_step(method, TeacherOutputs(frozen), batch, optimizer_of(method), "float32")
     assert output.objective.isfinite()
 
 

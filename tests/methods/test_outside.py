@@ -25,6 +25,7 @@ from dskd.methods.base import LogitMethod
 from dskd.methods.contracts import Pair
 from dskd.methods.kd import KD
 from dskd.report.build import make_report
+from dskd.runtime.launchers.processes import Processes
 from dskd.settings import Positive, Weight, checked
 
 DATA = {"name": "digits", "fraction": 0.1}
@@ -205,7 +206,11 @@ def test_a_comparison_takes_classes_and_code(code: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_class_is_compared_in_jobs_and_reported_where_it_is_missing(tmp_path: Path) -> None:
+def test_a_class_is_compared_in_jobs_and_reported_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One process for both jobs: it is another process all the same, and to start one takes seconds.
+    monkeypatch.setattr("dskd.api.launcher_for", lambda *_: Processes(1))
     rows = dskd.compare_methods(
         "resnet8",
         teacher="resnet14",

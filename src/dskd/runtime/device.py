@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import sys
@@ -176,7 +177,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "command": [*map(printable, (Path(sys.argv[0]).name, *sys.argv[1:]))],
         "python": platform.python_version(),
-        "packages": _versions("dskd", "torch", "numpy", "timm", "torchvision"),
+        "packages": {**_versions("dskd", "torch", "numpy", "timm", "torchvision")},
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=True),
@@ -187,6 +188,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+@functools.cache  # they do not change while a process runs, and to find them takes a while
 def _versions(*names: str) -> dict[str, str]:
     """The versions of the packages that are installed."""
     versions: dict[str, str] = {}
