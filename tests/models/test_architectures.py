@@ -196,7 +196,8 @@ def test_pairs_of_families(student: str, teacher: str) -> None:
     step(built(student, size), built(teacher, size), size)
 
 
-EXPORTED = ["transformers/ViT", "transformers/ConvNext", "timm/mobilenetv3_small_050"]
+# The tutorial on photos, whose examples are run, exports timm/mobilenetv3_small_050.
+EXPORTED = ["transformers/ViT", "transformers/ConvNext"]
 
 
 @pytest.mark.slow
