@@ -100,7 +100,7 @@ def images_of(run: dskd.Result) -> list[Path]:
     return sorted((run.path.parent / "photos/val").rglob("*.png"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=7)
 @pytest.mark.parametrize(
     ("modules", "formats"),
     [(["dskd", "torch"], ["onnx", "openvino"]), (["dskd"], ["torch-export", "safetensors"])],
@@ -206,7 +206,7 @@ def test_the_card_says_how_good_the_student_is_and_tells_no_path(
     assert str(run.path.parent) not in card.content
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("form", GRAPHS)
 def test_a_fixed_batch_serves_any_number_of_images(
     run: dskd.Result, form: str, tmp_path: Path
@@ -331,7 +331,7 @@ def in_int8(run: dskd.Result) -> dict[str, Any]:
         }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=11)
 def test_int8_files_are_small_and_close_to_the_student(
     run: dskd.Result, exported: dict[str, Any], in_int8: dict[str, Any]
 ) -> None:
@@ -345,7 +345,7 @@ def test_int8_files_are_small_and_close_to_the_student(
     assert accuracy["exported"].top1 == pytest.approx(run.test_accuracy, abs=12)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=5)
 def test_int8_files_run_without_this_package(run: dskd.Result, in_int8: dict[str, Any]) -> None:
     images = images_of(run)
     expected = [CLASSES[k] for k in dskd.predict(run.path, images).argmax(1).tolist()]
@@ -355,7 +355,7 @@ def test_int8_files_run_without_this_package(run: dskd.Result, in_int8: dict[str
         assert same > 0.8, form
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=4)
 def test_int8_serves_a_fixed_batch(run: dskd.Result, tmp_path: Path) -> None:
     path = tmp_path / "three.onnx"
     found = dskd.export(run.path, path, batch=3, int8=True, calibration_images=4, measure=False)

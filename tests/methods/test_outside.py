@@ -205,7 +205,7 @@ def test_a_comparison_takes_classes_and_code(code: str) -> None:
     assert (three.method.name, three.method.options["by"]) == (code, 2.0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=7)
 def test_a_class_is_compared_in_jobs_and_reported_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

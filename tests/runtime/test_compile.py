@@ -81,7 +81,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=12)
 @pytest.mark.usefixtures("traced")
 def test_a_run_of_traced_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
@@ -158,7 +158,7 @@ def test_a_student_of_a_comparison_is_that_of_a_run_of_its_own(
     assert together == (tmp_path / "alone" / name).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=5)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
 def test_a_run_of_compiled_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
@@ -216,7 +216,7 @@ def test_models_whose_stages_are_read_by_hooks_are_compiled_once(tmp_path: Path)
     assert early.names == ["stage1", "student"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=7)
 def test_a_machine_without_a_compiler_is_told_before_any_work(tmp_path: Path, teacher: str) -> None:
     run_folder = tmp_path / "run"
     words = ["data.fraction=0.1", "teacher.name=resnet8", teacher, "train.compile=true"]
