@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 
-def _do_nothing(handle: Any) -> None:
+def _do_nothing(fd: Any) -> None:
     """Stands for `os.fsync`."""
 
 
