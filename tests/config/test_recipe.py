@@ -393,6 +393,7 @@ def _marked(key: str) -> str:
     return yaml.safe_dump(values)
 
 
+@pytest.mark.slow(seconds=1)
 @pytest.mark.parametrize("section", dict.fromkeys(key.partition(".")[0] for key in WRONG))
 def test_a_value_that_does_not_fit_is_named_with_its_key(tmp_path: Path, section: str) -> None:
     """In a file, and on the command line as far as a value can be given there."""

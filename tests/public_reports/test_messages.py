@@ -57,6 +57,7 @@ def _texts_of_errors() -> list[tuple[Path, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_errors_take_the_names_of_options_from_one_place() -> None:
     """`dskd.errors.option` gives the name that the command line, or Python, has for it."""
     texts = _texts_of_errors()
@@ -68,6 +69,7 @@ def test_errors_take_the_names_of_options_from_one_place() -> None:
     assert "`ray start --head`" in flags["ray_cluster.py"]  # a command of Ray
 
 
+@pytest.mark.slow
 def test_every_option_that_a_message_names_exists() -> None:
     flags = {flag for command in cli.commands.values() for p in command.params for flag in p.opts}
     named = set()

@@ -91,6 +91,7 @@ def test_the_page_needs_no_network(page: Page, folder: Path) -> None:
     assert "@import" not in style
 
 
+@pytest.mark.slow
 def test_a_row_a_method_with_its_weights(page: Page) -> None:
     assert len(page.find("th", scope="row")) == 5  # the teacher's too
     for words in (
@@ -101,6 +102,7 @@ def test_a_row_a_method_with_its_weights(page: Page) -> None:
         assert words in page.text
 
 
+@pytest.mark.slow
 def test_notes_say_what_the_numbers_cover(page: Page) -> None:
     for words in (
         "It covers the noise of training",
@@ -114,6 +116,7 @@ def test_notes_say_what_the_numbers_cover(page: Page) -> None:
         assert words in page.text
 
 
+@pytest.mark.slow
 def test_every_chart_has_its_figure_and_its_caption(page: Page, folder: Path) -> None:
     text = (folder / "report.html").read_text()
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])  # type: ignore[index]
@@ -135,6 +138,7 @@ def test_every_chart_has_its_figure_and_its_caption(page: Page, folder: Path) ->
     assert all(0 <= value <= 1 for row in heat["z"] for value in row)
 
 
+@pytest.mark.slow
 def test_a_method_has_one_colour_in_all_charts(folder: Path) -> None:
     text = (folder / "report.html").read_text()
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', text)[1])  # type: ignore[index]
@@ -147,6 +151,7 @@ def test_a_method_has_one_colour_in_all_charts(folder: Path) -> None:
     assert len(set.union(*colours.values())) == 4
 
 
+@pytest.mark.slow
 def test_the_same_numbers_are_in_files_next_to_it(folder: Path) -> None:
     rows = list(csv.DictReader((folder / "report.csv").open()))
     record = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
@@ -190,6 +195,7 @@ def test_sections_without_data_say_so_in_a_sentence(tmp_path: Path) -> None:
     assert len(page.find("th", scope="row")) == 1
 
 
+@pytest.mark.slow
 def test_a_streamed_run_of_many_classes_has_its_errors_with_the_names_of_files(
     tmp_path: Path,
 ) -> None:
@@ -265,6 +271,7 @@ def test_names_that_are_no_text_are_escaped_and_a_root_that_is_none_is_told(tmp_
         make_report([run], tmp_path / "report.html", root=Path("~nobody-of-this-name/x"))
 
 
+@pytest.mark.slow
 def test_images_are_in_the_page_with_words_for_them(hostile: tuple[Page, Dataset]) -> None:
     page, data = hostile
     images = page.find("img")
@@ -279,6 +286,7 @@ def test_images_are_in_the_page_with_words_for_them(hostile: tuple[Page, Dataset
         assert image["class"] == "pixels"
 
 
+@pytest.mark.slow
 def test_images_that_are_not_to_be_had_are_asked_for(
     hostile: tuple[Page, Dataset], tmp_path: Path
 ) -> None:
