@@ -189,6 +189,11 @@ def test_what_a_repository_says_about_its_images() -> None:
             0.5,
         ),
         (
+            {"image_mean": [0.4] * 3, "image_std": [0.2] * 3, "include_top": True},
+            0.4,
+            0.04,
+        ),
+        (
             {"image_mean": [51] * 3, "image_std": [25.5] * 3, "do_rescale": False},
             0.2,
             0.1,
@@ -203,6 +208,32 @@ def test_the_statistics_are_those_of_pixels_from_0_to_1(
     found = published(f"hf/{tmp_path}")
     assert found.mean == pytest.approx([mean] * 3)
     assert found.std == pytest.approx([std] * 3)
+
+
+@pytest.mark.parametrize(
+    ("processor", "crop"),
+    [
+        ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True}, 0.875),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.9}, 0.9),
+        ({"size": 224, "crop_pct": 0.9, "crop_size": 224, "do_center_crop": True}, 0.9),
+        ({"size": 384, "crop_pct": 0.9, "image_processor_type": "ConvNextImageProcessor"}, 1.0),
+        ({"size": 224, "feature_extractor_type": "LevitFeatureExtractor"}, 0.875),
+        ({"size": {"height": 224, "width": 224}}, 1.0),
+    ],
+)
+def test_the_crop_is_that_of_the_processor(
+    cache: Path, tmp_path: Path, processor: dict[str, Any], crop: float
+) -> None:
+    shutil.copy(folder_of(cache, VIT) / "config.json", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert published(f"hf/{tmp_path}").crop_pct == crop
+
+
+def test_weights_for_another_order_of_channels_are_refused(cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder_of(cache, VIT), tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text('{"do_flip_channel_order": true}')
+    with pytest.raises(InputError, match="takes the channels in the order BGR"):
+        load_model(f"hf/{tmp_path / 'vit'}", num_classes=3, pretrained=True)
 
 
 def test_without_a_processor_or_names_nothing_is_said(cache: Path, tmp_path: Path) -> None:

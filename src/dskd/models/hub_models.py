@@ -20,6 +20,8 @@ from dskd.models.transformers_models import known_options
 
 _UNNAMED = "LABEL_"
 """How transformers begins the names of classes that were not named."""
+_CONVNEXT_WHOLE = 384
+"""From this size on, the processor of ConvNeXt crops nothing."""
 _RULES = {2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow's resampling, and names that timm gives."""
 
@@ -154,6 +156,11 @@ def _network(model: HubModel, weights: bool) -> tuple[str, dict[str, Any]]:
         )
     if "quantization_config" in config:
         raise InputError(f"{model.name} is quantized; take the repository of the original weights")
+    if weights and model.processor.get("do_flip_channel_order"):
+        raise InputError(
+            f"{model.name} takes the channels in the order BGR, and images have RGB here; take a "
+            "model of timm, or load it in Python and give a module that reorders them"
+        )
     known = known_options(kind) - (set() if weights else {"image_size"})
     return f"{TRANSFORMERS}{kind}", {key: config[key] for key in sorted(known & config.keys())}
 
@@ -201,9 +208,6 @@ def _of_transformers(model: HubModel) -> Published:
     size = (
         _side(shown.get("crop_size")) or _side(shown.get("size")) or _side(config.get("image_size"))
     )
-    crop = float(shown.get("crop_pct") or 1)
-    if shown.get("do_center_crop") and size and (full := _side(shown.get("size"))):
-        crop = min(size / full, 1.0)
     mean, std = _statistics(shown)
     return Published(
         classes=len(labels),
@@ -212,15 +216,29 @@ def _of_transformers(model: HubModel) -> Published:
         size=size,
         mean=mean,
         std=std,
-        crop_pct=crop,
+        crop_pct=_crop(shown, size),
         interpolation=_RULES.get(shown.get("resample", 0)),
     )
+
+
+def _crop(shown: Mapping[str, Any], size: int | None) -> float:
+    """The share of the shorter side that a processor keeps."""
+    crop = float(shown.get("crop_pct") or 1)
+    kind = str(shown.get("image_processor_type", shown.get("feature_extractor_type")))
+    if kind.startswith("ConvNext") and (size or 0) >= _CONVNEXT_WHOLE:
+        crop = 1.0
+    if kind.startswith("Levit"):
+        crop = 224 / 256  # it is not in the configuration
+    if shown.get("do_center_crop") and size and (full := _side(shown.get("size"))):
+        crop *= min(size / full, 1.0)
+    return crop
 
 
 def _statistics(shown: Mapping[str, Any]) -> tuple[Any, Any]:
     """Mean and std of pixels from 0 to 1 that give what a processor makes of pixels to 255.
 
-    With a factor f and an offset o (1 or 0), it computes (f x - o - mean) / std.
+    With a factor f and an offset o (1 or 0), it computes (f x - o - mean) / std. That of
+    EfficientNet then divides by std once more.
     """
     mean, std = shown.get("image_mean"), shown.get("image_std")
     if not shown.get("do_normalize", mean is not None):
@@ -233,6 +251,8 @@ def _statistics(shown: Mapping[str, Any]) -> tuple[Any, Any]:
         else 255.0
     )
     offset = 1.0 if shown.get("rescale_offset") else 0.0
+    if shown.get("include_top"):
+        std = [s * s for s in std]
     return tuple((float(m) + offset) / scale for m in mean), tuple(float(s) / scale for s in std)
 
 
