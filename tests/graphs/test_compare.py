@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -95,13 +96,55 @@ def test_several_labels_are_compared_by_micro_f1(
     assert all("test_micro_f1" in row and "test_accuracy" not in row for row in rows)
 
 
-def test_a_report_is_refused_in_one_line(
-    compared: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+def test_the_report_of_a_comparison_has_the_table_and_the_confused_classes(
+    compared: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    assert run_command(["graphs", "report", str(compared), "--out", str(page)]) == 0
+    numbers = json.loads(page.with_suffix(".json").read_text())
+    assert sorted(row["method"] for row in numbers["methods"]) == sorted(NAMES.split(","))
+    gaps = {row["method"]: row["difference_to_alone_seeds"] for row in numbers["methods"]}
+    assert gaps["alone"] == []
+    assert len(gaps["dskd"]) == 2
+    rows = (json.loads(line) for line in (compared / "results.jsonl").read_text().splitlines())
+    accuracies = {(row["label"], row["seed"]): row["test_accuracy"] for row in rows}
+    expected = [accuracies["dskd", seed] - accuracies["alone", seed] for seed in (0, 1)]
+    assert gaps["dskd"] == pytest.approx(expected)
+    found = numbers["mistakes"]
+    assert found["label"] == "dskd"
+    assert sum(map(sum, found["matrix"])) == 12
+    right = sum(row[number] for number, row in enumerate(found["matrix"]))
+    assert 100 * right / 12 == pytest.approx(accuracies["dskd", 0], abs=1e-3)
+    text = page.read_text()
+    assert "12 test nodes" in text
+    for absent in ("test images", "vs. kd", 'id="layers"', 'id="cost"', 'id="disagreements"'):
+        assert absent not in text
+    assert '<section id="stages">' in text  # of dskd
+
+
+def test_the_report_of_a_run_with_several_labels_has_the_f1_score_of_each(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["data.name=generated-multilabel", "student.hidden=4", "train.epochs=1"]
+    assert run_command(["graphs", "train", "ppi", *settings, f"out={run}"]) == 0
+    assert run_command(["report", str(run)]) == 0
+    numbers = json.loads((run / "report.json").read_text())
+    (row,) = numbers["methods"]
+    scores = numbers["class_scores"]
+    assert row["test_micro_f1"] == json.loads((run / "result.json").read_text())["test_micro_f1"]
+    assert [name for _, name, _ in scores["rows"]] == [f"label {n}" for n in range(1, 6)]
+    assert all(0 <= value <= 100 for _, _, (value,) in scores["rows"] if value is not None)
+    assert "Test micro-F1 over epochs" in (run / "report.html").read_text()
+
+
+def test_a_report_of_another_task_is_refused_in_one_line(
+    compared: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in (compared, finished / "alone"):
-        assert run_command(["report", str(folder)]) == 2
+        out = tmp_path / "page.html"
+        assert run_command(["segment", "report", str(folder), "--out", str(out)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "dskd graphs compare" in line
+        assert f"dskd report {folder}" in line
+        assert not out.exists()
 
 
 def test_the_demo_takes_generated_graphs_without_a_network(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dskd.compare.reader import read_comparison
 from dskd.engine.run import run_job
 from dskd.engine.tasks.segmentation.job import SegmentationJob
 from dskd.engine.tasks.segmentation.recipe import RECIPES
+from dskd.engine.tasks.segmentation.student import evaluate
 from dskd.errors import InputError
 
 TINY = ["data.size=16", "student.width=2", "teacher.width=2", "train.epochs=1", "train.lr=0.01"]
@@ -37,6 +39,23 @@ def test_a_comparison_has_the_runs_that_are_made_alone(tmp_path: Path) -> None:
     assert (out / "mixed+kl=0/seed0" / name).read_bytes() == (alone / name).read_bytes()
     again = CliRunner().invoke(cli, [*arguments, "--out", str(out)])
     assert again.exit_code == 0, again.output
+    _check_report(out)
+
+
+def _check_report(compared: Path) -> None:
+    """The report draws the predictions, and scores the classes as `dskd segment evaluate` does."""
+    found = CliRunner().invoke(cli, ["segment", "report", str(compared)])
+    assert found.exit_code == 0, found.output
+    text = (compared / "report.html").read_text()
+    assert text.count('<img src="data:image/png;base64,') == 4 * (2 + 4)  # image, mask, 4 methods
+    assert "Test Dice over epochs" in text
+    assert "test accuracy" not in text.lower()
+    numbers = json.loads((compared / "report.json").read_text())
+    rows = [
+        (name, values) for label, name, values in numbers["class_scores"]["rows"] if label == "dskd"
+    ]
+    expected = evaluate(compared / "dskd/seed0")
+    assert rows == [(one.name, [one.dice, one.hd95]) for one in expected]
 
 
 def test_a_comparison_names_its_folder_by_an_option() -> None:

@@ -31,6 +31,7 @@ class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 
 
 PATH = _PathType()
+ROOT = click.option("--root", type=PATH, help="Folder of the data set's files.")
 _DATA = "A folder of images, a manifest, tar files, hf/NAME, or a data set."
 _FLAGS = {
     "data": click.option("--data", metavar="DATA", help=_DATA),

@@ -1,4 +1,4 @@
-"""The commands of ``dskd graphs``: train, distill, compare, evaluate, predict and demo."""
+"""The commands of ``dskd graphs``: train, distill, compare, evaluate, predict, report and demo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from dskd.cli import console
 from dskd.cli.arguments import BEST, PATH, RESUME
+from dskd.cli.reporting import takes_reported_runs, write_report
 from dskd.cli.task_recipe import compare_methods, takes_seeds, takes_task_recipe
 from dskd.cli.training import OVERWRITE, print_result
 from dskd.errors import InputError
@@ -217,3 +218,16 @@ def predict_(
         console.table(["node", "class", "probability, %"], prediction_cells(rows))
     else:
         prediction_file.write_rows(rows, chosen, shown, out, "node")
+
+
+@graphs_.command("report")
+@takes_reported_runs
+def report_(paths: tuple[Path, ...], out: Path | None, root: Path | None) -> None:
+    """Report on finished runs or a comparison as one HTML page.
+
+    It has the curves, the table with intervals, and the errors by class. Files with
+    the same numbers as .csv, .json and .tex are written next to it. Example:
+
+        dskd graphs report runs/compare/graphs-generated
+    """
+    write_report(paths, out, root=root, task="graphs")

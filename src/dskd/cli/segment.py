@@ -1,4 +1,4 @@
-"""The commands of ``dskd segment``: train, distill, compare, evaluate, predict and demo."""
+"""The commands of ``dskd segment``: train, distill, compare, evaluate, predict, report and demo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from dskd.cli import console
 from dskd.cli.arguments import PATH, RESUME
+from dskd.cli.reporting import takes_reported_runs, write_report
 from dskd.cli.task_recipe import compare_methods, takes_seeds, takes_task_recipe
 from dskd.cli.training import OVERWRITE, print_result
 
@@ -190,3 +191,17 @@ def predict_(run_path: Path, images: tuple[str, ...], last: bool, out: Path | No
     for line in skipped.lines():
         click.echo(line, err=True)
     click.echo(f"masks and overlays are in {folder}")
+
+
+@segment_.command("report")
+@takes_reported_runs
+def report_(paths: tuple[Path, ...], out: Path | None, root: Path | None) -> None:
+    """Report on finished runs or a comparison as one HTML page.
+
+    It has the curves, the table with intervals, and predictions drawn
+    over images. Files with
+    the same numbers as .csv, .json and .tex are written next to it. Example:
+
+        dskd segment report runs/compare/segment-shapes
+    """
+    write_report(paths, out, root=root, task="segment")

@@ -66,8 +66,7 @@ def _draw(out: Path) -> Path:
     """Draws test images with their masks, and with what each student predicts."""
     students = [load_student(out / name) for name in _STUDENTS]
     test = load_images(students[0].recipe.data).test
-    full = [index for index, mask in enumerate(test.masks) if mask.any()]
-    chosen = [full[len(full) * number // _SHOWN] for number in range(min(_SHOWN, len(full)))]
+    chosen = test.examples(_SHOWN)
     images = [test.images[index].numpy() for index in chosen]
     masks = [[student.predict(image) for image in images] for student in students]
     stream = io.BytesIO()

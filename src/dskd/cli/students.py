@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from dskd.cli import console
-from dskd.cli.arguments import ALLOW_CODE, BEST, LAST, PATH, which_weights
+from dskd.cli.arguments import ALLOW_CODE, BEST, LAST, PATH, ROOT, which_weights
+from dskd.cli.reporting import takes_reported_runs, write_report
 from dskd.deploy import formats
 from dskd.errors import InputError
 from dskd.settings import MAX_LOSS
 
-_ROOT = click.option("--root", type=PATH, help="Folder of the data set's files.")
 _RUN = click.argument("run_path", metavar="RUN", type=PATH)
 
 
@@ -60,7 +60,7 @@ def largest_loss(exits: bool, max_loss: float | None) -> float | None:
 @click.option("--json", "as_json", is_flag=True, help="Print all numbers as JSON.")
 @BEST
 @LAST
-@_ROOT
+@ROOT
 @ALLOW_CODE
 def evaluate_(
     run_path: Path,
@@ -206,7 +206,7 @@ def predict_(
     help="Largest allowed difference of the outputs, relative to the largest one.  "
     "[default: 0.0001, or 0.5 with --int8]",
 )
-@_ROOT
+@ROOT
 @BEST
 @LAST
 @ALLOW_CODE
@@ -267,14 +267,7 @@ def export_(
 
 
 @click.command("report")
-@click.argument("paths", metavar="RUN...|COMPARISON", nargs=-1, required=True, type=PATH)
-@click.option(
-    "--out",
-    type=PATH,
-    help="HTML page to write.  [default: report.html in the folder of the run or comparison, or in "
-    "the one that holds all runs]",
-)
-@_ROOT
+@takes_reported_runs
 @ALLOW_CODE
 def report_(paths: tuple[Path, ...], out: Path | None, root: Path | None, allow_code: bool) -> None:
     """Report on finished runs or a comparison as one HTML page.
@@ -285,7 +278,5 @@ def report_(paths: tuple[Path, ...], out: Path | None, root: Path | None, allow_
         dskd report runs/compare/digits
     """
     from dskd.engine.user_objects import UserObjects
-    from dskd.report.build import make_report
 
-    for path in make_report(paths, out, root=root, given=UserObjects(allow_code=allow_code)):
-        click.echo(path)
+    write_report(paths, out, root=root, given=UserObjects(allow_code=allow_code))

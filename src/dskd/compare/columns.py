@@ -173,24 +173,35 @@ BEST_TEST_ACCURACY = _interval_column(
     "top-1 accuracy on the test split after the best epoch",
     lambda s: s.best_test_accuracy,
 )
-DIFFERENCE = _interval_column(
-    f"difference_to_{BASELINE}",
-    f"vs. {BASELINE}",
-    f"test accuracy minus that of {BASELINE}, in percentage points",
-    lambda s: s.difference.interval if s.difference else None,
-    sign="+",
-)
-P_VALUE = Column(
-    "p_holm",
-    "p (Holm)",
-    f"p-value of the difference to {BASELINE}, adjusted for the number of methods",
-    value=lambda s: s.difference.p_holm if s.difference else None,
-    text=lambda s: p_text(s.difference),
-    fields=lambda s: {
-        "p": s.difference.p if s.difference else None,
-        "p_holm": s.difference.p_holm if s.difference else None,
-    },
-)
+
+
+def difference_to(baseline: str) -> Column:
+    """The column of the differences to a baseline."""
+    return _interval_column(
+        f"difference_to_{baseline}",
+        f"vs. {baseline}",
+        f"test accuracy minus that of {baseline}, in percentage points",
+        lambda s: s.difference.interval if s.difference else None,
+        sign="+",
+    )
+
+
+def p_value_of(baseline: str) -> Column:
+    """The column of the p-values of the differences to a baseline."""
+    return Column(
+        "p_holm",
+        "p (Holm)",
+        f"p-value of the difference to {baseline}, adjusted for the number of methods",
+        value=lambda s: s.difference.p_holm if s.difference else None,
+        text=lambda s: p_text(s.difference),
+        fields=lambda s: {
+            "p": s.difference.p if s.difference else None,
+            "p_holm": s.difference.p_holm if s.difference else None,
+        },
+    )
+
+
+DIFFERENCE, P_VALUE = difference_to(BASELINE), p_value_of(BASELINE)
 ARI = number_column(
     "ari",
     "ARI, %",
@@ -201,7 +212,7 @@ ARI = number_column(
 AGREEMENT = _interval_column(
     "agreement",
     "agreement, %",
-    "test images that student and teacher classify alike",
+    "test predictions that are those of the teacher",
     lambda s: s.agreement,
 )
 PARAMETERS = number_column(
@@ -230,4 +241,19 @@ MEMORY = number_column(
     unit=1e6,
 )
 RESULTS = (WEIGHTS, SEEDS, TEST_ACCURACY, BEST_TEST_ACCURACY, DIFFERENCE, P_VALUE, ARI)
-"""The columns that every table begins with, after the method's name."""
+"""The columns that every table of images begins with, after the method's name."""
+
+
+def results(baseline: str) -> tuple[Column, ...]:
+    """The columns that every table begins with, after the method's name.
+
+    Args:
+        baseline: Label of the method that the others are compared with. Only with that of images
+            is there a student by labels, which the average relative improvement needs.
+    """
+    if baseline == BASELINE:
+        return RESULTS
+    return (
+        *(WEIGHTS, SEEDS, TEST_ACCURACY, BEST_TEST_ACCURACY),
+        *(difference_to(baseline), p_value_of(baseline)),
+    )

@@ -16,14 +16,13 @@ from dskd.compare import columns
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, RunProgress
 from dskd.compare.reader import read_comparison
-from dskd.compare.summary import BASELINE, Summary, summarize
+from dskd.compare.summary import Summary, summarize
 from dskd.engine.progress import shows_bars
 from dskd.errors import InputError
 from dskd.storage.metric_names import Metric, in_text
 
 log = logging.getLogger("dskd")
 REDRAW_SECONDS = 0.5
-_RESULTS = (columns.TEST_ACCURACY, columns.DIFFERENCE, columns.P_VALUE)
 
 
 class LogLines:
@@ -87,7 +86,7 @@ class LiveTable:
         for name in ("method", "weights"):
             table.add_column(name)
         metric = self._metric()
-        for name in ("seeds done", "now", "accuracy now, %", *self._result_names()):
+        for name in ("seeds done", "now", "accuracy now, %", *(one.name for one in self._results)):
             table.add_column(in_text(name, metric), justify="right")
         for variant in self.grid.variants:
             table.add_row(variant.label, *self._cells(variant.label))
@@ -98,9 +97,11 @@ class LiveTable:
         recipe: Metric = self.grid.recipe.data.metric
         return next((one.metric for one in self.summaries.values() if one.seeds), recipe)
 
-    def _result_names(self) -> list[str]:
-        baseline = f"vs. {self.grid.baseline}"
-        return [column.name.replace(f"vs. {BASELINE}", baseline) for column in _RESULTS]
+    @property
+    def _results(self) -> tuple[columns.Column, ...]:
+        baseline = self.grid.baseline
+        own = columns.difference_to(baseline), columns.p_value_of(baseline)
+        return (columns.TEST_ACCURACY, *own)
 
     def _cells(self, label: str) -> list[str]:
         """The cells after the method's label."""
@@ -113,11 +114,11 @@ class LiveTable:
             f"{run.metrics['test_accuracy']:.2f}" if run.metrics else "" for run in now
         )
         if summary is None:
-            return ["", "", position, accuracy, *("" for _ in _RESULTS)]
+            return ["", "", position, accuracy, *("" for _ in self._results)]
         done = f"{len(summary.seeds)}/{len(self.grid.seeds)}"
         if summary.failed:
             done += f" ({len(summary.failed)} failed)"
-        results = [column.text(summary) for column in _RESULTS]
+        results = [column.text(summary) for column in self._results]
         return [columns.WEIGHTS.text(summary), done, position, accuracy, *results]
 
 

@@ -114,9 +114,14 @@ class Comparison:
         return int(self.facts["test_images"])
 
     @property
+    def task(self) -> str:
+        """The task of the recipe; empty for images."""
+        return str(self.facts["recipe"].get("task", ""))
+
+    @property
     def baseline(self) -> str:
         """Label of the method that the table compares the others with."""
-        return baseline_of(str(self.facts["recipe"].get("task", "")))
+        return baseline_of(self.task)
 
 
 def read_comparison(path: Path) -> Comparison:

@@ -22,6 +22,8 @@ BASELINE, STUDENT = "kd", "ce"
 """Labels of the methods that differences and relative improvements refer to by default."""
 BASELINES = {"graphs": "alone", "segment": "masks"}
 """The labels that differences refer to in other tasks than images."""
+SAMPLES = {"graphs": "nodes"}
+"""The word for samples in tasks whose samples are no images."""
 
 
 def baseline_of(task: str) -> str:
@@ -35,6 +37,16 @@ def baseline_of(task: str) -> str:
         ('kd', 'alone')
     """
     return BASELINES.get(task, BASELINE)
+
+
+def samples_of(task: str) -> str:
+    """The word for the samples of a task.
+
+    Example:
+        >>> samples_of(""), samples_of("graphs")
+        ('images', 'nodes')
+    """
+    return SAMPLES.get(task, "images")
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,17 @@ from dskd.compare.notes import (
     sampling_note,
 )
 from dskd.compare.reader import Comparison
-from dskd.compare.summary import BASELINE, Summary
+from dskd.compare.summary import BASELINE, Summary, samples_of
 from dskd.storage.metric_names import Metric, in_text, metric_of
 
-COLUMNS = (
-    columns.METHOD,
-    *columns.RESULTS,
-    columns.PARAMETERS,
-    columns.EXTRA_PARAMETERS,
-    columns.SECONDS,
-    columns.MEMORY,
-)
+
+def _columns(baseline: str) -> tuple[columns.Column, ...]:
+    costs = (columns.PARAMETERS, columns.EXTRA_PARAMETERS, columns.SECONDS, columns.MEMORY)
+    return (columns.METHOD, *columns.results(baseline), *costs)
+
+
+COLUMNS = _columns(BASELINE)
+"""The columns for images."""
 
 
 def summary_table(
@@ -38,10 +38,9 @@ def summary_table(
         metric: What is measured.
         baseline: Label of the method that the others are compared with.
     """
-    shown = [one for one in COLUMNS if baseline == BASELINE or one is not columns.ARI]
-    names = [one.name.replace(f"vs. {BASELINE}", f"vs. {baseline}") for one in shown]
+    shown = _columns(baseline)
     rows = [[column.text(summary) for column in shown] for summary in summaries]
-    return [in_text(name, metric) for name in names], rows
+    return [in_text(column.name, metric) for column in shown], rows
 
 
 def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
@@ -63,8 +62,9 @@ def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
         for s in summaries
         for seed, reason in s.failed.items()
     ]
-    path = comparison.path
-    where = f"The runs are in {path}."
-    if comparison.baseline == BASELINE:
-        where += f" Draw a report of them with `dskd report {path}`."
+    task, path = comparison.task, comparison.path
+    draw = f"dskd {task} report {path}" if task else f"dskd report {path}"
+    where = f"The runs are in {path}. Draw a report of them with `{draw}`."
+    metric = next((one.metric for one in summaries if one.seeds), "accuracy")
+    lines = [in_text(line, metric, samples_of(task)) if task else line for line in lines]
     return [*filter(None, lines), where]

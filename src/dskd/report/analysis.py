@@ -26,10 +26,11 @@ from dskd.report.disagreements import Disagreements, find_disagreements
 from dskd.report.exits import MeasuredExits, measured_exits
 from dskd.report.load_models import load_student
 from dskd.report.mistakes import Mistakes, find_mistakes
+from dskd.report.scores import ClassScores, Drawings
 from dskd.runtime.device import pick
 from dskd.storage.run_files import EXITS
 
-_STAGE_WEIGHT = re.compile(r"stage(\d+)/weight")
+_STAGE_WEIGHT = re.compile(r"(stage|layer)(\d+)/weight")
 log = logging.getLogger("dskd")
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ class ModelCosts:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The measurements of a report.
+    """The measurements of a report; None for those that its task does not have.
 
     Attributes:
         costs: Of all students and of the teacher.
@@ -64,17 +65,21 @@ class Analysis:
         disagreements: Of one student with its teacher.
         mistakes: Of the same student.
         exits: Early exits of one student; None if no run kept any.
+        class_scores: Of students by class, where a sample has no single class.
+        drawings: Of predicted masks.
     """
 
-    costs: ModelCosts | Unavailable
-    similarities: tuple[LayerSimilarity, ...] | Unavailable
-    disagreements: Disagreements | Unavailable
-    mistakes: Mistakes | Unavailable
-    exits: MeasuredExits | Unavailable | None
+    costs: ModelCosts | Unavailable | None = None
+    similarities: tuple[LayerSimilarity, ...] | Unavailable | None = None
+    disagreements: Disagreements | Unavailable | None = None
+    mistakes: Mistakes | Unavailable | None = None
+    exits: MeasuredExits | Unavailable | None = None
+    class_scores: ClassScores | Unavailable | None = None
+    drawings: Drawings | Unavailable | None = None
 
 
 def analyze(collected: CollectedRuns, data: Dataset, given: UserObjects) -> Analysis:
-    """Measures the finished students. A measurement that is impossible is left out.
+    """Measures finished image classifiers. A measurement that is impossible is left out.
 
     Args:
         collected: The runs.
@@ -83,15 +88,16 @@ def analyze(collected: CollectedRuns, data: Dataset, given: UserObjects) -> Anal
     """
     analyzer = _Analyzer(collected, data, given)
     return Analysis(
-        _or_unavailable(analyzer.costs),
-        _or_unavailable(analyzer.similarities),
-        _or_unavailable(analyzer.disagreements),
-        _or_unavailable(analyzer.mistakes),
-        _or_unavailable(analyzer.exits),
+        or_unavailable(analyzer.costs),
+        or_unavailable(analyzer.similarities),
+        or_unavailable(analyzer.disagreements),
+        or_unavailable(analyzer.mistakes),
+        or_unavailable(analyzer.exits),
     )
 
 
-def _or_unavailable(measurement: Callable[[], T]) -> T | Unavailable:
+def or_unavailable(measurement: Callable[[], T]) -> T | Unavailable:
+    """A measurement, or the reason why it is left out."""
     try:
         return measurement()
     except InputError as error:
@@ -130,7 +136,7 @@ class _Analyzer:
 
         See `main_method`.
         """
-        main = self._main_method()
+        main, _ = main_student(self.collected)
         others = (self.collected.find(name) for name in (BASELINE, STUDENT))
         other = next((runs for runs in others if runs not in (None, main)), None)
         return tuple(self._similarity(runs) for runs in (main, other) if runs is not None)
@@ -148,7 +154,7 @@ class _Analyzer:
 
     def disagreements(self) -> Disagreements:
         """The predictions of the main student and its teacher, see `main_method`."""
-        runs = self._main_method()
+        runs, _ = main_student(self.collected)
         log.info("comparing the predictions of %s with those of the teacher", runs.label)
         seed, student = self._student(runs)
         device = pick("auto")
@@ -164,7 +170,7 @@ class _Analyzer:
                 "the images have no labels, so nothing is known about errors; where student and "
                 "teacher differ is shown below"
             )
-        runs = self._main_method()
+        runs, _ = main_student(self.collected)
         seed, student = self._student(runs)
         return find_mistakes(runs.label, seed, student.to(pick("auto")), self.data)
 
@@ -177,12 +183,6 @@ class _Analyzer:
                     log.info("measuring the early exits of %s on this CPU", runs.label)
                     return measured_exits(runs.label, seed, folder, self.data, self.given)
         return None
-
-    def _main_method(self) -> MethodRuns:
-        runs = main_method(self.collected)
-        if runs is None:
-            raise InputError("no run is finished yet")
-        return runs
 
     def _student(self, runs: MethodRuns) -> tuple[int, StagedModel]:
         """The student of the first seed."""
@@ -220,11 +220,25 @@ def main_method(collected: CollectedRuns) -> MethodRuns | None:
     return staged or collected.find(BASELINE) or (finished[-1] if finished else None)
 
 
+def main_student(collected: CollectedRuns) -> tuple[MethodRuns, int]:
+    """The method to show in detail, and its first finished seed, see `main_method`.
+
+    Raises:
+        InputError: No run is finished.
+    """
+    runs = main_method(collected)
+    if runs is None:
+        raise InputError("no run is finished yet")
+    return runs, min(runs.folders)
+
+
 def shallow_stages(runs: MethodRuns) -> list[str]:
     """The shallow stages of a method that its metrics name.
 
     Returns:
-        Names such as ``["stage1", "stage2"]``; empty for a method without shallow stages.
+        Names such as ``["stage1", "stage2"]``, in graphs ``["layer1", "layer2"]``; empty for a
+        method without shallow stages.
     """
     matches = map(_STAGE_WEIGHT.fullmatch, next(iter(runs.metrics.values()), {}))
-    return [f"stage{number}" for number in sorted(int(match[1]) for match in matches if match)]
+    found = sorted((int(match[2]), match[1]) for match in matches if match)
+    return [f"{word}{number}" for number, word in found]

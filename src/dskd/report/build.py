@@ -9,9 +9,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dskd.config.schema import DataSettings
-from dskd.engine.build_data import load_data
-from dskd.engine.teacher_labels import with_stored_labels
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
 from dskd.report.collect import collect
@@ -20,7 +17,7 @@ from dskd.report.html_page import GENERATOR, render
 from dskd.report.tables import as_csv, as_json, as_latex, method_rows
 from dskd.settings import validate
 from dskd.storage.atomic import check_writable, replace_file
-from dskd.storage.metric_names import Metric, in_text
+from dskd.storage.metric_names import in_text
 from dskd.storage.paths import as_path
 from dskd.storage.run_files import REPORT
 
@@ -34,6 +31,7 @@ def make_report(
     *,
     root: str | Path | None = None,
     given: UserObjects | None = None,
+    task: str | None = None,
 ) -> tuple[Path, ...]:
     """Writes the report of finished runs. The runs are only read.
 
@@ -44,42 +42,44 @@ def make_report(
             in the folder that holds all of the runs.
         root: The folder of the data set, if it is not where the recipe says.
         given: Objects in place of names, for runs that were given some.
+        task: The task that the runs must have, as in ``graphs``; None for any.
 
     Returns:
         The files: the page, then the tables.
 
     Raises:
-        InputError: The runs are missing or do not share one recipe, their images cannot be loaded,
+        InputError: The runs are missing or do not share one recipe, their data cannot be loaded,
             or a file would be replaced that is no report of these runs.
     """
     given = given or UserObjects()
     folders = [as_path(path, "run") for path in paths]
-    collected = collect(folders)
+    collected = collect(folders, task)
     page = as_path(out, "out") if out is not None else _shared_folder(folders) / REPORT[0]
     runs = _identity(folders, page)
     _check_files(page, runs)
-    settings = collected.recipe.data
+    recipe = collected.recipe
     if root is not None:
-        settings = validate(DataSettings, {**settings.model_dump(), "root": root}, "data.")
-    log.info("loading the images")
-    data = load_data(settings, given.data)
+        plain = {**recipe.data.model_dump(), "root": root}
+        recipe = recipe.changed(data=validate(type(recipe.data), plain, "data."))
+    samples = collected.task.samples
+    log.info("loading the %s", "images" if samples == "images" else "graphs")
     finished = [folder for runs in collected.methods for folder in runs.folders.values()]
-    data = with_stored_labels(data, finished[0] if finished else folders[0])
-    metric: Metric = "agreement" if data.without_labels else "accuracy"
+    data = collected.task.load(recipe, finished[0] if finished else folders[0], given)
     contents = make_contents(collected, data, given)
-    files = {
-        page: render(contents, page.stem, runs),
+    tables = {
         page.with_suffix(".csv"): as_csv(method_rows(contents)),
         page.with_suffix(".json"): as_json(contents),
         page.with_suffix(".tex"): as_latex(
-            contents.summaries, contents.costs, contents.test_images
+            contents.summaries, contents.costs, contents.test_images, collected.task.baseline
         ),
     }
+    texts = {path: in_text(text, data.metric, samples) for path, text in tables.items()}
+    files = {page: render(contents, page.stem, runs), **texts}
     if page.exists():
         log.info("replacing the report that these runs have in %s", page)
     for path, text in files.items():
         # Names of folders need not be valid text.
-        replace_file(path, in_text(text, metric).encode("utf-8", "backslashreplace"))
+        replace_file(path, text.encode("utf-8", "backslashreplace"))
     return tuple(files)
 
 

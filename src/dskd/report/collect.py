@@ -15,10 +15,9 @@ from dskd import methods
 from dskd.compare.reader import read_comparison, read_failure, read_result
 from dskd.compare.summary import VariantResults
 from dskd.compare.variants import weights_of
-from dskd.config.recipe import resolve
-from dskd.config.schema import Recipe
 from dskd.errors import InputError, printable
 from dskd.methods import outside
+from dskd.report.task import ReportTask, task_of
 from dskd.storage.diff import differences
 from dskd.storage.json_file import read_json
 from dskd.storage.run_directory import RunDirectory
@@ -77,21 +76,32 @@ class CollectedRuns:
     """All runs of a report.
 
     Attributes:
+        task: Their task.
         methods: The methods, in the order in which they were given.
-        recipe: What all runs share; its method and seed are those of one run. It has a teacher if
-            a method needs one.
+        recipe: What all runs share, a `Recipe` or that of another task; its method and seed are
+            those of one run. It has a teacher if a method needs one.
         commands: The commands that made the runs.
         environment: The environment of the first run or of the comparison.
     """
 
+    task: ReportTask
     methods: tuple[MethodRuns, ...]
-    recipe: Recipe
+    recipe: Any
     commands: tuple[tuple[str, ...], ...]
     environment: Mapping[str, Any]
 
     def find(self, method: str) -> MethodRuns | None:
         """The first variant of a method that has a finished run."""
         return next((m for m in self.methods if m.variant.method == method and m.folders), None)
+
+    def best_first(self) -> list[MethodRuns]:
+        """The methods by the mean of their test accuracy, those without a result last."""
+        means = {
+            m.label: sum(r["test_accuracy"] for r in results) / len(results)
+            for m in self.methods
+            if (results := m.variant.results.values())
+        }
+        return sorted(self.methods, key=lambda m: -means.get(m.label, -1.0))
 
 
 @dataclass(frozen=True)
@@ -110,41 +120,45 @@ class _Run:
         return settings.pop("name"), settings
 
 
-def collect(paths: Sequence[Path]) -> CollectedRuns:
+def collect(paths: Sequence[Path], task: str | None = None) -> CollectedRuns:
     """Collects the runs in some folders.
 
     Args:
         paths: The folders of runs, or the folder of one comparison.
+        task: The task that they must have, as in ``graphs``; None for any.
 
     Raises:
-        InputError: A folder holds neither, or the runs do not share one recipe.
+        InputError: A folder holds neither, or a run of another task, or the runs do not share one
+            recipe.
     """
     if not paths:
         raise InputError("no run is given; give the folder of a comparison, or of one or more runs")
     comparisons = [path for path in paths if (path / COMPARISON).is_file()]
     if not comparisons:
-        return _from_runs([_read_run(path) for path in paths])
+        return _from_runs([_read_run(path, task) for path in paths])
     if len(paths) > 1:
         raise InputError(
             f"{comparisons[0]} is a comparison and cannot be combined with others; give it alone"
         )
-    return _from_comparison(paths[0])
+    return _from_comparison(paths[0], task)
 
 
-def _from_comparison(path: Path) -> CollectedRuns:
+def _from_comparison(path: Path, wanted: str | None) -> CollectedRuns:
     comparison = read_comparison(path)
     facts = comparison.facts
-    _refuse_task(path, facts["recipe"])
+    _check_task(path, facts["recipe"], wanted)
+    task = task_of(facts["recipe"])
     plain = facts["recipe"] | {"method": facts["variants"][0]["method"], "seed": facts["seeds"][0]}
     if not any(_needs_teacher(variant.method) for variant in comparison.variants):
         plain["teacher"] = None
-    recipe = resolve(plain, path)
+    recipe = task.resolve(plain, path)
     found = [
         _compared(variant, path / one["folder"], one["method"], facts["seeds"], recipe)
         for variant, one in zip(comparison.variants, facts["variants"], strict=True)
     ]
     environment = _read_environment(path)
-    return CollectedRuns(tuple(found), recipe, (tuple(environment["command"]),), environment)
+    commands = (tuple(environment["command"]),)
+    return CollectedRuns(task, tuple(found), recipe, commands, environment)
 
 
 def _compared(
@@ -152,7 +166,7 @@ def _compared(
     folder: Path,
     method: Mapping[str, Any],
     seeds: Sequence[int],
-    recipe: Recipe,
+    recipe: Any,
 ) -> MethodRuns:
     """A method of a comparison. Seeds that have not ended count as failed, with their progress."""
     folders = {seed: folder / f"seed{seed}" for seed in seeds}
@@ -185,19 +199,21 @@ def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
     found = [_method_runs(_label(group[0], firsts), group) for group in grouped.values()]
     environments = [_read_environment(run.folder) for run in runs]
     commands = dict.fromkeys(tuple(environment["command"]) for environment in environments)
-    recipe = resolve(first.recipe, first.folder)
-    return CollectedRuns(tuple(found), recipe, tuple(commands), environments[0])
+    task = task_of(first.recipe)
+    recipe = task.resolve(first.recipe, first.folder)
+    return CollectedRuns(task, tuple(found), recipe, tuple(commands), environments[0])
 
 
-def _read_run(folder: Path) -> _Run:
+def _read_run(folder: Path, task: str | None) -> _Run:
     if not (folder / "recipe.yaml").is_file():
         raise InputError(
             f"{folder} holds neither a run nor a comparison; give folders that `dskd train`, "
             "`distill` or `compare` wrote"
         )
-    _refuse_task(folder, read_yaml_file(folder / "recipe.yaml", "recipe"))
+    values = read_yaml_file(folder / "recipe.yaml", "recipe")
+    _check_task(folder, values, task)
     # Complete and typed, so that all keys can be relied on below.
-    recipe = resolve(read_yaml_file(folder / "recipe.yaml", "recipe"), folder).plain()
+    recipe = task_of(values).resolve(values, folder).plain()
     if not _needs_teacher(recipe["method"]["name"]):
         recipe["teacher"] = None
     if (folder / "result.json").is_file():
@@ -207,17 +223,16 @@ def _read_run(folder: Path) -> _Run:
     return _Run(folder, recipe, None, _progress(folder, recipe["train"]["epochs"]))
 
 
-def _refuse_task(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Refuses runs of other tasks, whose models have no images to be measured on.
+def _check_task(folder: Path, recipe: Mapping[str, Any], wanted: str | None) -> None:
+    """Refuses what is of another task than the command.
 
     Raises:
-        InputError: The run is of another task.
+        InputError: It is.
     """
-    if task := recipe.get("task"):
+    if wanted is not None and recipe.get("task") != wanted:
         raise InputError(
-            f"{folder} is of {task}, and a report measures models on images; "
-            f"`dskd {task} compare` prints the table, and results.jsonl in its folder has all "
-            "numbers"
+            f"{folder} is of another task than `dskd {wanted}`; use `dskd report {folder}`, which "
+            "takes all"
         )
 
 
@@ -258,13 +273,14 @@ def _check_images(runs: Sequence[_Run]) -> None:
     Raises:
         InputError: Two runs had different images.
     """
+    what = "graphs" if task_of(runs[0].recipe).samples == "nodes" else "images"
     by_data = {
         run.result["fingerprints"].get("data"): run for run in runs if run.result is not None
     }
     folders = [run.folder for fingerprint, run in by_data.items() if fingerprint is not None]
     if len(folders) > 1:
         raise InputError(
-            f"{folders[0]} and {folders[1]} used different images; make a report of each"
+            f"{folders[0]} and {folders[1]} used different {what}; make a report of each"
         )
 
 
@@ -272,6 +288,8 @@ def _shared(recipe: Mapping[str, Any], other: _Run) -> dict[str, Any]:
     """The part of a recipe that must be the same as in another run."""
     train = {key: value for key, value in recipe["train"].items() if key != "device"}
     shared = {"data": recipe["data"], "student": recipe["student"], "train": train}
+    if "task" in recipe:
+        shared["task"] = recipe["task"]
     if recipe["teacher"] and other.recipe["teacher"]:
         shared["teacher"] = {"name": recipe["teacher"]["name"]}
     return shared
@@ -280,11 +298,12 @@ def _shared(recipe: Mapping[str, Any], other: _Run) -> dict[str, Any]:
 def _label(run: _Run, firsts: Sequence[_Run]) -> str:
     """The method's name; if another group has the same, also the settings that are not defaults."""
     name, settings = run.method
+    short = methods.short_name(name)
     if sum(other.method[0] == name for other in firsts) == 1:
-        return name
+        return short
     default = {} if outside.is_missing(name) else methods.resolve(name, {})
     changes = [f"{k}={value}" for k, value in settings.items() if value != default.get(k)]
-    return ":".join([name, *changes])
+    return ":".join([short, *changes])
 
 
 def _method_runs(label: str, runs: Sequence[_Run]) -> MethodRuns:

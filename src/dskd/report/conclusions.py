@@ -37,47 +37,54 @@ def verdict(difference: Difference | None) -> Verdict:
     return "better" if mean > 0 else "worse"
 
 
-def headline(summaries: Sequence[Summary]) -> str:
-    """The main conclusion in one sentence, for the top of the page."""
+def headline(summaries: Sequence[Summary], baseline: str = BASELINE) -> str:
+    """The main conclusion in one sentence, for the top of the page.
+
+    Args:
+        summaries: The methods, best first.
+        baseline: Label of the method that the others are compared with.
+    """
     finished = [s for s in summaries if s.test_accuracy is not None]
     if not finished:
         return "No run is finished yet."
     compared = [s for s in finished if s.difference is not None]
     distilled = [s for s in compared if s.label != STUDENT] or compared
     if not distilled:
-        return _without_baseline(finished)
+        return _without_baseline(finished, baseline)
     untested = [s.difference.interval for s in distilled if s.difference]
     if all(one.half is None for one in untested):
         if all(len(one.values) == 1 for one in untested):
-            return f"With a single seed, no difference to {BASELINE} can be tested."
+            return f"With a single seed, no difference to {baseline} can be tested."
         return (
-            f"No difference to {BASELINE} can be tested: each is equal at all seeds, or known at "
+            f"No difference to {baseline} can be tested: each is equal at all seeds, or known at "
             "one seed only."
         )
-    return _of_one(distilled[0]) if len(distilled) == 1 else _of_many(distilled)
+    if len(distilled) == 1:
+        return _of_one(distilled[0], baseline)
+    return _of_many(distilled, baseline)
 
 
-def _of_one(method: Summary) -> str:
+def _of_one(method: Summary, baseline: str) -> str:
     word = verdict(method.difference)
     if word == "not significant":
-        return f"{method.label} does not differ significantly from {BASELINE}."
-    return f"{method.label} is significantly {word} than {BASELINE}."
+        return f"{method.label} does not differ significantly from {baseline}."
+    return f"{method.label} is significantly {word} than {baseline}."
 
 
-def _of_many(distilled: Sequence[Summary]) -> str:
+def _of_many(distilled: Sequence[Summary], baseline: str) -> str:
     by_size = sorted(distilled, key=_size, reverse=True)
     significant = {
         word: [s for s in by_size if verdict(s.difference) == word] for word in ("better", "worse")
     }
     others = len(distilled) - sum(map(len, significant.values()))
     if others == len(distilled):
-        return f"None of {others} methods differs significantly from {BASELINE}."
+        return f"None of {others} methods differs significantly from {baseline}."
     parts = []
     for word, found in significant.items():
         if len(found) == len(distilled):
-            return f"All {len(distilled)} methods are significantly {word} than {BASELINE}."
+            return f"All {len(distilled)} methods are significantly {word} than {baseline}."
         if found:
-            parts.append(f"{_are(found)} significantly {word} than {BASELINE} ({_names(found)})")
+            parts.append(f"{_are(found)} significantly {word} than {baseline} ({_names(found)})")
     if others:
         parts.append(
             f"the other {others} do not differ significantly from it"
@@ -92,22 +99,27 @@ def _size(summary: Summary) -> float:
     return abs(summary.difference.interval.mean) if summary.difference else 0.0
 
 
-def details(summaries: Sequence[Summary]) -> list[str]:
-    """A sentence each on the gain of distillation and on that of dskd."""
+def details(summaries: Sequence[Summary], baseline: str = BASELINE) -> list[str]:
+    """A sentence each on the gain of distillation and on that of dskd.
+
+    Args:
+        summaries: The methods.
+        baseline: Label of the method that the others are compared with.
+    """
     by_label = {s.label: s for s in summaries if s.test_accuracy is not None}
     sentences = []
-    if BASELINE in by_label and STUDENT in by_label:
-        sentences.append(_sentence(by_label[STUDENT], f"{STUDENT} (labels only)"))
-    if BASELINE in by_label and "dskd" in by_label:
-        sentences.append(_sentence(by_label["dskd"], "dskd"))
+    if baseline in by_label and STUDENT in by_label:
+        sentences.append(_sentence(by_label[STUDENT], f"{STUDENT} (labels only)", baseline))
+    if baseline in by_label and "dskd" in by_label:
+        sentences.append(_sentence(by_label["dskd"], "dskd", baseline))
     return [sentence for sentence in sentences if sentence]
 
 
-def _sentence(summary: Summary, name: str) -> str:
+def _sentence(summary: Summary, name: str, baseline: str) -> str:
     difference = summary.difference
     if difference is None:
         return ""
-    gain = f"{name} minus {BASELINE}: {interval_text(difference.interval, sign='+')} points"
+    gain = f"{name} minus {baseline}: {interval_text(difference.interval, sign='+')} points"
     seeds = len(difference.interval.values)
     if seeds == 1:
         return f"{gain} at one seed, too few for a test."
@@ -118,7 +130,7 @@ def _sentence(summary: Summary, name: str) -> str:
     return f"{gain} over {seeds} seeds ({significantly}{word})."
 
 
-def _without_baseline(finished: Sequence[Summary]) -> str:
+def _without_baseline(finished: Sequence[Summary], baseline: str) -> str:
     if len(finished) == 1:
         (only,) = finished
         seeds = f"over {len(only.seeds)} seeds" if len(only.seeds) > 1 else "at one seed"
@@ -126,7 +138,7 @@ def _without_baseline(finished: Sequence[Summary]) -> str:
     best = max(finished, key=lambda s: s.test_accuracy.mean if s.test_accuracy else 0.0)
     return (
         f"{best.label} has the highest mean of {len(finished)} methods; no difference is tested, "
-        f"since no run of {BASELINE} is finished."
+        f"since no run of {baseline} is finished."
     )
 
 

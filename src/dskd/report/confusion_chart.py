@@ -68,11 +68,17 @@ def _short(name: str) -> str:
     return html.escape(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1].rstrip()}…")
 
 
-def class_accuracies(found: Sequence[tuple[str, float]]) -> go.Figure:
+def class_accuracies(
+    found: Sequence[tuple[str, float]],
+    classes: str = "classes, least accurate first",
+    unit: str = "accuracy, %",
+) -> go.Figure:
     """A step line of the accuracy of each class.
 
     Args:
         found: Name and accuracy in percent of each class, lowest first.
+        classes: Title of the horizontal axis.
+        unit: Title of the vertical axis.
     """
     figure = go.Figure(
         go.Scatter(
@@ -84,7 +90,7 @@ def class_accuracies(found: Sequence[tuple[str, float]]) -> go.Figure:
             hovertemplate="%{text}: %{y:.1f} %<extra></extra>",
         )
     )
-    lay_out(figure, "classes, least accurate first", "accuracy, %")
+    lay_out(figure, classes, unit)
     figure.update_xaxes(range=[1 - 0.02 * len(found), 1.02 * len(found)])
     figure.update_yaxes(range=[-3, 103])
     return figure

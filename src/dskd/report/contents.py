@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from dskd.compare.summary import Summary, summarize
-from dskd.data import Dataset
 from dskd.engine.user_objects import UserObjects
-from dskd.report.analysis import Analysis, ModelCosts, analyze
+from dskd.report.analysis import Analysis, ModelCosts
 from dskd.report.collect import CollectedRuns
 from dskd.report.cost import Cost
+from dskd.report.task import ReportedData
 from dskd.runtime import device as devices
 from dskd.storage.json_file import read_json
+from dskd.storage.metric_names import Metric
 from dskd.storage.run_files import LAST, TEACHER_FACTS, TeacherFile
 from dskd.storage.weights import read_metadata
 
@@ -33,6 +34,7 @@ class ReportContents:
         analysis: The measurements.
         test_images: Size of the test split.
         machine: Where they were made, see `dskd.runtime.device.environment`.
+        metric: What was measured on the test split.
     """
 
     collected: CollectedRuns
@@ -40,11 +42,17 @@ class ReportContents:
     analysis: Analysis
     test_images: int
     machine: Mapping[str, Any]
+    metric: Metric = "accuracy"
 
     @property
-    def costs(self) -> Mapping[str, Cost]:
-        """The cost of the deployed students by label; empty if it could not be measured."""
+    def costs(self) -> Mapping[str, Cost] | None:
+        """The cost of the deployed students by label; empty if it could not be measured.
+
+        None for a task whose reports do not measure it.
+        """
         costs = self.analysis.costs
+        if costs is None:
+            return None
         return costs.students if isinstance(costs, ModelCosts) else {}
 
     @property
@@ -85,16 +93,19 @@ class ReportContents:
         return [summary for summary in self.summaries if summary.label in labels]
 
 
-def make_contents(collected: CollectedRuns, data: Dataset, given: UserObjects) -> ReportContents:
+def make_contents(
+    collected: CollectedRuns, data: ReportedData, given: UserObjects
+) -> ReportContents:
     """Summarizes and analyzes the runs.
 
     Args:
         collected: The runs.
-        data: Their images.
+        data: Their data set.
         given: Objects in place of names.
     """
-    summaries = summarize([m.variant for m in collected.methods], len(data.test))
+    task, size = collected.task, len(data.test)
+    summaries = summarize([m.variant for m in collected.methods], size, task.baseline)
     summaries.sort(key=lambda s: -s.test_accuracy.mean if s.test_accuracy else 1.0)
-    analysis = analyze(collected, data, given)
+    analysis = task.analyze(collected, data, given)
     machine = devices.environment(torch.device("cpu"))
-    return ReportContents(collected, tuple(summaries), analysis, len(data.test), machine)
+    return ReportContents(collected, tuple(summaries), analysis, size, machine, data.metric)

@@ -157,9 +157,18 @@ def data_uri(image: Tensor) -> str:
         image: uint8 ``[C, H, W]``. Unless it has three channels, the first one is shown.
     """
     channels = image if len(image) == 3 else image[:1]
-    levels = channels.permute(1, 2, 0).squeeze(2).numpy()
-    thumbnail = Image.fromarray(levels)
-    thumbnail.thumbnail((LARGEST, LARGEST))
+    return png_uri(Image.fromarray(channels.permute(1, 2, 0).squeeze(2).numpy()))
+
+
+def png_uri(image: Image.Image, largest: int = LARGEST) -> str:
+    """An image as a PNG in a data URI.
+
+    Args:
+        image: The image; it stays as it is.
+        largest: Longest side; a larger image is reduced in size.
+    """
+    thumbnail = image.copy()
+    thumbnail.thumbnail((largest, largest))
     buffer = io.BytesIO()
     thumbnail.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -23,10 +23,12 @@ from dskd.report.conclusions import details, headline
 from dskd.report.contents import SHARED, ReportContents
 from dskd.report.disagreements import Disagreements
 from dskd.report.sections import Section
-from dskd.report.styles import DASHES, TEACHER, styles_of
+from dskd.report.styles import DASHES, TEACHER, Style, styles_of
+from dskd.storage.metric_names import in_text
 from dskd.version import __version__
 
 GENERATOR = "dskd report"
+_PLOTLY = "<plotly>"  # no name of anybody has it, since all names are escaped
 _MINUS = re.compile(r"(?<![\w.)=])-(?=\d)")
 
 
@@ -38,7 +40,9 @@ def render(report: ReportContents, name: str, runs: str) -> str:
         name: The name of the file without its ending, which those of the tables share.
         runs: Identifies the runs; it is kept in the page.
     """
-    return _template().render(_context(report, name), runs=runs)
+    page = _template().render(_context(report, name), runs=runs)
+    page = in_text(page, report.metric, report.collected.task.samples)
+    return page.replace(_PLOTLY, get_plotlyjs())  # whose code is no text
 
 
 @cache
@@ -71,28 +75,19 @@ def _context(report: ReportContents, name: str) -> dict[str, Any]:
     shown = sections.shown_first(report)
     # The methods that are shown at first come first, so that few of them share a colour.
     styles = styles_of(dict.fromkeys([*shown, *(s.label for s in report.summaries)]))
-    parts: dict[str, Section | Unavailable] = {
-        "epochs": sections.epochs(report, styles),
-        "cost": sections.cost(report, styles),
-        "stages": sections.stages(report, styles),
-        "layers": sections.layers(report),
-        "training": one_run.training(report, styles),
-        "errors": one_run.errors(report),
-    }
-    exits = report.analysis.exits
-    if exits is not None:
-        parts["exits"] = exit_section.section(exits, styles)
+    parts = _parts(report, styles)
+    baseline, analysis = report.collected.task.baseline, report.analysis
+    exits = analysis.exits
     finished = [summary.label for summary in report.summaries if summary.test_accuracy]
     return {
-        "exits": None,
         **parts,
         "exit_tables": exit_section.tables(exits),
         "generator": GENERATOR,
         "title": _title(report),
-        "headline": headline(report.summaries),
-        "details": details(report.summaries),
+        "headline": headline(report.summaries, baseline),
+        "details": details(report.summaries, baseline),
         "facts": _facts(report),
-        "columns": method_table.COLUMNS,
+        "columns": method_table.columns_of(baseline),
         "sorted_by": method_table.SORTED_BY,
         "rows": method_table.table_rows(report),
         "teacher": method_table.teacher_cells(report),
@@ -104,9 +99,12 @@ def _context(report: ReportContents, name: str) -> dict[str, Any]:
         "dashes": DASHES,
         "teacher_style": TEACHER,
         "has_teacher": report.collected.recipe.teacher is not None,
-        "disagreements": report.analysis.disagreements,
-        "disagreements_text": _disagreements_text(report.analysis.disagreements),
-        "mistakes": report.analysis.mistakes,
+        "samples": report.collected.task.samples,
+        "disagreements": analysis.disagreements,
+        "disagreements_text": _disagreements_text(analysis.disagreements),
+        "mistakes": analysis.mistakes,
+        "class_scores": analysis.class_scores,
+        "drawn": analysis.drawings,
         "commands": [shlex.join(command) for command in report.collected.commands],
         "environment": _environment_facts(report),
         "recipe": _recipe(report),
@@ -115,8 +113,31 @@ def _context(report: ReportContents, name: str) -> dict[str, Any]:
         f"in {name}.csv, {name}.json and {name}.tex.",
         "css": _text("page.css"),
         "js": _text("page.js"),
-        "plotly": get_plotlyjs(),
+        "plotly": _PLOTLY,
         "figures": _figures(parts.values()),
+    }
+
+
+def _parts(
+    report: ReportContents, styles: Mapping[str, Style]
+) -> dict[str, Section | Unavailable | None]:
+    """The sections with texts and charts; None for those that the task does not have."""
+    exits = report.analysis.exits
+    stages: Section | Unavailable | None = sections.stages(report, styles)
+    if report.collected.task.name and isinstance(stages, Unavailable):
+        stages = None  # most methods of other tasks have none
+    return {
+        "epochs": sections.epochs(report, styles),
+        "cost": sections.cost(report, styles),
+        "stages": None
+        if report.collected.task.name and isinstance(stages, Unavailable)
+        else stages,
+        "layers": sections.layers(report),
+        "training": one_run.training(report, styles),
+        "errors": one_run.errors(report),
+        "classes": one_run.classes(report),
+        "drawings": one_run.drawings(report),
+        "exits": None if exits is None else exit_section.section(exits, styles),
     }
 
 
@@ -144,7 +165,7 @@ def _facts(report: ReportContents) -> list[tuple[str, str]]:
         ("methods", str(len(report.summaries))),
         ("seeds" if len(seeds) != 1 else "seed", ", ".join(map(str, seeds)) or "none yet"),
         ("epochs", str(recipe.train.epochs)),
-        ("test images", f"{report.test_images:,}"),
+        (f"test {report.collected.task.samples}", f"{report.test_images:,}"),
     ]
     accuracies = report.teacher_accuracies()
     if accuracies:
@@ -152,8 +173,8 @@ def _facts(report: ReportContents) -> list[tuple[str, str]]:
     return facts
 
 
-def _disagreements_text(found: Disagreements | Unavailable) -> str:
-    if isinstance(found, Unavailable):
+def _disagreements_text(found: Disagreements | Unavailable | None) -> str:
+    if found is None or isinstance(found, Unavailable):
         return ""
     models = f"{found.label}, seed {found.seed}, and its teacher"
     if not found.count:

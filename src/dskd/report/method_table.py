@@ -9,10 +9,10 @@ from dskd.compare import columns
 from dskd.compare.columns import Column
 from dskd.compare.notes import (
     COST,
-    DIFFERENCES,
     EQUAL,
     INTERVALS,
     NO_LABELS,
+    differences_note,
     has_equal_values,
     sampling_note,
     span,
@@ -23,15 +23,25 @@ from dskd.errors import printable
 from dskd.report.contents import ReportContents
 from dskd.report.intervals import DrawnInterval, Scale, draw, scale_of
 
-COLUMNS = (
-    *columns.RESULTS,
-    columns.AGREEMENT,
-    columns.PARAMETERS,
-    columns.EXTRA_PARAMETERS,
-    columns.SECONDS,
-    columns.MEMORY,
-)
-"""The columns after the method's name."""
+
+def columns_of(baseline: str = BASELINE) -> tuple[Column, ...]:
+    """The columns after the method's name.
+
+    Args:
+        baseline: Label of the method that the others are compared with.
+    """
+    return (
+        *columns.results(baseline),
+        columns.AGREEMENT,
+        columns.PARAMETERS,
+        columns.EXTRA_PARAMETERS,
+        columns.SECONDS,
+        columns.MEMORY,
+    )
+
+
+COLUMNS = columns_of()
+"""The columns for images."""
 SORTED_BY = columns.TEST_ACCURACY
 """The column by which the rows are sorted at first."""
 _MISSING = "–"
@@ -63,7 +73,7 @@ class Row:
     Attributes:
         label: Label of the method.
         larger: Whether it deploys more than the plain student.
-        cells: One for each of `COLUMNS`.
+        cells: One for each of `columns_of`.
     """
 
     label: str
@@ -75,16 +85,19 @@ def table_rows(contents: ReportContents) -> list[Row]:
     """A row for every method, in the order of the report."""
     errors = [s.sampling_error for s in contents.summaries if s.sampling_error]
     accuracies = _intervals(columns.TEST_ACCURACY, contents.summaries)
-    differences = _intervals(columns.DIFFERENCE, contents.summaries)
+    baseline = contents.collected.task.baseline
+    difference = columns.difference_to(baseline)
+    differences = _intervals(difference, contents.summaries)
     scales = {}
     if accuracies:
         margin = max([_MARGIN, *errors])
         scales[columns.TEST_ACCURACY.key] = scale_of(accuracies, margin)
     if differences:
-        scales[columns.DIFFERENCE.key] = scale_of(differences, _MARGIN, zero=True)
+        scales[difference.key] = scale_of(differences, _MARGIN, zero=True)
     larger = {summary.label for summary in contents.larger_students()}
+    shown = columns_of(baseline)
     return [
-        Row(s.label, s.label in larger, tuple(_cell(column, s, scales) for column in COLUMNS))
+        Row(s.label, s.label in larger, tuple(_cell(column, s, scales) for column in shown))
         for s in contents.summaries
     ]
 
@@ -112,7 +125,8 @@ def teacher_cells(contents: ReportContents) -> list[str]:
         columns.TEST_ACCURACY.key: span(contents.teacher_accuracies(), ".2f"),
         columns.PARAMETERS.key: f"{cost.parameters:,}" if cost else "",
     }
-    return [known.get(column.key, "") for column in COLUMNS]
+    shown = columns_of(contents.collected.task.baseline)
+    return [known.get(column.key, "") for column in shown]
 
 
 def notes(contents: ReportContents) -> list[str]:
@@ -130,8 +144,11 @@ def _best_epoch_note(contents: ReportContents) -> str:
 
 
 def _differences_note(contents: ReportContents) -> str:
+    baseline = contents.collected.task.baseline
     if any(s.difference for s in contents.summaries):
-        return DIFFERENCES
+        return differences_note(baseline)
+    if baseline != BASELINE:
+        return f"No run of {baseline} is finished, so there are no differences to it and no p."
     return f"No run of {BASELINE} is finished, so there are no differences to it, no p and no ARI."
 
 
@@ -156,15 +173,21 @@ def _teachers_note(contents: ReportContents) -> str:
 
 
 def _near_chance_note(contents: ReportContents) -> str:
+    right = contents.metric in ("accuracy", "agreement")
     return " ".join(
-        f"The teacher {printable(teacher.name)} is no better than a guess: it is right on "
-        f"{teacher.test_accuracy:.2f} % of the {teacher.test_images:,} test images."
+        f"The teacher {printable(teacher.name)} is no better than a guess: "
+        + (
+            f"it is right on {teacher.test_accuracy:.2f} % of the {teacher.test_images:,} test "
+            "images."
+            if right
+            else f"its test accuracy is {teacher.test_accuracy:.2f} %."
+        )
         for teacher in contents.teachers_near_chance()
     )
 
 
 _NOTES: Sequence[Callable[[ReportContents], str]] = (
-    lambda contents: NO_LABELS if contents.collected.recipe.data.labels == "none" else "",
+    lambda contents: NO_LABELS if contents.metric == "agreement" else "",
     lambda _: INTERVALS,
     lambda contents: EQUAL if has_equal_values(contents.summaries) else "",
     lambda contents: sampling_note(contents.summaries, contents.test_images),

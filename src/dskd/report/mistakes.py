@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Mistakes:
         matrix: Number of images by class (row) and predicted class (column).
         confused: The most frequent errors: class, predicted class, number of images, and share of
             the images of the class in percent.
-        worst: The errors with the highest probability, highest first.
+        worst: The errors with the highest probability, highest first; of images alone.
     """
 
     label: str
@@ -84,32 +84,54 @@ def find_mistakes(label: str, seed: int, student: StagedModel, data: Dataset) ->
         student: In eval mode, on any device.
         data: The images, in memory or streamed.
     """
-    test, classes = data.test, data.classes
-    probabilities, predicted = _predictions(student, test)
-    wrong = torch.nonzero(predicted != test.labels).flatten()
-    errors = zip(test.labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)
+    probabilities, predicted = _predictions(student, data.test)
+    wrong = torch.nonzero(predicted != data.test.labels).flatten()
+    order = probabilities[wrong].argsort(descending=True, stable=True)
+    worst = tuple(
+        _worst_error(index, predicted, probabilities, data)
+        for index in wrong[order[:WORST]].tolist()
+    )
+    found = mistakes_of(label, seed, data.test.labels, predicted, data.classes)
+    return replace(found, worst=worst)
+
+
+def mistakes_of(
+    label: str, seed: int, labels: Tensor, predicted: Tensor, classes: Sequence[str]
+) -> Mistakes:
+    """Counts the errors of predictions on a test split, without the most confident ones.
+
+    Args:
+        label: Label of the student's method.
+        seed: Seed of its run.
+        labels: int64 ``[N]``.
+        predicted: int64 ``[N]``, the predicted classes.
+        classes: The names of the classes.
+
+    Example:
+        >>> found = mistakes_of("kd", 0, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), "ab")
+        >>> found.matrix, found.confused
+        (((1, 1), (0, 1)), (('a', 'b', 1, 50.0),))
+    """
+    wrong = predicted != labels
+    errors = zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True)
     pairs = Counter(errors).most_common()
-    sizes = torch.bincount(test.labels, minlength=len(classes)).tolist()
+    sizes = torch.bincount(labels, minlength=len(classes)).tolist()
     shown = _shown_classes([pair for pair, _ in pairs], len(classes))
     names = tuple(classes[one] for one in shown)
-    order = probabilities[wrong].argsort(descending=True, stable=True)
     return Mistakes(
         label=label,
         seed=seed,
-        test_images=len(test),
-        count=len(wrong),
-        class_accuracy=_class_accuracy(test.labels, predicted, classes),
+        test_images=len(labels),
+        count=int(wrong.sum()),
+        class_accuracy=_class_accuracy(labels, predicted, classes),
         rows=names,
         columns=names if len(shown) == len(classes) else (*names, OTHERS),
-        matrix=_matrix(test.labels, predicted, shown, len(classes)),
+        matrix=_matrix(labels, predicted, shown, len(classes)),
         confused=tuple(
             (classes[a], classes[b], count, 100 * count / sizes[a])
             for (a, b), count in pairs[:CONFUSED_PAIRS]
         ),
-        worst=tuple(
-            _worst_error(index, predicted, probabilities, data)
-            for index in wrong[order[:WORST]].tolist()
-        ),
+        worst=(),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import plotly.graph_objects as go
 
-from dskd.compare.summary import BASELINE, STUDENT
+from dskd.compare.summary import STUDENT
 from dskd.report import charts
 from dskd.report.analysis import ModelCosts, Unavailable, shallow_stages
 from dskd.report.cka import LayerSimilarity
@@ -78,7 +78,7 @@ def shown_first(report: ReportContents) -> list[str]:
     if len(inliers) <= ALL_SHOWN:
         return inliers
     staged = [m.label for m in report.collected.methods if shallow_stages(m)][:1]
-    wanted = {STUDENT, BASELINE, *staged, *inliers[:BEST_SHOWN]}
+    wanted = {STUDENT, report.collected.task.baseline, *staged, *inliers[:BEST_SHOWN]}
     return [label for label in inliers if label in wanted]
 
 
@@ -99,10 +99,10 @@ def epochs(report: ReportContents, styles: Mapping[str, Style]) -> Section | Una
     return Section(text, (Group((Chart("chart-epochs", "Test accuracy over epochs", figure),)),))
 
 
-def cost(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unavailable:
-    """Test accuracy against parameters, multiply-adds and latency."""
+def cost(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unavailable | None:
+    """Test accuracy against parameters, multiply-adds and latency; None if it is not measured."""
     costs = report.analysis.costs
-    if isinstance(costs, Unavailable):
+    if costs is None or isinstance(costs, Unavailable):
         return costs
     teacher = " The star is the teacher." if costs.teacher else ""
     text = (
@@ -174,7 +174,7 @@ _STAGE_CHARTS = (
 
 
 def _stage_group(number: int, runs: MethodRuns, styles: Mapping[str, Style]) -> Group:
-    names = {f"stage {stage.removeprefix('stage')}": stage for stage in shallow_stages(runs)}
+    names = {f"{stage[:5]} {stage[5:]}": stage for stage in shallow_stages(runs)}
     own: dict[str, Style] = {
         name: charts.stage_style(depth) for depth, name in enumerate(names)
     } | {_STUDENT: styles[runs.label]}
@@ -190,10 +190,10 @@ def _stage_group(number: int, runs: MethodRuns, styles: Mapping[str, Style]) -> 
     return Group(tuple(drawn), runs.label, own)
 
 
-def layers(report: ReportContents) -> Section | Unavailable:
-    """Similarity of the layers of student and teacher."""
+def layers(report: ReportContents) -> Section | Unavailable | None:
+    """Similarity of the layers of student and teacher; None if it is not measured."""
     found = report.analysis.similarities
-    if isinstance(found, Unavailable):
+    if found is None or isinstance(found, Unavailable):
         return found
     text = (
         "Linear CKA (Kornblith et al., 2019) of every layer of the student with every layer of its "

@@ -15,13 +15,13 @@ from dskd.compare import columns
 from dskd.compare.columns import Column, number_column
 from dskd.compare.notes import (
     COST,
-    DIFFERENCES,
     EQUAL,
     INTERVALS,
+    differences_note,
     has_equal_values,
     sampling_note,
 )
-from dskd.compare.summary import Summary
+from dskd.compare.summary import BASELINE, Summary
 from dskd.report.analysis import Unavailable
 from dskd.report.collect import MethodRuns
 from dskd.report.conclusions import details, headline
@@ -72,21 +72,24 @@ def cost_columns(costs: Mapping[str, Cost]) -> tuple[Column, Column, Column]:
     )
 
 
-def plain_row(summary: Summary, costs: Mapping[str, Cost]) -> dict[str, Any]:
+def plain_row(
+    summary: Summary, costs: Mapping[str, Cost] | None, baseline: str = BASELINE
+) -> dict[str, Any]:
     """A summary as one row of plain values; None for a missing value.
 
     Args:
         summary: The method.
-        costs: The cost of the deployed students by label.
+        costs: The cost of the deployed students by label; None leaves its columns out.
+        baseline: Label of the method that the others are compared with.
     """
     row: dict[str, Any] = {}
     for column in (
         columns.METHOD,
-        *columns.RESULTS,
+        *columns.results(baseline),
         columns.AGREEMENT,
         columns.PARAMETERS,
         columns.EXTRA_PARAMETERS,
-        *cost_columns(costs),
+        *(() if costs is None else cost_columns(costs)),
         columns.SECONDS,
         columns.MEMORY,
     ):
@@ -96,7 +99,8 @@ def plain_row(summary: Summary, costs: Mapping[str, Cost]) -> dict[str, Any]:
 
 def method_rows(contents: ReportContents) -> list[dict[str, Any]]:
     """A row of plain values for every method, see `plain_row`."""
-    return [plain_row(summary, contents.costs) for summary in contents.summaries]
+    costs, baseline = contents.costs, contents.collected.task.baseline
+    return [plain_row(summary, costs, baseline) for summary in contents.summaries]
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -126,9 +130,16 @@ def _csv_cell(value: Any) -> Any:
 def as_json(contents: ReportContents) -> str:
     """All numbers of a report as JSON, without its images."""
     collected, analysis = contents.collected, contents.analysis
+    baseline = collected.task.baseline
+    measured = {
+        "layer_similarity": analysis.similarities,
+        "disagreements": analysis.disagreements,
+        "mistakes": analysis.mistakes,
+        "class_scores": analysis.class_scores,
+    }
     values = {
-        "headline": headline(contents.summaries),
-        "details": details(contents.summaries),
+        "headline": headline(contents.summaries, baseline),
+        "details": details(contents.summaries, baseline),
         "test_images": contents.test_images,
         "methods": method_rows(contents),
         "settings": {m.label: dict(m.settings) for m in collected.methods},
@@ -138,9 +149,7 @@ def as_json(contents: ReportContents) -> str:
             "test_accuracy": contents.teacher_accuracies(),
             "cost": asdict(contents.teacher_cost) if contents.teacher_cost else None,
         },
-        "layer_similarity": _plain(analysis.similarities),
-        "disagreements": _plain(analysis.disagreements),
-        "mistakes": _plain(analysis.mistakes),
+        **{key: _plain(value) for key, value in measured.items() if value is not None},
         "early_exits": None if analysis.exits is None else _plain(analysis.exits),
         "recipe": {k: v for k, v in collected.recipe.plain().items() if k in SHARED},
         "environment": dict(collected.environment),
@@ -200,44 +209,43 @@ def _plain(measurement: Any) -> Any:
     return values
 
 
-def as_latex(summaries: Sequence[Summary], costs: Mapping[str, Cost], test_images: int) -> str:
+def as_latex(
+    summaries: Sequence[Summary],
+    costs: Mapping[str, Cost] | None,
+    test_images: int,
+    baseline: str = BASELINE,
+) -> str:
     r"""Three tables for ``\usepackage{booktabs}``: accuracy, cost, weights of the losses.
 
     Args:
         summaries: One row each.
-        costs: The cost of the deployed students by label.
+        costs: The cost of the deployed students by label; None leaves multiply-adds out.
         test_images: Size of the test split.
+        baseline: Label of the method that the others are compared with.
     """
-    multiply_adds, *_ = cost_columns(costs)
     equal = EQUAL if has_equal_values(summaries) else ""
     sampling = sampling_note(summaries, test_images)
-    notes = filter(None, [INTERVALS, equal, sampling, DIFFERENCES])
+    notes = filter(None, [INTERVALS, equal, sampling, differences_note(baseline)])
+    results = [one for one in columns.results(baseline) if one is not columns.WEIGHTS]
     accuracy = _latex_table(
-        [
-            columns.METHOD,
-            columns.SEEDS,
-            columns.TEST_ACCURACY,
-            columns.BEST_TEST_ACCURACY,
-            columns.DIFFERENCE,
-            columns.P_VALUE,
-            columns.ARI,
-        ],
+        [columns.METHOD, *results],
         summaries,
         " ".join(["Top-1 accuracy on the test split.", *notes]),
     )
+    multiply_adds = [] if costs is None else [cost_columns(costs)[0]]
+    sizes = "Parameters and multiply-adds" if multiply_adds else "Parameters"
     cost = _latex_table(
         [
             columns.METHOD,
             columns.AGREEMENT,
             columns.PARAMETERS,
             columns.EXTRA_PARAMETERS,
-            multiply_adds,
+            *multiply_adds,
             columns.SECONDS,
             columns.MEMORY,
         ],
         summaries,
-        "Cost of the methods. Parameters and multiply-adds are those of the deployed student. "
-        + COST,
+        f"Cost of the methods. {sizes} are those of the deployed student. {COST}",
     )
     weights = _latex_table([columns.METHOD, columns.WEIGHTS], summaries, "Weights of the losses.")
     return "% Needs \\usepackage{booktabs}.\n" + "\n".join([accuracy, cost, weights])

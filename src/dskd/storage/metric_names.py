@@ -71,18 +71,29 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def in_text(text: str, metric: Metric) -> str:
-    """A text about accuracy, as it reads for a metric.
+def in_text(text: str, metric: Metric, samples: str = "images") -> str:
+    """A text about accuracy on test images, as it reads for a metric and other samples.
+
+    Args:
+        text: About accuracy.
+        metric: What was measured.
+        samples: The word for the samples of the task.
 
     Example:
         >>> in_text("test accuracy, %", "agreement")
         'agreement with the teacher, %'
+        >>> in_text("Top-1 accuracy of the 20 test images", "micro_f1", "nodes")
+        'Micro-F1 of the 20 test nodes'
     """
+    if samples != "images":
+        text = re.sub(r"\b(test|same) images\b", rf"\1 {samples}", text)
     if metric == "accuracy":
         return text
     if metric in _SHORT:
-        text = re.sub(r"\b((?:best_)?(?:test|val|train))_accuracy", rf"\1_{metric}", text)
-        return re.sub(r"\baccuracy\b", _SHORT[metric], text)
+        text = re.sub(r"\b((?:best_)?(?:test|val))_accuracy", rf"\1_{metric}", text)
+        short = _SHORT[metric]
+        text = re.sub(r"\bTop-1 accuracy\b", short[0].upper() + short[1:], text)
+        return re.sub(r"\b(?:top-1 )?accuracy\b", short, text)
     for pattern, replacement in _TEXTS:
         text = re.sub(pattern, replacement, text)
     return text

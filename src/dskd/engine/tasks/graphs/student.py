@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dskd.engine.evaluate import EvaluationResult
-from dskd.engine.tasks.graphs.data import Graph
+from dskd.engine.tasks.graphs.data import Graph, GraphData
 from dskd.engine.tasks.graphs.job import shape_of
 from dskd.engine.tasks.graphs.loader import GraphLoader
 from dskd.engine.tasks.graphs.models import GraphNet, Shape
@@ -129,8 +129,7 @@ def evaluate(run: Path, which: Which = "last", number: int = 1) -> EvaluationRes
     """
     student = load_student(run, which, number)
     data = load_graphs(student.recipe.data)
-    if shape_of(data) != student.model.shape:
-        raise InputError(f"the graphs of {run} have other features or classes now; give the same")
+    _check_shape(student, data, run)
     loader = GraphLoader(data.test, torch.device("cpu"))
     model = student.model
     found = GRAPHS.evaluate(
@@ -139,6 +138,25 @@ def evaluate(run: Path, which: Which = "last", number: int = 1) -> EvaluationRes
         loader,
     )
     return found["student"]
+
+
+@torch.no_grad()
+def logits_on(run: Path, data: GraphData) -> Tensor:
+    """The logits of a finished run's student for the test nodes of some data, ``[N, K]``.
+
+    Raises:
+        InputError: As `load_student`, or the data has other features or classes.
+    """
+    student = load_student(run)
+    _check_shape(student, data, run)
+    model, loader = student.model, GraphLoader(data.test, torch.device("cpu"))
+    parts = [model(one.features, one.edges).logits[one.nodes] for one in loader.single()]
+    return torch.cat(parts)
+
+
+def _check_shape(student: GraphStudent, data: GraphData, run: Path) -> None:
+    if shape_of(data) != student.model.shape:
+        raise InputError(f"the graphs of {run} have other features or classes now; give the same")
 
 
 Row = tuple[str, list[tuple[str, float]]]

@@ -57,6 +57,11 @@ class MaskedImages:
             self.seeds[rows],
         )
 
+    def examples(self, count: int) -> list[int]:
+        """Images to show, spread over those that have a mask that is not empty."""
+        full = [index for index, mask in enumerate(self.masks) if mask.any()]
+        return [full[len(full) * number // count] for number in range(min(count, len(full)))]
+
     def with_seeds(self, seed: int, width: int, place: Place) -> MaskedImages:
         """The same images with seeds of `dskd.engine.tasks.segmentation.seeds.draw_seeds`."""
         drawn = draw_seeds(self.masks.numpy(), self.names, seed=seed, width=width, place=place)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dskd.engine.tasks.segmentation.dataset import SegmentationData
 from dskd.engine.tasks.segmentation.loader import MaskedLoader
 from dskd.engine.tasks.segmentation.masks import fit, placed
 from dskd.engine.tasks.segmentation.metrics import ClassScores, class_scores
@@ -144,7 +145,20 @@ def evaluate(run: Path, which: Which = "best") -> list[ClassScores]:
         InputError: As `load_student`, or the data cannot be read or has other classes now.
     """
     student = load_student(run, which)
-    data = load_images(student.recipe.data)
+    return scores_on(student, load_images(student.recipe.data), run)
+
+
+def scores_on(student: SegmentationStudent, data: SegmentationData, run: Path) -> list[ClassScores]:
+    """Dice and HD95 of a student on the test split of some data.
+
+    Args:
+        student: From `load_student`.
+        data: Images with masks.
+        run: The folder of the student's run, for messages.
+
+    Raises:
+        InputError: The data has other classes.
+    """
     if data.classes != student.classes:
         raise InputError(
             f"the masks of {run} have other classes now, {', '.join(data.classes)}; give the same"
