@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dskd.compare.grid import Grid, load_plan
+from dskd.compare.job import ComparisonJob
 from dskd.compare.lockstep import RunProgress
+from dskd.runtime.launchers.task import Launched, Outcome, Task
 from dskd.storage.run_files import LAST
 
 SMALL = [
@@ -48,3 +51,37 @@ def students(out: Path) -> dict[str, bytes]:
         path.parent.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob(LAST))
     }
+
+
+class Here:
+    """A launcher that runs a task at once, in this process. It loses those that it is told to."""
+
+    def __init__(self, limit: int | None, loses: Callable[[Task], bool] = lambda _: False) -> None:
+        self.limit, self.loses = limit, loses
+        self.elsewhere = True
+        self.groups: list[list[str]] = []
+
+    def open(self) -> str:
+        return "here"
+
+    def close(self) -> None: ...
+
+    def submit(self, task: Task) -> Over:
+        if isinstance(task, ComparisonJob):
+            self.groups.append([f"{v.label} {task.seed}" for v in task.variants])
+        return Over(Outcome("its node is gone") if self.loses(task) else Launched(task, 1)())
+
+
+class Over:
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    def done(self) -> bool:
+        return True
+
+    def outcome(self) -> Outcome:
+        return self._outcome
+
+    def stop(self) -> None: ...
+
+    def kill(self) -> None: ...

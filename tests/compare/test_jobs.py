@@ -16,43 +16,9 @@ from dskd.errors import InputError
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime.launchers.processes import Processes
 from dskd.runtime.launchers.slurm import Slurm, SlurmOptions
-from dskd.runtime.launchers.task import Launched, Outcome, Task
+from dskd.runtime.launchers.task import Task
 from dskd.storage.run_files import LOST, METRICS
-from tests.compare.small_comparison import Silent, small, students
-
-
-class Here:
-    """A launcher that runs a task at once, in this process. It loses those that it is told to."""
-
-    def __init__(self, limit: int | None, loses: Callable[[Task], bool] = lambda _: False) -> None:
-        self.limit, self.loses = limit, loses
-        self.elsewhere = True
-        self.groups: list[list[str]] = []
-
-    def open(self) -> str:
-        return "here"
-
-    def close(self) -> None: ...
-
-    def submit(self, task: Task) -> Over:
-        if isinstance(task, ComparisonJob):
-            self.groups.append([f"{v.label} {task.seed}" for v in task.variants])
-        return Over(Outcome("its node is gone") if self.loses(task) else Launched(task, 1)())
-
-
-class Over:
-    def __init__(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-
-    def done(self) -> bool:
-        return True
-
-    def outcome(self) -> Outcome:
-        return self._outcome
-
-    def stop(self) -> None: ...
-
-    def kill(self) -> None: ...
+from tests.compare.small_comparison import Here, Silent, small, students
 
 
 def divided(out: Path, limit: int | None, share_teacher: bool = True) -> list[str]:

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from dskd.cli.commands import run_command
+from dskd.compare import grid
 from dskd.compare.reader import read_comparison
+from dskd.compare.runner import run_grid
 from dskd.compare.summary import summarize
 from dskd.compare.table import notes, summary_table
+from dskd.engine.tasks.graphs.recipe import RECIPES
+from tests.compare.small_comparison import Here, Silent
 from tests.graphs.small_graphs import OF_TEACHER, SMALL, write
 
 NAMES = "alone,alignahead,alignahead++:features=0,dskd"
@@ -62,6 +66,20 @@ def test_differences_are_paired_with_the_student_alone(compared: Path) -> None:
     assert not any("kd" in name for name in names)
     assert len(rows) == 4
     assert not any("kd" in line.split() or "ARI" in line for line in notes(comparison, summaries))
+
+
+def test_jobs_train_the_teacher_and_the_same_students(
+    compared: Path, graph: Path, tmp_path: Path
+) -> None:
+    data = ["data.name=npz", f"data.root={graph}"]
+    recipe = RECIPES.load_shared(None, [*SMALL, *OF_TEACHER, *data])
+    plan = grid.plan(recipe, [NAMES], tmp_path / "jobs", seeds=1)
+    launcher = Here(2)
+    assert all(one.results for one in run_grid(plan, Silent(), launcher=launcher).variants)
+    assert len(launcher.groups) == 2
+    for folder in (*(one.folder for one in plan.variants), "teacher"):
+        path = Path(folder, "" if folder == "teacher" else "seed0", "student.safetensors")
+        assert (plan.path / path).read_bytes() == (compared / path).read_bytes()
 
 
 def test_another_graph_or_recipe_is_refused(

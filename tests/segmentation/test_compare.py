@@ -9,12 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from dskd.cli.commands import cli
+from dskd.compare import grid
 from dskd.compare.reader import read_comparison
+from dskd.compare.runner import run_grid
 from dskd.engine.run import run_job
 from dskd.engine.tasks.segmentation.job import SegmentationJob
 from dskd.engine.tasks.segmentation.recipe import RECIPES
 from dskd.engine.tasks.segmentation.student import evaluate
 from dskd.errors import InputError
+from tests.compare.small_comparison import Here, Silent
 
 TINY = ["data.size=16", "student.width=2", "teacher.width=2", "train.epochs=1", "train.lr=0.01"]
 
@@ -40,6 +43,16 @@ def test_a_comparison_has_the_runs_that_are_made_alone(tmp_path: Path) -> None:
     again = CliRunner().invoke(cli, [*arguments, "--out", str(out)])
     assert again.exit_code == 0, again.output
     _check_report(out)
+    _check_jobs(out, tmp_path / "jobs")
+
+
+def _check_jobs(compared: Path, out: Path) -> None:
+    """A comparison in jobs, of which one trains the teacher, has the same student."""
+    plan = grid.plan(RECIPES.load_shared("shapes", TINY), ["kd"], out, seeds=1)
+    (kd,) = run_grid(plan, Silent(), launcher=Here(1)).variants
+    assert kd.results
+    name = "kd/seed0/student.safetensors"
+    assert (out / name).read_bytes() == (compared / name).read_bytes()
 
 
 def _check_report(compared: Path) -> None:

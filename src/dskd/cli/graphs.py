@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -121,20 +122,21 @@ def compare_(
     names: tuple[str, ...],
     seeds: int,
     out: Path | None,
+    **where: Any,
 ) -> None:
     """Compare methods over several seeds.
 
     All students of a seed start from the same weights, and the table has those that learned first.
     Finished runs stay: the same command continues a comparison, and more methods or seeds extend
-    it. Example:
+    it. With --jobs N, N runs are trained at a time; the table is the same. Example:
 
         dskd graphs compare generated --methods alone,alignahead,dskd --seeds 5
     """
     from dskd.engine.tasks.graphs.recipe import RECIPES
 
     plan = RECIPES.load_shared(recipe_name, overrides)
-    where = out or Path("runs/compare") / f"graphs-{Path(recipe_name or 'own').stem}"
-    compare_methods(plan, names, seeds, where)
+    folder = out or Path("runs/compare") / f"graphs-{Path(recipe_name or 'own').stem}"
+    compare_methods(plan, names, seeds, folder, **where)
 
 
 @graphs_.command("demo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -108,19 +109,21 @@ def compare_(
     names: tuple[str, ...],
     seeds: int,
     out: Path | None,
+    **where: Any,
 ) -> None:
     """Compare methods over several seeds.
 
     All students see the same images in the same steps. Finished runs stay: the same command
-    continues a comparison, and more methods or seeds extend it. Example:
+    continues a comparison, and more methods or seeds extend it. With --jobs N, N runs are trained
+    at a time; the table is the same. Example:
 
         dskd segment compare shapes --methods masks,mixed,mixed:kl=0 --seeds 5
     """
     from dskd.engine.tasks.segmentation.recipe import RECIPES
 
     plan = RECIPES.load_shared(recipe_name, overrides)
-    where = out or Path("runs/compare") / f"segment-{Path(recipe_name or 'own').stem}"
-    compare_methods(plan, names, seeds, where)
+    folder = out or Path("runs/compare") / f"segment-{Path(recipe_name or 'own').stem}"
+    compare_methods(plan, names, seeds, folder, **where)
 
 
 @segment_.command("demo")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dskd.cli import console
-from dskd.cli.arguments import PATH, split_arguments
+from dskd.cli.arguments import PATH, split_arguments, takes_launcher
 
 if TYPE_CHECKING:
     from dskd.engine.tasks.settings import TaskRecipe
@@ -60,8 +60,9 @@ def takes_task_recipe(
 
 
 def takes_seeds(command: Command) -> Command:
-    """Gives a comparison the number of its seeds, and its folder."""
+    """Gives a comparison the number of its seeds, its folder, and where its runs are trained."""
     for option in (
+        takes_launcher,
         click.option(
             "--out", type=PATH, help="Folder of the comparison.  [default: in runs/compare]"
         ),
@@ -73,7 +74,15 @@ def takes_seeds(command: Command) -> Command:
     return command
 
 
-def compare_methods(recipe: TaskRecipe, names: Sequence[str], seeds: int, out: Path) -> None:
+def compare_methods(
+    recipe: TaskRecipe,
+    names: Sequence[str],
+    seeds: int,
+    out: Path,
+    jobs: int | None = None,
+    launcher: str = "processes",
+    launcher_options: Mapping[str, Any] | None = None,
+) -> None:
     """Computes the missing runs of a comparison, and prints its table.
 
     Args:
@@ -81,13 +90,18 @@ def compare_methods(recipe: TaskRecipe, names: Sequence[str], seeds: int, out: P
         names: The methods.
         seeds: The number of seeds.
         out: The folder of the comparison.
+        jobs: Runs at a time, each in a process of its own; None for one, on a cluster for any.
+        launcher: Where runs are trained.
+        launcher_options: Its settings.
     """
     from dskd.compare import grid, progress, runner, table
+    from dskd.compare.jobs import launcher_for
     from dskd.compare.summary import summarize
 
     plan = grid.plan(recipe, names, out, seeds=seeds)
     with progress.live_table(plan) as callback:
-        comparison = runner.run_grid(plan, callback)
+        where = launcher_for(plan, plan.runs, jobs, launcher, launcher_options or {})
+        comparison = runner.run_grid(plan, callback, launcher=where)
     summaries = summarize(comparison.variants, comparison.test_images, comparison.baseline)
     metric = next((one.metric for one in summaries if one.seeds), plan.recipe.data.metric)
     console.table(*table.summary_table(summaries, metric, comparison.baseline))

@@ -60,6 +60,7 @@ def graph_parts(grid: Grid, device: torch.device) -> ComparisonParts:
         loaders.data,
         build,
         read_teacher(recipe, loaders) if given else None,
+        learning is not None and not given,
         train_teacher,
         GraphTeacherOutputs,
         TeacherNeeds(logits=True),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from dskd.compare.grid import Grid
-from dskd.compare.group import GroupRunner
+from dskd.compare.group import BuildRun, GroupRunner
 from dskd.compare.images import image_runs, open_outputs
 from dskd.compare.lockstep import RunProgress
+from dskd.compare.parts import task_parts
 from dskd.compare.variants import MethodVariant
 from dskd.data.loader import DataLoaders
 from dskd.engine.prepare import prepare
@@ -21,6 +24,7 @@ from dskd.runtime import device as devices
 from dskd.storage.atomic import replace_file
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import FAILED, TEACHER
+from dskd.teacher.outputs import TeacherOutputs
 
 LOCK_SECONDS = 60.0
 """Time that a job waits for the folder of a run whose last process is about to end."""
@@ -57,18 +61,28 @@ class ComparisonJob:
             self._train()
 
     def _train(self) -> None:
+        device, given = _device(self.grid), dict(self.fingerprints)
+        build, outputs = self._task(device) if self.grid.task else self._images(device)
+        runner = GroupRunner(self.grid, device, build, outputs, _Failures(), LOCK_SECONDS, given)
+        runner.run(self.variants, self.seed)
+
+    def _images(self, device: torch.device) -> tuple[BuildRun, TeacherOutputs]:
+        """What builds the runs, and the outputs of the trained teacher."""
         grid, objects = self.grid, self.objects
-        loaders = _loaders(grid, objects)
+        loaders = _loaders(grid, objects, device)
         teacher, recipe = None, grid.recipe_with_teacher()
         if recipe is not None:
             recipe = recipe.changed(teacher=grid.trained_teacher)
-            prepared = prepare(recipe, loaders.data, objects, loaders.train.device)
+            prepared = prepare(recipe, loaders.data, objects, device)
             teacher = given_teacher(prepared, loaders, [])
         outputs = open_outputs(grid, loaders, teacher, self.needs)
-        given, device = dict(self.fingerprints), loaders.train.device
-        build = image_runs(loaders, objects)
-        runner = GroupRunner(grid, device, build, outputs, _Failures(), LOCK_SECONDS, given)
-        runner.run(self.variants, self.seed)
+        return image_runs(loaders, objects), outputs
+
+    def _task(self, device: torch.device) -> tuple[BuildRun, TeacherOutputs]:
+        """The same for other tasks."""
+        recipe = self.grid.recipe.changed(teacher=self.grid.trained_teacher)
+        parts = task_parts(replace(self.grid, recipe=recipe, variants=self.variants), device)
+        return parts.build, parts.open_outputs(parts.teacher)
 
 
 @dataclass(frozen=True)
@@ -95,17 +109,27 @@ class TeacherJob:
             NonFiniteError: A number of the training is NaN or infinite.
             Stopped: A signal asked for a stop; the state is saved.
         """
+        device = _device(self.grid)
+        if self.grid.task:
+            task_parts(self.grid, device).train_teacher()
+            return
         with self.objects.available():
-            loaders, recipe = _loaders(self.grid, self.objects), self.grid.recipe_with_teacher()
+            recipe = self.grid.recipe_with_teacher()
+            loaders = _loaders(self.grid, self.objects, device)
             assert recipe is not None
-            prepared = prepare(recipe, loaders.data, self.objects, loaders.train.device)
+            prepared = prepare(recipe, loaders.data, self.objects, device)
             trained_teacher(prepared, loaders, self.folder, RunDirectory(self.folder).begun)
 
 
-def _loaders(grid: Grid, objects: UserObjects) -> DataLoaders:
-    """The images of a comparison, on the device of this process."""
+def _device(grid: Grid) -> torch.device:
+    """The device of this process."""
     device = devices.pick(grid.recipe.train.device)
     devices.set_up(device)
+    return device
+
+
+def _loaders(grid: Grid, objects: UserObjects, device: torch.device) -> DataLoaders:
+    """The images of a comparison on a device."""
     return DataLoaders(training_data(grid.recipe_of_all(), objects), device)
 
 

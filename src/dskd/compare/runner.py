@@ -12,7 +12,7 @@ from dskd.compare.group import GroupRunner
 from dskd.compare.images import image_runs, open_outputs
 from dskd.compare.jobs import Jobs, train_teacher
 from dskd.compare.lockstep import Callback
-from dskd.compare.parts import ComparisonParts
+from dskd.compare.parts import ComparisonParts, task_parts
 from dskd.compare.reader import Comparison, read_comparison
 from dskd.compare.records import (
     OWN_FILES,
@@ -42,7 +42,6 @@ from dskd.storage.atomic import check_writable, remove_parts
 from dskd.storage.lock import lock_folder
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import COMPARISON, TEACHER
-from dskd.teacher.frozen import FrozenTeacher
 
 log = logging.getLogger("dskd")
 
@@ -88,7 +87,7 @@ def _run_grid(
     check_writable(grid.path, option("out", "FOLDER"))
     device = devices.pick(grid.recipe.train.device)
     devices.set_up(device)
-    parts = _parts(grid, device, objects, launcher)
+    parts = _parts(grid, device, objects)
     teacher = parts.teacher
     with ExitStack() as held:
         if launcher is not None:  # before anything is written
@@ -100,6 +99,10 @@ def _run_grid(
         if not (grid.path / COMPARISON).is_file():
             write_facts(grid.path, facts, device)
         if teacher is None:
+            # Where its students will be trained.
+            elsewhere = launcher is not None and launcher.elsewhere and parts.trains_teacher
+            if launcher and elsewhere and not RunDirectory(grid.path / TEACHER).finished:
+                train_teacher(grid, objects, launcher)
             teacher = parts.train_teacher()
         facts = with_teacher(grid.path, facts, teacher)
         write_facts(grid.path, facts, device)
@@ -116,43 +119,22 @@ def _run_grid(
         return read_comparison(grid.path)
 
 
-def _parts(
-    grid: Grid, device: torch.device, objects: UserObjects, launcher: Launcher | None
-) -> ComparisonParts:
+def _parts(grid: Grid, device: torch.device, objects: UserObjects) -> ComparisonParts:
     """Loads the data, builds the teacher of all methods, and rehearses every method."""
-    if grid.task == "graphs":
-        from dskd.compare.graphs import graph_parts  # it needs an extra
-
-        return graph_parts(grid, device)
-    if grid.task == "segment":
-        from dskd.compare.segmentation import segmentation_parts  # it needs an extra
-
-        return segmentation_parts(grid, device)
+    if grid.task:
+        return task_parts(grid, device)
     prepared = _prepare(grid, device, objects)
     loaders = DataLoaders(prepared.data, device)
+    directory = RunDirectory(grid.path / TEACHER)
     return ComparisonParts(
         prepared.data,
         image_runs(loaders, objects),
         given_teacher(prepared, loaders, [variant.method for variant in grid.variants]),
-        lambda: _trained_teacher(grid, prepared, loaders, launcher, objects),
+        prepared.teacher is not None and prepared.teacher.training is not None,
+        lambda: trained_teacher(prepared, loaders, directory.path, directory.begun),
         lambda teacher: open_outputs(grid, loaders, teacher, prepared.needs),
         prepared.needs,
     )
-
-
-def _trained_teacher(
-    grid: Grid,
-    prepared: Prepared,
-    loaders: DataLoaders,
-    launcher: Launcher | None,
-    objects: UserObjects,
-) -> FrozenTeacher | None:
-    """Trains the teacher of a comparison if it is not given: where its students will be trained."""
-    directory = RunDirectory(grid.path / TEACHER)
-    training = prepared.teacher is not None and prepared.teacher.training is not None
-    if launcher is not None and launcher.elsewhere and training and not directory.finished:
-        train_teacher(grid, objects, launcher)
-    return trained_teacher(prepared, loaders, directory.path, directory.begun)
 
 
 def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared:

@@ -44,8 +44,8 @@ def segmentation_parts(grid: Grid, device: torch.device) -> ComparisonParts:
         except InputError as error:
             raise InputError(f"{variant.label}: {error}") from error
     learning = grid.recipe_with_teacher()
-    teacher = None
-    if learning is not None and learning.teacher.is_given:
+    teacher, given = None, learning is not None and learning.teacher.is_given
+    if learning is not None and given:
         teacher = freeze(recipe, data, learning.teacher.checkpoint, device)
 
     def train_teacher() -> FrozenTeacher | None:
@@ -59,4 +59,5 @@ def segmentation_parts(grid: Grid, device: torch.device) -> ComparisonParts:
         return build_run(own, data, outputs, directory, device)
 
     needs = TeacherNeeds(logits=True)  # outputs are computed whole, whatever is read of them
-    return ComparisonParts(data, build, teacher, train_teacher, TeacherOutputs, needs)
+    trains = learning is not None and not given
+    return ComparisonParts(data, build, teacher, trains, train_teacher, TeacherOutputs, needs)
