@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -290,26 +290,44 @@ class MemoryLoader(HeldLoader):
         return max(1, AUGMENT_BYTES // (batch_size * self.images[0].nbytes))
 
 
-class DataLoaders:
-    """The loaders of all splits of a data set.
+L = TypeVar("L", bound=Loader)
+
+
+class SplitLoaders(Generic[L]):
+    """The loaders of all splits of a data set of any task.
 
     Args:
-        data: The data set.
-        device: The device on which batches arrive.
+        data: The data set, with its splits ``train``, ``test`` and perhaps ``validation``.
+        load: Makes the loader of a split.
 
     Attributes:
         data: The data set.
         train: Loader of the training split.
         test: Loader of the test split.
         validation: Loader of the validation split; None without one.
+    """
+
+    def __init__(self, data: Any, load: Callable[[Any], L]) -> None:
+        self.data = data
+        self.train, self.test = load(data.train), load(data.test)
+        self.validation = load(data.validation) if data.validation is not None else None
+
+
+class DataLoaders(SplitLoaders[Loader]):
+    """The loaders of all splits of a data set of images.
+
+    Args:
+        data: The data set.
+        device: The device on which batches arrive.
+
+    Attributes:
         unlabelled: Loader of the images without labels; None without any.
     """
 
+    data: Dataset
+
     def __init__(self, data: Dataset, device: torch.device) -> None:
-        self.data = data
-        self.train = data.train.loader(device)
-        self.test = data.test.loader(device)
-        self.validation = data.validation.loader(device) if data.validation is not None else None
+        super().__init__(data, lambda split: split.loader(device))
         self.unlabelled = data.unlabelled.loader(device) if data.unlabelled is not None else None
 
     def relabel(self, test: Tensor, validation: Tensor | None) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dskd.data.epoch_plan import EpochPlan, draw_plan
-from dskd.data.loader import Batch, Loader, ViewChoice
+from dskd.data.loader import Batch, Loader, SplitLoaders, ViewChoice
 from dskd.engine.tasks.graphs.data import GraphData, GraphSplit
 
 
@@ -167,24 +167,15 @@ class GraphLoader(Loader):
         return {"graphs": len(self.split.graphs), "sha256": digest.hexdigest()}
 
 
-class GraphLoaders:
+class GraphLoaders(SplitLoaders[GraphLoader]):
     """The loaders of all splits of a data set of graphs.
 
     Args:
         data: The data set.
         device: The device that holds the graphs.
-
-    Attributes:
-        data: The data set.
-        train: Loader of the training split.
-        test: Loader of the test split.
-        validation: Loader of the validation split; None without one.
     """
 
+    data: GraphData
+
     def __init__(self, data: GraphData, device: torch.device) -> None:
-        self.data = data
-        self.train = GraphLoader(data.train, device)
-        self.test = GraphLoader(data.test, device)
-        self.validation = (
-            GraphLoader(data.validation, device) if data.validation is not None else None
-        )
+        super().__init__(data, lambda split: GraphLoader(split, device))
