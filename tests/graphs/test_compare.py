@@ -14,6 +14,10 @@ from dskd.compare.runner import run_grid
 from dskd.compare.summary import summarize
 from dskd.compare.table import notes, summary_table
 from dskd.engine.tasks.graphs.recipe import RECIPES
+from dskd.engine.tasks.graphs.sources import load_graphs
+from dskd.engine.tasks.graphs.student import evaluate
+from dskd.errors import InputError
+from dskd.report.build import make_report
 from tests.compare.small_comparison import Here, Silent
 from tests.graphs.small_graphs import OF_TEACHER, SMALL, write
 
@@ -80,6 +84,37 @@ def test_jobs_train_the_teacher_and_the_same_students(
     for folder in (*(one.folder for one in plan.variants), "teacher"):
         path = Path(folder, "" if folder == "teacher" else "seed0", "student.safetensors")
         assert (plan.path / path).read_bytes() == (compared / path).read_bytes()
+
+
+def test_each_seed_may_have_a_split_of_its_own(tmp_path: Path) -> None:
+    data = write(tmp_path / "ring.npz", train=None, val=None, test=None)
+    few = ["data.train_per_class=3", "data.val_per_class=2", "data.split_seed=null"]
+    recipe = RECIPES.load_shared(None, [*SMALL, "data.name=npz", f"data.root={data}", *few])
+    plan = grid.plan(recipe, ["alone"], tmp_path / "here", seeds=2)
+    (alone,) = run_grid(plan, Silent()).variants
+    prints = [alone.results[seed]["fingerprints"]["data"] for seed in (0, 1)]
+    fixed = [recipe.data.model_copy(update={"split_seed": seed}) for seed in (0, 1)]
+    assert prints == [load_graphs(settings).fingerprint() for settings in fixed]
+    assert prints[0] != prints[1]
+    for seed in (0, 1):  # evaluated on the split of its run
+        found = evaluate(plan.path / f"alone/seed{seed}").accuracy
+        assert found == pytest.approx(alone.results[seed]["test_accuracy"], abs=1e-3)
+    in_jobs = grid.plan(recipe, ["alone"], tmp_path / "jobs", seeds=2)
+    run_grid(in_jobs, Silent(), launcher=Here(2))
+    for seed in (0, 1):
+        name = f"alone/seed{seed}/student.safetensors"
+        assert (in_jobs.path / name).read_bytes() == (plan.path / name).read_bytes()
+    make_report([plan.path])
+    make_report([plan.path / "alone/seed0", plan.path / "alone/seed1"], tmp_path / "both.html")
+
+
+def test_a_teacher_of_one_split_is_refused_for_others(graph: Path, tmp_path: Path) -> None:
+    data = ["data.name=generated", "data.split_seed=null"]
+    recipe = RECIPES.load_shared(None, [*SMALL, *OF_TEACHER, *data])
+    plan = grid.plan(recipe, ["alone,dskd"], tmp_path / "x", seeds=2)
+    with pytest.raises(InputError, match="dskd learns from a teacher, which would know test nodes"):
+        run_grid(plan, Silent())
+    assert not plan.path.exists()
 
 
 def test_another_graph_or_recipe_is_refused(

@@ -157,7 +157,7 @@ def demo_(out: Path, epochs: int) -> None:
     changes = [f"train.epochs={epochs}"]
     plan = RECIPES.load_shared("cora", changes)
     try:
-        load_graphs(plan.data)
+        load_graphs(plan.split_data)
     except InputError as error:
         click.echo(f"taking a random graph: {error}", err=True)
         plan = RECIPES.load_shared("generated", changes)

@@ -49,6 +49,11 @@ class Grid:
         return baseline_of(self.task)
 
     @property
+    def splits_by_seed(self) -> bool:
+        """Whether each seed has a split of the data of its own."""
+        return getattr(self.recipe.data, "split_seed", 0) is None
+
+    @property
     def runs(self) -> int:
         """Number of runs."""
         return len(self.variants) * len(self.seeds)

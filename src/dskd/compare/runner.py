@@ -109,7 +109,8 @@ def _run_grid(
         repair_rows(grid)
         recorder = ResultRecorder(grid, callback)
         if launcher is not None:
-            fingerprints = {key: facts[key] for key in ("data", "teacher")}
+            shared = ("teacher",) if grid.splits_by_seed else ("data", "teacher")
+            fingerprints = {key: facts[key] for key in shared}
             Jobs(grid, launcher, recorder, objects, parts.needs, fingerprints).train()
             return read_comparison(grid.path)
         outputs = parts.open_outputs(teacher)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
+from dskd.report.analysis import main_method
 from dskd.report.collect import collect
 from dskd.report.contents import make_contents
 from dskd.report.html_page import GENERATOR, render
@@ -61,6 +62,9 @@ def make_report(
     if root is not None:
         plain = {**recipe.data.model_dump(), "root": root}
         recipe = recipe.changed(data=validate(type(recipe.data), plain, "data."))
+    main = main_method(collected)
+    if main is not None:  # the data may depend on the seed of the run that is shown
+        recipe = recipe.changed(seed=min(main.folders))
     samples = collected.task.samples
     log.info("loading the %s", "images" if samples == "images" else "graphs")
     finished = [folder for runs in collected.methods for folder in runs.folders.values()]

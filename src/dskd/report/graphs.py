@@ -23,7 +23,7 @@ from dskd.report.task import ReportTask
 
 
 def _load(recipe: GraphRecipe, run: Path, given: UserObjects) -> GraphData:
-    return load_graphs(recipe.data)
+    return load_graphs(recipe.split_data)
 
 
 def _analyze(collected: CollectedRuns, data: GraphData, given: UserObjects) -> Analysis:

@@ -81,7 +81,7 @@ class GraphJob(TaskJob):
 
 def load_on(device: torch.device, recipe: GraphRecipe) -> GraphLoaders:
     """The graphs of a recipe on a device."""
-    data = load_graphs(recipe.data)
+    data = load_graphs(recipe.split_data)
     for note in data.notes:
         log.info(note)
     return GraphLoaders(data, device)

@@ -177,7 +177,7 @@ def _splits(
     drawn = split_by_seed(
         graph.labels,
         classes,
-        settings.split_seed,
+        settings.seed_of_split,
         settings.train_per_class,
         settings.val_per_class,
         known.nonzero().flatten(),

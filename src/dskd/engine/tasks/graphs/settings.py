@@ -40,13 +40,20 @@ class GraphDataSettings(Settings):
     """The .npz file, or the folder of a downloaded data set. None uses the cache folder."""
     normalize: bool = False
     """Divide the features of each node by their sum, as is usual for bags of words."""
-    split_seed: Seed = 0
-    """Seed of the split, where the data has none of its own, and of generated graphs."""
+    split_seed: Seed | None = 0
+    """Seed of the split, where the data has none of its own, and of generated graphs. None takes
+    the seed of the run, so that a comparison has a split for each seed."""
     train_per_class: Count = 20
     """Training nodes of each class, where the data has no split of its own."""
     val_per_class: Natural = 30
     """Validation nodes of each class, where the data has no split of its own. All other nodes are
     test nodes."""
+
+    @property
+    def seed_of_split(self) -> int:
+        """The seed of the split, which `GraphRecipe.split_data` has filled in."""
+        assert self.split_seed is not None, "the settings are those of GraphRecipe.split_data"
+        return self.split_seed
 
     @property
     def metric(self) -> Metric:
@@ -117,3 +124,10 @@ class GraphRecipe(TaskRecipe):
     """Seed of everything random: the students' first weights and the order of the graphs."""
     out: PathSetting | None = None
     """The run's folder. None uses ``runs/graphs/<recipe>/<method>-seed<seed>``."""
+
+    @property
+    def split_data(self) -> GraphDataSettings:
+        """The settings of the data with the seed of its split."""
+        if self.data.split_seed is not None:
+            return self.data
+        return self.data.model_copy(update={"split_seed": self.seed})

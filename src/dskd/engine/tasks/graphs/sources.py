@@ -28,6 +28,9 @@ from dskd.errors import InputError, first_line
 def load_graphs(settings: GraphDataSettings) -> GraphData:
     """The data set of a recipe.
 
+    Args:
+        settings: Of `GraphRecipe.split_data`, which have the seed of the split.
+
     Raises:
         InputError: It cannot be read, or a setting does not apply.
     """
@@ -61,7 +64,8 @@ def check_applies(settings: GraphDataSettings) -> None:
 def _generated(settings: GraphDataSettings) -> GraphData:
     """A graph with communities: 4 classes of 100 nodes, by a stochastic block model."""
     classes, size = 4, 100
-    edges = _block_model([size] * classes, settings.split_seed)
+    seed = settings.seed_of_split
+    edges = _block_model([size] * classes, seed)
     features, labels = make_classification(
         classes * size,
         n_features=16,
@@ -71,11 +75,11 @@ def _generated(settings: GraphDataSettings) -> GraphData:
         class_sep=0.5,
         flip_y=0.0,
         shuffle=False,
-        random_state=settings.split_seed % 2**32,
+        random_state=seed % 2**32,
     )
     graph = make_graph(features, edges, torch.from_numpy(labels).long(), settings.normalize)
     everything = torch.arange(len(graph))
-    sizes = settings.split_seed, settings.train_per_class, settings.val_per_class
+    sizes = seed, settings.train_per_class, settings.val_per_class
     splits = split_by_seed(graph.labels, classes, *sizes, everything)
     names = [f"community {number}" for number in range(1, classes + 1)]
     return one_graph("generated", graph, splits, names)
@@ -83,7 +87,7 @@ def _generated(settings: GraphDataSettings) -> GraphData:
 
 def _generated_multilabel(settings: GraphDataSettings) -> GraphData:
     """Eight graphs of 60 nodes with five labels: five to train, one to validate, two to test."""
-    count, size, seed = 8, 60, settings.split_seed
+    count, size, seed = 8, 60, settings.seed_of_split
     features, labels = make_multilabel_classification(
         count * size, n_features=16, n_classes=5, n_labels=2, random_state=seed % 2**32
     )
@@ -160,7 +164,7 @@ def _read_published(sets: Any, root: str, settings: GraphDataSettings) -> GraphD
         masks = (one.train_mask, one.val_mask, one.test_mask)
         splits = [mask.nonzero().flatten() for mask in masks]
     else:
-        sizes = settings.split_seed, settings.train_per_class, settings.val_per_class
+        sizes = settings.seed_of_split, settings.train_per_class, settings.val_per_class
         splits = [*split_by_seed(graph.labels, classes, *sizes, torch.arange(len(graph)))]
     return one_graph(name, graph, splits, [str(number) for number in range(classes)])
 

@@ -128,7 +128,7 @@ def evaluate(run: Path, which: Which = "last", number: int = 1) -> EvaluationRes
         InputError: As `load_student`, or the data cannot be read or is not that of the run.
     """
     student = load_student(run, which, number)
-    data = load_graphs(student.recipe.data)
+    data = load_graphs(student.recipe.split_data)
     _check_shape(student, data, run)
     loader = GraphLoader(data.test, torch.device("cpu"))
     model = student.model
@@ -192,7 +192,7 @@ def _probabilities(student: GraphStudent, graph: Graph) -> Tensor:
 
 
 def _graphs(student: GraphStudent, path: Path | None) -> tuple[Graph, ...]:
-    settings = student.recipe.data
+    settings = student.recipe.split_data
     if path is None:
         graphs = load_graphs(settings).test.graphs
     else:
