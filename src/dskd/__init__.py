@@ -15,7 +15,8 @@ from dskd.version import __version__
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` does the same
     from dskd import losses, testing
-    from dskd.api import compare_methods, distill, export, predict, train
+    from dskd.api import graphs, segment
+    from dskd.api.images import compare_methods, distill, export, predict, train
     from dskd.compare.tuning.from_python import tune
     from dskd.data import Dataset, Split, load_dataset
     from dskd.deploy.evaluate import evaluate
@@ -41,11 +42,13 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "graphs",
     "load_dataset",
     "load_deployed",
     "load_model",
     "losses",
     "predict",
+    "segment",
     "stages",
     "testing",
     "train",
@@ -59,16 +62,16 @@ _MODULES = {
     "Result": "dskd.engine.result",
     "Split": "dskd.data",
     "check": "dskd.engine.check.from_python",
-    "compare_methods": "dskd.api",
-    "distill": "dskd.api",
+    "compare_methods": "dskd.api.images",
+    "distill": "dskd.api.images",
     "evaluate": "dskd.deploy.evaluate",
-    "export": "dskd.api",
+    "export": "dskd.api.images",
     "load_dataset": "dskd.data",
     "load_deployed": "dskd.deploy.student",
     "load_model": "dskd.models.factory",
-    "predict": "dskd.api",
+    "predict": "dskd.api.images",
     "stages": "dskd.models.stage_table",
-    "train": "dskd.api",
+    "train": "dskd.api.images",
     "tune": "dskd.compare.tuning.from_python",
 }
 """The module of each name that is imported on first use."""
@@ -79,6 +82,8 @@ if not TYPE_CHECKING:  # a type checker would take any misspelt name for one of 
         """Imports a public name on first use."""
         if name in ("losses", "testing"):
             return importlib.import_module(f"dskd.{name}")
+        if name in ("graphs", "segment"):  # other tasks; they need extras
+            return importlib.import_module(f"dskd.api.{name}")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_MODULES[name]), name)

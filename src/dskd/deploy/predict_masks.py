@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dskd.data.folder_files import FolderFiles
@@ -61,14 +62,25 @@ def predict_masks(
         raise InputError(f"no image can be used: {'; '.join(skipped.lines()) or 'none was given'}")
 
 
+def predict_mask(
+    student: SegmentationStudent, path: Path
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """An image file, uint8 ``[C, H, W]``, and the class of each of its pixels, ``[H, W]``.
+
+    Raises:
+        InputError: The file is missing, does not decode, or is too small.
+    """
+    form = PixelForm(channels=student.model.mean.shape[1])
+    with pillow_without_limit():
+        image = read_image(FolderFiles(path.parent, [path.name]), path.name, None, form)
+    image = image.transpose(2, 0, 1)
+    return image, student.predict(image)
+
+
 def _predict_one(student: SegmentationStudent, path: str, out: Path) -> Row:
     """Predicts and writes one mask."""
     place = Path(path)
-    form = PixelForm(channels=student.model.mean.shape[1])
-    with pillow_without_limit():
-        image = read_image(FolderFiles(place.parent, [place.name]), place.name, None, form)
-    image = image.transpose(2, 0, 1)
-    mask = student.predict(image)
+    image, mask = predict_mask(student, place)
     make_folder(out)
     replace_file(out / f"{place.stem}_mask.png", _png(Image.fromarray(mask)))
     replace_file(out / f"{place.stem}_overlay.png", _png(draw_overlay(image, mask)))

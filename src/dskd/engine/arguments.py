@@ -57,7 +57,7 @@ def resolve_arguments(
     for key in ("epochs", "lr"):
         if found.get("teacher") is not None and key in teacher:
             raise InputError(f"teacher.{key} does not apply: a module counts as trained; drop it")
-    _set(values, settings)
+    set_given(values, settings)
     objects = UserObjects(found.get("data"), found.get("student"), found.get("teacher"), allow_code)
     if folder is None:
         return complete(values).resolved(), objects
@@ -74,8 +74,16 @@ def _values(recipe: str | Path | Section | None) -> tuple[dict[str, Any], Path |
     return values, Path("runs") / stem
 
 
-def _set(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """Puts method, epochs, train, seed and out into the values, if they are given."""
+def set_given(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Puts method, epochs, train, seed and out into the values of a recipe, if they are given.
+
+    Args:
+        values: The recipe as plain values; it changes.
+        settings: What was given, by name.
+
+    Raises:
+        InputError: Two settings contradict each other, or a method is neither named nor described.
+    """
     if settings["method"] is not None:
         values["method"] = with_method(values.get("method"), method_settings(settings["method"]))
     given, epochs = settings["train"], settings["epochs"]
@@ -104,7 +112,7 @@ def _split(part: Any, what: str) -> tuple[dict[str, Any], Any]:
     """
     if what == "data":
         return split_data(part)
-    values = {"module": part} if isinstance(part, nn.Module) else _named(part, what)
+    values = {"module": part} if isinstance(part, nn.Module) else named(part, what)
     module = values.pop("module", None)
     if module is None:
         return values, None
@@ -128,14 +136,22 @@ def method_settings(part: Any) -> dict[str, Any]:
     Raises:
         InputError: It is none of these.
     """
-    values: dict[str, Any] = {"name": part} if isinstance(part, type) else _named(part, "method")
+    values: dict[str, Any] = {"name": part} if isinstance(part, type) else named(part, "method")
     if isinstance(values.get("name"), type):
         values["name"] = outside.give(values["name"])
     return values
 
 
-def _named(part: Any, what: str) -> dict[str, Any]:
-    """A name or a mapping as settings."""
+def named(part: Any, what: str) -> dict[str, Any]:
+    """A name or a mapping as settings.
+
+    Args:
+        part: As the user gave it.
+        what: Name of the argument.
+
+    Raises:
+        InputError: It is neither.
+    """
     if isinstance(part, str):
         return {"name": part}
     if isinstance(part, Mapping):

@@ -65,10 +65,24 @@ class TaskRecipes(Generic[R]):
         Raises:
             InputError: The recipe or a key does not exist, or a value does not fit.
         """
-        values, stem = ({}, "own") if name is None else read_recipe(name, self._folder)
+        values, folder = self.read(name)
         named = [self._with_task(override) for override in overrides]
-        composed = overridden(self._with_method(values), named, self.model)
-        return self.resolve(composed, Path("runs") / self.task / stem)
+        return self.resolve(overridden(values, named, self.model), folder)
+
+    def read(self, recipe: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], Path]:
+        """The values of a recipe with the whole name of its method, and the folder of its runs.
+
+        Args:
+            recipe: A name of `shipped`, the path of a YAML file, or its content; None for no
+                recipe.
+
+        Raises:
+            InputError: There is no such recipe, or it cannot be read.
+        """
+        values, stem = dict(recipe) if isinstance(recipe, Mapping) else {}, "own"
+        if isinstance(recipe, str | Path):
+            values, stem = read_recipe(str(recipe), self._folder)
+        return self._with_method(values), Path("runs") / self.task / stem
 
     def load_shared(self, name: str | None, overrides: Iterable[str] = ()) -> R:
         """Loads a recipe as `load` does, for a comparison, which names its folder elsewhere.

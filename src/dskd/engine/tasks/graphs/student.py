@@ -185,6 +185,19 @@ def predict(student: GraphStudent, graph: Path | None, top: int) -> Iterator[Row
             yield f"{prefix}{node}", [(student.classes[label], value) for label, value in pairs]
 
 
+def probabilities(student: GraphStudent, graph: Path | None) -> Tensor:
+    """The probability of each class, or of each label, for all nodes, ``[N, K]``.
+
+    Args:
+        student: From `load_student`.
+        graph: As for `predict`. The nodes of several graphs follow each other.
+
+    Raises:
+        InputError: As `predict`.
+    """
+    return torch.cat([_probabilities(student, one) for one in _graphs(student, graph)])
+
+
 @torch.no_grad()
 def _probabilities(student: GraphStudent, graph: Graph) -> Tensor:
     logits: Tensor = student.model(graph.features, graph.edges).logits

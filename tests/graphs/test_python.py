@@ -1,0 +1,60 @@
+"""Graphs from Python: the same runs as those of the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dskd
+from tests.graphs.small_graphs import write
+
+STUDENT = {"name": "gcn", "hidden": 8}
+TEACHER = {"name": "gat", "layers": 2, "hidden": 8}
+
+
+@pytest.mark.parametrize("method", ["alone", "alignahead", "dskd"])
+def test_a_call_trains_the_student_of_the_command(
+    graph: Path, finished: Path, tmp_path: Path, method: str
+) -> None:
+    teacher = TEACHER if method == "dskd" else None
+    given = {"data": graph, "epochs": 3, "out": tmp_path / "run", "verbose": 0}
+    result = dskd.graphs.distill(STUDENT, teacher=teacher, method=method, **given)
+    name = "student.safetensors"
+    assert (result.path / name).read_bytes() == (finished / method / name).read_bytes()
+    found = dskd.graphs.evaluate(result.path)
+    assert found.accuracy == pytest.approx(result.test_accuracy, abs=1e-3)
+
+
+def test_training_alone_leaves_method_and_teacher_of_a_recipe_out(
+    graph: Path, finished: Path, tmp_path: Path
+) -> None:
+    recipe = {"method": {"name": "dskd", "beta": 2}, "teacher": TEACHER}
+    given = {"data": graph, "epochs": 3, "out": tmp_path / "run", "verbose": 0}
+    result = dskd.graphs.train(STUDENT, recipe=recipe, **given)
+    assert result.method == "graphs/alone"
+    name = "student.safetensors"
+    assert (result.path / name).read_bytes() == (finished / "alone" / name).read_bytes()
+
+
+def test_probabilities_are_those_of_the_commands_predictions(
+    finished: Path, tmp_path: Path
+) -> None:
+    other = write(tmp_path / "other.npz", labels=None, train=None, val=None, test=None)
+    found = dskd.graphs.predict(finished / "alone", other)
+    assert found.shape == (30, 3)
+    assert torch.allclose(found.sum(1), torch.ones(30))
+    assert torch.equal(found, dskd.graphs.predict(finished / "alone"))  # the same features
+
+
+def test_what_does_not_fit_is_refused(graph: Path, tmp_path: Path) -> None:
+    for arguments, said in (
+        ({"data": "nowhere.txt"}, "nowhere.txt"),
+        ({"data": graph, "method": "dskd"}, "needs a teacher"),
+        ({"data": graph, "method": "alignahaed"}, "alignahead"),
+        ({"data": graph, "epochs": 2, "train": {"epochs": 3}}, "contradict"),
+    ):
+        with pytest.raises(dskd.InputError, match=said):
+            dskd.graphs.distill("gcn", out=tmp_path / "x", **arguments)
+    assert not (tmp_path / "x").exists()
