@@ -21,7 +21,7 @@ from bench import commit
 from results import Result
 from speed_tables import Lines, hardware_line
 
-from dskd import api
+from dskd.api import images as api
 from dskd.compare.statistics import interval, paired
 from dskd.errors import InputError
 from dskd.runtime import device

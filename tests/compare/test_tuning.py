@@ -27,8 +27,7 @@ from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, Stopped
 from dskd.runtime.launchers.task import Task
 from dskd.storage.run_files import LAST
-from tests.compare.small_comparison import SMALL
-from tests.compare.test_jobs import Here
+from tests.compare.small_comparison import SMALL, Here
 from tests.data.file_writers import write_folder
 
 pytestmark = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is not installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def test_a_call_trains_the_student_of_the_command(
     graph: Path, finished: Path, tmp_path: Path, method: str
 ) -> None:
     teacher = TEACHER if method == "dskd" else None
-    given = {"data": graph, "epochs": 3, "out": tmp_path / "run", "verbose": 0}
+    given: dict[str, Any] = {"data": graph, "epochs": 3, "out": tmp_path / "run", "verbose": 0}
     result = dskd.graphs.distill(STUDENT, teacher=teacher, method=method, **given)
     name = "student.safetensors"
     assert (result.path / name).read_bytes() == (finished / method / name).read_bytes()
@@ -31,7 +32,7 @@ def test_training_alone_leaves_method_and_teacher_of_a_recipe_out(
     graph: Path, finished: Path, tmp_path: Path
 ) -> None:
     recipe = {"method": {"name": "dskd", "beta": 2}, "teacher": TEACHER}
-    given = {"data": graph, "epochs": 3, "out": tmp_path / "run", "verbose": 0}
+    given: dict[str, Any] = {"data": graph, "epochs": 3, "out": tmp_path / "run", "verbose": 0}
     result = dskd.graphs.train(STUDENT, recipe=recipe, **given)
     assert result.method == "graphs/alone"
     name = "student.safetensors"
@@ -49,12 +50,13 @@ def test_probabilities_are_those_of_the_commands_predictions(
 
 
 def test_what_does_not_fit_is_refused(graph: Path, tmp_path: Path) -> None:
-    for arguments, said in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"data": "nowhere.txt"}, "nowhere.txt"),
         ({"data": graph, "method": "dskd"}, "needs a teacher"),
         ({"data": graph, "method": "alignahaed"}, "alignahead"),
         ({"data": graph, "epochs": 2, "train": {"epochs": 3}}, "contradict"),
-    ):
+    ]
+    for arguments, said in refused:
         with pytest.raises(dskd.InputError, match=said):
             dskd.graphs.distill("gcn", out=tmp_path / "x", **arguments)
     assert not (tmp_path / "x").exists()

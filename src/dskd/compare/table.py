@@ -65,6 +65,6 @@ def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     task, path = comparison.task, comparison.path
     draw = f"dskd {task} report {path}" if task else f"dskd report {path}"
     where = f"The runs are in {path}. Draw a report of them with `{draw}`."
-    metric = next((one.metric for one in summaries if one.seeds), "accuracy")
+    metric: Metric = next((one.metric for one in summaries if one.seeds), "accuracy")
     lines = [in_text(line, metric, samples_of(task)) if task else line for line in lines]
     return [*filter(None, lines), where]
