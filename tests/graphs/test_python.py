@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import dskd
+from dskd.api.task import resolved
+from dskd.engine.tasks.graphs.recipe import RECIPES, data_settings
 from tests.graphs.small_graphs import write
 
 STUDENT = {"name": "gcn", "hidden": 8}
@@ -60,3 +62,14 @@ def test_what_does_not_fit_is_refused(graph: Path, tmp_path: Path) -> None:
         with pytest.raises(dskd.InputError, match=said):
             dskd.graphs.distill("gcn", out=tmp_path / "x", **arguments)
     assert not (tmp_path / "x").exists()
+
+
+def test_settings_of_a_method_change_that_of_the_recipe(graph: Path) -> None:
+    recipe = {"method": {"name": "alignahead++", "auxiliary": 0.5}}
+    given = {"method": {"features": 0.0}, "epochs": 2, "train": None, "seed": None, "out": None}
+    parts = {"student": "gcn", "data": graph}
+    values, folder = RECIPES.read(recipe)
+    method = resolved(RECIPES, data_settings, values, folder, parts, given).method
+    assert method.name == "graphs/alignahead++"
+    assert method.options["auxiliary"] == 0.5
+    assert method.options["features"] == 0.0

@@ -53,7 +53,9 @@ def resolved(
     given = dict(settings)
     if given["method"] is not None:
         method = method_settings(given["method"])
-        given["method"] = method | {"name": in_task(method.get("name", ""), recipes.task)}
+        if "name" in method:
+            method["name"] = in_task(method["name"], recipes.task)
+        given["method"] = method
     set_given(values, given)
     return recipes.resolve(values, folder)
 
