@@ -121,7 +121,7 @@ class GraphRecipe(TaskRecipe):
     method: MethodSettings = MethodSettings(name="graphs/alignahead")
     train: GraphTrainSettings = GraphTrainSettings()
     seed: Seed = 0
-    """Seed of everything random: the students' first weights and the order of the graphs."""
+    """Seed of everything random: the students' initial weights and the order of the graphs."""
     out: PathSetting | None = None
     """The run's folder. None uses ``runs/graphs/<recipe>/<method>-seed<seed>``."""
 

@@ -136,7 +136,7 @@ class SegmentationRecipe(TaskRecipe):
     method: MethodSettings = MethodSettings(name="segment/mixed")
     train: SegmentationTrainSettings = SegmentationTrainSettings()
     seed: Seed = 0
-    """Seed of the first weights and of the order of the images. The patients and the seeds of
+    """Seed of the initial weights and of the order of the images. The patients and the seeds of
     images have one of their own, data.split_seed."""
     out: PathSetting | None = None
     """The run's folder. None uses ``runs/segment/<recipe>/<method>-seed<seed>``."""

@@ -105,7 +105,7 @@ class UNet(StagedNet):
 
     Source: widths and dropout are those of the public training code of Dolz et al. (arXiv
     2012.08051). That code has unpadded convolutions and resizes maps to fit. Padded convolutions,
-    whose maps fit by themselves, are *our choice*, as are He's first weights.
+    whose maps fit by themselves, are *our choice*, as are He's initial weights.
 
     Args:
         num_classes: Number of classes K, with the background.
@@ -175,7 +175,7 @@ class SegmentationModel(StagedModel):
 
 
 def init_convolution(module: nn.Module) -> None:
-    """Gives a convolution first weights from He's normal (fan-in) and a bias of 0.
+    """Gives a convolution initial weights from He's normal (fan-in) and a bias of 0.
 
     Called as ``network.apply(init_convolution)``.
     """
