@@ -19,11 +19,11 @@ demo-graphs: $(READY) ## compares students of a graph: online, alone, and with a
 demo-segment: $(READY) ## trains on few masks and many seeds, and draws what was learned
 	$(BIN)/dskd segment demo $(if $(DATA),--data "$(DATA)")
 
-# One process per core, but at most four: each takes 1.5 GB of memory. More with
-# make test ARGS="--maxprocesses 16"; part of the tests with make test ARGS="-n 0 tests/data -k folder".
+# One process more than there are cores, because some tests wait for processes that they start, but at most four: each
+# takes 2 GB of memory. More with make test ARGS="-n 16"; part of the tests with make test ARGS="-n 0 tests/data".
 # Compiled files are kept (the variable is empty), so that only the first process writes them.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest \
-	-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	-n $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))") --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## runs all tests
 	$(PYTEST) $(ARGS)

@@ -140,6 +140,7 @@ def test_init_prints_how_to_run_the_file(
         "student": {"name": "resnet8"},
         "teacher": {"name": "resnet20"},
         "method": {"name": "kd"},
+        "train": {"epochs": 240},
         "seed": 0,
     }
 

@@ -210,7 +210,7 @@ def test_a_class_is_compared_in_jobs_and_reported_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One process for both jobs: it is another process all the same, and to start one takes seconds.
-    monkeypatch.setattr("dskd.api.launcher_for", lambda *_: Processes(1))
+    monkeypatch.setattr("dskd.api.images.launcher_for", lambda *_: Processes(1))
     rows = dskd.compare_methods(
         "resnet8",
         teacher="resnet14",

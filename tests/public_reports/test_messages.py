@@ -278,10 +278,11 @@ def test_a_report_says_seed_0() -> None:
 
     from dskd.config import recipe
     from dskd.report.html_page import _facts
+    from dskd.report.images import IMAGE_REPORT
 
     for seeds, expected in (((0,), ("seed", "0")), ((0, 1), ("seeds", "0, 1"))):
         report = SimpleNamespace(
-            collected=SimpleNamespace(recipe=recipe.load("digits")),
+            collected=SimpleNamespace(recipe=recipe.load("digits"), task=IMAGE_REPORT),
             summaries=[SimpleNamespace(seeds=seeds)],
             test_images=1,
             teacher_accuracies=list,
