@@ -1,4 +1,4 @@
-"""The seam between a training run and its task: what differs between images and other data.
+"""What a training run needs to know of its task: what differs between images and other data.
 
 A `Task` says how the students of a run are evaluated and described. A `Job` is one run of a task:
 it loads the data, builds the models, and gives the `dskd.engine.training_run.TrainingRun`. The

@@ -1,4 +1,4 @@
-"""The seam between a report and its task: what differs between images and other data."""
+"""What a report needs to know of its task: what differs between images and other data."""
 
 from __future__ import annotations
 
