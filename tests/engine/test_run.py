@@ -300,7 +300,7 @@ def test_resume_without_a_run_starts_anew_and_says_so(
     caplog.set_level("INFO", "dskd")
     teacher = f"teacher.checkpoint={finished / 'teacher/student.safetensors'}"
     run.distill(plan(tmp_path / "run", teacher, "train.epochs=1"), resume=True)
-    assert "starting anew" in caplog.text
+    assert "starts from its first epoch" in caplog.text
 
 
 @pytest.mark.slow

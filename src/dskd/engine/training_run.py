@@ -101,7 +101,7 @@ class TrainingRun:
             self._restore(state)
             log.info("continuing %s after epoch %d", self.directory.path, self.trainer.epoch)
         elif resume:
-            log.info("%s has no checkpoint yet: starting anew", self.directory.path)
+            log.info("%s: no checkpoint yet; it starts from its first epoch", self.directory.path)
         self.directory.rewind(self.rows)
         self.task.record_models(self, resumes=state is not None)
         if state is None:
