@@ -26,7 +26,7 @@ from dskd.engine import run
 from dskd.models.cost import model_cost
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
-from evidence.numbers import finding, number
+from evidence.numbers import gap_sentence, number
 from evidence.page import machine_line
 from evidence.prepare import prepare
 
@@ -206,7 +206,7 @@ def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"- At the multiply-adds of {name} ({cost / 1e6:.1f} M), {STUDENT} with exits has "
             f"{_over_seeds(known, '.1f')} %, and {name} {_over_seeds(found['accuracies'], '.1f')} "
-            f"%: a difference of {finding(gap, gap.p)}."
+            f"%: a difference of {gap_sentence(gap, gap.p)}."
         )
 
 

@@ -92,7 +92,7 @@ def gap_verdict(gap: Difference, p_holm: float | None) -> str:
     return verdict({"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": p_holm})
 
 
-def finding(gap: Difference, p_holm: float | None) -> str:
+def gap_sentence(gap: Difference, p_holm: float | None) -> str:
     """A difference in a sentence, with its corrected p-value.
 
     Args:

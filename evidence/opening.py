@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dskd.storage.yaml_file import read_yaml_file
 from evidence.numbers import number, p_equation, verdict
 
 SEEDS_OF_FIRST = 5
@@ -44,7 +43,7 @@ def finding(study: str, tables: str) -> str:
     Returns:
         An empty text if there are no words, or if they have numbers that the tables do not have.
     """
-    words = str(yaml.safe_load(_FINDINGS.read_text()).get(study, ""))
+    words = str(read_yaml_file(_FINDINGS, "findings").get(study, ""))
     return words if {*_DECIMALS.findall(words)} <= {*_DECIMALS.findall(tables)} else ""
 
 

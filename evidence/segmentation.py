@@ -24,7 +24,7 @@ from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.student import evaluate, load_student
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
-from evidence.numbers import finding, gap_text, gap_verdict, number, p_text
+from evidence.numbers import gap_sentence, gap_text, gap_verdict, number, p_text
 from evidence.page import machine_line
 
 RECIPE = str(Path(__file__).parent / "segmentation.yaml")
@@ -231,7 +231,7 @@ def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
     for study in ROWS:
         base = next(row for row in ROWS[study] if row.name == BASELINES[study])
         for row, gap, p in _compared(facts, study):
-            yield f"- {row.text}, against {base.text}: Dice {finding(gap, p)}."
+            yield f"- {row.text}, against {base.text}: Dice {gap_sentence(gap, p)}."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from dskd.config.recipe import load, load_by_labels
 from dskd.engine import run
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
-from evidence.numbers import finding, gap_text, gap_verdict, number, p_text
+from evidence.numbers import gap_sentence, gap_text, gap_verdict, number, p_text
 from evidence.page import machine_line
 
 RECIPE = str(Path(__file__).parent / "unlabelled.yaml")
@@ -200,7 +200,7 @@ def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
     for setting, gap, p in _compared(facts):
         yield (
             f"- `{setting.method}`, with a teacher that learned from "
-            f"{TEACHERS[setting.teacher][1]}: {finding(gap, p)}."
+            f"{TEACHERS[setting.teacher][1]}: {gap_sentence(gap, p)}."
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dskd.compare.statistics import Difference, holm, interval, paired
-from evidence.numbers import number, p_text, verdict
+from evidence.numbers import gap_verdict, number, p_text
 from evidence.opening import bullets, finding
 from evidence.page import machine_line
 from evidence.rows import row_name
@@ -169,7 +169,7 @@ def _answer(compared: Sequence[Mapping[str, Sequence[Difference]]]) -> str:
     parts = []
     for name, rows in zip(_COMPARED, compared, strict=True):
         gaps = [gap for own in rows.values() for gap in own]
-        shown = [gap.interval.mean for gap in gaps if _verdict(gap)]
+        shown = [gap.interval.mean for gap in gaps if gap_verdict(gap, gap.p_holm)]
         parts.append(f"{len(shown)} of {len(gaps)} in {name}")
         significant += shown
     forms = [f"`{label}`" for label in compared[0]]
@@ -185,11 +185,6 @@ def _answer(compared: Sequence[Mapping[str, Sequence[Difference]]]) -> str:
     if positive == len(significant):
         return f"{text} In all of these, the value of DSKD is the larger one."
     return f"{text} In {positive} of these {len(significant)}, the value of DSKD is the larger one."
-
-
-def _verdict(gap: Difference) -> str:
-    row = {"gap": gap.interval.mean, "gap_half": gap.interval.half, "p_holm": gap.p_holm}
-    return verdict(row)
 
 
 def _certainty(
