@@ -71,7 +71,7 @@ def measure(kind: str) -> None:
     torch.set_num_threads(1)
     given = [Samples(*KINDS[kind], count) for count in (SAMPLES, 2 * BATCH)]
     data = TorchSplits(*given).read(
-        size=None, channels=None, val_fraction=None, loading="stream", workers=WORKERS
+        size=None, channels=None, test_split=None, loading="stream", workers=WORKERS
     )
     plan = draw_plan(0, 0, SAMPLES, padding=0, flip=True)
     batches = data.train.loader(torch.device("cpu")).batches(plan, BATCH)

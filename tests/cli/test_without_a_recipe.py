@@ -45,7 +45,7 @@ def test_a_bare_folder_of_photos_is_distilled(
     assert call("distill", *parts, "--out", "first", *QUICK) == 0
     assert "run saved in first" in capsys.readouterr().out
     (chosen,) = [line for line in caplog.messages if line.startswith("chosen: ")]
-    assert "data.val_fraction=0.2" in chosen
+    assert "data.test_split=0.2" in chosen
     assert "train.schedule=cosine" in chosen
     for name in models[1::2]:
         assert f"{name}: these stages are chosen" in caplog.text

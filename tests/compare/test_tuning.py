@@ -102,9 +102,10 @@ def test_a_folder_without_a_test_split_holds_out_validation_images_too(tmp_path:
     assert data.validation is None
     assert data.test_is_held_out
     real = load_training_data(found.recipe.data)
-    assert not set(data.test.names) & set(real.test.names)
-    assert set(data.test.names) < set(real.train.names)
-    assert len(data.train) + len(data.test) == len(real.train)
+    assert real.validation is not None
+    assert data.test.names == real.validation.names
+    assert data.train.names == real.train.names
+    assert not {*data.test.names, *data.train.names} & {*real.test.names}
 
 
 def scores(folder: Path) -> list[tuple[str, str]]:

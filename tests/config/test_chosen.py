@@ -82,9 +82,9 @@ def test_own_images_get_the_size_of_the_student(
     given = values(student)
     given["data"] = data_settings("photos")
     data = filled(given)["data"]
-    assert data == {"name": "folder", "root": "photos", "val_fraction": 0.2, **chosen}
+    assert data == {"name": "folder", "root": "photos", "test_split": 0.2, **chosen}
     (photos / "val").mkdir()
-    assert "val_fraction" not in filled(given)["data"]
+    assert "test_split" not in filled(given)["data"]
 
 
 def test_the_student_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_the_number_of_epochs_is_always_said() -> None:
 def test_one_augmentation_that_is_given_leaves_the_others_out() -> None:
     given = values("timm/resnet18")
     given["data"] = {**data_settings("photos"), "flip": False, "size": 32}
-    assert filled(given)["data"] == given["data"] | {"val_fraction": 0.2}
+    assert filled(given)["data"] == given["data"] | {"test_split": 0.2}
 
 
 @pytest.mark.usefixtures("photos")
@@ -250,7 +250,7 @@ def test_a_run_without_a_recipe_logs_its_choices(
     assert recipe.out == Path("runs/resnet8-resnet20-photos/dskd-seed0")
     assert (recipe.data.size, recipe.train.epochs) == (64, 2)
     assert caplog.messages == [
-        "chosen: data.size=64 data.val_fraction=0.2 data.crop_padding=8 data.flip=true"
+        "chosen: data.size=64 data.test_split=0.2 data.crop_padding=8 data.flip=true"
     ]
     alone = load_by_labels(None, overrides(data="photos/", student="resnet8"))
     assert alone.out == Path("runs/resnet8-photos/ce-seed0")

@@ -288,6 +288,7 @@ WRONG = {
     "data.classes": ["1", "0", "-2", "2.5", "cat", "true", "[]", "[[a]]", "[null]", "{a: 1}"],
     "data.fraction": [*SHARES, "0"],
     "data.val_fraction": [*(share for share in SHARES if share != "null"), "1"],
+    "data.test_split": [*(share for share in SHARES if share != "null"), "0", "1"],
     "data.test_fraction": [*SHARES, "0"],
     "data.crop_padding": [*WHOLE[1:], "257"],
     "data.flip": SWITCH,

@@ -47,7 +47,7 @@ def given(root: Path) -> Any:
 def read(given: Any, tmp_path: Path, **options: Any) -> Dataset:
     splits = as_hf(given)
     assert splits is not None
-    return splits.read(read_options(12, options.pop("val_fraction", None), **options), tmp_path)
+    return splits.read(read_options(12, options.pop("test_split", None), **options), tmp_path)
 
 
 @pytest.mark.parametrize("labels", [["9", "10", "9"], [10, 9, 10]])
@@ -119,7 +119,7 @@ def test_selected_rows_and_files_by_path_are_read(
     ]
     whole = datasets.Dataset.from_dict({"image": paths, "label": ["owl"] * 4 + ["cat"] * 4})
     whole = whole.cast_column("image", datasets.Image()).select([7, 6, 5, 4, 3, 2, 1, 0])
-    dataset = read(whole.with_format("torch"), tmp_path, val_fraction=0.25)
+    dataset = read(whole.with_format("torch"), tmp_path, test_split=0.25)
     expected = load_dataset("folder", root=root, size=12, cache_dir=tmp_path)
     assert dataset.train.labels.tolist() == [0] * 3 + [1] * 3
     image = dataset.train.images[dataset.train.names.index("train/0")]

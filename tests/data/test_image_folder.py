@@ -120,10 +120,8 @@ def test_refuses_missing_folders(tmp_path: Path, load: Callable[..., Dataset]) -
     (root / "train").rmdir()
     write_folder(root)
     shutil.rmtree(root / "val")
-    with pytest.raises(
-        InputError, match=r"has no val/CLASS/ or test/CLASS/, .*val_fraction\W+0\W+holds"
-    ):
-        load(val_fraction=0.0)
+    with pytest.raises(InputError, match=r"test_split\W+0\.01\W+holds out no image of 12"):
+        load(test_split=0.01)
 
 
 def test_refuses_classes_that_differ(tmp_path: Path, load: Callable[..., Dataset]) -> None:

@@ -146,7 +146,13 @@ def test_forms_of_an_image_have_the_same_crops() -> None:
 
 
 def test_a_part_is_that_in_memory() -> None:
-    settings = {"test": None, "val_fraction": 0.25, "classes": ["2", "0"], "size": 8}
+    settings = {
+        "test": None,
+        "test_split": 0.25,
+        "val_fraction": 0.25,
+        "classes": ["2", "0"],
+        "size": 8,
+    }
     data = [
         load_training_data(validate(DataSettings, {**rest, "loading": loading}), splits)
         for loading in ("stream", "memory")

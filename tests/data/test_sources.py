@@ -153,9 +153,10 @@ def test_without_a_test_split_the_same_images_are_held_out(
     expected = load_dataset("folder", root=root, **options)
     assert found.test_is_held_out
     assert same(found, expected)
-    assert "3 of the 12 training images are held out (data.val_fraction=0.2)" in found.notes[-1]
-    with pytest.raises(InputError, match=r"val.*, and data=.*val_fraction.* holds no image out"):
-        load_dataset(**WRITERS[kind](root, tmp_path / "other"), val_fraction=0.0, **options)
+    assert "3 of the 12 training images are held out (data.test_split=0.2)" in found.notes[-1]
+    own = WRITERS[kind](root, tmp_path / "other")
+    three = load_dataset(**own, val_fraction=0.25, test_split=0.25, **options)
+    assert [len(three.splits()[name]) for name in ("training", "validation", "test")] == [6, 3, 3]
 
 
 @pytest.mark.parametrize("loading", ["memory", "stream"])

@@ -22,11 +22,14 @@ from torch.utils.data import (
 )
 
 import dskd
+from dskd.config.schema import DataSettings
 from dskd.data.pixels import PixelForm
 from dskd.data.sample_pixels import sample_pixels
 from dskd.data.torch_dataset import TorchSplits
+from dskd.engine.build_data import load_data
 from dskd.engine.given_data import split_data
 from dskd.errors import InputError
+from dskd.settings import validate
 
 
 class Pairs(Dataset[Any]):
@@ -49,7 +52,7 @@ class Named(Pairs):
 
 
 def read(train: Any, test: Any = None, **changes: Any) -> dskd.Dataset:
-    options = {"size": None, "channels": None, "val_fraction": 0.0}
+    options = {"size": None, "channels": None, "test_split": None}
     return TorchSplits(train, test).read(**(options | changes))
 
 
@@ -160,7 +163,7 @@ def test_what_cannot_be_used_is_told_with_its_index(case: str) -> None:
     sample, said = BAD[case]
     good = (pixels(1)[0], 0)
     with pytest.raises(InputError, match=rf"^image 1 of the training images \(Pairs\) {said}"):
-        read(Pairs([good, sample, good]), val_fraction=0.5)
+        read(Pairs([good, sample, good]), test_split=0.5)
 
 
 def test_an_image_that_raises_is_named_with_the_reason() -> None:
@@ -168,7 +171,7 @@ def test_an_image_that_raises_is_named_with_the_reason() -> None:
         return (pixels(1)[0], 0) if index != 2 else 1 / 0
 
     with pytest.raises(InputError, match=r"image 2 of .* cannot be read: .*division by zero"):
-        read(Pairs(sample, 4), val_fraction=0.5)
+        read(Pairs(sample, 4), test_split=0.5)
 
 
 def test_random_transforms_are_refused() -> None:
@@ -176,7 +179,7 @@ def test_random_transforms_are_refused() -> None:
         return torch.rand(3, 8, 8), index % 2
 
     with pytest.raises(InputError, match=r"another one when it is read again.*data\.flip"):
-        read(Pairs(sample, 8), val_fraction=0.5)
+        read(Pairs(sample, 8), test_split=0.5)
 
 
 def test_names_of_classes_are_found_also_in_subsets_and_chains() -> None:
@@ -201,12 +204,10 @@ def test_labels_that_count_from_1_are_told() -> None:
 
 
 def test_without_test_images_a_part_is_held_out_and_listed() -> None:
-    data = read(TensorDataset(pixels(20), torch.arange(20) % 2), val_fraction=None)
+    data = read(TensorDataset(pixels(20), torch.arange(20) % 2))
     assert (len(data.train), len(data.test), data.test_is_held_out) == (16, 4, True)
     assert sorted([*map(int, data.train.names), *map(int, data.test.names)]) == list(range(20))
-    assert "4 of the 20 training images are held out (data.val_fraction=0.2)" in data.notes[-1]
-    with pytest.raises(InputError, match="TensorDataset has no test images; give data="):
-        read(TensorDataset(pixels(), LABELS))
+    assert "4 of the 20 training images are held out (data.test_split=0.2)" in data.notes[-1]
 
 
 class Endless(IterableDataset[Any]):
@@ -222,13 +223,13 @@ def test_a_data_set_alone_is_the_training_images() -> None:
     assert (values, images) == ({"name": "<Named>", "size": 8}, TorchSplits(named, named))
 
 
-def test_a_validation_split_leaves_no_fraction_to_hold_out() -> None:
+@pytest.mark.parametrize("setting", ["test_split", "val_fraction"])
+def test_a_split_that_is_given_is_not_held_out(setting: str) -> None:
     data = TensorDataset(pixels(), LABELS)
-    splits = TorchSplits(data, data, data)
-    found = splits.read(size=None, channels=None, val_fraction=None)
-    assert found.validation is not None
-    with pytest.raises(InputError, match=r"data has a validation split; drop data\.val_fraction"):
-        splits.read(size=None, channels=None, val_fraction=0.5)
+    settings = validate(DataSettings, {"name": "<TensorDataset>", setting: 0.5})
+    what = "test" if setting == "test_split" else "validation"
+    with pytest.raises(InputError, match=rf"has a {what} split of its own; drop data\.{setting}"):
+        load_data(settings, TorchSplits(data, data, data))
 
 
 def test_what_is_no_data_set_is_refused_with_the_form_that_is_needed() -> None:
@@ -291,16 +292,16 @@ def test_an_image_folder_trains_and_is_evaluated_as_it_was_given(
     assert dskd.load_deployed(result.path).classes == ("dark", "light")
     held_out = dskd.train(
         student="resnet8",
-        data={"dataset": data["dataset"], "size": 8, "val_fraction": 0.3},
+        data={"dataset": data["dataset"], "size": 8, "test_split": 0.3},
         train={"epochs": 1, "batch_size": 4},
         out=tmp_path / "held-out",
     )
-    assert len((held_out.path / "held_out_images.txt").read_text().splitlines()) == 4
+    assert len((held_out.path / "test_images.txt").read_text().splitlines()) == 4
     again = dskd.evaluate(held_out.path, data=data["dataset"])
     assert again.accuracy == held_out.test_accuracy
 
 
 def test_settings_of_files_do_not_apply(tmp_path: Path) -> None:
-    data = {"dataset": TensorDataset(pixels(), LABELS), "skip_bad": True, "val_fraction": 0.5}
+    data = {"dataset": TensorDataset(pixels(), LABELS), "skip_bad": True, "test_split": 0.5}
     with pytest.raises(InputError, match=r"data\.skip_bad does not apply to images given in"):
         dskd.train(student="resnet8", data=data, out=tmp_path / "run")

@@ -97,7 +97,7 @@ def test_images_of_the_data_set_are_left_out(root: Path, folder: str, loading: s
 
 def test_a_held_out_test_split_is_left_out(root: Path) -> None:
     shutil.rmtree(root / "val")
-    data = load(root / "train", root / "train", fraction=0.5, val_fraction=0.2)
+    data = load(root / "train", root / "train", fraction=0.5, test_split=0.2)
     assert data.unlabelled is not None
     names = [{*split.names} for split in (data.train, data.test, data.unlabelled)]
     assert sum(map(len, names)) == len(set.union(*names)) == 15

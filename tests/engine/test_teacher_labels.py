@@ -106,7 +106,7 @@ def test_files_name_agreement_with_the_teacher(trained: Result) -> None:
 def test_the_teacher_labels_the_images_that_are_held_out(trained: Result, root: Path) -> None:
     stored = json.loads((trained.path / "teacher_labels.json").read_text())
     assert stored["classes"] == list(CLASSES)
-    held_out = (trained.path / "held_out_images.txt").read_text().splitlines()
+    held_out = (trained.path / "test_images.txt").read_text().splitlines()
     assert len(stored["test"]) == len(held_out) == 4
     assert all((root / name).is_file() for name in held_out)
 
@@ -189,7 +189,7 @@ def test_teacher_outputs_are_cached(root: Path, teacher: Path, tmp_path: Path) -
         (["train.label_smoothing=0.1"], "says that there are none; drop one of both"),
         (["train.class_weights=balanced"], "says that there are none; drop one of both"),
         (["data.classes=3"], "classes does not apply to .*none"),
-        (["data.val_fraction=0"], "holds out no image of 20"),
+        (["data.test_split=0.01"], "holds out no image of 20"),
         (["data.name=digits", "data.root=null"], "takes all images of a folder"),
     ],
 )
@@ -271,7 +271,9 @@ def test_labels_have_no_weight(root: Path, teacher: Path, tmp_path: Path, traine
 
 @pytest.mark.slow
 def test_settings_are_tuned_by_agreement(root: Path, teacher: Path, tmp_path: Path) -> None:
-    shared = plan(root, tmp_path, f"teacher.checkpoint={teacher}", "train.epochs=1").plain()
+    shared = plan(
+        root, tmp_path, f"teacher.checkpoint={teacher}", "train.epochs=1", "data.val_fraction=0.2"
+    ).plain()
     result = dskd.tune(
         recipe=shared | {"out": None},
         space={"train.lr": "0.01..0.2:log"},
@@ -290,7 +292,7 @@ def test_a_module_teaches_a_folder_from_python(root: Path, tmp_path: Path) -> No
     result = dskd.distill(
         "resnet8",
         teacher=module,
-        data={"name": "folder", "root": root, "labels": "none", "size": 16, "val_fraction": 0.5},
+        data={"name": "folder", "root": root, "labels": "none", "size": 16, "test_split": 0.5},
         method="kd",
         epochs=1,
         train={"batch_size": 8},

@@ -238,22 +238,22 @@ def test_train_alone_is_divided_and_the_images_are_listed(root: Path, tmp_path: 
         file.unlink()
     for folder in (root / "val" / "a", root / "val" / "b", root / "val"):
         folder.rmdir()
-    with pytest.raises(InputError, match=r"data={..., \"val_fraction\": 0} holds no image out"):
-        load(root, val_fraction=0.0)
-    dataset = load(root, val_fraction=0.5)
+    with pytest.raises(InputError, match=r"data={..., \"test_split\": 0.01} holds out no image"):
+        load(root, test_split=0.01)
+    dataset = load(root, test_split=0.5)
     assert dataset.train.labels.bincount().tolist() == [2, 2]
     assert dataset.test.labels.bincount().tolist() == [2, 2]
     assert dataset.validation is None
     assert not {*dataset.train.names} & {*dataset.test.names}
     assert (
-        "4 of the 8 training images are held out (data.val_fraction=0.5), and the student is "
+        "4 of the 8 training images are held out (data.test_split=0.5), and the student is "
         "tested on them"
     ) in " ".join(dataset.notes)
-    settings = {"name": "folder", "root": str(root), "size": 8, "val_fraction": 0.5}
+    settings = {"name": "folder", "root": str(root), "size": 8, "test_split": 0.5}
     small = {"epochs": 1, "batch_size": 4}
     out = tmp_path / "run"
     dskd.train(student="resnet8", data=settings, train=small, out=out)
-    assert tuple((out / "held_out_images.txt").read_text().split()) == dataset.test.names
+    assert tuple((out / "test_images.txt").read_text().split()) == dataset.test.names
 
 
 def test_class_folders_without_a_split_are_divided(tmp_path: Path) -> None:
@@ -273,9 +273,9 @@ def test_class_folders_without_a_split_are_divided(tmp_path: Path) -> None:
     assert not {*dataset.train.names} & {*dataset.test.names}
     assert {"rose/more/5.png", "tulip/0.png"} <= {*dataset.train.names, *dataset.test.names}
     notes = " ".join(dataset.notes)
-    assert "2 of the 12 training images are held out (data.val_fraction=0.2)" in notes
+    assert "2 of the 12 training images are held out (data.test_split=0.2)" in notes
     assert "2 files ignored, because they are no images of a class, such as LICENSE.txt" in notes
-    assert len(load(root, val_fraction=0.5).test) == 6
+    assert len(load(root, test_split=0.5).test) == 6
     assert load(root).fingerprint() == dataset.fingerprint()
 
 
@@ -303,8 +303,10 @@ def test_a_validation_and_a_test_folder_are_what_they_are_called(root: Path) -> 
     assert dataset.validation is not None
     assert len(dataset.validation) == 4
     assert load(root).fingerprint() == dataset.fingerprint()  # from the cache
-    with pytest.raises(InputError, match=r"val is the validation split; drop data\.val_fraction"):
+    with pytest.raises(InputError, match=r"has a validation split of its own; drop.*val_fraction"):
         load(root, val_fraction=0.2)
+    with pytest.raises(InputError, match=r"test is the test split; drop .*test_split"):
+        load(root, test_split=0.2)
 
 
 def test_two_validation_folders_are_refused(root: Path) -> None:

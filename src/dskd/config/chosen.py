@@ -85,7 +85,7 @@ def _data(sections: Mapping[str, dict[str, Any]], plain: Callable[[], bool]) -> 
         chosen["size"] = data.get("size") or _size(sections["student"], data, plain)
         bare = root is not None and not any((root / split).is_dir() for split in EVALUATION)
         if data["name"] == "folder" and bare:
-            chosen["val_fraction"] = HELD_OUT
+            chosen["test_split"] = HELD_OUT
         chosen |= _of_published(sections["teacher"])
     if not data.keys() & {"augment", *AUGMENTATIONS}:
         chosen |= _augmentation(sections, data.get("size") or chosen.get("size"))

@@ -121,8 +121,10 @@ class DataSettings(Settings):
     """Fraction of the training images to use. It is the same in every class."""
     val_fraction: Fraction | None = None
     """Fraction of the training images held out for validation. The split does not depend on the
-    seed. In your own images without val and test, the student is tested on these images. None means
-    0.2 there, and 0 otherwise."""
+    seed. None holds none out."""
+    test_split: Annotated[Fraction, Field(gt=0)] | None = None
+    """For your own images without val and test: fraction of the training images that becomes the
+    test split. It does not depend on the seed. None means 0.2."""
     test_fraction: Share = 1.0
     """Fraction of the test and validation images to use, for quick trials. It is the same in every
     class."""
@@ -166,9 +168,8 @@ class DataSettings(Settings):
     averages blocks of pixels where images shrink by a whole factor, and is bicubic otherwise."""
     labels: Literal["given", "none"] = "given"
     """For a folder: ``none`` takes all images in data.root, at any depth, as images without labels.
-    The student learns from the teacher alone, and the classes are the teacher's. Of the images,
-    val_fraction is held out (None means 0.2), and agreement with the teacher is measured on these
-    in place of accuracy."""
+    The student learns from the teacher alone, and the classes are the teacher's. Agreement with the
+    teacher is measured on the test split (test_split) in place of accuracy."""
     unlabelled: PathSetting | None = None
     """A folder of images without labels, at any depth. They join the training, and the student
     learns from the teacher's outputs for them. Files that are training, validation or test images

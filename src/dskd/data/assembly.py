@@ -45,7 +45,7 @@ def assemble(source: ImageSource, options: ReadOptions, outcome: Outcome) -> Dat
 
     Args:
         source: What was found.
-        options: How it is read; its `val_fraction` is held out if there is no test split. Without
+        options: How it is read; its `test_split` is held out if there is no test split. Without
             classes, the first image is the test split, and nothing is held out.
         outcome: What became of its images.
 
@@ -68,8 +68,8 @@ def assemble(source: ImageSource, options: ReadOptions, outcome: Outcome) -> Dat
     if not source.classes:
         test, held_out = train.take(torch.tensor([0])), False
     if test is None:
-        fraction = options.val_fraction or 0.0
-        test, train = hold_out(train, fraction)
+        fraction = options.test_split or 0.0
+        test, train = hold_out(train, "test_split", fraction)
         notes.append(held_out_note(source.no_test, test, train, fraction))
     mean, std = outcome.statistics(train)
     return Dataset(

@@ -156,7 +156,7 @@ class Dataset:
         without_labels: Whether no image has a label. The classes are those of the teacher then, and
             the labels of the test and validation images are what it predicts for them, or
             `NO_LABEL` before it does.
-        test_is_held_out: Whether ``data.val_fraction`` took the test split off the training images,
+        test_is_held_out: Whether ``data.test_split`` took the test split off the training images,
             because there was no other.
     """
 

@@ -19,7 +19,7 @@ def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dat
     folder, they are the folders in ``root``. Images may lie in folders within a class. The
     evaluation split is called ``val``, ``valid``, ``validation`` or ``test``. If there is a
     validation and a test folder, the first is the validation split and the second the test split.
-    If there is neither, ``val_fraction`` of the training images (0.2 if it is not set) become the
+    If there is neither, ``test_split`` of the training images (0.2 if it is not set) become the
     test split.
     Images become upright RGB or gray, see `dskd.data.pixels.convert`. Hidden files, and folders
     that tools leave behind, are ignored; the notes count them, and all other files that are not

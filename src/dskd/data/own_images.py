@@ -24,8 +24,8 @@ from dskd.errors import InputError
 def load_images(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Dataset:
     """The data set of a source.
 
-    Without a test split, ``val_fraction`` of the training images (0.2 if it is not set) become the
-    test split. Images become upright RGB or gray, see `dskd.data.pixels.convert`.
+    Without a test split, ``test_split`` of the training images (0.2 if it is not set) become
+    one. Images become upright RGB or gray, see `dskd.data.pixels.convert`.
 
     Args:
         source: What was found.
@@ -39,19 +39,12 @@ def load_images(source: ImageSource, options: ReadOptions, cache_dir: Path | Non
     Raises:
         InputError: Images cannot be used, or have different sizes and ``size`` is None.
     """
-    chosen = options.val_fraction
-    held_out = 0.0 if source.evaluation else HELD_OUT if chosen is None else chosen
-    if source.validation and options.val_fraction:
+    if source.evaluation and options.test_split:
         raise InputError(
-            f"{source.files.where(source.validation)} is the validation split; drop "
-            "data.val_fraction"
+            f"{source.files.where(source.evaluation)} is the test split; drop data.test_split"
         )
-    if not source.evaluation and not held_out:
-        raise InputError(
-            f"{source.no_test}, and data.val_fraction=0 holds no image out; add one, or drop "
-            "data.val_fraction"
-        )
-    return read_images(source, replace(options, val_fraction=held_out), cache_dir)
+    held_out = 0.0 if source.evaluation else options.test_split or HELD_OUT
+    return read_images(source, replace(options, test_split=held_out), cache_dir)
 
 
 def read_images(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Dataset:
@@ -61,7 +54,7 @@ def read_images(source: ImageSource, options: ReadOptions, cache_dir: Path | Non
         InputError: Images cannot be used, or have different sizes and ``size`` is None.
     """
     note = why_streamed(source, options)
-    key = options.size, options.form, options.skip_bad, options.val_fraction
+    key = options.size, options.form, options.skip_bad, options.test_split
     place = source.name, source.files, key, cache_dir
     sampling = current_sampling()
     if sampling is not None:

@@ -59,7 +59,8 @@ class ReadOptions:
     Attributes:
         size: Height and width of the images, see `dskd.data.pixels.square`; None keeps the data
             set's own.
-        val_fraction: Fraction of the training images that is held out; None for the default.
+        test_split: Fraction of the training images that becomes the test split; None for the
+            default.
         form: What pixels become.
         skip_bad: Leave out images that cannot be used.
         loading: Whether images are decoded once or at every use, see `ImageOptions`.
@@ -72,7 +73,7 @@ class ReadOptions:
     """
 
     size: int | None = None
-    val_fraction: float | None = None
+    test_split: float | None = None
     form: PixelForm = RGB
     skip_bad: bool = False
     loading: Loading = "auto"
@@ -86,7 +87,7 @@ class ReadOptions:
 
 def read_options(
     size: int | None,
-    val_fraction: float | None,
+    test_split: float | None,
     *,
     channels: int | None = None,
     value_range: tuple[float, float] | None = None,
@@ -109,8 +110,8 @@ def read_options(
     """
     if size is not None and size < 1:
         raise InputError(f"data.size must be at least 1, got {size}")
-    if val_fraction is not None and not 0 <= val_fraction < 1:
-        raise InputError(f"data.val_fraction must be at least 0 and below 1, got {val_fraction}")
+    if test_split is not None and not 0 < test_split < 1:
+        raise InputError(f"data.test_split must be above 0 and below 1, got {test_split}")
     if channels not in (None, 1, 3):
         raise InputError(f"data.channels must be 1 for gray or 3 for RGB, got {channels}")
     if max_pixels is not None and max_pixels < 1:
@@ -132,7 +133,7 @@ def read_options(
     form = PixelForm(channels or 3, value_range, max_pixels or MAX_PIXELS, crop_pct, interpolation)
     return ReadOptions(
         size,
-        val_fraction,
+        test_split,
         form,
         skip_bad,
         loading,

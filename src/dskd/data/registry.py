@@ -26,6 +26,7 @@ def load_dataset(
     classes: int | Sequence[str] | None = None,
     fraction: float = 1.0,
     val_fraction: float | None = None,
+    test_split: float | None = None,
     test_fraction: float = 1.0,
     cache_dir: str | Path | None = None,
     **images: Unpack[ImageOptions],
@@ -41,8 +42,9 @@ def load_dataset(
         size: Height and width of the images; None keeps the data set's own.
         classes: Number of the first classes to select, or names in order; None selects all.
         fraction: Fraction of the training images to select, above 0 and at most 1.
-        val_fraction: Fraction of the training images for the validation split, or for the test
-            split of a folder without one. None means 0.2 there, and else 0.
+        val_fraction: Fraction of the training images for the validation split. None means 0.
+        test_split: Fraction of the training images for the test split, if your own images have
+            none. None means 0.2.
         test_fraction: Fraction of the test and validation images to select, as ``fraction``.
         cache_dir: Folder for downloads and decoded images; None takes ``DSKD_CACHE``, else the
             user's cache folder.
@@ -58,13 +60,15 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    options = read_options(size, val_fraction, **images)
+    options = read_options(size, test_split, **images)
     entry = DATASETS[name]
     for key in SOURCE_SETTINGS:
         if images.get(key) is not None and key not in entry.settings:
             raise InputError(f"data.{key} does nothing for {name}; drop it")
     if not entry.own_images:
         _refuse_image_options(name, images)
+        if test_split is not None:
+            raise InputError(f"{name} has a test split of its own; drop data.test_split")
     folder = as_path(root, "data.root") if root is not None else None
     cache = as_path(cache_dir, "data.cache_dir") if cache_dir is not None else None
     try:
@@ -107,6 +111,5 @@ def take_part(
     """
     if classes is not None:
         dataset = choose_classes(dataset, classes)
-    if not dataset.test_is_held_out:
-        dataset = split_validation(dataset, val_fraction)
+    dataset = split_validation(dataset, val_fraction)
     return take_test_fraction(take_fraction(dataset, fraction), test_fraction)

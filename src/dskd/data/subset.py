@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -68,22 +69,30 @@ def split_validation(dataset: Dataset, val_fraction: float) -> Dataset:
             images; at least one image of each class stays.
 
     Raises:
-        InputError: ``val_fraction`` is out of range or moves no image.
+        InputError: ``val_fraction`` is out of range or moves no image, or there is a validation
+            split already.
     """
     if not 0 <= val_fraction < 1:
         raise InputError(f"data.val_fraction must be at least 0 and below 1, got {val_fraction}")
     if val_fraction == 0:
         return dataset
-    validation, train = hold_out(dataset.train, val_fraction)
+    if dataset.validation is not None:
+        raise InputError(
+            f"{dataset.name} has a validation split of its own; drop data.val_fraction"
+        )
+    validation, train = hold_out(dataset.train, "val_fraction", val_fraction)
     return replace(dataset, train=train, validation=validation)
 
 
-def hold_out(split: Samples, fraction: float) -> tuple[Samples, Samples]:
+def hold_out(
+    split: Samples, setting: Literal["val_fraction", "test_split"], fraction: float
+) -> tuple[Samples, Samples]:
     """Hold out a fraction of each class, rounded to whole images; one image of each stays at least.
 
     Args:
         split: The training images.
-        fraction: The fraction, ``data.val_fraction``.
+        setting: The key of ``data`` that holds the fraction.
+        fraction: The fraction.
 
     Returns:
         The images that are held out, and the rest.
@@ -96,7 +105,7 @@ def hold_out(split: Samples, fraction: float) -> tuple[Samples, Samples]:
     )
     if len(held_out) == 0:
         raise InputError(
-            f"data.val_fraction {fraction} holds out no image of {len(split)}; give a larger one"
+            f"data.{setting}={fraction:g} holds out no image of {len(split)}; give a larger one"
         )
     return split.take(held_out), split.take(rest)
 
@@ -108,11 +117,11 @@ def held_out_note(reason: str, test: Samples, train: Samples, fraction: float) -
         reason: Why.
         test: The images that are held out.
         train: The rest.
-        fraction: The fraction, ``data.val_fraction``.
+        fraction: The fraction, ``data.test_split``.
     """
     return (
         f"{reason}: {len(test)} of the {len(test) + len(train)} training images are held out "
-        f"(data.val_fraction={fraction:g}), and the student is tested on them"
+        f"(data.test_split={fraction:g}), and the student is tested on them"
     )
 
 

@@ -29,9 +29,6 @@ log = logging.getLogger("dskd")
 
 _FEW = 64
 """So few images always fit into memory."""
-_NEEDS_TEST = (
-    "give data={'dataset': train, 'test': test}, or drop data.val_fraction=0 to hold a part out"
-)
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class TorchSplits:
         *,
         size: int | None,
         channels: int | None,
-        val_fraction: float | None,
+        test_split: float | None,
         form: PixelForm = RGB,
         loading: Loading = "auto",
         workers: int = 0,
@@ -70,7 +67,7 @@ class TorchSplits:
         Args:
             size: Height and width; None for images that have one size.
             channels: 3 for RGB, 1 for gray; None keeps what the images are.
-            val_fraction: Fraction of the training images for the test split, if there is none;
+            test_split: Fraction of the training images for the test split, if there is none;
                 None for 0.2.
             form: Its `value_range` says which values become 0 and 255, in place of 0 to 255 or 0 to
                 1. It also says how images are resized.
@@ -79,9 +76,10 @@ class TorchSplits:
 
         Raises:
             InputError: An image or a label cannot be used, images differ in size or channels, a
-                data set is random, or there are no test images.
+                data set is random, or ``test_split`` is set and there are test images.
         """
-        self._check_fraction(val_fraction)
+        if self.test is not None and test_split:
+            raise InputError("data has a test split of its own; drop data.test_split")
         names = _class_names(self.train)
         readers = self._readers(size, channels, form)
         for what, reader in readers.items():
@@ -90,13 +88,12 @@ class TorchSplits:
         read = partial(_split, workers=workers if streamed else None)
         found = {what: read(reader) for what, reader in readers.items()}
         splits = {what: split for what, (split, _) in found.items()}
-        train = splits["training"]
+        train, test = splits["training"], splits.get("test")
         others = self._unlabelled_reader(train, channels, form)
-        test: Samples | None = splits.get("test")
         notes = [streamed] * bool(streamed)
         notes += _notes(splits, names, any(deep for _, deep in found.values()))
         if test is None:
-            test, train, note = _held_out(train, val_fraction)
+            test, train, note = _held_out(train, test_split or HELD_OUT)
             notes.append(note)
         mean, std = statistics_of_some(train) if streamed else channel_statistics(train.images)
         return Dataset(
@@ -142,12 +139,6 @@ class TorchSplits:
         own, height, width = train.sample_shape
         size = height if height == width else None
         return SampleReader(self.unlabelled, "unlabelled", size, channels or own, form, False)
-
-    def _check_fraction(self, val_fraction: float | None) -> None:
-        if self.test is None and val_fraction == 0:
-            raise InputError(f"{type_name(self.train)} has no test images; {_NEEDS_TEST}")
-        if self.validation is not None and val_fraction:
-            raise InputError("data has a validation split; drop data.val_fraction")
 
 
 def as_splits(given: object) -> TorchSplits | None:
@@ -254,8 +245,7 @@ def _highest(splits: Mapping[str, Samples]) -> int:
     return max(int(split.labels.max()) for split in splits.values())
 
 
-def _held_out(images: Samples, val_fraction: float | None) -> tuple[Samples, Samples, str]:
+def _held_out(images: Samples, fraction: float) -> tuple[Samples, Samples, str]:
     """The test images, the training images, and a note."""
-    fraction = HELD_OUT if val_fraction is None else val_fraction
-    test, train = hold_out(images, fraction)
+    test, train = hold_out(images, "test_split", fraction)
     return test, train, held_out_note("there are no test images", test, train, fraction)

@@ -84,7 +84,7 @@ def join_unlabelled(
 
 
 def without_labels(
-    root: Path, options: ReadOptions, cache_dir: Path | None, val_fraction: float
+    root: Path, options: ReadOptions, cache_dir: Path | None, test_split: float
 ) -> Dataset:
     """The images of a folder as a data set in which no image has a label (``data.labels=none``).
 
@@ -92,7 +92,7 @@ def without_labels(
         root: The folder; it is only read.
         options: How it is read.
         cache_dir: See `join_unlabelled`.
-        val_fraction: Fraction of the images that become the test split.
+        test_split: Fraction of the images that become the test split.
 
     Returns:
         The data set, without classes: they are those of the teacher.
@@ -102,10 +102,10 @@ def without_labels(
             out.
     """
     data = load_unlabelled(root, options, cache_dir, "data.root")
-    test, train = hold_out(data.train, val_fraction)
+    test, train = hold_out(data.train, "test_split", test_split)
     note = (
         f"data.labels=none: {len(test)} of the {len(data.train)} images are held out "
-        f"(data.val_fraction={val_fraction:g}), and agreement with the teacher is measured on them"
+        f"(data.test_split={test_split:g}), and agreement with the teacher is measured on them"
     )
     return replace(
         data,

@@ -29,7 +29,7 @@ OF_IMAGES_IN_MEMORY = {
     "unlabelled_share",
 } | {*AUGMENTATIONS}
 """The keys of ``data`` that apply to images given in Python."""
-OF_SAMPLES = {"size", "channels", "value_range", "crop_pct", "loading", "workers"}
+OF_SAMPLES = {"test_split", "size", "channels", "value_range", "crop_pct", "loading", "workers"}
 """The keys that apply to torch's data sets, too."""
 OF_FILES = {
     "value_range",
@@ -99,18 +99,20 @@ def _without_labels(settings: DataSettings) -> Dataset:
             "or drop it"
         )
     of_images = {"name", "root", "size", "channels", "cache_dir", "labels", "interpolation"}
-    of_images |= {"fraction", "val_fraction", "test_fraction", *OF_FILES, *AUGMENTATIONS}
+    of_images |= {"fraction", "val_fraction", "test_split", "test_fraction"}
+    of_images |= {*OF_FILES, *AUGMENTATIONS}
     for key in DataSettings.model_fields.keys() - of_images - {"crop_ratio"}:
         if not settings.is_default(key):
             raise InputError(f"data.{key} does not apply to data.labels=none; drop one of both")
-    held_out = HELD_OUT if settings.val_fraction is None else settings.val_fraction
     images: Any = {**_image_options(settings), "channels": settings.channels}
     options = read_options(settings.size, None, **images)
     try:
-        data = without_labels(settings.root, options, settings.cache_dir, held_out)
+        data = without_labels(
+            settings.root, options, settings.cache_dir, settings.test_split or HELD_OUT
+        )
     except OSError as error:
         raise InputError(f"cannot read {settings.root}: {error}; check data.root") from error
-    return take_part(data, None, settings.fraction, 0.0, settings.test_fraction)
+    return take_part(data, None, *_fractions(settings))
 
 
 def _are_files(settings: DataSettings) -> bool:
@@ -141,8 +143,12 @@ def _given(settings: DataSettings, given: GivenData) -> Dataset:
     if data.unlabelled is not None:
         train, others = shared_workers(data.train, data.unlabelled, settings.unlabelled_share)
         data = replace(data, train=train, unlabelled=others)
-    fractions = settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
-    return take_part(data, settings.classes, *fractions)
+    return take_part(data, settings.classes, *_fractions(settings))
+
+
+def _fractions(settings: DataSettings) -> tuple[float, float, float]:
+    """Of the training, validation and test images."""
+    return settings.fraction, settings.val_fraction or 0.0, settings.test_fraction
 
 
 def _read(settings: DataSettings, given: GivenData) -> Dataset:
@@ -157,13 +163,13 @@ def _read(settings: DataSettings, given: GivenData) -> Dataset:
                     crop_pct=settings.crop_pct,
                     interpolation=settings.interpolation,
                 ),
-                val_fraction=settings.val_fraction,
+                test_split=settings.test_split,
                 loading=settings.loading,
                 workers=default_workers() if settings.workers is None else settings.workers,
             )
         case HFSplits():
             images = settings.model_dump(include={*ImageOptions.__annotations__} - OF_PLACES)
-            options = read_options(settings.size, settings.val_fraction, **images)
+            options = read_options(settings.size, settings.test_split, **images)
             return given.read(options, settings.cache_dir)
     return given
 

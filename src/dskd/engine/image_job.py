@@ -22,7 +22,7 @@ from dskd.engine.user_objects import UserObjects
 from dskd.errors import as_given, printable
 from dskd.runtime import distributed
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import HELD_OUT_IMAGES, SKIPPED_IMAGES, TEACHER
+from dskd.storage.run_files import SKIPPED_IMAGES, TEACHER, TEST_IMAGES, VALIDATION_IMAGES
 from dskd.teacher.frozen import FrozenTeacher
 
 log = logging.getLogger("dskd")
@@ -82,10 +82,11 @@ class ImageJob(Job):
 
 
 def _list_images(data: Dataset, directory: RunDirectory) -> None:
-    """Writes which image files were left out and which were held out."""
-    held_out = data.test if data.test_is_held_out else data.validation
-    listed = held_out.names if held_out is not None else ()
-    for name, lines in ((SKIPPED_IMAGES, data.skipped), (HELD_OUT_IMAGES, listed)):
+    """Writes which image files were left out, and which no step trains on."""
+    test = data.test.names if data.test_is_held_out else ()
+    validation = data.validation.names if data.validation is not None else ()
+    listed = {SKIPPED_IMAGES: data.skipped, TEST_IMAGES: test, VALIDATION_IMAGES: validation}
+    for name, lines in listed.items():
         if lines:
             text = "".join(f"{printable(line)}\n" for line in lines)
             directory.write_bytes(name, text.encode())

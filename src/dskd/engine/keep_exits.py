@@ -63,15 +63,9 @@ def check_exits(name: str, method: Method, data: Dataset) -> None:
             "dskd, dsn or byot, or drop it"
         )
     if data.validation is None:
-        fix = (
-            "the held-out images are the test split; give the data a test split of its own (a "
-            "folder test), and hold some out with data.val_fraction=0.1"
-            if data.test_is_held_out
-            else "hold some training images out with data.val_fraction=0.1"
-        )
         raise InputError(
             "train.exits=true: exits are calibrated on validation images, and there are none; "
-            + fix
+            "hold some training images out with data.val_fraction=0.1"
         )
     _check_stages(method, branches, data)
 

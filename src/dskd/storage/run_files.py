@@ -31,7 +31,8 @@ FAILED = "failed.txt"
 """Written by a comparison: why this run has no result."""
 LOST = "lost.txt"
 """Written by a comparison: why this run has no result yet. The comparison tries it again."""
-SKIPPED_IMAGES, HELD_OUT_IMAGES = "skipped_images.txt", "held_out_images.txt"
+SKIPPED_IMAGES = "skipped_images.txt"
+TEST_IMAGES, VALIDATION_IMAGES = "test_images.txt", "validation_images.txt"
 """Image files that were left out, each with the reason, and those that were held out."""
 CHECKPOINTS, TENSORBOARD, TEACHER = "checkpoints", "tensorboard", "teacher"
 """Folders. ``teacher`` is the run of a teacher that this run trains first."""
@@ -54,7 +55,8 @@ FILES = (
     FAILED,
     LOST,
     SKIPPED_IMAGES,
-    HELD_OUT_IMAGES,
+    TEST_IMAGES,
+    VALIDATION_IMAGES,
     *REPORT,
 )
 """The files that come and go with a run, apart from those that identify or finish it."""

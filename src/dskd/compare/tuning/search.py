@@ -13,7 +13,6 @@ from dskd import methods
 from dskd.compare.tuning.space import Tuned, configured
 from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data import Dataset
-from dskd.data.subset import HELD_OUT, split_validation
 from dskd.engine.teacher_labels import training_data
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
@@ -104,17 +103,12 @@ class Search:
     def data(self) -> Dataset:
         """The images of trials: the validation images in place of the test split, which is absent.
 
-        So ``test_accuracy`` in the folder of a trial is the accuracy on validation images. Where
-        ``data.val_fraction`` holds out the test split already, because there is no other, as much
-        is held out once more.
+        So ``test_accuracy`` in the folder of a trial is the accuracy on validation images.
 
         Raises:
             InputError: There is no validation split.
         """
-        settings = self.recipe.data
         data = training_data(self.recipe, self.objects)
-        if data.validation is None and data.test_is_held_out:
-            data = split_validation(data, settings.val_fraction or HELD_OUT)
         if data.validation is None:
             raise InputError(
                 f"{data.name} has no validation split, by which trials are compared; hold out a "

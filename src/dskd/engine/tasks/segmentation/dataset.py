@@ -129,7 +129,7 @@ def divide(
     *,
     patients: int,
     val_fraction: float,
-    test_fraction: float,
+    test_split: float,
     split_seed: int,
     seed_width: int = 4,
     seed_place: Place = "random",
@@ -145,7 +145,7 @@ def divide(
         splits: The images of ``train``, and perhaps of ``val`` and ``test``.
         patients: How many training patients have masks. The others have seeds.
         val_fraction: Share of the training patients for validation, if there are none.
-        test_fraction: Share of the training patients for the test, if there are none.
+        test_split: Share of the training patients for the test, if there are none.
         split_seed: Of the patients that are drawn, and of the seeds.
         seed_width: Width of a seed in pixels.
         seed_place: Where a seed lies.
@@ -158,7 +158,7 @@ def divide(
     if test is None:
         val, test = None, val
     wanted = {
-        "test": test_fraction if test is None else 0.0,
+        "test": test_split if test is None else 0.0,
         "validation": val_fraction if val is None else 0.0,
     }
     held_out, left = _held_out(name, train, wanted)

@@ -67,7 +67,7 @@ class SegmentationDataSettings(Settings):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training patients that is held out for validation, if there is no other
     validation split: if there is no folder ``test``, the folder ``val`` is the test split."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_split: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training patients that is held out for the test, without ``val`` and
     ``test``."""
 

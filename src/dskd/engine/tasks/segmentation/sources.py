@@ -39,7 +39,7 @@ def load_images(settings: SegmentationDataSettings) -> SegmentationData:
         splits,
         patients=settings.patients,
         val_fraction=settings.val_fraction,
-        test_fraction=settings.test_fraction,
+        test_split=settings.test_split,
         split_seed=settings.split_seed,
         seed_width=settings.seed_width,
         seed_place=settings.seed_place,
