@@ -145,7 +145,7 @@ def draw(out: Path, names: Sequence[str]) -> Image.Image:
         names: Rows of the first study.
     """
     students = [load_student(out / "mixed" / f"{name}-seed0") for name in names]
-    test = load_images(students[0].recipe.data).test
+    test = load_images(students[0].recipe.split_data).test
     full = [index for index, mask in enumerate(test.masks) if mask.any()]
     chosen = [full[len(full) * number // SHOWN] for number in range(min(SHOWN, len(full)))]
     images = [test.images[index].numpy() for index in chosen]

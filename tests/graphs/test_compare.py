@@ -112,7 +112,7 @@ def test_a_teacher_of_one_split_is_refused_for_others(graph: Path, tmp_path: Pat
     data = ["data.name=generated", "data.split_seed=null"]
     recipe = RECIPES.load_shared(None, [*SMALL, *OF_TEACHER, *data])
     plan = grid.plan(recipe, ["alone,dskd"], tmp_path / "x", seeds=2)
-    with pytest.raises(InputError, match="dskd learns from a teacher, which would know test nodes"):
+    with pytest.raises(InputError, match="dskd learns from a teacher, which would know test data"):
         run_grid(plan, Silent())
     assert not plan.path.exists()
 

@@ -15,8 +15,10 @@ from dskd.compare.runner import run_grid
 from dskd.engine.run import run_job
 from dskd.engine.tasks.segmentation.job import SegmentationJob
 from dskd.engine.tasks.segmentation.recipe import RECIPES
+from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.student import evaluate
 from dskd.errors import InputError
+from dskd.report.build import make_report
 from tests.compare.small_comparison import Here, Silent
 
 TINY = ["data.size=16", "student.width=2", "teacher.width=2", "train.epochs=1", "train.lr=0.01"]
@@ -69,6 +71,31 @@ def _check_report(compared: Path) -> None:
     ]
     expected = evaluate(compared / "dskd/seed0")
     assert rows == [(one.name, [one.dice, one.hd95]) for one in expected]
+
+
+@pytest.mark.slow
+def test_each_seed_may_have_a_split_of_its_own(tmp_path: Path) -> None:
+    recipe = RECIPES.load_shared("shapes", [*TINY, "data.split_seed=null"])
+    plan = grid.plan(recipe, ["masks"], tmp_path / "here", seeds=2)
+    (masks,) = run_grid(plan, Silent()).variants
+    prints = [masks.results[seed]["fingerprints"]["data"] for seed in (0, 1)]
+    fixed = [recipe.data.model_copy(update={"split_seed": seed}) for seed in (0, 1)]
+    assert prints == [load_images(settings).fingerprint() for settings in fixed]
+    assert prints[0] != prints[1]
+    for seed in (0, 1):  # evaluated on the split of its run
+        scores = evaluate(plan.path / f"masks/seed{seed}", "last")
+        found = sum(score.dice for score in scores) / len(scores)
+        assert found == pytest.approx(masks.results[seed]["test_accuracy"], abs=1e-3)
+    in_jobs = grid.plan(recipe, ["masks"], tmp_path / "jobs", seeds=2)
+    run_grid(in_jobs, Silent(), launcher=Here(2))
+    for seed in (0, 1):
+        name = f"masks/seed{seed}/student.safetensors"
+        assert (in_jobs.path / name).read_bytes() == (plan.path / name).read_bytes()
+    make_report([plan.path])
+    learning = grid.plan(recipe, ["masks,kd"], tmp_path / "x", seeds=2)
+    with pytest.raises(InputError, match="kd learns from a teacher, which would know test data"):
+        run_grid(learning, Silent())
+    assert not learning.path.exists()
 
 
 def test_a_comparison_names_its_folder_by_an_option() -> None:

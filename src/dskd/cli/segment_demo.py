@@ -65,7 +65,7 @@ def run_demo(out: Path, data: str = "shapes") -> tuple[Path, list[str], list[lis
 def _draw(out: Path) -> Path:
     """Draws test images with their masks, and with what each student predicts."""
     students = [load_student(out / name) for name in _STUDENTS]
-    test = load_images(students[0].recipe.data).test
+    test = load_images(students[0].recipe.split_data).test
     chosen = test.examples(_SHOWN)
     images = [test.images[index].numpy() for index in chosen]
     masks = [[student.predict(image) for image in images] for student in students]

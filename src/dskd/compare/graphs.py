@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from dskd.compare.grid import Grid
+from dskd.compare.own_splits import DataOfSeeds
 from dskd.compare.parts import ComparisonParts
 from dskd.engine.task import RunRecipe
 from dskd.engine.tasks.graphs.job import (
@@ -16,8 +18,6 @@ from dskd.engine.tasks.graphs.job import (
     rehearse,
     trained_teacher,
 )
-from dskd.engine.tasks.graphs.loader import GraphLoaders
-from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.settings import GraphRecipe
 from dskd.engine.tasks.graphs.teacher import GraphTeacher, GraphTeacherOutputs
 from dskd.engine.training_run import TrainingRun
@@ -47,20 +47,7 @@ def graph_parts(grid: Grid, device: torch.device) -> ComparisonParts:
             raise InputError(f"{variant.label}: {error}") from error
     learning = grid.recipe_with_teacher()
     given = learning is not None and learning.teacher.is_given
-    if grid.splits_by_seed and learning is not None:
-        raise InputError(
-            f"{RECIPES.short(learning.method.name)} learns from a teacher, which would know test "
-            "nodes of other seeds, since data.split_seed=null gives each seed a split; leave it out"
-        )
-    own_loaders = {recipe.seed: loaders}
-
-    def loaders_of(seed: int) -> GraphLoaders:
-        if not grid.splits_by_seed:
-            return loaders
-        if seed not in own_loaders:
-            own_loaders.clear()  # the runs of a seed follow each other
-            own_loaders[seed] = load_on(device, recipe.changed(seed=seed))
-        return own_loaders[seed]
+    loaders_of = DataOfSeeds(grid, loaders, partial(load_on, device))
 
     def train_teacher() -> GraphTeacher | None:
         if learning is None:
@@ -70,7 +57,7 @@ def graph_parts(grid: Grid, device: torch.device) -> ComparisonParts:
 
     def build(one: RunRecipe, outputs: TeacherOutputs, directory: RunDirectory) -> TrainingRun:
         own: Any = one  # of graphs
-        return build_run(own, loaders_of(own.seed), outputs, directory)
+        return build_run(own, loaders_of(own), outputs, directory)
 
     return ComparisonParts(
         loaders.data,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dskd.compare.grid import Grid
+from dskd.compare.own_splits import DataOfSeeds
 from dskd.compare.parts import ComparisonParts
 from dskd.engine.task import RunRecipe
 from dskd.engine.tasks.segmentation.job import (
@@ -43,6 +44,7 @@ def segmentation_parts(grid: Grid, device: torch.device) -> ComparisonParts:
             rehearse(recipe.changed(method=variant.method), data)
         except InputError as error:
             raise InputError(f"{variant.label}: {error}") from error
+    data_of = DataOfSeeds(grid, data, load_data)
     learning = grid.recipe_with_teacher()
     teacher, given = None, learning is not None and learning.teacher.is_given
     if learning is not None and given:
@@ -56,7 +58,7 @@ def segmentation_parts(grid: Grid, device: torch.device) -> ComparisonParts:
 
     def build(one: RunRecipe, outputs: TeacherOutputs, directory: RunDirectory) -> TrainingRun:
         own: Any = one  # of images with masks
-        return build_run(own, data, outputs, directory, device)
+        return build_run(own, data_of(own), outputs, directory, device)
 
     needs = TeacherNeeds(logits=True)  # outputs are computed whole, whatever is read of them
     trains = learning is not None and not given

@@ -32,7 +32,7 @@ LARGEST = 160
 
 
 def _load(recipe: SegmentationRecipe, run: Path, given: UserObjects) -> SegmentationData:
-    return load_images(recipe.data)
+    return load_images(recipe.split_data)
 
 
 def _analyze(collected: CollectedRuns, data: SegmentationData, given: UserObjects) -> Analysis:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field, model_validator
 
 from dskd.config.base_recipe import BaseRecipe
 from dskd.config.schema import MethodSettings
 from dskd.config.train_settings import TrainSettings
-from dskd.settings import Fraction, PathSetting, Seed
+from dskd.settings import Fraction, PathSetting, Seed, Settings
 
 R = TypeVar("R", bound="TaskRecipe")
 
@@ -57,6 +57,19 @@ class TaskTrainSettings(TrainSettings):
         return self.model_dump(mode="json", exclude={*self.UNUSED})
 
 
+class SplitSettings(Settings):
+    """Data whose split is drawn by ``split_seed``, or by the seed of the run if that is None."""
+
+    if TYPE_CHECKING:
+        split_seed: int | None
+
+    @property
+    def seed_of_split(self) -> int:
+        """The seed of the split, which `TaskRecipe.split_data` has filled in."""
+        assert self.split_seed is not None, "the settings are those of TaskRecipe.split_data"
+        return self.split_seed
+
+
 class TaskRecipe(BaseRecipe):
     """All settings of a run. A task gives its sections their types."""
 
@@ -73,6 +86,13 @@ class TaskRecipe(BaseRecipe):
     """Seed of everything random."""
     out: PathSetting | None = None
     """The run's folder."""
+
+    @property
+    def split_data(self) -> Any:
+        """The settings of the data with the seed of its split."""
+        if self.data.split_seed is not None:
+            return self.data
+        return self.data.model_copy(update={"split_seed": self.seed})
 
     def plain(self) -> dict[str, Any]:
         """Converts the recipe to plain values for YAML, without the settings of images alone."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dskd.config.schema import MethodSettings
-from dskd.engine.tasks.settings import TaskRecipe, TaskTrainSettings
+from dskd.engine.tasks.settings import SplitSettings, TaskRecipe, TaskTrainSettings
 from dskd.settings import Count, Fraction, Natural, PathSetting, Rate, Seed, Settings
 from dskd.storage.metric_names import Metric
 
@@ -29,7 +29,7 @@ DataName = Literal[
 """Where graphs come from."""
 
 
-class GraphDataSettings(Settings):
+class GraphDataSettings(SplitSettings):
     """The graphs, and how their nodes are split."""
 
     name: DataName
@@ -48,12 +48,6 @@ class GraphDataSettings(Settings):
     val_per_class: Natural = 30
     """Validation nodes of each class, where the data has no split of its own. All other nodes are
     test nodes."""
-
-    @property
-    def seed_of_split(self) -> int:
-        """The seed of the split, which `GraphRecipe.split_data` has filled in."""
-        assert self.split_seed is not None, "the settings are those of GraphRecipe.split_data"
-        return self.split_seed
 
     @property
     def metric(self) -> Metric:
@@ -124,10 +118,3 @@ class GraphRecipe(TaskRecipe):
     """Seed of everything random: the students' initial weights and the order of the graphs."""
     out: PathSetting | None = None
     """The run's folder. None uses ``runs/graphs/<recipe>/<method>-seed<seed>``."""
-
-    @property
-    def split_data(self) -> GraphDataSettings:
-        """The settings of the data with the seed of its split."""
-        if self.data.split_seed is not None:
-            return self.data
-        return self.data.model_copy(update={"split_seed": self.seed})

@@ -29,7 +29,7 @@ def load_graphs(settings: GraphDataSettings) -> GraphData:
     """The data set of a recipe.
 
     Args:
-        settings: Of `GraphRecipe.split_data`, which have the seed of the split.
+        settings: Of `TaskRecipe.split_data`, which have the seed of the split.
 
     Raises:
         InputError: It cannot be read, or a setting does not apply.

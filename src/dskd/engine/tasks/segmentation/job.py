@@ -80,7 +80,7 @@ class SegmentationJob(TaskJob):
 
 def load_data(recipe: SegmentationRecipe) -> SegmentationData:
     """The images of a recipe; logs what the user should know of them."""
-    data = load_images(recipe.data)
+    data = load_images(recipe.split_data)
     for note in data.notes:
         log.info(as_given(note))
     return data

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dskd.config.schema import MethodSettings
-from dskd.engine.tasks.settings import TaskRecipe, TaskTrainSettings
+from dskd.engine.tasks.settings import SplitSettings, TaskRecipe, TaskTrainSettings
 from dskd.settings import Count, Fraction, Natural, PathSetting, Rate, Seed, Settings
 from dskd.storage.metric_names import Metric
 
@@ -32,7 +32,7 @@ def _different(classes: dict[str, int] | None) -> dict[str, int] | None:
     return classes
 
 
-class SegmentationDataSettings(Settings):
+class SegmentationDataSettings(SplitSettings):
     """The images and masks, and how they are split."""
 
     name: DataName
@@ -62,8 +62,9 @@ class SegmentationDataSettings(Settings):
     """Width of a seed in pixels: a disc around a foreground pixel, cut by the mask."""
     seed_place: Literal["random", "centre"] = "random"
     """Where a seed lies: around a ``random`` pixel of the class, or its ``centre``."""
-    split_seed: Seed = 0
-    """Seed of the patients that have masks, of those that are held out, and of the seeds."""
+    split_seed: Seed | None = 0
+    """Seed of the patients that have masks, of those that are held out, and of the seeds. None
+    takes the seed of the run, so that a comparison has a split for each seed."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training patients that is held out for validation, if there is no other
     validation split: if there is no folder ``test``, the folder ``val`` is the test split."""

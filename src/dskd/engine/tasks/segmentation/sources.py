@@ -13,6 +13,9 @@ from dskd.errors import InputError
 def load_images(settings: SegmentationDataSettings) -> SegmentationData:
     """The images of a recipe.
 
+    Args:
+        settings: Of `TaskRecipe.split_data`, which have the seed of the split.
+
     Raises:
         InputError: A folder or file cannot be used, or there are too few patients.
 
@@ -40,7 +43,7 @@ def load_images(settings: SegmentationDataSettings) -> SegmentationData:
         patients=settings.patients,
         val_fraction=settings.val_fraction,
         test_split=settings.test_split,
-        split_seed=settings.split_seed,
+        split_seed=settings.seed_of_split,
         seed_width=settings.seed_width,
         seed_place=settings.seed_place,
     )

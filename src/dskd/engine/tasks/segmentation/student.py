@@ -145,7 +145,7 @@ def evaluate(run: Path, which: Which = "best") -> list[ClassScores]:
         InputError: As `load_student`, or the data cannot be read or has other classes now.
     """
     student = load_student(run, which)
-    return scores_on(student, load_images(student.recipe.data), run)
+    return scores_on(student, load_images(student.recipe.split_data), run)
 
 
 def scores_on(student: SegmentationStudent, data: SegmentationData, run: Path) -> list[ClassScores]:
