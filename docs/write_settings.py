@@ -108,8 +108,8 @@ def _task(recipe: type[TaskRecipe]) -> Iterator[str]:
             if inherited.get(name) != (field.description, field.default)
         }
         about = "All keys of `student`, and these:\n\n" if section == "teacher" else ""
-        if section == "train":
-            unused = ", ".join(f"`{key}`" for key in TaskTrainSettings.UNUSED)
+        if issubclass(model, TaskTrainSettings):
+            unused = ", ".join(f"`{key}`" for key in model.UNUSED)
             about = f"All keys of `train` above, but for {unused}. These differ:\n\n"
         yield f"### {task}: {section}\n\n{about}{table(f'{section}.', fields, {})}"
     for name in methods.names(task):

@@ -49,6 +49,15 @@ def test_a_run_records_dice_and_ships_b(mixed: Path) -> None:
     assert sum(dice) / 2 == pytest.approx(best["test_accuracy"], abs=1e-3)
 
 
+@pytest.mark.slow
+def test_bfloat16_is_close_to_float32(mixed: Path, tmp_path: Path) -> None:
+    run(tmp_path / "run", "train.precision=bfloat16", "train.epochs=1")
+    (found,), (expected, _) = RunDirectory(tmp_path / "run").rows(), RunDirectory(mixed).rows()
+    for key in ("loss/ce", "loss/seeds", "loss/entropy"):
+        assert found[key] == pytest.approx(expected[key], rel=0.05)
+        assert found[key] != expected[key]
+
+
 class Killed(BaseException):
     """A kill behind a checkpoint."""
 
@@ -79,16 +88,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["kd", "dskd"])
-def test_a_small_student_learns_from_a_teacher(tmp_path: Path, method: str) -> None:
-    result = run(tmp_path / "run", f"method.name={method}", "teacher.width=3", "train.epochs=1")
+@pytest.mark.parametrize(("method", "precision"), [("kd", "float32"), ("dskd", "bfloat16")])
+def test_a_small_student_learns_from_a_teacher(tmp_path: Path, method: str, precision: str) -> None:
+    changes = [f"method.name={method}", "teacher.width=3", f"train.precision={precision}"]
+    result = run(tmp_path / "run", *changes, "train.epochs=1")
     assert result.teacher_accuracy is not None
     assert (tmp_path / "run" / "teacher" / "student.safetensors").is_file()
     checkpoint = f"teacher.checkpoint={tmp_path}/run/teacher/student.safetensors"
-    again = run(
-        tmp_path / "again",
-        *(f"method.name={method}", "teacher.width=3", checkpoint, "train.epochs=1"),
-    )
+    again = run(tmp_path / "again", *changes, checkpoint, "train.epochs=1")
     first, second = (r.path / "student.safetensors" for r in (result, again))
     assert first.read_bytes() == second.read_bytes()
 

@@ -56,6 +56,6 @@ def build_trainer(
         batch_size=settings.batch_size,
         padding=0,
         flip=False,
-        precision="float32",
+        precision=settings.precision,
         clip_norm=settings.clip_norm,
     )

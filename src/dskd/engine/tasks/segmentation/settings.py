@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -124,6 +124,10 @@ class SegmentationTrainSettings(TaskTrainSettings):
     """Images with masks in a step. Those with seeds only come on top (data.weak_ratio)."""
     lr: Rate = 1e-4
     """Base learning rate, at most 1e6."""
+
+    UNUSED: ClassVar[tuple[str, ...]] = tuple(
+        key for key in TaskTrainSettings.UNUSED if key != "precision"
+    )
 
 
 class SegmentationRecipe(TaskRecipe):
