@@ -19,20 +19,20 @@ demo-graphs: $(READY) ## compares students of a graph: online, alone, and with a
 demo-segment: $(READY) ## trains on few masks and many seeds, and draws what was learned
 	$(BIN)/dskd segment demo $(if $(DATA),--data "$(DATA)")
 
-# One process more than there are cores, because some tests wait for processes that they start, but at most four: each
-# takes 2 GB of memory. More with make test ARGS="-n 16"; part of the tests with make test ARGS="-n 0 tests/data".
+# One process for each core, but at most four: each takes 2 GB of memory. One more for all tests, because some wait for
+# processes that they start. More with make test ARGS="-n 16"; part of the tests with make test ARGS="-n 0 tests/data".
 # Compiled files are kept (the variable is empty), so that only the first process writes them.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest \
-	-n $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))") --dist loadfile --no-loadscope-reorder
+processes = $(shell $(PYTHON) -c "import os; print(min(4, $(1) + (os.cpu_count() or 1)))")
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## runs all tests
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -n $(call processes,1) $(ARGS)
 
 test-fast: $(READY) ## runs the tests that are not slow
-	$(PYTEST) -m "not slow and not distributed" $(ARGS)
+	$(PYTEST) -n $(call processes,0) -m "not slow and not distributed" $(ARGS)
 
 coverage: $(READY) ## runs all tests; fails if they execute less than 92 % of the lines
-	$(PYTEST) --cov --cov-report=term $(ARGS)
+	$(PYTEST) -n $(call processes,1) --cov --cov-report=term $(ARGS)
 
 setup: $(READY) ## installs the package and its tools in .venv
 

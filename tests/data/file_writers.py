@@ -174,7 +174,8 @@ def write_folder(
         for number, image in enumerate(random_images(len(classes), count, side, seed)):
             folder = root / part / classes[number // count]
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / f"{number % count}.png")
+            # Noise cannot be made smaller.
+            Image.fromarray(image).save(folder / f"{number % count}.png", compress_level=0)
     return root
 
 

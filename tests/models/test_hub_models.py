@@ -16,7 +16,6 @@ import torch
 from huggingface_hub import constants
 from timm.models import save_for_hf
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
 
 import dskd
 from dskd.cli.commands import main
@@ -67,6 +66,9 @@ def add_repository(cache: Path, name: str) -> Path:
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with a network of timm, one of transformers, and a student of dskd."""
+    # Not above: every worker of pytest-xdist imports all files, and this takes it a second.
+    from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor
+
     cache = tmp_path_factory.mktemp("hub")
     torch.manual_seed(0)
     net = timm.create_model("test_resnet", num_classes=3)
@@ -122,6 +124,8 @@ def original(cache: Path, name: str) -> nn.Module:
     if name == TIMM:
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
     if name == VIT:
+        from transformers import AutoModelForImageClassification
+
         module: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
         return module
     return dskd.DeployedStudent.from_pretrained(folder).model.module
