@@ -100,6 +100,7 @@ def test_what_breaks_the_contract_is_found(
     check(Plain, {})
 
 
+@pytest.mark.slow
 def test_a_method_that_keeps_its_contract_passes_all_checks() -> None:
     testing.check_method(Plain)
     testing.check_method(KD, {"temperature": 2.0})

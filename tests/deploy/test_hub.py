@@ -80,12 +80,16 @@ def test_it_is_uploaded_with_its_card(
     assert uploaded["files"] == ["README.md", "config.json", "model.safetensors"]
 
 
-def test_commands_take_the_folder(
-    saved: tuple[dskd.Result, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.slow
+def test_commands_take_the_folder(saved: tuple[dskd.Result, Path], tmp_path: Path) -> None:
     out = tmp_path / "student.pt2"
     assert run_command(["export", str(saved[1]), "--out", str(out), "--no-measure"]) == 0
     assert out.is_file()
+
+
+def test_commands_know_that_the_folder_has_one_student(
+    saved: tuple[dskd.Result, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command(["export", str(saved[1]), "--best"]) == 2
     assert "has one student; do not choose weights" in capsys.readouterr().err
 

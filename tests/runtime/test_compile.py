@@ -166,6 +166,7 @@ def test_a_run_of_compiled_steps(
     check(tmp_path, monkeypatch, teacher, "method={name: kd}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "why"),
     [
