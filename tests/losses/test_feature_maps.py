@@ -11,7 +11,7 @@ from torch import nn
 
 from dskd.errors import InputError
 from dskd.losses import feature_loss
-from dskd.losses.feature_maps import comparable, pool_to, pooled_alike
+from dskd.losses.feature_maps import comparable, mean_squares, pool_to, pooled_alike
 
 
 def test_pooling_to_sizes_that_divide_is_average_pooling() -> None:
@@ -102,6 +102,13 @@ def test_a_channels_last_map_gets_a_channels_last_gradient() -> None:
     )
     (gradient,) = torch.autograd.grad(feature_loss(adapted.requires_grad_(), target), adapted)
     assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_mean_square_has_the_gradients_of_its_formula() -> None:
+    maps = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(mean_squares(maps), maps.square().mean((1, 2, 3)))
+    assert torch.autograd.gradcheck(mean_squares, maps)
+    assert torch.autograd.gradgradcheck(mean_squares, maps)
 
 
 def test_maps_of_different_shapes_are_refused() -> None:

@@ -36,6 +36,13 @@ def test_a_pyramid_has_the_sides_below_the_map_s() -> None:
         assert [weight for weight, _ in levels] == [0.5**level for level in range(len(sides))]
 
 
+@pytest.mark.parametrize("size", [(16, 16), (6, 10), (3, 8), (7, 5)])
+def test_pooling_what_is_pooled_gives_the_pooled_map(size: tuple[int, int]) -> None:
+    maps = torch.rand(2, 3, *size, dtype=torch.float64)
+    for _, part in list(pyramid(maps))[1:]:
+        assert torch.allclose(part, pool_to(maps, *part.shape[2:]))
+
+
 @pytest.mark.parametrize("scale", ["relative", "none"])
 def test_the_pyramid_loss_is_the_weighted_mean_of_its_levels(scale: Any) -> None:
     a, b = maps()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dskd.errors import InputError
 from dskd.losses.checks import check_choice, check_same_shape
-from dskd.losses.feature_maps import FeatureScale, feature_loss, pool_to
+from dskd.losses.feature_maps import FeatureScale, feature_loss, pool_to, squared_error
 from dskd.losses.logits import Reduction
 from dskd.losses.precision import in_full_precision
 
@@ -41,7 +41,9 @@ def pyramid(difference: Tensor) -> Iterator[tuple[float, Tensor]]:
     for side in LEVELS:
         if side < max(difference.shape[2:]):
             weight /= 2
-            yield weight, pool_to(difference, side, side)
+            # Every side is half the one before, so pooling what is pooled gives the same.
+            difference = pool_to(difference, side, side)
+            yield weight, difference
 
 
 @in_full_precision
@@ -64,9 +66,10 @@ def pyramid_loss(
         1.0
     """
     check_same_shape(adapted, target, "feature maps [B, C, H, W]")
-    levels = list(zip(pyramid(adapted), pyramid(target), strict=True))
-    losses = [weight * feature_loss(a, f, scale, reduction) for (weight, a), (_, f) in levels]
-    return torch.stack(losses).sum(0) / sum(weight for (weight, _), _ in levels)
+    check_choice("scale", scale, get_args(FeatureScale))
+    levels = list(zip(pyramid(adapted - target), pyramid(target), strict=True))
+    losses = [weight * squared_error(d, f, scale) for (weight, d), (_, f) in levels]
+    return _reduce(torch.stack(losses).sum(0) / sum(w for (w, _), _ in levels), reduction)
 
 
 @in_full_precision

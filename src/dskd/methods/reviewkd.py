@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.losses.checks import check_lists
-from dskd.losses.feature_maps import comparable
+from dskd.losses.feature_maps import comparable, mean_squares
 from dskd.losses.map_structure import pyramid
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import RAMPED, FeatureMethod, ramp
@@ -60,7 +60,7 @@ def reviewkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]
 def _hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
     """The loss of one stage, from two maps of one shape."""
     # Pooling the difference gives the difference of the pooled maps.
-    levels = [(w, part.square().mean()) for w, part in pyramid(student - teacher)]
+    levels = [(w, mean_squares(part).mean()) for w, part in pyramid(student - teacher)]
     loss = levels[0][1]
     for weight, level in levels[1:]:
         loss = loss + weight * level
