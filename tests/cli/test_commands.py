@@ -209,6 +209,18 @@ def test_predict_names_what_is_in_images(command: Command, finished: Path, image
         assert float(first[2]) >= float(second[2]) >= 0
 
 
+def test_predict_says_where_it_wrote_how_many_predictions(
+    command: Command, finished: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "classes.csv"
+    done = command("predict", finished, images / "val", "--out", out)
+    rows = len(out.read_text().splitlines()) - 1
+    assert rows > 1
+    assert done == (0, f"predictions for {rows} images written to {out}\n", "")
+    one = command("predict", finished, images / "val/cat/0.png", "--out", tmp_path / "one.json")
+    assert one.out == f"predictions for 1 image written to {tmp_path / 'one.json'}\n"
+
+
 def test_predict_shows_every_class_if_there_are_fewer_than_top(
     command: Command, finished: Path, images: Path
 ) -> None:
@@ -235,7 +247,9 @@ def test_export_says_where_and_how_exactly(
     code, out, err = command("export", finished, "--out", path, "--no-measure")
     assert (code, err) == (0, "")
     found = re.fullmatch(
-        rf"{tmp_path}/a.onnx  \(largest relative difference from the student: (\S+)\)\n", out
+        rf"{tmp_path}/a.onnx  \(largest relative difference from the student: (\S+)\)\n"
+        rf"model card: {tmp_path}/a.onnx.md\n",
+        out,
     )
     assert found
     assert float(found[1]) < 1e-4

@@ -16,10 +16,12 @@ import openvino
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
 
 import dskd
+from dskd.config.recipe import resolve
 from dskd.deploy import latency
 from dskd.deploy.caller import caller
 from dskd.deploy.export import default_path, export_file
@@ -199,11 +201,31 @@ def test_the_card_says_how_good_the_student_is_and_tells_no_path(
     card = ModelCard.load(exported["onnx"].card)
     assert card.data.license == "mit"
     (result,) = card.data.eval_results
-    assert (result.dataset_name, result.metric_type) == ("folder", "accuracy")
+    images = yaml.safe_load((run.path / "recipe.yaml").read_text())["data"]["root"]
+    assert (result.dataset_name, result.metric_type) == (Path(images).name, "accuracy")
     assert result.metric_value == pytest.approx(run.test_accuracy / 100, abs=1e-6)
     assert f"{run.test_accuracy:.2f} % (95 % interval" in card.text
     assert "epochs: 3" in card.text
     assert str(run.path.parent) not in card.content
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_card_makes_the_student_again_without_paths_of_the_machine(
+    run: dskd.Result, exported: dict[str, Any], tmp_path: Path
+) -> None:
+    text = re.search(r"```yaml\n(.*?)```", exported["onnx"].card.read_text(), re.DOTALL)
+    assert text
+    card = yaml.safe_load(text[1])
+    assert "out" not in card
+    before = resolve(yaml.safe_load((run.path / "recipe.yaml").read_text()), run.path)
+    assert before.data.root is not None
+    assert card["data"]["root"] == before.data.root.name
+    again = resolve(card, tmp_path)
+    plain, other = before.plain(), again.plain()
+    for section, key in (("data", "root"), ("data", "cache_dir")):
+        del plain[section][key], other[section][key]
+    del plain["out"], other["out"]
+    assert other == plain
 
 
 @pytest.mark.slow(seconds=2)

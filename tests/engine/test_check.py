@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import dskd
+from dskd.cli.check_page import _cost_rows
 from dskd.data.dataset import Dataset, Split
 from dskd.data.duplicates import hash_splits
 from dskd.engine.check import cost, run, steps, teacher
@@ -268,11 +269,39 @@ def test_a_check_on_busy_cores_says_that_its_estimates_are_too_long(
     monkeypatch.setattr(cores, "times", iter([(1.0, 2.0), (2.0, 3.5)]).__next__)
     found = steps.check_steps(trainer("ce"), "student", 0.0)
     assert found.waiting == pytest.approx(0.6)
-    recipe: Any = SimpleNamespace(train=SimpleNamespace(batch_size=8, accumulate=1, compile=False))
+    train = SimpleNamespace(batch_size=8, accumulate=1, compile=False, threads=2)
+    recipe: Any = SimpleNamespace(train=train)
     busy = replace(found, batch_size=8, loading=0.0)
     (warning,) = run._step_warnings(recipe, [busy])
-    assert "the steps waited for a core 60 % of the time, so the run may be faster" in warning
+    assert "the steps waited for a core 60 % of the time; the shorter times are those" in warning
+    assert "stop other programs, or set train.threads below 2, and check again" in warning
     assert not [*run._step_warnings(recipe, [replace(busy, waiting=0.3)])]
+
+
+def test_a_time_without_the_waiting_for_a_core_is_shown_as_well(tmp_path: Path) -> None:
+    report = quick(make_dataset(), tmp_path / "run", method="ce")
+    assert report.cost is not None
+    (found,) = report.steps
+    for name, spent in report.cost.seconds.items():
+        assert report.cost.free_core_seconds[name] == pytest.approx(spent * (1 - found.waiting))
+    (calm, busy) = (
+        replace(report.cost, seconds={"run": 100.0}, free_core_seconds={"run": short})
+        for short in (90.0, 40.0)
+    )
+    texts = [dict(row[:2] for row in _cost_rows(cost))["time of the run"] for cost in (calm, busy)]
+    assert texts == ["1 min 40 s", "40 s to 1 min 40 s"]
+
+
+def test_a_check_does_not_log_the_stages_that_its_report_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dskd")
+    layers = [nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1)]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 4))
+    options: Any = {"method": "ce", "epochs": 2, "out": tmp_path / "run"}
+    report = dskd.check({"module": net, "mean": 0, "std": 1}, data=make_dataset(), **options)
+    assert report.stages["student"]
+    assert not [line for line in caplog.messages if "stage" in line]
 
 
 def test_the_bottleneck_is_the_largest_share() -> None:
@@ -319,14 +348,14 @@ def test_a_teacher_without_a_checkpoint_is_timed_as_it_is_trained(tmp_path: Path
 
 
 def test_too_little_memory_or_disk_is_a_reason() -> None:
-    found = CostFindings({}, 10, 5, {"run": 10}, {"run": 5})
+    found = CostFindings({}, {}, 10, 5, {"run": 10}, {"run": 5})
     memory, disk = cost.cost_reasons(found, torch.device("cpu"))
     assert "train.batch_size" in memory
     assert disk == (
         "the run needs about 10 bytes of disk, and 5 bytes are free; free some, or set out=FOLDER "
         "on another disk"
     )
-    fits = CostFindings({}, 5, 5, {"run": 5}, {"run": 5})
+    fits = CostFindings({}, {}, 5, 5, {"run": 5}, {"run": 5})
     assert not [*cost.cost_reasons(fits, torch.device("cpu"))]
 
 

@@ -48,7 +48,8 @@ def check_(
     else:
         _print(report)
         if json_file is not None:
-            _write(as_path(json_file, "json"), text)
+            _write(path := as_path(json_file, "json"), text)
+            click.echo(f"findings written to {printable(str(path))}")
     for reason in report.reasons:
         say(reason, 1)
     if not report.ok:

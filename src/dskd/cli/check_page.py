@@ -13,7 +13,9 @@ from dskd.engine.check.findings import (
     TeacherFindings,
 )
 from dskd.models.stage_table import COLUMNS
+from dskd.runtime.cores import TOLERATED
 from dskd.runtime.memory import readable
+from dskd.runtime.number_text import rounded
 
 Rows = list[list[str]]
 CLASSES = 10
@@ -83,7 +85,7 @@ def _teacher_rows(teacher: TeacherFindings | None) -> Rows:
 def _losses(losses: Sequence[LossFindings]) -> tuple[Sequence[str], Rows]:
     places = list(losses[0].gradients)
     rows = [
-        [one.name, f"{one.value:.3g}", *(f"{one.gradients[name]:.2g}" for name in places)]
+        [one.name, rounded(one.value), *(rounded(one.gradients[name], 2) for name in places)]
         for one in losses
     ]
     return ["loss term", "value", *(f"gradient at {name}" for name in places)], rows
@@ -92,7 +94,7 @@ def _losses(losses: Sequence[LossFindings]) -> tuple[Sequence[str], Rows]:
 def _steps(steps: Sequence[StepFindings]) -> tuple[Sequence[str], Rows]:
     rows: Rows = []
     for one in steps:
-        losses = f"{one.losses[0]:.3g} to {one.losses[-1]:.3g}" if one.losses else "-"
+        losses = f"{rounded(one.losses[0])} to {rounded(one.losses[-1])}" if one.losses else "-"
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in one.shares.items())
         speed = f"{one.images_per_second:.1f}" if one.seconds else "-"
         trained, taken = one.trained, f"{len(one.losses)} of {one.batch_size} images"
@@ -101,21 +103,39 @@ def _steps(steps: Sequence[StepFindings]) -> tuple[Sequence[str], Rows]:
 
 
 def _cost_rows(cost: CostFindings) -> Rows:
-    rows = [[f"time of the {name}", duration(spent), ""] for name, spent in cost.seconds.items()]
-    rows.append(["time of the run", duration(cost.total_seconds), ""])
+    rows = [
+        [f"time of the {name}", _times(cost.free_core_seconds[name], spent), ""]
+        for name, spent in cost.seconds.items()
+    ]
+    whole = _times(cost.total_free_core_seconds, cost.total_seconds)
+    rows.append(["time of the run", whole, ""])
     rows.append(["memory", readable(cost.memory), readable(cost.memory_free)])
     for name, needed in cost.disk.items():
         rows.append([f"disk, {name}", readable(needed), readable(cost.disk_free[name])])
     return rows
 
 
+def _times(short: float, long: float) -> str:
+    """A time, or two if other work on the processor cores makes a difference.
+
+    Example:
+        >>> _times(90, 100), _times(30, 100)
+        ('1 min 40 s', '30 s to 1 min 40 s')
+    """
+    if long - short <= TOLERATED * long or duration(short) == duration(long):
+        return duration(long)
+    return f"{duration(short)} to {duration(long)}"
+
+
 def duration(seconds: float) -> str:
     """Formats a time.
 
     Example:
-        >>> [duration(seconds) for seconds in (5, 100, 5000, 200000)]
-        ['5 s', '1 min 40 s', '1 h 23 min', '2 d 7 h']
+        >>> [duration(seconds) for seconds in (0.2, 5, 100, 5000, 200000)]
+        ['under 1 s', '5 s', '1 min 40 s', '1 h 23 min', '2 d 7 h']
     """
+    if seconds < 1:
+        return "under 1 s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -208,7 +208,7 @@ def predict_(
 
         dskd graphs predict runs/graphs/generated/alignahead-seed0 --out classes.csv
     """
-    from dskd.cli.results import prediction_cells
+    from dskd.cli.results import prediction_cells, predictions_line
     from dskd.deploy import prediction_file
     from dskd.engine.tasks.graphs.student import load_student, predict
 
@@ -219,7 +219,9 @@ def predict_(
     if chosen is None:
         console.table(["node", "class", "probability, %"], prediction_cells(rows))
     else:
-        prediction_file.write_rows(rows, chosen, shown, out, "node")
+        count = prediction_file.write_rows(rows, chosen, shown, out, "node")
+        if out is not None:
+            click.echo(predictions_line(count, "node", out))
 
 
 @graphs_.command("report")

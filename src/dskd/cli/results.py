@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from dskd.deploy.early_exits import ExitEvaluation, ExitResult
 from dskd.deploy.measure import EXPORTED, PLAIN, QUANTIZED, STUDENT, TEACHER
@@ -11,12 +12,26 @@ from dskd.deploy.ship import Exported
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.result import Result
 from dskd.engine.tasks.segmentation.metrics import ClassScores
+from dskd.errors import printable
+from dskd.runtime.number_text import rounded
 from dskd.storage.metric_names import in_text, words
 
 
 def prediction_cells(rows: Iterable[Row]) -> list[list[str]]:
     """Predictions as cells of a table, one row per class."""
     return [[image, name, f"{100 * p:.2f}"] for image, classes in rows for name, p in classes]
+
+
+def predictions_line(count: int, sample: str, path: Path) -> str:
+    """Says where predictions were written.
+
+    Example:
+        >>> predictions_line(60, "image", Path("classes.csv"))
+        'predictions for 60 images written to classes.csv'
+    """
+    return (
+        f"predictions for {count:,} {sample}{'s' * (count != 1)} written to {printable(str(path))}"
+    )
 
 
 def evaluation_rows(evaluation: EvaluationResult) -> list[list[str]]:
@@ -46,7 +61,7 @@ def exit_rows(found: ExitEvaluation) -> tuple[list[str], list[list[str]]]:
         *(f"{name}, %" for name in found.names),
     ]
     own = [f"{found.accuracies[-1]:.2f}", f"{found.multiply_adds / 1e6:.3f}"]
-    plain = ["no exits", *own, f"{found.latency:.3g}", *["0.0"] * (len(found.names) - 1), "100.0"]
+    plain = ["no exits", *own, rounded(found.latency), *["0.0"] * (len(found.names) - 1), "100.0"]
     return columns, [plain, *(_exit_row(row) for row in found.rows)]
 
 
@@ -55,7 +70,7 @@ def _exit_row(row: ExitResult) -> list[str]:
         f"{row.max_loss:g}",
         f"{row.accuracy:.2f}",
         f"{row.multiply_adds / 1e6:.3f}",
-        f"{row.latency:.3g}",
+        rounded(row.latency),
         *(f"{share:.1f}" for share in row.shares),
     ]
 
@@ -104,7 +119,7 @@ def export_rows(found: Exported) -> tuple[list[str], list[list[str]]]:
     cells = {title: accuracy, "parameters": parameters}
     if QUANTIZED in accuracy:
         cells["test accuracy before --qat, %"] = {EXPORTED: accuracy[QUANTIZED]}
-    cells["size on disk, MB"] = {EXPORTED: f"{found.size / 1e6:.3g}"}
+    cells["size on disk, MB"] = {EXPORTED: rounded(found.size / 1e6)}
     for batch, times in measured.latency.items():
         cells[f"latency, batch {batch}, ms"] = {name: str(time) for name, time in times.items()}
     rows = [[title, *(row.get(name, "-") for name in models)] for title, row in cells.items()]

@@ -15,7 +15,7 @@ from dskd.cli import console
 from dskd.cli.arguments import ALLOW_CODE, BEST, LAST, PATH, ROOT, which_weights
 from dskd.cli.reporting import takes_reported_runs, write_report
 from dskd.deploy import formats
-from dskd.errors import InputError
+from dskd.errors import InputError, printable
 from dskd.settings import MAX_LOSS
 
 _RUN = click.argument("run_path", metavar="RUN", type=PATH)
@@ -131,7 +131,7 @@ def predict_(
 
         dskd predict runs/digits/dskd-seed0 photos --out classes.csv
     """
-    from dskd.cli.results import prediction_cells
+    from dskd.cli.results import prediction_cells, predictions_line
     from dskd.deploy import prediction_file
     from dskd.deploy.early_exits import load_early
     from dskd.deploy.predict import CountedExits, Skipped, predict_batches
@@ -150,7 +150,9 @@ def predict_(
     if chosen is None:
         console.table(["image", "class", "probability, %"], prediction_cells(rows))
     else:
-        prediction_file.write_rows(rows, chosen, shown, out)
+        count = prediction_file.write_rows(rows, chosen, shown, out)
+        if out is not None:
+            click.echo(predictions_line(count, "image", out))
     for line in [*skipped.lines(), *(exits.lines() if exits else ())]:
         click.echo(line, err=True)
 
@@ -256,12 +258,12 @@ def export_(
         qat_lr,
     )
     found = ship(student, options, allow_code=allow_code)
-    click.echo(
-        f"{found.path}  (largest relative difference from the student: {found.difference:.1e})"
-    )
+    path = printable(str(found.path))
+    click.echo(f"{path}  (largest relative difference from the student: {found.difference:.1e})")
     if measure:
         columns, rows = export_rows(found)
         console.table(columns, rows)
+    click.echo(f"model card: {printable(str(found.card))}")
     for what, why in found.measured.missing.items():
         click.echo(f"{what} not measured: {why}", err=True)
 

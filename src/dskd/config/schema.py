@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from dskd.config.base_recipe import BaseRecipe
 from dskd.config.train_settings import TrainSettings
 from dskd.data.augmentation import SETS, Augmentation, AugmentSet, AutoAugment, Interpolation
-from dskd.data.catalog import Loading
+from dskd.data.catalog import Loading, title
 from dskd.models.catalog import with_absolute_folder
 from dskd.settings import (
     Count,
@@ -193,6 +193,11 @@ class DataSettings(Settings):
         """Adds the settings that ``augment`` stands for; those that are given stay."""
         name = values.get("augment") if isinstance(values, dict) else None
         return {**SETS[name], **values} if isinstance(name, str) and name in SETS else values
+
+    @property
+    def title(self) -> str:
+        """What a reader calls the images."""
+        return title(self.name, self.root, self.hub)
 
     @property
     def metric(self) -> Metric:

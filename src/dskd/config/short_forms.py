@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from dskd.data.catalog import DATASETS, MANIFESTS, SAVED
+from dskd.data.catalog import DATASETS, MANIFESTS, SAVED, title
 from dskd.errors import InputError, option, unknown
 from dskd.storage.paths import as_path
 
@@ -114,17 +114,9 @@ def label(values: Mapping[str, Any]) -> str:
     """
     names = [(values.get(part) or {}).get("name") for part in ("student", "teacher")]
     data = values.get("data") or {}
-    names.append(_name_of_images(data))
-    return "-".join(str(name).strip("<>").replace("/", "_") for name in names if name)
-
-
-def _name_of_images(data: Mapping[str, Any]) -> str | None:
-    """The name of a data set, or of the folder or file with the user's own images."""
     name, root = str(data.get("name") or ""), data.get("root")
-    if name not in DATASETS or not DATASETS[name].own_images or not root:
-        return data.get("hub") or name
-    path = Path(root).expanduser().resolve()
-    return path.stem if path.suffix.lower() in MANIFESTS else path.name
+    names.append(title(name, Path(root) if root else None, data.get("hub")))
+    return "-".join(str(name).strip("<>").replace("/", "_") for name in names if name)
 
 
 def check_parts(values: Mapping[str, Any]) -> None:

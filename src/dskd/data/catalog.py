@@ -87,5 +87,24 @@ SOURCE_SETTINGS = tuple(dict.fromkeys(key for entry in DATASETS.values() for key
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Suffixes of manifests."""
 
+
+def title(name: str, root: Path | None, hub: str | None = None) -> str:
+    """What a reader calls the images: a data set, or the folder or file of the user's own.
+
+    Args:
+        name: As ``data.name``.
+        root: As ``data.root``.
+        hub: As ``data.hub``.
+
+    Example:
+        >>> title("digits", None), title("folder", Path("a/photos")), title("hf", None, "a/b")
+        ('digits', 'photos', 'a/b')
+    """
+    if name not in DATASETS or not DATASETS[name].own_images or root is None:
+        return hub or name
+    path = root.expanduser().resolve()
+    return (path.stem if path.suffix.lower() in MANIFESTS else path.name) or name
+
+
 SAVED = ("dataset_dict.json", "state.json")
 """Files by which a folder is known that ``save_to_disk`` of the library ``datasets`` wrote."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dskd.runtime.number_text import rounded
+
 SECONDS = 1.0
 """Time for each model, unless a few calls take longer."""
 _FEWEST, _MOST = 5, 100
@@ -30,7 +32,7 @@ class Latency:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g} to {self.high:.3g})"
+        return f"{rounded(self.median)} ({rounded(self.low)} to {rounded(self.high)})"
 
 
 def measure_latency(

@@ -13,6 +13,7 @@ from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
 from dskd.deploy.caller import hub_caller
 from dskd.deploy.card_exits import exits_section, table
+from dskd.deploy.card_recipe import recipe_section
 from dskd.deploy.hub import WEIGHTS
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.measure import (
@@ -127,7 +128,7 @@ def model_card(parts: CardParts) -> ModelCard:
         _quality(parts),
     ]
     if parts.facts is not None:
-        sections += ["## How it was trained", _training(parts.facts)]
+        sections += ["## How it was trained", recipe_section(parts.facts.recipe)]
     sections.append(f"Written by [dskd]({_PAPER}) {__version__}.")
     text = "\n\n".join(sections)
     return ModelCard(f"---\n{_data(parts).to_yaml()}\n---\n\n{text}\n", ignore_metadata_errors=True)
@@ -158,7 +159,7 @@ def _data(parts: CardParts) -> ModelCardData:
     """The head of the card, which the Hub reads."""
     facts, results = parts.facts, None
     if facts is not None and (top1 := _top1(parts)) is not None:
-        data = facts.recipe.data.name
+        data = printable(facts.recipe.data.title)
         results = [
             EvalResult(
                 task_type="image-classification",
@@ -195,7 +196,7 @@ def _summary(parts: CardParts) -> str:
         if recipe.method.name == "ce"
         else (f"Distilled{teacher} by the method `{recipe.method.name}`")
     )
-    return f"{how}, on the images `{recipe.data.name}`. {license}"
+    return f"{how}, on the images `{printable(recipe.data.title)}`. {license}"
 
 
 def _expects(contract: InputContract) -> str:
@@ -300,28 +301,3 @@ def _qat(parts: CardParts) -> list[str]:
     if not known:
         return [f"- Finished by {parts.qat} epochs of quantization-aware training"]
     return [f"- Accuracy of the student: {', '.join(known)}"]
-
-
-def _training(facts: RunFacts) -> str:
-    """The settings of the run that matter most, and the whole recipe."""
-    import yaml
-
-    recipe = _without_paths(facts.recipe.plain())
-    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    return (
-        "<details><summary>The recipe of the run</summary>\n\n"
-        f"```yaml\n{text.strip()}\n```\n\n</details>"
-    )
-
-
-def _without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that were set, without the folders and files of the machine."""
-    plain = {
-        key: _without_paths(value) if isinstance(value, Mapping) else value
-        for key, value in values.items()
-    }
-    return {
-        key: value
-        for key, value in plain.items()
-        if value is not None and not (isinstance(value, str) and Path(value).is_absolute())
-    }

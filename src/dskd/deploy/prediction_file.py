@@ -68,7 +68,7 @@ def choose_format(form: str | None, path: Path | None) -> Format | None:
 
 def write_rows(
     found: Iterable[Row], form: Format, top: int, path: Path | None, what: str = "image"
-) -> None:
+) -> int:
     """Writes predictions row by row, in UTF-8. Bytes of a file name that are no text stay.
 
     Args:
@@ -78,36 +78,43 @@ def write_rows(
         path: The file, which is replaced when all rows are written; None writes to stdout.
         what: The name of the column that says what is predicted.
 
+    Returns:
+        The number of rows.
+
     Raises:
         InputError: The folder of the file does not exist.
     """
     with _opened(path) as file:
         if form == "csv":
-            _write_csv(found, top, file, what)
-        else:
-            _write_json(found, form == "jsonl", file, what)
+            return _write_csv(found, top, file, what)
+        return _write_json(found, form == "jsonl", file, what)
 
 
-def _write_csv(found: Iterable[Row], top: int, file: TextIO, what: str) -> None:
+def _write_csv(found: Iterable[Row], top: int, file: TextIO, what: str) -> int:
     writer = csv.writer(file, lineterminator="\n")
     columns = (f"{name}_{k + 1}" for k in range(top) for name in ("class", "probability"))
     writer.writerow([what, *columns])
+    count = 0
     for image, classes in found:
         writer.writerow([image, *(cell for name, p in classes for cell in (name, f"{p:.6g}"))])
+        count += 1
+    return count
 
 
-def _write_json(found: Iterable[Row], lines: bool, file: TextIO, what: str) -> None:
+def _write_json(found: Iterable[Row], lines: bool, file: TextIO, what: str) -> int:
     if not lines:
         file.write("[")
-    for index, (image, classes) in enumerate(found):
+    count = 0
+    for count, (image, classes) in enumerate(found, 1):
         row = {
             what: image,
             "classes": [{"class": name, "probability": float(f"{p:.6g}")} for name, p in classes],
         }
-        separator = "" if lines else ("\n" if index == 0 else ",\n")
+        separator = "" if lines else ("\n" if count == 1 else ",\n")
         file.write(f"{separator}{json.dumps(row)}" + ("\n" if lines else ""))
     if not lines:
         file.write("\n]\n")
+    return count
 
 
 @contextmanager

@@ -67,7 +67,14 @@ class Prepared:
     needs: TeacherNeeds
 
 
-def prepare(recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.device) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    data: Dataset,
+    objects: UserObjects,
+    device: torch.device,
+    *,
+    show_stages: bool = True,
+) -> Prepared:
     """Builds student and teacher, and takes a rehearsal step with copies of them.
 
     Args:
@@ -75,6 +82,7 @@ def prepare(recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.d
         data: Its data set.
         objects: Used in place of names.
         device: That will train.
+        show_stages: Whether the stages that were chosen are logged.
 
     Raises:
         InputError: Something does not fit; one line says what.
@@ -85,26 +93,33 @@ def prepare(recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.d
         check_compiler(device)
     if recipe.train.precision == "float16":
         check_float16(device)
-    teacher = prepare_teacher(recipe, data, objects, device)
-    student = build_student(recipe, data, objects)
+    teacher = prepare_teacher(recipe, data, objects, device, show_stages=show_stages)
+    student = build_student(recipe, data, objects, show_stages=show_stages)
     needs = rehearse(recipe, data, student, teacher.model if teacher else None)
     prepared = Prepared(recipe, data, student, teacher, needs)
     check_cache(prepared)
     return prepared
 
 
-def build_student(recipe: Recipe, data: Dataset, objects: UserObjects) -> StagedModel:
+def build_student(
+    recipe: Recipe, data: Dataset, objects: UserObjects, *, show_stages: bool = True
+) -> StagedModel:
     """Builds the recipe's student, and logs what was chosen for it."""
     settings = recipe.student
     student = build_model(settings, data, recipe.seed, objects.student, objects.allow_code)
     if note := frozen_note(student.module, f"student {settings.name}"):
         log.info(note)
-    _log_choices(settings, student, data)
+    _log_choices(settings, student, data, show_stages)
     return student
 
 
 def prepare_teacher(
-    recipe: Recipe, data: Dataset, objects: UserObjects, device: torch.device
+    recipe: Recipe,
+    data: Dataset,
+    objects: UserObjects,
+    device: torch.device,
+    *,
+    show_stages: bool = True,
 ) -> PreparedTeacher | None:
     """Builds the recipe's teacher: the user's module, one with a checkpoint, or one to train.
 
@@ -116,7 +131,7 @@ def prepare_teacher(
         return None
     if trains_teacher(recipe, objects):
         named = UserObjects(allow_code=objects.allow_code)
-        training = prepare(teacher_recipe(recipe), data, named, device)
+        training = prepare(teacher_recipe(recipe), data, named, device, show_stages=show_stages)
         _log_as_published(settings, training.student, data)
         return PreparedTeacher(training.student, training)
     if not methods.find(recipe.method.name).needs_teacher:  # so nothing is downloaded for it
@@ -124,7 +139,7 @@ def prepare_teacher(
     model = build_model(settings, data, recipe.seed, objects.teacher, objects.allow_code)
     if methods.find(recipe.method.name).needs_teacher:
         fit_classes(model, settings, data)
-    _log_choices(settings, model, data)
+    _log_choices(settings, model, data, show_stages)
     return PreparedTeacher(model, None)
 
 
@@ -139,9 +154,12 @@ def _log_as_published(settings: TeacherSettings, model: StagedModel, data: Datas
         )
 
 
-def _log_choices(settings: ModelSettings, model: StagedModel, data: Dataset) -> None:
+def _log_choices(
+    settings: ModelSettings, model: StagedModel, data: Dataset, show_stages: bool
+) -> None:
     """Logs the stages that were chosen for a model, and the pixels of a module given in Python."""
-    log_stages(settings.name, model)
+    if show_stages:
+        log_stages(settings.name, model)
     if settings.name.startswith("<"):
         log_input(settings, model, data)
 

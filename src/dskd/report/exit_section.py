@@ -15,6 +15,7 @@ from dskd.report.charts import colour, lay_out, show_legend, stage_style
 from dskd.report.exits import MeasuredExits
 from dskd.report.sections import Chart, Group, Section
 from dskd.report.styles import Style
+from dskd.runtime.number_text import rounded
 
 _PLAIN = Style("--ink", "dot", "circle", "●")
 """Of the student itself, without exits."""
@@ -179,7 +180,7 @@ def _policy(name: str, one: ExitResult, found: ExitEvaluation) -> tuple[str, ...
         f"{one.accuracy:.2f}",
         f"{one.multiply_adds / 1e6:.3f}",
         f"{100 * one.multiply_adds / found.multiply_adds:.1f}",
-        f"{one.latency:.3g}",
+        rounded(one.latency),
         *("off" if value >= NEVER else f"{value:.3f}" for value in one.thresholds),
         *(f"{share:.1f}" for share in one.shares[:-1]),
     )

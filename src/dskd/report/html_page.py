@@ -155,7 +155,7 @@ def _figures(parts: Any) -> dict[str, Any]:
 def _title(report: ReportContents) -> str:
     recipe = report.collected.recipe
     teacher = f" distilled from {recipe.teacher.name}" if recipe.teacher else ""
-    return printable(f"{recipe.student.name}{teacher}, on {recipe.data.name}")
+    return printable(f"{recipe.student.name}{teacher}, on {recipe.data.title}")
 
 
 def _facts(report: ReportContents) -> list[tuple[str, str]]:

@@ -175,7 +175,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         The command, the versions of Python and of the packages, and the hardware; plain values.
     """
     return {
-        "command": [*map(printable, (Path(sys.argv[0]).name, *sys.argv[1:]))],
+        "command": [*map(printable, (*_program(Path(sys.argv[0])), *sys.argv[1:]))],
         "python": platform.python_version(),
         "packages": {**_versions("dskd", "torch", "numpy", "timm", "torchvision")},
         "platform": platform.platform(),
@@ -196,6 +196,16 @@ def _versions(*names: str) -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
+
+
+def _program(path: Path) -> tuple[str, ...]:
+    """How a program is called, by its path.
+
+    Example:
+        >>> _program(Path("bin/dskd")), _program(Path("site-packages/dskd/__main__.py"))
+        (('dskd',), ('python', '-m', 'dskd'))
+    """
+    return ("python", "-m", path.parent.name) if path.name == "__main__.py" else (path.name,)
 
 
 def _processor() -> str:

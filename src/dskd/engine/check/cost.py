@@ -48,10 +48,15 @@ def check_cost(
     scale = len(whole.train) / len(data.train)
     evaluated = len(whole.test) + (len(whole.validation) if whole.validation is not None else 0)
     seconds: dict[str, float] = {}
+    running: dict[str, float] = {}
     for trainer, found in zip(trainers, steps, strict=True):
-        seconds[f"{found.trained}'s training"] = scale * _training_seconds(recipe, trainer, found)
         per_epoch = found.evaluation_seconds * evaluated
-        seconds[f"{found.trained}'s evaluation"] = per_epoch * trainer.epochs
+        parts = {
+            f"{found.trained}'s training": scale * _training_seconds(recipe, trainer, found),
+            f"{found.trained}'s evaluation": per_epoch * trainer.epochs,
+        }
+        seconds |= parts
+        running |= {name: spent * (1 - found.waiting) for name, spent in parts.items()}
     assert recipe.out is not None, "a resolved recipe has a folder"
     disk = {"run": _run_bytes(recipe, steps)}
     free = {"run": _free(recipe.out)}
@@ -60,7 +65,7 @@ def check_cost(
         disk["teacher outputs"] = round(scale * cache[1])
         free["teacher outputs"] = _free(cache[0])
     memory = _memory(teacher, data, steps, scale)
-    return CostFindings(seconds, memory, _memory_free(data.train.device), disk, free)
+    return CostFindings(seconds, running, memory, _memory_free(data.train.device), disk, free)
 
 
 def _training_seconds(recipe: Recipe, trainer: Trainer, found: StepFindings) -> float:

@@ -60,7 +60,7 @@ class DataFindings:
     """What is in the data.
 
     Attributes:
-        name: Of the data set.
+        name: Of the data set, or of the folder or file with the user's own images.
         shape: Channels, height and width of an image.
         splits: Of each split with labels.
         unlabelled: Images without labels.
@@ -181,7 +181,9 @@ class CostFindings:
     """What the whole run needs.
 
     Attributes:
-        seconds: Expected time of each part of the run, by name.
+        seconds: Expected time of each part of the run, by name, if other work takes the processor
+            cores as it does now.
+        free_core_seconds: The same without the time in which the steps waited for a core.
         memory: Bytes of the training.
         memory_free: Bytes that are available on the device.
         disk: Bytes of the checkpoints and models, and of the cache of teacher outputs, by name.
@@ -189,6 +191,7 @@ class CostFindings:
     """
 
     seconds: dict[str, float]
+    free_core_seconds: dict[str, float]
     memory: int
     memory_free: int
     disk: dict[str, int]
@@ -196,8 +199,13 @@ class CostFindings:
 
     @property
     def total_seconds(self) -> float:
-        """The expected time of the run."""
+        """The expected time of the run, with other work as it is now."""
         return sum(self.seconds.values())
+
+    @property
+    def total_free_core_seconds(self) -> float:
+        """The expected time of the run without waiting for a core."""
+        return sum(self.free_core_seconds.values())
 
 
 @dataclass(frozen=True)

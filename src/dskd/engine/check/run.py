@@ -95,6 +95,8 @@ def check(recipe: Recipe, objects: UserObjects | None = None) -> CheckReport:
         with sampled(DECODE_SECONDS) as sampling:
             data, loaded = load_with_bad_files(recipe, objects)
         findings = check_data(data, recipe.data.skip_bad, sampling)
+        if objects.data is None:
+            findings = replace(findings, name=recipe.data.title)
         found.reasons += data_reasons(findings)
         found.warnings += data_warnings(findings)
         try:
@@ -148,7 +150,7 @@ def _check_models(
 ) -> None:
     """Checks all that needs the models, in the order in which a run uses them."""
     data = sampled_part(whole, sampling) if sampling.images else whole
-    prepared = prepare(recipe, data, objects, device)
+    prepared = prepare(recipe, data, objects, device, show_stages=False)  # the report has them
     found.stages["student"] = _stages(prepared.student, data)
     used = prepared.teacher if methods.find(recipe.method.name).needs_teacher else None
     if used is not None:
@@ -182,7 +184,13 @@ def _check_models(
     if all(step.seconds for step in found.steps):
         costs = check_cost(prepared, teacher, loaders, trainers, found.steps, whole)
         if sampling.images:
-            costs = replace(costs, seconds={"decoding": sampling.whole_seconds, **costs.seconds})
+            decoding = {"decoding": sampling.whole_seconds}
+            shortest = {"decoding": decoding["decoding"] * (1 - found.steps[-1].waiting)}
+            costs = replace(
+                costs,
+                seconds=decoding | costs.seconds,
+                free_core_seconds=shortest | costs.free_core_seconds,
+            )
         found.cost = costs
         found.reasons += cost_reasons(found.cost, device)
 
@@ -228,6 +236,12 @@ def _step_reasons(steps: Sequence[StepFindings]) -> Iterator[str]:
             yield f"the {found.trained}'s training does not start: {problem}; lower {rate}"
 
 
+def _fewer_threads(recipe: Recipe) -> str:
+    """Threads that wait for each other suffer most from other work; one thread does not."""
+    threads = recipe.train.threads or torch.get_num_threads()
+    return f", or set train.threads below {threads}" if threads > 1 else ""
+
+
 def _step_warnings(recipe: Recipe, steps: Sequence[StepFindings]) -> Iterator[str]:
     size = recipe.train.batch_size * recipe.train.accumulate
     for found in steps:
@@ -244,8 +258,8 @@ def _step_warnings(recipe: Recipe, steps: Sequence[StepFindings]) -> Iterator[st
     if (waiting := max(found.waiting for found in steps)) > TOLERATED:
         yield (
             "the processor cores are busy with other work: the steps waited for a core "
-            f"{100 * waiting:.0f} % of the time, so the run may be faster than estimated here; "
-            "stop other programs, and check again"
+            f"{100 * waiting:.0f} % of the time; the shorter times are those without that waiting; "
+            f"stop other programs{_fewer_threads(recipe)}, and check again"
         )
     if recipe.train.compile:
         yield "train.compile=true is left out of the check; compiled steps may be faster"

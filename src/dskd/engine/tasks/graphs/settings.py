@@ -50,6 +50,11 @@ class GraphDataSettings(SplitSettings):
     test nodes."""
 
     @property
+    def title(self) -> str:
+        """What a reader calls the graphs."""
+        return self.root.stem if self.name == "npz" and self.root else self.name
+
+    @property
     def metric(self) -> Metric:
         """What is measured, as far as the settings tell: a file may have several labels a node."""
         return "micro_f1" if self.name in ("ppi", "generated-multilabel") else "accuracy"

@@ -73,6 +73,11 @@ class SegmentationDataSettings(SplitSettings):
     ``test``."""
 
     @property
+    def title(self) -> str:
+        """What a reader calls the images."""
+        return (self.root.resolve().name if self.root else "") or self.name
+
+    @property
     def metric(self) -> Metric:
         """What is measured on the test split."""
         return "dice"
