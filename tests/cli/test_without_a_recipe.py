@@ -104,7 +104,10 @@ def test_a_recipe_may_stand_behind_the_options(recipes: list[Recipe], place: int
     ("arguments", "said"),
     [
         (["distill"], "without a recipe, student and data are needed: give --student"),
+        (["distill"], "and --data photos/, or a recipe such as digits"),
         (["train", "--student", "resnet8"], "give --data photos/"),
+        (["distill", "."], ". is a folder and no recipe; for data, give --data ."),
+        (["train", "--data", "pohtos", "--student", "resnet8"], "no folder or file 'pohtos' here"),
         (["distill", "--data", "digits", "--student", "resnet8"], "needs a teacher; give one"),
         (["distill", "--data", "gone/", "--student", "resnet8"], "data: gone is not there"),
         (["distill", "--data", "digits", "--student", "resnet8", "--epochs", "0"], "--epochs"),

@@ -53,6 +53,16 @@ TEXTS = {
 }
 
 
+def test_a_column_without_a_value_is_left_out_and_the_accuracy_stays() -> None:
+    alone = Summary("ce", "ce", {}, (0,), {}, Interval(95.0, None, (95.0,)), parameters=10)
+    found = columns.with_values(PAGE, [alone])
+    assert [one.name for one in found] == ["seeds", "test accuracy, %", "parameters"]
+    assert columns.with_values(PAGE, [alone, DSKD]) == PAGE
+    assert columns.TEST_ACCURACY in columns.with_values(PAGE, [EMPTY])
+    assert r"vs. kd" not in as_latex([alone], None, 10)
+    assert summary_table([alone])[0] == ["method", *(one.name for one in found)]
+
+
 def test_each_column_has_a_key_of_its_own_a_name_and_a_description() -> None:
     assert len({column.key for column in ALL}) == len({column.name for column in ALL}) == len(ALL)
     assert all(column.description for column in ALL)

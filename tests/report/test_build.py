@@ -186,13 +186,38 @@ def test_sections_without_data_say_so_in_a_sentence(tmp_path: Path) -> None:
     for words in (
         "No run supervised shallow stages, as the method dskd does.",
         "No run has a teacher.",
-        "No run of kd is finished, so there are no differences to it, no p and no ARI.",
         "ce reaches",
+        "Dot: result. Grey: sampling error of the test split.",
     ):
         assert words in page.text
     charts = [found["id"] for found in page.find("div", **{"class": "chart"})]
-    assert len(charts) == 9  # epochs, training, costs and the confusion matrix
-    assert len(page.find("th", scope="row")) == 1
+    assert len(charts) == 5  # epochs, training and the confusion matrix
+    assert len(page.find("th", scope="row")) == 2  # of the results and of the costs
+
+
+@pytest.mark.slow
+def test_a_report_of_one_run_says_nothing_of_other_runs(tmp_path: Path) -> None:
+    """No empty column, no note on what is not there, and a table of two points, not charts."""
+    one = distilled(tmp_path / "one", "train.epochs=1", "teacher.epochs=1")
+    text = reported([one], tmp_path / "one.html").read_text()
+    page = Page(text)
+    for absent in (
+        "vs. kd",
+        "p (Holm)",
+        "ARI",
+        "± is the",
+        "Lines are means",
+        "to sort",
+    ):
+        assert absent not in page.text, absent
+    assert "All methods" not in page.text
+    assert "method dskd seed 0" in " ".join(page.text.split())
+    assert 'id="chart-parameters"' not in text
+    assert re.search(r"The learning rate is [\d.]+ in every epoch\.", page.text)
+    assert 'id="chart-training-lr"' not in text
+    rows = re.findall(r'<th scope="row">([^<]*)</th>', text)
+    assert rows == ["dskd", "teacher", "teacher compared with student"]
+    assert re.search(r'<td class="number">1 times</td>', text)  # the teacher is a resnet8, too
 
 
 @pytest.mark.slow
@@ -209,7 +234,9 @@ def test_a_streamed_run_of_many_classes_has_its_errors_with_the_names_of_files(
     assert len(record["confused"]) == len(page.find("table", **{"class": "confused"})) * 15
     images = [one for one in page.find("img") if "the student predicts" in (one["alt"] or "")]
     assert len(images) == len(record["worst"]) == 12
+    assert "the probability of that class, and its file." in page.text
     for image, error in zip(images, record["worst"], strict=True):
+        assert Path(error["file"]).name in page.text
         assert (tmp_path / "images" / error["file"]).is_file()
         assert (image["title"] or "").endswith(error["file"])
         assert error["file"].startswith(f"test/{error['label']}/")

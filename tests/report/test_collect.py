@@ -116,7 +116,7 @@ def test_what_does_not_belong_together_is_refused(
     for paths, words in (
         ([], "no run is given"),
         ([tmp_path], "holds neither a run nor a comparison"),
-        ([tmp_path / "gone"], "holds neither a run nor a comparison"),
+        ([tmp_path / "gone"], "there is no run"),
         ([runs / "kd0", other], "train.epochs is 2 there, 1 here"),
         ([runs / "ce0", runs / "kd0", foreign], "teacher.name is resnet8 there, resnet14 here"),
         ([runs / "kd0", twin], "are the same run, kd at seed 0"),

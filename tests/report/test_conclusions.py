@@ -59,13 +59,13 @@ OPEN = [70.1, 69.9, 70.2, 69.8]
             "(c), the other one does not differ significantly from it.",
         ),
         ({"kd": [70.0], "dskd": [79.0]}, "With a single seed, no difference to kd can be tested."),
-        ({"dskd": [79.0, 80.0]}, "dskd reaches 79.50 ± 6.35 % over 2 seeds."),
+        ({"dskd": [79.0, 80.0]}, "dskd reaches 79.50 ± 6.35 % test accuracy over 2 seeds."),
         (
             {"kd": [70.0, 71.0], "dskd": [71.0, 72.0]},
             "No difference to kd can be tested: each is equal at all seeds, or known at one seed "
             "only.",
         ),
-        ({"kd": [70.0]}, "kd reaches 70.00 % at one seed."),
+        ({"kd": [70.0]}, "kd reaches 70.00 % test accuracy at one seed."),
         ({"kd": [], "dskd": []}, "No run is finished yet."),
         (
             {"ce": OPEN, "dskd": BETTER},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,20 @@ class Column:
     fields: Callable[[Summary], Mapping[str, Any]]
     interval: Callable[[Summary], Interval | None] = lambda _: None
     is_number: bool = True
+
+
+def with_values(shown: Iterable[Column], summaries: Sequence[Summary]) -> tuple[Column, ...]:
+    """The columns in which a method has a value; the test accuracy stays.
+
+    Args:
+        shown: The columns of a table.
+        summaries: Its rows.
+    """
+    return tuple(
+        column
+        for column in shown
+        if column == TEST_ACCURACY or any(column.value(one) not in (None, "") for one in summaries)
+    )
 
 
 def weights_text(weights: Mapping[str, float]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from dskd.compare.statistics import Interval
 from dskd.compare.summary import BASELINE, STUDENT, Summary
 
 INTERVALS = (
@@ -12,25 +13,26 @@ INTERVALS = (
 )
 
 
-def differences_note(baseline: str = BASELINE) -> str:
-    """How methods are compared with the baseline.
+def differences_note(summaries: Sequence[Summary], baseline: str = BASELINE) -> str:
+    """How methods are compared with the baseline; empty if none is.
 
     Args:
+        summaries: The methods.
         baseline: Its label.
     """
-    paired = (
-        f"Differences to {baseline} are taken seed by seed, after the last epoch. p is from a "
-        "paired t-test, adjusted for the number of methods (Holm)."
-    )
-    if baseline != BASELINE:
-        return paired
+    if not any(one.difference for one in summaries):
+        return ""
+    text = f"Differences to {baseline} are taken seed by seed, after the last epoch."
+    if any(one.difference and one.difference.p_holm is not None for one in summaries):
+        text += " p is from a paired t-test, adjusted for the number of methods (Holm)."
+    if all(one.improvement is None for one in summaries):
+        return text
     return (
-        f"{paired} ARI, the average relative improvement, is the gain over {BASELINE} relative to "
+        f"{text} ARI, the average relative improvement, is the gain over {BASELINE} relative to "
         f"the gain of {BASELINE} over {STUDENT}."
     )
 
 
-DIFFERENCES = differences_note()
 COST = (
     "Extra parameters are trained with the student and not deployed. The student's seconds are "
     "the training time of a seed, memory is that of a training step, both without the teacher's."
@@ -43,19 +45,27 @@ EQUAL = (
 NO_LABELS = "The images have no labels, so ce is off."
 
 
+def intervals_note(summaries: Sequence[Summary]) -> str:
+    """What ± means; empty for a table without an interval."""
+    return INTERVALS if any(one.half is not None for one in _results(summaries)) else ""
+
+
 def has_equal_values(summaries: Sequence[Summary]) -> bool:
     """Whether a method has a result that is the same at all of several seeds."""
-    found = (
-        one
-        for s in summaries
+    return any(one.half is None and len(one.values) > 1 for one in _results(summaries))
+
+
+def _results(summaries: Sequence[Summary]) -> Iterator[Interval]:
+    """The means over seeds, with or without an interval."""
+    for s in summaries:
         for one in (
             s.test_accuracy,
             s.best_test_accuracy,
             s.agreement,
             s.difference.interval if s.difference else None,
-        )
-    )
-    return any(one is not None and one.half is None and len(one.values) > 1 for one in found)
+        ):
+            if one is not None:
+                yield one
 
 
 def sampling_note(summaries: Sequence[Summary], test_images: int) -> str:
@@ -63,9 +73,10 @@ def sampling_note(summaries: Sequence[Summary], test_images: int) -> str:
     errors = [s.sampling_error for s in summaries if s.sampling_error is not None]
     if not errors:
         return ""
+    same = " All methods are tested on the same images." if len(summaries) > 1 else ""
     return (
         f"The sampling error of the {test_images:,} test images is ± {span(errors, '.1f')} points "
-        "(95 %, Wilson). All methods are tested on the same images."
+        f"(95 %, Wilson).{same}"
     )
 
 

@@ -8,10 +8,10 @@ from dskd.compare import columns
 from dskd.compare.notes import (
     COST,
     EQUAL,
-    INTERVALS,
     NO_LABELS,
     differences_note,
     has_equal_values,
+    intervals_note,
     sampling_note,
 )
 from dskd.compare.reader import Comparison
@@ -38,17 +38,17 @@ def summary_table(
         metric: What is measured.
         baseline: Label of the method that the others are compared with.
     """
-    shown = _columns(baseline)
+    shown = columns.with_values(_columns(baseline), summaries)
     rows = [[column.text(summary) for column in shown] for summary in summaries]
     return [in_text(column.name, metric) for column in shown], rows
 
 
 def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     """What a reader of the table must know, one line per note."""
-    differences = differences_note(comparison.baseline)
+    differences = differences_note(summaries, comparison.baseline)
     equal = EQUAL if has_equal_values(summaries) else ""
     sampling = sampling_note(summaries, comparison.test_images)
-    lines = [INTERVALS, equal, sampling, differences, COST]
+    lines = [intervals_note(summaries), equal, sampling, differences, COST]
     if metric_of(comparison.facts["recipe"]) == "agreement":
         lines.insert(0, NO_LABELS)
     smallest = min((s.parameters for s in summaries if s.parameters), default=None)

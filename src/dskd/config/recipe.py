@@ -31,7 +31,7 @@ from dskd.config.overrides import all_keys, overridden
 from dskd.config.schema import MethodSettings, Recipe
 from dskd.config.short_forms import check_parts, label
 from dskd.data.catalog import DATASETS
-from dskd.errors import InputError, as_given, call, unknown
+from dskd.errors import InputError, as_given, call, option, unknown
 from dskd.settings import validate
 from dskd.storage.paths import as_path
 from dskd.storage.yaml_file import read_yaml_file
@@ -246,4 +246,6 @@ def read_recipe(name: str, root: Path) -> tuple[dict[str, Any], str]:
         return copy.deepcopy(_shipped_values(root / f"{name}.yaml")), name
     if name.endswith((".yaml", ".yml")):
         return read_yaml_file(as_path(name, "recipe"), "recipe"), Path(name).stem
+    if as_path(name, "recipe").is_dir():
+        raise InputError(f"{name} is a folder and no recipe; for data, give {option('data', name)}")
     raise unknown("recipe", name, [*stems(root), "<your own>.yaml"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dskd.data.catalog import DATASETS, MANIFESTS, SAVED, title
-from dskd.errors import InputError, option, unknown
+from dskd.errors import InputError, brief, option, unknown
 from dskd.storage.paths import as_path
 
 SHARDS = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst))$", re.IGNORECASE)
@@ -45,7 +45,9 @@ def data_settings(given: str | os.PathLike[str]) -> dict[str, Any]:
     if path.name != str(given) or path.suffix.lower() in MANIFESTS:
         raise InputError(f"data: {path} is not there; check the path")
     names = [name for name, entry in DATASETS.items() if not entry.own_images]
-    raise unknown("data set", given, [*names, "<a folder, a manifest or tar files>", "hf/<name>"])
+    known = [*names, "<a folder, a manifest or tar files>", "hf/<name>"]
+    found = unknown("data set", given, known)
+    raise InputError(f"{found}; there is no folder or file {brief(str(given))} here either")
 
 
 def _of_path(path: Path) -> dict[str, Any]:
@@ -125,9 +127,10 @@ def check_parts(values: Mapping[str, Any]) -> None:
     Raises:
         InputError: The message says how to give it.
     """
-    for part, example in (("student", "timm/mobilenetv4_conv_small"), ("data", "photos/")):
-        if values.get(part) is None:
-            raise InputError(
-                f"without a recipe, student and data are needed: give {option(part, example)}, or "
-                "a recipe such as digits"
-            )
+    examples = {"student": "timm/mobilenetv4_conv_small", "data": "photos/"}
+    missing = [option(part, text) for part, text in examples.items() if values.get(part) is None]
+    if missing:
+        raise InputError(
+            f"without a recipe, student and data are needed: give {' and '.join(missing)}, or a "
+            "recipe such as digits"
+        )

@@ -205,6 +205,8 @@ def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
 
 
 def _read_run(folder: Path, task: str | None) -> _Run:
+    if not folder.exists():
+        raise InputError(f"there is no run {folder}; check the path")
     if not (folder / "recipe.yaml").is_file():
         raise InputError(
             f"{folder} holds neither a run nor a comparison; give folders that `dskd train`, "

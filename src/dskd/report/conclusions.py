@@ -134,7 +134,7 @@ def _without_baseline(finished: Sequence[Summary], baseline: str) -> str:
     if len(finished) == 1:
         (only,) = finished
         seeds = f"over {len(only.seeds)} seeds" if len(only.seeds) > 1 else "at one seed"
-        return f"{only.label} reaches {interval_text(only.test_accuracy)} % {seeds}."
+        return f"{only.label} reaches {interval_text(only.test_accuracy)} % test accuracy {seeds}."
     best = max(finished, key=lambda s: s.test_accuracy.mean if s.test_accuracy else 0.0)
     return (
         f"{best.label} has the highest mean of {len(finished)} methods; no difference is tested, "

@@ -28,12 +28,14 @@ class ExampleImage:
 
     Attributes:
         index: Its index in the test split.
+        file: The name of its file; empty without one.
         label: The name of its class.
         source: The image as a data URI.
         small: Whether it is so small that the page enlarges it without smoothing.
     """
 
     index: int
+    file: str
     label: str
     source: str
     small: bool
@@ -132,6 +134,7 @@ def _class_pair(
     examples = [
         ExampleImage(
             index,
+            data.test.names[index] if data.test.names else "",
             data.classes[label],
             data_uri(data.test.images_at(torch.tensor([index]))[0]),
             max(data.shape[1:]) < LARGEST,

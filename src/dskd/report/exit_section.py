@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
@@ -13,7 +12,7 @@ from dskd.models.early_exits import NEVER
 from dskd.report.analysis import Unavailable
 from dskd.report.charts import colour, lay_out, show_legend, stage_style
 from dskd.report.exits import MeasuredExits
-from dskd.report.sections import Chart, Group, Section
+from dskd.report.sections import Chart, Group, Section, Table
 from dskd.report.styles import Style
 from dskd.runtime.number_text import rounded
 
@@ -122,23 +121,6 @@ def _shares(found: ExitEvaluation) -> go.Figure:
 
 def _loss(row: ExitResult) -> str:
     return "" if row.max_loss is None else f"{row.max_loss:g}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the section.
-
-    Attributes:
-        title: Its heading.
-        text: What it shows.
-        columns: The names of the columns.
-        rows: The cells of each row.
-    """
-
-    title: str
-    text: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def tables(measured: MeasuredExits | Unavailable | None) -> tuple[Table, ...]:

@@ -52,6 +52,7 @@ def _template() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["typographic"] = typographic
+    environment.filters["filename"] = lambda name: name.replace("\\", "/").rpartition("/")[2]
     environment.tests["unavailable"] = lambda part: isinstance(part, Unavailable)
     return environment.from_string(_text("page.html"))
 
@@ -87,7 +88,11 @@ def _context(report: ReportContents, name: str) -> dict[str, Any]:
         "headline": headline(report.summaries, baseline),
         "details": details(report.summaries, baseline),
         "facts": _facts(report),
-        "columns": method_table.columns_of(baseline),
+        "columns": method_table.columns_shown(report),
+        "key": method_table.key(report),
+        "has_band": any(one.sampling_error for one in report.summaries),
+        "several_seeds": any(len(one.seeds) > 1 for one in report.summaries),
+        "name": name,
         "sorted_by": method_table.SORTED_BY,
         "rows": method_table.table_rows(report),
         "teacher": method_table.teacher_cells(report),
@@ -162,7 +167,9 @@ def _facts(report: ReportContents) -> list[tuple[str, str]]:
     recipe = report.collected.recipe
     seeds = sorted({seed for summary in report.summaries for seed in summary.seeds})
     facts = [
-        ("methods", str(len(report.summaries))),
+        ("methods", str(len(report.summaries)))
+        if len(report.summaries) != 1
+        else ("method", report.summaries[0].label),
         ("seeds" if len(seeds) != 1 else "seed", ", ".join(map(str, seeds)) or "none yet"),
         ("epochs", str(recipe.train.epochs)),
         (f"test {report.collected.task.samples}", f"{report.test_images:,}"),

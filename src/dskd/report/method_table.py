@@ -10,10 +10,10 @@ from dskd.compare.columns import Column
 from dskd.compare.notes import (
     COST,
     EQUAL,
-    INTERVALS,
     NO_LABELS,
     differences_note,
     has_equal_values,
+    intervals_note,
     sampling_note,
     span,
 )
@@ -37,6 +37,26 @@ def columns_of(baseline: str = BASELINE) -> tuple[Column, ...]:
         columns.EXTRA_PARAMETERS,
         columns.SECONDS,
         columns.MEMORY,
+    )
+
+
+def columns_shown(contents: ReportContents) -> tuple[Column, ...]:
+    """The columns in which a method of the report has a value."""
+    return columns.with_values(columns_of(contents.collected.task.baseline), contents.summaries)
+
+
+def key(contents: ReportContents) -> str:
+    """What the drawings of intervals show, and that the table can be sorted."""
+    text = "Dot: result."
+    if any(len(s.seeds) > 1 for s in contents.summaries):
+        text = "Dot: mean. Thin lines: seeds. Thick line: 95 % interval over seeds."
+    if any(s.sampling_error for s in contents.summaries):
+        text += " Grey: sampling error of the test split."
+    if len(contents.summaries) == 1:
+        return text
+    return (
+        f"{text} Each column has one scale; ‹ marks a mean outside of it. Click a heading to sort "
+        "the table."
     )
 
 
@@ -95,7 +115,7 @@ def table_rows(contents: ReportContents) -> list[Row]:
     if differences:
         scales[difference.key] = scale_of(differences, _MARGIN, zero=True)
     larger = {summary.label for summary in contents.larger_students()}
-    shown = columns_of(baseline)
+    shown = columns_shown(contents)
     return [
         Row(s.label, s.label in larger, tuple(_cell(column, s, scales) for column in shown))
         for s in contents.summaries
@@ -125,7 +145,7 @@ def teacher_cells(contents: ReportContents) -> list[str]:
         columns.TEST_ACCURACY.key: span(contents.teacher_accuracies(), ".2f"),
         columns.PARAMETERS.key: f"{cost.parameters:,}" if cost else "",
     }
-    shown = columns_of(contents.collected.task.baseline)
+    shown = columns_shown(contents)
     return [known.get(column.key, "") for column in shown]
 
 
@@ -145,8 +165,10 @@ def _best_epoch_note(contents: ReportContents) -> str:
 
 def _differences_note(contents: ReportContents) -> str:
     baseline = contents.collected.task.baseline
-    if any(s.difference for s in contents.summaries):
-        return differences_note(baseline)
+    if len(contents.summaries) == 1:
+        return ""
+    if note := differences_note(contents.summaries, baseline):
+        return note
     if baseline != BASELINE:
         return f"No run of {baseline} is finished, so there are no differences to it and no p."
     return f"No run of {BASELINE} is finished, so there are no differences to it, no p and no ARI."
@@ -188,7 +210,7 @@ def _near_chance_note(contents: ReportContents) -> str:
 
 _NOTES: Sequence[Callable[[ReportContents], str]] = (
     lambda contents: NO_LABELS if contents.metric == "agreement" else "",
-    lambda _: INTERVALS,
+    lambda contents: intervals_note(contents.summaries),
     lambda contents: EQUAL if has_equal_values(contents.summaries) else "",
     lambda contents: sampling_note(contents.summaries, contents.test_images),
     _best_epoch_note,

@@ -10,7 +10,7 @@ from dskd.report.charts import Curve
 from dskd.report.confusion_chart import class_accuracies, confusion_map
 from dskd.report.contents import ReportContents
 from dskd.report.mistakes import MATRIX_CLASSES, Mistakes
-from dskd.report.sections import Chart, Group, Section, curve_of
+from dskd.report.sections import Chart, Group, Section, curve_of, lines_text
 from dskd.report.styles import Style
 from dskd.storage.metric_names import Metric
 
@@ -37,10 +37,13 @@ def training(report: ReportContents, styles: Mapping[str, Style]) -> Section | U
         *_accuracies(report.metric),
         ("lr", "Learning rate", "learning rate", {"lr": "learning rate"}),
     )
-    drawn = []
+    drawn, constant = [], ""
     for name, caption, unit, names in wanted:
         found: dict[str, Curve] = {names[key]: curve_of(runs, key) for key in names if key in keys}
-        if found:
+        rates = {rate for curve in found.values() for values in curve.values() for rate in values}
+        if name == "lr" and len(rates) == 1:
+            constant = f" The learning rate is {rates.pop():.3g} in every epoch."
+        elif found:
             own = {
                 one: styles[runs.label] if number == 0 else charts.stage_style(number - 1)
                 for number, one in enumerate(found)
@@ -52,11 +55,11 @@ def training(report: ReportContents, styles: Mapping[str, Style]) -> Section | U
     training = ""
     if "train_accuracy" in keys and not report.collected.task.name:
         training = (
-            "Accuracy on the training split is measured during training, on augmented images. "
+            " Accuracy on the training split is measured during training, on augmented images."
         )
     text = (
-        f"The training of {runs.label}. Each loss is the mean over an epoch. {training}Lines are "
-        "means over seeds; bands span the lowest to the highest seed."
+        f"The training of {runs.label}. Each loss is the mean over an epoch.{training}"
+        f"{constant}{lines_text(report)}"
     )
     return Section(text, (Group(tuple(drawn)),))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import plotly.graph_objects as go
 
+from dskd.compare.notes import span
 from dskd.compare.summary import STUDENT
 from dskd.report import charts
 from dskd.report.analysis import ModelCosts, Unavailable, shallow_stages
@@ -17,11 +18,14 @@ from dskd.report.contents import ReportContents
 from dskd.report.cost import BATCH, Cost
 from dskd.report.intervals import lowest_inlier
 from dskd.report.styles import TEACHER, Style
+from dskd.runtime.number_text import rounded
 
 ALL_SHOWN, BEST_SHOWN = 8, 3
 """Up to `ALL_SHOWN` methods are all shown at first; of more, the `BEST_SHOWN` best among others."""
 _TEACHER, _STUDENT = "teacher", "student"
-_LINES = "Lines are means over seeds; bands span the lowest to the highest seed."
+_FEWEST_COSTS = 3
+"""Fewer different costs are written as a table, since a chart would have hardly a point."""
+_MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,42 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of a section.
+
+    Attributes:
+        title: Its heading.
+        text: What it shows.
+        columns: The names of the columns.
+        rows: The cells of each row; the first names it.
+    """
+
+    title: str
+    text: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Section:
     """A section of the page.
 
     Attributes:
         text: The text before the charts.
         groups: The groups of charts.
+        table: A table in place of charts; None for none.
     """
 
     text: str
     groups: tuple[Group, ...]
+    table: Table | None = None
+
+
+def lines_text(report: ReportContents) -> str:
+    """What lines and bands over epochs are; empty with one seed, which has a line alone."""
+    if all(len(runs.folders) < 2 for runs in report.collected.methods):
+        return ""
+    return " Lines are means over seeds; bands span the lowest to the highest seed."
 
 
 def shown_first(report: ReportContents) -> list[str]:
@@ -91,7 +121,7 @@ def epochs(report: ReportContents, styles: Mapping[str, Style]) -> Section | Una
         return Unavailable("No run is finished yet.")
     accuracies = report.teacher_accuracies()
     level = (_TEACHER, sum(accuracies) / len(accuracies)) if accuracies else None
-    text = f"Top-1 accuracy on the test split after every epoch. {_LINES}"
+    text = f"Top-1 accuracy on the test split after every epoch.{lines_text(report)}"
     first = shown_first(report)
     if len(first) < len(curves):
         text += f" At first {len(first)} of {len(curves)} methods are shown; select more below."
@@ -104,12 +134,17 @@ def cost(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unava
     costs = report.analysis.costs
     if costs is None or isinstance(costs, Unavailable):
         return costs
+    latency = (
+        f"Latency was measured for this report on one CPU ({report.machine['processor']}) with one "
+        "thread in float32: the median of repeated forward passes after a warm-up. It differs on "
+        "other machines."
+    )
+    if len({*costs.students.values(), costs.teacher} - {None}) < _FEWEST_COSTS:
+        return Section(latency, (), _cost_table(report, costs))
     teacher = " The star is the teacher." if costs.teacher else ""
     text = (
-        f"Points are deployed students; bars span the lowest to the highest seed.{teacher} Latency "
-        f"was measured for this report on one CPU ({report.machine['processor']}) with one thread "
-        "in float32: the median of repeated forward passes after a warm-up. It differs on other "
-        "machines. Students of the same architecture were measured once."
+        f"Points are deployed students; bars span the lowest to the highest seed.{teacher} "
+        f"{latency} Students of the same architecture were measured once."
     )
     all_styles = {**styles, _TEACHER: TEACHER}
     drawn = tuple(
@@ -121,6 +156,40 @@ def cost(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unava
         for name, title, unit, cost_of in _AXES
     )
     return Section(text, (Group(drawn),))
+
+
+def _cost_table(report: ReportContents, costs: ModelCosts) -> Table:
+    """A row for each different cost, and how many times as much the teacher costs."""
+    accuracies = {s.label: [*s.test_accuracy.values] for s in report.summaries if s.test_accuracy}
+    labels: dict[Cost, list[str]] = {}
+    for label, cost in costs.students.items():
+        labels.setdefault(cost, []).append(label)
+    rows = [
+        _cost_row(_names(names), [one for name in names for one in accuracies[name]], cost)
+        for cost, names in labels.items()
+    ]
+    if costs.teacher is not None:
+        rows.append(_cost_row(_TEACHER, report.teacher_accuracies(), costs.teacher))
+        if len(labels) == 1:
+            (cost,) = labels
+            ratios = (cost_of(costs.teacher) / cost_of(cost) for *_, cost_of in _AXES)
+            times = (f"{rounded(ratio, 2)} times" for ratio in ratios)
+            rows.append(("teacher compared with student", "", *times))
+    heads = ("model", "test accuracy, %", "parameters", "multiply-adds for one image")
+    latencies = ("latency of one image, ms", f"latency of {BATCH} images, ms")
+    return Table("", "", (*heads, *latencies), tuple(rows))
+
+
+def _cost_row(name: str, accuracies: Sequence[float], cost: Cost) -> tuple[str, ...]:
+    sizes = f"{cost.parameters:,}", f"{cost.multiply_adds:,}"
+    latencies = rounded(cost.latency), rounded(cost.latency_batch)
+    return (name, span(accuracies, ".2f") or "–", *sizes, *latencies)
+
+
+def _names(labels: Sequence[str]) -> str:
+    """Names in a line; of many, the first few."""
+    more = len(labels) - _MOST_NAMED
+    return ", ".join(labels[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 _AXES: tuple[tuple[str, str, str, Callable[[Cost], float]], ...] = (
@@ -156,8 +225,8 @@ def stages(report: ReportContents, styles: Mapping[str, Style]) -> Section | Una
         return Unavailable("No run supervised shallow stages, as the method dskd does.")
     text = (
         "Deep supervision during training: the loss weight of each shallow stage, its losses "
-        "before weighting, and the test accuracy of its auxiliary branch, which is not deployed. "
-        f"{_LINES}"
+        "before weighting, and the test accuracy of its auxiliary branch, which is not "
+        f"deployed.{lines_text(report)}"
     )
     if found > ALL_SHOWN:
         text += f" The {ALL_SHOWN} most accurate of {found} methods are shown."

@@ -16,9 +16,9 @@ from dskd.compare.columns import Column, number_column
 from dskd.compare.notes import (
     COST,
     EQUAL,
-    INTERVALS,
     differences_note,
     has_equal_values,
+    intervals_note,
     sampling_note,
 )
 from dskd.compare.summary import BASELINE, Summary
@@ -225,7 +225,8 @@ def as_latex(
     """
     equal = EQUAL if has_equal_values(summaries) else ""
     sampling = sampling_note(summaries, test_images)
-    notes = filter(None, [INTERVALS, equal, sampling, differences_note(baseline)])
+    compared = differences_note(summaries, baseline)
+    notes = filter(None, [intervals_note(summaries), equal, sampling, compared])
     results = [one for one in columns.results(baseline) if one is not columns.WEIGHTS]
     accuracy = _latex_table(
         [columns.METHOD, *results],
@@ -251,7 +252,8 @@ def as_latex(
     return "% Needs \\usepackage{booktabs}.\n" + "\n".join([accuracy, cost, weights])
 
 
-def _latex_table(shown: Sequence[Column], summaries: Sequence[Summary], caption: str) -> str:
+def _latex_table(wanted: Sequence[Column], summaries: Sequence[Summary], caption: str) -> str:
+    shown = columns.with_values(wanted, summaries)
     cells = [[column.text(summary) for column in shown] for summary in summaries]
     lines = [[column.name for column in shown], *cells]
     head, *body = [" & ".join(map(latex, line)) + r" \\" for line in lines]
