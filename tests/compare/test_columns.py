@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,11 @@ def test_a_column_without_a_value_is_left_out_and_the_accuracy_stays() -> None:
     found = columns.with_values(PAGE, [alone])
     assert [one.name for one in found] == ["seeds", "test accuracy, %", "parameters"]
     assert columns.with_values(PAGE, [alone, DSKD]) == PAGE
+    for seeds, has_p in ((1, False), (2, True)):
+        tied = replace(
+            alone, difference=Difference(Interval(1.0, None, (1.0,) * seeds), None, None)
+        )
+        assert (columns.P_VALUE in columns.with_values(PAGE, [tied])) == has_p
     assert columns.TEST_ACCURACY in columns.with_values(PAGE, [EMPTY])
     assert r"vs. kd" not in as_latex([alone], None, 10)
     assert summary_table([alone])[0] == ["method", *(one.name for one in found)]

@@ -45,16 +45,21 @@ class Column:
 
 
 def with_values(shown: Iterable[Column], summaries: Sequence[Summary]) -> tuple[Column, ...]:
-    """The columns in which a method has a value; the test accuracy stays.
+    """The columns in which a method has a value.
+
+    The test accuracy stays, and so does p with several seeds, where a dash says that there is none.
 
     Args:
         shown: The columns of a table.
         summaries: Its rows.
     """
+    stays = {TEST_ACCURACY.key}
+    if any(one.difference and len(one.difference.interval.values) > 1 for one in summaries):
+        stays.add(P_VALUE.key)
     return tuple(
         column
         for column in shown
-        if column == TEST_ACCURACY or any(column.value(one) not in (None, "") for one in summaries)
+        if column.key in stays or any(column.value(one) not in (None, "") for one in summaries)
     )
 
 
