@@ -65,6 +65,7 @@ def _check_report(compared: Path) -> None:
     assert text.count('<img src="data:image/png;base64,') == 4 * (2 + 4)  # image, mask, 4 methods
     assert "Test Dice over epochs" in text
     assert "test accuracy" not in text.lower()
+    assert "multiply-adds" in text
     numbers = json.loads((compared / "report.json").read_text())
     rows = [
         (name, values) for label, name, values in numbers["class_scores"]["rows"] if label == "dskd"

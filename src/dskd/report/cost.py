@@ -22,26 +22,28 @@ class Cost:
         parameters: Number of parameters.
         multiply_adds: Multiply-adds of the convolutions and matrix products for one image.
         latency: Median milliseconds for one image.
-        latency_batch: Median milliseconds for a batch of 64.
+        latency_batch: Median milliseconds for a batch of 64; None if it was not measured.
     """
 
     parameters: int
     multiply_adds: int
     latency: float
-    latency_batch: float
+    latency_batch: float | None
 
 
-def measure(model: StagedModel, shape: tuple[int, int, int]) -> Cost:
+def measure(model: StagedModel, shape: tuple[int, int, int], *, batch: bool = True) -> Cost:
     """Measures the inference cost of a model. Latency is measured on one thread.
 
     Args:
         model: In eval mode, on the CPU.
         shape: ``(C, H, W)`` of an image.
+        batch: Whether the latency of a batch is measured, too.
     """
     size = model_cost(model.module, shape)
     with one_thread(), torch.inference_mode():
-        latencies = [_median(model.module, torch.zeros(n, *shape)) for n in (1, BATCH)]
-    return Cost(size.parameters, size.multiply_adds, *latencies)
+        one = _median(model.module, torch.zeros(1, *shape))
+        many = _median(model.module, torch.zeros(BATCH, *shape)) if batch else None
+    return Cost(size.parameters, size.multiply_adds, one, many)
 
 
 def _median(module: nn.Module, images: Tensor) -> float:

@@ -153,7 +153,7 @@ def cost(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unava
             f"Test accuracy against {title}",
             charts.against_cost(_points(report, costs, cost_of), all_styles, unit),
         )
-        for name, title, unit, cost_of in _AXES
+        for name, title, unit, cost_of in _axes(costs)
     )
     return Section(text, (Group(drawn),))
 
@@ -172,17 +172,17 @@ def _cost_table(report: ReportContents, costs: ModelCosts) -> Table:
         rows.append(_cost_row(_TEACHER, report.teacher_accuracies(), costs.teacher))
         if len(labels) == 1:
             (cost,) = labels
-            ratios = (cost_of(costs.teacher) / cost_of(cost) for *_, cost_of in _AXES)
+            ratios = (cost_of(costs.teacher) / cost_of(cost) for *_, cost_of in _axes(costs))
             times = (f"{rounded(ratio, 2)} times" for ratio in ratios)
             rows.append(("teacher compared with student", "", *times))
     heads = ("model", "test accuracy, %", "parameters", "multiply-adds for one image")
     latencies = ("latency of one image, ms", f"latency of {BATCH} images, ms")
-    return Table("", "", (*heads, *latencies), tuple(rows))
+    return Table("", "", (*heads, *latencies[: len(_axes(costs)) - 2]), tuple(rows))
 
 
 def _cost_row(name: str, accuracies: Sequence[float], cost: Cost) -> tuple[str, ...]:
     sizes = f"{cost.parameters:,}", f"{cost.multiply_adds:,}"
-    latencies = rounded(cost.latency), rounded(cost.latency_batch)
+    latencies = (rounded(one) for one in (cost.latency, cost.latency_batch) if one is not None)
     return (name, span(accuracies, ".2f") or "–", *sizes, *latencies)
 
 
@@ -196,8 +196,14 @@ _AXES: tuple[tuple[str, str, str, Callable[[Cost], float]], ...] = (
     ("parameters", "parameters", "parameters", lambda cost: cost.parameters),
     ("multiply-adds", "multiply-adds", "for one image", lambda cost: cost.multiply_adds),
     ("latency", "latency of one image", "ms", lambda cost: cost.latency),
-    ("latency-batch", f"latency of {BATCH} images", "ms", lambda cost: cost.latency_batch),
+    ("latency-batch", f"latency of {BATCH} images", "ms", lambda cost: cost.latency_batch or 0.0),
 )
+
+
+def _axes(costs: ModelCosts) -> tuple[tuple[str, str, str, Callable[[Cost], float]], ...]:
+    """The costs that were measured: of segmentation, no latency of a batch is."""
+    whole = all(cost.latency_batch is not None for cost in costs.students.values())
+    return _AXES if whole else _AXES[:-1]
 
 
 def _points(

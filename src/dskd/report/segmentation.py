@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from dskd.engine.tasks.segmentation.dataset import SegmentationData
+from dskd.engine.tasks.segmentation.job import build_model
 from dskd.engine.tasks.segmentation.overlay import colour, draw_overlay
 from dskd.engine.tasks.segmentation.recipe import RECIPES
-from dskd.engine.tasks.segmentation.settings import SegmentationRecipe
+from dskd.engine.tasks.segmentation.settings import (
+    SegmentationRecipe,
+    SegmentationTeacherSettings,
+)
 from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.student import (
     SegmentationStudent,
     load_student,
     scores_on,
 )
+from dskd.engine.tasks.segmentation.unet import SegmentationModel
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
-from dskd.report.analysis import Analysis, or_unavailable
+from dskd.report.analysis import Analysis, ModelCosts, or_unavailable
 from dskd.report.collect import CollectedRuns
+from dskd.report.cost import Cost, measure
 from dskd.report.disagreements import png_uri
 from dskd.report.scores import ClassScores, Drawings
 from dskd.report.task import ReportTask
+
+log = logging.getLogger("dskd")
 
 SHOWN, METHODS = 4, 6
 """Test images that are drawn, and most methods that are measured: those with the best results."""
@@ -39,7 +48,9 @@ def _analyze(collected: CollectedRuns, data: SegmentationData, given: UserObject
     """Measures one student of each method, that of its first seed."""
     analyzer = _Analyzer(collected, data)
     return Analysis(
-        class_scores=or_unavailable(analyzer.scores), drawings=or_unavailable(analyzer.drawings)
+        costs=or_unavailable(analyzer.costs),
+        class_scores=or_unavailable(analyzer.scores),
+        drawings=or_unavailable(analyzer.drawings),
     )
 
 
@@ -62,6 +73,26 @@ class _Analyzer:
     def students(self) -> dict[str, SegmentationStudent]:
         """The student of each of these runs."""
         return {label: load_student(folder) for label, folder in self.folders.items()}
+
+    def costs(self) -> ModelCosts:
+        """The costs of the students and of the teacher. Each architecture is measured once."""
+        log.info("measuring the latency of the students on this CPU")
+        by_width: dict[int, Cost] = {}
+
+        def cost(model: SegmentationModel, width: int) -> Cost:
+            if width not in by_width:  # a batch of large images would take long
+                by_width[width] = measure(model, self.data.shape, batch=False)
+            return by_width[width]
+
+        students = {
+            label: cost(one.model, one.recipe.student.width) for label, one in self.students.items()
+        }
+        results = [one for runs in self.collected.methods for one in runs.variant.results.values()]
+        if all(one["teacher_accuracy"] is None for one in results):
+            return ModelCosts(students, None)
+        settings: SegmentationTeacherSettings = self.collected.recipe.teacher
+        teacher = build_model(settings, self.data, 0).eval()
+        return ModelCosts(students, cost(teacher, settings.width))
 
     def scores(self) -> ClassScores:
         """Dice and HD95 of each class."""

@@ -39,7 +39,7 @@ def cost_columns(costs: Mapping[str, Cost]) -> tuple[Column, Column, Column]:
     """
 
     def column(
-        key: str, name: str, description: str, value: Callable[[Cost], float], form: str
+        key: str, name: str, description: str, value: Callable[[Cost], float | None], form: str
     ) -> Column:
         def of(summary: Summary) -> float | None:
             cost = costs.get(summary.label)
