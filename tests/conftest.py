@@ -52,7 +52,10 @@ gc.set_threshold(20_000, 20, 20)
 
 # pytest adds a handler to each logger that does not propagate. By a handler of this one, torch
 # takes it that somebody wants a trace of every export and compilation, and spends time on it.
-logging.getLogger("torch.__trace").propagate = True
+# Torch's own handler goes at its first message, which would then reach standard error.
+_trace = logging.getLogger("torch.__trace")
+_trace.propagate = True
+_trace.handlers.clear()
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
