@@ -95,7 +95,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Gives it back, since libraries report what is left at the end."""
+    """Gives it back: without xdist, libraries report what is left at the end."""
     gc.unfreeze()
     if hasattr(config, "workerinput") and "coverage" not in sys.modules:  # writes at the end
         _done.add(os.getpid())

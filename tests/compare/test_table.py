@@ -26,7 +26,7 @@ def test_the_command_prints_the_table_and_its_notes(
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[:4]] == ["method", "ce", "kd", "dskd"]
     assert "ce=1 kd=1 alpha=1 beta=10 gamma=0" in printed
-    assert "the noise of training" in printed
+    assert "what changes with the seed" in printed
     assert "The sampling error of the 500 test images is" in printed
 
 

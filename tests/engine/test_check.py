@@ -263,7 +263,7 @@ def test_a_slow_step_is_measured_with_fewer_images(monkeypatch: pytest.MonkeyPat
     assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0.02 * 16 / 64)
 
 
-def test_a_check_on_busy_cores_says_that_its_estimates_are_too_long(
+def test_a_check_on_busy_cores_gives_a_range(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cores, "times", iter([(1.0, 2.0), (2.0, 3.5)]).__next__)

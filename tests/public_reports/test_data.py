@@ -233,7 +233,9 @@ def test_gray_stays_gray_and_serves_a_teacher_with_one_channel(root: Path, tmp_p
     assert result.test_accuracy >= 0
 
 
-def test_train_alone_is_divided_and_the_images_are_listed(root: Path, tmp_path: Path) -> None:
+def test_train_alone_is_divided_and_the_images_are_listed(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for file in (root / "val").rglob("*.png"):
         file.unlink()
     for folder in (root / "val" / "a", root / "val" / "b", root / "val"):
@@ -254,6 +256,12 @@ def test_train_alone_is_divided_and_the_images_are_listed(root: Path, tmp_path: 
     out = tmp_path / "run"
     dskd.train(student="resnet8", data=settings, train=small, out=out)
     assert tuple((out / "test_images.txt").read_text().split()) == dataset.test.names
+    dskd.evaluate(out)
+    assert "were not held out" not in caplog.text
+    for number in range(10):  # the test split is drawn from other images now
+        write(root / "train" / "a" / f"new{number}.png", 90 + number)
+    dskd.evaluate(out)
+    assert "test images were not held out when this run was trained" in caplog.text
 
 
 def test_class_folders_without_a_split_are_divided(tmp_path: Path) -> None:
@@ -303,7 +311,7 @@ def test_a_validation_and_a_test_folder_are_what_they_are_called(root: Path) -> 
     assert dataset.validation is not None
     assert len(dataset.validation) == 4
     assert load(root).fingerprint() == dataset.fingerprint()  # from the cache
-    with pytest.raises(InputError, match=r"has a validation split of its own; drop.*val_fraction"):
+    with pytest.raises(InputError, match=r"val is the validation split; drop data\.val_fraction"):
         load(root, val_fraction=0.2)
     with pytest.raises(InputError, match=r"test is the test split; drop .*test_split"):
         load(root, test_split=0.2)

@@ -283,7 +283,7 @@ def test_a_report_says_seed_0() -> None:
     for seeds, expected in (((0,), ("seed", "0")), ((0, 1), ("seeds", "0, 1"))):
         report = SimpleNamespace(
             collected=SimpleNamespace(recipe=recipe.load("digits"), task=IMAGE_REPORT),
-            summaries=[SimpleNamespace(seeds=seeds)],
+            summaries=[SimpleNamespace(label="kd", seeds=seeds)],
             test_images=1,
             teacher_accuracies=list,
         )

@@ -299,7 +299,7 @@ def test_bad_files_are_skipped_counted_and_named(run: Path, tmp_path: Path) -> N
         f"{tmp_path}/*.jpg",
     ]
     code, text, said = predict(run, *inputs, "--out", out)
-    assert (code, text) == (0, "")
+    assert (code, text) == (0, f"predictions for 1 image written to {out}\n")
     first, *named = said.splitlines()
     assert first == (
         "skipped 9: 4 damaged, 2 missing, 1 dangling links, 1 empty, 1 folders without images"

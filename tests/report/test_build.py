@@ -105,7 +105,7 @@ def test_a_row_a_method_with_its_weights(page: Page) -> None:
 @pytest.mark.slow
 def test_notes_say_what_the_numbers_cover(page: Page) -> None:
     for words in (
-        "It covers the noise of training",
+        "It covers what changes with the seed",
         "The sampling error of the 500 test images is ±",
         "The best epoch is chosen on the test split, which makes its accuracy too optimistic.",
         "† simkd deploys more than the plain student: 91,322 parameters instead of 77,754.",

@@ -93,6 +93,12 @@ def test_each_seed_may_have_a_split_of_its_own(tmp_path: Path) -> None:
         name = f"masks/seed{seed}/student.safetensors"
         assert (in_jobs.path / name).read_bytes() == (plan.path / name).read_bytes()
     make_report([plan.path])
+    others = [plan.path / "masks/seed0", tmp_path / "kl/seed1"]
+    changes = [*TINY, "data.split_seed=null", "method.kl=0", "seed=1", f"out={others[1]}"]
+    run_job(SegmentationJob(RECIPES.load("shapes", changes)))
+    make_report(others, tmp_path / "both.html")  # their patients differ: one of them is measured
+    scores = json.loads((tmp_path / "both.json").read_text())["class_scores"]
+    assert len({label for label, *_ in scores["rows"]}) == 1
     learning = grid.plan(recipe, ["masks,kd"], tmp_path / "x", seeds=2)
     with pytest.raises(InputError, match="kd learns from a teacher, which would know test data"):
         run_grid(learning, Silent())

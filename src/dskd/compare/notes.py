@@ -8,8 +8,8 @@ from dskd.compare.statistics import Interval
 from dskd.compare.summary import BASELINE, STUDENT, Summary
 
 INTERVALS = (
-    "± is the 95 % confidence interval over seeds (Student's t). It covers the noise of training, "
-    "not the sampling error of the test images."
+    "± is the 95 % confidence interval over seeds (Student's t). It covers what changes with "
+    "the seed, and not the choice of test images that all seeds share."
 )
 
 

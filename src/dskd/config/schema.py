@@ -120,8 +120,8 @@ class DataSettings(Settings):
     fraction: Share = 1.0
     """Fraction of the training images to use. It is the same in every class."""
     val_fraction: Fraction | None = None
-    """Fraction of the training images held out for validation. The split does not depend on the
-    seed. None holds none out."""
+    """Fraction of the training images held out for validation, after test_split. The split does not
+    depend on the seed. None holds none out."""
     test_split: Annotated[Fraction, Field(gt=0)] | None = None
     """For your own images without val and test: fraction of the training images that becomes the
     test split. It does not depend on the seed. None means 0.2."""

@@ -43,6 +43,11 @@ def load_images(source: ImageSource, options: ReadOptions, cache_dir: Path | Non
         raise InputError(
             f"{source.files.where(source.evaluation)} is the test split; drop data.test_split"
         )
+    if source.validation and options.val_fraction:
+        raise InputError(
+            f"{source.files.where(source.validation)} is the validation split; drop "
+            "data.val_fraction"
+        )
     held_out = 0.0 if source.evaluation else options.test_split or HELD_OUT
     return read_images(source, replace(options, test_split=held_out), cache_dir)
 

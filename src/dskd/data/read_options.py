@@ -61,6 +61,8 @@ class ReadOptions:
             set's own.
         test_split: Fraction of the training images that becomes the test split; None for the
             default.
+        val_fraction: Fraction that is held out for validation afterwards. Here it is only refused
+            where there is a validation split.
         form: What pixels become.
         skip_bad: Leave out images that cannot be used.
         loading: Whether images are decoded once or at every use, see `ImageOptions`.
@@ -83,6 +85,7 @@ class ReadOptions:
     split_column: str | None = None
     shards: tuple[str, ...] = ()
     hub: str | None = None
+    val_fraction: float = 0.0
 
 
 def read_options(

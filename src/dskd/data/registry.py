@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    options = read_options(size, test_split, **images)
+    options = replace(read_options(size, test_split, **images), val_fraction=val_fraction or 0.0)
     entry = DATASETS[name]
     for key in SOURCE_SETTINGS:
         if images.get(key) is not None and key not in entry.settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from dskd.engine.build_data import load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.engine.given_data import DataArgument, split_data
 from dskd.engine.teacher_labels import with_stored_labels
-from dskd.errors import InputError, brief, option
+from dskd.errors import InputError, brief, option, printable
 from dskd.runtime.device import pick
 from dskd.settings import validate
 from dskd.storage.paths import as_path
-from dskd.storage.run_files import RECIPE
+from dskd.storage.run_files import RECIPE, TEST_IMAGES
 from dskd.storage.yaml_file import read_yaml_file
+
+log = logging.getLogger("dskd")
 
 
 def evaluate(
@@ -89,4 +92,20 @@ def load_run_data(
                 f"student has {brief(expected)}; give the run's own images with "
                 f"{option('root', 'FOLDER')}"
             )
+    _check_split(as_path(run, "run") / TEST_IMAGES, loaded)
     return loaded
+
+
+def _check_split(listed: Path, data: Dataset) -> None:
+    """Warns if other images are held out now: some may be images that the run trained on."""
+    if not data.test_is_held_out or not listed.is_file():
+        return
+    before = {*listed.read_text(encoding="utf-8").splitlines()}
+    others = sum(printable(name) not in before for name in data.test.names)
+    if others:
+        log.warning(
+            "%d of the %d test images were not held out when this run was trained, so it may have "
+            "learned from them: images were added or removed, or data.test_split differs; %s lists "
+            "its own",
+            *(others, len(data.test), listed),
+        )

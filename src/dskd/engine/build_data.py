@@ -155,6 +155,8 @@ def _read(settings: DataSettings, given: GivenData) -> Dataset:
     """All images that were given in Python."""
     match given:
         case TorchSplits():
+            if given.validation is not None and settings.val_fraction:
+                raise InputError("data has a validation split of its own; drop data.val_fraction")
             return given.read(
                 size=settings.size,
                 channels=settings.channels,
@@ -169,7 +171,10 @@ def _read(settings: DataSettings, given: GivenData) -> Dataset:
             )
         case HFSplits():
             images = settings.model_dump(include={*ImageOptions.__annotations__} - OF_PLACES)
-            options = read_options(settings.size, settings.test_split, **images)
+            options = replace(
+                read_options(settings.size, settings.test_split, **images),
+                val_fraction=settings.val_fraction or 0.0,
+            )
             return given.read(options, settings.cache_dir)
     return given
 

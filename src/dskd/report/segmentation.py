@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from dskd.engine.tasks.segmentation.dataset import SegmentationData
@@ -24,8 +25,7 @@ from dskd.engine.tasks.segmentation.student import (
 )
 from dskd.engine.tasks.segmentation.unet import SegmentationModel
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import InputError
-from dskd.report.analysis import Analysis, ModelCosts, or_unavailable
+from dskd.report.analysis import Analysis, ModelCosts, main_student, or_unavailable
 from dskd.report.collect import CollectedRuns
 from dskd.report.cost import Cost, measure
 from dskd.report.disagreements import png_uri
@@ -45,7 +45,7 @@ def _load(recipe: SegmentationRecipe, run: Path, given: UserObjects) -> Segmenta
 
 
 def _analyze(collected: CollectedRuns, data: SegmentationData, given: UserObjects) -> Analysis:
-    """Measures one student of each method, that of its first seed."""
+    """Measures one student of each method; see `_Analyzer.folders`."""
     analyzer = _Analyzer(collected, data)
     return Analysis(
         costs=or_unavailable(analyzer.costs),
@@ -63,11 +63,19 @@ class _Analyzer:
 
     @cached_property
     def folders(self) -> dict[str, Path]:
-        """The run of the first seed of each method, by the method's label."""
-        finished = [runs for runs in self.collected.best_first() if runs.folders]
-        if not finished:
-            raise InputError("no run is finished yet")
-        return {runs.label: runs.folders[min(runs.folders)] for runs in finished[:METHODS]}
+        """The run of the first seed of each method, by the method's label.
+
+        Where each seed has a split of its own, the data is that of the seed of the main student.
+        Other seeds are left out then: they may have learned from these test images.
+        """
+        _, shown = main_student(self.collected)
+        own_splits = self.collected.recipe.data.split_seed is None
+        found = {
+            runs.label: runs.folders[shown if own_splits else min(runs.folders)]
+            for runs in self.collected.best_first()
+            if (shown in runs.folders if own_splits else runs.folders)
+        }
+        return dict(islice(found.items(), METHODS))
 
     @cached_property
     def students(self) -> dict[str, SegmentationStudent]:
@@ -133,9 +141,9 @@ class _Analyzer:
 
     def _left_out(self) -> str:
         finished = sum(bool(runs.folders) for runs in self.collected.methods)
-        if finished <= METHODS:
+        if finished == len(self.folders):
             return ""
-        return f" The {METHODS} methods with the best results of {finished} are shown."
+        return f" {len(self.folders)} methods of {finished} are shown, the best results first."
 
 
 SEGMENTATION_REPORT = ReportTask("segment", RECIPES.resolve, _load, _analyze)

@@ -190,7 +190,8 @@ def teacher_recipe(recipe: SegmentationRecipe, folder: Path) -> SegmentationReci
     """The run that trains a recipe's teacher, by masks."""
     values = {key: getattr(recipe.teacher, key) for key in SegmentationModelSettings.model_fields}
     own = RECIPES.of_teacher(recipe, SegmentationModelSettings(**values), folder)
-    return own.changed(seed=seed_of_part(recipe.seed, 3))  # no copy of a student of its width
+    # It has the split of the run, and its own seed: it is no copy of a student of its width.
+    return own.changed(data=recipe.split_data, seed=seed_of_part(recipe.seed, 3))
 
 
 def trained_teacher(
