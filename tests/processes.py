@@ -40,7 +40,7 @@ SERVER.set_forkserver_preload(
         "torch._dynamo",
         "torch._inductor.config",
         "torch.distributed.run",
-        "tests.conftest",
+        "tests.builders",
         "tests.no_flush",
     ]
 )

@@ -17,7 +17,7 @@ from dskd.models.staged_model import StagedModel
 from dskd.settings import OwnOptimizer
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 
 DATA = make_dataset(classes=4, per_class=7, size=16)
 SMALL: dict[str, dict[str, Any]] = {

@@ -29,7 +29,7 @@ from dskd.engine.step import train_step
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError
 from dskd.runtime.device import environment
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 PAIR = "resnet32x4-resnet8x4"
 

@@ -14,8 +14,8 @@ from dskd.compare.runner import run_grid
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.storage.run_files import LAST
+from tests.builders import make_dataset
 from tests.compare.small_comparison import NAMES, SMALL, Silent, small
-from tests.conftest import make_dataset
 
 
 def test_each_row_is_written_as_its_run_ends(finished: Path) -> None:

@@ -26,7 +26,7 @@ from dskd.engine.prepare import prepare
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, on_command_line
 from dskd.settings import known_keys
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 PAIRS = {
     "resnet56-resnet20": 0.05,

@@ -21,7 +21,7 @@ from dskd.data.joint_plan import (
 )
 from dskd.data.loader import NO_LABEL, Batch, DataLoaders, ViewChoice
 from dskd.errors import InputError
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 from tests.data.file_writers import write_folder
 from tests.data.test_stream_loader import load
 

@@ -395,7 +395,7 @@ def test_a_run_is_the_same_in_memory_streamed_and_resumed(
 ) -> None:
     from dskd.errors import Stopped
     from dskd.storage.weights import read_weights
-    from tests.conftest import stop_at
+    from tests.builders import stop_at
 
     root = write_folder(tmp_path / "root", side=16)
     data = {"dataset": ImageFolder(root / "train"), "test": ImageFolder(root / "val")}

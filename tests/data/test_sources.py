@@ -22,7 +22,7 @@ from dskd.engine.build_data import load_data
 from dskd.engine.given_data import split_data
 from dskd.errors import InputError, Stopped
 from dskd.storage.weights import read_weights
-from tests.conftest import stop_at
+from tests.builders import stop_at
 from tests.data.file_writers import (
     rows_of_folder,
     write_folder,

@@ -17,7 +17,7 @@ from dskd.data.file_split import FileSplit
 from dskd.data.loader import NO_LABEL
 from dskd.engine.build_data import load_data, load_training_data
 from dskd.errors import InputError
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 from tests.data.file_writers import write_folder
 
 

@@ -36,7 +36,7 @@ from dskd.errors import InputError
 from dskd.models.cost import model_cost
 from dskd.models.early_exits import NEVER, EarlyExitStudent, ExitCosts
 from dskd.storage.exit_file import read_exits
-from tests.conftest import make_dataset, stop_at, trusted
+from tests.builders import make_dataset, stop_at, trusted
 
 METHOD = {"name": "dskd", "feature_target": "last", "alpha": 0, "beta": 0.1, "gamma": 1, "kd": 0}
 LOSS = 3.0

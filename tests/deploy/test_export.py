@@ -30,7 +30,7 @@ from dskd.deploy.input_contract import InputContract
 from dskd.deploy.latency import measure_latency
 from dskd.deploy.student_graph import in_batches
 from dskd.errors import InputError
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 CLASSES = ["cat", "dog", "owl"]
 GRAPHS = ["onnx", "openvino", "torch-export"]

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, ModelCard
 import dskd
 from dskd.cli.commands import run_command
 from dskd.errors import InputError
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from torch import nn
 import dskd
 from dskd.errors import InputError
 from dskd.storage.weights import read_metadata
-from tests.conftest import make_dataset, trusted
+from tests.builders import make_dataset, trusted
 
 FILES = ["student.safetensors", "student_best.safetensors"]
 

@@ -25,7 +25,7 @@ from dskd.engine.tasks.graphs.settings import GraphRecipe
 from dskd.engine.tasks.segmentation.settings import SegmentationRecipe
 from dskd.methods.contracts import TeacherNeeds
 from dskd.settings import signature_settings
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/dskd"

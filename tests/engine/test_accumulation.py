@@ -20,7 +20,7 @@ from dskd.engine.step import train_step
 from dskd.errors import Stopped
 from dskd.methods.contracts import StepOutput
 from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
-from tests.conftest import make_dataset, make_pair, staged, stop_at
+from tests.builders import make_dataset, make_pair, staged, stop_at
 from tests.runtime.test_distributed import without_batchnorm
 
 CPU = torch.device("cpu")

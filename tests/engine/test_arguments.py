@@ -15,7 +15,7 @@ from dskd.engine import run
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.models.factory import load_model
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 from tests.data.file_writers import write_folder
 
 

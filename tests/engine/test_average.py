@@ -21,7 +21,7 @@ from dskd.engine.average import StudentAverage
 from dskd.engine.result import Result
 from dskd.errors import InputError, Stopped, on_command_line
 from dskd.methods.base import Method
-from tests.conftest import stop_at
+from tests.builders import stop_at
 from tests.engine.test_targets import CPU, DATA, made
 
 

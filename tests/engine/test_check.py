@@ -30,7 +30,7 @@ from dskd.engine.check.run import check
 from dskd.engine.optimizer import set_rate
 from dskd.errors import InputError
 from dskd.runtime import cores, distributed
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 from tests.data.file_writers import write_folder
 from tests.trainers import trainer
 

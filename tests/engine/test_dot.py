@@ -29,7 +29,7 @@ from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
 from dskd.runtime import distributed
 from dskd.teacher.outputs import TeacherOutputs
-from tests.conftest import make_dataset, make_pair, staged, stop_at
+from tests.builders import make_dataset, make_pair, staged, stop_at
 from tests.methods import declared
 from tests.reference_values import FACTS, given
 from tests.runtime.test_distributed import CPU, made_method, parallel, together

@@ -18,7 +18,7 @@ from dskd.engine.step import train_step
 from dskd.errors import InputError, NonFiniteError, Stopped, on_command_line
 from dskd.methods.base import Method
 from dskd.teacher.outputs import TeacherOutputs
-from tests.conftest import stop_at
+from tests.builders import stop_at
 from tests.engine.test_targets import CPU, a_batch, made
 
 

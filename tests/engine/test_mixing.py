@@ -21,7 +21,7 @@ from dskd.engine.step import train_step
 from dskd.errors import InputError, Stopped
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
-from tests.conftest import stop_at
+from tests.builders import stop_at
 from tests.engine.test_targets import a_batch, made
 
 REFUSING = ("crd", "dkd", "nkd", "ofa", "sskd", "wkd")

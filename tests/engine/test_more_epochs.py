@@ -16,7 +16,7 @@ from dskd.engine import run
 from dskd.engine.more_epochs import check_rates
 from dskd.errors import InputError, Stopped, on_command_line
 from dskd.storage.run_files import LAST
-from tests.conftest import stop_at
+from tests.builders import stop_at
 
 SMALL = [
     "data.fraction=0.1",

@@ -20,7 +20,7 @@ from dskd.errors import InputError, on_command_line
 from dskd.models.staged_model import StagedModel
 from dskd.settings import validate
 from dskd.teacher.frozen import FrozenTeacher
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 CLASSES = 8
 DATA = make_dataset(classes=CLASSES, per_class=4)

@@ -20,7 +20,7 @@ from dskd.errors import InputError, NonFiniteError
 from dskd.methods.base import Method
 from dskd.runtime.nonfinite import FiniteStateCheck
 from dskd.teacher.outputs import TeacherOutputs
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.engine.test_accumulation import DATA, a_batch
 
 timm_optim: Any = pytest.importorskip("timm.optim")

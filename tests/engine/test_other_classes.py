@@ -26,7 +26,7 @@ from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build
 from dskd.report.collect import collect
 from dskd.storage.weights import write_weights
-from tests.conftest import make_dataset, staged
+from tests.builders import make_dataset, staged
 
 DATA = make_dataset(classes=4, per_class=8)
 OTHERS = 7

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dskd
 from dskd.errors import InputError
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 
 class Unfinished(nn.Module):

@@ -40,7 +40,7 @@ from dskd.storage import checkpoint
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.weights import read_metadata
 from tests import processes, trainers
-from tests.conftest import make_dataset, trusted
+from tests.builders import make_dataset, trusted
 
 SMALL = [
     "data.fraction=0.1",

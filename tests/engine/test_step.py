@@ -28,7 +28,7 @@ from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
 from dskd.settings import OwnOptimizer
 from dskd.teacher.outputs import TeacherOutputs
-from tests.conftest import make_dataset, make_pair, staged, stop_at
+from tests.builders import make_dataset, make_pair, staged, stop_at
 from tests.trainers import fused
 
 DATA = make_dataset(classes=4, per_class=8, size=16)

@@ -16,7 +16,7 @@ from dskd.engine import run
 from dskd.engine.build_data import load_data
 from dskd.errors import InputError, Stopped
 from dskd.storage.weights import read_metadata, read_weights
-from tests.conftest import stop_at
+from tests.builders import stop_at
 from tests.data.file_writers import write_folder
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,7 @@ from dskd.engine.targets import SoftTargets, balanced
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.teacher.outputs import TeacherOutputs
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.methods import declared
 from tests.runtime.test_distributed import without_batchnorm
 

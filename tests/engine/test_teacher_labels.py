@@ -32,7 +32,7 @@ from dskd.errors import InputError, Stopped
 from dskd.models.factory import load_model
 from dskd.report.build import make_report
 from dskd.storage.weights import read_weights, write_weights
-from tests.conftest import stop_at
+from tests.builders import stop_at
 from tests.data.file_writers import random_images
 
 CLASSES = ("bee", "cat", "dog", "elk", "fox", "gnu", "owl")

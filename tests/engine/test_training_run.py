@@ -14,7 +14,7 @@ from dskd.config import recipe
 from dskd.engine import average, evaluate, image_task, run, trainer, training_run
 from dskd.engine.training_run import TrainingRun
 from dskd.models.zoo import build
-from tests.conftest import make_dataset, trusted
+from tests.builders import make_dataset, trusted
 
 
 @pytest.mark.parametrize(

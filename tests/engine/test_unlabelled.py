@@ -31,7 +31,7 @@ from dskd.engine.targets import SoftTargets, balanced, soft_targets
 from dskd.errors import InputError, Stopped
 from dskd.methods.contracts import StepOutput
 from dskd.storage.weights import read_weights
-from tests.conftest import make_dataset, stop_at
+from tests.builders import make_dataset, stop_at
 from tests.data.file_writers import write_folder
 from tests.methods.test_every_method import made
 from tests.runtime.test_distributed import without_batchnorm

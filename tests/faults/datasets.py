@@ -18,7 +18,7 @@ import dskd
 from dskd import methods
 from dskd.data import Dataset, Split
 from dskd.models.zoo import build
-from tests.conftest import make_dataset, trusted
+from tests.builders import make_dataset, trusted
 from tests.data.file_writers import cifar_entries, python3_pickle, write_cifar100, write_folder
 from tests.faults.outcomes import refusal
 

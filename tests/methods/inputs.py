@@ -8,7 +8,7 @@ from torch import Tensor
 from dskd.data import Dataset
 from dskd.data.epoch_plan import draw_plan
 from dskd.data.loader import Batch, MemoryLoader
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 DATA = make_dataset()
 

@@ -13,7 +13,7 @@ from dskd.errors import InputError
 from dskd.losses.feature_maps import pool_to
 from dskd.methods.at import AT, at_loss, attention_map
 from dskd.models.output import ModelOutput
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, PairLoss, check_finite, check_full_precision
 from tests.methods.inputs import batch_of

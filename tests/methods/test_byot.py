@@ -13,7 +13,7 @@ from dskd.errors import InputError
 from dskd.methods.byot import BYOT, byot_loss, byot_terms
 from dskd.methods.dsn import DSN
 from dskd.settings import signature_settings
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, first_batch

@@ -16,7 +16,7 @@ from dskd.methods.cc import CC, Congruence, cc_loss
 from dskd.methods.contracts import Pair
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import (
     VECTORS,

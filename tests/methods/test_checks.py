@@ -16,7 +16,7 @@ from dskd.methods.checks import (
 )
 from dskd.methods.contracts import Pair
 from dskd.models.spec import ModelSpec, StageSpec
-from tests.conftest import staged
+from tests.builders import staged
 
 
 def spec(depth: int, classes: int = 4, pooled: int | None = 8) -> ModelSpec:

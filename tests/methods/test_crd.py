@@ -15,7 +15,7 @@ from dskd.methods.contracts import Pair
 from dskd.methods.crd import CRD, crd_loss, crd_terms, updated_memory
 from dskd.models.spec import ModelSpec
 from dskd.teacher.frozen import FrozenTeacher
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, first_batch

@@ -6,7 +6,7 @@ import torch
 
 from dskd.losses.logits import ce, dist
 from dskd.methods.dist import DIST
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.inputs import DATA, batch_of
 

@@ -10,7 +10,7 @@ import torch
 from dskd.losses.logits import ce, dkd
 from dskd.methods.contracts import StepOutput
 from dskd.methods.dkd import DKD
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.inputs import DATA, batch_of
 

@@ -17,7 +17,7 @@ from dskd.methods.dskd import DSKD, dskd_loss
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel
 from dskd.teacher.frozen import FrozenTeacher
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.inputs import DATA, batch_of, first_batch
 

@@ -12,7 +12,7 @@ from dskd.losses.logits import ce
 from dskd.methods.contracts import Pair
 from dskd.methods.dsn import DSN, dsn_loss
 from dskd.models.spec import ModelSpec, StageSpec
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, first_batch

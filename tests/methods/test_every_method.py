@@ -28,7 +28,7 @@ from dskd.methods.contracts import Pair, StepOutput
 from dskd.settings import Count, Positive, Share, Weight, setting_parameters
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.methods import declared
 
 NAMES = methods.names()

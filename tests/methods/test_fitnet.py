@@ -11,7 +11,7 @@ from dskd.methods.contracts import Pair
 from dskd.methods.fitnet import FitNet, Regressor, fitnet_loss
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.reference_values import CASES, cases, check, given, parameters

@@ -7,7 +7,7 @@ import torch
 
 from dskd.losses.logits import ce, kd
 from dskd.methods.kd import KD
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.inputs import DATA, batch_of
 

@@ -13,7 +13,7 @@ from dskd.errors import InputError
 from dskd.losses.logits import ce, kd
 from dskd.methods import resolve
 from dskd.methods.mlkd import MLKD, mlkd_loss
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import DATA, batch_of

@@ -18,7 +18,7 @@ from dskd.losses.logits import ce, kd
 from dskd.methods.norm import NORM, Schedule, Transform, norm_loss, normalized_logits
 from dskd.models.output import ModelOutput
 from dskd.models.staged_model import StagedModel
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of

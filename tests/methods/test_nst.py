@@ -10,7 +10,7 @@ from dskd.errors import InputError
 from dskd.losses.feature_maps import pool_to
 from dskd.methods.nst import NST, nst_loss
 from dskd.models.output import ModelOutput
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of

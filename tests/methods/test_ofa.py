@@ -21,7 +21,7 @@ from dskd.methods.ofa_branches import ConvolutionBranch, Merge, TokenBranch
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec
 from dskd.models.staged_model import StagedModel
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import batch_of

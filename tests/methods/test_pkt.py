@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dskd.errors import InputError
 from dskd.methods.pkt import PKT, pkt_loss
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import (
     VECTORS,

@@ -17,7 +17,7 @@ from dskd.methods.stage_fusion import Fusion
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of

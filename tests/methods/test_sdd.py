@@ -17,7 +17,7 @@ from dskd.methods.contracts import Pair
 from dskd.methods.nkd import nkd_loss
 from dskd.methods.sdd import SDD, Base, Form, cell_vectors, cell_weights, sdd_loss
 from dskd.models.output import ModelOutput
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import batch_of

@@ -16,7 +16,7 @@ from dskd.methods.semckd import Embedding, SemCKD, layer_attention, semckd_loss,
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.teacher.frozen import FrozenTeacher
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of

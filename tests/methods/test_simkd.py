@@ -19,7 +19,7 @@ from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec, describe
 from dskd.models.staged_model import StagedModel
 from dskd.teacher.frozen import FrozenTeacher
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of

@@ -15,7 +15,7 @@ from dskd.deploy.student import DeployedStudent
 from dskd.errors import InputError
 from dskd.methods.simkd import LARGEST, ReusedStudent, SimKD
 from dskd.models.staged_model import StagedModel
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.methods.inputs import batch_of
 from tests.methods.test_simkd import DATA, Net, made, own, unsettled
 

@@ -24,7 +24,7 @@ from dskd.errors import InputError, Stopped
 from dskd.storage.run_files import LAST
 from dskd.storage.weights import read_metadata
 from tests import trainers
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 SMALL = [
     "data.fraction=0.1",

@@ -10,7 +10,7 @@ from torch import Tensor
 from dskd.errors import InputError
 from dskd.methods.sp import SP, sp_loss
 from dskd.models.output import ModelOutput
-from tests.conftest import make_pair, staged
+from tests.builders import make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import (
     VECTORS,

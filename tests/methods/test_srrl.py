@@ -15,7 +15,7 @@ from dskd.methods.contracts import Pair
 from dskd.methods.srrl import SRRL, srrl_loss
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec, StageSpec
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import check_finite_with_gradient, check_full_precision
 from tests.methods.inputs import batch_of

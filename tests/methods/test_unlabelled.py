@@ -20,7 +20,7 @@ from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
 from dskd.testing import batches
-from tests.conftest import make_dataset, staged
+from tests.builders import make_dataset, staged
 from tests.methods.test_every_method import DATA, NAMES, made
 
 TAUGHT = [name for name in NAMES if methods.find(name).needs_teacher]

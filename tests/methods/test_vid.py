@@ -13,7 +13,7 @@ from dskd.errors import InputError
 from dskd.methods.vid import VID, ConditionalGaussian, vid_loss
 from dskd.models.output import ModelOutput
 from dskd.teacher.frozen import FrozenTeacher
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import MAPS, check_finite, check_full_precision
 from tests.reference_values import cases, check, given, parameters

@@ -19,7 +19,7 @@ from dskd.methods.contracts import Pair
 from dskd.methods.vkd import VKD, Normalization, OrthogonalProjector, vkd_loss
 from dskd.models.output import ModelOutput
 from dskd.models.staged_model import StagedModel
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import VECTORS, check_finite, check_full_precision
 from tests.methods.inputs import batch_of

@@ -22,7 +22,7 @@ from dskd.methods.fitnet import Regressor
 from dskd.methods.wkd import WKD, Bottleneck, wkd_loss
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 from tests.losses.misfits import Arguments
 from tests.methods.edge_cases import (
     MAPS,

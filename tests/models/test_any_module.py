@@ -18,7 +18,7 @@ from dskd.data import Dataset, Split
 from dskd.engine.result import Result
 from dskd.errors import InputError, NonFiniteError
 from dskd.models.staged_model import StagedModel
-from tests.conftest import make_dataset, trusted
+from tests.builders import make_dataset, trusted
 
 CLASSES = 3
 QUICK = {"epochs": 1, "batch_size": 8, "lr": 0.01, "device": "cpu"}

@@ -32,7 +32,7 @@ from dskd.models.staged_model import StagedModel
 from dskd.storage.weights import load_weights, read_weights, write_weights
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
-from tests.conftest import make_dataset, stop_at, trusted
+from tests.builders import make_dataset, stop_at, trusted
 
 CLASSES, BATCH = 3, 4
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}

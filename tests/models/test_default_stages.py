@@ -20,7 +20,7 @@ from dskd.models.default_stages import default_stages
 from dskd.models.factory import load_model
 from dskd.models.spec import describe
 from dskd.models.staged_model import StagedModel
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 VIT = {"patch_size": 8, "embed_dim": 24, "depth": 12, "num_heads": 2}
 

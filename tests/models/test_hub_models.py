@@ -32,7 +32,7 @@ from dskd.models.factory import load_model, pretrained_statistics
 from dskd.models.hub_models import network, published
 from dskd.models.native import native_size, published_classes, published_names
 from dskd.storage.weights import read_metadata, write_weights
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 CPU = torch.device("cpu")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -24,7 +24,7 @@ from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.models import pretrained
 from dskd.models.factory import load_model, pretrained_classes, pretrained_statistics
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 CPU = torch.device("cpu")
 WEIGHTS = models.ResNet18_Weights.DEFAULT

@@ -18,7 +18,7 @@ from dskd.deploy.student import load_deployed
 from dskd.errors import InputError
 from dskd.models.factory import load_model
 from dskd.storage.weights import write_weights
-from tests.conftest import make_dataset
+from tests.builders import make_dataset
 
 VIT = "timm/vit_tiny_patch16_224"
 SMALL = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -22,8 +22,8 @@ from dskd.cli.results import evaluation_rows, result_rows
 from dskd.errors import InputError, call, on_command_line, option
 from dskd.methods.checks import check_stages
 from dskd.models.staged_model import StagedModel
+from tests.builders import make_dataset, make_pair, stop_at
 from tests.compare.small_comparison import SMALL
-from tests.conftest import make_dataset, make_pair, stop_at
 
 SOURCE = Path(dskd.__file__).parent
 TINY = ["data.fraction=0.1", "student.name=resnet8", "train.epochs=1", "train.device=cpu"]

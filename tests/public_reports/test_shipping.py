@@ -26,7 +26,7 @@ from dskd.deploy.predict import Skipped, predict_batches
 from dskd.errors import InputError
 from dskd.models.plain_copy import plain_copy
 from dskd.storage import checkpoint
-from tests.conftest import make_dataset, trusted
+from tests.builders import make_dataset, trusted
 
 
 def net() -> nn.Sequential:

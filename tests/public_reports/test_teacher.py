@@ -28,7 +28,7 @@ from dskd.models.staged_model import StagedModel
 from dskd.models.zoo import build
 from dskd.storage.weights import write_weights
 from dskd.teacher.frozen import FrozenTeacher
-from tests.conftest import make_dataset, stop_at
+from tests.builders import make_dataset, stop_at
 from tests.report.report_runs import reported
 
 DATA = make_dataset(classes=4, per_class=8)

@@ -23,7 +23,7 @@ from dskd.deploy import latency
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.report.build import make_report
-from tests.conftest import make_dataset, trusted
+from tests.builders import make_dataset, trusted
 from tests.report.report_runs import compared, distilled, reported, streamed
 
 HOSTILE = (

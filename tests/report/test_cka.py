@@ -11,7 +11,7 @@ from dskd.models.staged_model import StagedModel
 from dskd.report import cka as module
 from dskd.report.charts import similarity_map
 from dskd.report.cka import LayerSimilarity, gram, layer_similarity, linear_cka
-from tests.conftest import make_dataset, staged
+from tests.builders import make_dataset, staged
 
 
 def naive_cka(one: Tensor, other: Tensor) -> float:

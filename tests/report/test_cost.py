@@ -8,7 +8,7 @@ import torch
 from dskd.deploy import latency
 from dskd.models.catalog import ZOO
 from dskd.report.cost import measure
-from tests.conftest import staged
+from tests.builders import staged
 
 
 def test_cost_is_the_zoo_s_and_latency_grows_with_the_batch(

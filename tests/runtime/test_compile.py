@@ -31,7 +31,7 @@ from dskd.runtime import compile as compiling
 from dskd.storage.exit_file import read_exits
 from dskd.storage.run_files import EXITS
 from tests import processes
-from tests.conftest import stop_at
+from tests.builders import stop_at
 from tests.trainers import assert_same_state, trainer
 
 EQUAL = "train.batch_size=26"

@@ -56,7 +56,7 @@ from dskd.runtime import device, distributed, process_group
 from dskd.runtime.signals import StopRequest, stop_requests
 from dskd.teacher.outputs import TeacherOutputs
 from tests import processes
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 
 CPU = torch.device("cpu")
 DATA = make_dataset(per_class=6)

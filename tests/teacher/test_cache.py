@@ -39,7 +39,7 @@ from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 from dskd.teacher.record_file import FACTS, RECORDS, RESERVE
 from tests import processes, trainers
-from tests.conftest import make_dataset, make_pair, staged
+from tests.builders import make_dataset, make_pair, staged
 
 CPU = torch.device("cpu")
 DATA = make_dataset(classes=4, per_class=12, size=16)

@@ -11,7 +11,7 @@ import torch
 from dskd.methods.contracts import TeacherNeeds
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import SharedOutputs, TeacherOutputs
-from tests.conftest import make_dataset, staged
+from tests.builders import make_dataset, staged
 from tests.methods.inputs import batch_of
 
 
