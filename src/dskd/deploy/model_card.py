@@ -13,7 +13,7 @@ from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
 from dskd.deploy.caller import hub_caller
 from dskd.deploy.card_exits import exits_section, table
-from dskd.deploy.card_recipe import recipe_section
+from dskd.deploy.card_recipe import public_model, recipe_section
 from dskd.deploy.hub import WEIGHTS
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.measure import (
@@ -113,7 +113,7 @@ class CardParts:
 
 def model_card(parts: CardParts) -> ModelCard:
     """Writes the card: what the student is, how it was trained, and how it is called."""
-    name = parts.contract.student.name
+    name = public_model(parts.contract.student.name)
     sections = [
         f"# {printable(name)}, {len(parts.contract.student.classes)} classes",
         _summary(parts),
@@ -176,7 +176,7 @@ def _data(parts: CardParts) -> ModelCardData:
         pipeline_tag="image-classification",
         tags=["image-classification", "knowledge-distillation"],
         eval_results=results,
-        model_name=parts.contract.student.name if results else None,
+        model_name=public_model(parts.contract.student.name) if results else None,
         ignore_metadata_errors=True,
     )
 
@@ -190,13 +190,12 @@ def _summary(parts: CardParts) -> str:
     if parts.facts is None:
         return license
     recipe = parts.facts.recipe
-    teacher = f" from `{recipe.teacher.name}`" if recipe.teacher is not None else ""
-    how = (
-        "Trained on labels"
-        if recipe.method.name == "ce"
-        else (f"Distilled{teacher} by the method `{recipe.method.name}`")
-    )
-    return f"{how}, on the images `{printable(recipe.data.title)}`. {license}"
+    how, method = "Trained on labels", f" by the method `{printable(recipe.method.name)}`"
+    if recipe.method.name == "ce":
+        method = ""
+    elif recipe.teacher is not None:
+        how = f"Distilled from `{printable(public_model(recipe.teacher.name))}`"
+    return f"{how}{method}, on the images `{printable(recipe.data.title)}`. {license}"
 
 
 def _expects(contract: InputContract) -> str:
