@@ -122,6 +122,7 @@ def test_selected_rows_and_files_by_path_are_read(
     dataset = read(whole.with_format("torch"), tmp_path, test_split=0.25)
     expected = load_dataset("folder", root=root, size=12, cache_dir=tmp_path)
     assert dataset.train.labels.tolist() == [0] * 3 + [1] * 3
+    assert not dataset.names_are_files
     image = dataset.train.images[dataset.train.names.index("train/0")]
     assert (image == expected.train.images[3]).all()
 

@@ -207,6 +207,7 @@ def test_without_test_images_a_part_is_held_out_and_listed() -> None:
     data = read(TensorDataset(pixels(20), torch.arange(20) % 2))
     assert (len(data.train), len(data.test), data.test_is_held_out) == (16, 4, True)
     assert sorted([*map(int, data.train.names), *map(int, data.test.names)]) == list(range(20))
+    assert not data.names_are_files
     assert "4 of the 20 training images are held out (data.test_split=0.2)" in data.notes[-1]
 
 

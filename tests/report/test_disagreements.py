@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from dskd.data import Dataset, Split
 from dskd.models.staged_model import StagedModel
-from dskd.report.disagreements import data_uri, find_disagreements
+from dskd.report.disagreements import data_uri, find_disagreements, from_class_folder
+from dskd.report.mistakes import find_mistakes
 
 
 class Predicts(nn.Module):
@@ -62,6 +64,33 @@ def test_disagreements_are_counted_by_pair_of_classes() -> None:
 def test_models_that_agree_have_no_disagreements() -> None:
     found = find_disagreements("kd", 0, predicts(0, 1), predicts(0, 1), levelled([0, 2]))
     assert (found.count, found.pairs, found.num_pairs) == (0, (), 0)
+
+
+@pytest.mark.parametrize("names_are_files", [True, False])
+def test_only_paths_of_files_are_shown(names_are_files: bool) -> None:
+    data = levelled([0, 1])
+    assert isinstance(data.test, Split)
+    named = dataclasses.replace(data.test, names=("test/cat/0.png", "test/dog/0.png"))
+    data = dataclasses.replace(data, test=named, names_are_files=names_are_files)
+    found = find_disagreements("kd", 0, predicts(1, 1), predicts(0, 1), data)
+    (example,) = found.pairs[0].examples
+    assert example.file == ("test/cat/0.png" if names_are_files else "")
+    wrong = find_mistakes("kd", 0, predicts(1, 1), data)
+    assert wrong.worst[0].file == example.file
+
+
+@pytest.mark.parametrize(
+    ("file", "label", "shown"),
+    [
+        ("train/cat/a/0.png", "cat", "cat/a/0.png"),
+        ("cat/0.png", "cat", "cat/0.png"),
+        ("scans/7/0.png", "cat", "scans/7/0.png"),
+        ("images/cat", "cat", "images/cat"),
+        ("0.png", "cat", "0.png"),
+    ],
+)
+def test_a_file_is_shown_from_its_class_folder_on(file: str, label: str, shown: str) -> None:
+    assert from_class_folder(file, label) == shown
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,16 @@ def test_latex_escapes_what_means_something_to_it() -> None:
     )
 
 
+def test_the_caption_of_the_costs_describes_the_columns_that_are_shown() -> None:
+    found = summaries(kd=KD, dskd=BETTER)
+    measured = as_latex(found, COSTS, 1000)
+    assert "multiply-adds (multiply-adds for one image, of the deployed student)" in measured
+    assert "extra (parameters trained with the student and not deployed)" in measured
+    assert "agreement" not in measured  # no method has a value
+    assert "multiply-adds" not in as_latex(found, {}, 1000)
+    assert "multiply-adds" not in as_latex(found, None, 1000)
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_the_tables_compile_in_an_article(tmp_path: Path) -> None:
     found = summaries(**{"ce": WORSE, "kd": KD, HOSTILE: BETTER, "empty": []})

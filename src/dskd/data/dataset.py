@@ -31,8 +31,8 @@ class Samples(Protocol):
 
     Attributes:
         labels: int64, ``[N]``, from 0 to K - 1.
-        names: Name of the file of each image; empty if the images do not come from files of their
-            own.
+        names: Name of the file of each image, or of its row (see `Dataset.names_are_files`); empty
+            if the images have no names.
         images: All images, uint8, ``[N, channels, height, width]``.
         sample_shape: Channels, height and width of an image.
     """
@@ -71,8 +71,7 @@ class Split:
     Attributes:
         images: uint8, ``[N, channels, height, width]``.
         labels: int64, ``[N]``, from 0 to K - 1.
-        names: Name of the file of each image; empty if the images do not come from files of their
-            own.
+        names: See `Samples`.
     """
 
     images: Tensor
@@ -158,6 +157,8 @@ class Dataset:
             `NO_LABEL` before it does.
         test_is_held_out: Whether ``data.test_split`` took the test split off the training images,
             because there was no other.
+        names_are_files: Whether the names of the images are paths of files, and not numbers of
+            rows.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Dataset:
     test_is_held_out: bool = False
     unlabelled: Samples | None = None
     without_labels: bool = False
+    names_are_files: bool = True
 
     def __post_init__(self) -> None:
         for where, split in self.splits().items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ class HFSplits:
         files = HFFiles(Path(self.name), splits, images, table)
         no_test = f"{self.name} has no split validation or test"
         source = table.source("hf", files, notes, no_test)
-        return load_images(source, options, cache_dir)
+        return replace(load_images(source, options, cache_dir), names_are_files=False)
 
     def first_images(self, chosen: str | None, count: int) -> list[bytes]:
         """The bytes of the first training images.

@@ -67,8 +67,7 @@ class TorchSplits:
         Args:
             size: Height and width; None for images that have one size.
             channels: 3 for RGB, 1 for gray; None keeps what the images are.
-            test_split: Fraction of the training images for the test split, if there is none;
-                None for 0.2.
+            test_split: Fraction of the training images for a missing test split; None for 0.2.
             form: Its `value_range` says which values become 0 and 255, in place of 0 to 255 or 0 to
                 1. It also says how images are resized.
             loading: See `dskd.data.read_options.ImageOptions`.
@@ -107,6 +106,7 @@ class TorchSplits:
             notes=tuple(notes),
             test_is_held_out=self.test is None,
             unlabelled=None if others is None else read(others)[0],
+            names_are_files=False,
         )
 
     def _readers(

@@ -49,10 +49,12 @@ class ModelCosts:
     Attributes:
         students: The cost of each student by label.
         teacher: The cost of the teacher; None without one.
+        note: A sentence on methods that were not measured; empty if all were.
     """
 
     students: Mapping[str, Cost]
     teacher: Cost | None
+    note: str = ""
 
 
 @dataclass(frozen=True)

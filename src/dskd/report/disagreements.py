@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import torch
 from PIL import Image
@@ -28,7 +29,7 @@ class ExampleImage:
 
     Attributes:
         index: Its index in the test split.
-        file: The name of its file; empty without one.
+        file: The path of its file; empty without one.
         label: The name of its class.
         source: The image as a data URI.
         small: Whether it is so small that the page enlarges it without smoothing.
@@ -134,7 +135,7 @@ def _class_pair(
     examples = [
         ExampleImage(
             index,
-            data.test.names[index] if data.test.names else "",
+            file_of(index, data),
             data.classes[label],
             data_uri(data.test.images_at(torch.tensor([index]))[0]),
             max(data.shape[1:]) < LARGEST,
@@ -151,6 +152,32 @@ def _class_pair(
         int((labels == student).sum()),
         tuple(examples),
     )
+
+
+def file_of(index: int, data: Dataset) -> str:
+    """The path of the file of a test image; empty if it does not come from a file of its own.
+
+    Args:
+        index: Of the image.
+        data: The images.
+    """
+    names = data.test.names if data.names_are_files else ()
+    return names[index] if names else ""
+
+
+def from_class_folder(file: str, label: str) -> str:
+    """The path of a file from the folder of its class on, as other folders may have its name, too.
+
+    Args:
+        file: The whole path.
+        label: The name of the class. If no folder is called so, the whole path is shown.
+
+    Example:
+        >>> from_class_folder("test/cat/0.png", "cat"), from_class_folder("scans/7/0.png", "cat")
+        ('cat/0.png', 'scans/7/0.png')
+    """
+    parts = PurePath(file).parts
+    return "/".join(parts[parts[:-1].index(label) :]) if label in parts[:-1] else file
 
 
 def data_uri(image: Tensor) -> str:

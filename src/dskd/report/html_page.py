@@ -21,7 +21,7 @@ from dskd.report import exit_section, method_table, one_run, sections
 from dskd.report.analysis import Unavailable
 from dskd.report.conclusions import details, headline
 from dskd.report.contents import SHARED, ReportContents
-from dskd.report.disagreements import Disagreements
+from dskd.report.disagreements import Disagreements, from_class_folder
 from dskd.report.sections import Section
 from dskd.report.styles import DASHES, TEACHER, Style, styles_of
 from dskd.storage.metric_names import in_text
@@ -52,7 +52,7 @@ def _template() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["typographic"] = typographic
-    environment.filters["filename"] = lambda name: name.replace("\\", "/").rpartition("/")[2]
+    environment.filters["from_class_folder"] = from_class_folder
     environment.tests["unavailable"] = lambda part: isinstance(part, Unavailable)
     return environment.from_string(_text("page.html"))
 

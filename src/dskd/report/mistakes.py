@@ -13,7 +13,7 @@ from dskd.data import Dataset
 from dskd.data.dataset import Samples
 from dskd.engine.evaluate import PIXELS
 from dskd.models.staged_model import StagedModel
-from dskd.report.disagreements import LARGEST, data_uri
+from dskd.report.disagreements import LARGEST, data_uri, file_of
 
 MATRIX_CLASSES, MOST_CONFUSED, CONFUSED_PAIRS, WORST = 40, 20, 15, 12
 """Of more than `MATRIX_CLASSES` classes, the matrix has the `MOST_CONFUSED`."""
@@ -26,7 +26,7 @@ class WorstError:
 
     Attributes:
         index: Its index in the test split.
-        file: The name of its file; empty without one.
+        file: The path of its file; empty without one.
         label: The name of its class.
         predicted: The class that the student predicts.
         probability: The probability that the student gives to the predicted class, in percent.
@@ -184,7 +184,7 @@ def _worst_error(index: int, predicted: Tensor, probabilities: Tensor, data: Dat
     test = data.test
     return WorstError(
         index,
-        test.names[index] if test.names else "",
+        file_of(index, data),
         data.classes[int(test.labels[index])],
         data.classes[int(predicted[index])],
         100 * float(probabilities[index]),

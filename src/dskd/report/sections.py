@@ -23,9 +23,11 @@ from dskd.runtime.number_text import rounded
 ALL_SHOWN, BEST_SHOWN = 8, 3
 """Up to `ALL_SHOWN` methods are all shown at first; of more, the `BEST_SHOWN` best among others."""
 _TEACHER, _STUDENT = "teacher", "student"
+_SHARED = (
+    " Methods whose students cost the same share a row; its accuracies are those of all of them."
+)
 _FEWEST_COSTS = 3
 """Fewer different costs are written as a table, since a chart would have hardly a point."""
-_MOST_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,11 @@ def cost(report: ReportContents, styles: Mapping[str, Style]) -> Section | Unava
     latency = (
         f"Latency was measured for this report on one CPU ({report.machine['processor']}) with one "
         "thread in float32: the median of repeated forward passes after a warm-up. It differs on "
-        "other machines."
+        f"other machines.{costs.note}"
     )
     if len({*costs.students.values(), costs.teacher} - {None}) < _FEWEST_COSTS:
-        return Section(latency, (), _cost_table(report, costs))
+        shared = len({*costs.students.values()}) < len(costs.students)
+        return Section(latency + _SHARED * shared, (), _cost_table(report, costs))
     teacher = " The star is the teacher." if costs.teacher else ""
     text = (
         f"Points are deployed students; bars span the lowest to the highest seed.{teacher} "
@@ -165,7 +168,7 @@ def _cost_table(report: ReportContents, costs: ModelCosts) -> Table:
     for label, cost in costs.students.items():
         labels.setdefault(cost, []).append(label)
     rows = [
-        _cost_row(_names(names), [one for name in names for one in accuracies[name]], cost)
+        _cost_row(", ".join(names), [one for name in names for one in accuracies[name]], cost)
         for cost, names in labels.items()
     ]
     if costs.teacher is not None:
@@ -184,12 +187,6 @@ def _cost_row(name: str, accuracies: Sequence[float], cost: Cost) -> tuple[str, 
     sizes = f"{cost.parameters:,}", f"{cost.multiply_adds:,}"
     latencies = (rounded(one) for one in (cost.latency, cost.latency_batch) if one is not None)
     return (name, span(accuracies, ".2f") or "–", *sizes, *latencies)
-
-
-def _names(labels: Sequence[str]) -> str:
-    """Names in a line; of many, the first few."""
-    more = len(labels) - _MOST_NAMED
-    return ", ".join(labels[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 _AXES: tuple[tuple[str, str, str, Callable[[Cost], float]], ...] = (

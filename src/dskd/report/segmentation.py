@@ -97,10 +97,10 @@ class _Analyzer:
         }
         results = [one for runs in self.collected.methods for one in runs.variant.results.values()]
         if all(one["teacher_accuracy"] is None for one in results):
-            return ModelCosts(students, None)
+            return ModelCosts(students, None, self._left_out())
         settings: SegmentationTeacherSettings = self.collected.recipe.teacher
         teacher = build_model(settings, self.data, 0).eval()
-        return ModelCosts(students, cost(teacher, settings.width))
+        return ModelCosts(students, cost(teacher, settings.width), self._left_out())
 
     def scores(self) -> ClassScores:
         """Dice and HD95 of each class."""

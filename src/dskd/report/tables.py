@@ -14,7 +14,6 @@ from typing import Any
 from dskd.compare import columns
 from dskd.compare.columns import Column, number_column
 from dskd.compare.notes import (
-    COST,
     EQUAL,
     differences_note,
     has_equal_values,
@@ -45,7 +44,7 @@ def cost_columns(costs: Mapping[str, Cost]) -> tuple[Column, Column, Column]:
             cost = costs.get(summary.label)
             return None if cost is None else value(cost)
 
-        return number_column(key, name, f"{description} (deployed student)", of, form)
+        return number_column(key, name, f"{description}, of the deployed student", of, form)
 
     return (
         column(
@@ -234,20 +233,18 @@ def as_latex(
         " ".join(["Top-1 accuracy on the test split.", *notes]),
     )
     multiply_adds = [] if costs is None else [cost_columns(costs)[0]]
-    sizes = "Parameters and multiply-adds" if multiply_adds else "Parameters"
-    cost = _latex_table(
-        [
-            columns.METHOD,
-            columns.AGREEMENT,
-            columns.PARAMETERS,
-            columns.EXTRA_PARAMETERS,
-            *multiply_adds,
-            columns.SECONDS,
-            columns.MEMORY,
-        ],
-        summaries,
-        f"Cost of the methods. {sizes} are those of the deployed student. {COST}",
+    wanted = (
+        columns.AGREEMENT,
+        columns.PARAMETERS,
+        columns.EXTRA_PARAMETERS,
+        *multiply_adds,
+        columns.SECONDS,
+        columns.MEMORY,
     )
+    shown = columns.with_values(wanted, summaries)
+    described = [f"{one.name} ({one.description})" for one in shown]
+    about = ": ".join(["Cost of the methods", *[", ".join(described)] * bool(described)])
+    cost = _latex_table([columns.METHOD, *wanted], summaries, f"{about}.")
     weights = _latex_table([columns.METHOD, columns.WEIGHTS], summaries, "Weights of the losses.")
     return "% Needs \\usepackage{booktabs}.\n" + "\n".join([accuracy, cost, weights])
 
