@@ -51,7 +51,9 @@ ELSEWHERE = f"""
 import os, runpy, sys
 for name in [name for name in sys.modules if name.partition(".")[0] in ("dskd", "tests")]:
     del sys.modules[name]
-sys.path = [path for path in sys.path if path and not path.startswith({str(ROOT)!r})]
+installed = [path for path in sys.path if path.startswith(sys.prefix)]
+others = [path for path in sys.path if path and not path.startswith({str(ROOT)!r})]
+sys.path = list(dict.fromkeys([*others, *installed]))
 sys.path[:0] = [os.getcwd() + "/src", os.getcwd() + "/docs", os.getcwd()]
 """
 """Has a process that has imported the package import the one in its working directory."""
