@@ -22,8 +22,8 @@ BASELINES = 4
 """Number of baselines."""
 CONFIGURATIONS = 24
 """Configurations of each searched method. The first one is its defaults."""
-LEADING = 6
-"""Configurations of each searched method that run with all `SEEDS`."""
+LEADING = 4
+"""Configurations of each searched method that run with all `SEEDS` and the whole schedule."""
 SEEDS = range(3)
 """Seeds that the search chooses by."""
 _PARTS = {"beta": "0", "alpha": "0", "allocation": "uniform"}
@@ -46,7 +46,7 @@ def baselines(out: Path) -> list[str]:
     Raises:
         InputError: The study ``first-baselines`` is not finished.
     """
-    folder = out / "first-search"
+    folder = out / "first-leading"
     means = mean_accuracies(folder, all_methods(), "first-baselines", SEEDS[:1])
     return strongest(means, BASELINES)
 
@@ -61,7 +61,7 @@ def searched(out: Path) -> list[str]:
 
 
 def leading(out: Path) -> list[str]:
-    """The six configurations of each searched method with the highest accuracy at seed 0.
+    """The four configurations of each searched method with the highest accuracy at seed 0.
 
     Args:
         out: The folder of all studies.
@@ -77,7 +77,7 @@ def chosen(out: Path) -> list[str]:
     Args:
         out: The folder of all studies.
     """
-    means = mean_accuracies(out / "first-search", leading(out), "first-search", SEEDS)
+    means = mean_accuracies(out / "first-leading", leading(out), "first-leading", SEEDS)
     return highest(means, 1)
 
 

@@ -497,11 +497,11 @@ def test_each_part_of_the_chosen_dskd_is_taken_away(
 
 
 @pytest.mark.slow
-def test_the_second_protocol_chooses_its_baselines_then_six_then_one(tmp_path: Path) -> None:
+def test_the_second_protocol_chooses_its_baselines(tmp_path: Path) -> None:
     names = first_study.all_methods()
     better = {"ce": 50, "kd": 49, "dskd": 48, "crd": 47, "at": 46, "sp": 45, "vid": 44}
     means = {name: [float(better.get(name, 40))] for name in names}
-    finished(tmp_path / "first-search", means)
+    finished(tmp_path / "first-leading", means)
     assert first_study.baselines(tmp_path) == ["crd", "at", "sp", "vid"]
     with pytest.raises(InputError, match=r"no space of dskd; it follows the study forms"):
         first_study.searched(tmp_path)

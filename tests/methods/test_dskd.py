@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dskd.errors import InputError
+from dskd.losses.feature_maps import feature_loss
 from dskd.losses.logits import kd
 from dskd.methods.branches import Branch
 from dskd.methods.contracts import Pair
@@ -195,6 +197,8 @@ def test_each_part_of_the_shallow_loss_works_alone() -> None:
         {"allocation": "uniform"},
         {"weights_per": "sample"},
         {"feature_target": "last"},
+        {"map_size": 2},
+        {"map_size": 2, "fuse": True, "deep_stage": "map"},
         {"feature_scale": "none"},
         {"adapter_width": 8},
         {"adapter": "stride"},
@@ -268,6 +272,7 @@ def test_settings_change_the_losses() -> None:
         {"allocation": "uniform"},
         {"weights_per": "sample"},
         {"feature_target": "last"},
+        {"map_size": 2},
         {"feature_scale": "none"},
         {"adapter_width": 8},
         {"adapter": "stride"},
@@ -406,6 +411,27 @@ def test_matched_maps_are_those_of_the_same_relative_depth() -> None:
 def test_the_method_needs_only_the_maps_that_it_reads() -> None:
     assert made()[0].needs.stages == (0, 1)
     assert made(feature_target="last")[0].needs.stages == (2,)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_maps_are_compared_at_the_given_size(fuse: bool) -> None:
+    """Every map is average-pooled to it; a smaller map stays as it is."""
+    batch, settings = first_batch(), {"fuse": fuse, "deep_stage": "map", "allocation": "uniform"}
+    method, teacher = made(map_size=4, **settings)
+    assert method.needs.map_size == 4
+    whole = teacher(batch.images)
+    assert [stage.shape[2] for stage in whole.stages] == [16, 8, 4]
+    student = method.student(batch.images)
+    branches, deep_map = method._run_branches(student.stages)
+    assert deep_map is not None
+    maps = [branch.map for branch in branches] + [deep_map]
+    assert [own.shape[2:] for own in maps] == [(4, 4)] * 3
+    output = method(batch, whole)
+    for stage, own in enumerate(maps):
+        expected = feature_loss(own, F.adaptive_avg_pool2d(whole.stages[stage], 4))
+        torch.testing.assert_close(output.metrics[f"stage{stage + 1}/feature"], expected.detach())
+    pooled = whole._replace(stages=tuple(F.adaptive_avg_pool2d(s, 4) for s in whole.stages))
+    torch.testing.assert_close(method(batch, pooled).objective, output.objective)
 
 
 def test_evaluation_covers_every_branch() -> None:

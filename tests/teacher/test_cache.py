@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dskd import methods
@@ -374,6 +375,37 @@ def test_methods_share_the_tensors_that_both_read(
         assert both_read is not None
         assert torch.equal(read.logits, both_read.logits)
         assert torch.equal(read.stages[2], both_read.stages[2])
+
+
+def test_pooled_maps_have_smaller_records_of_their_own(
+    tmp_path: Path, teacher: FrozenTeacher
+) -> None:
+    """A map that is no larger than asked for is shared with methods that read whole maps."""
+    whole, pooled = (TeacherNeeds(stages=(0, 2), map_size=size) for size in (None, 4))
+    first, second = opened(teacher, tmp_path, whole), opened(teacher, tmp_path, pooled)
+    names = {path.parent.name for path in tmp_path.glob("*/*/records.bin")}
+    assert names == {"stage-1", "stage-1-4x4", "stage-3"}
+    assert 16 * second.records.tensors["stage 1"].words == first.records.tensors["stage 1"].words
+    for batch in batches(first):
+        full, small = first(batch, whole), second(batch, pooled)
+        assert full is not None
+        assert small is not None
+        assert torch.equal(full.stages[2], small.stages[2])
+        half = torch.finfo(torch.float16)
+        torch.testing.assert_close(
+            small.stages[0], F.adaptive_avg_pool2d(full.stages[0], 4), rtol=half.eps, atol=half.eps
+        )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "together"), [((4, 8), 8), ((4, None), None), ((None, None), None)]
+)
+def test_methods_together_read_the_larger_maps(
+    sizes: tuple[int | None, int | None], together: int | None
+) -> None:
+    one, other = (TeacherNeeds(stages=(0,), map_size=size) for size in sizes)
+    assert (one | other).map_size == together
+    assert (one | LOGITS).map_size == (LOGITS | one).map_size == sizes[0]
 
 
 def test_a_tensor_that_is_added_does_not_hide_a_changed_teacher(

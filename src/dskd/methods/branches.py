@@ -186,6 +186,23 @@ def branch_of(
     )
 
 
+class PooledFusion(Fusion):
+    """A `Fusion` whose stage is first average-pooled to the target's size, if it is larger.
+
+    That saves computation: *our choice*.
+
+    Example:
+        >>> fusion = PooledFusion(StageSpec(16, 8, 8, True), StageSpec(32, 4, 4, True), 24, True)
+        >>> adapted, fused = fusion(torch.zeros(2, 16, 8, 8), torch.zeros(2, 24, 1, 1))
+        >>> adapted.shape, fused.shape
+        (torch.Size([2, 32, 4, 4]), torch.Size([2, 24, 4, 4]))
+    """
+
+    def forward(self, feature_map: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `Fusion.forward`."""
+        return super().forward(pool_to(feature_map, *self.size), deeper)
+
+
 class FusedBranch(nn.Module):
     """A fusion with the deeper stages, and a classifier: ``F_l, U_l+1 -> A_l, U_l -> z_l``.
 
@@ -208,7 +225,7 @@ class FusedBranch(nn.Module):
         fuses: bool,
     ) -> None:
         super().__init__()
-        self.fusion = Fusion(stage, target, width, fuses)
+        self.fusion = PooledFusion(stage, target, width, fuses)
         self.classifier = classifier(target.channels)
 
     def forward(self, feature_map: Tensor, deeper: Tensor | None) -> tuple[BranchOutput, Tensor]:

@@ -75,6 +75,8 @@ class TeacherNeeds:
         last: Whether it reads the last feature map (`ModelOutput.last`).
         rotated: Whether it reads them for four rotations of every image
             (`dskd.data.transforms.rotations`) instead of for the image alone.
+        map_size: The largest side of the stages' maps that it reads: it may get larger maps
+            average-pooled to this side. None for maps as the teacher gives them.
     """
 
     logits: bool = False
@@ -82,18 +84,21 @@ class TeacherNeeds:
     pooled: bool = False
     last: bool = False
     rotated: bool = False
+    map_size: int | None = None
 
     def __bool__(self) -> bool:
         return self.logits or bool(self.stages) or self.pooled or self.last
 
     def __or__(self, other: TeacherNeeds) -> TeacherNeeds:
         """What two methods read together."""
+        sizes = [needs.map_size for needs in (self, other) if needs.stages]
         return TeacherNeeds(
             self.logits or other.logits,
             tuple(sorted({*self.stages, *other.stages})),
             self.pooled or other.pooled,
             self.last or other.last,
             self.rotated or other.rotated,
+            None if None in sizes else max((size for size in sizes if size), default=None),
         )
 
 

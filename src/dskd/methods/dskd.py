@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from dskd.data.loader import Batch
-from dskd.errors import InputError
 from dskd.losses.feature_maps import pool_to
 from dskd.methods.base import BranchedMethod, ramp
 from dskd.methods.branches import Adapter, AdapterForm, BranchOutput
@@ -19,6 +18,7 @@ from dskd.methods.dskd_branches import (
     LAST,
     ClassifierKind,
     FeatureTarget,
+    check_branch_settings,
     choose_targets,
     classifier_for,
     fused_branches,
@@ -50,6 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feature_loss": "mse",
         "feature_scale": "none",
         "feature_target": "last",
+        "map_size": None,
         "deep_stage": "both",
         "fuse": False,
         "adapter": "linear",
@@ -78,6 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feature_loss": "mse",
         "feature_scale": "relative",
         "feature_target": "last",
+        "map_size": None,
         "deep_stage": "none",
         "fuse": False,
         "adapter": "pool",
@@ -169,6 +171,8 @@ class DSKD(BranchedMethod):
         pair: Student and teacher, of the same classes; the student has two stages or more.
         feature_target: ``last``, the teacher's last map for every branch, or ``matched``, the one
             at the same relative depth, ``ceil(l L_t / L)``.
+        map_size: Largest side of the maps that are compared; larger ones are average-pooled to it,
+            which saves computation and, in a cache, disk. None for the teacher's own sizes.
         deep_stage: Which terms of the student's last stage join the weighted terms: ``none``, its
             ``map``, or ``both`` its map and the student's own prediction.
         fuse: Whether each stage is fused with the deeper ones before it is compared, as in
@@ -209,6 +213,7 @@ class DSKD(BranchedMethod):
         pair: Pair,
         *,
         feature_target: FeatureTarget = "matched",
+        map_size: Count | None = None,
         deep_stage: DeepStage = "none",
         fuse: bool = False,
         adapter: Adapter = "pool",
@@ -222,7 +227,7 @@ class DSKD(BranchedMethod):
         **settings: Any,
     ) -> None:
         super().__init__(pair, supervise)
-        _check_settings(feature_target, fuse, adapter, adapter_depth, classifier)
+        check_branch_settings(feature_target, fuse, adapter, adapter_depth, classifier)
         student, _ = check_stages(pair)
         self.deep_stage: DeepStage = deep_stage
         self.allocated = self.supervised + [len(student) - 1] * (deep_stage != "none")
@@ -231,6 +236,7 @@ class DSKD(BranchedMethod):
             logits=True,
             stages=tuple(sorted({target for target in self.targets if target != LAST})),
             last=LAST in self.targets,
+            map_size=map_size,
         )
         self.objective = DSKDObjective(**settings)
         self.ce, self.hard_labels = self.objective.label_weight, self.objective.hard_labels
@@ -238,7 +244,7 @@ class DSKD(BranchedMethod):
         self.fading = prediction_warmup, prediction_epochs, feature_epochs
         self.uncompiled = FADING if any(self.fading) else ""
         stages = [
-            (student[stage], map_spec(pair, target))
+            (student[stage], map_spec(pair, target, map_size))
             for stage, target in zip(self.allocated, self.targets, strict=True)
         ]
         build = classifier_for(pair, classifier)
@@ -331,20 +337,3 @@ def fall(epoch: int, epochs: float) -> float:
         ([1.0, 0.75, 0.5, 0.25, 0.0], 1.0)
     """
     return max(0.0, 1 - epoch / epochs) if epochs else 1.0
-
-
-def _check_settings(
-    target: FeatureTarget, fuse: bool, adapter: Adapter, depth: int, classifier: ClassifierKind
-) -> None:
-    """Refuses settings that would have no effect together."""
-    if fuse and (adapter != "pool" or depth != 1):
-        raise InputError(
-            "fuse=true fuses stages in place of the adapters; leave out adapter and adapter_depth"
-        )
-    if adapter == "linear" and depth != 1:
-        raise InputError("adapter=linear has a single convolution; leave out adapter_depth")
-    if classifier == "teacher" and target != "last":
-        raise InputError(
-            "classifier=teacher applies the teacher's classifier to the branches' maps, which must "
-            "then be those of its last map; set feature_target=last"
-        )

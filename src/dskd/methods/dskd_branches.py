@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,17 +10,18 @@ from torch import Tensor, nn
 
 from dskd.errors import InputError
 from dskd.methods.branches import (
+    Adapter,
     AdapterForm,
     Branch,
     BuildClassifier,
     FusedBranch,
     MapAdapter,
+    PooledFusion,
     linear_classifier,
     mlp_classifier,
 )
 from dskd.methods.checks import at_same_depth, check_classes, check_classifier, check_stages
 from dskd.methods.contracts import Pair
-from dskd.methods.stage_fusion import Fusion
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec
 
@@ -29,6 +31,23 @@ StagePair = tuple[StageSpec, StageSpec]
 """A student stage and the teacher's map for it."""
 LAST = -1
 """Stands for the map that the teacher's classifier averages, among the teacher's stages."""
+
+
+def check_branch_settings(
+    target: FeatureTarget, fuse: bool, adapter: Adapter, depth: int, classifier: ClassifierKind
+) -> None:
+    """Refuses settings that would have no effect together."""
+    if fuse and (adapter != "pool" or depth != 1):
+        raise InputError(
+            "fuse=true fuses stages in place of the adapters; leave out adapter and adapter_depth"
+        )
+    if adapter == "linear" and depth != 1:
+        raise InputError("adapter=linear has a single convolution; leave out adapter_depth")
+    if classifier == "teacher" and target != "last":
+        raise InputError(
+            "classifier=teacher applies the teacher's classifier to the branches' maps, which must "
+            "then be those of its last map; set feature_target=last"
+        )
 
 
 def plain_branches(
@@ -57,7 +76,7 @@ def fused_branches(
         FusedBranch(*stage, classifier, width, fused)
         for stage, fused in zip(shallow, fuses, strict=True)
     )
-    return branches, Fusion(*deep, width, fuses=False) if deep is not None else None
+    return branches, PooledFusion(*deep, width, fuses=False) if deep is not None else None
 
 
 def choose_targets(
@@ -71,8 +90,16 @@ def choose_targets(
     return [len(teacher) - 1 if target == "last" else matched[stage] for stage in supervised]
 
 
-def map_spec(pair: Pair, target: int) -> StageSpec:
-    """The shape of the teacher's map."""
+def map_spec(pair: Pair, target: int, map_size: int | None) -> StageSpec:
+    """The shape in which the teacher's map is compared: no side is larger than ``map_size``."""
+    spec = _map_spec(pair, target)
+    sides = [
+        side if map_size is None else min(side, map_size) for side in (spec.height, spec.width)
+    ]
+    return dataclasses.replace(spec, height=sides[0], width=sides[1])
+
+
+def _map_spec(pair: Pair, target: int) -> StageSpec:
     spec = check_classes(pair)
     if target != LAST:
         return spec.stages[target]

@@ -5,6 +5,7 @@ So methods that read different outputs of the same teacher share what both read.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dskd.errors import NonFiniteError
+from dskd.losses.feature_maps import pool_to
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.teacher.record_file import CHECKSUM_BYTES, Indices, Mask, RecordFile, Words, require_room
@@ -111,9 +113,13 @@ class OutputRecords:
             name: OutputTensor(name, tuple(tensor.shape[1:]), tensor.dtype)
             for name, tensor in selected_outputs(output, needs).items()
         }
+        whole = selected_outputs(output, dataclasses.replace(needs, map_size=None))
         self.files = {
             name: RecordFile(
-                path / name.replace(" ", "-"), {**facts, **tensor.describe()}, count, tensor.words
+                path / _folder_name(tensor, tuple(whole[name].shape[1:])),
+                {**facts, **tensor.describe()},
+                count,
+                tensor.words,
             )
             for name, tensor in self.tensors.items()
         }
@@ -211,10 +217,18 @@ def stage_name(index: int) -> str:
     return f"stage {index + 1}"
 
 
+def _folder_name(tensor: OutputTensor, whole: tuple[int, ...]) -> str:
+    """The folder of a tensor's records; a pooled map has another than the map as it was."""
+    name = tensor.name.replace(" ", "-")
+    return name if tensor.shape == whole else f"{name}-{tensor.shape[1]}x{tensor.shape[2]}"
+
+
 def selected_outputs(output: ModelOutput, needs: TeacherNeeds) -> dict[str, Tensor]:
-    """The tensors of an output that are needed, by name."""
+    """The tensors of an output that are needed, by name; larger maps of stages are pooled."""
     selected: dict[str, Tensor | None] = {"logits": output.logits} if needs.logits else {}
-    selected |= {stage_name(index): output.stages[index] for index in needs.stages}
+    for index in needs.stages:
+        stage, side = output.stages[index], needs.map_size
+        selected[stage_name(index)] = stage if side is None else pool_to(stage, side, side)
     if needs.pooled:
         selected["pooled"] = output.pooled
     if needs.last:
