@@ -86,6 +86,7 @@ UNTUNED = {
     "weights_per": "batch",
     "feature_loss": "mse",
     "feature_target": "last",
+    "map_size": None,
     "fuse": False,
     "adapter_width": None,
     "adapter_depth": 1,
