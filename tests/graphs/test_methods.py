@@ -13,7 +13,10 @@ from dskd import methods
 from dskd.engine.tasks.graphs.data import GraphData
 from dskd.engine.tasks.graphs.job import build_method, build_trainer
 from dskd.engine.tasks.graphs.loader import GraphLoader, GraphLoaders
+from dskd.engine.tasks.graphs.models import Shape, build_net
+from dskd.engine.tasks.graphs.pyg import pyg
 from dskd.engine.tasks.graphs.recipe import RECIPES
+from dskd.engine.tasks.graphs.settings import GraphModelSettings
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import micro_f1
 from dskd.errors import InputError
@@ -34,6 +37,18 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def several() -> GraphData:
     return load_graphs(RECIPES.load("ppi", ["data.name=generated-multilabel"]).data)
+
+
+def test_the_layers_of_gcn_are_those_of_pytorch_geometric() -> None:
+    """Their weights of edges are computed once for all of them, with the same bits."""
+    settings = GraphModelSettings(name="gcn", hidden=8, layers=1, dropout=0.0)
+    net = build_net(settings, Shape(features=5, classes=3), seed=0)
+    torch.manual_seed(0)
+    features, edges = torch.rand(20, 5), torch.randint(0, 20, (2, 60))
+    first, last = pyg("nn").GCNConv(5, 8), pyg("nn").GCNConv(8, 3)
+    first.load_state_dict(net.convolutions[0].state_dict())
+    last.load_state_dict(net.convolutions[1].state_dict())
+    assert torch.equal(last(first(features, edges).relu(), edges), net(features, edges).logits)
 
 
 def test_students_start_as_copies_of_the_student_alone(graph: Path, tmp_path: Path) -> None:

@@ -72,12 +72,22 @@ class GraphNet(nn.Module):
         """
         stages = []
         *hidden, last = self.convolutions
+        weighted = self._weighted(features, edges)
         for layer in hidden:
-            before = layer(F.dropout(features, self.dropout, self.training), edges)
+            before = layer(F.dropout(features, self.dropout, self.training), *weighted)
             stages.append(before)
             features = self.activation(before)
-        logits = last(F.dropout(features, self.dropout, self.training), edges)
+        logits = last(F.dropout(features, self.dropout, self.training), *weighted)
         return ModelOutput(logits, tuple(stages), None)
+
+    def _weighted(self, features: Tensor, edges: Tensor) -> tuple[Tensor, ...]:
+        """The edges, and for ``gcn`` their weights, which its layers would compute one by one."""
+        if self.name != "gcn":
+            return (edges,)
+        weighted: tuple[Tensor, ...] = pyg("nn.conv.gcn_conv").gcn_norm(
+            edges, None, len(features), dtype=features.dtype
+        )
+        return weighted
 
     def activation(self, before: Tensor) -> Tensor:
         """The activation of hidden layers."""
@@ -96,7 +106,7 @@ def _layer(settings: GraphModelSettings, width: int, out: int, *, hidden: bool) 
         heads = settings.heads
         layer = nets.GATConv(width, out, heads=heads, concat=hidden, residual=True)
     elif settings.name == "gcn":
-        layer = nets.GCNConv(width, out)
+        layer = nets.GCNConv(width, out, normalize=False)  # see GraphNet._weighted
     else:
         layer = nets.SAGEConv(width, out)
     return layer
