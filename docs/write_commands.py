@@ -17,8 +17,6 @@ _INTRO = """# Command line
 These are all commands of `dskd`. `dskd COMMAND --help` shows the same text. `RECIPE` is the name of
 a shipped recipe (`dskd list recipes`) or a YAML file, `RUN` is the folder of a run, and `KEY=VALUE`
 changes a [setting](settings.md), as in `train.epochs=10`.
-
-`python docs/write_commands.py` writes this page from the code, and a test compares them.
 """
 
 

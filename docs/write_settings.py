@@ -44,10 +44,9 @@ refused. `~` at the start of a path is the home folder, on the command line, in 
 `dskd compare` reads the settings in `dskd:beta=3` in the same way.
 
 In a recipe file, YAML's rules hold: what follows ` #` is a comment. Some text is read differently
-by versions of YAML: `on`, `no`, `007`, `1e-3`, `1:30`, `2024-11-28`. It stays this text where text
-is needed, and is refused in options of any type unless it is in quotes.
-
-`python docs/write_settings.py` writes this page from the code, and a test compares them.
+by versions of YAML: `on`, `no`, `007`, `1e-3`, `1:30`, `2024-11-28`. Where a setting needs
+text, it stays text. In mappings of any type, such as `student.options`, it is refused unless it
+is in quotes.
 """
 _METHOD = """## method
 

@@ -95,7 +95,8 @@ ALLOW_CODE = click.option(
     "--allow-code",
     is_flag=True,
     callback=_allow_code,
-    help="Allow package.module:function models and package.module:Class methods.",
+    help="Let a recipe import your code: models as package.module:function, methods as "
+    "package.module:Class.",
 )
 BEST = click.option("--best", is_flag=True, help="Use the weights of the best epoch.")
 LAST = click.option("--last", is_flag=True, help="Use the last epoch's weights, not averages.")
@@ -127,7 +128,7 @@ def takes_launcher(command: Callable[..., None]) -> Callable[..., None]:
             type=click.IntRange(1),
             help="Processes at a time. Each trains one seed of a comparison, or one trial. "
             "With N GPUs, take N.  "
-            "[default: 1, or any number on a cluster]",
+            "[default: 1; no limit on a cluster]",
         ),
         click.option(
             "--launcher",

@@ -1,4 +1,4 @@
-"""The demo: a teacher and three students on real handwritten digits, in under a minute."""
+"""The demo: a teacher and three students on real handwritten digits, in about a minute."""
 
 from __future__ import annotations
 

@@ -126,9 +126,9 @@ def compare_(
 ) -> None:
     """Compare methods over several seeds.
 
-    All students of a seed start from the same weights, and the table has those that learned first.
-    Finished runs stay: the same command continues a comparison, and more methods or seeds extend
-    it. With --jobs N, N runs are trained at a time; the table is the same. Example:
+    All students of a seed start from the same weights. The table shows the first student of each
+    run. Finished runs stay: the same command continues a comparison, and more methods or seeds
+    extend it. With --jobs N, N runs are trained at a time; the table is the same. Example:
 
         dskd graphs compare generated --methods alone,alignahead,dskd --seeds 5
     """

@@ -28,7 +28,7 @@ def list_(what: str) -> None:
     help="Height and width of the images.  [default: those the model was published for, or 32]",
 )
 @click.option(
-    "--channels", type=click.IntRange(1), default=3, show_default=True, help="Of the images."
+    "--channels", type=click.IntRange(1), default=3, show_default=True, help="Channels of an image."
 )
 @click.option(
     "--classes", type=click.IntRange(2), default=10, show_default=True, help="Number of classes."
@@ -40,8 +40,8 @@ def stages_(
 ) -> None:
     """Show the stages that a run would choose for a model.
 
-    For each stage: the submodule that ends it, the shape of its map, the share of the layers up to
-    there, and the share of the multiply-adds since the stage before. Example:
+    The table has the last submodule of each stage, the shape of its map, the share of the layers up
+    to its end (the depth), and its share of the multiply-adds. Example:
 
         dskd stages timm/resnet18 --size 64
     """
@@ -58,7 +58,7 @@ def stages_(
     "--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Folder of the runs."
 )
 def demo_(out: Path) -> None:
-    """Distil a small network on handwritten digits, in under a minute.
+    """Distil a small network on handwritten digits, in about a minute on two cores.
 
     A teacher is trained first, then one student without a teacher, one with KD and one with DSKD.
     """

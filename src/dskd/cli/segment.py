@@ -77,10 +77,10 @@ def train_(recipe_name: str | None, overrides: list[str], resume: bool, overwrit
 @RESUME
 @OVERWRITE
 def distill_(recipe_name: str | None, overrides: list[str], resume: bool, overwrite: bool) -> None:
-    """Train with masks and seeds, where one decoder teaches another, or from a large teacher.
+    """Train with masks and seeds (one decoder teaches another), or from a large teacher.
 
-    RECIPE is cardiac, shapes or a YAML file. A teacher without a checkpoint is trained first. For
-    instance, with masks for three patients. Example:
+    RECIPE is cardiac, shapes or a YAML file. A teacher without a checkpoint is trained first. This
+    example has masks for three patients:
 
         dskd segment distill --data scans/ data.patients=3 data.size=128
     """

@@ -31,7 +31,7 @@ def _takes_exits(command: Callable[..., None]) -> Callable[..., None]:
     loss = click.option(
         "--max-loss",
         type=click.FloatRange(0),
-        help="Largest loss of accuracy by --exits on the validation images, in percentage points."
+        help="Largest accepted drop in validation accuracy by --exits, in percentage points."
         f"  [default: {MAX_LOSS:g}]",
     )
     return click.option("--exits", is_flag=True, help="Predict at the run's early exits.")(
@@ -74,7 +74,7 @@ def evaluate_(
     """Evaluate a run's student on the test split.
 
     With --exits, the table shows accuracy against mean multiply-adds and the latency of one image,
-    for several losses of accuracy.
+    for several accepted drops in accuracy.
     """
     from dskd.cli import results
     from dskd.deploy.early_exits import evaluate_exits
@@ -175,13 +175,13 @@ def predict_(
 @click.option(
     "--batch",
     metavar="N|dynamic",
-    help="Images of a call.  [default: dynamic, that is any number]",
+    help="Images in one call of the file.  [default: dynamic, that is any number]",
 )
 @click.option("--int8", is_flag=True, help="Quantize weights and activations to 8-bit integers.")
 @click.option(
     "--qat",
     type=click.IntRange(1),
-    help="With --int8: train so many epochs with rounded weights and activations first.",
+    help="With --int8: train this many more epochs with 8-bit rounding before the export.",
 )
 @click.option(
     "--qat-lr",
@@ -275,7 +275,7 @@ def report_(paths: tuple[Path, ...], out: Path | None, root: Path | None, allow_
     """Report on finished runs or a comparison as one HTML page.
 
     The page works offline. Files with the same numbers as .csv, .json and .tex are written next to
-    it. A report of the same runs is replaced, and no other file is. Example:
+    it. An earlier report of the same runs is replaced. No other file is. Example:
 
         dskd report runs/compare/digits
     """

@@ -119,8 +119,8 @@ def compare_(
     """Compare methods over several seeds.
 
     All students have one teacher and see the same batches. Finished runs stay: the same command
-    continues a comparison, and more methods or seeds extend it. With --jobs N, N runs are trained
-    at a time; the table is the same. Example:
+    continues a comparison, and more methods or seeds extend it. With --jobs N, N processes train at
+    a time, each all students of one seed; the table is the same. Example:
 
         dskd compare digits --methods ce,kd,dskd --seeds 5
     """
@@ -153,9 +153,9 @@ def compare_(
 @takes_recipe("data", "teacher", "student", "method", "epochs")
 @click.option("--out", type=PATH, help="File to write.  [default: named by models and data]")
 def init_(recipe_name: str | None, overrides: list[str], out: Path | None) -> None:
-    """Write the recipe file that the same options of `dskd distill` stand for.
+    """Write a recipe file from the options of `dskd distill`.
 
-    With RECIPE, a copy of it with your changes. Example:
+    With RECIPE, the file is a copy of it with your changes. Example:
 
         dskd init --data photos/ --teacher timm/resnet50 --student timm/mobilenetv4_conv_small
     """

@@ -154,7 +154,7 @@ class DataSettings(Settings):
     """Smallest and largest ratio of the random resized crop's width to its height."""
     auto_augment: AutoAugment = "none"
     """``randaugment`` (two operations of magnitude 9), ``trivialaugment`` (one operation of random
-    magnitude), or ``none``. For gray and RGB images, as color_jitter is."""
+    magnitude), or ``none``. Like color_jitter, it needs gray or RGB images."""
     color_jitter: Annotated[Weight, Field(le=1)] = 0.0
     """Largest relative change of brightness, contrast and saturation. 0 turns it off."""
     random_erasing: Annotated[Weight, Field(le=1)] = 0.0

@@ -66,8 +66,8 @@ class TrainSettings(Settings):
     optimizer: str = "sgd"
     """``sgd``, ``adamw``, ``dot``, or an optimizer of timm, such as ``timm/lamb`` or ``lamb``.
     ``dot`` is sgd in which the gradients of the labels and of distillation have a momentum of their
-    own (DOT, ICCV 2023), for all methods with a teacher. A teacher that is trained first is trained
-    by sgd then. timm's optimizers keep timm's defaults for what is not listed here."""
+    own (DOT, ICCV 2023), for all methods with a teacher; a teacher that the run trains uses sgd.
+    timm's optimizers keep timm's defaults for what is not listed here."""
     momentum: Fraction = 0.9
     """Momentum of sgd, of dot, and of those optimizers of timm that have one number for it."""
     dot_delta: Fraction = 0.075

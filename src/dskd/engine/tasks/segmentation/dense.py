@@ -105,7 +105,7 @@ class DenseDSKD(PixelKD):
 
     CE and KD are those of `PixelKD`. Stage l of the encoder has a `DenseBranch` during training.
     P_l compares its logits with the teacher's at every pixel, as KD does, and M_l compares its map
-    with the teacher's map of the same relative depth. The weights w_l depend on the losses
+    with the teacher's map of the same stage. The weights w_l depend on the losses
     (`dskd.losses.allocation.allocate`). The plain student is deployed.
 
     Source: Luo, Chen, Wang, Knowledge Distillation with Deep Supervision, IJCNN 2023,

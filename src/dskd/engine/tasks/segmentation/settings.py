@@ -66,8 +66,8 @@ class SegmentationDataSettings(SplitSettings):
     """Seed of the patients that have masks, of those that are held out, and of the seeds. None
     takes the seed of the run, so that a comparison has a split for each seed."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the training patients that is held out for validation, if there is no other
-    validation split: if there is no folder ``test``, the folder ``val`` is the test split."""
+    """Share of the training patients that is held out for validation, if no split is left for it.
+    (Without ``test``, ``val`` is the test split.)"""
     test_split: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training patients that is held out for the test, without ``val`` and
     ``test``."""
