@@ -166,7 +166,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for name in sorted({row["family"] for row in rows}):
         own = [row for row in rows if row["family"] == name]
         outcomes = Counter(row["outcome"] for row in own if not row["error"])
-        shown = ", ".join(f"{count:,} {what}" for what, count in outcomes.most_common())
+        shown = "; ".join(f"{count:,} {what}" for what, count in outcomes.most_common())
         minutes = sum(row["seconds"] for row in own) / 60
         title = importlib.import_module(f"tests.faults.{name}").FAMILY
         passed = sum(outcomes.values())

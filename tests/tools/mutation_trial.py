@@ -322,7 +322,7 @@ def report(work: Path) -> None:
         if entry["noticed"] is None and key not in known:
             print(f"{entry['tests']} tests, line {entry['line']}, {key}")
     drawn, decided = outcomes.total(), outcomes["noticed"] + outcomes["survived"]
-    print("| drawn | noticed | survived | equivalent | noticed of the others |")
+    print("| drawn | noticed | survived | equivalent | noticed, of those not equivalent |")
     print("|---:|---:|---:|---:|---:|")
     numbers = (drawn, outcomes["noticed"], outcomes["survived"], outcomes["equivalent"])
     print(f"| {' | '.join(map(str, numbers))} | {outcomes['noticed'] / decided:.1%} |")
