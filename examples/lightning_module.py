@@ -37,7 +37,7 @@ if __name__ == "__main__":
     scaled = [(split.images.float() / 255 - 0.5) / 0.25 for split in (digits.train, digits.test)]
     train = TensorDataset(scaled[0], digits.train.labels)
     test = TensorDataset(scaled[1], digits.test.labels)
-    teacher = dskd.load_model("resnet20", num_classes=10, in_channels=1)  # load trained weights
+    teacher = dskd.load_model("resnet20", num_classes=10, in_channels=1)  # untrained: load weights
     student = dskd.load_model("resnet8", num_classes=10, in_channels=1)
     trainer = lightning.Trainer(max_epochs=2, logger=False, enable_checkpointing=False)
     trainer.fit(

@@ -9,7 +9,7 @@ import dskd
 digits = dskd.load_dataset("digits").train
 images, labels = (digits.images.float() / 255 - 0.5) / 0.25, digits.labels
 loader = DataLoader(TensorDataset(images, labels), batch_size=64, shuffle=True)
-teacher = dskd.load_model("resnet20", num_classes=10, in_channels=1)  # load its trained weights
+teacher = dskd.load_model("resnet20", num_classes=10, in_channels=1)  # untrained: load weights
 student = dskd.load_model("resnet8", num_classes=10, in_channels=1)
 
 distiller = dskd.Distiller(student, teacher, images[:16], method="dskd")
