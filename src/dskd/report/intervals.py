@@ -43,6 +43,7 @@ class DrawnInterval:
         seeds: The values of the seeds that lie on the scale.
         low: Left end of the interval over seeds.
         high: Right end of the interval over seeds.
+        cut: Whether the interval goes on beyond the left and beyond the right end of the scale.
         band: Left and right end of the sampling error; None if it is not drawn.
         zero: The zero line; None if it is not drawn.
     """
@@ -51,22 +52,30 @@ class DrawnInterval:
     seeds: tuple[float, ...]
     low: float
     high: float
+    cut: tuple[bool, bool] = (False, False)
     band: tuple[float, float] | None = None
     zero: float | None = None
 
 
 def scale_of(intervals: Sequence[Interval], margin: float, *, zero: bool = False) -> Scale:
-    """A scale for a column. Outliers are left out, so that the others can be told apart.
+    """A scale for a column: it spans all seeds, and the intervals as far as seeds stay apart.
+
+    Outliers are left out, so that the others can be told apart. An interval of two seeds may be
+    many times as wide as their distance. So the scale ends at most as far beyond the seeds as they
+    span.
 
     Args:
         intervals: The intervals of the column, at least one.
-        margin: Added on both sides of the outermost means.
+        margin: Added on both sides.
         zero: Whether the scale includes zero.
     """
-    means = [interval.mean for interval in intervals]
-    low, high = lowest_inlier(means), max(means)
-    if zero:
-        low, high = min(low, 0.0), max(high, 0.0)
+    lowest = lowest_inlier([interval.mean for interval in intervals])
+    inliers = [interval for interval in intervals if interval.mean >= lowest]
+    seeds = [value for one in inliers for value in (one.mean, *one.values)] + [0.0] * zero
+    low, high = min(seeds), max(seeds)
+    reach = max(high - low, margin)
+    ends = [one.mean + sign * (one.half or 0.0) for one in inliers for sign in (-1, 1)]
+    low, high = max(min(low, *ends), low - reach), min(max(high, *ends), high + reach)
     return Scale(low - margin, high + margin)
 
 
@@ -100,6 +109,7 @@ def draw(interval: Interval, scale: Scale, sampling_error: float | None = None) 
         tuple(scale.at(value) for value in interval.values if scale.shows(value)),
         scale.at(mean - half),
         scale.at(mean + half),
+        (mean - half < scale.low < mean, mean < scale.high < mean + half),
         band,
         scale.at(0.0) if scale.low < 0 < scale.high and sampling_error is None else None,
     )

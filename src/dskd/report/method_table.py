@@ -55,8 +55,8 @@ def key(contents: ReportContents) -> str:
     if len(contents.summaries) == 1:
         return text
     return (
-        f"{text} Each column has one scale; ‹ marks a mean outside of it. Click a heading to sort "
-        "the table."
+        f"{text} Each column has one scale. An arrow marks an interval that goes on beyond it, "
+        "and ‹ a mean outside of it. Click a heading to sort the table."
     )
 
 
