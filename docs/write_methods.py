@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from write_settings import arguments, table
 
 from dskd import losses, methods
-from dskd.compare.variants import weights_of
 from dskd.methods.base import LearnsFrom, Method
 from dskd.settings import signature_settings
 
@@ -29,12 +28,12 @@ _NOTE = (
     "compares them."
 )
 _KINDS = {
-    "labels": "labels alone",
+    "labels": "labels, without a teacher (byot: also its own last stage)",
     "logits": "the teacher's logits",
-    "feature maps": "its feature maps",
+    "feature maps": "the teacher's feature maps",
     "relations": "relations between images",
     "classifier": "the teacher's classifier",
-    "shallow stages": "branches on shallow stages",
+    "shallow stages": "the teacher's outputs, by branches on the student's stages",
 }
 """The rows of the table in README.md, by `dskd.methods.base.Method.learns_from`."""
 
@@ -49,7 +48,7 @@ def pages() -> dict[str, str]:
 def index(costs: dict[str, Any]) -> str:
     """The table of all methods."""
     rows = [
-        "| method | objective | step time / kd | auxiliary parameters |",
+        "| method | objective | step time / kd | extra parameters |",
         "|---|---|---:|---:|",
     ]
     for name in methods.names():
@@ -59,17 +58,22 @@ def index(costs: dict[str, Any]) -> str:
     listed = "\n".join(rows)
     return f"""# The methods
 
-Each method is one file in `src/dskd/methods/`. It works on any pair of student and teacher that has
-what its loss reads; other pairs are refused in one line. By default, a method that compares feature
-maps has the loss of the labels and classic distillation with weight 1 (`ce = kd = 1`), and adds its
-own terms with their published weight. A method that compares logits puts its own loss in the place
-of classic distillation. `method.preset=literature` sets all weights as published. This command
-compares the methods: `dskd compare RECIPE --methods all --seeds 5`.
+Each method is one file in `src/dskd/methods/`. It works with every pair of student and teacher that
+has the outputs that its loss reads (logits, feature maps or a classifier); for other pairs it ends
+with an error of one line. By default, a method that compares feature maps has the loss of the
+labels and classic distillation with weight 1 (`ce = kd = 1`), and adds its own terms with their
+published weight. A method that compares logits puts its own loss in the place of classic
+distillation. Many methods have the preset `literature`, which sets all weights as published. This
+command compares the methods: `dskd compare RECIPE --methods all --seeds 5`.
 
 {listed}
 
-{_measured(costs)} "-" means: not measured yet. Auxiliary parameters are trained with the student
-and not deployed, except those of `simkd`, whose projector becomes part of the student.
+## How the costs were measured
+
+{_measured(costs)}
+
+Extra parameters are trained with the student and then discarded. `simkd` has none: its projector
+and the teacher's classifier become part of the student, which is therefore larger.
 
 {_NOTE}
 """
@@ -79,9 +83,11 @@ def _measured(costs: dict[str, Any]) -> str:
     machine = costs["environment"]
     return (
         f"Measured with {costs['pair']}, batch size {costs['batch_size']} and "
-        f"{costs['precision']}: the median of {costs['rounds']} interleaved steps, including the "
-        f"teacher's forward pass, on {machine['processor']} ({machine['threads']} threads, torch "
-        f"{machine['packages']['torch']}), by `{costs['command']}`."
+        f"{costs['precision']}, on {machine['processor']} ({machine['threads']} threads, torch "
+        f"{machine['packages']['torch']}), by `{costs['command']}`: the median of "
+        f"{costs['rounds']} rounds. In each round every method takes one step, with the teacher's "
+        "forward pass. The ratios are rough: a ratio below 1 for a method that computes all of KD "
+        "and more, such as pkt, shows how large the error can be."
     )
 
 
@@ -89,14 +95,12 @@ def page(name: str, costs: dict[str, Any]) -> str:
     """The page of a method."""
     kind = methods.find(name)
     settings: type[BaseModel] = signature_settings(kind.__init__)
-    own = weights_of(name, {k: f.default for k, f in settings.model_fields.items()})
     parts = [
         f"# {name}",
         _prose(kind),
         "## Settings",
         table("method.", settings.model_fields, arguments(kind)),
         _presets(kind, {k: f.default for k, f in settings.model_fields.items()}),
-        f"Default weights of the losses: {_values(own)}.",
         "## The loss as a function",
         *_pure_function(name),
         "## Cost",
@@ -112,10 +116,19 @@ def _cost(name: str, costs: dict[str, Any]) -> str:
     if cost is None:
         return f"Not measured yet: `{costs['command']}`."
     return (
-        f"A step takes {cost['step_over_kd']:.2f} times as long as one of kd "
-        f"({cost['student_over_kd']:.2f} times without the teacher's forward pass). The method "
-        f"has {cost['extra_parameters']:,} auxiliary parameters, and a step needs "
-        f"{cost['memory'] / 1e6:,.0f} MB in addition to the teacher's. {_measured(costs)}"
+        f"{_time(name, cost)} The method has {cost['extra_parameters']:,} extra parameters. A step "
+        f"needs {cost['memory'] / 1e6:,.0f} MB of memory, without that of the teacher. The pair is "
+        f"{costs['pair']}; [how this was measured](README.md#how-the-costs-were-measured)."
+    )
+
+
+def _time(name: str, cost: dict[str, Any]) -> str:
+    """The time of a step, relative to a step of kd."""
+    if name == "kd":
+        return "The times of all methods are relative to a step of kd."
+    return (
+        f"A step takes {cost['step_over_kd']:.2f} times as long as a step of kd, or "
+        f"{cost['student_over_kd']:.2f} times without the teacher's forward pass."
     )
 
 

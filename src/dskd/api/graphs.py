@@ -149,7 +149,8 @@ def compare_methods(
         seed: The first seed, and that of the teacher. None means the recipe's, or 0.
         recipe: As for `distill`; its method is ignored.
         out: Folder of the comparison; by default ``graphs-<recipe>`` in ``runs/compare``.
-        jobs: Runs at a time, each in a process of its own; None for one, on a cluster for any.
+        jobs: Number of processes, each for students of one seed. None for one, on a cluster for any
+            number.
         launcher: As for `dskd.compare_methods`.
         verbose: As for `distill`.
 

@@ -114,7 +114,7 @@ def compare(
         methods: The names.
         seeds: The number of seeds.
         out: Its folder; None for one in ``runs/compare``.
-        jobs: Runs at a time.
+        jobs: Number of processes.
         launcher: Where runs are trained.
         verbose: As for `dskd.distill`.
 

@@ -32,16 +32,21 @@ class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
 
 PATH = _PathType()
 ROOT = click.option("--root", type=PATH, help="Folder of the data set's files.")
+RUN_FOLDER = "Folder of the run.  [default: runs/RECIPE/METHOD-seedN]"
 _DATA = "A folder of images, a manifest, tar files, hf/NAME, or a data set."
 _FLAGS = {
     "data": click.option("--data", metavar="DATA", help=_DATA),
     "student": click.option("--student", metavar="MODEL", help="The model to train."),
     "teacher": click.option("--teacher", metavar="MODEL", help="The model to learn from."),
     "method": click.option("--method", metavar="METHOD", help="The method of distillation."),
-    "epochs": click.option("--epochs", type=click.IntRange(1), help="Epochs of the student."),
-    "out": click.option("--out", type=PATH, help="The run's folder."),
+    "epochs": click.option(
+        "--epochs",
+        type=click.IntRange(1),
+        help="Epochs of the student and, unless teacher.epochs is set, of the teacher.",
+    ),
+    "out": click.option("--out", type=PATH, help=RUN_FOLDER),
     "exits": click.option(
-        "--exits", is_flag=True, help="Keep the branches of the method as early exits."
+        "--exits", is_flag=True, help="Keep the branches of dskd, dsn or byot as early exits."
     ),
 }
 
@@ -81,7 +86,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 RESUME = click.option(
     "--resume",
     is_flag=True,
-    help="Continue an interrupted run, or a finished one to more train.epochs.",
+    help="Continue an interrupted run; a finished one goes on if train.epochs is larger.",
 )
 
 
@@ -126,7 +131,7 @@ def takes_launcher(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--jobs",
             type=click.IntRange(1),
-            help="Processes at a time. Each trains one seed of a comparison, or one trial. "
+            help="Number of processes. Each trains students of one seed, or a trial of dskd tune. "
             "With N GPUs, take N.  "
             "[default: 1; no limit on a cluster]",
         ),

@@ -32,8 +32,8 @@ def check_(
     """Check a run of `dskd distill` before it starts.
 
     It shows the data, the accuracy of the teacher, the stages, the loss terms and their gradients,
-    a few steps at the learning rate, the speed, and the time, memory and disk that the run needs.
-    The exit code is 1, with the reasons, if the run should not be started. Example:
+    the loss over a few steps, the speed, and the time, memory and disk space that the run needs. If
+    the run should not be started, it prints the reasons and exits with code 1. Example:
 
         dskd check digits
     """

@@ -25,8 +25,12 @@ _FLAGS = {
         metavar="METHOD",
         help="alone, alignment, alignahead, alignahead++ or dskd.",
     ),
-    "epochs": click.option("--epochs", type=click.IntRange(1), help="Epochs of each student."),
-    "out": click.option("--out", type=PATH, help="The run's folder."),
+    "epochs": click.option(
+        "--epochs",
+        type=click.IntRange(1),
+        help="Epochs of each student and, unless teacher.epochs is set, of the teacher.",
+    ),
+    "out": click.option("--out", type=PATH, help="Folder of the run."),
 }
 _KEYS = {
     "student": "student.name",
@@ -128,7 +132,7 @@ def compare_(
 
     All students of a seed start from the same weights. The table shows the first student of each
     run. Finished runs stay: the same command continues a comparison, and more methods or seeds
-    extend it. With --jobs N, N runs are trained at a time; the table is the same. Example:
+    extend it. --jobs N trains in N processes, with the same results. Example:
 
         dskd graphs compare generated --methods alone,alignahead,dskd --seeds 5
     """

@@ -58,9 +58,10 @@ def stages_(
     "--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Folder of the runs."
 )
 def demo_(out: Path) -> None:
-    """Distil a small network on handwritten digits, in about a minute on two cores.
+    """Train a teacher and three students on digits, in about a minute.
 
-    A teacher is trained first, then one student without a teacher, one with KD and one with DSKD.
+    The data are handwritten digits. The teacher is trained first, then one student without a
+    teacher, one with KD and one with DSKD.
     """
     from dskd.cli import demo
 

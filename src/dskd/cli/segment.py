@@ -21,8 +21,12 @@ _FLAGS = {
         "--width", type=click.IntRange(1), help="Channels of the first stage of the U-Net."
     ),
     "method": click.option("--method", metavar="METHOD", help="masks, seeds, mixed, kd or dskd."),
-    "epochs": click.option("--epochs", type=click.IntRange(1), help="Epochs of the student."),
-    "out": click.option("--out", type=PATH, help="The run's folder."),
+    "epochs": click.option(
+        "--epochs",
+        type=click.IntRange(1),
+        help="Epochs of the student and, unless teacher.epochs is set, of the teacher.",
+    ),
+    "out": click.option("--out", type=PATH, help="Folder of the run."),
 }
 _KEYS = {
     "width": "student.width",
@@ -36,7 +40,7 @@ _LAST = click.option("--last", is_flag=True, help="Use the weights of the last e
 
 @click.group("segment")
 def segment_() -> None:
-    """Label every pixel of images, with few masks.
+    """Train networks for segmentation, also with few masks.
 
     A U-Net learns from masks, from seeds (a few pixels of each object), or from both; a small one
     learns from a large one. Shipped recipes: cardiac and shapes. MONAI is needed:
@@ -114,8 +118,8 @@ def compare_(
     """Compare methods over several seeds.
 
     All students see the same images in the same steps. Finished runs stay: the same command
-    continues a comparison, and more methods or seeds extend it. With --jobs N, N runs are trained
-    at a time; the table is the same. Example:
+    continues a comparison, and more methods or seeds extend it. --jobs N trains in N
+    processes, with the same results. Example:
 
         dskd segment compare shapes --methods masks,mixed,mixed:kl=0 --seeds 5
     """

@@ -181,7 +181,7 @@ def predict_(
 @click.option(
     "--qat",
     type=click.IntRange(1),
-    help="With --int8: train this many more epochs with 8-bit rounding before the export.",
+    help="Epochs of quantization-aware training before --int8 quantizes.",
 )
 @click.option(
     "--qat-lr",
@@ -193,7 +193,7 @@ def predict_(
     type=click.IntRange(1),
     default=256,
     show_default=True,
-    help="Images of the training split that choose the ranges of the integers.",
+    help="Number of training images that calibrate the ranges of the integers.",
 )
 @click.option(
     "--measure/--no-measure",
@@ -205,8 +205,8 @@ def predict_(
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, min_open=True),
-    help="Largest allowed difference of the outputs, relative to the largest one.  "
-    "[default: 0.0001, or 0.5 with --int8]",
+    help="Largest difference allowed between the outputs of the file and those of the student, "
+    "divided by the largest absolute output.  [default: 0.0001, or 0.5 with --int8]",
 )
 @ROOT
 @BEST
@@ -233,7 +233,7 @@ def export_(
     """Export a run's student to a file that other programs run.
 
     The outputs of the file are compared with those of the student. A model card next to the file
-    says what it expects and how it is called. Example:
+    describes its inputs and how to run it. Example:
 
         dskd export runs/digits/dskd-seed0 --format onnx
     """

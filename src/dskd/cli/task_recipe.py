@@ -90,7 +90,8 @@ def compare_methods(
         names: The methods.
         seeds: The number of seeds.
         out: The folder of the comparison.
-        jobs: Runs at a time, each in a process of its own; None for one, on a cluster for any.
+        jobs: Number of processes, each for students of one seed. None for one, on a cluster for any
+            number.
         launcher: Where runs are trained.
         launcher_options: Its settings.
     """

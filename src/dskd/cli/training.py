@@ -34,7 +34,8 @@ def train_(
     """Train a student on the labels alone.
 
     RECIPE is a name of `dskd list recipes` or a YAML file. Without one, settings that suit the
-    student and the data are chosen, and a line lists them. Example:
+    student and the data are chosen, and a line lists them. KEY=VALUE changes a setting, as in
+    train.epochs=10. Example:
 
         dskd train --data photos/ --student timm/mobilenetv4_conv_small
     """
@@ -62,9 +63,9 @@ def distill_(
 
     A teacher without a checkpoint is trained first. RECIPE is a name of `dskd list recipes` or a
     YAML file. Without one, settings that suit the models and the data are chosen, and a line lists
-    them. Example:
+    them. KEY=VALUE changes a setting, as in train.epochs=10. Example:
 
-        dskd distill --data photos/ --teacher timm/resnet50 --student timm/mobilenetv4_conv_small
+        dskd distill --data photos/ --teacher resnet20 --student resnet8
     """
     from dskd.engine import run
     from dskd.engine.user_objects import UserObjects
@@ -118,9 +119,9 @@ def compare_(
 ) -> None:
     """Compare methods over several seeds.
 
-    All students have one teacher and see the same batches. Finished runs stay: the same command
-    continues a comparison, and more methods or seeds extend it. With --jobs N, N processes train at
-    a time, each all students of one seed; the table is the same. Example:
+    All students share one teacher and see the same batches. Finished runs stay: the same command
+    continues a comparison, and more methods or seeds extend it. --jobs N trains in N processes,
+    with the same results. KEY=VALUE changes a setting, as in train.epochs=10. Example:
 
         dskd compare digits --methods ce,kd,dskd --seeds 5
     """
@@ -157,7 +158,7 @@ def init_(recipe_name: str | None, overrides: list[str], out: Path | None) -> No
 
     With RECIPE, the file is a copy of it with your changes. Example:
 
-        dskd init --data photos/ --teacher timm/resnet50 --student timm/mobilenetv4_conv_small
+        dskd init --data photos/ --teacher resnet20 --student resnet8
     """
     from dskd.config.recipe_file import write_recipe
 

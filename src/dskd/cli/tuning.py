@@ -33,14 +33,15 @@ def tune_(
     launcher_options: dict[str, Any],
     allow_code: bool,
 ) -> None:
-    """Tune settings of a method, of the training or of the augmentation.
+    """Tune settings of a run.
 
-    A setting is tuned if it has a range, LOW..HIGH or LOW..HIGH:log, or several choices. Trials are
-    compared by the accuracy on validation images; those that fall behind the median are pruned. The
-    best configuration alone is tested, and written as a recipe file. The same command continues.
+    A setting of the method, the training or the augmentation is tuned if it has a range,
+    LOW..HIGH or LOW..HIGH:log, or several choices. Trials are compared by the accuracy on
+    validation images; those that fall behind the median are pruned. The best configuration alone is
+    tested, and written as a recipe file. The same command continues.
 
     Example:
-        dskd tune digits data.val_fraction=0.1 method.beta=1..100:log train.lr=0.01..0.2:log
+        dskd tune digits data.val_fraction=0.1 method.beta=1..100:log
     """
     from dskd.compare.jobs import launcher_for
     from dskd.compare.tuning.results import notes, trial_table

@@ -106,15 +106,15 @@ def byot_loss(
 class BYOT(DSN):
     """Self-distillation: ``ce * CE + sum_l (weight * CE_l + kd * KD_l + features * MSE_l)``.
 
-    The branches are those of dsn. They also learn from the student's own predictions and last map,
-    which get no gradient from that. There is no teacher. See `dskd.losses.byot` for the terms.
+    The branches are those of dsn. They also learn from the student's own predictions and last map.
+    No gradient flows into these targets. There is no teacher. See `dskd.losses.byot` for the terms.
 
     Source: Zhang, Song, Gao, Chen, Bao, Ma, ICCV 2019, arXiv 1905.08094. The paper weights a
     branch's terms by ``1 - alpha``, ``alpha`` and ``lambda``, and its deepest classifier learns
     from labels alone. Here they are ``weight``, ``kd`` times ``T^2`` and ``features``.
     ``literature`` has alpha = 0.3 and T = 3 from the authors' code (the journal version's, the only
-    public one): ``weight = 0.7, kd = 0.3 / 3^2``. The code has 0.03 for the features, as the weight
-    of a distance, not squared, between pooled vectors; here 0.03 is the weight of the mean square.
+    public one): ``weight = 0.7, kd = 0.3 / 3^2``. In the authors' code, 0.03 is the weight of the
+    distance, not squared, of pooled vectors. Here it is the weight of the mean squared error.
 
     Args:
         pair: The student, with two stages or more; no teacher is needed.

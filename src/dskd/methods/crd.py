@@ -184,7 +184,7 @@ def updated_memory(memory: Tensor, indices: Tensor, vectors: Tensor, momentum: f
 
 
 class CRD(FeatureMethod):
-    """Finds each image again in the other's memory: ``ce * CE + kd * KD + weight * CRD``.
+    """Contrasts images with a memory of others: ``ce * CE + kd * KD + weight * CRD``.
 
     A linear layer on each pooled vector, trained with the student, gives unit vectors of one
     length. A memory holds such a vector of every training image for both sides. The loss

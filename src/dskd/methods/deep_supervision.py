@@ -92,18 +92,21 @@ class DSKDObjective(nn.Module):
     """The objective of `dskd_loss`. Its settings are declared here and nowhere else.
 
     Args:
-        temperature: T of the deep layer and of the branches.
-        ce: Weight of the labels at the deep layer.
-        kd: Weight of the teacher at the deep layer.
+        temperature: T of the losses of the student's own logits and of the branches.
+        ce: Weight of the labels for the student's own logits.
+        kd: Weight of the teacher for the student's own logits.
         alpha: Weight of the predictions P_l.
         beta: Weight of the feature maps M_l.
         gamma: Weight of the labels on the branches; DSN's term.
-        allocation: The rule for the weights w_l, see `dskd.losses.allocation.allocate`.
-        tau: Temperature of the softmax rules.
+        allocation: The rule for the weights w_l: ``proportional``, ``hard-first``, ``easy-first``,
+            ``ca-mkd`` or ``uniform``, see `dskd.losses.allocation.allocate`.
+        tau: Temperature of the rules that use a softmax: ``hard-first``, ``easy-first`` and
+            ``ca-mkd``.
         allocate: ``joint``: one weight for S_l. ``separate``: P_l and M_l have weights of their
             own, each by the same rule.
         allocation_scale: ``relative``: the rule sees losses divided by their mean. ``raw``: the
-            softmax rules see the losses themselves, and predictions without the factor T^2.
+            rules with a softmax see the losses themselves. With ``allocate=separate``, the weights
+            of the predictions are computed without the factor T^2.
         allocation_basis: ``loss``, or ``progress`` for losses divided by their first values.
         allocation_smoothing: Factor of a moving average of what the rule sees; 0 for none.
         weight_sum: The sum of the weights: ``count`` for the number of branches, or ``one``.
@@ -112,9 +115,10 @@ class DSKDObjective(nn.Module):
             ``relation`` of `dskd.losses.map_structure`.
         feature_scale: ``relative``: the MSE is divided by the mean square of the teacher's map.
             ``none``: a plain MSE.
-        prediction_loss: Logit loss of the branches: kl (or kd), kd-standardized, dkd, dist.
+        prediction_loss: Logit loss of the branches: ``kl`` (``kd`` means the same),
+            ``kd-standardized``, ``dkd`` or ``dist``.
         prediction_options: Further settings of this loss, such as ``{"beta": 2.0}`` for dkd.
-        deep_loss: Logit loss of the deep layer, from the same list.
+        deep_loss: Logit loss of the student's own logits, from the same list.
         deep_options: Further settings of this loss.
 
     Raises:

@@ -153,9 +153,9 @@ def dskd_loss(
 class DSKD(BranchedMethod):
     """Predictions and maps supervise shallow stages too: ``ce * CE + kd * KD + sum_l w_l S_l``.
 
-    D are the losses of the student's own logits, and S_l those of the branch on the shallow stage
-    l. A branch adapts the stage's map to the teacher's (A_l) and classifies it (logits z_l). L and
-    L_t count the stages of student and teacher. docs/method.md has all equations and rules.
+    CE and KD are the losses of the student's own logits. S_l is the loss of the branch on the
+    shallow stage l, and w_l its weight. A branch adapts the stage's map to the teacher's (A_l) and
+    classifies it (logits z_l). docs/method.md has all equations and rules.
 
     Source: Luo, Chen, Wang, Knowledge Distillation with Deep Supervision, IJCNN 2023,
     arXiv 2202.07846. **A reconstruction from the abstract.** The abstract says that the teacher's
@@ -169,8 +169,9 @@ class DSKD(BranchedMethod):
 
     Args:
         pair: Student and teacher, of the same classes; the student has two stages or more.
-        feature_target: ``last``, the teacher's last map for every branch, or ``matched``, the one
-            at the same relative depth, ``ceil(l L_t / L)``.
+        feature_target: ``last``, the teacher's last map for every branch, or ``matched``, its map
+            at the same relative depth: stage ``ceil(l L_t / L)`` of L_t, for stage l of the
+            student's L.
         map_size: Largest side of the maps that are compared; larger ones are average-pooled to it,
             which saves computation and, in a cache, disk. None for the teacher's own sizes.
         deep_stage: Which terms of the student's last stage join the weighted terms: ``none``, its

@@ -16,8 +16,8 @@ from dskd.settings import Positive, Weight, checked
 class KD(LogitMethod):
     """The teacher's softened predictions: ``ce * CE(z_s, y) + kd * T^2 KL(p_t || p_s)``.
 
-    Source: Hinton, Vinyals, Dean, 2015, arXiv 1503.02531, section 2. ``literature`` has the weights
-    of CRD's repository and of the CIFAR-100 comparisons that follow it.
+    Source: Hinton, Vinyals, Dean, 2015, arXiv 1503.02531, section 2. The preset ``literature``
+    has the weights of CRD's repository and of later comparisons on CIFAR-100.
 
     Args:
         pair: Student and teacher, of the same classes.

@@ -37,8 +37,8 @@ def mlkd_loss(
     ``P`` and ``Q`` ``[B, K]`` are the softmax of the teacher's and the student's logits at T.
 
     - instance level: ``T^2 KL(P || Q)``, the mean over the images
-    - batch level: ``|P P^T - Q Q^T|_F^2 / B``, the similarity of each two images
-    - class level: ``|P^T P - Q^T Q|_F^2 / K``, the similarity of each two classes
+    - batch level: ``|P P^T - Q Q^T|_F^2 / B``, the similarity of every pair of images
+    - class level: ``|P^T P - Q^T Q|_F^2 / K``, the similarity of every pair of classes
 
     Source: Jin, Wang, Lin, Multi-Level Logit Distillation, CVPR 2023. The three levels, summed over
     several temperatures ("prediction augmentation"), are the paper's. ``T^2``, which the last two
@@ -86,24 +86,24 @@ def mlkd_loss(
 class MLKD(LogitMethod):
     """Three levels at several temperatures: ``ce * CE + kd * sum_T (instance + batch + class)``.
 
-    The instance level is classic distillation. The batch level compares how similar each two images
-    of the batch are in their predictions, the class level how similar each two classes are. See
-    `dskd.losses.mlkd`.
+    The instance level is classic distillation. The batch level compares the similarity of every
+    pair of images in the batch, by their predictions. The class level compares the similarity of
+    every pair of classes. See `dskd.losses.mlkd`.
 
     Source: Jin, Wang, Lin, Multi-Level Logit Distillation, CVPR 2023. The default is the paper's
     objective, one view of each image and no masks. The authors' code differs from it:
 
     - It trains on a second, strongly augmented view of each image. This view enters the
-      cross-entropy, and it replaces the first view in three of the five terms of an added
-      instance level. Here both would need the teacher's output for another image; there is one
-      view.
-    - Masks of the images and classes that the teacher is unsure about multiply losses that are
-      already averaged. They act as the factor 0.5, whatever they hold.
+      cross-entropy, and it replaces the first view in three of the five terms of an added instance
+      level. Here there is one view of each image, because a second one would need another forward
+      pass of the teacher.
+    - It masks images and classes about which the teacher is uncertain. But the masks multiply
+      losses that are already averaged, so they only scale these losses, by 0.5.
 
     The class level is not divided by the size of the batch, so it grows with ``(B / K)^2``. It is
     small for 64 images of 100 classes, as published (with a learning rate of 0.025), and dominates
-    for 64 images of 10 classes. A run on the digits with a rate of 0.05 then diverges; give it a
-    smaller ``class_level``, or a smaller rate.
+    for 64 images of 10 classes. On the digits with a rate of 0.05, the student stays near chance;
+    take a smaller ``class_level`` or a smaller rate.
 
     The preset ``code`` is the authors' objective with one image as both views. ``literature`` has
     the weights of their code for CIFAR-100 in the paper's objective.

@@ -40,9 +40,10 @@ def ofa_loss(
     """One for all: ``mean_b -(((1 + p_y)^gamma - 1) log q_y + sum_{c != y} p_c log q_c)``.
 
     ``p`` and ``q`` are the softmax of the teacher's and the student's logits at T. With gamma above
-    1, the label counts the more, the surer the teacher is of it. The 1 is taken away because the
-    labels have a loss of their own. With gamma = 1 the loss is the cross-entropy with the teacher's
-    predictions. There is no factor ``T^2``. For the teacher's own logits the loss is not 0.
+    1, the label has more weight if the teacher is more certain of it. 1 is subtracted from the
+    label's factor because the cross-entropy with the labels is a term of its own. With gamma = 1
+    the loss is the cross-entropy with the teacher's predictions. There is no factor ``T^2``. For
+    the teacher's own logits the loss is not 0.
 
     Source: Hao, Guo, Han, Tang, Hu, Wang, Xu, One-for-All: Bridge the Gap Between Heterogeneous
     Architectures in Knowledge Distillation, NeurIPS 2023, arXiv 2310.19444, its adaptive target
@@ -88,18 +89,19 @@ class OFA(Method):
     it, see `dskd.losses.ofa`. The branches are trained with the student and never deployed.
 
     A stage of a CNN has a branch of separable convolutions; a stage of a vision transformer or MLP
-    has one of transformer blocks (`dskd.methods.ofa_branches`). For such a student, name four
-    blocks as stages, the last of them the final one.
+    has one of transformer blocks (`dskd.methods.ofa_branches`). For a student that is a transformer
+    or an MLP, name four blocks as stages; the last one must be the final block.
 
     Source: Hao, Guo, Han, Tang, Hu, Wang, Xu, One-for-All: Bridge the Gap Between Heterogeneous
     Architectures in Knowledge Distillation, NeurIPS 2023, arXiv 2310.19444. ``literature`` has the
     values of the authors' code for CIFAR-100, ``imagenet`` those for ImageNet, in the form of their
-    code. The paper's full text was not at hand: that its exponent applies to the label alone could
-    not be checked. With ``gamma=1`` the two forms are one.
+    code. We did not have the paper's full text, so we could not check that ``form=paper``, where
+    the exponent applies to the label alone, is the paper's form. With ``gamma=1`` the two forms are
+    one.
 
-    *Our choice*: their models have four stages, here any number. In their branches on tokens the
-    class token gives the logits; here it is the average of the patch tokens, which are all that a
-    stage gives, and which they take where there is no class token.
+    *Our choice*: their models have four stages, here any number. Their transformer branches compute
+    the logits from the class token. Our stages have patch tokens only, so our branches average
+    these. The authors do so for models without a class token.
 
     Args:
         pair: Student and teacher, of the same classes. The student has a stage.
@@ -111,8 +113,9 @@ class OFA(Method):
         temperature: T of the predictions.
         form: ``paper``: the exponent applies to the label alone. ``code``: to all classes.
         supervise: Which stages have a branch, from 1; None for all.
-        kind: ``convolution`` or ``transformer`` branches; ``auto`` for the latter if the student
-            has prefix tokens as timm's transformers do, or stages all of one size and width.
+        kind: ``convolution`` or ``transformer`` branches. ``auto`` takes ``transformer`` if the
+            student has prefix tokens, as in timm's vision transformers, or if all of its stages
+            have the same size and width.
 
     Raises:
         InputError: A setting is out of range, the student has no stages, ``supervise`` names one

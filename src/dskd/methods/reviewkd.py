@@ -26,11 +26,10 @@ from dskd.settings import Count, Epochs, Positive, Weight, checked
 def reviewkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """Hierarchical context loss: ``sum_l (D(F_l, G_l) + sum_k 2^-k D(F_l,k, G_l,k)) / W``.
 
-    ``F_l`` are the student's fused maps, ``G_l`` the teacher's, and ``W = 1 + sum_k 2^-k``.
-    ``D`` is the mean of the squared differences. ``F_l,k`` is the map pooled to the k-th of those
-    sides among 4, 2, 1 that are smaller than the map. So the map is compared as it is and at
-    coarser and coarser resolutions, with halving weights. A side that is skipped does not halve
-    the weight.
+    ``F_l`` are the student's fused maps, ``G_l`` the teacher's, and ``W = 1 + sum_k 2^-k``. ``D``
+    is the mean of the squared differences. The map is also pooled to 4x4, 2x2 and 1x1, as far as it
+    is larger than that; ``F_l,k`` is the k-th of these pooled maps. So the map is compared as it is
+    and at coarser and coarser resolutions, with halving weights.
 
     Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021,
     arXiv 2104.09044, its hierarchical context loss (HCL). The paper names spatial pyramid pooling
@@ -76,15 +75,16 @@ class ReviewKD(FeatureMethod):
     the same relative depth. If both models have a pooled vector, it counts as one more stage, the
     deepest, with a single position.
 
-    Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021,
-    arXiv 2104.09044, its attention based fusion (ABF) and hierarchical context loss (HCL). The
-    published runs use the teacher's maps before their last ReLU. Here they are the stages that the
-    model gives; in the zoo these are after it, except for wrn and MobileNetV2. The authors' scripts
-    have another weight for each pair: 5 for resnet32x4-resnet8x4, resnet32x4-ShuffleV1 and
-    wrn_40_2 with each of its students, 8 for resnet32x4-ShuffleV2, 1 for resnet110-resnet32, 0.6
-    for resnet56-resnet20. The weight rises over the first 20 of 240 epochs. Here ``warmup`` sets
-    this: 20 in ``literature``, and 0 by default, so that short runs learn from the term too. (The
-    authors' weight begins at 0; here, as in mdistiller, the first epoch has a share already.)
+    Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv
+    2104.09044, its attention based fusion (ABF) and hierarchical context loss (HCL). The published
+    runs use the teacher's maps before their last ReLU. Here they are the outputs of the stages. In
+    the package's own models a stage ends after the ReLU, except in wrn and MobileNetV2. The
+    authors' scripts have another weight for each pair: 5 for resnet32x4-resnet8x4,
+    resnet32x4-ShuffleV1 and wrn_40_2 with each of its students, 8 for resnet32x4-ShuffleV2, 1 for
+    resnet110-resnet32, 0.6 for resnet56-resnet20. The weight rises over the first 20 of 240 epochs.
+    Here ``warmup`` sets this: 20 in ``literature``, and 0 by default, so that short runs learn from
+    the term too. (In the authors' code the weight is 0 in the first epoch; here, as in mdistiller,
+    it is ``1 / warmup`` of its final value.)
 
     Args:
         pair: Student and teacher, of the same classes, with stages.

@@ -157,19 +157,21 @@ class SDD(LogitMethod):
 
     The last map of student and teacher is averaged over the cells of several grids, such as 1x1,
     2x2 and 4x4. The model's own classifier gives each cell its logits ``z_r``. Those of the 1x1
-    grid are the model's logits. Cells that the teacher takes for another class than the whole image
-    count more. See `dskd.losses.sdd`. Nothing is added to the student.
+    grid are the model's logits. A cell has a larger weight if the teacher predicts another class
+    for it than for the whole image. See `dskd.losses.sdd`. Nothing is added to the student.
 
     Source: Wei, Luo, Luo, Scale Decoupled Distillation, CVPR 2024, arXiv 2403.13512, equations 6 to
-    11 and section 4.1: grids 1, 2 and 4 for students of another architecture than the teacher's, 1
-    and 2 for similar ones; 2 for the complementary cells; the weights of KD; a weight that rises
-    over the first 30 of 240 epochs. ``literature`` is this for resnet32x4-resnet8x4, and the
-    preset ``code`` is the same pair in the authors' code (see ``form``). With ``base=dkd`` the
-    authors weight the labels by 1.
+    11 and section 4.1. The paper has the grids 1, 2 and 4 for students of another architecture than
+    the teacher's, and 1 and 2 for similar ones. Complementary cells have the weight 2. ``ce`` and
+    ``kd`` are those of KD. The weight of the cells rises over the first 30 of 240 epochs. The
+    preset ``literature`` has these values for resnet32x4-resnet8x4, and ``code`` has those of the
+    authors' code for the same pair (see ``form``). With ``base=dkd`` the authors weight the labels
+    by 1.
 
-    If the sides of a map do not divide, the authors' adaptive pooling lets cells overlap. Here they
-    never do, and the average of a grid is the average of the map: *our choice*. Grids with more
-    cells than a map has positions are left out by default: *our choice* too.
+    If the side of a map is not a multiple of the number of cells, the cells of the authors'
+    adaptive pooling overlap. Here they never do, and the average of a grid is the average of the
+    map: *our choice*. Grids with more cells than a map has positions are left out by default: *our
+    choice* too.
 
     Args:
         pair: Student and teacher, of the same classes. Both average their last map and end in a

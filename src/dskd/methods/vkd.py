@@ -30,10 +30,10 @@ LEAST_VARIANCE = 1e-8
 def vkd_loss(
     student: Tensor, teacher: Tensor, normalization: Normalization = "standardize"
 ) -> Tensor:
-    """VkD: ``smooth_l1(N(W z_s), N(z_t))``, the mean over images and features.
+    """VkD: ``smooth_l1(N(W h_s), N(h_t))``, the mean over images and features.
 
-    ``W z_s`` are the student's features after an orthogonal projection (`OrthogonalProjector`).
-    The smooth L1 distance of a difference d is ``d^2 / 2``, and ``|d| - 1/2`` where ``|d| > 1``.
+    ``W h_s`` are the student's features after an orthogonal projection (`OrthogonalProjector`). The
+    smooth L1 distance of a difference d is ``d^2 / 2``, and ``|d| - 1/2`` where ``|d| > 1``.
 
     Source: Miles, Elezi, Deng, VkD: Improving Knowledge Distillation using Orthogonal Projections,
     CVPR 2024, arXiv 2403.06213. Its normalisation depends on the task. ``standardize`` gives every
@@ -43,8 +43,8 @@ def vkd_loss(
     images is 0 after ``standardize`` (a constant of 1e-8 in its variance is *our choice*).
 
     Args:
-        student: W z_s, ``[B, D]``.
-        teacher: z_t, ``[B, D]``.
+        student: W h_s, ``[B, D]``.
+        teacher: h_t, ``[B, D]``.
         normalization: ``standardize`` or ``layer``.
 
     Raises:
@@ -63,24 +63,24 @@ def vkd_loss(
 
 
 class VKD(FeatureMethod):
-    """An orthogonal projection: ``ce * CE + kd * KD + weight * smooth_l1(N(W z_s), N(z_t))``.
+    """An orthogonal projection: ``ce * CE + kd * KD + weight * smooth_l1(N(W h_s), N(h_t))``.
 
-    ``z`` are the features that a model averages over the positions of its last map. ``W`` is a
-    projection with orthonormal columns: it keeps lengths and angles, so that the student itself has
-    to learn the teacher's features. It is trained with the student and never deployed. N normalises
-    the features. See `dskd.losses.vkd`.
+    ``h`` is a model's pooled vector: the average of its last map over the positions. ``W`` is a
+    projection with orthonormal columns. It preserves the lengths and angles of the student's
+    vectors, so it cannot fit the teacher in place of the student. It is trained with the student
+    and never deployed. N normalises the features. See `dskd.losses.vkd`.
 
-    For a vision transformer, name its last norm or block as the last stage: z is then the average
+    For a vision transformer, name its last norm or block as the last stage: h is then the average
     of its patch tokens, without the class token. A model without stages has the vector before its
-    classifier as z: *our choice*.
+    classifier as h: *our choice*.
 
     Source: Miles, Elezi, Deng, VkD: Improving Knowledge Distillation using Orthogonal Projections,
-    CVPR 2024, arXiv 2403.06213. The weights are those of the authors' code for ImageNet, its only
-    one for classification: ``literature`` has them with standardised features, the preset ``code``
-    with the code's layer norm. The paper's full text was not at hand. That it standardises features
-    for classification could not be checked; that both sides are standardised is read from the
-    authors' code for detection. There the projection also has a scale and a shift, which the
-    standardisation takes away again.
+    CVPR 2024, arXiv 2403.06213. The weights are those of the authors' code for ImageNet, the only
+    classification code that they published: ``literature`` has them with standardised features, the
+    preset ``code`` with the code's layer norm. We did not have the paper's full text, so we could
+    not check whether the paper standardises features for classification. The authors' code for
+    detection standardises both sides, and we follow it. There the projection also has a scale and a
+    shift, which the standardisation takes away again.
 
     Their student has a second classifier, on a distillation token, for KD. Here its only classifier
     learns from labels and teacher. A student with more features than the teacher gets orthonormal

@@ -93,7 +93,7 @@ def wkd_loss(
 class WKD(Method):
     """Moves probability between classes: ``ce * CE + kd * (L_y + gamma W) + feature * G``.
 
-    - L_y asks for the label as strongly as the teacher believes in it.
+    - L_y is the cross-entropy of the label, weighted by the teacher's probability of the label.
     - W is the cost of moving the student's predictions for all other classes to the teacher's.
       Probability that moves to a similar class costs less. See `dskd.losses.wkd`.
     - G is the squared Wasserstein distance of two Gaussians. It compares the means and standard
@@ -109,7 +109,8 @@ class WKD(Method):
     Source: Lv, Yang, Li, Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge
     Distillation, NeurIPS 2024, arXiv 2412.08139, in the form of the authors' code. The presets are
     theirs for resnet32x4-resnet8x4: ``literature`` is WKD-L, ``features`` WKD-F, ``both`` the two
-    together. There gamma and the weight of the maps fall by half a cosine from epoch 150 to 240.
+    together. In these presets, gamma and the weight of the maps fall to 0 by half a cosine from
+    epoch 150 to 240.
 
     *Our choice*: the CKA is computed from one augmented view of each image, of 500 images of each
     class at most. Maps of other sizes than the authors' are projected as in `FitNet`, and the
@@ -121,7 +122,7 @@ class WKD(Method):
         temperature: T of W; the label's part is at temperature 1.
         ce: Weight of the labels.
         kd: Weight of the teacher's predictions, L_y and W together.
-        gamma: Weight of W among them.
+        gamma: Weight of W relative to L_y.
         feature: Weight of the maps. With 0 there is no projector.
         ratio: Weight of the means in G; the standard deviations have the weight 1.
         grid: Cells on each side of the maps in G.
