@@ -154,22 +154,22 @@ def compared(accuracies: Mapping[str, Sequence[float]]) -> list[Result]:
 _DETAILS = """\
 ## Details
 
-The plain paths do not fuse the teacher's BatchNorm, compute the teacher outputs in every step, and
-use float32. The settings of the other paths are `teacher.fuse_batchnorm=true` (fused BatchNorm),
-`train.precision=bfloat16` (bfloat16), `train.compile=true` (compiled), `teacher.cache=logits`
-(cached logits), and `teacher.cache=features` with `teacher.views` (cached features). Each fast path
-is compared at the same seeds: with the same initial weights, and the same images in the same order.
-`difference` is the mean of the paired differences in test accuracy, with its 95 % interval. If an
-interval contains zero, no difference was found with so few seeds; the ends of the interval say how
-large a difference may be.
+The rows `kd` and `dskd` do not fuse the teacher's BatchNorm, compute the teacher outputs in every
+step, and use float32. The settings of the other paths are `teacher.fuse_batchnorm=true` (fused
+BatchNorm), `train.precision=bfloat16` (bfloat16), `train.compile=true` (compiled),
+`teacher.cache=logits` (cached logits), and `teacher.cache=features` with `teacher.views` (cached
+features). Each fast path is compared at the same seeds: with the same initial weights, and the same
+images in the same order. `difference` is the mean of the paired differences in test accuracy, with
+its 95 % interval. If an interval contains zero, no difference was found with so few seeds; the ends
+of the interval say how large a difference may be.
 
 The rows with **cached features** differ by more than rounding. These students see each image in a
 few fixed views, while the other students see all 162 crops and flips. So these rows show how much
 of the effect of augmentation the fixed views retain.
 
-Two paths need no runs, because tests show that they give the same bytes: a teacher that several
-students share (`tests/compare/test_runner.py`), and a teacher output that is read from the cache
-(`tests/teacher/test_cache.py`).
+Two cases need no runs, because tests show that they do not change a single byte of the student: a
+teacher that several students share (`tests/compare/test_runner.py`), and a cache that is full in
+place of empty (`tests/teacher/test_cache.py`).
 """
 
 

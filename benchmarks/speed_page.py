@@ -79,8 +79,8 @@ part of the epoch, including the writing. Then a second run repeats the same epo
 cache, in turns with all other rows: this is the `warm step`. `hits` is the share of the teacher
 outputs that were read from the cache. The last two columns are the size and the time for all
 training images of CIFAR-100, computed from the bytes of a record and the time to fill. During the
-warm steps, the operating system held the records in memory. If a cache is larger than memory, a
-step reads from the disk.
+warm steps, the operating system held the files of the cache in memory. If a cache is larger than
+memory, a step reads from the disk.
 
 A cache of logits holds the views that the epoch plan draws, so it fills up while runs continue. A
 single run finds `1 - (161/162)^e` of the outputs in epoch `e`, counted from 0: 48 % over 240
@@ -99,14 +99,14 @@ of steps, and of epochs of CIFAR-100, after which this time is saved.
 _SCALING = """\
 ## As work grows
 
-The first table shows how the cost of an epoch grows with the number of images. There, the epoch
-plan is drawn and the batches are cropped and flipped, without any training step. `predicted` is the
-memory that the package predicts before it reads the images, which is the size of their decoded
-file. `used` is the memory by which a new process grew when it read them. In the tables of training
-steps, `memory` contains weights, gradients, optimizer state and activations, without those of the
-teacher. Students that share a teacher take the same step at the same time and use the same teacher
-outputs; a single student has its own. The table of supervised stages is of vgg13 to vgg8, the other
-tables of steps are of resnet32x4 to resnet8x4.
+The first table shows how the cost of an epoch without its training steps grows with the number of
+images: the epoch plan is drawn, and the batches are cropped and flipped. `predicted` is the memory
+that the package predicts before it reads the images, which is the size of their decoded file.
+`used` is the growth of a new process when it reads the images. In the tables of training steps,
+`memory` contains weights, gradients, optimizer state and activations, without those of the teacher.
+Students that share a teacher take the same step at the same time and use the same teacher outputs;
+a single student has its own. The table of supervised stages is of vgg13 to vgg8, the other tables
+of steps are of resnet32x4 to resnet8x4.
 """
 
 _REPRODUCE = """\
@@ -154,19 +154,19 @@ def _opening(result: Result) -> Lines:
     found = result["ratios"]
     speeds = [f"{found[name]:.2f} for {words}" for name, words in _SPEEDS.items() if name in found]
     answer = (
-        f"In bfloat16, the speed relative to the reference step is {'; '.join(speeds)}."
-        f"{_like_for_like(result)}{_goals(result)}"
+        f"In bfloat16, the speed relative to the reference step is {'; '.join(speeds)}, all for "
+        "the pair of the ratios below."
+        f"{_like_for_like(result)}{_goals(result)}{_dskd_over_kd(result)}"
     )
-    if "dskd_over_kd_time" in found:
-        answer += f" A DSKD step takes {found['dskd_over_kd_time']:.2f} times as long as a KD step."
+
     return [
         "- **Question:** How fast is a training step, compared with a reference step in the style "
         "of published toolkits?",
         f"- **Answer:** {answer}",
         "- **Certainty:** These values come from one run on the CPU of one machine, "
         f"{result['date']}. They compare our steps in bfloat16 with a reference step in float32; "
-        "the tables below show both precisions. With a cache, they hold while the operating system "
-        "has the records in memory.",
+        "the tables below show both precisions. Values with a cache hold if the operating system "
+        "has the files of the cache in memory. Runs of other days are shown for comparison.",
         "",
     ]
 
@@ -175,11 +175,27 @@ def _like_for_like(result: Result) -> str:
     """The speed of KD in the precision of the reference, for each pair of models below."""
     times = {(r["pair"], r["row"], r["precision"]): r["seconds"] for r in result["rows"]}
     speeds = [
-        f"{seconds / times[pair, 'kd', precision]:.2f}"
+        f"{seconds / times[pair, 'kd', precision]:.2f} ({pair})"
         for (pair, row, precision), seconds in times.items()
         if row == "reference-kd" and (pair, "kd", precision) in times
     ]
-    return f" In float32, like the reference, it is {', '.join(speeds)} for KD." if speeds else ""
+    return f" KD in float32, like the reference: {', '.join(speeds)}." if speeds else ""
+
+
+def _dskd_over_kd(result: Result) -> str:
+    """The time of a DSKD step relative to a KD step, over all pairs and precisions."""
+    times = {(r["row"], r["pair"], r["precision"]): r["seconds"] for r in result["rows"]}
+    ratios = [
+        seconds / times["kd", pair, precision]
+        for (row, pair, precision), seconds in times.items()
+        if row == "dskd" and ("kd", pair, precision) in times
+    ]
+    if not ratios:
+        return ""
+    return (
+        f" A DSKD step takes {min(ratios):.2f} to {max(ratios):.2f} times as long as a KD step, "
+        "depending on the models and the precision."
+    )
 
 
 def _goals(result: Result) -> str:
@@ -203,7 +219,8 @@ def _run(name: str, result: Result) -> Lines:
     lines = [
         f"## {_title(result)}",
         "",
-        f"[{name}]({name}): `{result['command']}` at commit {result['commit']}, "
+        f"[{name}]({name}): `{result['command']}` at commit "
+        f"{result['commit'].replace('-dirty', ' with uncommitted changes')}, "
         f"with {result['images']:,} images.",
         f"{hardware_line(result['environment'])}. The load of the machine in the minute before was "
         f"{result['machine']['load']:.1f}.",

@@ -145,7 +145,7 @@ def _table(name: str, graph: Mapping[str, Any]) -> Iterator[str]:
         f"of DSKD has {graph['teacher']:.1f} %."
     )
     yield ""
-    yield "| method | accuracy | difference to alone | p (Holm) | | seconds a seed |"
+    yield "| method | accuracy | difference from alone | p (Holm) | | seconds a seed |"
     yield "|---|---:|---:|---:|---|---:|"
     for label, one in graph["methods"].items():
         accuracy = number(one["accuracy"], one["accuracy_half"], ".1f")

@@ -61,7 +61,7 @@ def first(facts: Mapping[str, Any], added: bool = False) -> str:
 
 
 def over(facts: Mapping[str, Any]) -> str:
-    """A table of the differences of DSKD's best row to the other rows.
+    """A table of the differences of DSKD's best row from the other rows.
 
     Args:
         facts: The comparison of DSKD with the best other method.
@@ -138,7 +138,7 @@ def _rules(facts: Mapping[str, Any]) -> str:
 
 def _table(facts: Mapping[str, Any], labels: list[str]) -> list[str]:
     lines = [
-        f"| | accuracy of each seed, % | mean, % | difference to {facts['baseline']} | p (Holm) "
+        f"| | accuracy of each seed, % | mean, % | difference from {facts['baseline']} | p (Holm) "
         "| agreement, % | extra parameters | |",
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
@@ -173,6 +173,13 @@ def _deployed(facts: Mapping[str, Any]) -> str:
     return f" The deployed student has {usual:,} parameters{''.join(others)}."
 
 
+def _preset(facts: Mapping[str, Any]) -> str:
+    """Says what a row is that has the preset's weight of the maps and the defaults' target."""
+    if "dskd:beta=1" not in facts["rows"]:
+        return ""
+    return " `dskd:beta=1` is the preset `paper-abstract` with `feature_target=matched`."
+
+
 def _failed(label: str, reasons: Mapping[Any, str]) -> str:
     """Which seeds of a row failed, and why, without the details in parentheses."""
     why = "; ".join(dict.fromkeys(text.partition(" (")[0] for text in reasons.values()))
@@ -190,12 +197,10 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         for label, one in facts["duplicates"].items()
     ]
     return [
-        "± is the 95 % interval over seeds (Student's t). It covers the noise of training. It does "
-        "not cover that the test images are a sample, which adds about "
-        f"± {max(errors, default=0):.1f} points (Wilson) to each accuracy. Differences are paired "
-        "by seed, over the seeds that both rows have. *Better* and *worse* have the meaning of the "
-        "protocol, and hold for these images "
-        f"and this teacher.{_deployed(facts)}",
+        "± is the 95 % interval over seeds ([words](README.md#words)). The test images are a "
+        f"sample, which adds about ± {max(errors, default=0):.1f} points (Wilson) to an accuracy. "
+        "Differences are paired by seed, over the seeds that both rows have. *Better* and *worse* "
+        f"hold for these images and this teacher.{_deployed(facts)}{_preset(facts)}",
         *(["", *failed] if failed else []),
         *(["", *same] if same else []),
         "",

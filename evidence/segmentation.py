@@ -207,7 +207,7 @@ def _table(facts: Mapping[str, Any], study: str) -> Iterator[str]:
     results = facts["results"][study]
     compared = {row.name: (gap, p) for row, gap, p in _compared(facts, study)}
     base = next(row for row in ROWS[study] if row.name == BASELINES[study])
-    yield f"| | Dice, % | HD95, pixels | difference to {base.text} | p (Holm) | |"
+    yield f"| | Dice, % | HD95, pixels | difference from {base.text} | p (Holm) | |"
     yield "|---|---:|---:|---:|---:|---|"
     for row in ROWS[study]:
         dice = interval([one["dice"] for one in results[row.name]])
