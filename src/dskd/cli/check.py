@@ -33,7 +33,8 @@ def check_(
 
     It shows the data, the accuracy of the teacher, the stages, the loss terms and their gradients,
     the loss over a few steps, the speed, and the time, memory and disk space that the run needs. If
-    the run should not be started, it prints the reasons and exits with code 1. Example:
+    the run should not be started, it prints the reasons and exits with code 1. KEY=VALUE changes a
+    setting, as in train.epochs=10. Example:
 
         dskd check digits
     """
