@@ -28,6 +28,7 @@ from dskd.deploy.export import default_path, export_file
 from dskd.deploy.formats import FORMATS, find_format
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.latency import measure_latency
+from dskd.deploy.measure import Measurements
 from dskd.deploy.student_graph import in_batches
 from dskd.errors import InputError
 from tests.builders import make_dataset
@@ -190,6 +191,11 @@ def test_accuracy_and_latency_are_measured(run: dskd.Result, exported: dict[str,
     assert exported["openvino"].size == sum(
         exported["openvino"].path.with_suffix(end).stat().st_size for end in (".xml", ".bin")
     )
+
+
+def test_other_programs_that_disturb_the_latencies_are_told() -> None:
+    assert Measurements(waiting=0.1).busy == ""
+    assert "waited for 62 % of this time. Export again" in Measurements(waiting=0.62).busy
 
 
 @pytest.mark.slow

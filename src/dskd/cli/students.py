@@ -264,6 +264,8 @@ def export_(
         columns, rows = export_rows(found)
         console.table(columns, rows)
     click.echo(f"model card: {printable(str(found.card))}")
+    if found.measured.busy:
+        click.echo(f"latency:{found.measured.busy}", err=True)
     for what, why in found.measured.missing.items():
         click.echo(f"{what} not measured: {why}", err=True)
 

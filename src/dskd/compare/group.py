@@ -61,7 +61,7 @@ class GroupRunner:
                 train_in_lockstep([run for run in started if run is not None], self.callback)
         if shared.computed:
             log.info(
-                "seed %d: %d forward passes of the teacher served %d training steps",
+                "seed %d: the students shared %d forward passes of the teacher in %d steps",
                 *(seed, shared.computed, shared.requests),
             )
 

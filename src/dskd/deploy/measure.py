@@ -20,6 +20,7 @@ from dskd.deploy.latency import Latency, measure_latency, one_thread
 from dskd.deploy.student_graph import Runner, student_graph
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
 from dskd.models.staged_model import StagedModel
+from dskd.runtime.cores import TOLERATED
 from dskd.storage.metric_names import Metric
 
 BATCHES = (1, 64)
@@ -75,12 +76,24 @@ class Measurements:
             early exits also ``plain``, the exported student without them.
         parameters: Of ``teacher`` and ``student``.
         missing: Why something was not measured, by what it is.
+        waiting: Share of the time of the latencies in which they waited for a processor core.
     """
 
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
     latency: Mapping[int, Mapping[str, Latency]] = field(default_factory=dict)
     parameters: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    waiting: float = 0.0
+
+    @property
+    def busy(self) -> str:
+        """A sentence if other programs took the processor while the latencies were measured."""
+        if self.waiting <= TOLERATED:
+            return ""
+        return (
+            f" Other programs took the processor: models waited for {100 * self.waiting:.0f} % of "
+            "this time. Export again on a quiet machine."
+        )
 
 
 class _Exported(nn.Module):

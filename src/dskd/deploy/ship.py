@@ -46,6 +46,7 @@ from dskd.engine.given_data import DataArgument
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
+from dskd.runtime import cores
 from dskd.storage.paths import as_path
 
 
@@ -285,7 +286,10 @@ def _measure(
     if teacher is not None:
         models = {TEACHER: teacher.module} | models
     parameters = {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
-    return Measurements(accuracy, measure_times(draft, teacher, images), parameters, missing)
+    before = cores.times()
+    latency = measure_times(draft, teacher, images)
+    waiting = cores.waiting_share(before, cores.times())
+    return Measurements(accuracy, latency, parameters, missing, waiting)
 
 
 def _teacher(

@@ -99,7 +99,8 @@ class TrainingRun:
             log.warning("%s; using the one before", line)
         if state is not None:
             self._restore(state)
-            log.info("continuing %s after epoch %d", self.directory.path, self.trainer.epoch)
+            done, epochs = self.trainer.epoch, self.trainer.epochs
+            log.info("continuing %s: %d of %d epochs are done", self.directory.path, done, epochs)
         elif resume:
             log.info("%s: no checkpoint yet; it starts from its first epoch", self.directory.path)
         self.directory.rewind(self.rows)
