@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from results import Result
+from results import PAIR, Result
 from speed_tables import (
     Lines,
     cache_table,
@@ -155,7 +155,7 @@ def _opening(result: Result) -> Lines:
     speeds = [f"{found[name]:.2f} for {words}" for name, words in _SPEEDS.items() if name in found]
     answer = (
         f"In bfloat16, the speed relative to the reference step is {'; '.join(speeds)}, all for "
-        "the pair of the ratios below."
+        f"{PAIR}."
         f"{_like_for_like(result)}{_goals(result)}{_dskd_over_kd(result)}"
     )
 
@@ -164,9 +164,10 @@ def _opening(result: Result) -> Lines:
         "of published toolkits?",
         f"- **Answer:** {answer}",
         "- **Certainty:** These values come from one run on the CPU of one machine, "
-        f"{result['date']}. They compare our steps in bfloat16 with a reference step in float32; "
-        "the tables below show both precisions. Values with a cache hold if the operating system "
-        "has the files of the cache in memory. Runs of other days are shown for comparison.",
+        f"{result['date']}. Where no precision is named, our steps in bfloat16 are compared with a "
+        "reference step in float32; the tables below show both. Values with a cache hold if the "
+        "operating system has the files of the cache in memory. Runs of other days are shown for "
+        "comparison.",
         "",
     ]
 

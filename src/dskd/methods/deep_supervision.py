@@ -105,8 +105,8 @@ class DSKDObjective(nn.Module):
         allocate: ``joint``: one weight for S_l. ``separate``: P_l and M_l have weights of their
             own, each by the same rule.
         allocation_scale: ``relative``: the rule sees losses divided by their mean. ``raw``: the
-            rules with a softmax see the losses themselves. With ``allocate=separate``, the weights
-            of the predictions are computed without the factor T^2.
+            rules with a softmax see the losses themselves (with ``allocate=separate``, those of the
+            predictions without the factor T^2).
         allocation_basis: ``loss``, or ``progress`` for losses divided by their first values.
         allocation_smoothing: Factor of a moving average of what the rule sees; 0 for none.
         weight_sum: The sum of the weights: ``count`` for the number of branches, or ``one``.
