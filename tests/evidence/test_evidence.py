@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
 from statistics import mean
@@ -31,7 +31,7 @@ from dskd.config.recipe import load
 from dskd.engine.result import Result
 from dskd.errors import InputError
 from dskd.storage.yaml_file import read_yaml_file
-from evidence import choose, design, figure, why
+from evidence import choose, design, early_exits, figure, graphs, segmentation, unlabelled, why
 from evidence import first as first_study
 
 PRESET = "dskd:preset=paper-abstract"
@@ -192,13 +192,24 @@ def test_what_is_no_study_of_the_protocol_says_so() -> None:
     assert design.find("table", Path()).deviation is None
 
 
+OWN_PAGES: dict[str, Callable[[Any], str]] = {
+    "why": why_page,
+    "early-exits": early_exits.page,
+    "graphs": graphs.page,
+    "segmentation": segmentation.page,
+    "unlabelled": unlabelled.page,
+}
+"""The studies that draw their page themselves."""
+
+
 def test_committed_pages_are_what_their_numbers_draw() -> None:
     for path in RESULTS.glob("*.json"):
         facts = json.loads(path.read_text())
         if "study" in facts:
-            draw = why_page if facts["study"] == "why" else page
-            assert path.with_suffix(".md").read_text() == draw(facts), path.name
-            assert path.with_suffix(".svg").is_file(), path.name
+            text = path.with_suffix(".md").read_text()
+            assert text == OWN_PAGES.get(facts["study"], page)(facts), path.name
+            for image in re.findall(r"\]\(([\w-]+\.(?:svg|png))\)", text):
+                assert (RESULTS / image).is_file(), path.name
 
 
 def test_committed_results_have_the_words_of_their_studies() -> None:

@@ -212,6 +212,7 @@ def test_function_and_method_take_the_settings_of_the_objective() -> None:
     once = signature_settings(DSKDObjective.__init__).model_fields
     own = {
         "feature_target",
+        "map_size",
         "deep_stage",
         "fuse",
         "adapter",

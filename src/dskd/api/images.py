@@ -184,8 +184,7 @@ def compare_methods(
         recipe: As for `distill`; its method is ignored.
         out: Folder of the comparison; by default named as for `distill`, in ``runs/compare``.
         share_teacher: Compute teacher outputs once per step for all students of a seed.
-        jobs: Number of processes, each for students of one seed. None for one, on a cluster for any
-            number.
+        jobs: Processes, each for students of one seed. None for one; on a cluster for any number.
         launcher: ``processes``, ``ray``, ``slurm``, or settings: ``{"name": "ray", "gpus": 1}``.
         allow_code: As for `distill`.
         verbose: As for `distill`.
