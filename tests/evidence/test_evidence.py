@@ -207,7 +207,7 @@ def test_committed_pages_are_what_their_numbers_draw() -> None:
         facts = json.loads(path.read_text())
         if "study" in facts:
             text = path.with_suffix(".md").read_text()
-            draw = OWN_PAGES[facts["study"]] if facts["study"] in OWN_PAGES else page
+            draw: Callable[[Any], str] = OWN_PAGES.get(facts["study"], page)
             assert text == draw(facts), path.name
             for image in re.findall(r"\]\(([\w-]+\.(?:svg|png))\)", text):
                 assert (RESULTS / image).is_file(), path.name
