@@ -128,7 +128,8 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         f"{rules(facts)} Accuracies are top-1 "
         f"on {facts['exits'][0]['images']:,} test images in percent, after the last epoch, with "
-        f"95 % intervals over {len(facts['exits'])} seeds. The thresholds were chosen on "
+        f"95 % intervals over {len(facts['exits'])} seeds. The teacher, {TEACHER}, has "
+        f"{facts['teacher']:.1f} %. The thresholds were chosen on "
         f"{facts['val_images']:,} validation images. The latency of one image is that of PyTorch "
         "on one thread, relative to the plain student of the same seed. p-values are those of "
         "paired t-tests.",
