@@ -43,6 +43,7 @@ def facts() -> dict[str, Any]:
         "commit": "0",
         "date": "",
         "environment": environment,
+        "teacher": 85.0,
         "val_images": 50,
         "exits": exits,
         "smaller": {
