@@ -14,7 +14,6 @@ ARGUMENTS = Arguments(
     {"student_logits": "B K", "labels": "B"}, indices={"labels": "K"}, choices=("reduction",)
 )
 DEFAULTS = {"reduction": "mean"}
-PRESETS: dict[str, dict[str, float]] = {}
 
 
 def test_the_only_loss_is_that_of_the_labels() -> None:

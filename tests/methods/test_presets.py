@@ -35,7 +35,7 @@ def defaults_of(loss: str) -> dict[str, Any]:
 @every_method
 def test_the_presets_are_those_of_the_test_file(name: str) -> None:
     assert methods.find(name).presets == declared.presets(name), (
-        f"if the change is meant, change PRESETS in tests/methods/test_{name}.py too"
+        f"PRESETS in tests/methods/test_{name}.py lists other presets; change it if that is meant"
     )
 
 
