@@ -158,7 +158,6 @@ def _opening(result: Result) -> Lines:
         f"{PAIR}."
         f"{_like_for_like(result)}{_goals(result)}{_dskd_over_kd(result)}"
     )
-
     return [
         "- **Question:** How fast is a training step, compared with a reference step in the style "
         "of published toolkits?",
@@ -172,25 +171,25 @@ def _opening(result: Result) -> Lines:
     ]
 
 
+def _over_kd(result: Result, row: str) -> list[tuple[str, float]]:
+    """Each pair of models, and the time of a row relative to KD in the same precision."""
+    times = {(r["pair"], r["row"], r["precision"]): r["seconds"] for r in result["rows"]}
+    return [
+        (pair, seconds / times[pair, "kd", precision])
+        for (pair, name, precision), seconds in times.items()
+        if name == row and (pair, "kd", precision) in times
+    ]
+
+
 def _like_for_like(result: Result) -> str:
     """The speed of KD in the precision of the reference, for each pair of models below."""
-    times = {(r["pair"], r["row"], r["precision"]): r["seconds"] for r in result["rows"]}
-    speeds = [
-        f"{seconds / times[pair, 'kd', precision]:.2f} ({pair})"
-        for (pair, row, precision), seconds in times.items()
-        if row == "reference-kd" and (pair, "kd", precision) in times
-    ]
+    speeds = [f"{ratio:.2f} ({pair})" for pair, ratio in _over_kd(result, "reference-kd")]
     return f" KD in float32, like the reference: {', '.join(speeds)}." if speeds else ""
 
 
 def _dskd_over_kd(result: Result) -> str:
     """The time of a DSKD step relative to a KD step, over all pairs and precisions."""
-    times = {(r["row"], r["pair"], r["precision"]): r["seconds"] for r in result["rows"]}
-    ratios = [
-        seconds / times["kd", pair, precision]
-        for (row, pair, precision), seconds in times.items()
-        if row == "dskd" and ("kd", pair, precision) in times
-    ]
+    ratios = [ratio for _, ratio in _over_kd(result, "dskd")]
     if not ratios:
         return ""
     return (

@@ -138,7 +138,7 @@ def space_of(name: str) -> dict[str, Any]:
         InputError: The space of DSKD is not stated yet.
     """
     if name in FIXED and name not in SPACES:
-        raise InputError(f"spaces.yaml has no space of {name}; it follows the study forms")
+        raise InputError(f"spaces.yaml has no space of {name}; it follows the study forms-strong")
     if name in FIXED:
         return dict(SPACES[name])
     known = signature_settings(methods.find(name).__init__).model_fields

@@ -265,7 +265,7 @@ def export_(
         console.table(columns, rows)
     click.echo(f"model card: {printable(str(found.card))}")
     if found.measured.busy:
-        click.echo(f"latency:{found.measured.busy}", err=True)
+        click.echo(f"latency: {found.measured.busy}", err=True)
     for what, why in found.measured.missing.items():
         click.echo(f"{what} not measured: {why}", err=True)
 

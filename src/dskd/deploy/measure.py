@@ -91,7 +91,7 @@ class Measurements:
         if self.waiting <= TOLERATED:
             return ""
         return (
-            f" Other programs took the processor: models waited for {100 * self.waiting:.0f} % of "
+            f"Other programs took the processor: models waited for {100 * self.waiting:.0f} % of "
             "this time. Export again on a quiet machine."
         )
 

@@ -280,8 +280,9 @@ def _quality(parts: CardParts) -> str:
         if parts.contract.exits is None
         else "mean and quartiles over test images, because the time depends on the image"
     )
+    busy = f" {measured.busy}" if measured.busy else ""
     return "\n".join(lines) + (
-        f"\n\nMilliseconds for a batch on one thread of the processor, {kind}.{measured.busy}\n\n"
+        f"\n\nMilliseconds for a batch on one thread of the processor, {kind}.{busy}\n\n"
         + table(["batch", *header], rows)
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def map_spec(pair: Pair, target: int, map_size: int | None) -> StageSpec:
     sides = [
         side if map_size is None else min(side, map_size) for side in (spec.height, spec.width)
     ]
-    return dataclasses.replace(spec, height=sides[0], width=sides[1])
+    return replace(spec, height=sides[0], width=sides[1])
 
 
 def _map_spec(pair: Pair, target: int) -> StageSpec:

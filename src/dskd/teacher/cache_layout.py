@@ -5,9 +5,8 @@ So methods that read different outputs of the same teacher share what both read.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ class OutputRecords:
             name: OutputTensor(name, tuple(tensor.shape[1:]), tensor.dtype)
             for name, tensor in selected_outputs(output, needs).items()
         }
-        whole = selected_outputs(output, dataclasses.replace(needs, map_size=None))
+        whole = selected_outputs(output, replace(needs, map_size=None))
         self.files = {
             name: RecordFile(
                 path / _folder_name(tensor, tuple(whole[name].shape[1:])),
