@@ -30,7 +30,7 @@ fi
 for seed in $seeds; do
   for method in ce kd dskd; do
     preset=""
-    [ "$method" = dskd ] && preset=", preset: paper" # as on the page
+    [ "$method" = dskd ] && preset=", preset: paper-abstract" # as on the page
     run="$out/$method-seed$seed"
     [ -e "$run/result.json" ] && continue
     $dskd distill "$recipe" "${common[@]}" student.name=$student train.epochs=$epochs \
