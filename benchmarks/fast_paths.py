@@ -164,8 +164,8 @@ its 95 % interval. If an interval contains zero, no difference was found with so
 of the interval say how large a difference may be.
 
 The rows with **cached features** differ by more than rounding. These students see each image in a
-few fixed views, while the other students see all 162 crops and flips. So these rows show how much
-of the effect of augmentation the fixed views retain.
+few fixed views, while the other students get a random one of the 162 crops and flips in each epoch.
+So these rows show how much of the effect of augmentation the fixed views retain.
 
 Two cases need no runs, because tests show that they do not change a single byte of the student: a
 teacher that several students share (`tests/compare/test_runner.py`), and a cache that is full in

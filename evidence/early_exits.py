@@ -205,7 +205,7 @@ def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
         ours = [at_cost(one["curve"], cost) for one in facts["exits"]]
         known = [value for value in ours if value is not None]
         if len(known) < len(ours):
-            yield f"No policy of {STUDENT} is as cheap as {name} at every seed."
+            yield _too_dear(facts["exits"], name, cost, len(known))
             continue
         gap = paired(known, found["accuracies"])
         yield (
@@ -213,6 +213,18 @@ def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
             f"{_over_seeds(known, '.1f')} %, and {name} {_over_seeds(found['accuracies'], '.1f')} "
             f"%: a difference of {gap_sentence(gap, gap.p)}."
         )
+
+
+def _too_dear(exits: Sequence[Mapping[str, Any]], name: str, cost: int, reached: int) -> str:
+    """Says that the exits reach the cost of a smaller student at ``reached`` seeds, not at all."""
+    as_cheap = f"as cheap as {name} ({cost / 1e6:.1f} M multiply-adds)"
+    if reached:
+        return f"The exits make {STUDENT} {as_cheap} at only {reached} of {len(exits)} seeds."
+    lowest = min(policy["multiply_adds"] for one in exits for policy in one["curve"])
+    return (
+        f"At no seed do the exits make {STUDENT} {as_cheap}: the lowest cost is "
+        f"{lowest / 1e6:.1f} M."
+    )
 
 
 def figure(facts: Mapping[str, Any]) -> bytes:

@@ -96,8 +96,8 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         *_stage_table(found.last, ".3f", compared[1]),
         "",
-        "The second table compares each shallow stage with the teacher's stage at the same "
-        "relative depth. `feature_target=matched` trains for this similarity.",
+        "The second table compares each shallow stage with the teacher's stage of the same "
+        "number. `feature_target=matched` trains for this similarity.",
         "",
         *_stage_table(found.same, ".3f", compared[2]),
         "",
