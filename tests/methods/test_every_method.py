@@ -197,7 +197,7 @@ def test_published_weights_are_settings_of_the_method(name: str) -> None:
         assert methods.resolve(name, {"preset": preset})
     if name not in ("ce", "dskd") and source(name) != ("", UNPUBLISHED):
         assert "literature" in kind.presets, (
-            'presets needs an entry "literature" with the weights of the publication'
+            'presets needs an entry "literature" with published weights'
         )
 
 

@@ -93,7 +93,7 @@ def distill_(
     type=click.Choice(get_args(Weights)),
     default="equal",
     show_default=True,
-    help="equal: ce = kd = 1 for all methods. literature: the weights of each publication.",
+    help="equal: ce = kd = 1 for all methods. literature: the preset literature of each method.",
 )
 @click.option("--out", type=PATH, help="Folder of the comparison.  [default: in runs/compare]")
 @click.option(

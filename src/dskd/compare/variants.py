@@ -94,7 +94,7 @@ def method_variants(texts: Iterable[str], recipe: Any, weights: Weights) -> list
         recipe: The recipe of the comparison, a `Recipe` or that of another task. Names of methods
             are then those of the task, without its prefix.
         weights: ``equal`` sets ``ce = kd = 1`` for every method that has them; ``literature``
-            takes the weights that each method was published with.
+            takes the preset ``literature`` of each method.
 
     Raises:
         InputError: A name or a setting does not exist, or a method is named twice.

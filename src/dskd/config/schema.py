@@ -160,7 +160,7 @@ class DataSettings(Settings):
     random_erasing: Annotated[Weight, Field(le=1)] = 0.0
     """Probability that a rectangle of an image becomes noise."""
     crop_pct: Share = 1.0
-    """For your own images: the centre of an image that is evaluated, as a part of its shorter side.
+    """For your own images: the share of the shorter side that the central crop keeps in evaluation.
     The shorter side is resized to size / crop_pct, and the centre is cropped, as timm does it. In
     memory, training images are cropped in the same way."""
     interpolation: Interpolation | None = None

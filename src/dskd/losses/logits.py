@@ -178,9 +178,9 @@ def dkd(
 ) -> Tensor:
     """Decoupled knowledge distillation: ``alpha * TCKD + beta * NCKD``.
 
-    KD's divergence has two parts: the label against all other classes (TCKD), and the other classes
-    among themselves (NCKD). Here each has its own weight; both are multiplied by ``T^2``. The
-    function works with log-probabilities (logsumexp): logits of any size give finite values.
+    KD's divergence has two parts: TCKD for two outcomes, the label and all other classes together;
+    NCKD over the other classes alone. Each has its own weight and the factor ``T^2``. The function
+    works with log-probabilities (logsumexp): logits of any size give finite values.
 
     Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, arXiv 2203.08679,
     equation 7.

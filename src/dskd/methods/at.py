@@ -81,8 +81,8 @@ def attention_map(feature_map: Tensor, power: float = 2.0) -> Tensor:
 class AT(FeatureMethod):
     """Attention maps of every stage: ``ce * CE + kd * KD + weight * sum_l mean (Q_s,l - Q_t,l)^2``.
 
-    ``Q`` is the strength of a map at each position, see `dskd.losses.at`. Each student stage is
-    paired with the teacher stage at the same relative depth.
+    ``Q`` is the strength of a map at each position, see `dskd.losses.at`. Stage ``l`` of the
+    student's L is paired with stage ``ceil(l L_t / L)`` of the teacher's L_t.
 
     Source: Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928, equation 2. The weight is that of
     CRD's repository for this form of the loss (``literature`` has no KD).

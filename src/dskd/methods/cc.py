@@ -109,7 +109,7 @@ class CC(FeatureMethod):
         kd: Weight of the teacher's predictions.
         weight: Weight of the congruence.
         temperature: T of the predictions.
-        dim: Length of the embedded vectors.
+        dim: Dimension of the embedded vectors.
         form: ``neighbours``, or the paper's ``gaussian`` or ``bilinear``.
         gamma: The Gaussian's parameter; the other forms have none.
         order: The last power in the Gaussian's series; the other forms have none.

@@ -128,7 +128,7 @@ def supervised_stages(count: int, supervise: list[int] | None, what: str = "stag
 
 
 def at_same_depth(depth: int, teacher_depth: int) -> list[int]:
-    """For each student stage, the teacher stage at the same relative depth, from 0.
+    """For each student stage, the teacher stage that it is paired with, from 0.
 
     ``ceil(l L_t / L) - 1`` for ``l = 1 .. L``.
 

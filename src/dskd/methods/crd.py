@@ -186,12 +186,12 @@ def updated_memory(memory: Tensor, indices: Tensor, vectors: Tensor, momentum: f
 class CRD(FeatureMethod):
     """Contrasts images with a memory of others: ``ce * CE + kd * KD + weight * CRD``.
 
-    A linear layer on each pooled vector, trained with the student, gives unit vectors of one
-    length. A memory holds such a vector of every training image for both sides. The loss
-    (`dskd.losses.crd`) tells an image's own row apart from ``negatives`` rows of images of other
-    classes (of all other images if there is only one class). They are drawn uniformly and with
-    replacement, never more than there are other images. Then the rows are updated. The memory is
-    state of the run; in eval mode it does not change.
+    Two linear layers, trained with the student, map the pooled vectors of student and teacher to
+    unit vectors of the same dimension. A memory holds such a vector of every training image for
+    both sides. The loss (`dskd.losses.crd`) tells an image's own row apart from ``negatives`` rows
+    of images of other classes (of all other images if there is only one class). They are drawn
+    uniformly and with replacement, never more than there are other images. Then the rows are
+    updated. The memory is state of the run; in eval mode it does not change.
 
     Source: Tian, Krishnan, Isola, ICLR 2020, arXiv 1910.10699, section 3.1. Sizes, momentum and
     temperature are those of the authors' code, which draws without replacement where it can.
@@ -204,7 +204,7 @@ class CRD(FeatureMethod):
         kd: Weight of the teacher's predictions.
         weight: Weight of the contrast.
         temperature: T of the predictions.
-        feat_dim: Length of the vectors that are compared.
+        feat_dim: Dimension of the vectors that are compared.
         negatives: Number of images that each image is contrasted with.
         contrast_temperature: T of the contrast.
         momentum: Share of the old row in an updated row of the memory.

@@ -16,9 +16,9 @@ from dskd.settings import Epochs, Positive, Weight, checked
 class DKD(LogitMethod):
     """KD in two parts: ``ce * CE + kd * (alpha * TCKD + beta * NCKD)``.
 
-    TCKD is the divergence between the label and all other classes, NCKD the one among the other
-    classes. In plain KD the weight of the second depends on how unsure the teacher is. See
-    `dskd.losses.dkd`.
+    TCKD is the KL divergence between teacher and student for two outcomes: the label, and all other
+    classes together. NCKD is their KL divergence over the other classes alone. In plain KD the
+    weight of NCKD is the teacher's probability of all other classes. See `dskd.losses.dkd`.
 
     Source: Zhao, Cui, Song, Qiu, Liang, Decoupled Knowledge Distillation, CVPR 2022,
     arXiv 2203.08679, equation 7. The paper uses another beta for each pair (8 for

@@ -169,9 +169,8 @@ class DSKD(BranchedMethod):
 
     Args:
         pair: Student and teacher, of the same classes; the student has two stages or more.
-        feature_target: ``last``, the teacher's last map for every branch, or ``matched``, its map
-            at the same relative depth: stage ``ceil(l L_t / L)`` of L_t, for stage l of the
-            student's L.
+        feature_target: ``last``, the teacher's last map for every branch, or ``matched``: for
+            stage l of the student's L, the map of stage ``ceil(l L_t / L)`` of the teacher's L_t.
         map_size: Largest side of the maps that are compared; larger ones are average-pooled to it,
             which saves computation and, in a cache, disk. None for the teacher's own sizes.
         deep_stage: Which terms of the student's last stage join the weighted terms: ``none``, its

@@ -48,7 +48,8 @@ class FitNet(FeatureMethod):
     """A hint in the middle: ``ce * CE + kd * KD + weight * mean (r(F_s) - F_t)^2``.
 
     ``r`` is a `Regressor` from the student's map to the teacher's, trained with the student and
-    never deployed. The teacher's stage is the one at the same relative depth.
+    never deployed. Stage ``l`` of the student's L is paired with stage
+    ``ceil(l L_t / L)`` of the teacher's L_t.
 
     Source: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550,
     equation 3. The paper trains in two phases: first the student up to the hint, by the hint alone;

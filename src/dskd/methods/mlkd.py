@@ -94,9 +94,9 @@ class MLKD(LogitMethod):
     objective, one view of each image and no masks. The authors' code differs from it:
 
     - It trains on a second, strongly augmented view of each image. This view enters the
-      cross-entropy, and it replaces the first view in three of the five terms of an added instance
-      level. Here there is one view of each image, because a second one would need another forward
-      pass of the teacher.
+      cross-entropy. The code also adds a second instance-level loss, and three of its five
+      temperatures use this view in place of the first. Here there is one view of each image,
+      because a second one would need another forward pass of the teacher.
     - It masks images and classes about which the teacher is uncertain. But the masks multiply
       losses that are already averaged, so they only scale these losses, by 0.5.
 

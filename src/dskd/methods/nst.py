@@ -80,8 +80,8 @@ class NST(FeatureMethod):
     """Channel selectivity at every stage: ``ce * CE + kd * KD + weight * sum_l MMD^2_l``.
 
     The channels of a stage are a set of points for each image. ``MMD^2`` is the distance between
-    the student's set and the teacher's, see `dskd.losses.nst`. Each student stage is paired with
-    the teacher stage at the same relative depth.
+    the student's set and the teacher's, see `dskd.losses.nst`. Stage ``l`` of the student's L is
+    paired with stage ``ceil(l L_t / L)`` of the teacher's L_t.
 
     Source: Huang, Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer,
     2017, arXiv 1707.01219, section 4. The weight is that of CRD's repository (``literature`` has no

@@ -71,9 +71,9 @@ class ReviewKD(FeatureMethod):
 
     From the deepest stage to the shallowest, each student map is fused with the fused map of the
     stage after it (`Fusion`). The result is compared with the teacher's map at several
-    resolutions, see `dskd.losses.reviewkd`. Each student stage is paired with the teacher stage at
-    the same relative depth. If both models have a pooled vector, it counts as one more stage, the
-    deepest, with a single position.
+    resolutions, see `dskd.losses.reviewkd`. Stage ``l`` of the student's L is paired with stage
+    ``ceil(l L_t / L)`` of the teacher's L_t. If both models have a pooled vector, it counts as one
+    more stage, the deepest, with a single position.
 
     Source: Chen, Liu, Zhao, Jia, Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv
     2104.09044, its attention based fusion (ABF) and hierarchical context loss (HCL). The published

@@ -48,7 +48,7 @@ def sskd_loss(
     ``T^2 KL(softmax(c_t / T) || softmax(c_s / T))``, where ``c`` are the cosines between the vector
     of a rotated image and those of all images that are not rotated. It is averaged over the
     trusted rotated images: those for which the teacher finds the right image, and ``share`` of the
-    others, the least wrong first.
+    others, those with the smallest error first.
 
     Source: Xu, Liu, Li, Loy, Knowledge Distillation Meets Self-Supervision, ECCV 2020,
     arXiv 2006.07114, section 3.2 (the loss L_ss). ``T^2`` and the mean over trusted images are
@@ -88,7 +88,8 @@ def sskd_predictions(
     r"""Classic distillation on rotated images.
 
     ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, averaged over the trusted rotated images:
-    those that the teacher classifies correctly, and ``share`` of the others, the least wrong first.
+    those that the teacher classifies correctly, and ``share`` of the others, those with the
+    smallest error first.
 
     Source: Xu et al., ECCV 2020 (`sskd_loss`), section 3.2 (the loss L_T).
 
@@ -167,7 +168,7 @@ def _own(similarities: Tensor) -> Tensor:
 
 
 def trusted(scores: Tensor, truth: Tensor, share: float) -> Tensor:
-    """The rows of a teacher's scores to learn from: all right ones and the least wrong ones.
+    """The rows of a teacher's scores to learn from: all right ones, and wrong ones of small error.
 
     The error of a row is the number of entries that score above the true one. Of the wrong rows,
     ``floor(share * count)`` are trusted; of two equally wrong rows, the earlier one comes first.
@@ -222,10 +223,10 @@ class SSKD(FeatureMethod):
         tf: Weight of the teacher's predictions for rotated images.
         temperature: T of the predictions for all images.
         ss_temperature: T of the self-supervision and of the training of the teacher's head.
-        share_ss: Of the rotated images whose original the teacher's head does not find, the share
-            that is used, the least wrong first.
-        share_tf: Of the rotated images that the teacher misclassifies, the share that is used, the
-            least wrong first.
+        share_ss: The teacher's head matches some rotated images with a wrong image. This share of
+            them is used, those with the smallest error first.
+        share_tf: The teacher misclassifies some rotated images. This share of them is used, those
+            with the smallest error first.
         head_epochs: Number of epochs for the teacher's head, before the student is trained.
 
     Raises:

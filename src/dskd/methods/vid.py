@@ -74,9 +74,9 @@ class VID(FeatureMethod):
     """Likelihood of every stage: ``ce * CE + kd * KD - weight * sum_l mean log q(F_t,l | F_s,l)``.
 
     ``q`` is a `ConditionalGaussian` for each stage, trained with the student and never deployed.
-    Its likelihood of the teacher's map bounds the information that the two maps share. Each student
-    stage is paired with the teacher stage at the same relative depth; of two sizes, the larger map
-    is average-pooled to the smaller.
+    Its likelihood of the teacher's map bounds the information that the two maps share. Stage
+    ``l`` of the student's L is paired with stage ``ceil(l L_t / L)`` of the teacher's L_t. Of two
+    sizes, the larger map is average-pooled to the smaller.
 
     Source: Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019,
     arXiv 1904.05835, section 2. The weight is that of CRD's repository, for means instead of sums
