@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from dskd.errors import InputError
 from dskd.runtime import device
@@ -72,3 +73,51 @@ def test_a_gpu_computes_repeatably_and_does_not_fill_new_memory(
         torch.use_deterministic_algorithms(False)
         for (place, name), value in zip(places, before, strict=True):
             setattr(place, name, value)
+
+
+def convolved(groups: int, channels: int, *, ours: bool) -> tuple[Tensor, Tensor]:
+    """The result of a convolution in bfloat16, and the gradient of its weights."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, channels, 3, groups=groups)
+    own = device.autocast(torch.device("cpu"), "bfloat16")
+    with own if ours else torch.autocast("cpu", torch.bfloat16):
+        found = layer(torch.randn(4, 8, 6, 6))
+    found.float().square().sum().backward()
+    assert layer.weight.grad is not None
+    return found.detach(), layer.weight.grad
+
+
+def test_depthwise_convolutions_are_trained_in_float32_on_a_cpu() -> None:
+    found, gradient = convolved(8, 8, ours=True)
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3, groups=8)
+    expected = layer(torch.randn(4, 8, 6, 6)).to(torch.bfloat16)
+    expected.float().square().sum().backward()
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    assert layer.weight.grad is not None
+    assert torch.equal(gradient, layer.weight.grad)
+    assert not torch.equal(gradient, convolved(8, 8, ours=False)[1])
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(1, 8), (2, 8), (8, 16), (1, 1)])
+def test_other_convolutions_are_those_of_autocast(groups: int, channels: int) -> None:
+    found = convolved(groups, channels, ours=True), convolved(groups, channels, ours=False)
+    assert all(map(torch.equal, *found))
+
+
+def test_a_forward_pass_without_gradients_is_that_of_autocast() -> None:
+    layer, images = nn.Conv2d(8, 8, 3, groups=8), torch.randn(4, 8, 6, 6)
+    with torch.no_grad():
+        with device.autocast(torch.device("cpu"), "bfloat16"):
+            found = layer(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(found, layer(images))
+
+
+@pytest.mark.slow
+def test_depthwise_convolutions_are_compiled_in_float32_too() -> None:
+    layer, images = nn.Conv2d(8, 8, 3, groups=8), torch.randn(4, 8, 6, 6)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with device.autocast(torch.device("cpu"), "bfloat16"):
+        assert torch.equal(compiled(images), layer(images))
