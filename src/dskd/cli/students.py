@@ -272,8 +272,21 @@ def export_(
 
 @click.command("report")
 @takes_reported_runs
+@click.option(
+    "--beside",
+    metavar="RUN",
+    multiple=True,
+    type=PATH,
+    help="Run of another student on the same images, to show beside early exits. Repeatable.",
+)
 @ALLOW_CODE
-def report_(paths: tuple[Path, ...], out: Path | None, root: Path | None, allow_code: bool) -> None:
+def report_(
+    paths: tuple[Path, ...],
+    out: Path | None,
+    root: Path | None,
+    beside: tuple[Path, ...],
+    allow_code: bool,
+) -> None:
     """Report on finished runs or a comparison as one HTML page.
 
     The page works offline. Files with the same numbers as .csv, .json and .tex are written next to
@@ -283,4 +296,5 @@ def report_(paths: tuple[Path, ...], out: Path | None, root: Path | None, allow_
     """
     from dskd.engine.user_objects import UserObjects
 
-    write_report(paths, out, root=root, given=UserObjects(allow_code=allow_code))
+    given = UserObjects(allow_code=allow_code)
+    write_report(paths, out, root=root, given=given, beside=beside)

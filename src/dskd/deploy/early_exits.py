@@ -236,21 +236,28 @@ def evaluate_exits(
         InputError: There is no finished run with early exits, or its data set cannot be loaded.
     """
     early = load_early(run, which, max_loss, student=student, allow_code=allow_code)
-    return measure_exits(early, load_run_data(run, early.deployed, root, data))
+    found, _ = measure_exits(early, load_run_data(run, early.deployed, root, data))
+    return found
 
 
-def measure_exits(early: EarlyExits, images: Dataset) -> ExitEvaluation:
+def measure_exits(
+    early: EarlyExits, images: Dataset, others: Sequence[nn.Module] = ()
+) -> tuple[ExitEvaluation, list[float]]:
     """Evaluates early exits on the test split of a data set.
 
     Args:
         early: The exits.
         images: The images of their run.
+        others: Students whose latency is measured in turns with the exits.
+
+    Returns:
+        The exits, and the milliseconds of each other student for one image.
     """
     confidences, correct = predictions_on_test(early, images)
-    plain, times = _exit_times(early, images)
+    plain, times, latencies = _times(early, images, others)
     result = partial(_result, early, confidences, correct, (plain, times))
     losses = sorted({*LOSSES, early.max_loss})
-    return ExitEvaluation(
+    found = ExitEvaluation(
         names=tuple(early.names),
         accuracies=tuple(percent(column) for column in correct.unbind(1)),
         multiply_adds=early.facts.multiply_adds,
@@ -259,6 +266,7 @@ def measure_exits(early: EarlyExits, images: Dataset) -> ExitEvaluation:
         rows=tuple(result(early.facts.choose(loss), loss) for loss in losses),
         curve=tuple(result(policy, None) for policy in early.facts.policies),
     )
+    return found, latencies
 
 
 @torch.no_grad()
@@ -285,11 +293,12 @@ def _with_thresholds(early: EarlyExits, thresholds: Sequence[float]) -> EarlyExi
     return EarlyExitStudent(own.model, exits, own.temperatures, thresholds).eval()
 
 
-def _exit_times(early: EarlyExits, images: Dataset) -> tuple[float, dict[tuple[int, ...], float]]:
-    """Milliseconds of the plain student, and until an exit has predicted.
+def _times(
+    early: EarlyExits, images: Dataset, others: Sequence[nn.Module]
+) -> tuple[float, dict[tuple[int, ...], float], list[float]]:
+    """Milliseconds of the plain student, until an exit has predicted, and of other students.
 
-    Returns:
-        The second is by the exits that run, the last of which predicts. The student is E.
+    The second is by the exits that run, the last of which predicts. The student is E.
     """
     exits = len(early.facts.exits)
     paths = sorted({path for policy in early.facts.policies for path in _paths(policy)})
@@ -300,9 +309,12 @@ def _exit_times(early: EarlyExits, images: Dataset) -> tuple[float, dict[tuple[i
         if path[-1] < exits:
             thresholds[path[-1]] = 0.0
         calls[str(path)] = partial(_with_thresholds(early, thresholds), image)
+    calls |= {f"other {number}": partial(other, image) for number, other in enumerate(others)}
     with one_thread(), torch.inference_mode():
         found = measure_latency(calls)
-    return found[""].median, {path: found[str(path)].median for path in paths}
+    median = {name: latency.median for name, latency in found.items()}
+    latencies = [median[f"other {number}"] for number in range(len(others))]
+    return median[""], {path: median[str(path)] for path in paths}, latencies
 
 
 def _paths(policy: Policy) -> list[tuple[int, ...]]:

@@ -177,14 +177,14 @@ class _Analyzer:
         return find_mistakes(runs.label, seed, student.to(pick("auto")), self.data)
 
     def exits(self) -> MeasuredExits | None:
-        """The early exits of the main student, or of the first one with exits."""
-        order = sorted(self.finished, key=lambda runs: runs is not main_method(self.collected))
-        for runs in order:
-            for seed, folder in sorted(runs.folders.items()):
-                if (folder / EXITS).is_file():
-                    log.info("measuring the early exits of %s on this CPU", runs.label)
-                    return measured_exits(runs.label, seed, folder, self.data, self.given)
-        return None
+        """The early exits of one student, see `run_with_exits`; None without any."""
+        found = run_with_exits(self.collected)
+        if found is None:
+            return None
+        runs, seed = found
+        log.info("measuring the early exits of %s on this CPU", runs.label)
+        others = self.collected.beside
+        return measured_exits(runs, seed, self.data, self.given, others)
 
     def _student(self, runs: MethodRuns) -> tuple[int, StagedModel]:
         """The student of the first seed."""
@@ -232,6 +232,20 @@ def main_student(collected: CollectedRuns) -> tuple[MethodRuns, int]:
     if runs is None:
         raise InputError("no run is finished yet")
     return runs, min(runs.folders)
+
+
+def run_with_exits(collected: CollectedRuns) -> tuple[MethodRuns, int] | None:
+    """The run whose early exits are shown: one of the main method, or the first that kept any.
+
+    Returns:
+        Its method and its seed; None if no finished run kept early exits.
+    """
+    main = main_method(collected)
+    for runs in sorted(collected.methods, key=lambda runs: runs is not main):
+        for seed, folder in sorted(runs.folders.items()):
+            if (folder / EXITS).is_file():
+                return runs, seed
+    return None
 
 
 def shallow_stages(runs: MethodRuns) -> list[str]:

@@ -7,12 +7,15 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
 from dskd.report.analysis import main_method
-from dskd.report.collect import collect
+from dskd.report.beside import read_beside
+from dskd.report.collect import CollectedRuns, collect
 from dskd.report.contents import make_contents
 from dskd.report.html_page import GENERATOR, render
 from dskd.report.tables import as_csv, as_json, as_latex, method_rows
@@ -33,6 +36,7 @@ def make_report(
     root: str | Path | None = None,
     given: UserObjects | None = None,
     task: str | None = None,
+    beside: Sequence[str | Path] = (),
 ) -> tuple[Path, ...]:
     """Writes the report of finished runs. The runs are only read.
 
@@ -44,31 +48,29 @@ def make_report(
         root: The folder of the data set, if it is not where the recipe says.
         given: Objects in place of names, for runs that were given some.
         task: The task that the runs must have, as in ``graphs``; None for any.
+        beside: The folders of finished runs of other students on the same images. They are shown
+            beside the early exits of the reported runs.
 
     Returns:
         The files: the page, then the tables.
 
     Raises:
-        InputError: The runs are missing or do not share one recipe, their data cannot be loaded,
-            or a file would be replaced that is no report of these runs.
+        InputError: The runs are missing or do not share one recipe, no exits are there to show a
+            run beside, data cannot be loaded, or a file would be replaced that is no report of
+            these runs.
     """
     given = given or UserObjects()
     folders = [as_path(path, "run") for path in paths]
     collected = collect(folders, task)
+    others = read_beside([as_path(path, "beside") for path in beside], collected, given)
+    collected = replace(collected, beside=others)
     page = as_path(out, "out") if out is not None else _shared_folder(folders) / REPORT[0]
     runs = _identity(folders, page)
     _check_files(page, runs)
-    recipe = collected.recipe
-    if root is not None:
-        plain = {**recipe.data.model_dump(), "root": root}
-        recipe = recipe.changed(data=validate(type(recipe.data), plain, "data."))
-    main = main_method(collected)
-    if main is not None:  # the data may depend on the seed of the run that is shown
-        recipe = recipe.changed(seed=min(main.folders))
     samples = collected.task.samples
     log.info("loading the %s", "images" if samples == "images" else "graphs")
-    finished = [folder for runs in collected.methods for folder in runs.folders.values()]
-    data = collected.task.load(recipe, finished[0] if finished else folders[0], given)
+    first = next(iter(collected.finished), folders[0])
+    data = collected.task.load(_data_recipe(collected, root), first, given)
     contents = make_contents(collected, data, given)
     tables = {
         page.with_suffix(".csv"): as_csv(method_rows(contents)),
@@ -85,6 +87,16 @@ def make_report(
         # Names of folders need not be valid text.
         replace_file(path, text.encode("utf-8", "backslashreplace"))
     return tuple(files)
+
+
+def _data_recipe(collected: CollectedRuns, root: str | Path | None) -> Any:
+    """The recipe of the data: in another folder if one is given, and of the run that is shown."""
+    recipe = collected.recipe
+    if root is not None:
+        plain = {**recipe.data.model_dump(), "root": root}
+        recipe = recipe.changed(data=validate(type(recipe.data), plain, "data."))
+    main = main_method(collected)  # whose seed the data may depend on
+    return recipe if main is None else recipe.changed(seed=min(main.folders))
 
 
 def _shared_folder(folders: Sequence[Path]) -> Path:

@@ -82,6 +82,7 @@ class CollectedRuns:
             those of one run. It has a teacher if a method needs one.
         commands: The commands that made the runs.
         environment: The environment of the first run or of the comparison.
+        beside: Finished runs of other students, one each, to show beside early exits.
     """
 
     task: ReportTask
@@ -89,6 +90,12 @@ class CollectedRuns:
     recipe: Any
     commands: tuple[tuple[str, ...], ...]
     environment: Mapping[str, Any]
+    beside: tuple[CollectedRuns, ...] = ()
+
+    @property
+    def finished(self) -> list[Path]:
+        """The folders of all finished runs."""
+        return [folder for runs in self.methods for folder in runs.folders.values()]
 
     def find(self, method: str) -> MethodRuns | None:
         """The first variant of a method that has a finished run."""

@@ -73,7 +73,7 @@ class ReportContents:
     def teachers_near_chance(self) -> list[TeacherFile]:
         """The teachers of finished runs that are no better than a guess, each once."""
         found: dict[tuple[str, float], TeacherFile] = {}
-        for folder in (f for m in self.collected.methods for f in m.folders.values()):
+        for folder in self.collected.finished:
             if (folder / TEACHER_FACTS).is_file():  # older versions wrote none
                 fix = f"remove {folder} and make the run again"
                 teacher = read_json(folder / TEACHER_FACTS, TeacherFile, fix)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -11,13 +12,14 @@ from dskd.deploy.early_exits import ExitEvaluation, ExitResult
 from dskd.models.early_exits import NEVER
 from dskd.report.analysis import Unavailable
 from dskd.report.charts import colour, lay_out, show_legend, stage_style
-from dskd.report.exits import MeasuredExits
+from dskd.report.exits import MeasuredExits, OtherStudent
 from dskd.report.sections import Chart, Group, Section, Table
-from dskd.report.styles import Style
+from dskd.report.styles import Style, styles_of
 from dskd.runtime.number_text import rounded
 
-_PLAIN = Style("--ink", "dot", "circle", "●")
-"""Of the student itself, without exits."""
+_PLAIN = Style("--ink", "dot", "cross", "✚")
+"""Of the student itself, without exits. No other style has its symbol."""
+_Cost = Callable[[ExitResult | OtherStudent], float]
 
 
 def section(
@@ -31,16 +33,22 @@ def section(
     """
     if isinstance(measured, Unavailable):
         return measured
-    found, style = measured.found, styles[measured.label]
+    found = measured.found
     text = (
         f"{measured.label}, seed {measured.seed}, kept the branches of its shallow stages. An "
         "image leaves at the first exit whose confidence is at least its threshold, and the later "
         f"layers do not run. The thresholds were chosen on {measured.val_images:,} validation "
         "images; a point of the lines is one choice of them. Accuracy, cost and shares are those "
         f"of the {found.images:,} test images. The latency of one image is the mean over them, "
-        "from the time until each exit has predicted, on one thread of this CPU."
+        "from the time until each exit has predicted, on one thread of this CPU. The single point "
+        "“no exits” is the same student without them."
     )
-    costs: tuple[tuple[str, str, Callable[[ExitResult], float], float], ...] = (
+    if measured.others:
+        text += (
+            " The other points are students of other runs on the same images. Their accuracy is "
+            "that on the same test images, and their latency was measured in turns with the exits."
+        )
+    costs: tuple[tuple[str, str, _Cost, float], ...] = (
         ("multiply-adds", "for one image", lambda one: one.multiply_adds, found.multiply_adds),
         ("latency", "ms", lambda one: one.latency, found.latency),
     )
@@ -48,7 +56,7 @@ def section(
         Chart(
             f"chart-exits-{name}",
             f"Test accuracy against mean {name}",
-            _curve(found, cost_of, plain, unit, style),
+            _curve(measured, cost_of, plain, unit, styles),
         )
         for name, unit, cost_of, plain in costs
     ]
@@ -57,14 +65,15 @@ def section(
 
 
 def _curve(
-    found: ExitEvaluation,
-    cost_of: Callable[[ExitResult], float],
+    measured: MeasuredExits,
+    cost_of: _Cost,
     plain: float,
     unit: str,
-    style: Style,
+    styles: Mapping[str, Style],
 ) -> go.Figure:
-    """Accuracy against a cost: all policies with exits, and the student without."""
+    """Accuracy against a cost: all policies with exits, the student without, and other students."""
     figure = go.Figure()
+    found, style = measured.found, styles[measured.label]
     points = found.curve[1:]  # the first one has no exits
     figure.add_trace(
         go.Scatter(
@@ -77,20 +86,37 @@ def _curve(
             hovertemplate="early exits<br>%{x:.4~s}, %{y:.2f} %<extra></extra>",
         )
     )
-    figure.add_trace(
-        go.Scatter(
-            x=[plain],
-            y=[found.accuracies[-1]],
-            name="no exits",
-            mode="markers",
-            marker={"symbol": _PLAIN.symbol, "size": 11, "color": colour(_PLAIN.colour)},
-            hovertemplate="no exits<br>%{x:.4~s}, %{y:.2f} %<extra></extra>",
-        )
-    )
+    figure.add_trace(_point("no exits", plain, found.accuracies[-1], _PLAIN))
+    names = _names(measured.others)
+    others = styles_of(dict.fromkeys([*styles, *names]))  # none is that of a method
+    for name, one in zip(names, measured.others, strict=True):
+        figure.add_trace(_point(name, cost_of(one), one.accuracy, others[name]))
     lay_out(figure, unit, "test accuracy, %")
     figure.update_xaxes(rangemode="tozero")
     show_legend(figure)
     return figure
+
+
+def _point(name: str, cost: float, accuracy: float, style: Style) -> go.Scatter:
+    name = html.escape(name)
+    return go.Scatter(
+        x=[cost],
+        y=[accuracy],
+        name=name,
+        mode="markers",
+        marker={"symbol": style.symbol, "size": 11, "color": colour(style.colour)},
+        hovertemplate=f"{name}<br>%{{x:.4~s}}, %{{y:.2f}} %<extra></extra>",
+    )
+
+
+def _names(others: Sequence[OtherStudent]) -> list[str]:
+    """Model and seed of each student, with its folder if another one has the same."""
+    short = [f"{one.student}, seed {one.seed}" for one in others]
+    count = Counter(short)
+    return [
+        name if count[name] == 1 else f"{name}, {one.run}"
+        for name, one in zip(short, others, strict=True)
+    ]
 
 
 def _shares(found: ExitEvaluation) -> go.Figure:
@@ -124,10 +150,14 @@ def _loss(row: ExitResult) -> str:
 
 
 def tables(measured: MeasuredExits | Unavailable | None) -> tuple[Table, ...]:
-    """The tables of policies and of exits; none without exits."""
+    """The tables of policies, of other students if there are any, and of exits.
+
+    None without exits.
+    """
     if measured is None or isinstance(measured, Unavailable):
         return ()
-    return _policies(measured), _exits(measured)
+    others = [_others(measured)] if measured.others else []
+    return (_policies(measured), *others, _exits(measured))
 
 
 def _policies(measured: MeasuredExits) -> Table:
@@ -165,6 +195,38 @@ def _policy(name: str, one: ExitResult, found: ExitEvaluation) -> tuple[str, ...
         rounded(one.latency),
         *("off" if value >= NEVER else f"{value:.3f}" for value in one.thresholds),
         *(f"{share:.1f}" for share in one.shares[:-1]),
+    )
+
+
+def _others(measured: MeasuredExits) -> Table:
+    """The students of other runs."""
+    own = measured.found.multiply_adds
+    rows = [
+        (
+            name,
+            one.method,
+            f"{one.accuracy:.2f}",
+            f"{one.multiply_adds / 1e6:.3f}",
+            f"{100 * one.multiply_adds / own:.1f}",
+            rounded(one.latency),
+            one.run,
+        )
+        for name, one in zip(_names(measured.others), measured.others, strict=True)
+    ]
+    return Table(
+        "Other students",
+        "The deployed students of other runs on the same images. Their multiply-adds are also a "
+        "share of those of the student above without exits.",
+        (
+            "student",
+            "method",
+            "test accuracy, %",
+            "multiply-adds, M",
+            "of those without exits, %",
+            "latency, ms",
+            "run",
+        ),
+        tuple(rows),
     )
 
 
