@@ -107,7 +107,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("dskd needs Python 3.10 or newer: make PYTHON=python3.11 setup" if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[datasets,parquet,onnx,openvino,torchao,ray,slurm,tune,graphs,segmentation,transformers,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[datasets,parquet,onnx,openvino,torchao,torchcodec,ray,slurm,tune,graphs,segmentation,transformers,docs,dev]'
 	touch $(READY)
 
 clean: ## removes .venv, caches and what was built

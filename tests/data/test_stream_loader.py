@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -21,14 +23,14 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from dskd.data import Dataset, Split, load_dataset, streamed_images
+from dskd.data import Dataset, Split, load_dataset, stream_decoding, streamed_images
 from dskd.data.augmentation import Augmentation
 from dskd.data.dataset import Samples
 from dskd.data.epoch_plan import EpochPlan, draw_plan
 from dskd.data.file_split import FileSplit
 from dskd.data.folder_files import FolderFiles
 from dskd.data.loader import Batch, Loader
-from dskd.data.pixels import PixelForm
+from dskd.data.pixels import RGB, PixelForm
 from dskd.data.stream_decoding import BatchDecoder, Job
 from dskd.errors import InputError, ProcessLost
 from tests.data.file_writers import write_folder
@@ -256,7 +258,55 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_size(
     crops(path, Augmentation(crop_scale=(1.0, 1.0)), 32, 1)
     crops(path, Augmentation(crop_scale=(1.0, 1.0)), 200, 1)
     crops(path, Augmentation(crop_scale=(0.01, 0.01)), 32, 1)
-    assert sizes == [(64, 64), (256, 256), (512, 512)]
+    assert sizes == [(64, 64), (256, 256)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"quality": 50, "progressive": True}, {"subsampling": 0}, {"subsampling": 1}],
+    ids=str,
+)
+def test_a_jpeg_at_its_own_size_has_the_pixels_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    pytest.importorskip("torchcodec")
+    path = write(gradient(45, 61), tmp_path / "a.jpg", **options)
+    found = crops(path, HALF, 24, 5)
+    decode = stream_decoding._decode_jpeg
+    monkeypatch.setattr(stream_decoding, "_decode_jpeg", lambda *_: None)
+    assert torch.equal(found, crops(path, HALF, 24, 5))
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        assert decode(image, PixelForm(channels=1)) is None
+        assert decode(image, PixelForm(value_range=(0, 9))) is None
+        pixels = decode(image, RGB)
+        assert pixels is not None
+        assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(image))
+    with Image.open(path) as image:
+        assert decode(image, RGB) is None  # not all of the file is in memory
+
+
+def test_a_torchcodec_that_does_not_fit_torch_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("undefined symbol")
+
+    find = stream_decoding._torchcodec.__wrapped__
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib, "import_module", broken)
+        assert find() is None
+    assert "torchcodec cannot be used here (undefined symbol)" in caplog.text
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    caplog.clear()
+    assert find() is None
+    assert not caplog.text
+
+
+def test_pillow_says_what_is_wrong_with_a_damaged_jpeg(tmp_path: Path) -> None:
+    path = write(gradient(64, 64), tmp_path / "a.jpg", quality=90)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="image file is truncated"):
+        crops(path, HALF, 24, 1)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "I;16"])

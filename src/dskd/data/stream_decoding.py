@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import io
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,7 +22,9 @@ from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
 from dskd.data.image_files import JPEG, opened, pillow_without_limit, read_image
 from dskd.data.pixels import PixelForm, convert
 from dskd.data.transforms import Box, crop_and_flip, distort, draw_box, resize, seeds_of_parts
-from dskd.errors import InputError
+from dskd.errors import InputError, first_line
+
+log = logging.getLogger("dskd")
 
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
@@ -141,7 +148,7 @@ def decode_for_crop(
 ) -> tuple[Tensor, Box]:
     """Decode an image, smaller where the crop allows it.
 
-    libjpeg decodes a JPEG image at a half, a quarter or an eighth of its size, which takes less
+    Pillow decodes a JPEG image at a half, a quarter or an eighth of its size, which takes less
     time. The crop still has at least the pixels of the result.
 
     Returns:
@@ -158,6 +165,8 @@ def decode_for_crop(
     shrink = min(rows / shape[1], columns / shape[2])
     if jpeg:
         factor = max((n for n in (2, 4, 8) if n <= shrink), default=1)
+        if factor == 1 and orientation == 1 and (pixels := _decode_jpeg(image, form)) is not None:
+            return pixels, (top, left, rows, columns)
         image.draft(None, (image.width // factor, image.height // factor))
         image = convert(image, form)
     y, x = image.height / height, image.width / width
@@ -165,6 +174,46 @@ def decode_for_crop(
     rows = min(max(1, round(rows * y)), image.height - low)
     columns = min(max(1, round(columns * x)), image.width - first)
     # Pillow's own crop: the pixels around it need not become those of an array.
-    pixels = torch.from_numpy(np.array(image.crop((first, low, first + columns, low + rows))))
-    tensor = pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels[None]
+    array = torch.from_numpy(np.array(image.crop((first, low, first + columns, low + rows))))
+    tensor = array.permute(2, 0, 1) if array.dim() == 3 else array[None]
     return tensor, (0, 0, rows, columns)
+
+
+def _decode_jpeg(image: Image.Image, form: PixelForm) -> Tensor | None:
+    """The pixels of a common JPEG by torchcodec, which takes less time than Pillow.
+
+    Returns:
+        uint8 ``[3, height, width]``, equal to Pillow's; None if Pillow has to decode the image, or
+        to say what is wrong with it.
+    """
+    decode, file = _torchcodec(), getattr(image, "fp", None)
+    common = image.mode == "RGB" and form.channels == 3 and form.value_range is None
+    if decode is None or not common or not isinstance(file, io.BytesIO):
+        return None
+    try:
+        pixels = decode(file.getvalue())
+    except RuntimeError:  # the file is damaged
+        return None
+    return pixels if pixels.shape == (3, image.height, image.width) else None
+
+
+def import_for_crops() -> None:
+    """Import what random crops need, so that not every worker process has to."""
+    import torchvision.transforms.v2.functional  # noqa: F401
+
+    _torchcodec()
+
+
+@functools.cache
+def _torchcodec() -> Callable[[bytes], Tensor] | None:
+    """The decoder of JPEG of torchcodec; None if it is not installed."""
+    try:
+        decoders = importlib.import_module("torchcodec.decoders")  # takes two seconds
+    except ImportError:
+        return None
+    except (OSError, RuntimeError) as error:  # built for another torch
+        log.warning(
+            "torchcodec cannot be used here (%s); Pillow decodes all images", first_line(error)
+        )
+        return None
+    return cast(Callable[[bytes], Tensor], decoders.decode_jpeg)

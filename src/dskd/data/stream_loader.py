@@ -26,7 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dskd.data.epoch_plan import EpochPlan
 from dskd.data.loader import Batch, BatchAssembly, Loader
-from dskd.data.stream_decoding import Decoder, Job
+from dskd.data.stream_decoding import Decoder, Job, import_for_crops
 from dskd.errors import InputError, ProcessLost, first_line
 
 PREFETCHED = 2
@@ -113,6 +113,8 @@ class StreamLoader(Loader):
         """The running stream of these batches, if it is at step ``start``; else a new one."""
         stream = self._running.get(key)
         if stream is None or not stream.has(start):
+            if plan.augmentation.crop_scale is not None:
+                import_for_crops()
             stream = _Stream(self._decode(_PlannedJobs(plan, shares[start:])), start)
             self._running[key] = stream
         return stream
