@@ -41,7 +41,7 @@ check: $(READY) ## checks format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-pages: $(READY) ## writes the pages that come from the code, and README's table of methods
+pages: $(READY) ## writes the pages that come from the code, and the lists of methods in other pages
 	$(BIN)/python docs/write_settings.py
 	$(BIN)/python docs/write_methods.py
 	$(BIN)/python docs/write_commands.py

@@ -1,4 +1,4 @@
-"""Writes docs/methods/ and the table of methods in README.md: ``python docs/write_methods.py``.
+"""Writes docs/methods/ and every list of methods in other pages: ``python docs/write_methods.py``.
 
 Everything comes from the code, except for the costs, which were measured.
 """
@@ -14,13 +14,15 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from write_settings import arguments, table
 
-from dskd import losses, methods
+from dskd import losses, methods, testing
 from dskd.methods.base import LearnsFrom, Method
+from dskd.methods.contracts import Pair, TeacherNeeds
+from dskd.models.spec import describe
 from dskd.settings import signature_settings
 
 FOLDER = Path(__file__).with_name("methods")
 COST = FOLDER / "cost.json"
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 UNPUBLISHED = "unpublished"
 """The source of a method that has no publication."""
 _NOTE = (
@@ -197,13 +199,59 @@ def source(name: str) -> tuple[str, str] | None:
     return arxiv[1] if arxiv else "", f"{authors} et al., {venue[0]}" if venue else ""
 
 
-def readme() -> str:
-    """README.md with the table of today's methods."""
+def lists() -> dict[str, str]:
+    """The pages that are written by hand, with today's methods in their lists, by their paths."""
+    hard = [name for name in methods.names() if methods.find(name).hard_labels]
+    return {
+        "README.md": _readme(),
+        "docs/how-it-works/caching.md": _replaced(
+            "docs/how-it-works/caching.md",
+            r"(?<=those that read only the logits of the teacher: )[^|]*(?= \|)",
+            _names(_logit_readers()),
+        ),
+        "docs/how-it-works/training.md": _replaced(
+            "docs/how-it-works/training.md",
+            r"(?<=are refused with all settings:\n  )[^.]*(?=\.\n)",
+            _names(hard),
+        ),
+    }
+
+
+def _replaced(page: str, pattern: str, text: str) -> str:
+    """A page with another text at the only place that fits the pattern."""
+    written, places = re.subn(pattern, text, (ROOT / page).read_text())
+    if places != 1:
+        raise ValueError(f"{page} has {places} places that fit {pattern}, and needs one")
+    return written
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _logit_readers() -> list[str]:
+    """The methods that read only the logits of the teacher by default."""
+    data = testing.sample_images(size=32)
+    pair = Pair.measured(
+        testing.network("resnet8"),
+        testing.network("resnet8x4"),
+        lambda model, _: describe(model, data.train.images[:2]),
+        data.train.labels,
+        len(data.train),
+    )
+    needs = {name: methods.find(name)(pair).needs for name in methods.names()}
+    return [name for name in needs if needs[name] == TeacherNeeds(logits=True)]
+
+
+def _readme() -> str:
+    """README.md with the number and the table of today's methods."""
+    others = f"{len(methods.names()) - 1} more methods"
     rows = ["| what the student learns from | methods |", "|---|---|"]
     for kind in get_args(LearnsFrom):
         listed = [_linked(name) for name in methods.names() if _learns_from(name) == kind]
         rows.append(f"| {_KINDS[kind]} | {', '.join(listed)} |")
-    before, _, rest = README.read_text().partition(rows[0])
+    written = _replaced("README.md", r"\b\d+ more methods", others)
+    before, _, rest = written.partition(rows[0])
     return before + "\n".join(rows) + "\n\n" + rest.partition("\n\n")[2]
 
 
@@ -220,7 +268,8 @@ def _linked(name: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(readme())
+    for path, text in lists().items():
+        (ROOT / path).write_text(text)
     FOLDER.mkdir(exist_ok=True)
     for file, text in pages().items():
         (FOLDER / file).write_text(text)

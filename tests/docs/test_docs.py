@@ -23,9 +23,7 @@ from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.engine.tasks.graphs.settings import GraphRecipe
 from dskd.engine.tasks.segmentation.settings import SegmentationRecipe
-from dskd.methods.contracts import TeacherNeeds
 from dskd.settings import signature_settings
-from tests.builders import make_dataset, make_pair, staged
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/dskd"
@@ -72,8 +70,9 @@ def test_the_readme_is_short_and_in_its_order() -> None:
     ]
 
 
-def test_the_table_of_methods_in_the_readme_is_what_the_code_says() -> None:
-    assert read("README.md") == write_methods.readme(), "README.md: run make pages"
+def test_the_lists_of_methods_in_other_pages_are_what_the_code_says() -> None:
+    for page, text in write_methods.lists().items():
+        assert read(page) == text, f"{page}: run make pages"
 
 
 def test_a_source_is_an_arxiv_number_or_a_conference_with_its_year() -> None:
@@ -170,14 +169,6 @@ def test_pages_of_benchmarks_are_drawn_from_their_numbers() -> None:
     assert (RESULTS / "speed.md").read_text() == drawn
     numbers = json.loads((RESULTS / "fast-paths.json").read_text())
     assert (RESULTS / "fast-paths.md").read_text() == fast_paths.page(numbers)
-
-
-def test_the_caching_page_lists_the_methods_that_read_the_logits_alone() -> None:
-    pair, _ = make_pair(staged("resnet8"), staged("resnet8x4"), make_dataset(size=32))
-    needs = {name: methods.find(name)(pair).needs for name in methods.names()}
-    expected = [name for name in needs if needs[name] == TeacherNeeds(logits=True)]
-    (row,) = re.findall(r"^\| `logits` \|.*", read("docs/how-it-works/caching.md"), re.MULTILINE)
-    assert re.findall(r"`(\w+)`", row.split("|")[3]) == expected
 
 
 def test_every_page_of_results_is_listed() -> None:

@@ -20,7 +20,7 @@ from tests.methods import declared
 CLASSES, BATCH = 4, 8
 IMAGES = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(BATCH) % CLASSES
-PREPARED = ("sskd", "wkd")
+PREPARED = [name for name in methods.names() if methods.find(name).prepare is not Method.prepare]
 
 
 def models() -> tuple[nn.Module, nn.Module]:

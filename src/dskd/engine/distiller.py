@@ -51,7 +51,7 @@ class Distiller(nn.Module):
 
     Raises:
         InputError: The method does not exist or does not fit the pair, or it must prepare itself
-            before the student trains (sskd and wkd), which only `dskd.distill` does.
+            before the student trains (as sskd), which only `dskd.distill` does.
 
     Example:
         >>> import dskd
