@@ -27,12 +27,40 @@ def test_no_loss_is_left_out() -> None:
     assert functions == {*NAMES}
 
 
+def how_to_declare(parameter: inspect.Parameter) -> str:
+    """The part of ``ARGUMENTS`` that takes an argument of a loss, as its author writes it."""
+    name, default = parameter.name, parameter.default
+    if isinstance(default, bool | str):
+        return f'choices=("{name}",)'
+    if isinstance(default, int | float):
+        return f'numbers={{"{name}": 0.0}}, with a number that {name} must not be in place of 0.0'
+    return f'"{name}": "B K" among the tensors, with the letters of its dimensions in place of B K'
+
+
+@pytest.mark.parametrize(
+    ("default", "place"),
+    [
+        (4.0, 'numbers={"what": '),
+        (True, 'choices=("what",)'),
+        ("mean", 'choices=("what",)'),
+        (inspect.Parameter.empty, '"what": "B K" among the tensors'),
+    ],
+)
+def test_a_missing_argument_is_told_its_place(default: object, place: str) -> None:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert how_to_declare(inspect.Parameter("what", kind, default=default)).startswith(place)
+
+
 @every_loss
 def test_every_argument_of_a_loss_is_tried(name: str) -> None:
     kind, parameters = arguments_of(name), inspect.signature(getattr(losses, name)).parameters
     tried = {*kind.tensors, *kind.numbers, *kind.choices}
     untried = parameters.keys() - tried - {"prediction_options", "deep_options"}
-    assert not untried, f"add these arguments of {name}_loss to ARGUMENTS in test_{name}.py"
+    places = [how_to_declare(parameters[key]) for key in parameters if key in untried]
+    assert not untried, (
+        f"add these arguments of {name}_loss to ARGUMENTS in tests/methods/test_{name}.py: "
+        + "; ".join(places)
+    )
     assert tried <= parameters.keys(), "ARGUMENTS names arguments that the loss does not have"
 
 
