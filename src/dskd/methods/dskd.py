@@ -176,11 +176,13 @@ class DSKD(BranchedMethod):
         deep_stage: Which terms of the student's last stage join the weighted terms: ``none``, its
             ``map``, or ``both`` its map and the student's own prediction.
         fuse: Whether each stage is fused with the deeper ones before it is compared, as in
-            reviewkd (`dskd.methods.stage_fusion.Fusion`). The adapter settings then do not apply.
+            reviewkd (`dskd.methods.stage_fusion.Fusion`). ``adapter`` and ``adapter_depth`` then do
+            not apply, and ``adapter_width`` is the number of channels of the fused maps.
         adapter: How a map gets the size of the teacher's map. ``pool``: average-pooling, then a
             bottleneck of convolutions. ``stride``: a 3x3 convolution of stride 2 for every halving.
             ``linear``: average-pooling, then a 1x1 convolution.
-        adapter_width: Channels inside an adapter; None for ``max(32, C_t / 2)``.
+        adapter_width: Channels inside an adapter; None for ``max(32, C_t / 2)``, or with ``fuse`` for those
+            of the student's last stage, at most 512.
         adapter_depth: Number of 3x3 convolutions in an adapter.
         classifier: From an adapted map to a branch's logits: a ``linear`` layer, an ``mlp``, or the
             ``teacher``'s own classifier, frozen. The teacher's needs ``feature_target=last``.

@@ -95,8 +95,8 @@ class RKD(FeatureMethod):
         weight: Weight of both relations together.
         temperature: T of the predictions.
         distance: Weight of the distances within the relations.
-        angle: Weight of the angles within the relations; above 0 it needs memory for one number
-            per three images of a batch.
+        angle: Weight of the angles within the relations; above 0 it needs memory for B^3
+            numbers, one for each triple of the B images of a batch.
 
     Raises:
         InputError: A setting is out of range, or one of the two has no pooled vector.
