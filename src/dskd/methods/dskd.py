@@ -181,8 +181,8 @@ class DSKD(BranchedMethod):
         adapter: How a map gets the size of the teacher's map. ``pool``: average-pooling, then a
             bottleneck of convolutions. ``stride``: a 3x3 convolution of stride 2 for every halving.
             ``linear``: average-pooling, then a 1x1 convolution.
-        adapter_width: Channels inside an adapter; None for ``max(32, C_t / 2)``, or with ``fuse`` for those
-            of the student's last stage, at most 512.
+        adapter_width: Channels inside an adapter; None for ``max(32, C_t / 2)``, or with ``fuse``
+            for those of the student's last stage, at most 512.
         adapter_depth: Number of 3x3 convolutions in an adapter.
         classifier: From an adapted map to a branch's logits: a ``linear`` layer, an ``mlp``, or the
             ``teacher``'s own classifier, frozen. The teacher's needs ``feature_target=last``.
