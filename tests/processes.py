@@ -44,7 +44,7 @@ SERVER.set_forkserver_preload(
         "tests.no_flush",
     ]
 )
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds after which a process counts as hanging."""
 
 
