@@ -20,6 +20,7 @@ from dskd.engine.tasks.graphs.recipe import RECIPES
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
 from evidence.numbers import number, p_text, verdict
+from evidence.opening import bullets
 from evidence.page import machine_line
 
 RECIPE = str(Path(__file__).parent / "graphs.yaml")
@@ -110,9 +111,12 @@ def page(facts: Mapping[str, Any]) -> str:
     lines = [
         "# Graphs",
         "",
-        "**Do students of graphs gain from learning online, or from a larger teacher?**",
-        "",
-        *_findings(facts["graphs"]),
+        *bullets(
+            "Do students of graphs gain from learning online, or from a larger teacher?",
+            " ".join(_findings(facts["graphs"])),
+            f"{facts['seeds']} seeds on one split of each graph. The p-values are corrected for "
+            "the six comparisons of a graph (Holm).",
+        ),
         "",
         f"{rules(facts)} Accuracies are top-1 on "
         "the test nodes in percent, after the last epoch. ± is the 95 % interval over "
@@ -133,7 +137,8 @@ def _findings(graphs: Mapping[str, Any]) -> Iterator[str]:
         rows = {name: graph["methods"][label] for name, graph in graphs.items()}
         said = [f"{verdict(row)} on {name}" for name, row in rows.items() if verdict(row)]
         found = ", ".join(said) or "no significant difference on any graph"
-        yield f"- {NAMES[label]}, against one student alone: {found}."
+        sentence = f"{NAMES[label]}, against one student alone: {found}."
+        yield sentence[0].upper() + sentence[1:]
 
 
 def _table(name: str, graph: Mapping[str, Any]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from dskd.engine.tasks.segmentation.student import evaluate, load_student
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
 from evidence.numbers import gap_sentence, gap_text, gap_verdict, number, p_text
+from evidence.opening import bullets
 from evidence.page import machine_line
 
 RECIPE = str(Path(__file__).parent / "segmentation.yaml")
@@ -162,10 +163,13 @@ def page(facts: Mapping[str, Any]) -> str:
     lines = [
         "# Segmentation",
         "",
-        "**What do seeds add to a few masks, and what does a large teacher add to a small "
-        "segmentation network?**",
-        "",
-        *_findings(facts),
+        *bullets(
+            "What do seeds add to a few masks, and what does a large teacher add to a small "
+            "segmentation network?",
+            " ".join(_findings(facts)),
+            "One split of the patients: the seeds cover the noise of training, not the choice of "
+            "patients. The p-values are corrected for the comparisons of a table (Holm).",
+        ),
         "",
         f"{rules(facts)} Dice is a mean over "
         "the test images in percent, HD95 in pixels over the images where it is defined, both of "
@@ -231,7 +235,8 @@ def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
     for study in ROWS:
         base = next(row for row in ROWS[study] if row.name == BASELINES[study])
         for row, gap, p in _compared(facts, study):
-            yield f"- {row.text}, against {base.text}: Dice {gap_sentence(gap, p)}."
+            sentence = f"{row.text}, against {base.text}: Dice {gap_sentence(gap, p)}."
+            yield sentence[0].upper() + sentence[1:]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
