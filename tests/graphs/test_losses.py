@@ -10,7 +10,7 @@ import torch
 from dskd.engine.tasks.graphs.losses import (
     alignment,
     as_two_classes,
-    feature_transfer,
+    feature_error,
     label_loss,
     local_structure,
     paired_layers,
@@ -61,7 +61,7 @@ def test_no_gradient_reaches_a_peer() -> None:
     torch.manual_seed(0)
     own = [(30 * torch.randn(4, 2)).requires_grad_() for _ in range(2)]
     peer = [(30 * torch.randn(4, 2)).requires_grad_() for _ in range(2)]
-    loss = structure_loss(own, [peer], EDGES, "ahead") + feature_transfer(own[0], peer[0])
+    loss = structure_loss(own, [peer], EDGES, "ahead") + feature_error(own[0], peer[0])
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(bool(layer.grad.abs().sum() > 0) for layer in own if layer.grad is not None)
     assert [layer.grad for layer in peer] == [None, None]

@@ -119,14 +119,13 @@ def structure_loss(
 
 @in_full_precision
 def feature_transfer(adapted: Tensor, target: Tensor) -> Tensor:
-    """The relative squared error of adapted features: ``MSE(A(h), h_peer) / mean(h_peer^2)``.
+    """The relative squared error of adapted features: ``MSE(A(h), h_t) / mean(h_t^2)``.
 
-    Source: *our choice*, as for the maps of DSKD. Of Alignahead++ (arXiv 2210.13743) we know the
-    abstract alone, which says that features are transferred between layers.
+    Source: *our choice*, as for the maps of DSKD.
 
     Args:
         adapted: ``[N, D]``.
-        target: ``[N, D]``, of the peer, without gradient.
+        target: ``[N, D]``, of the teacher.
 
     Example:
         >>> feature_transfer(torch.zeros(2, 3), torch.full((2, 3), 2.0))
@@ -134,6 +133,27 @@ def feature_transfer(adapted: Tensor, target: Tensor) -> Tensor:
     """
     target = target.detach()
     return F.mse_loss(adapted, target) / target.square().mean().clamp_min(1e-12)
+
+
+@in_full_precision
+def feature_error(adapted: Tensor, target: Tensor) -> Tensor:
+    """The squared error of features that a peer transfers: ``MSE(A(h), h_peer)``.
+
+    It is not relative: two students that both learn change the scale of each other's target, and
+    hardly learned with the relative error (docs/tasks/graphs.md).
+
+    Source: *our choice*. Of Alignahead++ (arXiv 2210.13743) we know the abstract alone, which says
+    that features are transferred between layers.
+
+    Args:
+        adapted: ``[N, D]``.
+        target: ``[N, D]``, of the peer, without gradient.
+
+    Example:
+        >>> feature_error(torch.zeros(2, 3), torch.full((2, 3), 2.0))
+        tensor(4.)
+    """
+    return F.mse_loss(adapted, target.detach())
 
 
 @in_full_precision

@@ -13,7 +13,7 @@ from dskd.engine.tasks.graphs.base import GraphMethod, GraphPair, graph_batch
 from dskd.engine.tasks.graphs.loader import GraphBatch
 from dskd.engine.tasks.graphs.losses import (
     Pairing,
-    feature_transfer,
+    feature_error,
     label_loss,
     paired_layers,
     structure_loss,
@@ -137,8 +137,8 @@ class Alignahead(OnlineMethod):
 class AlignaheadPlus(OnlineMethod):
     """Alignahead with features and classifiers: ``L = CE + a sum_l KL + b mean M_l + c mean CE_l``.
 
-    M_l is the relative squared error of the adapted features of layer l, against the peer's layer
-    that the alignment takes. CE_l is the loss of the labels of an auxiliary classifier on layer l.
+    M_l is the squared error of the adapted features of layer l, against the peer's layer that the
+    alignment takes. CE_l is the loss of the labels of an auxiliary classifier on layer l.
     Both are means over the layers, and M_l also over the peers. Adapters and classifiers are
     linear, and each student has its own.
 
@@ -189,7 +189,7 @@ class AlignaheadPlus(OnlineMethod):
             for number, peer in enumerate(peers):
                 for layer, own in enumerate(output.stages):
                     adapter = self.adapters[start + number * layers + layer]
-                    total = total + feature_transfer(adapter(own), peer.stages[pairs[layer]])
+                    total = total + feature_error(adapter(own), peer.stages[pairs[layer]])
             losses["features"] = self.features * total / (len(peers) * layers)
         if self.auxiliary:
             found = self._shallow(batch.turn, output, batch)
