@@ -50,7 +50,8 @@ is in quotes.
 """
 _METHOD = """## method
 
-`method.name` is one of the methods below; the default is `dskd`. The method's own settings stand
+`method.name` is one of the methods below. The default is `dskd`; for `dskd graphs` it is
+`alignahead`, and for `dskd segment` it is `mixed`. The method's own settings stand
 next to it. `method.preset` selects a named set of settings: `literature` has published
 values (the page of the method says whose), and `dskd` has `paper` and `paper-abstract`. See also
 [the methods](methods/).
