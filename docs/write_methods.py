@@ -16,8 +16,7 @@ from write_settings import arguments, table
 
 from dskd import losses, methods, testing
 from dskd.methods.base import LearnsFrom, Method
-from dskd.methods.contracts import Pair, TeacherNeeds
-from dskd.models.spec import describe
+from dskd.methods.contracts import TeacherNeeds
 from dskd.settings import signature_settings
 
 FOLDER = Path(__file__).with_name("methods")
@@ -231,14 +230,8 @@ def _names(names: list[str]) -> str:
 
 def _logit_readers() -> list[str]:
     """The methods that read only the logits of the teacher by default."""
-    data = testing.sample_images(size=32)
-    pair = Pair.measured(
-        testing.network("resnet8"),
-        testing.network("resnet8x4"),
-        lambda model, _: describe(model, data.train.images[:2]),
-        data.train.labels,
-        len(data.train),
-    )
+    student, teacher = testing.network("resnet8"), testing.network("resnet8x4")
+    pair = testing.make_pair(student, teacher, testing.sample_images(size=32))
     needs = {name: methods.find(name)(pair).needs for name in methods.names()}
     return [name for name in needs if needs[name] == TeacherNeeds(logits=True)]
 

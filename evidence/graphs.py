@@ -19,7 +19,7 @@ from dskd.compare.summary import Summary, summarize
 from dskd.engine.tasks.graphs.recipe import RECIPES
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
-from evidence.numbers import number, p_text, verdict
+from evidence.numbers import as_sentence, number, p_text, verdict
 from evidence.opening import bullets
 from evidence.page import machine_line
 
@@ -137,8 +137,7 @@ def _findings(graphs: Mapping[str, Any]) -> Iterator[str]:
         rows = {name: graph["methods"][label] for name, graph in graphs.items()}
         said = [f"{verdict(row)} on {name}" for name, row in rows.items() if verdict(row)]
         found = ", ".join(said) or "no significant difference on any graph"
-        sentence = f"{NAMES[label]}, against one student alone: {found}."
-        yield sentence[0].upper() + sentence[1:]
+        yield as_sentence(f"{NAMES[label]}, against one student alone: {found}")
 
 
 def _table(name: str, graph: Mapping[str, Any]) -> Iterator[str]:

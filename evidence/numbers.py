@@ -27,6 +27,16 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "better" if gap > 0 else "worse"
 
 
+def as_sentence(text: str) -> str:
+    """A text that begins with a capital letter and ends with a full stop.
+
+    Example:
+        >>> as_sentence("masks only: better")
+        'Masks only: better.'
+    """
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def number(mean: float | None, half: float | None, form: str = ".2f") -> str:
     """A mean and half the width of its interval: ``+1.25 ± 0.40``.
 

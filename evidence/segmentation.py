@@ -24,7 +24,14 @@ from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.student import evaluate, load_student
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
-from evidence.numbers import gap_sentence, gap_text, gap_verdict, number, p_text
+from evidence.numbers import (
+    as_sentence,
+    gap_sentence,
+    gap_text,
+    gap_verdict,
+    number,
+    p_text,
+)
 from evidence.opening import bullets
 from evidence.page import machine_line
 
@@ -235,8 +242,7 @@ def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
     for study in ROWS:
         base = next(row for row in ROWS[study] if row.name == BASELINES[study])
         for row, gap, p in _compared(facts, study):
-            sentence = f"{row.text}, against {base.text}: Dice {gap_sentence(gap, p)}."
-            yield sentence[0].upper() + sentence[1:]
+            yield as_sentence(f"{row.text}, against {base.text}: Dice {gap_sentence(gap, p)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

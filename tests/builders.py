@@ -13,7 +13,6 @@ from dskd import testing
 from dskd.data import Dataset
 from dskd.engine.trainer import Trainer
 from dskd.methods.contracts import Pair
-from dskd.models.spec import describe
 from dskd.models.staged_model import StagedModel
 from dskd.teacher.frozen import FrozenTeacher
 
@@ -53,9 +52,5 @@ def make_pair(
     student: StagedModel, teacher: StagedModel | None, data: Dataset
 ) -> tuple[Pair, FrozenTeacher | None]:
     """What a method's constructor takes, and the frozen teacher."""
-    few, labels = data.train.images[:2], data.train.labels
     frozen = FrozenTeacher(teacher) if teacher is not None else None
-    pair = Pair.measured(
-        student, teacher, lambda model, _: describe(model, few), labels, len(labels)
-    )
-    return pair, frozen
+    return testing.make_pair(student, teacher, data, few=2), frozen

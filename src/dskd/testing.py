@@ -98,6 +98,23 @@ def batches(data: Dataset, size: int = 8, seed: int = 0) -> list[Batch]:
     return list(MemoryLoader(data.train, torch.device("cpu")).batches(plan, size))
 
 
+def make_pair(
+    student: StagedModel, teacher: StagedModel | None, data: Dataset, few: int = 8
+) -> Pair:
+    """What the constructor of a method takes.
+
+    Args:
+        student: The student.
+        teacher: The teacher; None without one.
+        data: Their images.
+        few: Images on which the models are measured.
+    """
+    images, labels = data.train.images[:few], data.train.labels
+    return Pair.measured(
+        student, teacher, lambda model, _: describe(model, images), labels, len(labels)
+    )
+
+
 def set_up(
     kind: type[Method], settings: Settings, data: Dataset | None = None
 ) -> tuple[Method, TeacherOutputs]:
@@ -109,15 +126,10 @@ def set_up(
         data: Images of three channels; None for `sample_images`.
     """
     data = data if data is not None else sample_images()
-    classes, few = len(data.classes), data.train.images[:8]
+    classes = len(data.classes)
     frozen = FrozenTeacher(network("resnet14", classes)) if kind.needs_teacher else None
-    pair = Pair.measured(
-        network("resnet8", classes),
-        frozen.model if frozen is not None else None,
-        lambda model, _: describe(model, few),
-        data.train.labels,
-        len(data.train),
-    )
+    teacher = frozen.model if frozen is not None else None
+    pair = make_pair(network("resnet8", classes), teacher, data)
     method, outputs = kind(pair, **settings), TeacherOutputs(frozen)
 
     def epochs(count: int) -> Iterator[tuple[Batch, ModelOutput | None]]:

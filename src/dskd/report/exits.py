@@ -9,14 +9,13 @@ import torch
 
 from dskd.data import Dataset
 from dskd.deploy.early_exits import ExitEvaluation, load_exits, measure_exits
-from dskd.deploy.student import load_deployed
 from dskd.engine.evaluate import evaluate_accuracy
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import printable
 from dskd.models.cost import model_cost
 from dskd.models.staged_model import StagedModel
 from dskd.report.collect import CollectedRuns, MethodRuns
-from dskd.report.load_models import load_student
+from dskd.report.load_models import load_fitting, load_student
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,7 @@ def measured_exits(
     Raises:
         InputError: A student cannot be built, or the images are others.
     """
-    folder = runs.folders[seed]
-    load_student(folder, data, given)  # checks that the images fit
-    deployed = load_deployed(folder, "last", student=given.student, allow_code=given.allow_code)
-    early = load_exits(deployed)
+    early = load_exits(load_fitting(runs.folders[seed], data, given))
     exits = tuple(
         CalibratedExit(
             name,

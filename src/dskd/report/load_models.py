@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from dskd.data import Dataset
-from dskd.deploy.student import load_deployed
+from dskd.deploy.student import DeployedStudent, load_deployed
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
 
 
 def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel:
-    """The deployed student of a run, in eval mode, on the CPU.
+    """The student of `load_fitting`, in eval mode, on the CPU."""
+    return load_fitting(folder, data, given).model
+
+
+def load_fitting(folder: Path, data: Dataset, given: UserObjects) -> DeployedStudent:
+    """The deployed student of a run.
 
     Args:
         folder: The folder of the run.
@@ -28,4 +33,4 @@ def load_student(folder: Path, data: Dataset, given: UserObjects) -> StagedModel
             f"the images are not those that {folder} was trained on: their classes or size "
             f"differ; give the images of the run with {option('root', 'FOLDER')}"
         )
-    return deployed.model
+    return deployed

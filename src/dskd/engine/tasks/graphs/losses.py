@@ -118,7 +118,7 @@ def structure_loss(
 
 
 @in_full_precision
-def feature_transfer(adapted: Tensor, target: Tensor) -> Tensor:
+def relative_feature_error(adapted: Tensor, target: Tensor) -> Tensor:
     """The relative squared error of adapted features: ``MSE(A(h), h_t) / mean(h_t^2)``.
 
     Source: *our choice*, as for the maps of DSKD.
@@ -128,11 +128,10 @@ def feature_transfer(adapted: Tensor, target: Tensor) -> Tensor:
         target: ``[N, D]``, of the teacher.
 
     Example:
-        >>> feature_transfer(torch.zeros(2, 3), torch.full((2, 3), 2.0))
+        >>> relative_feature_error(torch.zeros(2, 3), torch.full((2, 3), 2.0))
         tensor(1.)
     """
-    target = target.detach()
-    return F.mse_loss(adapted, target) / target.square().mean().clamp_min(1e-12)
+    return feature_error(adapted, target) / target.detach().square().mean().clamp_min(1e-12)
 
 
 @in_full_precision

@@ -138,9 +138,9 @@ class AlignaheadPlus(OnlineMethod):
     """Alignahead with features and classifiers: ``L = CE + a sum_l KL + b mean M_l + c mean CE_l``.
 
     M_l is the squared error of the adapted features of layer l, against the peer's layer that the
-    alignment takes. CE_l is the loss of the labels of an auxiliary classifier on layer l.
-    Both are means over the layers, and M_l also over the peers. Adapters and classifiers are
-    linear, and each student has its own.
+    alignment takes. CE_l is the loss of the labels of an auxiliary classifier on layer l. Both are
+    means over the layers, and M_l also over the peers. Adapters and classifiers are linear, and
+    each student has its own.
 
     Source: the abstract of Alignahead++ (arXiv 2210.13743) says that features are transferred
     between layers and that each hidden layer has an auxiliary classifier. It was all that we could

@@ -12,8 +12,8 @@ from dskd.engine.tasks.graphs.base import GraphMethod, GraphPair, graph_batch
 from dskd.engine.tasks.graphs.loader import GraphBatch
 from dskd.engine.tasks.graphs.losses import (
     as_two_classes,
-    feature_transfer,
     label_loss,
+    relative_feature_error,
 )
 from dskd.losses.allocation import Allocation, allocate
 from dskd.losses.logits import kd as kd_loss
@@ -90,7 +90,7 @@ class GraphDSKD(GraphMethod):
         )
         features = torch.stack(
             [
-                feature_transfer(own_features, theirs.stages[target])
+                relative_feature_error(own_features, theirs.stages[target])
                 for own_features, target in zip(adapted, self.targets, strict=True)
             ]
         )
