@@ -13,10 +13,10 @@ from dskd import methods
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, LockstepRun, train_in_lockstep
 from dskd.compare.variants import MethodVariant
+from dskd.engine import method_code
 from dskd.engine.task import RunRecipe
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError, NonFiniteError
-from dskd.runtime import device as devices
 from dskd.storage.atomic import refuse_links
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import LOST
@@ -77,7 +77,8 @@ class GroupRunner:
         owned.enter_context(directory.locked(self.wait))
         resume = directory.begun
         directory.check_same(recipe)
-        directory.start(recipe.plain(), devices.environment(self.device))
+        method_code.warn_if_changed(directory.path, variant.method.name)
+        directory.start(recipe.plain(), method_code.environment(recipe, self.device))
         (directory.path / LOST).unlink(missing_ok=True)
         training_run = self.build(recipe, outputs, directory)
         self._check_same(training_run)

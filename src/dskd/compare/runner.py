@@ -24,6 +24,7 @@ from dskd.compare.records import (
     write_facts,
 )
 from dskd.data.loader import DataLoaders
+from dskd.engine import method_code
 from dskd.engine.preflight import rehearse
 from dskd.engine.prepare import Prepared, build_student, check_cache, prepare_teacher
 from dskd.engine.teacher_labels import training_data
@@ -107,6 +108,10 @@ def _run_grid(
         facts = with_teacher(grid.path, facts, teacher)
         write_facts(grid.path, facts, device)
         repair_rows(grid)
+        for variant in grid.variants:
+            folders = (grid.folder(variant, seed) for seed in grid.seeds)
+            ended = filter(has_ended, folders)
+            method_code.warn_of_ended(variant.method.name, ended, grid.path / variant.folder)
         recorder = ResultRecorder(grid, callback)
         if launcher is not None:
             shared = ("teacher",) if grid.splits_by_seed else ("data", "teacher")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from dskd.config.schema import Recipe
+from dskd.engine import method_code
 from dskd.engine.finish import finish
 from dskd.engine.image_job import ImageJob
 from dskd.engine.more_epochs import takes_more_epochs
@@ -117,11 +118,13 @@ def _train(job: Job, directory: RunDirectory, device: torch.device, resume: bool
     """Trains the teacher if it is not given, then trains and evaluates the student."""
     plain = job.recipe.plain()
     continues = resume and directory.begun
+    facts = method_code.environment(job.recipe, device)
     if not continues:
-        directory.start(plain, devices.environment(device))
+        directory.start(plain, facts)
     run = job.build(directory, resume=resume)
     run.begin(resume)
     if continues:  # not earlier: `begin` refuses a folder that belongs to another run
-        directory.start(plain, devices.environment(device))
+        method_code.warn_if_changed(directory.path, job.recipe.method.name)
+        directory.start(plain, facts)
     run.train()
     return finish(run)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from dskd.engine import method_code
 from dskd.engine.finish import finish
 from dskd.engine.task import RunRecipe
 from dskd.engine.training_run import TrainingRun
-from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.storage.atomic import refuse_links
 from dskd.storage.run_directory import RunDirectory
@@ -51,7 +51,7 @@ def train_in_folder(
             directory.check_data(fingerprint)
             return directory.path
         log.info("training the teacher %s first, in %s", recipe.student.name, directory.path)
-        directory.start(recipe.plain(), devices.environment(device))
+        directory.start(recipe.plain(), method_code.environment(recipe, device))
         run = build(directory)
         run.begin(resume)
         run.train()

@@ -14,6 +14,7 @@ from dskd.compare.tuning.search import Search
 from dskd.compare.tuning.study import Study
 from dskd.config.schema import Recipe
 from dskd.data.loader import DataLoaders
+from dskd.engine import method_code
 from dskd.engine.build import build_run, build_teacher_outputs
 from dskd.engine.finish import finish
 from dskd.engine.prepare import Prepared, prepare
@@ -181,7 +182,9 @@ class TrialTask:
             resume = directory.begun
             directory.check_same(recipe)
             if not directory.finished:
-                directory.start(recipe.plain(), devices.environment(loaders.train.device))
+                method_code.warn_if_changed(directory.path, recipe.method.name)
+                facts = method_code.environment(recipe, loaders.train.device)
+                directory.start(recipe.plain(), facts)
                 outputs = build_teacher_outputs(recipe, images, teacher, prepared.needs)
                 outputs.open()
                 run = build_run(recipe, prepared.student, loaders, outputs, directory)

@@ -32,6 +32,7 @@ from dskd.compare.tuning.trial import (
     write_outcome,
 )
 from dskd.data.loader import DataLoaders
+from dskd.engine import method_code
 from dskd.engine.prepare import prepare
 from dskd.engine.train_teacher import given_teacher
 from dskd.errors import InputError, Stopped, option
@@ -43,7 +44,7 @@ from dskd.storage.atomic import check_writable, is_part, remove_parts, replace_f
 from dskd.storage.diff import differences
 from dskd.storage.lock import LOCK, LOCK_PID, lock_folder
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import TEACHER
+from dskd.storage.run_files import RESULT, TEACHER
 
 log = logging.getLogger("dskd")
 
@@ -98,6 +99,8 @@ def _tune(search: Search, trials: int, launcher: Launcher | None) -> TuningResul
         if search.trains_teacher and not RunDirectory(search.path / TEACHER).finished:
             elsewhere = launcher if launcher is not None and launcher.elsewhere else None
             _run_all([TeacherTask(search)], elsewhere, "the teacher cannot be trained")
+        ended = (run.parent for run in search.path.glob(f"trials/*/seed*/{RESULT}"))
+        method_code.warn_of_ended(search.recipe.method.name, ended, search.path)
         made = _Trials(search, trials, launcher).make()
         write_trials(search.path, made, search.recipe.data.metric)
         best = _best(made)
