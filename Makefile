@@ -95,6 +95,13 @@ reproduce-early-exits: $(READY)
 	$(if $(DATA),,$(error set DATA, as in make $@ DATA=images))
 	$(BIN)/python -m evidence.early_exits "$(DATA)" "$(OUT)" $(ARGS)
 
+# All steps of "DSKD first", one after the other; with PHOTOS=photos also the one on photos of flowers.
+FIRST := forms-strong first-baselines first-search first-leading first first-pair first-abstract
+reproduce-first: $(READY)
+	$(if $(DATA),,$(error set DATA, as in make $@ DATA=images))
+	set -e; for step in $(FIRST); do $(BIN)/python -m evidence.study $$step "$(DATA)" "$(OUT)" $(ARGS); done
+	$(if $(PHOTOS),$(BIN)/python -m evidence.study first-flowers "$(PHOTOS)" "$(OUT)" --anyway)
+
 # What the students of the table became.
 reproduce-why: $(READY)
 	$(BIN)/python -m evidence.why "$(OUT)" $(ARGS)
