@@ -15,14 +15,16 @@ from dskd.settings import Count, Settings, validate
 from dskd.storage.yaml_file import read_yaml_file
 from evidence import first
 from evidence.choose import BASELINES, LEADING, TABLE, baselines, best, configurations_of, leading
+from evidence.opening import SEEDS_OF_FIRST
 
 HERE = Path(__file__).parent
 RECIPE = str(HERE / "resnet8.yaml")
 FIRST: dict[str, Callable[[Path], list[str]]] = {
-    "<all methods>": lambda out: first.all_methods(),
+    "<all methods>": lambda out: [*first.METHODS],
     "<drawn configurations>": first.searched,
     "<leading four>": first.leading,
     "<chosen configurations>": first.chosen,
+    "<chosen dskd>": lambda out: [first.chosen_dskd(out)],
     "<parts of dskd>": first.parts,
 }
 """The placeholders of the study "DSKD first", each with what it stands for."""
@@ -80,6 +82,13 @@ class Study(Settings):
     """How the study departs from the protocol; None if it does not."""
     tests_first: bool = False
     """Whether the page tests DSKD against the best other method."""
+    seeds_of_first: Count = SEEDS_OF_FIRST
+    """Seeds that this test needs."""
+    decides_first: bool = True
+    """Whether the test decides that DSKD is first; else the page calls it better or worse."""
+    first_alone: bool = False
+    """Whether the p-value of this test is corrected for DSKD's differences from all rows with as
+    many seeds, and not for all comparisons of the page."""
     changes: list[str] = Field(default_factory=list)
     """Overrides of the recipe, as ``key=value``."""
     command: str | None = None
@@ -136,7 +145,9 @@ def find(name: str, out: Path) -> Study:
     groups = {group: expand(labels, out) for group, labels in study.groups.items()}
     same = duplicates([label for labels in groups.values() for label in labels], study.recipe)
     groups = {group: [one for one in labels if one not in same] for group, labels in groups.items()}
-    return study.model_copy(update={"groups": groups, "duplicates": same})
+    baseline = expand([study.baseline], out)[0]
+    update = {"groups": groups, "duplicates": same, "baseline": baseline}
+    return study.model_copy(update=update)
 
 
 def duplicates(labels: Sequence[str], recipe: str) -> dict[str, str]:

@@ -50,14 +50,18 @@ def facts_of(
         Plain values, ready for JSON.
     """
     entries = [
-        _first_seeds(entry, study.max_seeds)
+        _first_seeds(entry, seeds[entry.label])
         for entry in comparison.variants
         if entry.label in seeds
     ]
     summaries = summarize(entries, comparison.test_images, baseline=study.baseline)
     rows = {s.label: _row(s, f"{comparison.path.parent}/") for s in summaries}
     question = first(entries, comparison.test_images) if study.tests_first else None
-    adjust(rows, question, study.baseline)
+    adjust(rows, None if study.first_alone else question, study.baseline)
+    if question is not None:
+        question |= {"required_seeds": study.seeds_of_first, "decides": study.decides_first}
+        if study.first_alone:
+            adjust_alone(question)
     return {
         "study": study.name,
         "title": study.title,
@@ -115,6 +119,20 @@ def adjust(
         facts["p_holm"] = p_holm
     if question is not None and not separate:  # a row holds the same comparison
         question["p_holm"] = rows[question["label"]]["p_holm"]
+
+
+def adjust_alone(question: dict[str, Any]) -> None:
+    """Adds ``p_holm`` to the test of DSKD and to its differences from all rows with as many seeds.
+
+    Holm's correction is for these differences alone.
+
+    Args:
+        question: The comparison of DSKD with the best other method.
+    """
+    gaps = question["over"].values()
+    for gap, p_holm in zip(gaps, holm([gap["p"] for gap in gaps]), strict=True):
+        gap["p_holm"] = p_holm
+    question["p_holm"] = question["over"][question["second"]]["p_holm"]
 
 
 def machine(where: torch.device) -> dict[str, Any]:
@@ -176,7 +194,7 @@ def first(entries: Sequence[VariantResults], images: int) -> dict[str, Any] | No
         "p": gap.p,
         "seeds": len(gap.interval.values),
         "over": {
-            label: {"gap": -gap.interval.mean, "gap_half": gap.interval.half}
+            label: {"gap": -gap.interval.mean, "gap_half": gap.interval.half, "p": gap.p}
             for label, gap in gaps.items()
         },
     }
@@ -200,6 +218,8 @@ def _row(summary: Summary, out: str) -> dict[str, Any]:
         "p": gap.p if gap else None,
         "parameters": summary.parameters,
         "extra_parameters": summary.extra_parameters,
+        "seconds": summary.seconds,
+        "memory": summary.memory,
     }
 
 

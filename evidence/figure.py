@@ -46,6 +46,46 @@ def means(facts: Mapping[str, Any]) -> bytes:
     return _svg(figure)
 
 
+def costs(facts: Mapping[str, Any]) -> bytes:
+    """Draws a study: accuracy against training time, and against extra parameters.
+
+    The rows with the most seeds have their names; all others are small points.
+
+    Args:
+        facts: The results that ``evidence.study`` writes.
+
+    Returns:
+        An SVG file.
+    """
+    rows = {label: row for label, row in renamed(facts)["rows"].items() if row["accuracies"]}
+    most = max(len(row["accuracies"]) for row in rows.values())
+    panels = {
+        "minutes of training for a seed": [row["seconds"] / 60 for row in rows.values()],
+        "extra parameters in training, 1,000": [
+            row["extra_parameters"] / 1000 for row in rows.values()
+        ],
+    }
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    for axes, (title, values) in zip(
+        figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True
+    ):
+        for value, (label, row) in zip(values, rows.items(), strict=True):
+            named = len(row["accuracies"]) == most
+            axes.plot(
+                *(value, row["mean"], "o"),
+                color=color_of(label),
+                alpha=1 if named else 0.4,
+                markersize=6 if named else 3,
+            )
+            if named:
+                where = {"xytext": (5, 3), "textcoords": "offset points"}
+                axes.annotate(label.partition(":")[0], (value, row["mean"]), fontsize=7, **where)
+        axes.set_xlabel(title)
+        axes.margins(x=0.15)
+    figure.axes[0].set_ylabel("test accuracy, %")
+    return _svg(figure)
+
+
 def stages(facts: Mapping[str, Any]) -> bytes:
     """Draws the measurements of the stages, as differences to kd.
 

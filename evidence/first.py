@@ -10,14 +10,20 @@ import numpy as np
 
 from dskd import methods
 from dskd.errors import InputError
+from dskd.methods.base import LogitMethod
 from dskd.settings import signature_settings
 from dskd.storage.yaml_file import read_yaml_file
 from evidence.choose import FIXED, highest, mean_accuracies, own_weights, strongest
 
 SPACES = read_yaml_file(Path(__file__).parent / "spaces.yaml", "spaces")
 """For each method, the settings that vary and their values; ``baseline`` stands for all others."""
-UNCACHED = ("sskd",)
-"""Methods whose teacher outputs cannot be cached. They run in studies of their own."""
+METHODS = (
+    *("at", "byot", "catkd", "cc", "ce", "crd", "dist", "dkd", "dskd", "dsn", "fitnet", "kd"),
+    *("lskd", "mlkd", "nkd", "norm", "nst", "ofa", "pkt", "reviewkd", "rkd", "sdd", "semckd"),
+    *("simkd", "sp", "srrl", "vid", "vkd", "wkd", "wttm"),
+)
+"""The methods of the study: all that were there when it began, without `sskd`, which reads rotated
+images. Their teacher outputs cannot be cached."""
 BASELINES = 4
 """Number of baselines."""
 CONFIGURATIONS = 24
@@ -26,15 +32,17 @@ LEADING = 4
 """Configurations of each searched method that run with all `SEEDS` and the whole schedule."""
 SEEDS = range(3)
 """Seeds that the search chooses by."""
-_PARTS = {"beta": "0", "alpha": "0", "allocation": "uniform"}
-"""What takes a part of DSKD away: the maps, the predictions, the weights by losses."""
+_PARTS = (
+    {"beta": "0", "deep_stage": "none"},
+    {"alpha": "0"},
+    {"allocation": "uniform"},
+)
+"""What takes a part of DSKD away: the maps, that of the deep stage too; the predictions; the
+weights by losses."""
+_DRAWS = 10_000
+"""Draws after which a space counts as too small."""
 DRAWS_FROM = 20261128
 """Seed of the draws, together with the name of the method."""
-
-
-def all_methods() -> list[str]:
-    """The methods of the study, in alphabetical order, without those of `UNCACHED`."""
-    return [name for name in methods.names() if name not in UNCACHED]
 
 
 def baselines(out: Path) -> list[str]:
@@ -47,7 +55,7 @@ def baselines(out: Path) -> list[str]:
         InputError: The study ``first-baselines`` is not finished.
     """
     folder = out / "first-leading"
-    means = mean_accuracies(folder, all_methods(), "first-baselines", SEEDS[:1])
+    means = mean_accuracies(folder, METHODS, "first-baselines", SEEDS[:1])
     return strongest(means, BASELINES)
 
 
@@ -81,20 +89,33 @@ def chosen(out: Path) -> list[str]:
     return highest(means, 1)
 
 
+def chosen_dskd(out: Path) -> str:
+    """DSKD as it was chosen.
+
+    Args:
+        out: The folder of all studies.
+    """
+    (label,) = (one for one in chosen(out) if one.partition(":")[0] == "dskd")
+    return label
+
+
 def parts(out: Path) -> list[str]:
     """DSKD as it was chosen; without maps, without predictions, and with uniform weights.
 
     Args:
         out: The folder of all studies.
     """
-    (label,) = (one for one in chosen(out) if one.partition(":")[0] == "dskd")
-    return [label, *(_changed(label, key, value) for key, value in _PARTS.items())]
+    label = chosen_dskd(out)
+    return [label, *(_changed(label, part) for part in _PARTS)]
 
 
-def _changed(label: str, key: str, value: str) -> str:
-    """The label with another value of a setting."""
-    kept = [part for part in label.split(":") if not part.startswith(f"{key}=")]
-    return ":".join([*kept, f"{key}={value}"])
+def _changed(label: str, settings: Mapping[str, str]) -> str:
+    """The label with other settings. One that it does not name keeps its default if that is it."""
+    name, *named = label.split(":")
+    defaults = methods.resolve(name, {})
+    kept = [one for one in named if one.partition("=")[0] not in settings]
+    other = [f"{key}={value}" for key, value in settings.items() if str(defaults[key]) != value]
+    return ":".join([name, *kept, *other])
 
 
 def configurations(name: str) -> list[str]:
@@ -110,7 +131,7 @@ def configurations(name: str) -> list[str]:
         `CONFIGURATIONS` labels, all different.
 
     Raises:
-        InputError: The space of DSKD is not stated yet.
+        InputError: The space of DSKD is not stated yet, or a space has too few configurations.
 
     Example:
         >>> drawn = configurations("kd")
@@ -119,13 +140,12 @@ def configurations(name: str) -> list[str]:
     """
     space = space_of(name)
     random = np.random.default_rng([DRAWS_FROM, *name.encode()])
-    found = [name]
-    while len(found) < CONFIGURATIONS:
-        drawn = {key: _draw(values, random) for key, values in space.items()}
-        label = _label(name, drawn)
-        if label not in found:
-            found.append(label)
-    return found
+    found = {name: None}
+    for _ in range(_DRAWS):
+        found[_label(name, {key: _draw(values, random) for key, values in space.items()})] = None
+        if len(found) == CONFIGURATIONS:
+            return [*found]
+    raise InputError(f"the space of {name} has only {len(found)} configurations")
 
 
 def space_of(name: str) -> dict[str, Any]:
@@ -135,16 +155,36 @@ def space_of(name: str) -> dict[str, Any]:
         name: The method.
 
     Raises:
-        InputError: The space of DSKD is not stated yet.
+        InputError: The space of DSKD is not stated yet, or a method's own entry names one of the
+            weights that the shared factor changes.
     """
     if name in FIXED and name not in SPACES:
         raise InputError(f"spaces.yaml has no space of {name}; it follows the study forms-strong")
     if name in FIXED:
         return dict(SPACES[name])
     known = signature_settings(methods.find(name).__init__).model_fields
-    shared = SPACES["baseline"] if own_weights(name) else SPACES["kd"]
+    shared = SPACES["kd" if weighted_by_kd(name) else "baseline"]
     found = {key: values for key, values in shared.items() if key == "weights" or key in known}
-    return {**found, **SPACES.get(name, {})}
+    own = SPACES.get(name, {})
+    if twice := sorted({*own} & {*own_weights(name)}) if "weights" in found else []:
+        raise InputError(f"spaces.yaml: {name}.{twice[0]} would be drawn, and scaled by weights")
+    return {**found, **own}
+
+
+def weighted_by_kd(name: str) -> bool:
+    """Whether ``kd`` is the weight of the method's own loss, not of an added loss of KD.
+
+    It is so for methods that compare logits alone, and for wkd. Their further weights are weights
+    within that loss.
+
+    Args:
+        name: The method.
+
+    Example:
+        >>> weighted_by_kd("dist"), weighted_by_kd("wkd"), weighted_by_kd("reviewkd")
+        (True, True, False)
+    """
+    return name == "wkd" or issubclass(methods.find(name), LogitMethod)
 
 
 def _draw(values: Any, random: np.random.Generator) -> Any:

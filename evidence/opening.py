@@ -162,7 +162,9 @@ def _highest(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _first(found: Mapping[str, Any] | None) -> str:
     """The test of DSKD against the best other method."""
-    if found is None or found["seeds"] < SEEDS_OF_FIRST or found["p_holm"] is None:
+    if found is None or found["p_holm"] is None:
+        return ""
+    if found["seeds"] < found.get("required_seeds", SEEDS_OF_FIRST):
         return ""
     words = {
         "better": "is better than",
@@ -196,6 +198,12 @@ def _corrected(facts: Mapping[str, Any]) -> str:
     """The p-values that Holm's correction of the page covers."""
     found, baseline = facts["first"], facts["baseline"]
     rows = sum(row["p"] is not None for row in facts["rows"].values())
+    gaps = found.get("over", {}).values() if found is not None else ()
+    if gaps and all("p_holm" in gap for gap in gaps):
+        return (
+            f"corrected for all {rows} comparisons with `{baseline}` (Holm); the test of DSKD's "
+            f"best row, for its differences from the {len(gaps)} other rows with as many seeds"
+        )
     if found is None or found["p"] is None or found["second"] == baseline:
         return f"corrected for all {rows} comparisons of the page (Holm)"
     return (

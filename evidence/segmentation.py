@@ -22,6 +22,8 @@ from dskd.engine.tasks.segmentation.overlay import draw_rows
 from dskd.engine.tasks.segmentation.recipe import RECIPES
 from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.student import evaluate, load_student
+from dskd.storage.run_directory import RunDirectory
+from dskd.storage.run_files import BEST
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
 from evidence.numbers import (
@@ -93,8 +95,10 @@ def trained(folder: Path, data: Path, changes: Sequence[str]) -> dict[str, Any]:
     Returns:
         Of the student of the best epoch: the mean Dice in percent and the mean HD95 in pixels.
     """
-    if not (folder / "result.json").is_file():
-        recipe = RECIPES.load(RECIPE, [f"data.root={data}", *changes, f"out={folder}"])
+    recipe = RECIPES.load(RECIPE, [f"data.root={data}", *changes, f"out={folder}"])
+    directory = RunDirectory(folder)
+    directory.check_same(recipe)
+    if not directory.finished:
         run_job(SegmentationJob(recipe), resume=True)
     scores = evaluate(folder)
     distances = [score.hd95 for score in scores if score.hd95 is not None]
@@ -127,7 +131,7 @@ def compute(
     width = next(c for c in reversed(shared["dense"]) if c.startswith("teacher.width="))
     own = [*shared["dense"], "method.name=masks", f"student.{width.partition('.')[2]}"]
     teacher_scores = trained(teacher, data, own)
-    shared["dense"].append(f"teacher.checkpoint={teacher / 'student.safetensors'}")
+    shared["dense"].append(f"teacher.checkpoint={teacher / BEST}")
     for study, rows in ROWS.items():
         results[study] = {row.name: [] for row in rows}
         for seed in range(seeds[study]):

@@ -1,9 +1,9 @@
 """Computes a study: ``python -m evidence.study NAME DATA OUT [KEY=VALUE...]``.
 
 NAME is a study of studies.yaml. DATA holds ``tiny-imagenet-200/``. OUT takes the splits, the
-teachers and the runs. The same command continues a study that was stopped. After every seed the
-results are written to ``docs/results/NAME.json`` and drawn as ``docs/results/NAME.md``. If
-KEY=VALUE changes the recipe, the study departs from the protocol, and its page says so.
+teachers and the runs. The same command continues a study that was stopped. After every seed and at
+a stop, the results are written to ``docs/results/NAME.json`` and drawn as ``docs/results/NAME.md``.
+If KEY=VALUE changes the recipe, the study departs from the protocol, and its page says so.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from typing import Any
 import torch
 
 from dskd.compare import grid, runner
+from dskd.compare.jobs import launcher_for
 from dskd.compare.progress import live_table
-from dskd.compare.reader import Comparison
+from dskd.compare.reader import read_comparison
 from dskd.config.recipe import load
 from dskd.engine import run
-from dskd.errors import InputError
+from dskd.errors import InputError, Stopped
 from evidence import figure, strong_teacher
 from evidence.design import Study, find, steps, varied
 from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, facts_of
-from evidence.page import page
+from evidence.page import page, shows_costs
 from evidence.prepare import prepare
 from evidence.time_estimate import training_seconds
 
@@ -53,34 +54,42 @@ def teacher_of(study: Study, root: Path, out: Path) -> Path:
     return folder / "student.safetensors"
 
 
-def compare(
-    study: Study, labels: Sequence[str], seeds: int, data: Path, out: Path
-) -> tuple[Comparison, dict[str, Any]]:
+def train(
+    study: Study,
+    labels: Sequence[str],
+    seeds: int,
+    root: Path,
+    checkpoint: Path,
+    out: Path,
+    jobs: int,
+) -> None:
     """Trains the missing runs.
 
     Args:
         study: The study.
         labels: The labels to train.
         seeds: Number of seeds of each label.
-        data: The folder that holds ``tiny-imagenet-200/``, or the folder that the recipe reads.
+        root: The folder of the images.
+        checkpoint: The weights of the teacher.
         out: The folder of all studies.
-
-    Returns:
-        The comparison, and the content of the teacher's ``result.json``.
+        jobs: Number of processes that train students.
     """
-    root = prepare(data, study.split, out / "splits") if study.split else data.resolve()
-    checkpoint = teacher_of(study, root, out)
     changes = [f"teacher.name={study.teacher_name}", f"teacher.checkpoint={checkpoint}"]
+    overrides = [*changes, f"data.root={root}", *study.changes]
+    teacher = load(study.recipe, overrides).teacher
+    assert teacher is not None, "a study's recipe has a teacher"
     plan = grid.load_plan(
         study.recipe,
-        [*changes, f"data.root={root}", *study.changes],
+        overrides,
         labels,
         study.folder(out),
         seeds=seeds,
+        # With a cache, students end one after the other, so that few are lost with a machine.
+        share_teacher=teacher.cache == "none",
     )
     with live_table(plan) as callback:
-        comparison = runner.run_grid(plan, callback)
-    return comparison, json.loads((checkpoint.parent / "result.json").read_text())
+        launcher = launcher_for(plan, plan.runs, jobs, "processes", {})
+        runner.run_grid(plan, callback, launcher=launcher)
 
 
 def write(facts: Mapping[str, Any], results: Path = RESULTS) -> None:
@@ -94,28 +103,43 @@ def write(facts: Mapping[str, Any], results: Path = RESULTS) -> None:
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
     (results / f"{name}.svg").write_bytes(figure.means(facts))
+    if shows_costs(facts):
+        (results / f"{name}-cost.svg").write_bytes(figure.costs(facts))
     (results / f"{name}.md").write_text(page(facts))
 
 
-def compute(study: Study, data: Path, out: Path, results: Path = RESULTS) -> None:
-    """Computes the missing runs of a study, and writes its page after every seed.
+def compute(study: Study, data: Path, out: Path, results: Path = RESULTS, jobs: int = 1) -> None:
+    """Computes the missing runs of a study, and writes its page after every seed and at a stop.
 
     Args:
         study: A study that `find` returned.
         data: The folder that holds ``tiny-imagenet-200/``, or the folder that the recipe reads.
         out: The folder of all studies.
         results: The folder of the pages.
+        jobs: Number of processes that train students.
 
     Raises:
         InputError: Images or earlier studies are missing.
         Stopped: A signal stopped the run. The same call continues it.
     """
     commit = commit_of_code()  # first: writing the pages changes files of the checkout
+    root = prepare(data, study.split, out / "splits") if study.split else data.resolve()
+    checkpoint = teacher_of(study, root, out)
+    teacher = json.loads((checkpoint.parent / "result.json").read_text())
     computed: dict[str, int] = {}
+
+    def write_page() -> None:
+        comparison = read_comparison(study.folder(out))
+        write(facts_of(study, computed, comparison, teacher, commit), results)
+
     for labels, seeds in steps(study, out):
         computed |= dict.fromkeys(labels, seeds)
-        comparison, teacher = compare(study, labels, seeds, data, out)
-        write(facts_of(study, computed, comparison, teacher, commit), results)
+        try:
+            train(study, labels, seeds, root, checkpoint, out, jobs)
+        except Stopped:
+            write_page()
+            raise
+        write_page()
 
 
 def check_gpu(study: Study, data: Path) -> None:
@@ -155,12 +179,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--anyway", action="store_true", help="train without a GPU, however long it takes"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes that train students")
     chosen = parser.parse_intermixed_args(arguments)
     with exit_codes():
         study = varied(find(chosen.name, chosen.out), chosen.recipe, chosen.changes)
         if study.split is None and not chosen.anyway:
             check_gpu(study, chosen.data)
-        compute(study, chosen.data, chosen.out, chosen.results)
+        compute(study, chosen.data, chosen.out, chosen.results, chosen.jobs)
 
 
 if __name__ == "__main__":

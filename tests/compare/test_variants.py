@@ -20,7 +20,7 @@ from dskd.errors import InputError
         ("dskd:beta=-1", "method.beta: input should be greater than or equal to 0"),
         ("dskd:preset=papr", "unknown preset of dskd 'papr'; did you mean 'paper'"),
         (" , ", "no method is named"),
-        ("kd:temperature=\t4", "cannot name a method: use at most 150 printable characters"),
+        ("kd:temperature=\t4", "cannot name a method: use at most 200 printable characters"),
     ],
 )
 def test_names_that_cannot_be_compared(names: str, message: str) -> None:

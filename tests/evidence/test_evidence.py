@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
 from statistics import mean
 from typing import Any
 
+import evidence.study
 import pytest
 import torch
 from evidence.design import Study
-from evidence.facts import adjust, facts_of
+from evidence.facts import adjust, adjust_alone
 from evidence.numbers import verdict
 from evidence.opening import answer, certainty, finding
-from evidence.page import first, page
+from evidence.page import first, over, page
 from evidence.prepare import classes_of, prepare
 from evidence.prepare import main as prepare_main
-from evidence.study import RESULTS, compare, compute, main, write
+from evidence.study import RESULTS, compute, main
 from evidence.why_page import page as why_page
 from PIL import Image
 
@@ -29,7 +31,7 @@ from dskd.compare.summary import VariantResults, summarize
 from dskd.compare.variants import method_variants
 from dskd.config.recipe import load
 from dskd.engine.result import Result
-from dskd.errors import InputError
+from dskd.errors import InputError, Stopped
 from dskd.storage.yaml_file import read_yaml_file
 from evidence import choose, design, early_exits, figure, graphs, segmentation, unlabelled, why
 from evidence import first as first_study
@@ -158,19 +160,30 @@ def rows_of(page: str) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_a_study_is_computed_and_drawn(data: Path, tmp_path: Path) -> None:
-    study, out = small(), tmp_path / "out"
-    seeds = dict.fromkeys(study.labels, 1)
-    facts = facts_of(study, seeds, *compare(study, study.labels, 1, data, out), "abc")
-    write(facts, tmp_path)
+def test_a_study_is_computed_and_drawn(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out, train = small(), tmp_path / "out", evidence.study.train
+
+    def stops(study: Study, labels: Sequence[str], seeds: int, *others: Any) -> None:
+        if seeds == 2:
+            raise Stopped(signal.SIGTERM)
+        train(study, labels, seeds, *others)
+
+    monkeypatch.setattr(evidence.study, "train", stops)
+    with pytest.raises(Stopped):
+        compute(study, data, out, tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert "**Not finished**: 2 of 4 runs are finished." in text
     assert "not part of the [protocol](protocol.md)** (train.epochs=1, train.batch_size=8)" in text
     assert rows_of(text) == {"ce": 1, "kd": 1}
     written = json.loads((tmp_path / "small.json").read_text())
     assert str(tmp_path) not in json.dumps(written), "no path of this machine"
-    assert page(written) == page(facts)
+    assert page(written) == text
     assert (tmp_path / "small.svg").read_bytes() == figure.means(written)
+    assert all(row["seconds"] > 0 for row in written["rows"].values())
+    monkeypatch.undo()
+    monkeypatch.setattr("evidence.prepare.classes_of", lambda _: ["n01", "n02"])
     compute(study, data, out, tmp_path)
     assert "All 4 runs are finished." in (tmp_path / "small.md").read_text()
 
@@ -256,6 +269,8 @@ def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) ->
     assert rows_of(text) == {"ce": 1, "kd": 2, PRESET: 2}
     assert "All 5 runs are finished." in text
     assert "The protocol requires 5 seeds for this test." in text
+    assert "](small-cost.svg)" in text
+    assert (tmp_path / "small-cost.svg").read_bytes().count(b">dskd</text>") == 2
     assert re.search(r"uncorrected \|\n\|---\|---:\|\n\| `kd` \| [+-]\d", text)
 
 
@@ -474,7 +489,7 @@ def test_every_baseline_has_eight_configurations_that_exist(name: str) -> None:
     assert len(method_variants(tuned, load("digits"), "equal")) == 8
 
 
-@pytest.mark.parametrize("name", [n for n in first_study.all_methods() if n not in ("ce", "dskd")])
+@pytest.mark.parametrize("name", [n for n in first_study.METHODS if n not in ("ce", "dskd")])
 def test_every_method_of_the_second_protocol_has_24_configurations_that_exist(name: str) -> None:
     """They are drawn anew each time, and are the same."""
     drawn = first_study.configurations(name)
@@ -492,9 +507,34 @@ def test_drawn_values_lie_in_the_stated_space() -> None:
         assert 1000 / 16 * 0.99 < options["weight"] < 1000 * 16 * 1.01
 
 
+def test_methods_whose_own_loss_has_the_weight_kd_have_the_space_of_kd() -> None:
+    for name in ("dist", "dkd", "lskd", "wkd"):
+        assert first_study.space_of(name)["kd"] == first_study.SPACES["kd"]["kd"]
+        assert "weights" not in first_study.space_of(name)
+    assert first_study.space_of("reviewkd")["kd"] == [0, 0.5, 1, 2]
+
+
+def test_a_space_is_refused_that_is_too_small_or_that_a_factor_changes_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(first_study.SPACES, "dskd", {"alpha": [0.3, 1], "beta": [1, 10]})
+    with pytest.raises(InputError, match=r"the space of dskd has only 4 configurations"):
+        first_study.configurations("dskd")
+    monkeypatch.setitem(first_study.SPACES, "at", {"weight": [1000, 2000]})
+    with pytest.raises(InputError, match=r"at.weight would be drawn, and scaled by weights"):
+        first_study.configurations("at")
+
+
+def test_the_methods_of_the_second_protocol_exist() -> None:
+    assert {*first_study.METHODS} <= {*methods.names()} - {"sskd"}
+
+
 def test_each_part_of_the_chosen_dskd_is_taken_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert first_study._changed("dskd:deep_stage=map:beta=1", first_study._PARTS[0]) == (
+        "dskd:beta=0"
+    )
     chosen = ["kd", "dskd:alpha=0.3:beta=20"]
     monkeypatch.setattr(first_study, "chosen", lambda out: chosen)
     monkeypatch.setitem(design.FIRST, "<chosen configurations>", lambda out: chosen)
@@ -508,11 +548,12 @@ def test_each_part_of_the_chosen_dskd_is_taken_away(
         study = design.find(name, tmp_path)
         assert study.baseline in study.labels
         load(study.recipe, [f"data.root={tmp_path}"])
+    assert design.find("first-abstract", tmp_path).baseline == "dskd:alpha=0.3:beta=20"
 
 
 @pytest.mark.slow
 def test_the_second_protocol_chooses_its_baselines(tmp_path: Path) -> None:
-    names = first_study.all_methods()
+    names = [*first_study.METHODS]
     better = {"ce": 50, "kd": 49, "dskd": 48, "crd": 47, "at": 46, "sp": 45, "vid": 44}
     means = {name: [float(better.get(name, 40))] for name in names}
     finished(tmp_path / "first-leading", means)
@@ -557,6 +598,28 @@ def test_first_is_said_of_five_seeds_and_a_difference() -> None:
     assert "**DSKD is not first.**" in first(facts | row(gap_half=1.5))
     assert "The protocol requires 5 seeds for this test." in first(facts | row() | {"seeds": 3})
     assert "**DSKD is better**, in a study that is not" in first(facts | row(), added=True)
+    assert "requires 8 seeds for this test." in first(facts | row() | {"required_seeds": 8})
+    assert first(facts | row() | {"decides": False}).endswith(" **DSKD is better.**")
+
+
+def test_a_test_of_its_own_is_corrected_for_the_rows_with_as_many_seeds() -> None:
+    gaps = {
+        "kd": {"gap": 1.0, "gap_half": 0.5, "p": 0.03},
+        "at": {"gap": 2.0, "gap_half": 0.5, "p": 0.01},
+    }
+    question: dict[str, Any] = {"label": "dskd", "second": "kd", "over": gaps, "p": 0.03}
+    adjust_alone(question)
+    assert question["p_holm"] == 0.03
+    assert gaps["at"]["p_holm"] == 0.02
+    assert "| `at` | 2.00 ± 0.50 | 0.020 |" in over(question).replace("+", "")
+
+
+def test_a_page_says_how_far_a_strong_teacher_stands_above_its_student() -> None:
+    facts = json.loads((RESULTS / "forms.json").read_text())
+    gap = facts["teacher"]["test_accuracy"] - facts["rows"]["kd"]["mean"]
+    assert gap < 8
+    where = "above" if gap > 0 else "below"
+    assert f"It stands {abs(gap):.1f} points {where} the student of `kd`. This does" in page(facts)
 
 
 def opened(rows: Mapping[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:

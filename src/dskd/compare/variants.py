@@ -15,7 +15,7 @@ from dskd.methods import outside
 from dskd.settings import Weight, setting_parameters, signature_settings
 
 Weights = Literal["equal", "literature"]
-LONGEST_LABEL = 150
+LONGEST_LABEL = 200
 """Characters of a label, which also names a folder."""
 
 

@@ -33,11 +33,13 @@ class GraphNet(nn.Module):
     """A graph network: hidden layers with an activation between them, and an output layer.
 
     ``gcn`` and ``sage`` have ReLU. ``gat`` has ELU, attention heads that are concatenated in hidden
-    layers and averaged in the output layer, and residual connections.
+    layers and averaged in the output layer, and residual connections in all layers but the first.
 
     Source: the form of the GAT (4 hidden layers, 3 heads of 64 features, residual, ELU, averaged
-    output) is that of Alignahead's public code. The others are the plain layers of PyTorch
-    Geometric (Kipf and Welling, ICLR 2017; Hamilton et al., NeurIPS 2017), which is *our choice*.
+    output) is that of Alignahead's public code. Its layers are those of PyTorch Geometric, which
+    is *our choice*: they add an edge from each node to itself, and a residual connection is a
+    learned linear map. The others are the plain layers of PyTorch Geometric (Kipf and Welling,
+    ICLR 2017; Hamilton et al., NeurIPS 2017), which is *our choice*, too.
 
     Args:
         settings: Of the model.
@@ -59,8 +61,12 @@ class GraphNet(nn.Module):
         heads = settings.heads if settings.name == "gat" else 1
         self.widths = (settings.hidden * heads,) * count
         inputs = (shape.features, *self.widths[:-1])
-        convolutions = [_layer(settings, width, settings.hidden, hidden=True) for width in inputs]
-        convolutions.append(_layer(settings, self.widths[-1], shape.classes, hidden=False))
+        convolutions = [
+            _layer(settings, width, settings.hidden, hidden=True, residual=bool(index))
+            for index, width in enumerate(inputs)
+        ]
+        last = _layer(settings, self.widths[-1], shape.classes, hidden=False, residual=True)
+        convolutions.append(last)
         self.convolutions = nn.ModuleList(convolutions)
 
     def forward(self, features: Tensor, edges: Tensor) -> ModelOutput:
@@ -99,12 +105,15 @@ def hidden_layers(settings: GraphModelSettings) -> int:
     return settings.layers or LAYERS[settings.name]
 
 
-def _layer(settings: GraphModelSettings, width: int, out: int, *, hidden: bool) -> nn.Module:
+def _layer(
+    settings: GraphModelSettings, width: int, out: int, *, hidden: bool, residual: bool
+) -> nn.Module:
+    """A layer; ``hidden`` and ``residual`` change a ``gat`` only."""
     nets = pyg("nn")
     layer: nn.Module
     if settings.name == "gat":
         heads = settings.heads
-        layer = nets.GATConv(width, out, heads=heads, concat=hidden, residual=True)
+        layer = nets.GATConv(width, out, heads=heads, concat=hidden, residual=residual)
     elif settings.name == "gcn":
         layer = nets.GCNConv(width, out, normalize=False)  # see GraphNet._weighted
     else:

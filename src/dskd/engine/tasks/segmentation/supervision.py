@@ -86,8 +86,9 @@ class Mixed(SegmentationMethod):
     code, with the weights of the divergence and of the entropy that its authors chose. See
     `dskd.engine.tasks.segmentation.losses` for each term, and for where that code differs from
     the paper; the preset ``public-code`` follows the code. In that code, images with masks pass
-    through the encoder twice in a step, and A reads all images; here they pass once, and A reads
-    those with masks (*our choice*: the losses are the same, BatchNorm sees each image once).
+    through the encoder more than once in a step, A reads all images, and the entropy counts the
+    images with masks three times. Here each image passes and counts once, and A reads those with
+    masks (*our choice*).
 
     Args:
         pair: The student, which becomes the encoder with B.
