@@ -20,8 +20,15 @@ from dskd import methods
 from dskd.config.recipe import resolve
 from dskd.config.schema import ModelSettings, TeacherSettings
 from dskd.data import Dataset
+from dskd.data.loader import DataLoaders
 from dskd.engine.build_model import build_model
-from dskd.engine.teacher_accuracy import likely_order, near_chance, surely_near_chance
+from dskd.engine.natural_order import natural_order
+from dskd.engine.teacher_accuracy import (
+    examine_teacher,
+    likely_order,
+    near_chance,
+    surely_near_chance,
+)
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, Stopped
 from dskd.models.staged_model import StagedModel
@@ -197,6 +204,50 @@ def test_another_order_of_the_classes_is_found_and_noise_is_none() -> None:
     assert likely_order(turned, labels, 10) == order.tolist()
     assert likely_order(noise, labels, 10) is None
     assert likely_order(labels, labels, 10) is None
+
+
+AIRCRAFT = ["A300", "ATR", "CRJ", "Cessna", "DC-10", "DC-3", "F-16", "Hawk", "Il-76", "MD-11"]
+
+
+class Recites(nn.Module):
+    """Predicts the given classes, whatever it sees."""
+
+    def __init__(self, predictions: Tensor, classes: int) -> None:
+        super().__init__()
+        self.left = nn.functional.one_hot(predictions, classes).float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits, self.left = self.left[: len(images)], self.left[len(images) :]
+        return logits
+
+
+def class_order(predictions: Tensor, labels: Tensor, checkpoint: Path) -> str:
+    """What is said about the class order of a teacher of AIRCRAFT with these predictions."""
+    settings = TeacherSettings(name="resnet8", checkpoint=checkpoint, mean=(0.5,), std=(0.5,))
+    data = make_dataset(classes=10, per_class=2)
+    test = replace(data.test, images=data.test.images[labels], labels=labels)
+    loaders = DataLoaders(replace(data, classes=tuple(AIRCRAFT), test=test), torch.device("cpu"))
+    module = Recites(predictions, 10)
+    teacher = FrozenTeacher(StagedModel(module, mean=(0.5,) * 3, std=(0.5,) * 3))
+    return examine_teacher(teacher, loaders, settings).order
+
+
+def test_the_order_of_timm_is_found_though_most_classes_keep_their_place(tmp_path: Path) -> None:
+    labels, draw = torch.arange(1000) % 10, torch.Generator().manual_seed(0)
+    order = torch.tensor(natural_order(AIRCRAFT))
+    assert order.tolist() == [0, 1, 3, 2, 5, 4, 6, 7, 8, 9]
+    noise = torch.randint(10, (1000,), generator=draw)
+    good = torch.rand(1000, generator=draw) < 0.9
+    timms = torch.where(good, order[labels], noise)
+    assert likely_order(timms, labels, 10) is None, "it is not twice as accurate"
+    path = tmp_path / "teacher.pth"
+    said = class_order(timms, labels, path)
+    assert "another order, as timm sorts folders (without case, and numbers by size): for" in said
+    assert "for 'CRJ' it predicts class 3, which is 'Cessna' here; give the classes in its" in said
+    assert not class_order(torch.where(good, labels, noise), labels, path)
+    assert not class_order(noise, labels, path)
+    rare = torch.cat([labels, torch.full((200,), 2)])
+    assert not class_order(torch.full_like(rare, 3), rare, path), "one class makes no order"
 
 
 @pytest.mark.parametrize(("classes", "enough", "few"), [(2, 120, 60), (10, 30, 5), (100, 60, 10)])

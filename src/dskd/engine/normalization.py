@@ -28,7 +28,7 @@ PIXELS, FEWEST = 2_000 * 32 * 32, 128
 """Pixels of the test images on which other statistics are tried, and the fewest images."""
 _BATCH = 32
 _LEVEL = 1e-3
-"""Other pixels are better if chance explains the gain with a lower probability than this."""
+"""A change is better if chance explains the gain with a lower probability than this."""
 _TRIALS = (
     ("pixels from 0 to 1", (0.0,), (1.0,)),
     ("pixels from -1 to 1", (0.5,), (0.5,)),
@@ -109,8 +109,7 @@ def better_pixels(teacher: FrozenTeacher, settings: ModelSettings, data: DataLoa
 
     Nothing says how the images of a module given in Python, or of a file of another program, are
     normalised. So the statistics of the data set are used. Here a sample of the test images is
-    tried with others. These must be right on so many more images that the sign test (McNemar)
-    has a p-value below `_LEVEL`.
+    tried with others. These must be `clearly_better`.
 
     Args:
         teacher: With its ``test_predictions``.
@@ -130,9 +129,7 @@ def better_pixels(teacher: FrozenTeacher, settings: ModelSettings, data: DataLoa
         if len(mean) not in (1, images.shape[1]):
             continue
         hits = _predictions(teacher.model, images, mean, std) == labels
-        gains, losses = int((hits & ~own).sum()), int((own & ~hits).sum())
-        clear = gains > losses and bdtrc(gains - 1, gains + losses, 0.5) < _LEVEL
-        if clear and int(hits.sum()) > best:
+        if clearly_better(hits, own) and int(hits.sum()) > best:
             best = int(hits.sum())
             fix = (
                 f"it was likely trained on {words}, with which it is right on {best} of {count} "
@@ -140,6 +137,19 @@ def better_pixels(teacher: FrozenTeacher, settings: ModelSettings, data: DataLoa
                 f"give {_as_setting(role(settings), mean, std)}"
             )
     return fix
+
+
+def clearly_better(hits: Tensor, own: Tensor) -> bool:
+    """Whether a change makes a teacher right on clearly more images.
+
+    The sign test (McNemar) must have a p-value below `_LEVEL`.
+
+    Args:
+        hits: bool ``[N]``, on which images it is right with the change.
+        own: bool ``[N]``, on which images it is right without.
+    """
+    gains, losses = int((hits & ~own).sum()), int((own & ~hits).sum())
+    return gains > losses and bool(bdtrc(gains - 1, gains + losses, 0.5) < _LEVEL)
 
 
 @torch.no_grad()

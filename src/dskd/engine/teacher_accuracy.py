@@ -15,6 +15,7 @@ from torch import Tensor
 from dskd.config.schema import Recipe, TeacherSettings
 from dskd.data.loader import DataLoaders
 from dskd.engine.evaluate import evaluate_accuracy, percent
+from dskd.engine.natural_order import NATURAL, is_order_known, naturally_ordered
 from dskd.engine.normalization import better_pixels
 from dskd.errors import InputError, as_given
 from dskd.storage.run_files import TeacherFile
@@ -138,19 +139,22 @@ def examine_teacher(
         surely_near_chance(*facts),
         _OTHER_CAUSES if settings.is_given else _SHORT_TRAINING,
         pixels,
-        _order_cause(likely_order(*facts), names),
+        _order_cause(result.predictions, facts[1], names, is_order_known(settings)),
     )
 
 
-def _order_cause(order: list[int] | None, names: Sequence[str]) -> str:
+def _order_cause(predictions: Tensor, labels: Tensor, names: Sequence[str], is_known: bool) -> str:
     """What a teacher with its classes in another order predicts, and the fix; empty without one."""
+    order = None if is_known else naturally_ordered(predictions, labels, names)
+    whose = f", {NATURAL}" if order else ""
+    order = order or likely_order(predictions, labels, len(names))
     if order is None:
         return ""
     moved = next(label for label in range(len(names)) if order[label] != label)
     return (
-        f"likely cause: its classes are in another order: for {names[moved]!r} it predicts class "
-        f"{order[moved]}, which is {names[order[moved]]!r} here; give the classes in its order "
-        "with data.classes"
+        f"likely cause: its classes are in another order{whose}: for {names[moved]!r} it predicts "
+        f"class {order[moved]}, which is {names[order[moved]]!r} here; give the classes in its "
+        "order with data.classes"
     )
 
 
@@ -259,7 +263,11 @@ def likely_order(predictions: Tensor, labels: Tensor, classes: int) -> list[int]
     confusion = np.zeros((classes, classes), int)
     np.add.at(confusion, (labels[fitted].numpy(), predictions[fitted].numpy()), 1)
     _, order = linear_sum_assignment(confusion, maximize=True)
-    hits = int((torch.from_numpy(order)[labels[tested]] == predictions[tested]).sum())
-    if hits < 2 * max(own, 1) or _at_least(hits, len(tested), 1 / classes) > _PERMUTED_LEVEL:
+    reordered = torch.from_numpy(np.argsort(order))[predictions[tested]]
+    hits, guess = (
+        int((reordered == labels[tested]).sum()),
+        _guess(reordered, labels[tested], classes),
+    )
+    if hits < 2 * max(own, 1) or _at_least(hits, len(tested), guess) > _PERMUTED_LEVEL:
         return None
     return [int(label) for label in order]
