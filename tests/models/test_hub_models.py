@@ -23,6 +23,7 @@ from dskd.config.recipe import resolve
 from dskd.data import Dataset
 from dskd.data.loader import NO_LABEL
 from dskd.deploy.student import load_file
+from dskd.engine import named_classes
 from dskd.engine.prepare import prepare
 from dskd.engine.teacher_labels import training_data
 from dskd.engine.user_objects import UserObjects
@@ -311,6 +312,38 @@ def test_names_of_another_kind_are_taken_in_order(
     assert made.teacher.model.class_order is None
     assert said in caplog.text
     assert bool(said) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("classes", "order", "said"),
+    [
+        (("a fish", "maillot", "maillot, tank suit"), [2, 0, 1], "mapped by name"),
+        (
+            ("maillot", "maillot_tank_suit", "a fish"),
+            None,
+            "names occur twice and are not the same",
+        ),
+        (("Maillot", "maillot, swimsuit", "a fish, fish"), None, ""),
+    ],
+)
+def test_names_with_the_same_first_synonym_are_compared_as_a_whole(
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    classes: tuple[str, ...],
+    order: list[int] | None,
+    said: str,
+) -> None:
+    caplog.set_level(logging.INFO, "dskd")
+    names = ("maillot", "maillot, tank suit", "a fish")
+    monkeypatch.setattr(named_classes, "published_names", lambda _: names)
+    plan = recipe({"name": VIT, "pretrained": True, "epochs": 0, "trust": True})
+    made = prepare(plan, named(classes), UserObjects(), CPU)
+    assert made.teacher is not None
+    found = made.teacher.model.class_order
+    assert (found if found is None else found.tolist()) == order
+    assert said in caplog.text
+    assert bool(said) == bool("mapped by name" in caplog.text or "is assumed" in caplog.text)
 
 
 def test_a_teacher_that_shares_some_names_is_of_other_classes(recipe: Recipe) -> None:
