@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dskd.compare.grid import load_plan
+from dskd.engine.tasks.graphs.recipe import RECIPES as GRAPHS
 from dskd.errors import InputError
 from dskd.storage.run_files import LAST
 
@@ -16,13 +17,39 @@ def test_out_belongs_to_the_comparison(tmp_path: Path) -> None:
         load_plan("digits", [f"out={tmp_path}"], ["kd"], None, seeds=1)
 
 
-def test_a_plan_needs_a_seed_and_the_teacher_that_a_method_reads() -> None:
+@pytest.mark.parametrize(
+    ("override", "form"),
+    [
+        ("method.temperature=8", "NAME:temperature=8"),
+        ("method.name=fitnet", "fitnet"),
+        ("method={name: kd}", "NAME:SETTING=VALUE"),
+    ],
+)
+def test_settings_of_methods_belong_to_their_names(override: str, form: str) -> None:
+    key = override.partition("=")[0]
+    message = f'a comparison does not take {key}; .*, as in methods="{form}"'
+    with pytest.raises(InputError, match=message):
+        load_plan("digits", [override], ["ce,kd"], None, seeds=1)
+    with pytest.raises(InputError, match=message):
+        GRAPHS.load_shared("generated", [override])
+
+
+def test_methods_without_a_teacher_are_compared_without_a_recipe() -> None:
+    options = ["data.name=digits", "student.name=resnet8"]
+    assert load_plan(None, options, ["ce,byot"], None, seeds=1).recipe_with_teacher() is None
+    with pytest.raises(InputError, match="the method 'kd' needs a teacher"):
+        load_plan(None, options, ["ce,kd"], None, seeds=1)
+
+
+def test_a_plan_needs_a_seed_and_the_teacher_that_a_method_reads(tmp_path: Path) -> None:
+    alone = tmp_path / "alone.yaml"
+    alone.write_text("data: {name: digits}\nstudent: {name: resnet8}\n")
     with pytest.raises(InputError, match="seeds: a number of at least 1 is needed, got 0"):
         load_plan("digits", [], ["kd"], None, seeds=0)
     with pytest.raises(
         InputError, match=r"the method 'kd' needs a teacher; give one, as in teacher={\"name\""
     ):
-        load_plan("digits", ["method={name: ce}", "teacher=null"], ["ce,kd"], None, seeds=1)
+        load_plan(str(alone), [], ["ce,kd"], None, seeds=1)
 
 
 def test_each_run_has_its_folder_and_the_teacher_of_the_comparison(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dskd.compare.grid import Grid, load_plan
+from dskd.compare.grid import Grid, load_plan, plan
 from dskd.compare.reader import read_comparison
 from dskd.compare.runner import run_grid
+from dskd.config.recipe import load
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.storage.run_files import LAST
@@ -51,7 +52,8 @@ def test_another_recipe_is_refused_and_told(finished: Path) -> None:
 def test_a_method_with_other_settings_under_the_same_name_is_refused(
     finished: Path,
 ) -> None:
-    other = load_plan("digits", [*SMALL, "method.beta=3"], ["dskd"], finished, seeds=2)
+    recipe = load("digits", [*SMALL, "method.beta=3"])
+    other = plan(recipe, ["dskd"], finished, seeds=2)
     with pytest.raises(InputError, match=r"dskd has other settings .*: beta is 10\.0 there, 3\.0"):
         run_grid(other, Silent())
 

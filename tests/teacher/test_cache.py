@@ -535,13 +535,13 @@ KINDS = [("logits", "kd"), ("features", "kd"), ("features", "dskd")]
 each_kind = pytest.mark.parametrize(("kind", "method"), KINDS)
 
 
-def overrides(taught: Path, folder: Path, kind: str, method: str) -> list[str]:
+def overrides(taught: Path, folder: Path, kind: str, method: str = "") -> list[str]:
     own = ["teacher.views=4"] if kind == "features" else []
     place = [f"teacher.cache={kind}", f"teacher.cache_dir={folder / 'outputs'}"]
     return [
         *SMALL,
         f"teacher.checkpoint={taught}",
-        f"method={{name: {method}}}",
+        *([f"method={{name: {method}}}"] if method else []),
         *place,
         *own,
     ]
@@ -754,7 +754,7 @@ class Silent:
 def test_students_of_a_comparison_share_a_cache_and_are_those_of_single_runs(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = overrides(taught, tmp_path, "features", "ce")
+    changes = overrides(taught, tmp_path, "features")
     students = {}
     for share in (True, False):
         out = tmp_path / f"share-{share}"
@@ -780,7 +780,7 @@ def test_students_of_a_comparison_share_a_cache_and_are_those_of_single_runs(
 def test_a_comparison_names_the_method_that_reads_more(taught: Path, tmp_path: Path) -> None:
     grid = load_plan(
         "digits",
-        overrides(taught, tmp_path, "logits", "ce"),
+        overrides(taught, tmp_path, "logits"),
         ["kd,dskd"],
         tmp_path / "compared",
         seeds=1,

@@ -10,8 +10,9 @@ from typing import Any
 from dskd import methods
 from dskd.compare.summary import baseline_of
 from dskd.compare.variants import MethodVariant, Weights, method_variants
+from dskd.config.contradictions import check_shared
 from dskd.config.recipe import compose
-from dskd.errors import InputError, option
+from dskd.errors import InputError
 from dskd.storage.run_files import LAST, TEACHER
 
 
@@ -153,11 +154,10 @@ def load_plan(
         InputError: A name or a setting does not exist or does not fit.
     """
     overrides = list(overrides)
-    if any(override.startswith("out=") for override in overrides):
-        raise InputError(
-            f"out has no effect on a comparison; give its folder with {option('out', 'FOLDER')}"
-        )
+    check_shared(overrides)
     composed = compose(recipe_name, overrides)
+    if composed.values.get("teacher") is None:  # the default method would need one
+        composed.values.setdefault("method", {"name": "ce"})
     label = (recipe_name or composed.folder.name).removesuffix(".yaml").removesuffix(".yml")
     path = out or Path("runs") / "compare" / label.strip("./").replace("/", "-")
     return plan(composed.resolved(), names, path, **options)

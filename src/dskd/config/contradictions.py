@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from dskd import methods
 from dskd.config.schema import DataSettings, TeacherSettings
 from dskd.config.train_settings import TrainSettings
 from dskd.data.catalog import DATASETS
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.storage.yaml_file import Ambiguous
 
 
@@ -142,6 +142,31 @@ def check_mixing(train: TrainSettings, teacher: TeacherSettings | None) -> None:
             f"train.{train.mixing} mixes images anew in every step, and "
             f"teacher.cache={teacher.cache} holds outputs of single images; drop one of them"
         )
+
+
+def check_shared(overrides: Iterable[str]) -> None:
+    """Refuses overrides of a comparison that its runs would not share.
+
+    Args:
+        overrides: As ``key=value``.
+
+    Raises:
+        InputError: One sets the folder or the method.
+    """
+    for override in overrides:
+        key, _, text = override.partition("=")
+        section, _, setting = key.partition(".")
+        if key == "out":
+            raise InputError(
+                f"out has no effect on a comparison; give its folder with {option('out', 'FOLDER')}"
+            )
+        if section == "method":
+            examples = {"": "NAME:SETTING=VALUE", "name": text}
+            example = examples.get(setting, f"NAME:{setting}={text}")
+            raise InputError(
+                f"a comparison does not take {key}; name each method with its settings, as in "
+                f"{option('methods', example)}"
+            )
 
 
 def refuse_ambiguous(value: object, key: str) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Generic
 
 from dskd import methods
-from dskd.config.contradictions import check_schedule, refuse_ambiguous
+from dskd.config.contradictions import check_schedule, check_shared, refuse_ambiguous
 from dskd.config.overrides import all_keys, overridden
 from dskd.config.recipe import folder_name, read_recipe, stems
 from dskd.config.schema import MethodSettings
 from dskd.engine.tasks.settings import R
-from dskd.errors import InputError, option, unknown
+from dskd.errors import InputError, unknown
 from dskd.settings import validate
 
 
@@ -85,16 +85,14 @@ class TaskRecipes(Generic[R]):
         return self._with_method(values), Path("runs") / self.task / stem
 
     def load_shared(self, name: str | None, overrides: Iterable[str] = ()) -> R:
-        """Loads a recipe as `load` does, for a comparison, which names its folder elsewhere.
+        """Loads a recipe as `load` does, for a comparison.
 
         Raises:
-            InputError: As `load`, or an override sets the folder.
+            InputError: As `load`, or an override sets the folder or the method, which a comparison
+                names elsewhere.
         """
         overrides = list(overrides)
-        if any(override.startswith("out=") for override in overrides):
-            raise InputError(
-                f"out has no effect on a comparison; give its folder with {option('out', 'FOLDER')}"
-            )
+        check_shared(overrides)
         return self.load(name, overrides)
 
     def load_alone(self, name: str | None, overrides: Iterable[str] = ()) -> R:
