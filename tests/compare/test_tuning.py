@@ -74,6 +74,7 @@ def test_ranges_and_choices() -> None:
         ("train.epochs=2..5", "train.epochs cannot be tuned"),
         ("student.name=resnet8,resnet14", "student.name cannot be tuned"),
         ("method.name=kd,dskd", "method.name cannot be tuned; compare methods with"),
+        ("method.preset=literature,none", "method.preset cannot be tuned, since it sets many"),
         ("train.lr=0.1", "nothing is tuned; give a setting a range"),
         ("data.val_fraction=0", r"digits has no validation split.* with data=.*val_fraction.*0.1"),
     ],

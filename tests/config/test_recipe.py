@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 import dskd
 from dskd import methods
 from dskd.config import recipe
-from dskd.config.recipe import load, load_by_labels, resolve, shipped
+from dskd.config.overrides import with_method
+from dskd.config.recipe import compose, load, load_by_labels, resolve, shipped
 from dskd.config.schema import Recipe
 from dskd.engine.lr_schedule import learning_rate
 from dskd.engine.prepare import prepare
+from dskd.engine.tasks.segmentation.recipe import RECIPES as SEGMENTATION
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, on_command_line
 from dskd.settings import known_keys
@@ -214,6 +216,22 @@ def test_training_by_labels_reads_neither_teacher_nor_method() -> None:
     for override in ("teacher.epochs=3", "teacher=null", "method.name=ce", "method.ce=2"):
         with pytest.raises(InputError, match=r"no effect .* dskd\.distill\('digits'\)"):
             load_by_labels("digits", [override])
+
+
+def test_a_preset_on_the_command_line_replaces_the_settings_of_the_file() -> None:
+    recipe, paper = "cifar100/resnet56-resnet20", methods.find("dskd").presets["paper"]
+    options = load(recipe, ["method.preset=paper", "method.beta=3"]).method.options
+    assert options == methods.resolve("dskd", {**paper, "beta": 3})
+    options = load(recipe, ["method.preset=literature", "method.name=kd"]).method.options
+    assert (options["ce"], options["kd"]) == (0.1, 0.9)
+    values = compose("digits", ["method.preset=paper"]).values
+    assert values["method"] == {"name": "dskd", "preset": "paper"}
+    assert with_method({"name": "kd", "ce": 1}, {"preset": "literature"}) == {
+        "name": "kd",
+        "preset": "literature",
+    }
+    shapes = SEGMENTATION.load("shapes", ["method.preset=public-code"]).method
+    assert shapes.name == "segment/mixed"
 
 
 # ---- augmentations

@@ -29,6 +29,8 @@ def overridden(
     others = [text for key, text in changes if key == "method.name"]
     if others and isinstance(values.get("method"), dict):
         values["method"] = _shared(values["method"], others[-1])
+    if any(key == "method.preset" for key, _ in changes) and isinstance(values.get("method"), dict):
+        values["method"] = _named(values["method"])
     method = _last_method(values, changes, model)
     if any(key == "data.augment" for key, _ in changes) and isinstance(values.get("data"), dict):
         kept = {key: one for key, one in values["data"].items() if key not in AUGMENTATIONS}
@@ -41,11 +43,15 @@ def overridden(
 def with_method(settings: object, changes: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's method settings with changes; of another method, only what it also has stays.
 
+    A preset takes the place of all settings before it.
+
     Args:
         settings: The section ``method`` of the recipe, or None.
         changes: Settings to add, usually with a ``name``.
     """
     before = settings if isinstance(settings, dict) else {}
+    if changes.get("preset") is not None:
+        before = _named(before)
     return {**_shared(before, changes.get("name", before.get("name", "dskd"))), **changes}
 
 
@@ -61,6 +67,11 @@ def all_keys(values: Mapping[str, Any], model: type[Settings] = Recipe) -> list[
     if methods.exists(name):
         keys += known_keys(signature_settings(methods.find(str(name)).__init__), "method.")
     return keys
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    """Only the name of the method, for a preset: it takes the place of the other settings."""
+    return {key: value for key, value in settings.items() if key == "name"}
 
 
 def _shared(settings: dict[str, Any], method: Any) -> dict[str, Any]:

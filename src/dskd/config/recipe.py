@@ -46,8 +46,8 @@ def load(name: str | None, overrides: Iterable[str] = ()) -> Recipe:
     `dskd.config.chosen`). A line says what.
 
     If an override changes ``method.name``, the file's method settings that the new method also has
-    (such as ``temperature``) stay. The other ones are dropped. An override of ``data.augment``
-    drops the file's augmentations.
+    (such as ``temperature``) stay. The other ones are dropped. An override of ``method.preset``
+    drops the file's other settings of the method, and one of ``data.augment`` its augmentations.
 
     Args:
         name: A name of `shipped`, or the path of a YAML file; None for no recipe.

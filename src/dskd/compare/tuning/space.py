@@ -163,6 +163,11 @@ def _check_tunable(key: str) -> None:
     section, _, name = key.partition(".")
     if key == "method.name":
         raise InputError(f"method.name cannot be tuned; compare methods with {call('compare')}")
+    if key == "method.preset":
+        raise InputError(
+            "method.preset cannot be tuned, since it sets many settings at once; tune one of them, "
+            f"or compare presets with {call('compare')}"
+        )
     tunable = section in ("method", "train") or (section == "data" and name in AUGMENTATIONS)
     if key in _FIXED or not tunable:
         raise InputError(
