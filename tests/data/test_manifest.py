@@ -105,6 +105,58 @@ def test_a_row_that_cannot_be_used_is_named_with_its_reason(
     assert reason in found.skipped[0]
 
 
+def test_a_label_with_a_comma_needs_quotes(root: Path, tmp_path: Path) -> None:
+    lines = [f"{row['path']},{row['label']},{row['split']}" for row in rows_in(root)]
+    plain, quoted = (
+        line.replace("cat,", name)
+        for line, name in zip(
+            [lines[0]] * 2, ("black, white cat,", '"black, white cat",'), strict=True
+        )
+    )
+    for name, first in (("plain", plain), ("quoted", quoted)):
+        text = "\n".join(["path,label,split", first, *lines[1:], ""])
+        (root / f"{name}.csv").write_text(text)
+    said = r"\(more fields than columns\) in .*plain\.csv: train/cat/0\.png \(line 2\); "
+    with pytest.raises(InputError, match=said):
+        load_dataset("manifest", root=root / "plain.csv", cache_dir=tmp_path)
+    found = load_dataset("manifest", root=root / "quoted.csv", cache_dir=tmp_path)
+    assert "black, white cat" in found.classes
+
+
+def test_empty_fields_behind_the_columns_do_no_harm(root: Path, load: Load) -> None:
+    expected = load().fingerprint()
+    path = root / "all.csv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(f"{line},," for line in lines)]))
+    found = load_dataset("manifest", root=path, cache_dir=root.parent / "other")
+    assert found.fingerprint() == expected
+
+
+@pytest.mark.parametrize("chosen", [None, "fold"])
+def test_blank_lines_before_the_first_row_do_not_hide_the_split(
+    chosen: str | None, root: Path, tmp_path: Path
+) -> None:
+    columns = {"path": "path", "label": "label", "split": chosen or "split"}
+    path = write_manifest(root, root / "all.jsonl", columns=columns)
+    path.write_text(f"\n \n{path.read_text()}")
+    found = load_dataset("manifest", root=path, cache_dir=tmp_path / "cache", split_column=chosen)
+    assert not found.test_is_held_out
+    assert (len(found.train), len(found.test)) == (9, 3)
+
+
+def test_a_split_in_some_rows_of_json_is_refused(root: Path, tmp_path: Path) -> None:
+    rows = rows_in(root)
+    few = [{key: one for key, one in rows[0].items() if key != "split"}]
+    for first, second, said in (
+        (few, rows[1:], r"all\.jsonl, line 2 has 'split', and the first row has not; give it to"),
+        (rows[1:], few, r"1 image cannot be used \(no split\) .*train/cat/0\.png \(line 12\)"),
+    ):
+        lines = [json.dumps(row) for row in (*first, *second)]
+        (root / "all.jsonl").write_text("\n".join(lines))
+        with pytest.raises(InputError, match=said):
+            load_dataset("manifest", root=root / "all.jsonl", cache_dir=tmp_path)
+
+
 def test_reasons_are_counted_and_five_rows_are_named(load: Load) -> None:
     gone = [ROW | {"path": f"gone{number}.png"} for number in range(6)]
     said = r"7 images cannot be used \(missing: 6, no label: 1\) .*gone4.png .line 18. and 2 more"
@@ -147,7 +199,17 @@ def test_a_manifest_without_training_images_is_refused(root: Path, tmp_path: Pat
         ("a.csv", b"path,label\n\xff.png,cat\n", r"a\.csv is not UTF-8"),
         ("a.csv", b"path,label,label\n", "two columns 'label'; rename one"),
         ("a.csv", b"", r"a\.csv has no column 'path'"),
-        ("a.csv", b'path,label\n"' + b"x" * 200_000, r"cannot read .*a\.csv: field larger than"),
+        ("a.csv", b'path,label\n"' + b"x" * 200_000, r"a\.csv, line 2: field larger than"),
+        (
+            "a.csv",
+            b'path,label\na.png,"tall\nb.png,cat\nc.png,"small\n',
+            "line 2: .*; put quotes around the whole",
+        ),
+        (
+            "a.csv",
+            b'path,label\na.png,cat\nb.png,"tall\nc.png,cat\n',
+            "line 3: .*; put quotes around the whole",
+        ),
         ("a.jsonl", b'{"path": "a", "label": "b"}\n[1]\n', r"line 2: \[1\] is no JSON object"),
         ("a.jsonl", b"{\n", r"a\.jsonl, line 1: .*; write one JSON object"),
         ("a.jsonl", b'{"path": ["a"], "label": 1}', r"line 1: \['a'\] is no text or number"),

@@ -63,6 +63,8 @@ Samples = Callable[..., dict[str, Sample]]
         ({"id": b"10", "cls": b"7"}, {"label_column": "id"}),
         ({"cls": b"10", "mask.png": b"no image", "JSON": b"{"}, {}),
         ({"cls": b"10", "jpg": b"no image"}, {"image_column": "png"}),
+        ({"cls": b"10", "meta": b"a", "META": b"b", "txt": b"7"}, {}),
+        ({"JSON": b'{"json": 10}', "cls": b"7"}, {"label_column": "json"}),
     ],
 )
 def test_image_and_label_are_found_by_their_suffixes(
@@ -87,6 +89,9 @@ def test_image_and_label_are_found_by_their_suffixes(
         ({"cls": b"1"}, "no image"),
         ({"png": b"", "cls": b"1"}, "empty"),
         ({"png": b"x", "jpg": b"x", "cls": b"1"}, "several images"),
+        ({"png": b"x", "PNG": b"x", "cls": b"1"}, "several images"),
+        ({"png": b"x", "cls": b"1", "CLS": b"0"}, "several labels"),
+        ({"png": b"x", "json": b"{}", "Json": b"{}"}, "several labels"),
         ({"png": b"x"}, "no label"),
         ({"png": b"x", "cls": b" "}, "no label"),
         ({"png": b"x", "json": b"{}"}, "no label"),

@@ -26,8 +26,8 @@ from dskd.errors import InputError, brief, first_line, printable
 from dskd.runtime.extras import import_extra
 from dskd.runtime.memory import require_memory
 
-Values = tuple[str, str, str, str]
-"""Path, label and split of a row, and where it is."""
+Values = tuple[str, str, str, str, str]
+"""Path, label and split of a row, where it is, and why it cannot be used (empty if it can)."""
 
 
 class ManifestFiles(ImageFiles):
@@ -100,13 +100,15 @@ def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dat
 
 def _checked(path: Path, values: Iterator[Values], facts: array[int]) -> Iterator[Row]:
     """The rows, each with its problem; adds size and times of the files without one."""
-    for name, label, split, line in values:
+    for name, label, split, line, problem in values:
         if not name:
-            yield Row(line, "", TRAIN, "no path")
+            yield Row(line, "", TRAIN, problem or "no path")
             continue
         name = os.path.normpath(name)
         shown = f"{name} ({line})"
-        if problem := split_problem(split):
+        if problem:
+            yield Row(shown, "", TRAIN, problem)
+        elif problem := split_problem(split):
             yield Row(f"{shown}: {printable(split)}" if split else shown, "", TRAIN, problem)
         elif not label:
             yield Row(shown, "", TRAIN, "no label")
@@ -124,7 +126,7 @@ def _checked(path: Path, values: Iterator[Values], facts: array[int]) -> Iterato
 
 
 def read_values(path: Path, options: ReadOptions) -> Iterator[Values]:
-    """Path, label and split of each row of a manifest, and where it is.
+    """The values of each row of a manifest, see `Values`.
 
     Args:
         path: The manifest; its suffix says what it is.
@@ -140,7 +142,7 @@ def read_values(path: Path, options: ReadOptions) -> Iterator[Values]:
         yield from reader(path, _Columns(path, options))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, csv.Error) as error:
+    except OSError as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
@@ -169,10 +171,20 @@ class _Columns:
             if list(found).count(name) > 1:
                 raise InputError(f"{self.path} has two columns {name!r}; rename one")
 
-    def values(self, row: Mapping[str, Any], where: str) -> Values:
-        """Path, label and split of a row."""
+    def values(self, row: Mapping[str, Any], where: str, problem: str = "") -> Values:
+        """The values of a row.
+
+        Raises:
+            InputError: It has a split, and the first row has none.
+        """
+        if self.split in row and not self._has_split:
+            raise InputError(
+                f"{self.path}, {where} has {self.split!r}, and the first row has not; give it to "
+                "every row"
+            )
         split = _text(row.get(self.split)).strip() if self._has_split else TRAIN
-        return _text(row.get(self.image)), _text(row.get(self.label)).strip(), split, where
+        label = _text(row.get(self.label)).strip()
+        return _text(row.get(self.image)), label, split, where, problem
 
 
 def _text(value: Any) -> str:
@@ -189,22 +201,40 @@ def _read_text_table(path: Path, columns: _Columns) -> Iterator[Values]:
         file.seek(0)
         tabs = path.suffix.lower() == ".tsv"
         separator = "\t" if tabs else ";" if ";" in first and "," not in first else ","
-        reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
-        header = [name.strip() for name in next(reader, [])]
+        rows = _fields(
+            path, csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
+        )
+        header = [name.strip() for name in next(rows, ("", []))[1]]
         columns.check(header)
-        for fields in reader:
+        for line, fields in rows:
             if any(fields):
                 row = dict(zip(header, fields, strict=False))
-                yield columns.values({name: row.get(name) for name in header}, _line(reader))
+                more = "more fields than columns" if any(fields[len(header) :]) else ""
+                yield columns.values({name: row.get(name) for name in header}, line, more)
 
 
-def _line(reader: Any) -> str:
-    return f"line {reader.line_num}"
+def _fields(path: Path, reader: Any) -> Iterator[tuple[str, list[str]]]:
+    """The line where each row of a text table ends, and its fields.
+
+    Raises:
+        InputError: The quotes of a row are wrong. They would join the rows below to it.
+    """
+    end = 0
+    try:
+        for fields in reader:
+            end = reader.line_num
+            yield f"line {end}", fields
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {end + 1}: {error}; put quotes around the whole text, and double "
+            "those within it"
+        ) from error
 
 
 def _read_json_lines(path: Path, columns: _Columns) -> Iterator[Values]:
     """The rows of a file with one JSON object in each line."""
     with path.open(encoding="utf-8-sig") as file:
+        is_checked = False
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -214,8 +244,9 @@ def _read_json_lines(path: Path, columns: _Columns) -> Iterator[Values]:
                 raise InputError(f"{path}, line {number}: {error}; write one JSON object") from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}, line {number}: {brief(row)} is no JSON object")
-            if number == 1:
+            if not is_checked:
                 columns.check(list(row))
+                is_checked = True
             for value in (row.get(columns.image), row.get(columns.label)):
                 if isinstance(value, list | dict):
                     raise InputError(f"{path}, line {number}: {brief(value)} is no text or number")

@@ -25,6 +25,10 @@ class Place(NamedTuple):
     size: int
 
 
+_Members = dict[str, list[Place]]
+"""The members of a sample by their suffix in lower case; ``x.jpg`` and ``x.JPG`` have the same."""
+
+
 def read_samples(shard: Shard, options: ReadOptions) -> Iterator[tuple[Row, Place]]:
     """The samples of a shard, each a run of members whose names differ in the suffix only.
 
@@ -36,7 +40,7 @@ def read_samples(shard: Shard, options: ReadOptions) -> Iterator[tuple[Row, Plac
         InputError: It is damaged.
     """
     with shard.path.open("rb") as file:
-        key, members = "", dict[str, Place]()
+        key, members = "", _Members()
         for name, member in _members(shard.path, file):
             folder, slash, last = name.rpartition("/")
             stem, dot, suffix = last.partition(".")
@@ -46,7 +50,7 @@ def read_samples(shard: Shard, options: ReadOptions) -> Iterator[tuple[Row, Plac
                 if members:
                     yield _sample(shard, file, key, members, options)
                 key, members = folder + slash + stem, {}
-            members[suffix.lower()] = member
+            members.setdefault(suffix.lower(), []).append(member)
         if members:
             yield _sample(shard, file, key, members, options)
 
@@ -86,44 +90,47 @@ def _bytes_at(file: IO[bytes], member: Place) -> bytes:
 
 
 def _sample(
-    shard: Shard, file: IO[bytes], key: str, members: dict[str, Place], options: ReadOptions
+    shard: Shard, file: IO[bytes], key: str, members: _Members, options: ReadOptions
 ) -> tuple[Row, Place]:
     """A sample as the row of a table."""
-    images = [suffix for suffix in members if "." not in suffix and is_image(f"x.{suffix}")]
+    suffixes = [suffix for suffix in members if "." not in suffix and is_image(f"x.{suffix}")]
     if options.image_column:
-        images = [options.image_column.lower()] if options.image_column.lower() in members else []
+        suffixes = [options.image_column.lower()]
+    images = [(suffix, place) for suffix in suffixes for place in members.get(suffix, [])]
     name = f"{shard.name}/{key}"
     if len(images) != 1:
         return Row(name, "", problem="several images" if images else "no image"), Place(0, 0)
     label, problem = _label(file, members, options.label_column)
-    place = members[images[0]]
+    ((suffix, place),) = images
     problem = problem or ("" if place.size else "empty")
-    return Row(f"{name}.{images[0]}", label, shard.split, problem), place
+    return Row(f"{name}.{suffix}", label, shard.split, problem), place
 
 
-def _label(file: IO[bytes], members: dict[str, Place], chosen: str | None) -> tuple[str, str]:
+def _label(file: IO[bytes], members: _Members, chosen: str | None) -> tuple[str, str]:
     """The label of a sample, and why it has none."""
-    try:
-        for suffix in [chosen.lower()] if chosen else ["cls"]:
-            if suffix in members and suffix != "json":
-                return _checked(_text(file, members[suffix]))
-        if "json" in members:
-            found = json.loads(_text(file, members["json"]))
-            label = found.get(chosen or "label") if isinstance(found, dict) else None
-            if isinstance(label, list | dict):
-                return "", "damaged label"
-            if label is not None:
-                return _checked(str(label))
-        if "txt" in members and not chosen:
-            return _checked(_text(file, members["txt"]))
-    except ValueError:  # no UTF-8 or no JSON
-        return "", "damaged label"
+    for suffix in (chosen.lower(), "json") if chosen else ("cls", "json", "txt"):
+        places = members.get(suffix, [])
+        if len(places) > 1:
+            return "", "several labels"
+        try:
+            text = _text(file, places[0]) if places else None
+            if text is not None and suffix == "json":
+                text = _value(text, chosen or "label")
+        except ValueError:  # no UTF-8 or no JSON
+            return "", "damaged label"
+        if text is not None:
+            label = text.strip()
+            return label, "" if label else "no label"
     return "", "no label"
 
 
-def _checked(text: str) -> tuple[str, str]:
-    label = text.strip()
-    return label, "" if label else "no label"
+def _value(text: str, key: str) -> str | None:
+    """The value of a key of a JSON object as text; None if there is none."""
+    found = json.loads(text)
+    value = found.get(key) if isinstance(found, dict) else None
+    if isinstance(value, list | dict):
+        raise ValueError("it is no label")
+    return None if value is None else str(value)
 
 
 def _text(file: IO[bytes], member: Place) -> str:

@@ -37,7 +37,7 @@ from dskd.storage.atomic import part_for
 
 log = logging.getLogger("dskd")
 
-VERSION = 1
+VERSION = 2
 """Increase when the same shards give another index."""
 
 
