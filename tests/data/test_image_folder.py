@@ -70,6 +70,52 @@ def test_other_files_are_passed_over_with_a_note(
     assert load().notes == dataset.notes
 
 
+@pytest.mark.parametrize(
+    ("renamed", "said"),
+    [
+        (
+            {"train": "Training", "val": "Testing"},
+            r"root holds folders of classes in Testing, Training, and splits are called train, val "
+            r"and test; rename Testing to test and Training to train, or give a folder that is no",
+        ),
+        ({"val": "Testing"}, "in Testing, .*; rename Testing to test, or"),
+        ({"train": "Train", "val": "Test"}, "rename Test to test and Train to train, or"),
+        ({"train": "TRAIN"}, "rename TRAIN to train, or"),
+        ({"val": "dev"}, "rename dev to val, or"),
+    ],
+)
+def test_splits_of_almost_the_right_name_are_refused(
+    renamed: dict[str, str], said: str, tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    root = write_folder(tmp_path / "root")
+    for old, new in renamed.items():
+        (root / old).rename(root / new)
+    with pytest.raises(InputError, match=said):
+        load()
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path: Path, load: Callable[..., Dataset]) -> None:
+    write_folder(tmp_path, classes=("Test", "eval", "owl"))
+    (tmp_path / "train").rename(tmp_path / "root")
+    assert load().classes == ("Test", "eval", "owl")
+
+
+def test_folders_with_images_beside_the_splits_are_noted(
+    tmp_path: Path, load: Callable[..., Dataset]
+) -> None:
+    root = write_folder(tmp_path / "root")
+    expected = load().fingerprint()
+    for name in ("Test/0.png", "more/cat/0.png", ".hidden/0.png", "__MACOSX/0.png", "a/.b/0.png"):
+        (root / name).parent.mkdir(parents=True)
+        shutil.copy(root / "train/cat/0.png", root / name)
+    (root / "scripts").mkdir()
+    (root / "scripts/train.py").touch()
+    found = load(loading="stream")
+    (note,) = found.notes[:1]
+    assert note.startswith("the images in Test, more belong to no split; a split is called train,")
+    assert load().fingerprint() == expected
+
+
 def test_a_class_of_one_image_will_do(tmp_path: Path, load: Callable[..., Dataset]) -> None:
     write_folder(tmp_path / "root", per_class=1, val_per_class=1)
     dataset = load()

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dskd.data.class_names import alike, compare_classes
-from dskd.data.folder_files import FolderFiles
+from dskd.data.folder_files import FolderFiles, names_below
 from dskd.data.image_files import is_image
-from dskd.data.image_source import EVALUATION, TRAIN, ImageSource, evaluation_splits, some
+from dskd.data.image_source import (
+    EVALUATION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    ImageSource,
+    evaluation_splits,
+    some,
+)
 from dskd.data.path_list import LabelledPaths
 from dskd.errors import InputError, printable
 
 TOOLS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
 """Folders that tools leave behind."""
 TOOL_FILES = frozenset(("thumbs.db", "desktop.ini"))
+_MEANT = {
+    **dict.fromkeys((TRAIN, "training"), TRAIN),
+    **dict.fromkeys((*VALIDATION, "dev", "eval"), "val"),
+    **dict.fromkeys((TEST, "testing"), TEST),
+}
+"""The splits that folders may be meant to be, by their names in lower case."""
 
 
 def scan(root: Path) -> ImageSource:
@@ -28,10 +43,11 @@ def scan(root: Path) -> ImageSource:
 
     Raises:
         InputError: It cannot be listed, there is no class folder, a class of the training images
-            has no image, two folders could be the validation split, or a split has classes that the
-            training images lack.
+            has no image, two folders could be the validation split, a split has another name, or
+            has classes that the training images lack.
     """
     parts = entries(root)
+    _check_splits(root, parts)
     train = TRAIN if {TRAIN, *EVALUATION} & {*parts} else ""
     files = FolderFiles(root, (TRAIN, *EVALUATION) if train else parts, depth=None)
     classes = _class_folders(files, train)
@@ -54,6 +70,7 @@ def scan(root: Path) -> ImageSource:
     images: dict[str, LabelledPaths] = {}
     bad: list[tuple[str, str]] = []
     notes = _ignored(files, train) + alike(classes)
+    notes += _no_splits(root, parts) if train else []
     for part in filter(None, (validation, evaluation)):
         notes += compare_classes(part, files.where(part), classes, _class_folders(files, part))
     for part in (train, *filter(None, (validation, evaluation))):
@@ -89,6 +106,55 @@ def entries(root: Path, setting: str = "data.root") -> list[str]:
         return [entry.name for entry in root.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"cannot list {root}: {error}; check {setting}") from error
+
+
+def _check_splits(root: Path, parts: Sequence[str]) -> None:
+    """Refuses folders of classes whose names are almost those of a split.
+
+    They would become classes, or be left out.
+    """
+    wrong = {
+        name: _MEANT[name.casefold()]
+        for name in sorted(parts)
+        if name.casefold() in _MEANT and name not in (TRAIN, *EVALUATION)
+        # A class may have such a name: its images lie right in its folder.
+        if _has_image(root, name, level=2, depth=None)
+    }
+    if wrong:
+        renamed = " and ".join(f"{name} to {split}" for name, split in wrong.items())
+        raise InputError(
+            f"{root} holds folders of classes in {some([*wrong])}, and splits are called train, "
+            f"val and test; rename {renamed}, or give a folder that is no split another name"
+        )
+
+
+def _no_splits(root: Path, parts: Sequence[str]) -> list[str]:
+    """A note on the folders beside those of the splits that hold images."""
+    others = [
+        name
+        for name in sorted(parts)
+        if name not in (TRAIN, *EVALUATION) and not is_tool(name)
+        if _has_image(root, name, level=1, depth=1)
+    ]
+    if not others:
+        return []
+    return [
+        f"the images in {some(others)} belong to no split; a split is called train, val (or valid, "
+        "validation) or test"
+    ]
+
+
+def _has_image(root: Path, name: str, level: int, depth: int | None) -> bool:
+    """Whether a folder has an image at least ``level`` folders below the root.
+
+    ``depth`` limits the search, see `names_below`. What cannot be listed has none.
+    """
+    with contextlib.suppress(OSError):
+        return (root / name).is_dir() and any(
+            one.count("/") >= level and is_image(one) and not any(map(is_tool, one.split("/")))
+            for one in names_below(root, name, depth)
+        )
+    return False
 
 
 def _prefix(part: str) -> str:

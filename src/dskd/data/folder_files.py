@@ -130,6 +130,24 @@ class ListedFiles(SomeFiles):
         return ListedFiles(self.root, self.names.take(indices), *chosen)
 
 
+def names_below(root: Path, folder: str, depth: int | None = None) -> Iterator[str]:
+    """The names of the files below a folder, found one after the other.
+
+    Args:
+        root: Names are relative to it.
+        folder: A folder in it.
+        depth: Levels to enter below the folder; None for all.
+
+    Raises:
+        OSError: A folder cannot be listed.
+    """
+    facts = root.stat()
+    above = frozenset({(facts.st_dev, facts.st_ino)})
+    for entry in _walk(root, f"{folder}/", depth, above):
+        if not entry.name.endswith("/"):
+            yield entry.name
+
+
 class _Entry(NamedTuple):
     """A file or folder, with its size and times of change; ``problem`` if it cannot be read."""
 

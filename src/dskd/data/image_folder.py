@@ -20,7 +20,8 @@ def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dat
     evaluation split is called ``val``, ``valid``, ``validation`` or ``test``. If there is a
     validation and a test folder, the first is the validation split and the second the test split.
     If there is neither, ``test_split`` of the training images (0.2 if it is not set) become the
-    test split.
+    test split. Folders of classes that are called almost as a split, such as ``Training``, are an
+    error. A note names all other folders beside ``train`` that hold images.
     Images become upright RGB or gray, see `dskd.data.pixels.convert`. Hidden files, and folders
     that tools leave behind, are ignored; the notes count them, and all other files that are not
     images.
@@ -34,8 +35,8 @@ def load(root: Path | None, options: ReadOptions, cache_dir: Path | None) -> Dat
         Images ``[N, C, height, width]``; mean and standard deviation are those of ``train``.
 
     Raises:
-        InputError: A folder is missing or empty, a split has classes that ``train`` lacks, images
-            cannot be used, or the images have different sizes and ``size`` is None.
+        InputError: A folder is missing or empty, a split has another name or classes that ``train``
+            lacks, images cannot be used, or the images have different sizes and ``size`` is None.
     """
     if root is None:
         raise InputError("data.root is missing: the data set 'folder' needs the images' folder")
