@@ -234,7 +234,8 @@ def test_refuses_what_does_not_fit_into_memory(
         available = 10 * 1024
 
     monkeypatch.setattr("psutil.virtual_memory", Memory)
-    with pytest.raises(InputError, match=r"18 images of 16x16 .* need 13\.5 KiB .* 10\.0 KiB"):
+    message = r"18 images of 16x16 .* need 13\.5 KiB .* 10\.0 KiB .*set data=.*\"stream\"}, or free"
+    with pytest.raises(InputError, match=message):
         load(loading="memory")
 
 

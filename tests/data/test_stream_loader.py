@@ -32,6 +32,7 @@ from dskd.data.folder_files import FolderFiles
 from dskd.data.loader import Batch, Loader
 from dskd.data.pixels import RGB, PixelForm
 from dskd.data.stream_decoding import BatchDecoder, Job
+from dskd.data.streamed_images import must_stream
 from dskd.errors import InputError, ProcessLost
 from tests.data.file_writers import write_folder
 
@@ -491,6 +492,20 @@ def test_auto_streams_what_does_not_fit(root: Path, monkeypatch: pytest.MonkeyPa
     small.total += 4
     assert isinstance(load(root, "auto").train, Split)
     assert isinstance(load(root).train, FileSplit)
+
+
+def test_auto_decides_by_the_machine_and_not_by_the_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = SimpleNamespace(total=4 * 2 * 7776, available=0)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert not must_stream(2 * 18, "auto", 0, lambda: 432)
+    for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(key, "0")
+    for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(key, "2")
+    assert must_stream(2 * 18, "auto", 0, lambda: 432), "two processes share the quarter"
+    assert not must_stream(18, "auto", 0, lambda: 432)
 
 
 @pytest.mark.parametrize("options", [{"loading": "stream"}, {"workers": 2}, {"crop_pct": 0.9}])

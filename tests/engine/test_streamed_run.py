@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,24 @@ def test_other_files_do_not_resume_a_run(
     (root / "train" / "cat" / "0.png").touch()
     with pytest.raises(InputError, match="other images"):
         run.train(plan(root, out), resume=True)
+
+
+def test_images_in_memory_do_not_become_streamed_ones(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dskd")
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, epoch=0, step=1)
+        with pytest.raises(Stopped):
+            run.train(plan(root, out, "data.loading=auto"))
+    said = "random crops are cut from the centre of the images at 16x16, as they are in memory"
+    assert said in caplog.text
+    caplog.clear()
+    with pytest.raises(InputError, match=r"other images or another data\.loading \(memory or"):
+        run.train(plan(root, out, "data.loading=stream"), resume=True)
+    assert said not in caplog.text
+    run.train(plan(root, out, "data.loading=memory"), resume=True)
 
 
 def test_students_are_evaluated_and_predict_as_the_run_read_its_images(

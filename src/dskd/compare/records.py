@@ -157,8 +157,8 @@ def _check_same(grid: Grid, there: dict[str, Any], own: dict[str, Any]) -> None:
         )
     if "data" in own and there["data"] not in (None, own["data"]):
         raise InputError(
-            f"{path} holds a comparison on other images; give the same, or choose another folder "
-            f"with {_other_folder()}"
+            f"{path} holds a comparison on other images or with another data.loading (memory or "
+            f"stream); give the same, or choose another folder with {_other_folder()}"
         )
 
 

@@ -180,7 +180,7 @@ class DataSettings(Settings):
     loading: Loading = "auto"
     """For your own images: ``memory`` decodes all images once and keeps them on the device.
     ``stream`` decodes them in worker processes whenever they are used. ``auto`` streams images that
-    would take more than a quarter of the memory, and says so."""
+    would take more than a quarter of the machine's memory, free or not, and says so."""
     workers: Natural | None = None
     """Processes that decode streamed images; 0 decodes in the training process. The images do not
     depend on this number. None starts one for each core, and at most 8."""

@@ -18,7 +18,7 @@ from dskd.data.archives import Files
 from dskd.data.image_files import BadImageError, check_image, pillow_without_limit, read_image
 from dskd.data.pixels import RGB, PixelForm, square
 from dskd.errors import InputError
-from dskd.runtime.memory import require_memory
+from dskd.runtime.memory import OR_STREAM, require_memory
 
 _CHUNK = 64
 """Files of one task of a thread."""
@@ -93,7 +93,9 @@ def decode_all(
     start = len(bad)  # all before it are bad
     height, width = first.shape[:2]
     require_memory(
-        len(names) * first.size, f"{len(names)} images of {width}x{height} from {files.root}"
+        len(names) * first.size,
+        f"{len(names)} images of {width}x{height} from {files.root}",
+        OR_STREAM,
     )
     images = np.empty((len(names), form.channels, height, width), np.uint8)
 

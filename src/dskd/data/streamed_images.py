@@ -23,6 +23,7 @@ from dskd.data.image_files import BadImageError, opened
 from dskd.data.image_source import ImageSource
 from dskd.data.path_list import PathList
 from dskd.data.read_options import ReadOptions
+from dskd.runtime.launch import local_world_size
 from dskd.runtime.memory import readable
 from dskd.storage.atomic import replace_file
 
@@ -35,9 +36,9 @@ _PIECE = 64
 def must_stream(count: int, loading: Loading, workers: int, bytes_of_one: Callable[[], int]) -> str:
     """Why the images are streamed, in a line; empty if they are kept in memory.
 
-    With ``data.loading=auto`` they are kept if they take at most a quarter of the machine's memory
-    (and of the GPU's, if there is one), and if as much is free. The quarter is of all memory, not
-    of what is free, so that a run that is resumed decides as before.
+    With ``data.loading=auto`` they are kept if they take at most a quarter of the machine's memory,
+    shared by the processes that torchrun started on it (and of the GPU's, if there is one). What is
+    free does not count: a run that is resumed must decide as before, and all processes alike.
 
     Args:
         count: Number of images.
@@ -50,8 +51,7 @@ def must_stream(count: int, loading: Loading, workers: int, bytes_of_one: Callab
     if loading == "memory":
         return ""
     needed = count * bytes_of_one()
-    memory = psutil.virtual_memory()
-    limit = min(memory.total // 4, memory.available)
+    limit = psutil.virtual_memory().total // 4 // local_world_size()
     if torch.cuda.is_available():
         limit = min(limit, torch.cuda.get_device_properties(0).total_memory // 4)
     if needed <= limit:

@@ -23,7 +23,7 @@ from dskd.data.sample_split import READ_TWICE, sample_bytes, stream_samples
 from dskd.data.streamed_images import must_stream, statistics_of_some
 from dskd.data.subset import HELD_OUT, held_out_note, hold_out
 from dskd.errors import InputError, brief
-from dskd.runtime.memory import require_memory
+from dskd.runtime.memory import OR_STREAM, require_memory
 
 log = logging.getLogger("dskd")
 
@@ -186,7 +186,7 @@ def _in_memory(reader: SampleReader) -> tuple[Split, bool]:
     """
     count = len(reader)
     first, _, deep = reader.read(0)
-    require_memory(count * first.numel(), f"the {count} {reader.what} images")
+    require_memory(count * first.numel(), f"the {count} {reader.what} images", OR_STREAM)
     images = torch.empty((count, *first.shape), dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
     for index in range(count):

@@ -9,6 +9,7 @@ from typing import Any
 from dskd.config.schema import AUGMENTATIONS, DataSettings
 from dskd.data import Dataset, load_dataset, take_part
 from dskd.data.catalog import DATASETS
+from dskd.data.dataset import Split
 from dskd.data.hf import HFSplits
 from dskd.data.pixels import PixelForm
 from dskd.data.read_options import ImageOptions, default_workers, read_options
@@ -72,6 +73,23 @@ def load_training_data(settings: DataSettings, given: GivenData | None = None) -
     Raises:
         InputError: As `load_data`, or the images without labels cannot be read.
     """
+    data = _with_unlabelled(settings, given)
+    return replace(data, notes=(*data.notes, *_crop_notes(settings, data)))
+
+
+def _crop_notes(settings: DataSettings, data: Dataset) -> list[str]:
+    """Says where random resized crops come from, if not from the original images."""
+    can_stream = settings.name.startswith("<") or _are_files(settings)
+    is_resized = settings.size is not None and isinstance(data.train, Split)
+    if settings.crop_scale is None or not can_stream or not is_resized:
+        return []
+    return [
+        f"random crops are cut from the centre of the images at {settings.size}x{settings.size}, "
+        "as they are in memory; data.loading=stream cuts them from the whole original images"
+    ]
+
+
+def _with_unlabelled(settings: DataSettings, given: GivenData | None) -> Dataset:
     data = load_data(settings, given)
     if settings.unlabelled is None:
         if data.unlabelled is None and not settings.is_default("unlabelled_share"):

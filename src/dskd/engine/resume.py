@@ -43,7 +43,9 @@ def check_same_run(
             f"the checkpoint in {path} is of another recipe: {listed}; start again with "
             f"{option('overwrite')}"
         )
-    for what, words in (("data", f"other {samples}"), ("teacher", "another teacher")):
+    # With data.loading=auto, a machine with other memory can decide otherwise.
+    streamable = " or another data.loading (memory or stream)" * ("loading" in there["data"])
+    for what, words in (("data", f"other {samples}{streamable}"), ("teacher", "another teacher")):
         if state["fingerprints"][what] != fingerprints[what]:
             raise InputError(
                 f"{path} was started with {words}; give the same, or start again with "
@@ -70,8 +72,8 @@ def check_same_everywhere(fingerprints: Mapping[str, str | None], samples: str) 
     """
     if any(other != fingerprints for other in distributed.all_gather(fingerprints)):
         raise InputError(
-            f"the processes of this run have different {samples} or teachers; give the same "
-            "files to every machine"
+            f"the processes of this run have different {samples} or teachers; give the same files "
+            "to every machine, and set data.loading if their memory differs"
         )
 
 

@@ -6,15 +6,18 @@ import psutil
 
 from dskd.errors import InputError
 
+OR_STREAM = "give a smaller data.size, set data.loading=stream"
+"""A fix for `require_memory`, for images that can be streamed."""
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def require_memory(needed: int, what: str) -> None:
+def require_memory(needed: int, what: str, fix: str = "give a smaller data.size") -> None:
     """Refuses to allocate more memory than is available.
 
     Args:
         needed: Number of bytes that are about to be allocated.
         what: What needs them: the subject of the error, in the plural.
+        fix: What the user can do, besides freeing memory.
 
     Raises:
         InputError: Less memory is available; the message gives both sizes.
@@ -23,7 +26,7 @@ def require_memory(needed: int, what: str) -> None:
     if needed > available:
         raise InputError(
             f"{what} need {readable(needed)} of memory, but {readable(available)} are available; "
-            "give a smaller data.size, or free memory"
+            f"{fix}, or free memory"
         )
 
 

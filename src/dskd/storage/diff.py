@@ -10,11 +10,12 @@ _IGNORED = (
     "data.root",
     "data.cache_dir",
     "data.workers",
+    "data.loading",
     "teacher.checkpoint",
     "teacher.cache_dir",
 )
-"""Settings that say where files lie, or how many processes read them. Images and teachers are
-compared by fingerprint instead."""
+"""Settings that say where files lie, or how they are read. Images and teachers are compared by
+fingerprint instead, which differs between images in memory and streamed ones."""
 
 
 class StorableRecipe(Protocol):

@@ -125,7 +125,8 @@ def check_same_data(folder: Path, fingerprint: str) -> None:
     known = read_json(folder / RESULT, ResultFile, fix).fingerprints
     if known.get("data", fingerprint) != fingerprint:
         raise InputError(
-            f"{folder} was trained on other images than these; give the same, or {fix}"
+            f"{folder} was trained on other images than these, or with another data.loading "
+            f"(memory or stream); give the same, or {fix}"
         )
 
 
