@@ -34,6 +34,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_all_layers_of_gat_but_the_first_have_a_residual_connection() -> None:
+    settings = GraphModelSettings(name="gat", layers=2, hidden=4, heads=2)
+    net = build_net(settings, Shape(features=5, classes=3), seed=0)
+    assert [layer.res is not None for layer in net.convolutions] == [False, True, True]
+
+
 @pytest.fixture(scope="module")
 def several() -> GraphData:
     return load_graphs(RECIPES.load("ppi", ["data.name=generated-multilabel"]).data)
