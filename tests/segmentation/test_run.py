@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from dskd.cli.commands import cli
 from dskd.engine.result import Result
 from dskd.engine.run import run_job
-from dskd.engine.tasks.segmentation.job import SegmentationJob
+from dskd.engine.tasks.segmentation.job import SegmentationJob, freeze
 from dskd.engine.tasks.segmentation.recipe import RECIPES, data_settings
+from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.student import evaluate, load_student
+from dskd.engine.tasks.segmentation.unet import SegmentationModel
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError
 from dskd.storage.run_directory import RunDirectory
@@ -98,6 +102,25 @@ def test_a_small_student_learns_from_a_teacher(tmp_path: Path, method: str, prec
     again = run(tmp_path / "again", *changes, checkpoint, "train.epochs=1")
     first, second = (r.path / "student.safetensors" for r in (result, again))
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.slow
+def test_student_and_teacher_keep_the_normalisation_that_they_were_trained_with(
+    tmp_path: Path,
+) -> None:
+    teacher = ("method.name=masks", "teacher=null", "student.width=3", "train.epochs=1")
+    run(tmp_path / "teacher", *teacher, "data.normalize=image")
+    weights = tmp_path / "teacher" / "student.safetensors"
+    assert load_student(tmp_path / "teacher").model.by_image
+    changes = ("method.name=kd", "teacher.width=3", f"teacher.checkpoint={weights}")
+    plan = RECIPES.load("shapes", [*TINY, *changes, f"out={tmp_path / 'run'}"])
+    data = load_images(plan.split_data)
+    model = freeze(plan, data, weights, torch.device("cpu")).model
+    assert isinstance(model, SegmentationModel)
+    assert model.by_image
+    other = replace(data, classes=("background", "ring", "disc"))
+    with pytest.raises(InputError, match=r"has the classes \['background', 'disc', 'ring'\], and"):
+        freeze(plan, other, weights, torch.device("cpu"))
 
 
 @pytest.mark.slow

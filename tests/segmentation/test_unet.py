@@ -57,6 +57,18 @@ def test_the_model_normalises_and_is_described() -> None:
     assert all(stage.nonnegative for stage in spec.stages)
 
 
+def test_an_image_can_have_a_normalisation_of_its_own() -> None:
+    net = UNet(2, width=2)
+    model = SegmentationModel(net, mean=(0.5,), std=(0.25,), by_image=True).eval()
+    images = torch.randint(0, 128, (2, 1, 16, 16), dtype=torch.uint8)
+    normal = model.normalize(images)
+    torch.testing.assert_close(normal.mean((2, 3)), torch.zeros(2, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal.std((2, 3), correction=0), torch.ones(2, 1))
+    torch.testing.assert_close(model.normalize(images + 100), normal)  # brightness does not matter
+    torch.testing.assert_close(model.normalize(images * 2), normal)  # nor does contrast
+    assert not model.normalize(torch.full((1, 1, 16, 16), 7, dtype=torch.uint8)).any()
+
+
 def test_dropout_works_on_the_fourth_stage_in_training() -> None:
     net = UNet(2, width=2, dropout=0.5)
     maps = net.encoder(torch.randn(4, 1, 32, 32))

@@ -99,7 +99,8 @@ class _Analyzer:
         if all(one["teacher_accuracy"] is None for one in results):
             return ModelCosts(students, None, self._left_out())
         settings: SegmentationTeacherSettings = self.collected.recipe.teacher
-        teacher = build_model(settings, self.data, 0).eval()
+        normalize = self.collected.recipe.data.normalize
+        teacher = build_model(settings, self.data, normalize, 0).eval()
         return ModelCosts(students, cost(teacher, settings.width), self._left_out())
 
     def scores(self) -> ClassScores:

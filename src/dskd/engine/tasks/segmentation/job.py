@@ -14,9 +14,11 @@ from dskd.engine.tasks.job import TaskJob, needs_teacher
 from dskd.engine.tasks.segmentation.base import SegmentationMethod
 from dskd.engine.tasks.segmentation.dataset import SegmentationData
 from dskd.engine.tasks.segmentation.loader import SegmentationLoaders, Supervision
+from dskd.engine.tasks.segmentation.metadata import metadata_of
 from dskd.engine.tasks.segmentation.methods import METHODS
 from dskd.engine.tasks.segmentation.recipe import RECIPES
 from dskd.engine.tasks.segmentation.settings import (
+    Normalize,
     SegmentationModelSettings,
     SegmentationRecipe,
 )
@@ -90,14 +92,22 @@ def load_data(recipe: SegmentationRecipe) -> SegmentationData:
 
 
 def build_model(
-    settings: SegmentationModelSettings, data: SegmentationData, seed: int
+    settings: SegmentationModelSettings, data: SegmentationData, normalize: Normalize, seed: int
 ) -> SegmentationModel:
-    """A network with weights from the seed, and with the normalisation of the training images."""
+    """A network with weights from the seed.
+
+    Args:
+        settings: Of the network.
+        data: The images; it is normalised by the mean and standard deviation of those for training,
+            unless each image has its own.
+        normalize: See `SegmentationDataSettings`.
+        seed: Of the weights.
+    """
     mean, std = data.statistics()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = UNet(len(data.classes), data.shape[0], settings.width, settings.dropout)
-    return SegmentationModel(net, mean=mean, std=std)
+    return SegmentationModel(net, mean=mean, std=std, by_image=normalize == "image")
 
 
 def build_method(
@@ -110,7 +120,8 @@ def build_method(
         data: Its images.
         teacher: None for a method without one.
     """
-    student = build_model(recipe.student, data, seed_of_part(recipe.seed, 0))
+    seed = seed_of_part(recipe.seed, 0)
+    student = build_model(recipe.student, data, recipe.data.normalize, seed)
     pair = Pair.measured(
         student,
         teacher,
@@ -160,7 +171,7 @@ def rehearse(recipe: SegmentationRecipe, data: SegmentationData) -> None:
     teacher = None
     if needs_teacher(recipe):
         assert recipe.teacher is not None, "the recipe is checked"
-        teacher = build_model(recipe.teacher, data, 0)
+        teacher = build_model(recipe.teacher, data, recipe.data.normalize, 0)
     build_trainer(recipe, data, TeacherOutputs(None), torch.device("cpu"), teacher)
 
 
@@ -231,11 +242,19 @@ def freeze(
     """The frozen teacher with the weights of a file, evaluated on the test split.
 
     Raises:
-        InputError: The file cannot be read, does not fit the settings of the teacher, or has
-            weights whose logits are not finite.
+        InputError: The file cannot be read, does not fit the settings of the teacher, was trained
+            for other classes, or has weights whose logits are not finite.
     """
     assert recipe.teacher is not None, "the recipe has one"
-    model = build_model(recipe.teacher, data, 0)
+    model = build_model(recipe.teacher, data, recipe.data.normalize, 0)
+    known = metadata_of(weights)
+    if known is not None:
+        if known.classes != data.classes:
+            raise InputError(
+                f"teacher.checkpoint {weights} has the classes {list(known.classes)}, and the data "
+                f"has {list(data.classes)}; give a teacher of these classes"
+            )
+        model = known.model_of(model.module)
     load_weights(model.module, read_weights(weights), f"teacher.checkpoint {weights}")
     teacher = FrozenTeacher(model.to_device(device))
     loaders = SegmentationLoaders(data, device, "masks", 0)

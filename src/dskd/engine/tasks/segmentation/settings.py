@@ -13,6 +13,7 @@ from dskd.settings import Count, Fraction, Natural, PathSetting, Rate, Seed, Set
 from dskd.storage.metric_names import Metric
 
 DataName = Literal["folder", "shapes"]
+Normalize = Literal["dataset", "image"]
 """Where images with masks come from."""
 MaskValue = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """A value of a mask."""
@@ -50,6 +51,9 @@ class SegmentationDataSettings(SplitSettings):
     shapes."""
     channels: Literal[1, 3] = 1
     """For folder: 3 for RGB or 1 for gray."""
+    normalize: Normalize = "dataset"
+    """Which mean and standard deviation normalise an image: those of the training images
+    (``dataset``), or its own (``image``), for scans that differ in brightness and contrast."""
     patient: Annotated[str, AfterValidator(_regular_expression)] = r"patient\d+"
     """For folder: a regular expression that finds the patient at the start of a file name; its
     first group, if it has one. All images of a patient are in one split. An image without a match

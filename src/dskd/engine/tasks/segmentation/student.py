@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,36 +14,22 @@ from PIL import Image
 from dskd.engine.tasks.segmentation.dataset import SegmentationData
 from dskd.engine.tasks.segmentation.loader import MaskedLoader
 from dskd.engine.tasks.segmentation.masks import fit, placed
+from dskd.engine.tasks.segmentation.metadata import read_student_metadata
 from dskd.engine.tasks.segmentation.metrics import ClassScores, class_scores
 from dskd.engine.tasks.segmentation.recipe import RECIPES
 from dskd.engine.tasks.segmentation.settings import (
-    SegmentationModelSettings,
     SegmentationRecipe,
 )
 from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.task import SEGMENTATION
 from dskd.engine.tasks.segmentation.unet import SMALLEST, SegmentationModel, UNet
 from dskd.errors import InputError, option
-from dskd.settings import Count, Number, Positive, Settings, validate
 from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
-from dskd.storage.weights import load_weights, read_metadata, read_weights
+from dskd.storage.weights import load_weights, read_weights
 from dskd.storage.yaml_file import read_yaml_file
 
 Which = Literal["last", "best"]
 """The weights of the last epoch, or of the best one."""
-
-
-class _Metadata(Settings):
-    """The metadata of a student's file; see `dskd.engine.tasks.segmentation.task`."""
-
-    task: Literal["segment"]
-    model: SegmentationModelSettings
-    channels: Literal[1, 3]
-    size: tuple[Count, Count]
-    classes: tuple[str, ...]
-    mean: tuple[Number, ...]
-    std: tuple[Positive, ...]
-    method: str
 
 
 @dataclass(frozen=True)
@@ -105,16 +90,11 @@ def load_student(run: Path, which: Which = "best") -> SegmentationStudent:
             f"{run} is not finished; distil {run / RECIPE} with out={run} and {option('resume')}"
         )
     path = run / (LAST if which == "last" else BEST)
-    metadata = validate(_Metadata, _plain(read_metadata(path)), f"{path}: ")
+    metadata = read_student_metadata(path)
     net = UNet(len(metadata.classes), metadata.channels, metadata.model.width, 0.0)
     load_weights(net, read_weights(path), f"the student in {path}")
-    model = SegmentationModel(net, mean=metadata.mean, std=metadata.std)
+    model = metadata.model_of(net)
     return SegmentationStudent(model.eval(), metadata.classes, recipe)
-
-
-def _plain(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The metadata without the facts that all files of students have."""
-    return {key: value for key, value in metadata.items() if key in _Metadata.model_fields}
 
 
 def read_recipe_of(run: Path) -> SegmentationRecipe:

@@ -64,6 +64,7 @@ class SegmentationTask(Task):
             "classes": list(data.classes),
             "mean": model.mean.flatten().tolist(),
             "std": model.std.flatten().tolist(),
+            "normalize": recipe.data.normalize,
             "method": recipe.method.name,
         }
 

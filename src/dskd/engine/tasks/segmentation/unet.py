@@ -22,6 +22,8 @@ DEPTH = 4
 """How often the encoder halves the image."""
 SMALLEST = 2**DEPTH
 """Smallest side of an image, in pixels."""
+SMALLEST_STD = 1e-3
+"""Smallest standard deviation by which an image is divided."""
 
 
 class DoubleConv(nn.Sequential):
@@ -157,6 +159,8 @@ class SegmentationModel(StagedModel):
         module: Returns its stages itself, as `UNet` does.
         mean: Mean of each channel, on the scale from 0 to 1.
         std: Standard deviation of each channel, on the scale from 0 to 1.
+        by_image: Whether each channel of an image is normalised by its own mean and standard
+            deviation, in place of ``mean`` and ``std``. A constant channel becomes 0.
 
     Example:
         >>> model = SegmentationModel(UNet(2, width=4), mean=(0.5,), std=(0.5,)).eval()
@@ -166,8 +170,24 @@ class SegmentationModel(StagedModel):
 
     module: StagedNet
 
-    def __init__(self, module: StagedNet, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        module: StagedNet,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        by_image: bool = False,
+    ) -> None:
         super().__init__(module, mean=mean, std=std)
+        self.by_image = by_image
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalise images, see `StagedModel.normalize`."""
+        images = super().normalize(images)
+        if not self.by_image:
+            return images
+        std, mean = torch.std_mean(images, (2, 3), correction=0, keepdim=True)
+        return (images - mean) / std.clamp(min=SMALLEST_STD)
 
     def forward_normalized(self, images: Tensor) -> ModelOutput:
         """Run the model on images that are already normalised."""
