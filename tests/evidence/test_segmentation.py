@@ -18,11 +18,15 @@ pytestmark = pytest.mark.skipif(find_spec("monai") is None, reason="monai is not
 
 def test_the_page_compares_each_row_with_the_baseline_of_its_table() -> None:
     def runs(*dice: float) -> list[dict[str, float | None]]:
-        return [{"dice": one, "hd95": 2.0, "hd95_images": 9} for one in dice]
+        known = {"hd95": 2.0, "hd95_images": 9, "decoder_a": None}
+        return [{"dice": one, **known} for one in dice]
 
     results = {study: {row.name: runs(50, 51, 52) for row in rows} for study, rows in ROWS.items()}
     results["mixed"]["all"] = runs(55.0, 56.1, 57.0)
-    results["mixed"]["seeds"] = [{"dice": 1.0, "hd95": None, "hd95_images": 0}] * 3
+    results["mixed"]["all"][0]["decoder_a"] = 40.0  # one of three is not enough to name the row
+    lost = {"dice": 1.0, "hd95": None, "hd95_images": 0, "decoder_a": None}
+    results["mixed"]["seeds"] = [lost] * 3
+    results["mixed"]["both"] = [run | {"decoder_a": 45.0} for run in runs(50, 51, 52)]
     environment = {"packages": {}, "processor": "", "device": "cpu", "threads": 1, "python": "3"}
     text = page(
         {
@@ -39,9 +43,10 @@ def test_the_page_compares_each_row_with_the_baseline_of_its_table() -> None:
     (better,) = (line for line in text.splitlines() if "| better |" in line)
     assert "masks and seeds, with KL and entropy | 56.0 ± 2.5 | 2.0" in better
     assert "| +5.0 ± 0.1 | < 0.001 |" in better
-    assert "| masks only | 51.0 ± 2.5 | 2.0 | | | |" in text
+    assert "| masks only | 51.0 ± 2.5 | 2.0 (9) | | | |" in text
     (seeds,) = (line for line in text.splitlines() if line.startswith("| seeds only"))
     assert "| - |" in seeds
+    assert "has a mean Dice after the last epoch of 45.0 % (masks and seeds)." in text
     assert text.count("not significant (p = 1.000)") == 6
 
 
