@@ -101,7 +101,7 @@ def test_a_folder_without_a_test_split_holds_out_validation_images_too(tmp_path:
     found = load_search(None, given, tmp_path / "out", 1, UserObjects())
     data = found.data()
     assert data.validation is None
-    assert data.test_is_held_out
+    assert not data.test_is_held_out  # the test split of the recipe is absent
     real = load_training_data(found.recipe.data)
     assert real.validation is not None
     assert data.test.names == real.validation.names

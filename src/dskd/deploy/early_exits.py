@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.data import Dataset
-from dskd.deploy.evaluate import load_run_data
+from dskd.deploy.evaluate import load_evaluated
 from dskd.deploy.latency import measure_latency, one_thread
 from dskd.deploy.student import DeployedStudent, Which, load_deployed
 from dskd.engine.evaluate import evaluation_batch, percent
@@ -236,7 +236,7 @@ def evaluate_exits(
         InputError: There is no finished run with early exits, or its data set cannot be loaded.
     """
     early = load_early(run, which, max_loss, student=student, allow_code=allow_code)
-    found, _ = measure_exits(early, load_run_data(run, early.deployed, root, data))
+    found, _ = measure_exits(early, load_evaluated(run, early.deployed, root, data))
     return found
 
 

@@ -48,7 +48,7 @@ def evaluate(
         InputError: There is no finished run, or its data set cannot be loaded.
     """
     deployed = load_deployed(run, which, student=student, allow_code=allow_code)
-    loaded = load_run_data(run, deployed, root, data)
+    loaded = load_evaluated(run, deployed, root, data)
     device = pick("auto")
     model = deployed.model.to(device)
     results = evaluate_accuracy(
@@ -92,20 +92,42 @@ def load_run_data(
                 f"student has {brief(expected)}; give the run's own images with "
                 f"{option('root', 'FOLDER')}"
             )
-    _check_split(as_path(run, "run") / TEST_IMAGES, loaded)
     return loaded
 
 
-def _check_split(listed: Path, data: Dataset) -> None:
-    """Warns if other images are held out now: some may be images that the run trained on."""
+def load_evaluated(
+    run: str | Path,
+    deployed: DeployedStudent,
+    root: str | Path | None = None,
+    data: DataArgument | None = None,
+) -> Dataset:
+    """The images of `load_run_data`, with a warning of those that `check_split` refuses."""
+    loaded = load_run_data(run, deployed, root, data)
+    try:
+        check_split(run, loaded)
+    except InputError as error:
+        log.warning("%s", error)
+    return loaded
+
+
+def check_split(run: str | Path, data: Dataset) -> None:
+    """Refuses test images that were not held out when the run was trained.
+
+    Args:
+        run: Folder of the run.
+        data: Its images as they are now.
+
+    Raises:
+        InputError: There are some: images were added or removed, or another part is held out.
+    """
+    listed = as_path(run, "run") / TEST_IMAGES
     if not data.test_is_held_out or not listed.is_file():
         return
     before = {*listed.read_text(encoding="utf-8").splitlines()}
     others = sum(printable(name) not in before for name in data.test.names)
     if others:
-        log.warning(
-            "%d of the %d test images were not held out when this run was trained, so it may have "
-            "learned from them: images were added or removed, or data.test_split differs; %s lists "
-            "its own",
-            *(others, len(data.test), listed),
+        raise InputError(
+            f"{others} of the {len(data.test)} test images were not held out when this run was "
+            "trained, so it may have learned from them: images were added or removed, or "
+            f"data.test_split differs; {listed} lists its own"
         )

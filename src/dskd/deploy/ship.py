@@ -15,7 +15,7 @@ from dskd.data import Dataset
 from dskd.data.file_split import spread
 from dskd.deploy.caller import caller
 from dskd.deploy.early_exits import EarlyExits, load_exits
-from dskd.deploy.evaluate import load_run_data
+from dskd.deploy.evaluate import check_split, load_run_data
 from dskd.deploy.export import (
     ExportDraft,
     card_path,
@@ -179,18 +179,28 @@ def _check_qat(options: ShipOptions) -> None:
 
 
 def _before_qat(deployed: DeployedStudent, plan: _Plan) -> dict[str, Accuracy]:
-    """The accuracy of the student as trained, and of the same student in 8 bits."""
-    with tempfile.TemporaryDirectory(prefix="dskd-int8-") as folder:
-        images = load_run_data(deployed.run or "", deployed, plan.options.root, plan.data)
-        with exporting(
+    """The accuracy of the student as trained, and of the same student in 8 bits.
+
+    Empty if the test images are others than those of the run, which `_measure` says.
+    """
+    run = deployed.run or ""
+    images = load_run_data(run, deployed, plan.options.root, plan.data)
+    try:
+        check_split(run, images)
+    except InputError:
+        return {}
+    with (
+        tempfile.TemporaryDirectory(prefix="dskd-int8-") as folder,
+        exporting(
             deployed,
             Path(folder) / plan.path.name,
             plan.form.name,
             batch=plan.batch,
             tolerance=math.inf,
             calibration=plan.calibration,
-        ) as draft:
-            found = measure_accuracy(draft, images)
+        ) as draft,
+    ):
+        found = measure_accuracy(draft, images)
     return {STUDENT: found[STUDENT], QUANTIZED: found[EXPORTED]}
 
 
@@ -274,7 +284,9 @@ def _measure(
     accuracy: dict[str, Accuracy] = {}
     teacher: StagedModel | None = None
     try:
-        images = load_run_data(student.run or draft.path.name, student, root, data)
+        run = student.run or draft.path.name
+        images = load_run_data(run, student, root, data)
+        check_split(run, images)
         accuracy = measure_accuracy(draft, images)
     except InputError as error:
         missing["accuracy"] = str(error)

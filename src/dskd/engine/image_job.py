@@ -7,7 +7,6 @@ import logging
 import torch
 
 from dskd.config.schema import Recipe
-from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_run, build_teacher_outputs
 from dskd.engine.check.data import log_counts
@@ -19,10 +18,10 @@ from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.engine.training_run import TrainingRun
 from dskd.engine.unlabelled import log_unlabelled, teacher_loader
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import as_given, printable
+from dskd.errors import as_given
 from dskd.runtime import distributed
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import SKIPPED_IMAGES, TEACHER, TEST_IMAGES, VALIDATION_IMAGES
+from dskd.storage.run_files import TEACHER
 from dskd.teacher.frozen import FrozenTeacher
 
 log = logging.getLogger("dskd")
@@ -71,7 +70,6 @@ class ImageJob(Job):
     def build(self, directory: RunDirectory, *, resume: bool) -> TrainingRun:
         """Trains the teacher if it is not given, opens its outputs, and builds the run."""
         prepared, loaders, recipe = self._prepared, self._loaders, self._recipe
-        _list_images(loaders.data, directory)
         teacher = self._teacher
         if teacher is None:
             teacher = trained_teacher(prepared, loaders, directory.path / TEACHER, resume)
@@ -79,14 +77,3 @@ class ImageJob(Job):
         outputs = build_teacher_outputs(recipe, images, teacher, prepared.needs)
         outputs.open()
         return build_run(recipe, prepared.student, loaders, outputs, directory)
-
-
-def _list_images(data: Dataset, directory: RunDirectory) -> None:
-    """Writes which image files were left out, and which no step trains on."""
-    test = data.test.names if data.test_is_held_out else ()
-    validation = data.validation.names if data.validation is not None else ()
-    listed = {SKIPPED_IMAGES: data.skipped, TEST_IMAGES: test, VALIDATION_IMAGES: validation}
-    for name, lines in listed.items():
-        if lines:
-            text = "".join(f"{printable(line)}\n" for line in lines)
-            directory.write_bytes(name, text.encode())

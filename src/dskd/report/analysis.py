@@ -13,6 +13,7 @@ import torch
 
 from dskd.compare.summary import BASELINE, STUDENT
 from dskd.data import Dataset
+from dskd.deploy.evaluate import check_split
 from dskd.deploy.load_teacher import load_teacher
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
@@ -187,8 +188,13 @@ class _Analyzer:
         return measured_exits(runs, seed, self.data, self.given, others)
 
     def _student(self, runs: MethodRuns) -> tuple[int, StagedModel]:
-        """The student of the first seed."""
+        """The student of the first seed.
+
+        Raises:
+            InputError: It cannot be built, or the test images are others than those of its run.
+        """
         seed = min(runs.folders)
+        check_split(runs.folders[seed], self.data)
         return seed, load_student(runs.folders[seed], self.data, self.given)
 
     def _teacher(self, runs: MethodRuns) -> StagedModel:

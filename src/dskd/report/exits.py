@@ -9,6 +9,7 @@ import torch
 
 from dskd.data import Dataset
 from dskd.deploy.early_exits import ExitEvaluation, load_exits, measure_exits
+from dskd.deploy.evaluate import check_split
 from dskd.engine.evaluate import evaluate_accuracy
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import printable
@@ -100,6 +101,7 @@ def measured_exits(
     Raises:
         InputError: A student cannot be built, or the images are others.
     """
+    check_split(runs.folders[seed], data)
     early = load_exits(load_fitting(runs.folders[seed], data, given))
     exits = tuple(
         CalibratedExit(

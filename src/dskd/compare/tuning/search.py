@@ -114,7 +114,8 @@ class Search:
                 f"{data.name} has no validation split, by which trials are compared; hold out a "
                 "part of the training images with data.val_fraction=0.1"
             )
-        return replace(data, test=data.validation, validation=None, test_is_held_out=True)
+        # A trial lists no test images: its recipe names a test split that it does not have.
+        return replace(data, test=data.validation, validation=None, test_is_held_out=False)
 
     def facts(self) -> dict[str, Any]:
         """The content of `FACTS`, before data and teacher are known."""
