@@ -105,7 +105,7 @@ def export_rows(found: Exported) -> tuple[list[str], list[list[str]]]:
     titles = {
         TEACHER: "teacher, PyTorch",
         STUDENT: "student, PyTorch",
-        EXPORTED: f"{found.path.name}, {found.runtime}",
+        EXPORTED: measured.exported_title(found.path.name, found.runtime),
     }
     if any(PLAIN in times for times in measured.latency.values()):
         titles[PLAIN] = f"without exits, {found.runtime}"

@@ -24,6 +24,7 @@ class Format:
         runtime: The program that runs the file, for tables and the model card.
         has_graph: Whether the file holds the operations. Otherwise it holds weights only.
         for_int8: What must be installed in addition to quantize to 8 bits, and the extra of it.
+        takes_threads: Whether the runtime can be told to use one thread. If not, it uses all cores.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Format:
     runtime: str
     has_graph: bool = True
     for_int8: tuple[tuple[str, str], ...] = ()
+    takes_threads: bool = True
 
     def requirements(self, int8: bool) -> list[tuple[str, str]]:
         """The packages that an export needs, each with the extra that installs it."""
@@ -78,6 +80,7 @@ _ALL = (
         "executorch",
         "ExecuTorch",
         for_int8=(("torchao", "torchao"),),
+        takes_threads=False,
     ),
 )
 FORMATS = {form.name: form for form in _ALL}

@@ -77,6 +77,7 @@ class Measurements:
         parameters: Of ``teacher`` and ``student``.
         missing: Why something was not measured, by what it is.
         waiting: Share of the time of the latencies in which they waited for a processor core.
+        all_cores: Whether the exported student was timed on all cores, the others on one thread.
     """
 
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
@@ -84,6 +85,20 @@ class Measurements:
     parameters: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
     waiting: float = 0.0
+    all_cores: bool = False
+
+    def exported_title(self, file: str, runtime: str) -> str:
+        """The heading of the exported file in tables.
+
+        Args:
+            file: Its name.
+            runtime: The program that runs it.
+
+        Example:
+            >>> Measurements(all_cores=True).exported_title("student.pte", "ExecuTorch")
+            'student.pte, ExecuTorch on all cores'
+        """
+        return f"{file}, {runtime}{' on all cores' if self.all_cores else ''}"
 
     @property
     def busy(self) -> str:
@@ -131,7 +146,7 @@ def _accuracy(result: EvaluationResult, metric: Metric) -> Accuracy:
 def measure_times(
     draft: ExportDraft, teacher: StagedModel | None, data: Dataset | None = None
 ) -> dict[int, dict[str, Latency]]:
-    """Times teacher, student and exported file, in turns and on one thread.
+    """Times teacher, student and exported file, in turns and on one thread if the runtime allows.
 
     The time of a file with early exits depends on the image, so it is the mean over test images.
 

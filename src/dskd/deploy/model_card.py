@@ -166,6 +166,7 @@ def _data(parts: CardParts) -> ModelCardData:
                 dataset_type=data,
                 dataset_name=data,
                 dataset_split="test",
+                metric_name=_metric_name(parts.contract.student, facts),
                 metric_type=facts.metric,
                 metric_value=round(top1 / 100, 6),
             )
@@ -179,6 +180,12 @@ def _data(parts: CardParts) -> ModelCardData:
         model_name=public_model(parts.contract.student.name) if results else None,
         ignore_metadata_errors=True,
     )
+
+
+def _metric_name(student: DeployedStudent, facts: RunFacts) -> str | None:
+    """The name of the metric on the Hub, where its own does not say enough."""
+    chosen_on_test = facts.result.get("best_chosen_on") == "test" and student.which == "best"
+    return f"{facts.metric}, epoch chosen on the test split" if chosen_on_test else None
 
 
 def _summary(parts: CardParts) -> str:
@@ -234,11 +241,32 @@ def _accuracy(parts: CardParts) -> Accuracy | None:
 
 
 def _top1(parts: CardParts) -> float | None:
-    """The accuracy in percent: measured now, or by the run."""
+    """The accuracy in percent: measured now, or by the run if the file computes the same."""
     if (accuracy := _accuracy(parts)) is not None:
         return accuracy.top1
-    student = parts.contract.student
-    return parts.facts.accuracy(student.which) if parts.facts is not None else None
+    if parts.facts is None or _computes_otherwise(parts, parts.facts):
+        return None
+    return parts.facts.accuracy(parts.contract.student.which)
+
+
+def _computes_otherwise(parts: CardParts, facts: RunFacts) -> bool:
+    """Whether the file computes something else than the student that the run evaluated."""
+    finished = parts.contract.int8 or parts.qat is not None or parts.contract.exits is not None
+    return finished or facts.recipe.train.int8_rounding  # the run rounds, the file does not
+
+
+def _weights(student: DeployedStudent, result: Mapping[str, Any]) -> str:
+    """Which weights of the run these are."""
+    if student.which != "best":
+        return {"last": "of the last epoch", "ema": "the moving average (`train.ema`)"}[
+            student.which
+        ]
+    if not result:
+        return "of the best epoch of a run that is not finished"
+    epoch = f"of the best epoch, {result['best_epoch']}, which was chosen on the"
+    if result["best_chosen_on"] == "validation":
+        return f"{epoch} validation images"
+    return f"{epoch} test images, so the accuracy on them is too optimistic"
 
 
 def _quality(parts: CardParts) -> str:
@@ -247,6 +275,9 @@ def _quality(parts: CardParts) -> str:
     title, images = "Accuracy", "test images"
     if parts.facts is not None and parts.facts.metric == "agreement":
         title, images = "Agreement with the teacher", "images held out"
+    if parts.facts is not None:
+        weights = _weights(parts.contract.student, parts.facts.result)
+        lines.append(f"- Weights: {weights}")
     if (accuracy := _accuracy(parts)) is not None:
         low, high = accuracy.interval
         lines.append(
@@ -255,9 +286,11 @@ def _quality(parts: CardParts) -> str:
         )
     elif (top1 := _top1(parts)) is not None:
         lines.append(f"- {title} of the student on the {images} in its run: {top1:.2f} %")
+    elif parts.facts is not None and "accuracy" not in measured.missing:
+        lines.append(f"- {title} of this file: not measured")
     if parts.facts is not None and parts.facts.result.get("teacher_accuracy") is not None:
         teacher = parts.facts.result["teacher_accuracy"]
-        lines.append(f"- Accuracy of the teacher on the same images: {teacher:.2f} %")
+        lines.append(f"- Accuracy of the teacher on the {images}: {teacher:.2f} %")
     lines += _qat(parts)
     if parts.difference is not None:
         lines.append(
@@ -270,7 +303,8 @@ def _quality(parts: CardParts) -> str:
     if not measured.latency:
         return "\n".join(lines) or "Nothing was measured."
     times = next(iter(measured.latency.values()))
-    header = [_COLUMNS.get(name, f"{parts.file}, {parts.runtime}") for name in times]
+    own = measured.exported_title(parts.file, parts.runtime)
+    header = [_COLUMNS.get(name, own) for name in times]
     rows = [
         [f"{batch}", *(str(time) for time in found.values())]
         for batch, found in measured.latency.items()

@@ -301,7 +301,8 @@ def _measure(
     before = cores.times()
     latency = measure_times(draft, teacher, images)
     waiting = cores.waiting_share(before, cores.times())
-    return Measurements(accuracy, latency, parameters, missing, waiting)
+    all_cores = not draft.form.takes_threads
+    return Measurements(accuracy, latency, parameters, missing, waiting, all_cores)
 
 
 def _teacher(
