@@ -626,8 +626,12 @@ def test_a_folder_that_holds_no_finished_run(
     result = there / "result.json"
     line = refused(verb, there, *more)
     assert f"{student} is gone; remove {result}; then, to have it written again, `dskd di" in line
+    numbers = result.read_bytes()
     result.unlink()
     assert f"is not finished; to continue it, `dskd distill {there}" in refused(verb, there, *more)
+    student.write_bytes(whole)  # of fewer epochs: the run is taking more
+    assert f"is not finished; to continue it, `dskd distill {there}" in refused(verb, there, *more)
+    result.write_bytes(numbers)
     for damaged in (whole[: len(whole) // 2], b"", bytes(100)):
         student.write_bytes(damaged)
         assert str(student) in refused(verb, there, *more)

@@ -276,7 +276,7 @@ def test_nothing_is_written_through_a_link(run: dskd.Result, tmp_path: Path) -> 
     copied, outside = tmp_path / "run", tmp_path / "outside"
     copied.mkdir()
     outside.mkdir()
-    for name in ("recipe.yaml", "student.safetensors"):
+    for name in ("recipe.yaml", "result.json", "student.safetensors"):
         (copied / name).write_bytes((run.path / name).read_bytes())
     (copied / "export").symlink_to(outside)
     with pytest.raises(InputError, match="is a link"):

@@ -12,6 +12,7 @@ import yaml
 from dskd.config import recipe
 from dskd.config.schema import Recipe
 from dskd.config.train_settings import TrainSettings
+from dskd.deploy.student import load_deployed
 from dskd.engine import run
 from dskd.engine.more_epochs import check_rates
 from dskd.errors import InputError, Stopped, on_command_line
@@ -67,6 +68,10 @@ def test_a_run_that_goes_on_ends_as_one_that_was_trained_at_once(
             with pytest.raises(Stopped):
                 run.distill(plan(out, 3), resume=True)
         assert not (out / "result.json").exists()
+        assert (out / LAST).is_file()  # of one epoch
+        with pytest.raises(InputError, match="is not finished; to continue it"):
+            load_deployed(out)
+        assert load_deployed(out, "best").which == "best"
         assert yaml.safe_load((out / "recipe.yaml").read_text())["train"]["epochs"] == 3
     result = run.distill(plan(out, 3), resume=True)
     assert (out / LAST).read_bytes() == (whole / LAST).read_bytes()

@@ -141,6 +141,8 @@ def load_deployed(
         if which == "ema" and (folder / LAST).is_file():
             raise InputError(f"{folder} has no averaged weights; train with train.ema=0.999, or so")
         raise _missing(path)
+    if which != "best" and _is_unfinished(folder):
+        raise _missing(path)  # it is there from before, with fewer epochs than the recipe says
     loaded = load_file(path, run=str(run), student=student, allow_code=allow_code)
     return replace(loaded, run=folder, which=which)
 
@@ -201,6 +203,11 @@ def load_folder(
     if not card.is_file():
         return loaded
     return replace(loaded, card=card.read_text(encoding="utf-8", errors="replace"))
+
+
+def _is_unfinished(run: Path) -> bool:
+    """Whether a run is training, or was stopped: perhaps one that takes more epochs."""
+    return (run / RECIPE).is_file() and not (run / RESULT).is_file()
 
 
 def _missing(path: Path) -> InputError:
