@@ -6,14 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 import dskd
+from dskd.deploy.caller import caller
 from dskd.deploy.formats import FORMATS
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.latency import Latency
 from dskd.deploy.measure import Measurements
 from dskd.deploy.model_card import CardParts, RunFacts, model_card
+from dskd.deploy.predict import read_image
 from dskd.deploy.student import Which
 
 
@@ -83,3 +87,55 @@ def test_a_runtime_that_takes_no_number_of_threads_is_named(run: Path) -> None:
     assert "ONNX Runtime on all cores |" in model_card(parts(run, measured=measured)).text
     measured = Measurements(latency=times)
     assert "on all cores" not in model_card(parts(run, measured=measured)).text
+
+
+def images_of_all_modes(folder: Path) -> list[Path]:
+    """Small images whose mode or orientation decides what their pixels become."""
+    draw = np.random.default_rng(0)
+    color = draw.integers(256, size=(8, 10, 4), dtype=np.uint8)
+    deep = draw.integers(65536, size=(8, 10)).astype(np.uint16)
+    rgb = Image.fromarray(color[..., :3])
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    palette = rgb.convert("P", palette=Image.Palette.ADAPTIVE)
+    images: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "rgb.png": (rgb, {}),
+        "rgba.png": (Image.fromarray(color), {}),
+        "gray.png": (Image.fromarray(color[..., 0]), {}),
+        "gray-alpha.png": (Image.fromarray(color[..., :2].copy(), "LA"), {}),
+        "one-bit.png": (Image.fromarray(color[..., 0]).convert("1"), {}),
+        "palette.png": (palette, {}),
+        "palette-clear.png": (palette, {"transparency": 3}),
+        "16-bit.png": (Image.fromarray(deep), {}),
+        "32-bit.tif": (Image.fromarray(deep.astype(np.int32)), {}),
+        "cmyk.tif": (rgb.convert("CMYK"), {}),
+        "turned.png": (rgb, {"exif": turned}),
+    }
+    for name, (image, options) in images.items():
+        image.save(folder / name, **options)
+    return [folder / name for name in images]
+
+
+@pytest.mark.parametrize("value_range", [None, (10.0, 200.0), (100.0, 40000.5)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_program_reads_every_kind_of_image_as_the_run_did(
+    run: Path, tmp_path: Path, channels: int, value_range: tuple[float, float] | None
+) -> None:
+    student = dskd.load_deployed(run)
+    form = replace(student.form, value_range=value_range)
+    student = replace(student, shape=(channels, 8, 8), form=form)
+    program = caller(InputContract(student, None, True), FORMATS["torch-export"], "a.pt2")
+    body = program[program.index("    image = ") : program.index("    logits")]
+    for path in images_of_all_modes(tmp_path):
+        space: dict[str, Any] = {"path": path}
+        exec(f"import numpy as np\nfrom PIL import Image, ImageOps\nif True:\n{body}", space)
+        expected = read_image(path, student).float().numpy() / 255
+        np.testing.assert_allclose(space["pixels"], expected, atol=1e-6, err_msg=path.name)
+
+
+def test_the_contract_says_what_becomes_of_pixels(run: Path) -> None:
+    found = parts(run)
+    assert found.contract.plain()["pixels"] == (
+        "turned upright by EXIF, transparency becomes white, of 16 bits the upper 8 count"
+    )
+    assert "| pixels | turned upright by EXIF" in model_card(found).text

@@ -148,12 +148,9 @@ def _read(contract: InputContract) -> list[str]:
     """The lines that read an image file, as the run did."""
     channels, height, width = contract.student.shape
     form, mode = contract.student.form, "RGB" if channels == 3 else "L"
-    lines = ["image = ImageOps.exif_transpose(Image.open(path))"]
-    if form.value_range is not None:
-        low, high = form.value_range
-        scaled = f"(np.asarray(image, np.float64) - {low:g}) * 255 / {high - low:g}"
-        levels = f"np.clip({scaled}, 0, 255).round().astype(np.uint8)"
-        lines.append(f"image = Image.fromarray({levels})")
+    lines = ["image = ImageOps.exif_transpose(Image.open(path))", *_to_8_bits(form.value_range)]
+    if mode == "L":  # Pillow rounds otherwise on the direct way from a palette
+        lines.append('image = image if image.mode in ("1", "L") else image.convert("RGB")')
     lines.append(f"image = image.convert({mode!r})")
     if height != width:
         return [*lines, f"assert image.size == ({width}, {height})"]
@@ -176,6 +173,35 @@ def _read(contract: InputContract) -> list[str]:
         "x, y = width / w, height / h",
         f"box = (left * x, top * y, (left + {height}) * x, (top + {height}) * y)",
         f"image = image.resize(({height}, {height}), {rule}, box)",
+    ]
+
+
+def _to_8_bits(value_range: tuple[float, float] | None) -> list[str]:
+    """The lines that do what `dskd.data.pixels.convert` does with bit depth and transparency."""
+    on_white = [
+        'image = image.convert("RGBA")',
+        'image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)',
+    ]
+    if value_range is None:
+        return [
+            'assert image.mode != "F", "32-bit floats have no fixed range"',
+            'if image.mode.startswith("I"):  # of 16 bits the upper 8 count',
+            "    levels = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)",
+            "    image = Image.fromarray(levels)",
+            "elif image.has_transparency_data:",
+            *(f"    {line}" for line in on_white),
+        ]
+    low, high = value_range
+    return [
+        'deep = image.mode.startswith(("I", "F"))  # more than 8 bits',
+        "if not deep and image.has_transparency_data:",
+        *(f"    {line}" for line in on_white),
+        "if not deep:",
+        '    image = image.convert("L" if image.mode in ("1", "L") else "RGB")',
+        f"values, spread = np.asarray(image, np.float64) - {low!r}, {high - low!r}",
+        "values = values * (255 / spread) if deep else values * 255 / spread",
+        "values = np.nan_to_num(np.clip(values, 0, 255)).round()",
+        "image = Image.fromarray(values.astype(np.uint8))",
     ]
 
 

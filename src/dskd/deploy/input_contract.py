@@ -71,6 +71,14 @@ class InputContract:
             "Pillow's BOX filter if the side is a multiple of that size, else BICUBIC"
         )
 
+    @property
+    def pixel_rule(self) -> str:
+        """What becomes of the pixels of an image file before the resizing, in words."""
+        rule = "turned upright by EXIF, transparency becomes white"
+        if self.student.form.value_range is not None:
+            return rule
+        return f"{rule}, of 16 bits the upper 8 count"
+
     def plain(self) -> dict[str, Any]:
         """The contract as plain values."""
         channels, height, width = self.student.shape
@@ -84,6 +92,7 @@ class InputContract:
                 "range": [0.0, 1.0],
                 "colour": "RGB" if channels == 3 else f"{channels} channels",
             },
+            "pixels": self.pixel_rule,
             "size": [height, width],
             "resize": {
                 "rule": self.resize_rule,

@@ -220,6 +220,7 @@ def _expects(contract: InputContract) -> str:
         "input": f"`{plain['input']['name']}`, float32, [{shape}] (NCHW)",
         "colour": "RGB" if channels == 3 else f"{channels} channel (gray)",
         "range": "0 to 1: divide the 8-bit pixels by 255",
+        "pixels": plain["pixels"],
         "size": f"{width}x{height} pixels",
         "resize rule": plain["resize"]["rule"],
         "normalisation": inside,
