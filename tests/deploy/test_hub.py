@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,35 @@ def test_its_card_has_the_accuracy_of_the_run_and_stays(
     assert "DeployedStudent.from_pretrained" in card.text
     dskd.DeployedStudent.from_pretrained(folder).save_pretrained(tmp_path / "again")
     assert (tmp_path / "again/README.md").read_text() == (folder / "README.md").read_text()
+
+
+def test_a_licence_is_written_into_a_card_that_stays(
+    saved: tuple[dskd.Result, Path], tmp_path: Path
+) -> None:
+    student = dskd.DeployedStudent.from_pretrained(saved[1])
+    student.save_pretrained(tmp_path / "again", model_card_kwargs={"license": "mit"})
+    card = ModelCard.load(tmp_path / "again/README.md")
+    assert card.data.license == "mit"
+    assert "Licence of the weights: mit." in card.text
+    assert "apache" not in card.content
+
+
+def test_another_student_in_the_same_folder_has_its_own_card(
+    saved: tuple[dskd.Result, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student, card = dskd.load_deployed(saved[0].path), tmp_path / "README.md"
+    student.save_pretrained(tmp_path)
+    other = replace(student, classes=tuple("abcdefghij"))
+    other.save_pretrained(tmp_path)
+    assert "0. `a`\n1. `b`" in card.read_text()
+    assert not caplog.messages
+    card.write_text("My own notes.")
+    student.save_pretrained(tmp_path)
+    assert card.read_text() == "My own notes."
+    assert f"{card} stays, because dskd did not write it" in caplog.text
+    caplog.clear()
+    dskd.DeployedStudent.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert not caplog.messages
 
 
 def test_it_is_uploaded_with_its_card(

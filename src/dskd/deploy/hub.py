@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from dskd.deploy.student import DeployedStudent
 
 WEIGHTS, CARD = constants.SAFETENSORS_SINGLE_FILE, "README.md"
+WRITTEN_BY = "Written by [dskd]("
+"""Marks the cards of this package."""
+log = logging.getLogger("dskd")
 
 
 class HubStudent(ModelHubMixin):
@@ -45,17 +49,25 @@ class HubStudent(ModelHubMixin):
         config = json.dumps({"dskd": student.metadata}, indent=2, ensure_ascii=False)
         replace_file(save_directory / constants.CONFIG_NAME, f"{config}\n".encode())
         replace_file(save_directory / WEIGHTS, weights)
+        _remove_card(save_directory / CARD, student.card)
 
     def generate_model_card(self, license: str | None = None) -> ModelCard:
-        """Writes the model card.
+        """Writes the model card; a student that came with one keeps it.
 
         Args:
-            license: Of the weights, as in ``apache-2.0``.
+            license: Of the weights, as in ``apache-2.0``. A card that is kept gets it, too.
         """
-        from dskd.deploy.model_card import saved_card
+        from dskd.deploy.model_card import license_text, saved_card
 
         student = cast("DeployedStudent", self)
-        return ModelCard(student.card) if student.card else saved_card(student, license)
+        if not student.card:
+            return saved_card(student, license)
+        card = ModelCard(student.card)
+        if license is not None:
+            before = license_text(card.data.license)
+            card.text = card.text.replace(before, license_text(license), 1)
+            card.data.license = license
+        return card
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
@@ -111,3 +123,23 @@ class HubStudent(ModelHubMixin):
             ]
             folder = Path(paths[-1]).parent
         return cast("Self", load_folder(folder, **model_kwargs))
+
+
+def _remove_card(path: Path, card: str | None) -> None:
+    """Removes the card of an earlier student, because the mixin of huggingface_hub replaces none.
+
+    Args:
+        path: The card in the folder.
+        card: That of the student; None if it has none yet.
+    """
+    if not path.is_file():
+        return
+    found = path.read_text(encoding="utf-8", errors="replace")
+    if WRITTEN_BY in found:
+        path.unlink()
+    elif found != card:
+        log.warning(
+            "%s stays, because dskd did not write it, and may describe another student; remove it "
+            "and save again to have the card of this one written",
+            path,
+        )

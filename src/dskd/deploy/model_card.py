@@ -14,7 +14,7 @@ from dskd.config.schema import Recipe
 from dskd.deploy.caller import hub_caller
 from dskd.deploy.card_exits import exits_section, table
 from dskd.deploy.card_recipe import public_model, recipe_section
-from dskd.deploy.hub import WEIGHTS
+from dskd.deploy.hub import WEIGHTS, WRITTEN_BY
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.measure import (
     EXPORTED,
@@ -129,7 +129,7 @@ def model_card(parts: CardParts) -> ModelCard:
     ]
     if parts.facts is not None:
         sections += ["## How it was trained", recipe_section(parts.facts.recipe)]
-    sections.append(f"Written by [dskd]({_PAPER}) {__version__}.")
+    sections.append(f"{WRITTEN_BY}{_PAPER}) {__version__}.")
     text = "\n\n".join(sections)
     return ModelCard(f"---\n{_data(parts).to_yaml()}\n---\n\n{text}\n", ignore_metadata_errors=True)
 
@@ -153,6 +153,13 @@ def saved_card(student: DeployedStudent, license: str | None = None) -> ModelCar
             license=license,
         )
     )
+
+
+def license_text(license: str | None) -> str:
+    """The sentence on the licence; None if none was given."""
+    if license:
+        return f"Licence of the weights: {license}."
+    return "No licence of the weights was given."
 
 
 def _data(parts: CardParts) -> ModelCardData:
@@ -189,11 +196,7 @@ def _metric_name(student: DeployedStudent, facts: RunFacts) -> str | None:
 
 
 def _summary(parts: CardParts) -> str:
-    license = (
-        f"Licence of the weights: {parts.license}."
-        if parts.license
-        else ("No licence of the weights was given.")
-    )
+    license = license_text(parts.license)
     if parts.facts is None:
         return license
     recipe = parts.facts.recipe
