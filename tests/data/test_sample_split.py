@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -143,6 +143,43 @@ def test_forms_of_an_image_have_the_same_crops() -> None:
         [*load(Given(form), size=8).train.loader(CPU).batches(plan, 5)] for form in FORMS.values()
     )
     assert all(all(map(equal, first, other)) for other in others)
+
+
+def test_crops_leave_the_images_of_the_data_set_as_they_are(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    shapes = (3, 96, 64), (3, 64, 96)
+    for index in range(COUNT):
+        options = {"quality": 95} | ({"exif": exif} if index % 2 else {})
+        wide = pixels(index, shapes[index % 2]).permute(1, 2, 0).numpy()
+        Image.fromarray(wide).save(tmp_path / f"{index}.jpg", **options)
+
+    def opened(index: int) -> Image.Image:
+        return Image.open(tmp_path / f"{index}.jpg")
+
+    def small(index: int) -> Image.Image:
+        image = opened(index)
+        image.draft("RGB", (24, 24))
+        return image
+
+    def not_turned(index: int) -> Image.Image:
+        image = opened(index)
+        image.getexif().pop(ExifTags.Base.Orientation, None)
+        return image
+
+    plan = draw_plan(1, 2, COUNT, augmentation=Augmentation(crop_scale=(0.9, 1.0)))
+    for form in (opened, small, not_turned):
+        given = Given(form)
+        split = load(given, size=8).train
+        kept, expected = [form(index) for index in range(COUNT)], [*map(form, range(COUNT))]
+        (anew,) = split.loader(CPU).batches(plan, COUNT)
+        given.image = kept.__getitem__
+        for _ in range(2):  # images without crops do not change the next crops, either
+            assert split.images_at(torch.arange(COUNT)).shape == (COUNT, 3, 8, 8)
+            (batch,) = split.loader(CPU).batches(plan, COUNT)
+            assert equal(batch, anew)
+        for image, other in zip(kept, expected, strict=True):
+            assert np.array_equal(np.asarray(image), np.asarray(other))
 
 
 def test_a_part_is_that_in_memory() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import (
     ConcatDataset,
@@ -24,7 +24,7 @@ from torch.utils.data import (
 import dskd
 from dskd.config.schema import DataSettings
 from dskd.data.pixels import PixelForm
-from dskd.data.sample_pixels import sample_pixels
+from dskd.data.sample_pixels import Traits, sample_pixels
 from dskd.data.torch_dataset import TorchSplits
 from dskd.engine.build_data import load_data
 from dskd.engine.given_data import split_data
@@ -89,9 +89,9 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_an_image_in_any_form_gives_the_same_bytes(form: str) -> None:
     image = pixels(1)[0]
-    found, deep = sample_pixels(FORMS[form](image))
+    found, traits = sample_pixels(FORMS[form](image))
     assert torch.equal(found, image)
-    assert not deep
+    assert traits == Traits()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -120,12 +120,70 @@ def test_size_crops_and_resizes_as_for_folders() -> None:
 
 def test_a_range_of_values_becomes_0_to_255_and_many_levels_are_told() -> None:
     values = torch.tensor([[0.0, 4095.0], [2047.5, 5000.0]])
-    found, deep = sample_pixels(values, form=PixelForm(value_range=(0.0, 4095.0)))
+    found, traits = sample_pixels(values, form=PixelForm(value_range=(0.0, 4095.0)))
     assert found.tolist() == [[[0, 255], [128, 255]]]
-    assert deep
+    assert traits.depth == 65535
     fine = [(torch.full((1, 4, 4), 0.5013), label) for label in (0, 1)]
     (note,) = read(Pairs(fine), Pairs(fine)).notes
     assert note == "some images have more than 256 levels; they are rounded to 8 bits"
+
+
+def of_mode_i(values: np.ndarray[Any, Any]) -> Pairs:
+    return Pairs([(Image.fromarray(values + index), index % 2) for index in range(4)])
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
+def test_twelve_bits_in_sixteen_are_told_with_their_range(dtype: Any, loading: Any) -> None:
+    given = of_mode_i(np.linspace(0, 4092, 64).reshape(8, 8).astype(dtype))
+    data = read(given, given, loading=loading)
+    said = "the images with 16 bits have values up to 4095 of 65535, and few levels are left"
+    assert any(note.startswith(said) for note in data.notes)
+    assert data.train.images.unique().tolist() == [*range(16)]
+    scaled = read(given, given, loading=loading, form=PixelForm(value_range=(0.0, 4095.0)))
+    assert len(scaled.train.images.unique()) > 60
+    assert not any("levels" in note for note in scaled.notes)
+    full = of_mode_i(np.linspace(0, 65532, 64).reshape(8, 8).astype(dtype))
+    many = "some images have more than 256 levels; they are rounded to 8 bits"
+    assert many in read(full, full, loading=loading).notes
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_bytes_in_images_of_mode_i_are_refused(loading: Any) -> None:
+    given = of_mode_i(np.arange(64, dtype=np.int32).reshape(8, 8))
+    said = r"modes I and I;16 have no value above 66 of .* would become black; give uint8 .mode L.,"
+    with pytest.raises(InputError, match=said):
+        read(given, given, loading=loading)
+    good = TensorDataset(pixels(4, (1, 8, 8)), LABELS[:4])
+    with pytest.raises(InputError, match=said):
+        TorchSplits(good, good, unlabelled=given).read(
+            size=None, channels=None, test_split=None, loading=loading
+        )
+    found = read(given, given, loading=loading, form=PixelForm(value_range=(0.0, 255.0)))
+    assert found.train.images[0].flatten().tolist() == [*range(64)]
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_images_that_exif_turns_are_told(loading: Any, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    array = pixels(1)[0].permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(tmp_path / "a.png", exif=exif)
+
+    def opened(index: int) -> Any:
+        return Image.open(tmp_path / "a.png"), index % 2
+
+    def converted(index: int) -> Any:  # as torchvision's ImageFolder gives it
+        return opened(index)[0].convert("RGB"), index % 2
+
+    def upright(index: int) -> Any:
+        return ImageOps.exif_transpose(opened(index)[0]), index % 2
+
+    expected = torch.rot90(pixels(1)[0], -1, (1, 2))
+    for sample, is_told in ((opened, False), (converted, True), (upright, False)):
+        data = read(Pairs(sample, 4), Pairs(sample, 4), loading=loading)
+        assert torch.equal(data.train.images[0], expected)
+        assert any("let it use PIL.ImageOps.exif_transpose" in one for one in data.notes) == is_told
 
 
 BAD: dict[str, tuple[Any, str]] = {

@@ -14,6 +14,7 @@ from dskd.data.dataset import Dataset, Samples
 from dskd.data.image_files import BadImageError
 from dskd.data.image_source import ImageSource, some
 from dskd.data.path_list import PathList
+from dskd.data.pixels import shallow
 from dskd.data.read_options import ReadOptions
 from dskd.data.subset import held_out_note, hold_out
 from dskd.errors import InputError
@@ -63,7 +64,7 @@ def assemble(source: ImageSource, options: ReadOptions, outcome: Outcome) -> Dat
         raise unusable(str(source.files.root), skipped, list(bad.values()))
     validation = splits.get(source.validation) if source.validation else None
     test = splits[source.evaluation] if source.evaluation else None
-    notes = [*source.notes, *_left_out(skipped), *_shallow(outcome.deepest), *outcome.notes]
+    notes = [*source.notes, *_left_out(skipped), *shallow(outcome.deepest), *outcome.notes]
     held_out = test is None
     if not source.classes:
         test, held_out = train.take(torch.tensor([0])), False
@@ -134,13 +135,3 @@ def _counted(bad: Sequence[tuple[str, str]]) -> str:
 
 def _named(bad: Sequence[tuple[str, str]]) -> str:
     return some([name for name, _ in bad])
-
-
-def _shallow(deepest: float | None) -> list[str]:
-    """A note on 16-bit images that use a small part of the range."""
-    if deepest is None or deepest >= 2**14:
-        return []
-    return [
-        f"the images with 16 bits have values up to {deepest:g} of 65535, and few levels are left "
-        f"of them in 8 bits; set data.value_range=[0,{deepest:g}]"
-    ]

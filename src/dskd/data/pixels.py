@@ -125,13 +125,24 @@ _TURNS = {
 """How an image with an EXIF orientation is turned upright."""
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation wants it. EXIF data that cannot be read has none."""
-    image.load()  # which turns a TIFF by itself
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation: 1, which is upright, if there is none or EXIF data cannot be read."""
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation) or 0)
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if found in _TURNS else 1
     except Exception:  # damaged EXIF data raise many types
-        turn = None
+        return 1
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """How the EXIF orientation turns an image; None if it is upright."""
+    image.load()  # which turns a TIFF by itself
+    return _TURNS.get(orientation_of(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation wants it."""
+    turn = turn_of(image)
     return image if turn is None else image.transpose(turn)
 
 
@@ -163,3 +174,13 @@ def _stretched(image: Image.Image, value_range: tuple[float, float] | None) -> I
     low, high = value_range
     table = [round(min(255.0, max(0.0, (v - low) * 255 / (high - low)))) for v in range(256)]
     return image.point(table * len(image.getbands()))
+
+
+def shallow(deepest: float | None) -> list[str]:
+    """A note on 16-bit images that use a small part of the range."""
+    if deepest is None or deepest >= 2**14:
+        return []
+    return [
+        f"the images with 16 bits have values up to {deepest:g} of 65535, and few levels are left "
+        f"of them in 8 bits; set data.value_range=[0,{deepest:g}]"
+    ]

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
-from dskd.data.pixels import RGB, PixelForm, convert, square
+from dskd.data.image_files import JPEG
+from dskd.data.pixels import RGB, PixelForm, convert, orientation_of, square, turn_of
 
 Array = NDArray[Any]
 _LEVEL = 0.02
 """How far a float may lie from one of 256 levels, apart from the precision of its type."""
+_FULL_DEPTH = 2**16 - 1
+
+
+class Traits(NamedTuple):
+    """What users should know of their images.
+
+    Attributes:
+        depth: The largest value of an image with 16 bits or more, 65535 for floats with more than
+            256 levels, and 0 for all others.
+        turned: Whether the EXIF orientation turned an image that is no file as Pillow opened it.
+            The tag outlives what was done to the image since, such as a rotation.
+    """
+
+    depth: int = 0
+    turned: bool = False
+
+
+def together(traits: Iterable[Traits]) -> Traits:
+    """The traits of several images, at least one.
+
+    Example:
+        >>> together([Traits(4095), Traits(0, True)])
+        Traits(depth=4095, turned=True)
+    """
+    depths, turned = zip(*traits, strict=True)
+    return Traits(max(depths), any(turned))
 
 
 def sample_pixels(
@@ -23,7 +51,7 @@ def sample_pixels(
     size: int | None = None,
     channels: int | None = None,
     form: PixelForm = RGB,
-) -> tuple[Tensor, bool]:
+) -> tuple[Tensor, Traits]:
     """Turns the image of a sample into uint8.
 
     Args:
@@ -36,15 +64,15 @@ def sample_pixels(
             image is resized. Its number of channels does not count.
 
     Returns:
-        uint8 ``[C, H, W]``, and whether the image has more than 256 levels.
+        uint8 ``[C, H, W]``, and what the user should know of the image.
 
     Raises:
         ValueError: It is no image. The message is the end of a sentence about it.
 
     Example:
-        >>> pixels, deep = sample_pixels(torch.tensor([[0.0, 1.0]]))
-        >>> pixels.tolist(), deep
-        ([[[0, 255]]], False)
+        >>> pixels, traits = sample_pixels(torch.tensor([[0.0, 1.0]]))
+        >>> pixels.tolist(), traits.depth
+        ([[[0, 255]]], 0)
     """
     if isinstance(image, Image.Image):
         return _of_pillow(image, size, channels, form)
@@ -54,15 +82,16 @@ def sample_pixels(
         )
     values = _channels_first(image)
     pixels, deep = _to_uint8(values, form.value_range)
+    traits = Traits(_FULL_DEPTH if deep else 0)
     if size is None and channels in (None, len(pixels)):
-        return torch.from_numpy(np.ascontiguousarray(pixels)), deep
+        return torch.from_numpy(np.ascontiguousarray(pixels)), traits
     if len(pixels) not in (1, 3):
         raise ValueError(
             f"has {len(pixels)} channels; data.size and data.channels are for gray and RGB"
         )
     turned = np.ascontiguousarray(pixels.transpose(1, 2, 0).squeeze(2 if len(pixels) == 1 else ()))
     form = replace(form, value_range=None)
-    return _of_pillow(Image.fromarray(turned), size, channels, form)[0], deep
+    return _of_pillow(Image.fromarray(turned), size, channels, form)[0], traits
 
 
 def _of_pillow(
@@ -70,17 +99,43 @@ def _of_pillow(
     size: int | None,
     channels: int | None,
     form: PixelForm,
-) -> tuple[Tensor, bool]:
+) -> tuple[Tensor, Traits]:
     gray = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
     depths: list[float] = []
     form = replace(form, channels=channels or (1 if gray else 3))
     try:
-        turned = convert(image, form, depths)
-    except ValueError as error:
+        image = reopened(image)
+        upright = convert(image, form, depths)
+    except (ValueError, OSError) as error:
         raise ValueError(f"cannot be used: {error}") from error
-    array = np.array(turned if size is None else square(turned, size, form))
+    array = np.array(upright if size is None else square(upright, size, form))
     pixels = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels)), bool(depths)
+    traits = Traits(
+        depth=max(0, *map(int, depths)) if depths else 0,
+        turned=image.format is None and turn_of(image) is not None,
+    )
+    return torch.from_numpy(np.ascontiguousarray(pixels)), traits
+
+
+def reopened(image: Image.Image) -> Image.Image:
+    """The image of a data set, so that its decoding leaves that of the data set as it is.
+
+    Random crops decode a JPEG image at a smaller size, which it keeps. The data set may use it
+    again, so it is opened again from its file.
+    """
+    tile = getattr(image, "tile", None)
+    if image.format not in JPEG or not tile:  # no JPEG, or decoded
+        return image
+    again: Any = (
+        Image.open(file, formats=("JPEG",)) if (file := getattr(image, "fp", None)) else None
+    )
+    if again is None or again.tile != tile:  # the data set has chosen a size or a frame
+        image.load()
+        return image
+    turn = orientation_of(image)
+    if turn != orientation_of(again):  # the data set has changed the tag
+        again.getexif()[ExifTags.Base.Orientation] = turn
+    return again
 
 
 def _channels_first(image: Tensor | Array) -> Array:

@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from dskd.data.loader import NO_LABEL
 from dskd.data.pixels import PixelForm
-from dskd.data.sample_pixels import sample_pixels
+from dskd.data.sample_pixels import Traits, sample_pixels
 from dskd.errors import InputError, brief, first_line
 
 MOST_CLASSES = 1_000_000
@@ -82,18 +82,18 @@ class SampleReader:
             raise InputError(f"{where} is {_described(item)}, not a pair (image, label)")
         return item[0], self._label(index, item[1])
 
-    def read(self, index: int) -> tuple[Tensor, int, bool]:
-        """An image, uint8 ``[C, H, W]``, its label, and whether it has more than 256 levels.
+    def read(self, index: int) -> tuple[Tensor, int, Traits]:
+        """An image, uint8 ``[C, H, W]``, its label, and what the user should know of it.
 
         Raises:
             InputError: The sample cannot be used.
         """
         image, label = self.item(index)
         try:
-            found, deep = sample_pixels(image, self.size, self.channels, self.form)
+            found, traits = sample_pixels(image, self.size, self.channels, self.form)
         except ValueError as error:
             raise InputError(f"{self.where(index)} {error}") from error
-        return found, label, deep
+        return found, label, traits
 
     def differs(self, index: int, shape: Sequence[int], first: Sequence[int]) -> InputError:
         """The error about an image whose shape is not that of the first one."""

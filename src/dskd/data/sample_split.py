@@ -18,7 +18,7 @@ from dskd.data.augmentation import Augmentation
 from dskd.data.dataset import Digest
 from dskd.data.file_split import HASHED, spread
 from dskd.data.loader import Loader
-from dskd.data.sample_pixels import sample_pixels
+from dskd.data.sample_pixels import Traits, reopened, sample_pixels
 from dskd.data.sample_reader import MOST_CLASSES, SampleReader, kept_generators, seed_generators
 from dskd.data.stream_decoding import Decoder, Job, decode_for_crop
 from dskd.data.stream_loader import StreamLoader, in_workers
@@ -32,7 +32,7 @@ READ_TWICE = 16
 """Samples that are read twice, to see whether the data set gives the same image again."""
 _PIECE = 64
 """Samples that a worker reads at a time when no step asks for them."""
-_FACTS = ("label", "channels", "height", "width", "deep")
+_FACTS = ("label", "channels", "height", "width", *Traits._fields)
 
 
 class RowNames(Sequence[str]):
@@ -98,7 +98,7 @@ class SampleDecoder(Decoder):
         form = replace(self.reader.form, channels=self.shape[0])
         try:
             if isinstance(given, Image.Image):
-                image, box = decode_for_crop(given, self.shape, form, seed, augmentation)
+                image, box = decode_for_crop(reopened(given), self.shape, form, seed, augmentation)
             else:
                 image, _ = sample_pixels(given, None, self.reader.channels, self.reader.form)
                 box = draw_box(seed, image.shape[1], image.shape[2], augmentation)
@@ -122,7 +122,7 @@ class SampleDecoder(Decoder):
 
 @dataclass(frozen=True)
 class _FactsReader:
-    """Reads samples only to see what they are. The result of a job is int64 ``[B, 5]``, `_FACTS`.
+    """Reads samples only to see what they are. The result of a job is int64 ``[B, 6]``, `_FACTS`.
 
     Attributes:
         reader: The data set.
@@ -139,12 +139,12 @@ class _FactsReader:
 
     def _facts(self, row: int) -> tuple[int, ...]:
         seed_generators(row)
-        image, label, deep = self.reader.read(row)
+        image, label, traits = self.reader.read(row)
         if self.twice:
             seed_generators(row + len(self.reader))
             if not torch.equal(image, self.reader.read(row)[0]):
                 raise self.reader.is_random(row)
-        return label, *image.shape, deep
+        return label, *image.shape, *traits
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +235,7 @@ class SampleSplit:
         }
 
 
-def stream_samples(reader: SampleReader, workers: int) -> tuple[SampleSplit, bool]:
+def stream_samples(reader: SampleReader, workers: int) -> tuple[SampleSplit, Traits]:
     """A split that reads samples whenever they are used.
 
     The labels are those that the data set lists, if it lists any (see
@@ -246,7 +246,7 @@ def stream_samples(reader: SampleReader, workers: int) -> tuple[SampleSplit, boo
         workers: See `SampleSplit`.
 
     Returns:
-        The split, and whether some images have more than 256 levels, of those that were read.
+        The split, and what the user should know of the images that were read.
 
     Raises:
         InputError: A sample cannot be used, or is random.
@@ -267,7 +267,8 @@ def stream_samples(reader: SampleReader, workers: int) -> tuple[SampleSplit, boo
         if tuple(shape) != first:
             raise reader.differs(row, shape, first)
     decoder = SampleDecoder(reader, (channels, height, width), np.arange(count), labels)
-    return SampleSplit(decoder, torch.from_numpy(labels), workers), bool(facts["deep"].any())
+    traits = Traits(int(facts["depth"].max()), bool(facts["turned"].any()))
+    return SampleSplit(decoder, torch.from_numpy(labels), workers), traits
 
 
 def sample_bytes(reader: SampleReader, workers: int) -> int:

@@ -14,13 +14,13 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from dskd.data.archives import Files
 from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
 from dskd.data.image_files import JPEG, opened, pillow_without_limit, read_image
-from dskd.data.pixels import PixelForm, convert
+from dskd.data.pixels import PixelForm, convert, orientation_of
 from dskd.data.transforms import Box, crop_and_flip, distort, draw_box, resize, seeds_of_parts
 from dskd.errors import InputError, first_line
 
@@ -149,13 +149,14 @@ def decode_for_crop(
     """Decode an image, smaller where the crop allows it.
 
     Pillow decodes a JPEG image at a half, a quarter or an eighth of its size, which takes less
-    time. The crop still has at least the pixels of the result.
+    time. The crop still has at least the pixels of the result. The image keeps this size, so it
+    must not be used again, see `dskd.data.sample_pixels.reopened`.
 
     Returns:
         uint8 ``[C, height, width]``, and the crop in it.
     """
     jpeg = image.format in JPEG
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if jpeg else 1
+    orientation = orientation_of(image) if jpeg else 1
     if not jpeg:
         image = convert(image, form)
     width, height = image.size

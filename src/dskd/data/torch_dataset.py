@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from dskd.data.catalog import Loading
 from dskd.data.dataset import Dataset, Samples, Split, channel_statistics, distinct_names
-from dskd.data.pixels import RGB, PixelForm
+from dskd.data.pixels import RGB, PixelForm, shallow
+from dskd.data.sample_pixels import Traits, together
 from dskd.data.sample_reader import SampleReader, type_name
 from dskd.data.sample_split import READ_TWICE, sample_bytes, stream_samples
 from dskd.data.streamed_images import must_stream, statistics_of_some
@@ -86,11 +87,11 @@ class TorchSplits:
         streamed = self._why_streamed(readers, loading, workers)
         read = partial(_split, workers=workers if streamed else None)
         found = {what: read(reader) for what, reader in readers.items()}
+        for reader in self._unlabelled_readers(found["training"][0], channels, form):
+            found[reader.what] = read(reader)
         splits = {what: split for what, (split, _) in found.items()}
         train, test = splits["training"], splits.get("test")
-        others = self._unlabelled_reader(train, channels, form)
-        notes = [streamed] * bool(streamed)
-        notes += _notes(splits, names, any(deep for _, deep in found.values()))
+        notes = [streamed] * bool(streamed) + _trait_notes(found.values()) + _notes(splits, names)
         if test is None:
             test, train, note = _held_out(train, test_split or HELD_OUT)
             notes.append(note)
@@ -105,7 +106,7 @@ class TorchSplits:
             std=std,
             notes=tuple(notes),
             test_is_held_out=self.test is None,
-            unlabelled=None if others is None else read(others)[0],
+            unlabelled=splits.get("unlabelled"),
             names_are_files=False,
         )
 
@@ -130,15 +131,15 @@ class TorchSplits:
             count += len(replace(first, given=self.unlabelled, what="unlabelled"))
         return must_stream(count, loading, workers, lambda: _bytes(first, count, workers))
 
-    def _unlabelled_reader(
+    def _unlabelled_readers(
         self, train: Samples, channels: int | None, form: PixelForm
-    ) -> SampleReader | None:
-        """Of the images without labels, in the size of the others."""
+    ) -> list[SampleReader]:
+        """Of the images without labels, if there are any, in the size of the others."""
         if self.unlabelled is None:
-            return None
+            return []
         own, height, width = train.sample_shape
         size = height if height == width else None
-        return SampleReader(self.unlabelled, "unlabelled", size, channels or own, form, False)
+        return [SampleReader(self.unlabelled, "unlabelled", size, channels or own, form, False)]
 
 
 def as_splits(given: object) -> TorchSplits | None:
@@ -160,8 +161,8 @@ def as_splits(given: object) -> TorchSplits | None:
     return TorchSplits(given) if hasattr(given, "__getitem__") else None
 
 
-def _split(reader: SampleReader, workers: int | None) -> tuple[Samples, bool]:
-    """The split of a data set, in memory if ``workers`` is None, and whether it has more levels."""
+def _split(reader: SampleReader, workers: int | None) -> tuple[Samples, Traits]:
+    """The split of a data set, in memory if ``workers`` is None, and the traits of its images."""
     if workers is not None:
         return stream_samples(reader, workers)
     name = type_name(reader.given)
@@ -178,28 +179,28 @@ def _bytes(reader: SampleReader, count: int, workers: int) -> int:
     return sample_bytes(reader, workers if sys.platform == "linux" else 0)
 
 
-def _in_memory(reader: SampleReader) -> tuple[Split, bool]:
-    """All images and labels, read once, and whether some have more than 256 levels.
+def _in_memory(reader: SampleReader) -> tuple[Split, Traits]:
+    """All images and labels, read once, and the traits of the images.
 
     Raises:
         InputError: See `TorchSplits.read`.
     """
     count = len(reader)
-    first, _, deep = reader.read(0)
+    first, _, traits = reader.read(0)
     require_memory(count * first.numel(), f"the {count} {reader.what} images", OR_STREAM)
     images = torch.empty((count, *first.shape), dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
     for index in range(count):
-        image, labels[index], is_deep = reader.read(index)
+        image, labels[index], own = reader.read(index)
         if image.shape != first.shape:
             raise reader.differs(index, image.shape, first.shape)
         images[index] = image
-        deep |= is_deep
+        traits = together((traits, own))
     step = max(1, count // READ_TWICE)
     for index in range(0, count, step):
         if not torch.equal(reader.read(index)[0], images[index]):
             raise reader.is_random(index)
-    return Split(images, labels, tuple(map(str, range(count)))), deep
+    return Split(images, labels, tuple(map(str, range(count)))), traits
 
 
 def _class_names(given: Any) -> tuple[str, ...] | None:
@@ -229,10 +230,32 @@ def _check_names(names: tuple[str, ...] | None, part: Any, what: str) -> None:
         )
 
 
-def _notes(splits: Mapping[str, Samples], names: tuple[str, ...] | None, deep: bool) -> list[str]:
+def _trait_notes(found: Iterable[tuple[Samples, Traits]]) -> list[str]:
+    """Notes on images of 16 bits, and on those that are turned.
+
+    Raises:
+        InputError: All images of 16 bits would be black.
+    """
+    traits = together(own for _, own in found)
+    if 0 < traits.depth < 256:
+        raise InputError(
+            f"images of Pillow's modes I and I;16 have no value above {traits.depth} of 65535 and "
+            "would become black; give uint8 (mode L), or set data.value_range=[0,255]"
+        )
     notes = []
-    if deep:
-        notes.append("some images have more than 256 levels; they are rounded to 8 bits")
+    if traits.depth:
+        many = "some images have more than 256 levels; they are rounded to 8 bits"
+        notes += shallow(traits.depth) or [many]
+    if traits.turned:
+        notes.append(
+            "some images are turned by their EXIF orientation; if the data set has turned them "
+            "itself, let it use PIL.ImageOps.exif_transpose, which removes that tag"
+        )
+    return notes
+
+
+def _notes(splits: Mapping[str, Samples], names: tuple[str, ...] | None) -> list[str]:
+    notes = []
     labels = splits["training"].labels
     count = len(names) if names else _highest(splits) + 1
     if missing := sorted(set(range(count)) - set(labels.tolist())):
