@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dskd.models.native import has_batchnorm, native_size
+from dskd.models.native import has_batchnorm, native_pixels, native_size, short_share
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,27 @@ def test_batchnorm_is_found_without_memory_for_the_model(name: str, expected: bo
 
 def test_options_count() -> None:
     assert not has_batchnorm("timm/test_resnet", {"norm_layer": "layernorm2d"})
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "side"),
+    [
+        ("torchvision/inception_v3", 299, 342),
+        ("torchvision/efficientnet_b1", 240, 255),
+        ("torchvision/efficientnet_b4", 380, 384),
+        ("torchvision/swin_s", 224, 246),
+        ("torchvision/maxvit_t", 224, 224),
+    ],
+)
+def test_a_share_gives_the_side_that_torchvision_resizes_to(
+    name: str, size: int, side: int
+) -> None:
+    pixels = native_pixels(name)
+    assert pixels is not None
+    assert int(size / short_share(pixels.crop_pct, size)) == side
+
+
+def test_some_models_of_timm_squeeze_images() -> None:
+    pixels = native_pixels("timm/vit_base_patch16_clip_384.openai_ft_in12k_in1k")
+    assert pixels is not None
+    assert (pixels.crop_pct, pixels.crop_mode) == (0.95, "squash")

@@ -19,7 +19,7 @@ import dskd
 from dskd import methods
 from dskd.config.recipe import resolve
 from dskd.config.schema import ModelSettings, TeacherSettings
-from dskd.data import Dataset
+from dskd.data import Dataset, Split
 from dskd.data.loader import DataLoaders
 from dskd.engine.build_model import build_model
 from dskd.engine.natural_order import natural_order
@@ -225,7 +225,7 @@ def class_order(predictions: Tensor, labels: Tensor, checkpoint: Path) -> str:
     """What is said about the class order of a teacher of AIRCRAFT with these predictions."""
     settings = TeacherSettings(name="resnet8", checkpoint=checkpoint, mean=(0.5,), std=(0.5,))
     data = make_dataset(classes=10, per_class=2)
-    test = replace(data.test, images=data.test.images[labels], labels=labels)
+    test = Split(data.test.images_at(labels), labels)
     loaders = DataLoaders(replace(data, classes=tuple(AIRCRAFT), test=test), torch.device("cpu"))
     module = Recites(predictions, 10)
     teacher = FrozenTeacher(StagedModel(module, mean=(0.5,) * 3, std=(0.5,) * 3))

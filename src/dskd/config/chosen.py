@@ -22,7 +22,7 @@ from dskd.data.image_sides import typical_side
 from dskd.data.image_source import EVALUATION
 from dskd.data.subset import HELD_OUT
 from dskd.models.catalog import LIBRARIES
-from dskd.models.native import has_batchnorm, native_pixels, native_size
+from dskd.models.native import has_batchnorm, native_pixels, native_size, short_share
 from dskd.settings import validate
 
 SMALL_SIZE = 64
@@ -86,7 +86,7 @@ def _data(sections: Mapping[str, dict[str, Any]], plain: Callable[[], bool]) -> 
         bare = root is not None and not any((root / split).is_dir() for split in EVALUATION)
         if data["name"] == "folder" and bare:
             chosen["test_split"] = HELD_OUT
-        chosen |= _of_published(sections["teacher"])
+        chosen |= _of_published(sections["teacher"], chosen["size"])
     if not data.keys() & {"augment", *AUGMENTATIONS}:
         chosen |= _augmentation(sections, data.get("size") or chosen.get("size"))
     return chosen
@@ -113,13 +113,15 @@ def _size(student: Mapping[str, Any], data: Mapping[str, Any], plain: Callable[[
     return max(1, side // SIZE_STEP) * SIZE_STEP
 
 
-def _of_published(teacher: Mapping[str, Any]) -> dict[str, Any]:
+def _of_published(teacher: Mapping[str, Any], size: int) -> dict[str, Any]:
     """How images are prepared for a teacher whose published weights are used as they are."""
     as_it_is = teacher.get("epochs") == 0 or teacher.get("head") == "fit"
     if teacher.get("pretrained") is not True or not as_it_is:
         return {}
-    crop, rule = native_pixels(str(teacher["name"])) or (1.0, None)
-    chosen: dict[str, Any] = {} if crop == 1 else {"crop_pct": round(crop, 4)}
+    if (found := native_pixels(str(teacher["name"]))) is None:
+        return {}
+    crop, rule = found.crop_pct, found.interpolation
+    chosen: dict[str, Any] = {} if crop == 1 else {"crop_pct": short_share(crop, size)}
     return chosen | ({"interpolation": rule} if rule in get_args(Interpolation) else {})
 
 

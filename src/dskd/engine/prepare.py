@@ -20,6 +20,7 @@ from dskd.engine.loss_scaler import check_float16
 from dskd.engine.normalization import log_input
 from dskd.engine.other_classes import fit_classes
 from dskd.engine.preflight import check_split_size, rehearse
+from dskd.engine.published_pixels import log_published_pixels
 from dskd.engine.stage_record import log_stages
 from dskd.engine.unlabelled import teacher_loader
 from dskd.engine.user_objects import UserObjects
@@ -140,6 +141,8 @@ def prepare_teacher(
     if methods.find(recipe.method.name).needs_teacher:
         fit_classes(model, settings, data)
     _log_choices(settings, model, data, show_stages)
+    if show_stages:
+        log_published_pixels(settings, recipe.data)
     return PreparedTeacher(model, None)
 
 

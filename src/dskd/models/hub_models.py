@@ -39,6 +39,7 @@ class Published:
         std: Of each channel; None if it does not say.
         crop_pct: Share of the shorter side that is kept in evaluation.
         interpolation: How images are resized; None if it does not say.
+        crop_mode: See `dskd.models.native.NativePixels`.
     """
 
     classes: int
@@ -49,6 +50,7 @@ class Published:
     std: tuple[float, ...] | None = None
     crop_pct: float = 1.0
     interpolation: str | None = None
+    crop_mode: str = "center"
 
     def pretrained_cfg(self) -> dict[str, Any]:
         """The same as timm's models have it."""
@@ -199,6 +201,7 @@ def _of_timm(model: HubModel) -> Published:
         std=tuple(map(float, own["std"])),
         crop_pct=float(own.get("crop_pct") or 1),
         interpolation=own.get("interpolation"),
+        crop_mode=str(own.get("crop_mode") or "center"),
     )
 
 

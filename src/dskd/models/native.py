@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -65,32 +65,66 @@ def published_classes(name: str) -> int | None:
     return len(weights.DEFAULT.meta["categories"]) if weights else None
 
 
-def native_pixels(name: str) -> tuple[float, str | None] | None:
+class NativePixels(NamedTuple):
+    """How images are prepared for the published weights of a model, in evaluation.
+
+    Attributes:
+        crop_pct: Share of the shorter side that is kept.
+        interpolation: How images are resized; None if that is not known.
+        crop_mode: ``center``, or what timm does in place of cropping the centre: ``squash`` resizes
+            the whole image to a square, and ``border`` pads it.
+    """
+
+    crop_pct: float
+    interpolation: str | None
+    crop_mode: str = "center"
+
+
+def native_pixels(name: str) -> NativePixels | None:
     """How images are prepared for the published weights of a model.
 
     Args:
         name: Name of the model, as in a recipe.
 
     Returns:
-        The share of the shorter side that is kept, and how images are resized; None for other
-        models, and for those without published weights.
+        None for other models, and for those without published weights.
 
     Example:
-        >>> native_pixels("timm/resnet50"), native_pixels("torchvision/resnet18")
-        ((0.95, 'bicubic'), (0.875, 'bilinear'))
+        >>> native_pixels("timm/resnet50")
+        NativePixels(crop_pct=0.95, interpolation='bicubic', crop_mode='center')
+        >>> native_pixels("torchvision/resnet18")[:2]
+        (0.875, 'bilinear')
     """
     if name.startswith(HF):
         found = published(name)
-        return found.crop_pct, found.interpolation
+        return NativePixels(found.crop_pct, found.interpolation, found.crop_mode)
     if name.startswith(TIMM):
         import timm
 
         config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
-        return (config.crop_pct, config.interpolation) if config and config.has_weights else None
+        if config is None or not config.has_weights:
+            return None
+        return NativePixels(config.crop_pct, config.interpolation, config.crop_mode)
     if (weights := _torchvision_weights(name)) is None:
         return None
     shown = weights.DEFAULT.transforms()
-    return shown.crop_size[0] / shown.resize_size[0], shown.interpolation.value
+    return NativePixels(shown.crop_size[0] / shown.resize_size[0], shown.interpolation.value)
+
+
+def short_share(crop_pct: float, size: int) -> float:
+    """A `crop_pct` with as few digits, at least four, as resize images to the same side.
+
+    Args:
+        crop_pct: Share of the shorter side that is kept.
+        size: Height and width of the images.
+
+    Example:
+        >>> short_share(224 / 232, 224), short_share(299 / 342, 299)
+        (0.9655, 0.874269)
+    """
+    rounded = (round(crop_pct, digits) for digits in range(4, 17))
+    side = int(size / crop_pct)
+    return next((short for short in rounded if int(size / short) == side), crop_pct)
 
 
 def published_names(name: str) -> tuple[str, ...] | None:
