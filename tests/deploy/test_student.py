@@ -139,6 +139,9 @@ def which_one() -> Any:
     return "first"
 
 
+LOADED = ["no effect on a student that is loaded", "load_deployed"]
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -146,6 +149,15 @@ def which_one() -> Any:
         (lambda path: dskd.load_deployed(path, which_one()), ["'first'", "best, ema, last"]),
         (lambda path: dskd.evaluate(path, root="gone"), ["data.root", "drop it"]),
         (lambda path: dskd.predict(dskd.load_deployed(path), []), ["no image"]),
+        (
+            lambda path: dskd.predict(dskd.load_deployed(path), ["a.png"], "best"),
+            ["which", *LOADED],
+        ),
+        (lambda path: dskd.export(dskd.load_deployed(path), which="ema"), ["which", *LOADED]),
+        (
+            lambda path: dskd.export(dskd.load_deployed(path), student=nn.Identity()),
+            ["student has", *LOADED],
+        ),
         (lambda path: dskd.predict(dskd.load_deployed(path), ["gone.png"]), ["gone.png"]),
     ],
 )

@@ -32,6 +32,7 @@ from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.progress import python_output
 from dskd.engine.result import Result
 from dskd.engine.user_objects import UserObjects
+from dskd.errors import InputError
 from dskd.methods import outside
 from dskd.methods.base import Method
 from dskd.runtime.launchers.choose import named_launcher
@@ -245,7 +246,8 @@ def predict(
     """Predicts the probability of each class for image files with the student of a run.
 
     Args:
-        run: Folder of the run, or a student that `dskd.load_deployed` returned.
+        run: Folder of the run, or a student that `dskd.load_deployed` returned; ``which`` and
+            ``student`` are then given there.
         images: Paths of the files, of any size.
         which: Use the weights of the ``last`` or of the ``best`` epoch, or the moving average
             ``ema``. None takes the average if the run has one (``train.ema``), else the last epoch.
@@ -272,8 +274,17 @@ def _loaded(
     allow_code: bool,
     max_loss: float | None,
 ) -> DeployedStudent:
-    """The student of a run. Early exits belong to that of the last epoch."""
+    """The student of a run. Early exits belong to that of the last epoch.
+
+    Raises:
+        InputError: The student is loaded, and weights or a module are chosen nevertheless.
+    """
     if isinstance(run, DeployedStudent):
+        if which is not None or student is not None:
+            extra = "which" if which is not None else "student"
+            raise InputError(
+                f"{extra} has no effect on a student that is loaded; give it to load_deployed"
+            )
         return run
     which = which if max_loss is None else which or "last"
     return load_deployed(run, which, student=student, allow_code=allow_code)
@@ -306,7 +317,8 @@ def export(
     ``logits``. The card next to it says what else it expects, and has a program that calls it.
 
     Args:
-        run: Folder of the run, or a student that `dskd.load_deployed` returned.
+        run: Folder of the run, or a student that `dskd.load_deployed` returned; ``which`` and
+            ``student`` are then given there.
         out: File to write; by default one in the folder ``export`` of the run.
         which: Export the weights of the ``last`` or of the ``best`` epoch, or the moving average
             ``ema``. None takes the average if the run has one (``train.ema``), else the last epoch.
