@@ -13,8 +13,10 @@ from dskd.deploy.load_teacher import load_teacher
 from dskd.engine.build_data import load_data
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
+from dskd.report.analysis import _Analyzer
 from dskd.report.collect import CollectedRuns, collect
 from dskd.report.load_models import load_student
+from dskd.teacher.frozen import FrozenTeacher
 from tests.report.report_runs import compared, distilled
 
 
@@ -193,6 +195,25 @@ def test_a_teacher_that_is_gone_is_said_to_be(runs: Path, tmp_path: Path) -> Non
     recipe = collect([alone]).recipe
     with pytest.raises(InputError, match="there are no weights of the teacher resnet8"):
         load_teacher(alone, recipe, load_data(recipe.data), UserObjects())
+
+
+@pytest.mark.slow
+def test_a_student_is_compared_with_the_teacher_that_taught_it(runs: Path, tmp_path: Path) -> None:
+    weights = shutil.copy(runs / "ce0/student.safetensors", tmp_path / "teacher.safetensors")
+    own = [f"teacher.checkpoint={weights}", "teacher.trust=true", "teacher.epochs=null"]
+    collected = collect([runs / "kd1", distilled(tmp_path / "dskd1", *own, "seed=1")])
+    data = load_data(collected.recipe.data)
+    analyzer = _Analyzer(collected, data, UserObjects())
+    for found in collected.methods:
+        teacher = FrozenTeacher(analyzer._teacher(found))
+        assert teacher.fingerprint() == found.teacher_fingerprint(1)
+    prints = [found.teacher_fingerprint(1) for found in collected.methods]
+    assert len(set(prints)) == 2
+    shutil.copy(runs / "kd0/teacher/student.safetensors", weights)
+    with pytest.raises(InputError, match=r"dskd1 is not the one that taught it: .* put the file"):
+        analyzer._teacher(collected.methods[1])
+    alone = _Analyzer(collect([runs / "ce0", runs / "kd0"]), data, UserObjects())
+    assert FrozenTeacher(alone._teacher(alone.finished[0])).fingerprint() == prints[0]
 
 
 def test_a_student_of_other_images_is_refused(runs: Path) -> None:

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -14,7 +13,6 @@ import torch
 from dskd.compare.summary import BASELINE, STUDENT
 from dskd.data import Dataset
 from dskd.deploy.evaluate import check_split
-from dskd.deploy.load_teacher import load_teacher
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
 from dskd.models.default_stages import default_stages
@@ -25,7 +23,7 @@ from dskd.report.collect import CollectedRuns, MethodRuns
 from dskd.report.cost import Cost, measure
 from dskd.report.disagreements import Disagreements, find_disagreements
 from dskd.report.exits import MeasuredExits, measured_exits
-from dskd.report.load_models import load_student
+from dskd.report.load_models import load_student, load_teacher_of
 from dskd.report.mistakes import Mistakes, find_mistakes
 from dskd.report.scores import ClassScores, Drawings
 from dskd.runtime.device import pick
@@ -199,22 +197,23 @@ class _Analyzer:
 
     def _teacher(self, runs: MethodRuns) -> StagedModel:
         """The teacher of the first seed; for a student without one, the teacher of other runs."""
-        recipe, error = self.collected.recipe, InputError("no run has a teacher")
-        for folder in self._teacher_folders(min(runs.folders), runs):
+        seed, error = min(runs.folders), InputError("no run has a teacher")
+        own = runs.teacher_fingerprint(seed)
+        for other, number in self._with_teachers(seed, runs):
+            known = other.teacher_fingerprint(number)
+            if known is None or own not in (None, known):
+                continue
             try:
-                teacher = load_teacher(folder, recipe, self.data, self.given)
+                return load_teacher_of(other.folders[number], known, self.data, self.given)
             except InputError as reason:
                 error = reason
-                continue
-            if teacher is not None:
-                return teacher
         raise error
 
-    def _teacher_folders(self, seed: int, runs: MethodRuns) -> Iterator[Path]:
+    def _with_teachers(self, seed: int, runs: MethodRuns) -> Iterator[tuple[MethodRuns, int]]:
         """Runs that may have the teacher: the run itself, those of its seed, then all others."""
-        yield runs.folders[seed]
-        yield from (other.folders[seed] for other in self.finished if seed in other.folders)
-        yield from (folder for other in self.finished for folder in other.folders.values())
+        yield runs, seed
+        yield from ((other, seed) for other in self.finished if seed in other.folders)
+        yield from ((other, number) for other in self.finished for number in other.folders)
 
 
 def main_method(collected: CollectedRuns) -> MethodRuns | None:

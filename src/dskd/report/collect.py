@@ -65,6 +65,11 @@ class MethodRuns:
         """The method's name, with the settings that distinguish it."""
         return self.variant.label
 
+    def teacher_fingerprint(self, seed: int) -> str | None:
+        """The fingerprint of the teacher of a finished run; None without a teacher."""
+        known: str | None = self.variant.results[seed]["fingerprints"].get("teacher")
+        return known
+
     @cached_property
     def metrics(self) -> Mapping[int, Columns]:
         """The metrics of the finished runs by seed."""
