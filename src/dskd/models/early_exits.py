@@ -150,7 +150,7 @@ class EarlyExitStudent(nn.Module):
     def _hooks(self, images: Tensor, at_exit: AtExit) -> Iterator[None]:
         def call(number: int, output: Any) -> None:
             name = self.stages[number]
-            at_exit(number, to_feature_map(output, name, images, self.model.prefix_tokens))
+            at_exit(number, to_feature_map(output, name, images, *self.model.map_form))
 
         handles = [
             self.model.module.get_submodule(name).register_forward_hook(

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dskd.errors import InputError
 
 
-def to_feature_map(output: object, name: str, images: Tensor, prefix: int | None) -> Tensor:
+def to_feature_map(
+    output: object,
+    name: str,
+    images: Tensor,
+    prefix: int | None,
+    channels_last: bool = False,
+) -> Tensor:
     """Convert the output of a stage to a feature map ``[B, C, H, W]``.
 
     Args:
@@ -18,6 +24,8 @@ def to_feature_map(output: object, name: str, images: Tensor, prefix: int | None
         name: Name of the stage, for messages.
         images: The images ``[B, C, H, W]`` that the model ran on.
         prefix: Number of prefix tokens; see `tokens_to_grid`.
+        channels_last: Whether a map is ``[B, H, W, C]`` if its shape does not tell, see
+            `has_channels_last`.
 
     Raises:
         InputError: The output is something else.
@@ -28,7 +36,7 @@ def to_feature_map(output: object, name: str, images: Tensor, prefix: int | None
         if tensor.dim() == 3:
             return tokens_to_grid(tensor, prefix, (height, width))
         if tensor.dim() == 4:
-            return _channels_first(tensor, height / width)
+            return _channels_first(tensor, height / width, channels_last)
     raise InputError(
         f"stage {name!r} gives {shape_text(output)} for {len(images)} images, not a map "
         "[B, C, H, W] or tokens [B, N, D]; name a submodule that returns one such tensor"
@@ -126,10 +134,32 @@ def tokens_to_grid(
     )
 
 
-def _channels_first(output: Tensor, aspect: float) -> Tensor:
-    """``[B, C, H, W]``, also from ``[B, H, W, C]``: a map has the aspect ratio of its image."""
+def has_channels_last(module: nn.Module) -> bool:
+    """Whether the maps of a model have the channels last.
+
+    Models of timm say so (``output_fmt``), also inside another module. Swin of torchvision has a
+    part that brings its last map into the usual order.
+
+    Example:
+        >>> has_channels_last(nn.Conv2d(3, 8, 3))
+        False
+    """
+    return any(
+        getattr(part, "output_fmt", None) == "NHWC"
+        or getattr(getattr(part, "permute", None), "dims", None) == [0, 3, 1, 2]
+        for part in module.modules()
+    )
+
+
+def _channels_first(output: Tensor, aspect: float, channels_last: bool) -> Tensor:
+    """``[B, C, H, W]``, also from ``[B, H, W, C]``: a map has the aspect ratio of its image.
+
+    If both orders fit, the closer one is taken: for square images that in which height and width
+    are equal.
+    """
     _, first, second, third = output.shape
-    if _distance(second / third, aspect) > _TOLERANCE >= _distance(first / second, aspect):
+    as_first, as_last = _distance(second / third, aspect), _distance(first / second, aspect)
+    if as_last <= _TOLERANCE and (as_last < as_first or (channels_last and as_last == as_first)):
         return output.permute(0, 3, 1, 2)
     return output
 

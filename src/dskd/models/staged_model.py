@@ -24,7 +24,13 @@ from torch import Tensor, nn
 
 from dskd.errors import InputError
 from dskd.models.feature_hooks import HookedFeatures, feature_hooks, install_hooks
-from dskd.models.feature_maps import shape_text, spatial_mean, to_feature_map, to_vector
+from dskd.models.feature_maps import (
+    has_channels_last,
+    shape_text,
+    spatial_mean,
+    to_feature_map,
+    to_vector,
+)
 from dskd.models.frozen_parts import parts_in_eval_mode
 from dskd.models.int8_rounding import Int8Rounding
 from dskd.models.logits import find_logits
@@ -97,6 +103,7 @@ class StagedModel(nn.Module):
             raise InputError(f"a stage is named twice in {list(stages)}; name each once")
         self.classifier = classifier or find_classifier(module)
         self.prefix_tokens = find_prefix_tokens(module)
+        self.map_form = self.prefix_tokens, has_channels_last(module)  # see `to_feature_map`
         self._always_eval = parts_in_eval_mode(module)
         # Not in the state dict: the file of a student has the keys of its module.
         for key, values in (("mean", mean), ("std", std)):
@@ -229,11 +236,10 @@ class StagedModel(nn.Module):
 
     def _collected(self, features: HookedFeatures, output: Any, images: Tensor) -> ModelOutput:
         """The output of a forward pass from the result of the module and the hooked features."""
-        names = self.stage_names or ()
         # len() would fix the batch size of a module that is exported.
         logits = find_logits(output, images.shape[0], self.module)
-        outputs = features.ordered(names)
-        maps = [to_feature_map(o, n, images, self.prefix_tokens) for n, o in outputs.items()]
+        outputs = features.ordered(self.stage_names or ())
+        maps = [to_feature_map(o, n, images, *self.map_form) for n, o in outputs.items()]
         last = maps[-1] if maps else None
         return ModelOutput(logits, tuple(maps), to_vector(features.pooled), last)
 
