@@ -181,6 +181,14 @@ def test_a_module_of_one_s_own_is_loaded_where_it_is_built(tmp_path: Path) -> No
     assert dskd.evaluate(out, data=data, student=Net()).accuracy == result.test_accuracy
 
 
+def test_the_rule_of_random_crops_is_not_that_of_predictions(tmp_path: Path) -> None:
+    """The digits are resized by a rule of their own, which evaluation uses, too."""
+    crops = {"crop_scale": (0.5, 1.0), "interpolation": "bilinear"}
+    data = {"name": "digits", "fraction": 0.1, **crops}
+    result = dskd.train("resnet8", data=data, epochs=1, out=tmp_path / "run")
+    assert dskd.load_deployed(result.path).form.interpolation is None
+
+
 def test_a_function_of_one_s_own_runs_only_where_that_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from dskd.config.schema import Recipe
+from dskd.config.schema import DataSettings, Recipe
 from dskd.data import Dataset
+from dskd.data.catalog import DATASETS
 from dskd.methods.base import Method
 from dskd.models.hub_models import network
 from dskd.settings import Number, Percent, Size
@@ -100,7 +101,17 @@ def student_metadata(recipe: Recipe, data: Dataset, method: Method) -> dict[str,
         "deploy_config": method.deploy_config(),
         "mean": method.student.mean.flatten().tolist(),
         "std": method.student.std.flatten().tolist(),
-        "pixels": {
-            key: getattr(recipe.data, key) for key in ("value_range", "crop_pct", "interpolation")
-        },
+        "pixels": _pixels(recipe.data),
+    }
+
+
+def _pixels(data: DataSettings) -> dict[str, Any]:
+    """How image files become images, for a prediction on new ones."""
+    entry = DATASETS.get(data.name)
+    fixed = entry is not None and not entry.own_images
+    return {
+        "value_range": data.value_range,
+        "crop_pct": data.crop_pct,
+        # Published data sets are resized by rules of their own; there it is for random crops only.
+        "interpolation": None if fixed else data.interpolation,
     }
