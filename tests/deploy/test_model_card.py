@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from PIL import ExifTags, Image
 
 import dskd
@@ -36,6 +37,12 @@ def parts(run: Path, which: Which = "last", *, int8: bool = False, **more: Any) 
     return CardParts(contract, "print()", "student.onnx", "ONNX Runtime", facts, **more)
 
 
+def results(card: ModelCard) -> Any:
+    """What the Hub reads."""
+    data: Any = card.data
+    return data.eval_results
+
+
 def rounded(facts: RunFacts) -> RunFacts:
     train = facts.recipe.train.model_copy(update={"int8_rounding": True})
     return replace(facts, recipe=facts.recipe.changed(train=train))
@@ -43,7 +50,7 @@ def rounded(facts: RunFacts) -> RunFacts:
 
 def test_a_file_that_computes_as_the_run_did_has_its_accuracy(run: Path) -> None:
     card, facts = model_card(parts(run)), RunFacts.read(run)
-    (result,) = card.data.eval_results
+    (result,) = results(card)
     assert result.metric_value == round(facts.result["test_accuracy"] / 100, 6)
     assert f"in its run: {facts.result['test_accuracy']:.2f} %" in card.text
 
@@ -58,7 +65,7 @@ def test_a_file_that_computes_otherwise_has_no_accuracy_unless_measured(
         "rounded": {"facts": rounded(RunFacts.read(run))},
     }
     card = model_card(parts(run, **options[change]))
-    assert not card.data.eval_results
+    assert not results(card)
     assert "in its run" not in card.text
     assert "- Accuracy of this file: not measured" in card.text
 
@@ -71,13 +78,13 @@ def test_the_card_names_the_weights(run: Path) -> None:
         "- Weights: of the best epoch, 1, which was chosen on the test images, so the accuracy on "
         "them is too optimistic"
     ) in best.text
-    (result,) = best.data.eval_results
+    (result,) = results(best)
     assert result.metric_name == "accuracy, epoch chosen on the test split"
     facts = RunFacts.read(run)
     chosen = replace(facts, result={**facts.result, "best_chosen_on": "validation"})
     card = model_card(parts(run, "best", facts=chosen))
     assert "of the best epoch, 1, which was chosen on the validation images\n" in card.text
-    assert card.data.eval_results[0].metric_name is None
+    assert results(card)[0].metric_name is None
 
 
 def test_a_runtime_that_takes_no_number_of_threads_is_named(run: Path) -> None:

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 import dskd
+from dskd.cli.commands import run_command
 from dskd.config.schema import MethodSettings
 from dskd.deploy import latency, ship
 from dskd.deploy.model_card import RunFacts
 from dskd.deploy.qat import QATOptions, quantization_aware
 from dskd.errors import InputError
 from dskd.models.int8_rounding import Int8Rounding, rounded_weight
+from tests.builders import stop_at
 
 
 def test_weights_are_rounded_by_channel_and_pass_gradients() -> None:
@@ -123,6 +125,29 @@ def test_options_that_do_nothing_are_refused(
     with pytest.raises(InputError) as caught:
         dskd.export(trained.path, **options)  # type: ignore[arg-type]
     assert str(caught.value) == message
+
+
+def test_a_stopped_training_speaks_of_the_export(
+    trained: dskd.Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(trained.path), "--int8", "--qat", "1", "--no-measure"]
+    stop_at(monkeypatch, 0, 0)
+    assert run_command(command) == 130
+    said = capsys.readouterr().err
+    assert "dskd: stopped; nothing was exported, and the run is as it was; export it again" in said
+    assert "--resume" not in said
+
+
+def test_a_training_that_breaks_speaks_of_the_export(
+    trained: dskd.Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(trained.path), "--int8", "--qat", "1", "--no-measure"]
+    assert run_command([*command, "--qat-lr", "1e6"]) == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("dskd: quantization-aware training: ")
+    assert last.endswith("nothing was exported; give a smaller rate with --qat-lr 0.0001")
+    assert "nonfinite.json" not in last
+    assert "train.lr" not in last
 
 
 def test_methods_that_ship_another_module_are_refused(trained: dskd.Result) -> None:

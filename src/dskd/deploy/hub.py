@@ -64,9 +64,9 @@ class HubStudent(ModelHubMixin):
             return saved_card(student, license)
         card = ModelCard(student.card)
         if license is not None:
-            before = license_text(card.data.license)
+            before = license_text(card.data.get("license"))
             card.text = card.text.replace(before, license_text(license), 1)
-            card.data.license = license
+            card.data["license"] = license
         return card
 
     @classmethod

@@ -18,7 +18,7 @@ from dskd.deploy.student import DeployedStudent, file_stem, load_deployed
 from dskd.engine import run
 from dskd.engine.given_data import DataArgument, split_data
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import InputError, option
+from dskd.errors import InputError, NonFiniteError, Stopped, option
 from dskd.methods.base import Method
 
 RATE = 0.01
@@ -68,6 +68,8 @@ def quantization_aware(
     Raises:
         InputError: The student is of no run, its method ships another module than the student, or
             the run's data or teacher are gone.
+        NonFiniteError: A number of the training became NaN or infinite.
+        Stopped: A signal asked for a stop.
     """
     if recipe is None or deployed.run is None:
         raise InputError(f"{option('qat', '3')} trains with the data of a run; give its folder")
@@ -77,11 +79,29 @@ def quantization_aware(
         student = deployed.model.module if _is_given(deployed) else None
         objects = UserObjects(given, student, options.teacher, options.allow_code)
         plan = qat_recipe(deployed, recipe, options, Path(folder) / "run")
-        run.distill(plan, objects=objects)
+        with _told_as_export():
+            run.distill(plan, objects=objects)
         found = load_deployed(
             Path(folder) / "run", "last", student=student, allow_code=options.allow_code
         )
         yield replace(found, run=deployed.run, which=deployed.which)
+
+
+@contextmanager
+def _told_as_export() -> Iterator[None]:
+    """Has what ends the training speak of the export, whose temporary folder is removed."""
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.message = "stopped; nothing was exported, and the run is as it was; export it again"
+        raise
+    except NonFiniteError as error:
+        reason = str(error).partition(";")[0]  # what follows is the advice for a run
+        raise NonFiniteError(
+            f"quantization-aware training: {reason}; nothing was exported; give a smaller rate "
+            f"with {option('qat_lr', '0.0001')}",
+            error.facts,
+        ) from error
 
 
 def _is_given(deployed: DeployedStudent) -> bool:
