@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dskd.config.chosen import fill_in
 from dskd.config.recipe import load_by_labels
@@ -17,7 +19,8 @@ from dskd.config.schema import DataSettings
 from dskd.config.short_forms import data_settings, label, overrides
 from dskd.data import Dataset, load_dataset
 from dskd.data.file_split import FileSplit
-from dskd.data.hf import HFSplits, as_hf
+from dskd.data.hf import HFSplits, _facts_of_paths, _not_decoded, as_hf
+from dskd.data.path_list import PathList
 from dskd.data.read_options import read_options
 from dskd.engine.build_data import load_data
 from dskd.engine.given_data import split_data
@@ -47,7 +50,8 @@ def given(root: Path) -> Any:
 def read(given: Any, tmp_path: Path, **options: Any) -> Dataset:
     splits = as_hf(given)
     assert splits is not None
-    return splits.read(read_options(12, options.pop("test_split", None), **options), tmp_path)
+    size = options.pop("size", 12)
+    return splits.read(read_options(size, options.pop("test_split", None), **options), tmp_path)
 
 
 @pytest.mark.parametrize("labels", [["9", "10", "9"], [10, 9, 10]])
@@ -206,6 +210,43 @@ def test_without_the_library_a_line_says_how_to_install_it(
     ):
         load_dataset("hf", hub="a/b")
     assert as_hf([1]) is None
+
+
+@pytest.fixture
+def by_path(datasets: Any, root: Path, given: Any, tmp_path: Path) -> Any:
+    """Images that are files outside the data set, as the library's own ``imagefolder`` has them."""
+    shutil.copytree(root / "train", tmp_path / "files")
+    paths = sorted((tmp_path / "files").glob("*/*.png"))
+    columns = {"image": [*map(str, paths)], "label": [path.parent.name for path in paths]}
+    return datasets.Dataset.from_dict(columns, features=given["train"].features)
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_a_file_that_is_replaced_at_its_path_is_read_again(
+    loading: Any, by_path: Any, given: Any, tmp_path: Path
+) -> None:
+    splits = HFSplits({"train": by_path, "validation": given["validation"]}, "mixed")
+    options = read_options(16, None, loading=loading, workers=0)
+    first, same = (splits.read(options, tmp_path / "cache") for _ in range(2))
+    assert torch.equal(first.train.images, same.train.images)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "files/dog/1.png")
+    again = splits.read(options, tmp_path / "cache")
+    changed = (again.train.images != read(given, tmp_path, size=16).train.images).flatten(1).any(1)
+    assert changed.nonzero().tolist() == [[5]]
+    (tmp_path / "files/cat/1.png").unlink()
+    with pytest.raises(InputError, match=r"cannot read train/1 of mixed: .*1\.png"):
+        splits.read(options, tmp_path / "cache")
+
+
+def test_only_files_outside_the_data_set_have_facts(by_path: Any, given: Any) -> None:
+    def facts(one: Any) -> Any:
+        names = PathList(f"train/{row}" for row in range(len(one)))
+        return _facts_of_paths({"train": _not_decoded(one, "image")}, "image", names)
+
+    assert facts(given["train"]).shape == (12, 0)
+    turned = by_path.select(range(11, -1, -1))
+    assert facts(turned).tolist() == facts(by_path)[::-1].tolist()
+    assert (facts(by_path) > 0).all()
 
 
 def test_damaged_rows_are_named(datasets: Any, given: Any, tmp_path: Path) -> None:

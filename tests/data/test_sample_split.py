@@ -150,7 +150,7 @@ def test_crops_leave_the_images_of_the_data_set_as_they_are(tmp_path: Path) -> N
     exif[ExifTags.Base.Orientation] = 6
     shapes = (3, 96, 64), (3, 64, 96)
     for index in range(COUNT):
-        options = {"quality": 95} | ({"exif": exif} if index % 2 else {})
+        options: dict[str, Any] = {"exif": exif} if index % 2 else {}
         wide = pixels(index, shapes[index % 2]).permute(1, 2, 0).numpy()
         Image.fromarray(wide).save(tmp_path / f"{index}.jpg", **options)
 

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from dskd.data.archives import existing_path
 from dskd.data.catalog import SAVED
 from dskd.data.dataset import Dataset
 from dskd.data.hf_columns import class_names, image_column, label_column
-from dskd.data.image_source import TRAIN, ImageFiles
+from dskd.data.image_source import TRAIN, ImageFiles, rows_of
 from dskd.data.image_table import SPLITS, ImageTable, Row, read_table
 from dskd.data.own_images import load_images
 from dskd.data.path_list import PathList
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import datasets
 
 _PIECE = 10_000
-"""Labels that are read at a time."""
+"""Labels or paths that are read at a time."""
 
 
 class HFFiles(ImageFiles):
@@ -49,7 +50,8 @@ class HFFiles(ImageFiles):
         self._splits = {name: _not_decoded(one, column) for name, one in splits.items()}
         prints = [f"{name} {_fingerprint(one)}" for name, one in splits.items()]
         self._mark = hashlib.sha256(f"{column} {prints}".encode()).digest()[:8]
-        self.stamp = table.stamp(self._mark)
+        self._facts = _facts_of_paths(self._splits, column, self.names)
+        self.stamp = table.stamp(self._mark, self._facts.tobytes())
 
     def where(self, name: str) -> str:
         """See `Files.where`."""
@@ -64,8 +66,11 @@ class HFFiles(ImageFiles):
             raise InputError(f"cannot read {self.where(name)}: {first_line(error)}") from error
 
     def facts_of(self, names: PathList) -> NDArray[np.int64]:
-        """See `ImageFiles.facts_of`: a number that stands for all rows."""
-        return np.full((len(names), 1), np.frombuffer(self._mark, np.int64), np.int64)
+        """See `ImageFiles.facts_of`: a number that stands for all rows, and facts of the paths."""
+        mark = np.full((len(names), 1), np.frombuffer(self._mark, np.int64), np.int64)
+        if not self._facts.size:
+            return mark
+        return np.column_stack([mark, self._facts[rows_of(names, self.names)]])
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,51 @@ def _not_decoded(one: datasets.Dataset, column: str) -> datasets.Dataset:
         )
     except Exception as error:  # pyarrow and the library raise many types
         raise InputError(f"the column {column!r} has no images: {first_line(error)}") from error
+
+
+def _facts_of_paths(
+    splits: Mapping[str, datasets.Dataset], column: str, names: PathList
+) -> NDArray[np.int64]:
+    """Size and time of change of the images that are files elsewhere.
+
+    The library's hash has their paths only.
+
+    Args:
+        splits: The data sets, not decoded.
+        column: Their image column.
+        names: Names of the images, as ``split/row``.
+
+    Returns:
+        int64, ``[N, 2]``, zeros for an image in the data set and for a file that is not there;
+        ``[N, 0]`` if all images are in the data set.
+    """
+    import pyarrow.compute as pc
+
+    facts: dict[str, NDArray[np.int64]] = {}
+    for split, one in splits.items():
+        # Only then are rows read, since those with bytes take long.
+        if pc.struct_field(one.data.column(column), "bytes").null_count:
+            batches = one.with_format("arrow").iter(_PIECE)
+            parts = (pc.struct_field(batch[column], "path").to_pylist() for batch in batches)
+            facts[split] = np.zeros((len(one), 2), np.int64)
+            for row, path in enumerate(chain.from_iterable(parts)):
+                facts[split][row] = _size_and_time(path)
+    found = np.zeros((len(names), 2 if facts else 0), np.int64)
+    for number, name in enumerate(names) if facts else ():
+        split, _, at = name.rpartition("/")
+        if split in facts:
+            found[number] = facts[split][int(at)]
+    return found
+
+
+def _size_and_time(path: str | None) -> tuple[int, int]:
+    if not path:
+        return 0, 0
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):  # reading it says what is wrong
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _bytes(value: Mapping[str, Any] | None) -> bytes:
