@@ -126,11 +126,10 @@ def reopened(image: Image.Image) -> Image.Image:
     tile = getattr(image, "tile", None)
     if image.format not in JPEG or not tile:  # no JPEG, or decoded
         return image
-    again: Any = (
-        Image.open(file, formats=("JPEG",)) if (file := getattr(image, "fp", None)) else None
-    )
-    if again is None or again.tile != tile:  # the data set has chosen a size or a frame
-        image.load()
+    file = getattr(image, "fp", None)
+    again = None if file is None else Image.open(file, formats=("JPEG",))
+    if again is None or getattr(again, "tile", None) != tile:
+        image.load()  # the data set has chosen a size or a frame
         return image
     turn = orientation_of(image)
     if turn != orientation_of(again):  # the data set has changed the tag
