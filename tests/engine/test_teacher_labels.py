@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 import dskd
 from dskd.cli.check_page import tables
-from dskd.cli.results import evaluation_rows, export_rows, result_rows
+from dskd.cli.results import evaluation_numbers, evaluation_rows, export_rows, result_rows
 from dskd.compare import table
 from dskd.compare.reader import read_comparison
 from dskd.compare.tuning.results import notes
@@ -116,7 +117,17 @@ def test_evaluate_measures_agreement(trained: Result) -> None:
     assert found.accuracy == trained.test_accuracy
     assert found.metric == "agreement"
     assert evaluation_rows(found)[0][0] == "agreement with the teacher, %"
+    assert evaluation_numbers(found)["test_agreement"] == found.accuracy
     assert not any("accuracy" in title for title, _ in result_rows(trained))
+
+
+def test_labels_do_not_move_to_other_images(trained: Result, root: Path, tmp_path: Path) -> None:
+    held_out = (trained.path / "test_images.txt").read_text().splitlines()
+    copy = shutil.copytree(root, tmp_path / "photos")
+    assert evaluate(trained.path, root=copy).accuracy == trained.test_accuracy
+    (copy / held_out[0]).rename(copy / "zebra.png")
+    with pytest.raises(InputError, match=r"labels for other images .* names in .*test_images\.txt"):
+        evaluate(trained.path, root=copy)
 
 
 def test_predict_names_the_classes_of_the_teacher(trained: Result, root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dskd.deploy.early_exits import ExitEvaluation, ExitResult
 from dskd.deploy.measure import EXPORTED, PLAIN, QUANTIZED, STUDENT, TEACHER
@@ -14,7 +15,7 @@ from dskd.engine.result import Result
 from dskd.engine.tasks.segmentation.metrics import ClassScores
 from dskd.errors import printable
 from dskd.runtime.number_text import rounded
-from dskd.storage.metric_names import in_text, words
+from dskd.storage.metric_names import in_text, to_file, words
 
 
 def prediction_cells(rows: Iterable[Row]) -> list[list[str]]:
@@ -43,12 +44,12 @@ def evaluation_rows(evaluation: EvaluationResult) -> list[list[str]]:
     return rows
 
 
-def evaluation_numbers(evaluation: EvaluationResult) -> dict[str, float]:
-    """Accuracy on the test split, by name."""
+def evaluation_numbers(evaluation: EvaluationResult) -> dict[str, Any]:
+    """Accuracy on the test split, by the names that files have."""
     found = {"test_accuracy": evaluation.accuracy, "test_images": len(evaluation.predictions)}
     if evaluation.accuracy_top5 is not None:
         found["test_accuracy_top5"] = evaluation.accuracy_top5
-    return found
+    return to_file(found, evaluation.metric)
 
 
 def exit_rows(found: ExitEvaluation) -> tuple[list[str], list[list[str]]]:

@@ -26,14 +26,14 @@ from dskd.engine.evaluate import evaluate_accuracy
 from dskd.engine.load_checkpoint import weights_file
 from dskd.engine.unlabelled import labels_alone_error
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import InputError, as_given
+from dskd.errors import InputError, as_given, printable
 from dskd.models.native import published_names
 from dskd.models.spec import describe
 from dskd.models.trace import TRACED
 from dskd.settings import Settings
 from dskd.storage.file_facts import read_facts
 from dskd.storage.json_file import read_json
-from dskd.storage.run_files import TEACHER_LABELS
+from dskd.storage.run_files import TEACHER_LABELS, TEST_IMAGES
 from dskd.teacher.frozen import FrozenTeacher
 
 log = logging.getLogger("dskd")
@@ -172,5 +172,12 @@ def with_stored_labels(data: Dataset, run: Path) -> Dataset:
         raise InputError(
             f"{run / TEACHER_LABELS} has labels for {len(test)} images, and {len(data.test)} are "
             "held out; give the run's own images"
+        )
+    names, listed = [printable(name) for name in data.test.names], run / TEST_IMAGES
+    # A label belongs to the image at its position.
+    if names and listed.is_file() and names != listed.read_text(encoding="utf-8").splitlines():
+        raise InputError(
+            f"{run / TEACHER_LABELS} has labels for other images than those that are held out now; "
+            f"give the run's own images, with the names in {listed}"
         )
     return replace(data, classes=tuple(found.classes), test=data.test.relabelled(test))
