@@ -400,6 +400,8 @@ def test_int8_needs_operations_and_images(run: dskd.Result) -> None:
     student = dskd.load_deployed(run.path / "student.safetensors")
     with pytest.raises(InputError, match="names no images; give the folder of a run"):
         dskd.export(student, "a.onnx", int8=True)
+    with pytest.raises(InputError, match="calibration are for 8 bits; add int8=True"):
+        dskd.export(run.path, calibration_images=20)
     with pytest.raises(InputError, match="one image or more is needed"):
         dskd.export(run.path, int8=True, calibration_images=0)
 

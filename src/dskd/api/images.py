@@ -298,7 +298,7 @@ def export(
     format: str | None = None,
     batch: int | str = DYNAMIC,
     int8: bool = False,
-    calibration_images: int = 256,
+    calibration_images: int | None = None,
     tolerance: float | None = None,
     measure: bool = True,
     license: str | None = None,
@@ -326,7 +326,7 @@ def export(
             chooses by the suffix of ``out``, or ``onnx``.
         batch: Images of a call: a number, or ``dynamic`` for any number.
         int8: Quantize weights and activations to 8-bit integers.
-        calibration_images: Images of the training split that choose the ranges of these integers.
+        calibration_images: With ``int8``: training images that choose the ranges; None for 256.
         tolerance: The largest allowed difference of the outputs, relative to the largest output;
             by default 1e-4, or 0.5 with ``int8``.
         measure: Measure the accuracy on the test split, and the latency of teacher, student and

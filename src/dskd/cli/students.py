@@ -191,9 +191,7 @@ def predict_(
 @click.option(
     "--calibration-images",
     type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Number of training images that calibrate the ranges of the integers.",
+    help="With --int8: training images that calibrate the ranges of the integers.  [default: 256]",
 )
 @click.option(
     "--measure/--no-measure",
@@ -221,7 +219,7 @@ def export_(
     int8: bool,
     qat: int | None,
     qat_lr: float | None,
-    calibration_images: int,
+    calibration_images: int | None,
     measure: bool,
     license: str | None,
     tolerance: float | None,

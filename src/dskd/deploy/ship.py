@@ -49,6 +49,9 @@ from dskd.models.staged_model import StagedModel
 from dskd.runtime import cores
 from dskd.storage.paths import as_path
 
+CALIBRATION_IMAGES = 256
+"""Images that choose the ranges of 8-bit integers."""
+
 
 @dataclass(frozen=True)
 class ShipOptions:
@@ -64,7 +67,8 @@ class ShipOptions:
         measure: Whether accuracy and latency are measured.
         license: Of the weights, for the model card.
         int8: Whether weights and activations become 8-bit integers.
-        calibration_images: Images of the training split that choose the ranges of these integers.
+        calibration_images: Images of the training split that choose the ranges of these integers;
+            None for `CALIBRATION_IMAGES`.
         root: Folder of the data set, in place of the recipe's.
         qat: Epochs of quantization-aware training before the export with int8; None for none.
         qat_lr: Its learning rate; None for a hundredth of that of the run.
@@ -80,7 +84,7 @@ class ShipOptions:
     license: str | None = None
     root: str | Path | None = None
     int8: bool = False
-    calibration_images: int = 256
+    calibration_images: int | None = None
     max_loss: float | None = None
     qat: int | None = None
     qat_lr: float | None = None
@@ -138,7 +142,7 @@ def ship(
     exits = _exits(deployed, options, form)
     batch = choose_batch(options.batch, form) if exits is None else 1
     choose_int8(options.int8, form)
-    _check_qat(options)
+    _check_int8_options(options)
     path = out or default_path(deployed, form, options.int8, exits is not None)
     check_place(path, form, options.int8)
     facts = RunFacts.read(deployed.run) if deployed.run is not None else None
@@ -171,7 +175,9 @@ class _Plan:
     objects: UserObjects
 
 
-def _check_qat(options: ShipOptions) -> None:
+def _check_int8_options(options: ShipOptions) -> None:
+    if options.calibration_images is not None and not options.int8:
+        raise InputError(f"images for calibration are for 8 bits; add {option('int8')}")
     if options.qat is not None and not options.int8:
         raise InputError(f"quantization-aware training is for 8 bits; add {option('int8')}")
     if options.qat is None and options.qat_lr is not None:
@@ -263,11 +269,12 @@ def _calibration(
     deployed: DeployedStudent, options: ShipOptions, data: DataArgument | None
 ) -> Tensor:
     """Images of the training split without augmentation, from all over the split."""
-    if options.calibration_images < 1:
+    count = CALIBRATION_IMAGES if options.calibration_images is None else options.calibration_images
+    if count < 1:
         raise InputError("calibration_images: one image or more is needed")
     where = deployed.run or "the student"
     train = load_run_data(where, deployed, options.root, data).train
-    images = train.images_at(spread(len(train), options.calibration_images))
+    images = train.images_at(spread(len(train), count))
     return images.cpu().float() / 255
 
 
