@@ -190,8 +190,12 @@ def call(name: str, *arguments: object) -> str:
     return f"dskd.{name}({', '.join(map(repr, texts))})"
 
 
-def continuing(folder: Path) -> str:
+def continuing(folder: Path, allow_code: bool = False) -> str:
     """How the user continues the unfinished run in a folder.
+
+    Args:
+        folder: Of the run.
+        allow_code: Whether the run needs the user's own code.
 
     Example:
         >>> continuing(Path("runs/a"))
@@ -203,6 +207,7 @@ def continuing(folder: Path) -> str:
     if not _commands.get():
         return f"make the same call again with {option('resume')}"
     command = ["dskd", "distill", f"{folder}/recipe.yaml", f"out={folder}", option("resume")]
+    command += [option("allow_code")] if allow_code else []
     return f"`{shlex.join(command)}`"
 
 

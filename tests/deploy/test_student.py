@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 import dskd
-from dskd.errors import InputError
+from dskd.errors import InputError, on_command_line
 from dskd.storage.weights import read_metadata
 from tests.builders import make_dataset, trusted
 
@@ -165,6 +165,21 @@ def test_bad_calls_are_refused(finished: dskd.Result, call: Any, words: list[str
     with pytest.raises(InputError) as refused:
         call(finished.path)
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("student: {name: resnet8}", "--resume`"),
+        ("method: {name: 'mine:Method'}", "--resume --allow-code`"),
+        ("student: {name: 'mine:make'}", "--resume --allow-code`"),
+        ("method: {name: <Method>}", "the same call in Python again"),
+    ],
+)
+def test_an_unfinished_run_says_how_it_goes_on(tmp_path: Path, names: str, words: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"data: {{name: digits}}\n{names}\n")
+    with on_command_line(), pytest.raises(InputError, match=words):
+        dskd.load_deployed(tmp_path)
 
 
 def test_a_module_of_one_s_own_is_loaded_where_it_is_built(tmp_path: Path) -> None:

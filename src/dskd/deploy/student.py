@@ -219,12 +219,13 @@ def _missing(path: Path) -> InputError:
         return InputError(f"{folder} holds no run; check the path")
     if (folder / FAILED).is_file():
         return InputError(f"the run in {folder} failed, and {folder / FAILED} says why")
+    names = _names(read_yaml_file(folder / RECIPE, "recipe"))
     if comparison_of(folder):
         how = "start its comparison again in the same way"
-    elif _given_in_python(read_yaml_file(folder / RECIPE, "recipe")):
+    elif any(name.startswith("<") for name in names):  # of objects
         how = "make the same call in Python again with resume=True"
     else:
-        how = continuing(folder)
+        how = continuing(folder, any(":" in name for name in names))  # as in package.module:object
     if (folder / RESULT).is_file():
         return InputError(
             f"{path} is gone; remove {folder / RESULT}; then, to have it written again, {how}"
@@ -236,10 +237,10 @@ def _missing(path: Path) -> InputError:
     )
 
 
-def _given_in_python(recipe: Mapping[str, Any]) -> bool:
-    """Whether a recipe has images or a model that were objects."""
-    parts = [recipe.get(key) for key in ("data", "student", "teacher")]
-    return any(isinstance(p, dict) and str(p.get("name")).startswith("<") for p in parts)
+def _names(recipe: Mapping[str, Any]) -> list[str]:
+    """What a recipe calls its images, its models and its method."""
+    parts = [recipe.get(key) for key in ("data", "student", "teacher", "method")]
+    return [str(part.get("name")) for part in parts if isinstance(part, dict)]
 
 
 def _build(metadata: _Metadata, run: str, allow_code: bool) -> nn.Module:
