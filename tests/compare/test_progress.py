@@ -9,7 +9,24 @@ from rich.console import Console
 from rich.live import Live
 
 from dskd.compare import progress
+from dskd.compare.jobs import RunInJob
+from dskd.compare.reader import read_result
 from tests.compare.small_comparison import NAMES, small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("metrics", [None, {"test_accuracy": 1.0}])
+def test_a_run_that_lacked_its_result_alone_logs_its_accuracy(
+    finished: Path, metrics: dict[str, float] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = RunInJob("kd", 0, 2, finished / "kd/seed0")
+    run.metrics = metrics
+    accuracy = read_result(finished / "kd/seed0")["test_accuracy"]
+    with caplog.at_level("INFO"):
+        progress.LogLines().on_end(run, None)
+        progress.LogLines().on_end(run, "the loss is not finite")
+    ended = [f"{accuracy:.2f} %", "failed: the loss is not finite"]
+    assert caplog.messages == [f"kd, seed 0: {outcome}" for outcome in ended]
 
 
 @pytest.mark.slow

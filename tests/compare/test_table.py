@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from dskd.cli.commands import main
+from dskd.cli.commands import main, run_command
 from dskd.compare.notes import EQUAL
 from dskd.compare.reader import Comparison, read_comparison
 from dskd.compare.summary import summarize
 from dskd.compare.table import notes, summary_table
 from tests.compare.small_comparison import NAMES, SMALL
+
+DIVERGES = "kd:ce=0:kd=1.0e+25"
 
 
 @pytest.mark.slow
@@ -28,6 +30,19 @@ def test_the_command_prints_the_table_and_its_notes(
     assert "ce=1 kd=1 alpha=1 beta=10 gamma=0" in printed
     assert "what changes with the seed" in printed
     assert "The sampling error of the 500 test images is" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("names", "code"), [(DIVERGES, 2), (f"ce,{DIVERGES}", 0)])
+def test_a_comparison_of_which_every_run_failed_exits_with_2(
+    names: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SMALL, "train.epochs=1", "train.batch_size=130"]
+    options = ["--methods", names, "--seeds", "1", "--out", str(tmp_path / "out")]
+    assert run_command(["compare", "digits", *settings, *options]) == code
+    printed = capsys.readouterr()
+    assert f"{DIVERGES}, seed 0: failed; the logits are not finite" in printed.out
+    assert ("every run in" in printed.err) is (code == 2)
 
 
 def table_of(comparison: Comparison, kd: list[float], dskd: list[float]) -> tuple[str, list[str]]:

@@ -108,3 +108,4 @@ def compare_methods(
     console.table(*table.summary_table(summaries, metric, comparison.baseline))
     for line in table.notes(comparison, summaries):
         click.echo(line)
+    table.check_results(plan, comparison)

@@ -148,6 +148,7 @@ def compare_(
     console.table(*table.summary_table(summaries, metric_of(comparison.facts["recipe"])))
     for line in table.notes(comparison, summaries):
         click.echo(line)
+    table.check_results(plan, comparison)
 
 
 @click.command("init")

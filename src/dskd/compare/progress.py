@@ -15,7 +15,7 @@ from rich.table import Table
 from dskd.compare import columns
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, RunProgress
-from dskd.compare.reader import read_comparison
+from dskd.compare.reader import read_comparison, read_result
 from dskd.compare.summary import Summary, summarize
 from dskd.engine.progress import shows_bars
 from dskd.errors import InputError
@@ -33,12 +33,10 @@ class LogLines:
 
     def on_end(self, run: RunProgress, failure: str | None) -> None:
         """Logs the test accuracy, or why the run failed."""
-        metrics = run.metrics or {}
-        outcome = (
-            f"{metrics.get('test_accuracy', 0.0):.2f} %"
-            if failure is None
-            else f"failed: {failure}"
-        )
+        if failure is None:  # a run that had no step left has no metrics here
+            outcome = f"{read_result(run.folder)['test_accuracy']:.2f} %"
+        else:
+            outcome = f"failed: {failure}"
         log.info("%s, seed %d: %s", run.label, run.seed, outcome)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dskd.compare import columns
+from dskd.compare.grid import Grid
 from dskd.compare.notes import (
     COST,
     EQUAL,
@@ -16,6 +17,7 @@ from dskd.compare.notes import (
 )
 from dskd.compare.reader import Comparison
 from dskd.compare.summary import BASELINE, Summary, samples_of
+from dskd.errors import InputError
 from dskd.storage.metric_names import Metric, in_text, metric_of
 
 
@@ -41,6 +43,21 @@ def summary_table(
     shown = columns.with_values(_columns(baseline), summaries)
     rows = [[column.text(summary) for column in shown] for summary in summaries]
     return [in_text(column.name, metric) for column in shown], rows
+
+
+def check_results(grid: Grid, comparison: Comparison) -> None:
+    """Refuses a comparison of which no run has a result.
+
+    Args:
+        grid: What was asked for.
+        comparison: What became of it.
+
+    Raises:
+        InputError: Every run failed.
+    """
+    asked = [variant.label for variant in grid.variants]
+    if not any(one.results for one in comparison.variants if one.label in asked):
+        raise InputError(f"every run in {grid.path} failed; the lines above say why")
 
 
 def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
