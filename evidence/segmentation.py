@@ -3,7 +3,7 @@
 DATA holds ``train`` and ``val``, each with images and masks. OUT takes the runs. The rules are in
 docs/results/protocol-segmentation.md. The same command continues a study that was stopped. After
 the last run the results are written to ``docs/results/segmentation.json`` and drawn as
-``docs/results/segmentation.md``, with an image of predictions.
+``docs/results/segmentation.md``. An image of predictions stays in OUT.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ DENSE = ("data.classes=null", "data.patients=6", "student.width=4", "teacher.wid
 """The second study: all classes, masks for all patients, a small student and a large teacher."""
 TEACHER = "teacher"
 SHOWN = 4
-"""Test images that the page shows."""
+"""Test images that are drawn."""
+DRAWN = "predictions.png"
+"""The image of predictions, in the folder of the runs."""
 
 
 class Row(NamedTuple):
@@ -196,10 +198,9 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         _decoder_a(facts),
         "",
-        "![Masks over test images](segmentation.png)",
-        "",
-        "Test images of the first seed. From left to right: the mask; predictions by masks only, "
-        "by masks and seeds, and with KL and entropy.",
+        f"The command also draws predictions over test images, as `OUT/segmentation/{DRAWN}`. They "
+        "are not shown here, because the slices are not ours to publish. From left to right: the "
+        "mask; predictions by masks only, by masks and seeds, and with KL and entropy.",
         "",
         "## DSKD at every pixel",
         "",
@@ -283,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts = compute(chosen.data, out, chosen.changes, seeds)
         shown = draw(out.resolve(), ("masks", "both", "all"))
     write_results(chosen.results, "segmentation", facts, page(facts))
-    shown.save(chosen.results / "segmentation.png")
+    shown.save(out / DRAWN)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def test_the_studies_go_on_where_they_were_and_write_their_page(
         files = sorted(runs.rglob("result.json"))
         assert len(files) == 5  # the teacher's, too
         stamps = [path.stat().st_mtime_ns for path in files]
+    assert (runs / "predictions.png").is_file()
     assert stamps == [path.stat().st_mtime_ns for path in files]
     monkeypatch.undo()
     assert segmentation.draw(runs, ("masks", "both")).size == (3 * 16, 2 * 16)
