@@ -252,6 +252,7 @@ def likely_order(predictions: Tensor, labels: Tensor, classes: int) -> list[int]
         >>> labels = torch.arange(90) % 3
         >>> likely_order((labels + 1) % 3, labels, 3), likely_order(labels, labels, 3)
         ([1, 2, 0], None)
+        >>> likely_order(torch.tensor([1]), torch.tensor([0]), 3)  # too few images
     """
     by_class = torch.argsort(labels, stable=True)
     fitted, tested = by_class[::2], by_class[1::2]
@@ -264,10 +265,10 @@ def likely_order(predictions: Tensor, labels: Tensor, classes: int) -> list[int]
     np.add.at(confusion, (labels[fitted].numpy(), predictions[fitted].numpy()), 1)
     _, order = linear_sum_assignment(confusion, maximize=True)
     reordered = torch.from_numpy(np.argsort(order))[predictions[tested]]
-    hits, guess = (
-        int((reordered == labels[tested]).sum()),
-        _guess(reordered, labels[tested], classes),
-    )
-    if hits < 2 * max(own, 1) or _at_least(hits, len(tested), guess) > _PERMUTED_LEVEL:
+    hits = int((reordered == labels[tested]).sum())
+    if hits < 2 * max(own, 1):
+        return None
+    guess = _guess(reordered, labels[tested], classes)
+    if _at_least(hits, len(tested), guess) > _PERMUTED_LEVEL:
         return None
     return [int(label) for label in order]
