@@ -196,6 +196,7 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         *_table(facts, "mixed"),
         "",
+        *_empty(facts, "mixed"),
         _decoder_a(facts),
         "",
         f"The command also draws predictions over test images, as `OUT/segmentation/{DRAWN}`. They "
@@ -208,6 +209,7 @@ def page(facts: Mapping[str, Any]) -> str:
         "",
         *_table(facts, "dense"),
         "",
+        *_empty(facts, "dense"),
         machine_line(facts),
         "",
     ]
@@ -247,6 +249,19 @@ def _hd95(runs: Sequence[Mapping[str, Any]]) -> str:
         return "-"
     distance, images = interval(found), np.mean([one["hd95_images"] for one in runs])
     return f"{number(distance.mean, distance.half, '.1f')} ({images:.0f})"
+
+
+def _empty(facts: Mapping[str, Any], study: str) -> Iterator[str]:
+    """How many students of each row predict none of the structures, if any do."""
+    results = facts["results"][study]
+    counts = {row.text: sum(not r["hd95_images"] for r in results[row.name]) for row in ROWS[study]}
+    found = [f"{count} ({text})" for text, count in counts.items() if count]
+    if found:
+        yield (
+            "Some students predict nothing but background in all images where there is something "
+            f"to find: {', '.join(found)}. They make the intervals as wide as they are."
+        )
+        yield ""
 
 
 def _decoder_a(facts: Mapping[str, Any]) -> str:

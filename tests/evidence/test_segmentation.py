@@ -46,6 +46,7 @@ def test_the_page_compares_each_row_with_the_baseline_of_its_table() -> None:
     assert "| masks only | 51.0 ± 2.5 | 2.0 (9) | | | |" in text
     (seeds,) = (line for line in text.splitlines() if line.startswith("| seeds only"))
     assert "| - |" in seeds
+    assert "in all images where there is something to find: 3 (seeds only)." in text
     assert "has a mean Dice after the last epoch of 45.0 % (masks and seeds)." in text
     assert text.count("not significant (p = 1.000)") == 6
 
