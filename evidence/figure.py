@@ -72,7 +72,9 @@ def costs(facts: Mapping[str, Any]) -> bytes:
         for value, (label, row) in zip(values, rows.items(), strict=True):
             named = len(row["accuracies"]) == most
             axes.plot(
-                *(value, row["mean"], "o"),
+                value,
+                row["mean"],
+                "o",
                 color=color_of(label),
                 alpha=1 if named else 0.4,
                 markersize=6 if named else 3,

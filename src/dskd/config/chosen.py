@@ -17,7 +17,7 @@ from dskd.config.overrides import all_keys
 from dskd.config.schema import AUGMENTATIONS, Recipe, TeacherSettings
 from dskd.config.train_settings import TrainSettings
 from dskd.data.augmentation import Interpolation
-from dskd.data.catalog import DATASETS
+from dskd.data.catalog import are_files
 from dskd.data.image_sides import typical_side
 from dskd.data.image_source import EVALUATION
 from dskd.data.subset import HELD_OUT
@@ -80,7 +80,7 @@ def _data(sections: Mapping[str, dict[str, Any]], plain: Callable[[], bool]) -> 
     """Size, split and augmentation of the images."""
     data = sections["data"]
     chosen: dict[str, Any] = {}
-    if _is_own(data):
+    if are_files(data.get("name", "")):
         root: Path | None = data.get("root")
         chosen["size"] = data.get("size") or _size(sections["student"], data, plain)
         bare = root is not None and not any((root / split).is_dir() for split in EVALUATION)
@@ -95,12 +95,6 @@ def _data(sections: Mapping[str, dict[str, Any]], plain: Callable[[], bool]) -> 
 def _is_plain(model: Mapping[str, Any]) -> bool:
     """Whether a model learns by SGD and on images of any size, as those with BatchNorm do."""
     return has_batchnorm(str(model.get("name")), model.get("options") or {})
-
-
-def _is_own(data: Mapping[str, Any]) -> bool:
-    """Whether the images are the user's own."""
-    entry = DATASETS.get(data.get("name", ""))
-    return entry is not None and entry.own_images
 
 
 def _size(student: Mapping[str, Any], data: Mapping[str, Any], plain: Callable[[], bool]) -> int:
@@ -131,7 +125,7 @@ def _augmentation(sections: Mapping[str, dict[str, Any]], size: int | None) -> d
         return {"augment": "cifar"}
     if name == "tiny_imagenet":
         return {"crop_padding": (size or 64) // 8, "flip": True}
-    if not _is_own(sections["data"]) or size is None:
+    if not are_files(sections["data"].get("name", "")) or size is None:
         return {}
     is_cached = sections["teacher"].get("cache", "none") != "none"  # it needs few views
     if student.startswith(LIBRARIES) and not is_cached:
@@ -146,7 +140,7 @@ def _training(
     student, teacher, train = sections["student"], sections["teacher"], sections["train"]
     name = str(student.get("name"))
     if not name.startswith(LIBRARIES):
-        epochs = EPOCHS if _is_own(sections["data"]) else TrainSettings().epochs
+        epochs = EPOCHS if are_files(sections["data"].get("name", "")) else TrainSettings().epochs
         return [("train", {"epochs": epochs} | ({"lr": 0.01} if name in _MOBILE else {}))]
     trains_teacher = bool(teacher) and not TeacherSettings(**teacher).is_given
     all_plain = plain() and (not trains_teacher or _is_plain(teacher))

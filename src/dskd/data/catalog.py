@@ -88,6 +88,32 @@ MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Suffixes of manifests."""
 
 
+def are_files(name: str) -> bool:
+    """Whether the images of a data set are the user's own files.
+
+    Args:
+        name: As ``data.name``.
+
+    Example:
+        >>> are_files("folder"), are_files("digits"), are_files("<dataset>")
+        (True, False, False)
+    """
+    return name in DATASETS and DATASETS[name].own_images
+
+
+def are_own(name: str) -> bool:
+    """Whether the images are the user's own: `are_files`, or objects that were given in Python.
+
+    Args:
+        name: As ``data.name``.
+
+    Example:
+        >>> are_own("folder"), are_own("digits"), are_own("<dataset>")
+        (True, False, True)
+    """
+    return name.startswith("<") or are_files(name)
+
+
 def title(name: str, root: Path | None, hub: str | None = None) -> str:
     """What a reader calls the images: a data set, or the folder or file of the user's own.
 
@@ -100,7 +126,7 @@ def title(name: str, root: Path | None, hub: str | None = None) -> str:
         >>> title("digits", None), title("folder", Path("a/photos")), title("hf", None, "a/b")
         ('digits', 'photos', 'a/b')
     """
-    if name not in DATASETS or not DATASETS[name].own_images or root is None:
+    if not are_files(name) or root is None:
         return hub or name
     path = root.expanduser().resolve()
     return (path.stem if path.suffix.lower() in MANIFESTS else path.name) or name

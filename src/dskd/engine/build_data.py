@@ -8,7 +8,7 @@ from typing import Any
 
 from dskd.config.schema import AUGMENTATIONS, DataSettings
 from dskd.data import Dataset, load_dataset, take_part
-from dskd.data.catalog import DATASETS
+from dskd.data.catalog import are_files, are_own
 from dskd.data.dataset import Split
 from dskd.data.hf import HFSplits
 from dskd.data.pixels import PixelForm
@@ -62,7 +62,7 @@ def load_data(settings: DataSettings, given: GivenData | None = None) -> Dataset
     if settings.labels == "none":
         return _without_labels(settings)
     left_out = {"name", "labels", "unlabelled", "unlabelled_share", *AUGMENTATIONS}
-    if settings.unlabelled is not None and not _are_files(settings):
+    if settings.unlabelled is not None and not are_files(settings.name):
         left_out |= OF_FILES - {"interpolation"}
     return load_dataset(settings.name, **settings.model_dump(exclude=left_out))
 
@@ -79,9 +79,8 @@ def load_training_data(settings: DataSettings, given: GivenData | None = None) -
 
 def _crop_notes(settings: DataSettings, data: Dataset) -> list[str]:
     """Says where random resized crops come from, if not from the original images."""
-    can_stream = settings.name.startswith("<") or _are_files(settings)
     is_resized = settings.size is not None and isinstance(data.train, Split)
-    if settings.crop_scale is None or not can_stream or not is_resized:
+    if settings.crop_scale is None or not are_own(settings.name) or not is_resized:
         return []
     return [
         f"random crops are cut from the centre of the images at {settings.size}x{settings.size}, "
@@ -131,12 +130,6 @@ def _without_labels(settings: DataSettings) -> Dataset:
     except OSError as error:
         raise InputError(f"cannot read {settings.root}: {error}; check data.root") from error
     return take_part(data, None, *_fractions(settings))
-
-
-def _are_files(settings: DataSettings) -> bool:
-    """Whether the labelled images are image files."""
-    entry = DATASETS.get(settings.name)
-    return entry is not None and entry.own_images
 
 
 def _image_options(settings: DataSettings) -> ImageOptions:

@@ -7,7 +7,7 @@ from typing import get_args
 
 from dskd.config.schema import DataSettings, TeacherSettings
 from dskd.data.augmentation import Interpolation
-from dskd.data.catalog import DATASETS
+from dskd.data.catalog import are_own
 from dskd.errors import as_given
 from dskd.models.native import native_pixels, short_share
 
@@ -24,9 +24,8 @@ def log_published_pixels(settings: TeacherSettings, data: DataSettings) -> None:
         data: Settings of the run's images. Nothing is logged if they are not the user's own, which
             alone can be cropped and resized in another way.
     """
-    entry = DATASETS.get(data.name)
-    can_differ = data.name.startswith("<") or (entry is not None and entry.own_images)
-    if not (settings.is_given and settings.pretrained is True and can_differ and data.size):
+    is_published = settings.is_given and settings.pretrained is True
+    if not (is_published and are_own(data.name) and data.size):
         return
     published = native_pixels(settings.name)
     if published is None:

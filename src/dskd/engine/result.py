@@ -10,7 +10,7 @@ from torch import nn
 
 from dskd.config.schema import DataSettings, Recipe
 from dskd.data import Dataset
-from dskd.data.catalog import DATASETS
+from dskd.data.catalog import are_own
 from dskd.methods.base import Method
 from dskd.models.hub_models import network
 from dskd.settings import Number, Percent, Size
@@ -107,11 +107,9 @@ def student_metadata(recipe: Recipe, data: Dataset, method: Method) -> dict[str,
 
 def _pixels(data: DataSettings) -> dict[str, Any]:
     """How image files become images, for a prediction on new ones."""
-    entry = DATASETS.get(data.name)
-    fixed = entry is not None and not entry.own_images
     return {
         "value_range": data.value_range,
         "crop_pct": data.crop_pct,
         # Published data sets are resized by rules of their own; there it is for random crops only.
-        "interpolation": None if fixed else data.interpolation,
+        "interpolation": data.interpolation if are_own(data.name) else None,
     }

@@ -11,7 +11,7 @@ import torch
 
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
-from dskd.data.catalog import DATASETS
+from dskd.data.catalog import are_files
 from dskd.data.dataset import Samples, Split
 from dskd.data.duplicates import ImageHashes, hash_splits
 from dskd.data.file_split import FileSplit, spread
@@ -52,8 +52,7 @@ def load_with_bad_files(recipe: Recipe, objects: UserObjects) -> tuple[Dataset, 
         return training_data(recipe, objects), recipe
     except InputError:
         settings = recipe.data
-        entry, given = DATASETS.get(settings.name), objects.data
-        if settings.skip_bad or given is not None or entry is None or not entry.own_images:
+        if settings.skip_bad or objects.data is not None or not are_files(settings.name):
             raise
         skipping = recipe.changed(data=settings.model_copy(update={"skip_bad": True}))
         try:
