@@ -11,6 +11,7 @@ import torch
 
 from dskd import methods
 from dskd.engine.tasks.graphs.data import GraphData
+from dskd.engine.tasks.graphs.edges import Edges
 from dskd.engine.tasks.graphs.job import build_method, build_trainer
 from dskd.engine.tasks.graphs.loader import GraphLoader, GraphLoaders
 from dskd.engine.tasks.graphs.models import Shape, build_net
@@ -46,15 +47,23 @@ def several() -> GraphData:
 
 
 def test_the_layers_of_gcn_are_those_of_pytorch_geometric() -> None:
-    """Their weights of edges are computed once for all of them, with the same bits."""
+    """With edges that are there twice, and some from a node to itself; gradients, too."""
     settings = GraphModelSettings(name="gcn", hidden=8, layers=1, dropout=0.0)
     net = build_net(settings, Shape(features=5, classes=3), seed=0)
     torch.manual_seed(0)
     features, edges = torch.rand(20, 5), torch.randint(0, 20, (2, 60))
+    assert (edges[0] == edges[1]).any()
+    assert len(set(zip(*edges.tolist(), strict=True))) < 60
     first, last = pyg("nn").GCNConv(5, 8), pyg("nn").GCNConv(8, 3)
     first.load_state_dict(net.convolutions[0].state_dict())
     last.load_state_dict(net.convolutions[1].state_dict())
-    assert torch.equal(last(first(features, edges).relu(), edges), net(features, edges).logits)
+    theirs, own = last(first(features, edges).relu(), edges), net(features, edges).logits
+    torch.testing.assert_close(own, theirs)
+    for logits in (theirs, own):
+        logits.square().sum().backward()
+    for mine, layer in zip(net.convolutions, (first, last), strict=True):
+        for key, value in layer.named_parameters():
+            torch.testing.assert_close(mine.get_parameter(key).grad, value.grad)
 
 
 def test_students_start_as_copies_of_the_student_alone(graph: Path, tmp_path: Path) -> None:
@@ -101,9 +110,22 @@ def _none() -> Any:
 def test_graphs_of_a_batch_are_not_connected(several: GraphData) -> None:
     batch = GraphLoader(several.train, CPU).batch([3, 1])
     first, second = several.train.graphs[3], several.train.graphs[1]
-    assert batch.edges.shape[1] == first.edges.shape[1] + second.edges.shape[1]
-    assert torch.equal(batch.edges[:, first.edges.shape[1] :] - len(first), second.edges)
+    pairs = batch.edges.pairs
+    assert pairs.shape[1] == first.edges.shape[1] + second.edges.shape[1]
+    assert torch.equal(pairs[:, first.edges.shape[1] :] - len(first), second.edges)
     assert torch.equal(batch.features, torch.cat([first.features, second.features]))
+    plain, values = Edges(pairs, len(first) + len(second)), torch.rand(len(batch.features), 2)
+    for own, alike in (
+        (batch.edges.normalized, plain.normalized),
+        (batch.edges.differences, plain.differences),
+    ):
+        found = []
+        for matrix in (own, alike):
+            learned = values.clone().requires_grad_()
+            product = matrix.times(learned)
+            torch.autograd.backward(product.square().sum())
+            found.append((product, learned.grad))
+        torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_step_changes_the_student_whose_turn_it_is_alone(graph: Path, tmp_path: Path) -> None:

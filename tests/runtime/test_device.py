@@ -32,6 +32,18 @@ def page_faults(rounds: int) -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
+@pytest.mark.parametrize(("native", "lines"), [(True, 0), (False, 1)])
+def test_imitated_bfloat16_is_told(
+    native: bool, lines: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device, "computes_bfloat16", lambda: native)
+    set_up(torch.device("cpu"), "float32")
+    assert not caplog.messages
+    set_up(torch.device("cpu"), "bfloat16")
+    assert len(caplog.messages) == lines
+    assert not lines or "train.precision=float32" in caplog.messages[0]
+
+
 @pytest.mark.skipif(
     sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc's allocator"
 )

@@ -124,7 +124,7 @@ class TeacherJob:
 def _device(grid: Grid) -> torch.device:
     """The device of this process."""
     device = devices.pick(grid.recipe.train.device)
-    devices.set_up(device)
+    devices.set_up(device, grid.recipe.train.precision)
     return device
 
 

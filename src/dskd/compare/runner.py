@@ -87,7 +87,7 @@ def _run_grid(
     merged_facts(grid)
     check_writable(grid.path, option("out", "FOLDER"))
     device = devices.pick(grid.recipe.train.device)
-    devices.set_up(device)
+    devices.set_up(device, grid.recipe.train.precision)
     parts = _parts(grid, device, objects)
     teacher = parts.teacher
     with ExitStack() as held:

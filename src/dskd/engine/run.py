@@ -103,7 +103,7 @@ def run_job(job: Job, *, resume: bool = False, overwrite: bool = False) -> Resul
         more = resume and not overwrite and takes_more_epochs(recipe, directory)
         if not more:
             directory.check(recipe, resume=resume, overwrite=overwrite)
-        devices.set_up(device)
+        devices.set_up(device, recipe.train.precision)
         job.prepare(device, begun=resume and directory.begun)
         with directory.locked():
             # Another run may have started here while the data was read.

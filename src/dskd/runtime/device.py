@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import platform
 import sys
@@ -22,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 from dskd.errors import InputError, printable
 from dskd.runtime import distributed
 from dskd.settings import DeviceName, Precision
+
+log = logging.getLogger("dskd")
 
 
 def pick(name: DeviceName) -> torch.device:
@@ -158,16 +161,27 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 """Parameters of glibc's ``mallopt``, as numbered in ``malloc.h``."""
 
 
-def set_up(device: torch.device) -> None:
+def set_up(device: torch.device, precision: Precision = "float32") -> None:
     """Prepares the process for training on a device.
 
     On a GPU, torch uses deterministic algorithms and full float32 precision. On a CPU, the memory
-    allocator keeps freed memory.
+    allocator keeps freed memory. A warning says if this CPU has no instructions for the precision.
     """
     if device.type == "cuda":
         _make_deterministic()
-    else:
-        _keep_freed_memory()
+        return
+    _keep_freed_memory()
+    if precision == "bfloat16" and not computes_bfloat16():
+        log.warning(
+            "train.precision=bfloat16: this processor has no instructions for it, so a step can "
+            "take ten times as long as with train.precision=float32"
+        )
+
+
+def computes_bfloat16() -> bool:
+    """Whether torch's CPU library computes in bfloat16 here. If not, torch imitates it slowly."""
+    answer: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return answer
 
 
 def _keep_freed_memory() -> None:

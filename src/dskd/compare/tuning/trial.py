@@ -93,7 +93,7 @@ class TeacherTask:
         recipe = self.search.recipe
         with self.search.objects.available(), single_run(), cpu_threads(recipe.train.threads):
             device = devices.pick(recipe.train.device)
-            devices.set_up(device)
+            devices.set_up(device, recipe.train.precision)
             loaders = DataLoaders(self.search.data(), device)
             prepared = prepare(recipe, loaders.data, self.search.objects, device)
             folder = self.search.path / TEACHER
@@ -151,7 +151,7 @@ class TrialTask:
     def _train(self, progress: _Progress) -> None:
         search = self.search
         device = devices.pick(search.recipe.train.device)
-        devices.set_up(device)
+        devices.set_up(device, search.recipe.train.precision)
         loaders = DataLoaders(search.data(), device)
         study = Study(search.path, search.space, warmup=search.recipe.train.epochs // WARMUP)
         teacher: FrozenTeacher | None = None

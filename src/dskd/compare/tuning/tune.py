@@ -142,7 +142,7 @@ def _rehearse(search: Search) -> dict[str, Any]:
     """
     recipe = search.recipe
     device = devices.pick(recipe.train.device)
-    devices.set_up(device)
+    devices.set_up(device, recipe.train.precision)
     data = search.data()
     for note in data.notes:
         log.info(note)

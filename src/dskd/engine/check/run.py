@@ -91,7 +91,7 @@ def check(recipe: Recipe, objects: UserObjects | None = None) -> CheckReport:
     found = _Found()
     _check_folder(recipe, objects, found)
     with single_run(), cpu_threads(recipe.train.threads), torch.random.fork_rng(gpus):
-        devices.set_up(device)
+        devices.set_up(device, recipe.train.precision)
         with sampled(DECODE_SECONDS) as sampling:
             data, loaded = load_with_bad_files(recipe, objects)
         findings = check_data(data, recipe.data.skip_bad, sampling)

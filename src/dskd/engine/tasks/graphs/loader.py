@@ -13,10 +13,11 @@ from torch import Tensor
 from dskd.data.epoch_plan import EpochPlan, draw_plan
 from dskd.data.loader import Batch, Loader, SplitLoaders, ViewChoice
 from dskd.engine.tasks.graphs.data import GraphData, GraphSplit
+from dskd.engine.tasks.graphs.edges import Edges
 
 
-def _no_edges() -> Tensor:
-    return torch.zeros(2, 0, dtype=torch.int64)
+def _no_edges() -> Edges:
+    return Edges(torch.zeros(2, 0, dtype=torch.int64), 0)
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,14 @@ class GraphBatch(Batch):
     ``indices`` are those of the labelled nodes.
 
     Attributes:
-        edges: int64 ``[2, E]``, between the nodes of the batch.
+        edges: Those between the nodes of the batch.
         nodes: int64 ``[B]``, the labelled nodes of the batch.
         turn: Which student learns, from 0.
     """
 
     samples: ClassVar[str] = "nodes"
 
-    edges: Tensor = field(default_factory=_no_edges)
+    edges: Edges = field(default_factory=_no_edges)
     nodes: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     turn: int = 0
 
@@ -69,6 +70,7 @@ class GraphLoader(Loader):
 
     Attributes:
         split: The graphs on the device.
+        edges: Of each graph.
     """
 
     def __init__(self, split: GraphSplit, device: torch.device, turns: int = 1) -> None:
@@ -76,6 +78,7 @@ class GraphLoader(Loader):
             tuple(graph.to(device) for graph in split.graphs),
             tuple(nodes.to(device) for nodes in split.nodes),
         )
+        self.edges = tuple(Edges(graph.edges, len(graph)) for graph in self.split.graphs)
         self.device, self.turns = device, turns
         self.labels = self.split.labels
         self.sample_shape = (split.graphs[0].features.shape[1],)
@@ -139,7 +142,7 @@ class GraphLoader(Loader):
             seeds=unused,
             epoch=epoch,
             step=step,
-            edges=torch.cat([graph.edges + start for graph, _, start in offsets], 1),
+            edges=Edges.joined([self.edges[index] for index in chosen]),
             nodes=torch.cat([nodes + start for _, nodes, start in offsets]),
             turn=turn,
         )

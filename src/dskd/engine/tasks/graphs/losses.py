@@ -1,7 +1,7 @@
 """The losses of learning on graphs: pure functions of node features and edges.
 
-Shapes: ``N`` nodes, ``D`` features of a hidden layer, ``E`` directed edges ``[2, E]`` from row 0 to
-row 1.
+Shapes: ``N`` nodes, ``D`` features of a hidden layer, ``E`` directed edges: a tensor ``[2, E]``
+from row 0 to row 1, or `Edges`, which keep what is computed from them.
 
 Source: Alignahead: Guo, Chen, Wang, Alignahead: Online Cross-Layer Knowledge Extraction on Graph
 Neural Networks, IJCNN 2022, arXiv 2205.02468. The local structure and the alignment are those of
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dskd.engine.tasks.graphs.edges import Edges
 from dskd.losses.precision import in_full_precision
 
 SCALE = 100.0
@@ -26,7 +27,7 @@ Pairing = Literal["same", "ahead"]
 
 
 @in_full_precision
-def local_structure(features: Tensor, edges: Tensor) -> Tensor:
+def local_structure(features: Tensor, edges: Tensor | Edges) -> Tensor:
     r"""How similar each node is to the neighbours whose edges come into it.
 
     For each edge ``u -> v``::
@@ -38,7 +39,7 @@ def local_structure(features: Tensor, edges: Tensor) -> Tensor:
 
     Args:
         features: h, ``[N, D]``, the output of a hidden layer before its activation.
-        edges: int64, ``[2, E]``.
+        edges: int64, ``[2, E]``, or `Edges`.
 
     Returns:
         log p, ``[E]``.
@@ -48,15 +49,16 @@ def local_structure(features: Tensor, edges: Tensor) -> Tensor:
         >>> local_structure(h, torch.tensor([[0, 1], [2, 2]])).exp()  # e = 1 and 1/e
         tensor([0.6530, 0.3470])
     """
-    source, target = edges
-    similarity = (-(features[source] - features[target]).abs().sum(1) / SCALE).exp()
+    edges = Edges.of(edges, len(features))
+    target = edges.pairs[1]
+    similarity = (-edges.differences.times(features).abs().sum(1) / SCALE).exp()
     # e is at most 1, so its exponential needs no shift.
     sums = similarity.new_zeros(len(features)).index_add(0, target, similarity.exp())
     return similarity - sums.clamp_min(1e-30).log()[target]
 
 
 @in_full_precision
-def alignment(own: Tensor, peer: Tensor, edges: Tensor, nodes: int) -> Tensor:
+def alignment(own: Tensor, peer: Tensor, nodes: int) -> Tensor:
     """The divergence of two local structures: ``mean_v sum_u p_peer (log p_peer - log p_own)``.
 
     Source: the public code of Alignahead. That a node without incoming edges counts as 0 in the
@@ -65,12 +67,11 @@ def alignment(own: Tensor, peer: Tensor, edges: Tensor, nodes: int) -> Tensor:
     Args:
         own: log p of the layer that learns, ``[E]``.
         peer: log p of the peer's layer, ``[E]``, without gradient.
-        edges: int64, ``[2, E]``.
         nodes: N.
 
     Example:
-        >>> edges, p = torch.tensor([[0, 1], [2, 2]]), torch.tensor([0.5, 0.5])
-        >>> round(alignment(torch.tensor([0.25, 0.75]).log(), p.log(), edges, 3).item(), 4)
+        >>> p = torch.tensor([0.5, 0.5])  # of two edges into one of three nodes
+        >>> round(alignment(torch.tensor([0.25, 0.75]).log(), p.log(), 3).item(), 4)
         0.0479
     """
     peer = peer.detach()
@@ -92,19 +93,23 @@ def paired_layers(layers: int, pairing: Pairing) -> list[int]:
 
 
 def structure_loss(
-    own: Sequence[Tensor], peers: Sequence[Sequence[Tensor]], edges: Tensor, pairing: Pairing
+    own: Sequence[Tensor],
+    peers: Sequence[Sequence[Tensor]],
+    edges: Tensor | Edges,
+    pairing: Pairing,
 ) -> Tensor:
     """The alignment with all peers: a sum over the layers, averaged over the peers.
 
     Args:
         own: Hidden layers of the student that learns, each ``[N, D]``.
         peers: Those of each peer. Their widths may differ, their number must not.
-        edges: int64, ``[2, E]``.
+        edges: int64, ``[2, E]``, or `Edges`.
         pairing: See `paired_layers`.
 
     Returns:
         A scalar.
     """
+    edges = Edges.of(edges, len(own[0]))
     structures = [local_structure(layer, edges) for layer in own]
     pairs = paired_layers(len(own), pairing)
     nodes = len(own[0])
@@ -113,7 +118,7 @@ def structure_loss(
         with torch.no_grad():
             theirs = [local_structure(layer, edges) for layer in peer]
         for mine, index in zip(structures, pairs, strict=True):
-            total = total + alignment(mine, theirs[index], edges, nodes)
+            total = total + alignment(mine, theirs[index], nodes)
     return total / len(peers)
 
 
