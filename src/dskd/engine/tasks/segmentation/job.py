@@ -157,7 +157,8 @@ def build_trainer(
     method = build_method(recipe, data, teacher).to(device)
     method.student.to_device(device)
     supervision: Supervision = method.supervision
-    loaders = SegmentationLoaders(data, device, supervision, recipe.data.weak_ratio)
+    own = recipe.data
+    loaders = SegmentationLoaders(data, device, supervision, own.weak_ratio, own.augmentation)
     trainer = build_task_trainer(recipe, method, outputs, loaders.train)
     return trainer, loaders
 

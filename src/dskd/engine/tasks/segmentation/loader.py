@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dskd.data.epoch_plan import EpochPlan, random_stream
 from dskd.data.loader import NO_LABEL, Batch, HeldLoader, Loader
+from dskd.engine.tasks.segmentation.augmentation import MaskAugmentation
 from dskd.engine.tasks.segmentation.dataset import MaskedImages, SegmentationData
 from dskd.errors import InputError
 
@@ -19,6 +20,7 @@ Supervision = Literal["masks", "seeds", "mixed", "all masks"]
 """What a run learns from. ``masks``: the images with masks alone. ``seeds``: all images, by their
 seeds. ``mixed``: masks where they exist, and all seeds. ``all masks``: the masks of all images."""
 
+NO_AUGMENTATION = MaskAugmentation()
 WEAK_STREAM = 64
 """Number of the random stream that orders the images without masks; `EpochPlan` has those below."""
 
@@ -93,6 +95,7 @@ class MixedLoader(MaskedLoader):
         device: The device that holds the images.
         supervision: What the batches are learned from.
         weak_ratio: Images without masks for each image with one.
+        augmentation: How the images of a step are changed.
 
     Raises:
         InputError: There are fewer than two images with masks, from which BatchNorm cannot learn.
@@ -104,11 +107,12 @@ class MixedLoader(MaskedLoader):
         device: torch.device,
         supervision: Supervision,
         weak_ratio: int,
+        augmentation: MaskAugmentation = NO_AUGMENTATION,
     ) -> None:
         super().__init__(data.full, device, len(data.classes))
         if len(data.full) < 2:
             raise InputError("data.patients: two images with masks or more are needed to train")
-        self.supervision = supervision
+        self.supervision, self.augmentation = supervision, augmentation
         self._seeds = data.full.seeds.to(device)
         self._full, self._weak_size = len(data.full), 0
         self.weak_ratio = 0
@@ -156,20 +160,22 @@ class MixedLoader(MaskedLoader):
     def _batch(self, plan: EpochPlan, step: int, full: Tensor, weak: Tensor) -> MaskedBatch:
         indices = torch.cat([full, weak])
         own = indices.to(self.device)
-        labels = self.labels[own].long()
+        numbers = torch.arange(len(indices), device=self.device)
+        seeds = plan.seeds[full[:1]].to(self.device) + numbers
+        known = (self.labels[own].long(), self._seeds[own].long())
+        images, (labels, seeds_of) = self.augmentation.apply(self.images[own], known, seeds)
         masked = {"seeds": 0, "all masks": len(indices)}.get(self.supervision, len(full))
         labels[masked:] = NO_LABEL
-        numbers = torch.arange(len(indices), device=self.device)
         return MaskedBatch(
-            self.images[own],
+            images,
             labels=labels,
             indices=own,
             views=torch.zeros_like(numbers),
-            seeds=plan.seeds[full[:1]].to(self.device) + numbers,
+            seeds=seeds,
             epoch=plan.epoch,
             step=step,
             cpu_keys=torch.stack([indices, torch.zeros_like(indices)], 1),
-            seeds_of=self._seeds[own].long(),
+            seeds_of=seeds_of,
             masked=masked,
         )
 
@@ -182,6 +188,7 @@ class SegmentationLoaders:
         device: The device on which batches arrive.
         supervision: What the run learns from.
         weak_ratio: See `MixedLoader`.
+        augmentation: See `MixedLoader`.
 
     Attributes:
         data: The data set.
@@ -196,9 +203,10 @@ class SegmentationLoaders:
         device: torch.device,
         supervision: Supervision,
         weak_ratio: int,
+        augmentation: MaskAugmentation = NO_AUGMENTATION,
     ) -> None:
         self.data = data
-        self.train = MixedLoader(data, device, supervision, weak_ratio)
+        self.train = MixedLoader(data, device, supervision, weak_ratio, augmentation)
         classes = len(data.classes)
         self.test = MaskedLoader(data.test, device, classes)
         self.validation: Loader | None = MaskedLoader(data.validation, device, classes)

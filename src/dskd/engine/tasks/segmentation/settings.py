@@ -8,13 +8,15 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dskd.config.schema import MethodSettings
+from dskd.engine.tasks.segmentation.augmentation import SETS, AugmentSet, MaskAugmentation
 from dskd.engine.tasks.settings import SplitSettings, TaskRecipe, TaskTrainSettings
 from dskd.settings import Count, Fraction, Natural, PathSetting, Rate, Seed, Settings
 from dskd.storage.metric_names import Metric
 
 DataName = Literal["folder", "shapes"]
-Normalize = Literal["dataset", "image"]
 """Where images with masks come from."""
+Normalize = Literal["dataset", "image"]
+"""Which mean and standard deviation normalise an image."""
 MaskValue = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """A value of a mask."""
 
@@ -54,6 +56,21 @@ class SegmentationDataSettings(SplitSettings):
     normalize: Normalize = "dataset"
     """Which mean and standard deviation normalise an image: those of the training images
     (``dataset``), or its own (``image``), for scans that differ in brightness and contrast."""
+    augment: AugmentSet = "none"
+    """Named set of the augmentations below; each can also be set on its own. ``none`` has none.
+    ``standard``: flip, rotate 30, zoom 1.25, shift 0.1 and gamma 1.5. Each training image is
+    changed anew in every epoch, with its mask and its seeds."""
+    flip: bool | None = None
+    """Mirror half of the training images left to right. None takes that of the set."""
+    rotate: Annotated[float, Field(ge=0, le=180)] | None = None
+    """Largest random rotation to either side, in degrees."""
+    zoom: Annotated[float, Field(ge=1, le=4)] | None = None
+    """Largest random factor by which an image grows or shrinks. 1 for none."""
+    shift: Annotated[float, Field(ge=0, le=0.5)] | None = None
+    """Largest random shift in each direction, as a share of the side."""
+    gamma: Annotated[float, Field(ge=1, le=10)] | None = None
+    """Largest random exponent of the brightness x, for x from 0 to 1, and the inverse of the
+    smallest one. 1 for none."""
     patient: Annotated[str, AfterValidator(_regular_expression)] = r"patient\d+"
     """For folder: a regular expression that finds the patient at the start of a file name; its
     first group, if it has one. All images of a patient are in one split. An image without a match
@@ -75,6 +92,13 @@ class SegmentationDataSettings(SplitSettings):
     test_split: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training patients that is held out for the test, without ``val`` and
     ``test``."""
+
+    @property
+    def augmentation(self) -> MaskAugmentation:
+        """How training images are changed."""
+        named = ("flip", "rotate", "zoom", "shift", "gamma")
+        own = {key: value for key in named if (value := getattr(self, key)) is not None}
+        return MaskAugmentation(**{**SETS[self.augment], **own})
 
     @property
     def title(self) -> str:
