@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from dskd.compare.runner import run_grid
 from dskd.config.recipe import load
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
+from dskd.report.collect import collect
+from dskd.runtime import device
 from dskd.storage.run_files import LAST
 from tests.builders import make_dataset
 from tests.compare.small_comparison import NAMES, SMALL, Silent, small
@@ -38,6 +41,38 @@ def test_damaged_rows_are_repaired_from_their_runs(finished: Path, tmp_path: Pat
     (out / "results.jsonl").write_text("".join(torn))
     run_grid(small(out), Silent())
     assert sorted((out / "results.jsonl").read_text().splitlines(True)) == sorted(rows)
+
+
+def test_a_run_that_is_trained_again_has_one_row(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "kd" / "seed1")
+    run_grid(small(out), Silent())
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert (
+        len({(row["label"], row["seed"]) for row in rows}) == len(rows) == 2 * len(NAMES.split(","))
+    )
+
+
+def test_the_environment_is_that_of_the_machine_that_trained(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    before = (out / "environment.json").read_text()
+    monkeypatch.setattr(sys, "argv", ["dskd", "compare", "again"])
+    monkeypatch.setattr(device, "_processor", lambda: "a laptop")
+    run_grid(small(out), Silent())  # for its table: nothing is trained
+    assert (out / "environment.json").read_text() == before
+    shutil.rmtree(out / "kd" / "seed1")
+    run_grid(small(out), Silent())
+    after = json.loads((out / "environment.json").read_text())
+    assert after["processor"] == "a laptop"
+    assert after["commands"] == [json.loads(before)["command"], ["dskd", "compare", "again"]]
+    found = collect([out])
+    assert found.commands == tuple(map(tuple, after["commands"]))
+    processors = [one["processor"] for one in found.environments]
+    assert processors.count("a laptop") == 1
 
 
 def test_another_recipe_is_refused_and_told(finished: Path) -> None:

@@ -74,6 +74,9 @@ def test_relative_improvement_needs_a_baseline_that_gains() -> None:
     assert relative_improvement(75.0, 73.0, 72.0) == 200.0
     assert relative_improvement(72.5, 73.0, 72.0) == -50.0
     assert relative_improvement(75.0, 71.0, 72.0) is None
+    kd, ce = (89.72, 91.94, 92.50), (90.83, 92.22, 91.11)  # the same sum, in another order
+    means = [sum(values) / 3 for values in (kd, ce)]
+    assert relative_improvement(95.0, max(means), min(means)) is None
 
 
 def test_sampling_error_shrinks_with_the_root_of_the_images() -> None:

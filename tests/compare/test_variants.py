@@ -64,3 +64,9 @@ def test_all_means_every_method() -> None:
     names = [c.label for c in method_variants(["all"], recipe.load("digits"), "equal")]
     assert {"ce", "kd", "dskd"} <= set(names)
     assert len(names) == len(set(names))
+
+
+def test_lists_are_settings_too() -> None:
+    found = method_variants(["kd, dskd:supervise=[1,2]:beta=3"], recipe.load("digits"), "equal")
+    assert [one.label for one in found] == ["kd", "dskd:supervise=[1,2]:beta=3"]
+    assert found[1].method.options["supervise"] == [1, 2]

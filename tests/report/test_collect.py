@@ -83,7 +83,7 @@ def test_a_comparison_tells_what_became_of_every_seed(comparison: Path) -> None:
         "ce": {2: "not started"},
     }
     assert found.recipe.train.epochs == 2
-    assert found.environment["packages"]["torch"]
+    assert found.environments[0]["packages"]["torch"]
 
 
 def test_a_reason_is_a_line_that_does_nothing_to_a_terminal(

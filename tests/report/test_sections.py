@@ -39,7 +39,7 @@ def collected(
         variant = VariantResults(label, label, {}, results, {})
         folders = {} if folder is None else dict.fromkeys(results, folder / label)
         runs.append(MethodRuns(variant, {}, folders))
-    return CollectedRuns(task, tuple(runs), recipe, (), {})
+    return CollectedRuns(task, tuple(runs), recipe, (), ({},))
 
 
 def contents(

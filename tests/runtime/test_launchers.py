@@ -143,9 +143,9 @@ def test_each_process_gets_its_share_of_threads_and_one_gpu(
     launcher.close()
 
 
-def chosen(name: Any, jobs: Any, **options: Any) -> Launcher | None:
+def chosen(name: Any, jobs: Any, threads: int | None = None, **options: Any) -> Launcher | None:
     return choose_launcher(
-        name, jobs, options, folder=Path("jobs"), most=3, device="cpu", threads=None
+        name, jobs, options, folder=Path("jobs"), most=3, device="cpu", threads=threads
     )
 
 
@@ -158,6 +158,15 @@ def test_the_launcher_that_is_asked_for() -> None:
     cluster = chosen("slurm", None, partition="gpu", time=60)
     assert isinstance(cluster, Slurm)
     assert cluster.options == SlurmOptions(partition="gpu", time=60)
+
+
+def test_a_job_has_the_cores_of_its_threads() -> None:
+    for options in ({}, {"cpus": 8}):
+        cluster = chosen("slurm", None, 8, **options)
+        assert isinstance(cluster, Slurm)
+        assert cluster.options.cpus == 8
+    with pytest.raises(InputError, match="train.threads=8 and the launcher option cpus=4"):
+        chosen("ray", None, 8, cpus=4)
 
 
 @pytest.mark.parametrize(

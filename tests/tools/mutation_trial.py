@@ -61,7 +61,7 @@ PRELOADED = (
 )
 ORIGINAL = ".original"
 """Suffix of the file that is put back. It stays if the trial is killed."""
-LEAST_SECONDS = 20
+LEAST_SECONDS = 60
 """Before tests that do not end are killed."""
 BYTES = 12 * 2**30
 """Address space of the process that runs tests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from dskd.config.contradictions import check_shared
 from dskd.config.recipe import compose
 from dskd.errors import InputError
 from dskd.storage.run_files import LAST, TEACHER
+
+log = logging.getLogger("dskd")
 
 
 @dataclass(frozen=True)
@@ -160,4 +163,6 @@ def load_plan(
         composed.values.setdefault("method", {"name": "ce"})
     label = (recipe_name or composed.folder.name).removesuffix(".yaml").removesuffix(".yml")
     path = out or Path("runs") / "compare" / label.strip("./").replace("/", "-")
+    if composed.values.get("out"):
+        log.info("out of %s is that of a single run; this comparison is in %s", recipe_name, path)
     return plan(composed.resolved(), names, path, **options)

@@ -11,6 +11,10 @@ INTERVALS = (
     "± is the 95 % confidence interval over seeds (Student's t). It covers what changes with "
     "the seed, and not the choice of test images that all seeds share."
 )
+INTERVALS_OF_SPLITS = (
+    "± is the 95 % confidence interval over seeds (Student's t). Each seed has a split of its own, "
+    "so it covers the choice of test images, too."
+)
 
 
 def differences_note(summaries: Sequence[Summary], baseline: str = BASELINE) -> str:
@@ -45,9 +49,16 @@ EQUAL = (
 NO_LABELS = "The images have no labels, so ce is off."
 
 
-def intervals_note(summaries: Sequence[Summary]) -> str:
-    """What ± means; empty for a table without an interval."""
-    return INTERVALS if any(one.half is not None for one in _results(summaries)) else ""
+def intervals_note(summaries: Sequence[Summary], *, own_splits: bool = False) -> str:
+    """What ± means; empty for a table without an interval.
+
+    Args:
+        summaries: The methods.
+        own_splits: Whether each seed has a split of the data of its own.
+    """
+    if all(one.half is None for one in _results(summaries)):
+        return ""
+    return INTERVALS_OF_SPLITS if own_splits else INTERVALS
 
 
 def has_equal_values(summaries: Sequence[Summary]) -> bool:

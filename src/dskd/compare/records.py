@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, RunProgress
@@ -24,16 +25,18 @@ from dskd.errors import InputError, option
 from dskd.runtime import device as devices
 from dskd.storage.atomic import explain_disk_errors, is_part, replace_file
 from dskd.storage.diff import differences
-from dskd.storage.json_file import MAX_LOG_BYTES
+from dskd.storage.json_file import MAX_LOG_BYTES, read_json
 from dskd.storage.lock import LOCK, LOCK_PID
 from dskd.storage.metric_names import to_file
-from dskd.storage.run_files import COMPARISON, FAILED
+from dskd.storage.run_files import COMPARISON, ENVIRONMENT, FAILED
 from dskd.teacher.frozen import FrozenTeacher
 
 RESULTS = "results.jsonl"
 _NOT_SHARED = ("method", "seed", "out")
 """What the runs of a comparison do not share of the recipe."""
-OWN_FILES = (COMPARISON, RESULTS, "environment.json", LOCK_PID)
+_OF_IMAGES = ("test_images", "data", "data_seed")
+"""What the comparison knows of its images. If each seed has its own split, it is that of one."""
+OWN_FILES = (COMPARISON, RESULTS, ENVIRONMENT, LOCK_PID)
 """The files of the comparison itself, which a kill may leave half written."""
 
 
@@ -81,7 +84,8 @@ def _line(label: str, seed: int, folder: Path) -> str:
 def repair_rows(grid: Grid) -> None:
     """Repairs ``results.jsonl`` after a kill.
 
-    Damaged lines are dropped, and the lines of runs that have ended are added if they are missing.
+    Damaged lines are dropped, and so are those of runs that are trained again. The lines of runs
+    that have ended are added if they are missing.
     """
     path = grid.path / RESULTS
     text = ""
@@ -96,7 +100,9 @@ def repair_rows(grid: Grid) -> None:
     for seed in grid.seeds:
         for variant in grid.variants:
             folder = grid.folder(variant, seed)
-            if (variant.label, seed) not in lines and has_ended(folder):
+            if not has_ended(folder):  # it was removed, to be trained again
+                lines.pop((variant.label, seed), None)
+            elif (variant.label, seed) not in lines:
                 lines[variant.label, seed] = _line(variant.label, seed, folder)
     replace_file(path, "".join(lines.values()).encode())
 
@@ -124,6 +130,8 @@ def merged_facts(grid: Grid, data: ComparedData | None = None) -> dict[str, Any]
     }
     if data is not None:
         own |= {"test_images": len(data.test), "data": data.fingerprint()}
+        if grid.splits_by_seed:  # then the images are those of this seed
+            own["data_seed"] = grid.seeds[0]
     if not (grid.path / COMPARISON).is_file():
         if grid.path.is_dir() and any(map(_is_foreign, grid.path.iterdir())):
             raise InputError(
@@ -131,6 +139,8 @@ def merged_facts(grid: Grid, data: ComparedData | None = None) -> dict[str, Any]
             )
         return own
     there = read_facts(grid.path)
+    if grid.splits_by_seed and grid.seeds[0] != there.get("data_seed", there["seeds"][0]):
+        own |= {key: there[key] for key in _OF_IMAGES if key in there}
     _check_same(grid, there, own)
     return own | {
         "teacher": there["teacher"],
@@ -214,10 +224,31 @@ def _is_foreign(path: Path) -> bool:
     return path.name not in (LOCK, LOCK_PID) and not is_part(path.name, OWN_FILES)
 
 
-def write_facts(path: Path, facts: dict[str, Any], device: torch.device) -> None:
+def write_facts(grid: Grid, facts: dict[str, Any], device: torch.device) -> None:
     """Writes ``comparison.json`` and ``environment.json``.
 
-    ``comparison.json`` comes first, because it marks the folder as a comparison.
+    ``comparison.json`` comes first, because it marks the folder as a comparison. The environment
+    is that of the last command that had runs to train; ``commands`` are all of these commands.
+
+    Args:
+        grid: The comparison.
+        facts: See `merged_facts`.
+        device: The device of the process.
     """
-    for name, values in ((COMPARISON, facts), ("environment.json", devices.environment(device))):
-        replace_file(path / name, (json.dumps(values, indent=2) + "\n").encode())
+    replace_file(grid.path / COMPARISON, (json.dumps(facts, indent=2) + "\n").encode())
+    folders = (grid.folder(variant, seed) for variant in grid.variants for seed in grid.seeds)
+    known = grid.path / ENVIRONMENT
+    if known.is_file() and all(map(has_ended, folders)):
+        return
+    values = devices.environment(device)
+    before = read_json(known, _Commands, f"remove {known}") if known.is_file() else _Commands()
+    commands = [*(before.commands or [before.command]), values["command"]]
+    values["commands"] = [list(one) for one in dict.fromkeys(map(tuple, commands)) if one]
+    replace_file(known, (json.dumps(values, indent=2) + "\n").encode())
+
+
+class _Commands(BaseModel):
+    """The part of ``environment.json`` that the next command keeps."""
+
+    command: list[str] = []
+    commands: list[list[str]] = []

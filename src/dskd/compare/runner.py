@@ -98,7 +98,7 @@ def _run_grid(
         remove_parts(grid.path, OWN_FILES)
         facts = merged_facts(grid, parts.data)
         if not (grid.path / COMPARISON).is_file():
-            write_facts(grid.path, facts, device)
+            write_facts(grid, facts, device)
         if teacher is None:
             # Where its students will be trained.
             elsewhere = launcher is not None and launcher.elsewhere and parts.trains_teacher
@@ -106,7 +106,7 @@ def _run_grid(
                 train_teacher(grid, objects, launcher)
             teacher = parts.train_teacher()
         facts = with_teacher(grid.path, facts, teacher)
-        write_facts(grid.path, facts, device)
+        write_facts(grid, facts, device)
         repair_rows(grid)
         for variant in grid.variants:
             folders = (grid.folder(variant, seed) for seed in grid.seeds)

@@ -156,15 +156,15 @@ def relative_improvement(method: float, baseline: float, student: float) -> floa
         student: Mean accuracy of the student trained on labels only.
 
     Returns:
-        The improvement in percent; None if the baseline is not better than the student, since the
-        ratio is then meaningless.
+        The improvement in percent; None if the baseline is not better than the student (up to
+        rounding), since the ratio is then meaningless.
 
     Example:
         >>> relative_improvement(74.0, 73.0, 71.0)
         50.0
     """
     gain = baseline - student
-    return 100 * (method - baseline) / gain if gain > 0 else None
+    return 100 * (method - baseline) / gain if gain > _ROUNDING * abs(baseline) else None
 
 
 def sampling_error(accuracy: float, test_images: int) -> float:

@@ -65,7 +65,9 @@ def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     differences = differences_note(summaries, comparison.baseline)
     equal = EQUAL if has_equal_values(summaries) else ""
     sampling = sampling_note(summaries, comparison.test_images)
-    lines = [intervals_note(summaries), equal, sampling, differences, COST]
+    own_splits = comparison.facts["recipe"]["data"].get("split_seed", 0) is None
+    intervals = intervals_note(summaries, own_splits=own_splits)
+    lines = [intervals, equal, sampling, differences, COST]
     if metric_of(comparison.facts["recipe"]) == "agreement":
         lines.insert(0, NO_LABELS)
     smallest = min((s.parameters for s in summaries if s.parameters), default=None)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from dskd import methods
 from dskd.config.schema import MethodSettings
-from dskd.config.text_values import method_setting_value
+from dskd.config.text_values import listed, method_setting_value
 from dskd.errors import InputError, brief, unknown
 from dskd.methods import outside
 from dskd.settings import Weight, setting_parameters, signature_settings
@@ -130,7 +130,7 @@ def method_variants(texts: Iterable[str], recipe: Any, weights: Weights) -> list
 def _labels(texts: Iterable[str], task: str) -> list[str]:
     labels: list[str] = []
     for text in texts:
-        for label in (part.strip() for part in text.split(",")):
+        for label in listed(text):
             if label == "all":
                 every = map(methods.short_name, methods.names(task))
                 labels += [name for name in every if name not in labels]

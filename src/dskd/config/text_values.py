@@ -14,6 +14,8 @@ from dskd.config.schema import MethodSettings, Recipe
 from dskd.settings import signature_settings
 from dskd.storage.yaml_file import read_yaml, read_yaml_text
 
+_COMMAS = re.compile(r",(?![^\[{]*[\]}])")
+"""A comma outside of brackets."""
 _WHOLE = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\.?inf|\.?nan")
 
@@ -43,6 +45,16 @@ def setting_value(key: str, text: str, method: object, model: type[BaseModel] = 
         ['on', '007']
     """
     return typed_value(_annotation(model, key.split("."), method), text, key)
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a text that commas separate, but for commas within brackets.
+
+    Example:
+        >>> listed("kd, dskd:supervise=[1, 2]")
+        ['kd', 'dskd:supervise=[1, 2]']
+    """
+    return [part.strip() for part in _COMMAS.split(text)]
 
 
 def method_setting_value(method: str, key: str, text: str) -> Any:

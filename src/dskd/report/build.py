@@ -19,6 +19,7 @@ from dskd.report.collect import CollectedRuns, collect
 from dskd.report.contents import make_contents
 from dskd.report.html_page import GENERATOR, render
 from dskd.report.tables import as_csv, as_json, as_latex, method_rows
+from dskd.report.task import ReportedData
 from dskd.settings import validate
 from dskd.storage.atomic import check_writable, replace_file
 from dskd.storage.metric_names import in_text
@@ -71,15 +72,22 @@ def make_report(
     log.info("loading the %s", "images" if samples == "images" else "graphs")
     first = next(iter(collected.finished), folders[0])
     data = collected.task.load(_data_recipe(collected, root), first, given)
+    _warn_of_other_data(collected, data)
     contents = make_contents(collected, data, given)
     tables = {
         page.with_suffix(".csv"): as_csv(method_rows(contents)),
         page.with_suffix(".json"): as_json(contents),
         page.with_suffix(".tex"): as_latex(
-            contents.summaries, contents.costs, contents.test_images, collected.task.baseline
+            contents.summaries,
+            contents.costs,
+            contents.test_images,
+            collected.task.baseline,
+            own_splits=contents.own_splits,
         ),
     }
-    texts = {path: in_text(text, data.metric, samples) for path, text in tables.items()}
+    texts = {
+        path: in_text(text, data.metric, samples, collected.names) for path, text in tables.items()
+    }
     files = {page: render(contents, page.stem, runs), **texts}
     if page.exists():
         log.info("replacing the report that these runs have in %s", page)
@@ -97,6 +105,22 @@ def _data_recipe(collected: CollectedRuns, root: str | Path | None) -> Any:
         recipe = recipe.changed(data=validate(type(recipe.data), plain, "data."))
     main = main_method(collected)  # whose seed the data may depend on
     return recipe if main is None else recipe.changed(seed=min(main.folders))
+
+
+def _warn_of_other_data(collected: CollectedRuns, data: ReportedData) -> None:
+    """Says if the data is not what the shown run was trained and tested on."""
+    main = main_method(collected)
+    if main is None:
+        return
+    seed = min(main.folders)
+    known = main.variant.results[seed]["fingerprints"].get("data")
+    if known is not None and known != data.fingerprint():
+        log.warning(
+            "the data is not that of %s: something was added, removed or changed, or data.loading "
+            "differs. Accuracies are those of the runs; all that is measured now, such as mistakes "
+            "and sampling errors, is of the data as it is",
+            main.folders[seed],
+        )
 
 
 def _shared_folder(folders: Sequence[Path]) -> Path:

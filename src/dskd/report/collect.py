@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +34,7 @@ class _Environment(BaseModel):
     model_config = ConfigDict(extra="allow")  # a later version may add facts
 
     command: list[_Line]
+    commands: list[list[_Line]] = []
     packages: dict[_Line, _Line]
     python: _Line = ""
     platform: _Line = ""
@@ -86,7 +88,7 @@ class CollectedRuns:
         recipe: What all runs share, a `Recipe` or that of another task; its method and seed are
             those of one run. It has a teacher if a method needs one.
         commands: The commands that made the runs.
-        environment: The environment of the first run or of the comparison.
+        environments: Those of the runs. Before any is finished, that of the comparison.
         beside: Finished runs of other students, one each, to show beside early exits.
     """
 
@@ -94,8 +96,18 @@ class CollectedRuns:
     methods: tuple[MethodRuns, ...]
     recipe: Any
     commands: tuple[tuple[str, ...], ...]
-    environment: Mapping[str, Any]
+    environments: tuple[Mapping[str, Any], ...]
     beside: tuple[CollectedRuns, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """What users named: their commands, paths, methods and data."""
+        words = [shlex.join(command) for command in self.commands]
+        words += [word for command in self.commands for word in command]
+        words += [method.label for method in self.methods]
+        words += [str(folder) for folder in self.finished]
+        words += [str(root) for root in (getattr(self.recipe.data, "root", None),) if root]
+        return list(dict.fromkeys([*words, self.recipe.data.title]))
 
     @property
     def finished(self) -> list[Path]:
@@ -168,9 +180,13 @@ def _from_comparison(path: Path, wanted: str | None) -> CollectedRuns:
         _compared(variant, path / one["folder"], one["method"], facts["seeds"], recipe)
         for variant, one in zip(comparison.variants, facts["variants"], strict=True)
     ]
-    environment = _read_environment(path)
-    commands = (tuple(environment["command"]),)
-    return CollectedRuns(task, tuple(found), recipe, commands, environment)
+    whole = _read_environment(path)
+    commands = whole["commands"] or [whole["command"]]
+    # Another machine may have continued the comparison, or only have started its jobs.
+    own = [_read_environment(folder) for method in found for folder in method.folders.values()]
+    return CollectedRuns(
+        task, tuple(found), recipe, tuple(map(tuple, commands)), tuple(own or [whole])
+    )
 
 
 def _compared(
@@ -213,7 +229,7 @@ def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
     commands = dict.fromkeys(tuple(environment["command"]) for environment in environments)
     task = task_of(first.recipe)
     recipe = task.resolve(first.recipe, first.folder)
-    return CollectedRuns(task, tuple(found), recipe, tuple(commands), environments[0])
+    return CollectedRuns(task, tuple(found), recipe, tuple(commands), tuple(environments))
 
 
 def _read_run(folder: Path, task: str | None) -> _Run:

@@ -61,6 +61,11 @@ class ReportContents:
         costs = self.analysis.costs
         return costs.teacher if isinstance(costs, ModelCosts) else None
 
+    @property
+    def own_splits(self) -> bool:
+        """Whether each seed has a split of the data of its own."""
+        return getattr(self.collected.recipe.data, "split_seed", 0) is None
+
     def results(self) -> list[Mapping[str, Any]]:
         """The content of ``result.json`` of every finished run."""
         return [result for m in self.collected.methods for result in m.variant.results.values()]

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
 from dskd.compare.notes import span
@@ -41,7 +42,8 @@ def render(report: ReportContents, name: str, runs: str) -> str:
         runs: Identifies the runs; it is kept in the page.
     """
     page = _template().render(_context(report, name), runs=runs)
-    page = in_text(page, report.metric, report.collected.task.samples)
+    kept = [text for name in report.collected.names for text in (str(escape(name)), name)]
+    page = in_text(page, report.metric, report.collected.task.samples, kept)
     return page.replace(_PLOTLY, get_plotlyjs())  # whose code is no text
 
 
@@ -198,10 +200,15 @@ def _disagreements_text(found: Disagreements | Unavailable | None) -> str:
 
 
 def _environment_facts(report: ReportContents) -> list[tuple[str, str]]:
-    environment = report.collected.environment
-    plain = ("device", "processor", "cores", "threads", "python", "platform")
-    found = [(key, str(environment[key])) for key in plain if environment[key]]
-    return [*found, *((name, version) for name, version in environment["packages"].items())]
+    """What the runs were made with. A fact that differs between them has all of its values."""
+    found: dict[str, list[str]] = {}
+    for environment in report.collected.environments:
+        plain = ("device", "processor", "cores", "threads", "python", "platform")
+        own = {key: environment[key] for key in plain} | environment["packages"]
+        for key, value in own.items():
+            if value:
+                found.setdefault(key, []).append(str(value))
+    return [(key, ", ".join(dict.fromkeys(values))) for key, values in found.items()]
 
 
 def _recipe(report: ReportContents) -> str:

@@ -210,7 +210,7 @@ def _near_chance_note(contents: ReportContents) -> str:
 
 _NOTES: Sequence[Callable[[ReportContents], str]] = (
     lambda contents: NO_LABELS if contents.metric == "agreement" else "",
-    lambda contents: intervals_note(contents.summaries),
+    lambda contents: intervals_note(contents.summaries, own_splits=contents.own_splits),
     lambda contents: EQUAL if has_equal_values(contents.summaries) else "",
     lambda contents: sampling_note(contents.summaries, contents.test_images),
     _best_epoch_note,

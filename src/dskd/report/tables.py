@@ -151,11 +151,17 @@ def as_json(contents: ReportContents) -> str:
         **{key: _plain(value) for key, value in measured.items() if value is not None},
         "early_exits": None if analysis.exits is None else _plain(analysis.exits),
         "recipe": {k: v for k, v in collected.recipe.plain().items() if k in SHARED},
-        "environment": dict(collected.environment),
+        "environments": _each_once(collected.environments),
         "commands": [list(command) for command in collected.commands],
         "measured_on": {"processor": contents.machine["processor"], "threads": 1},
     }
     return _json_text(_finite(values)) + "\n"
+
+
+def _each_once(environments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The environments that differ, without the commands."""
+    plain = [{k: v for k, v in one.items() if "command" not in k} for one in environments]
+    return [one for place, one in enumerate(plain) if one not in plain[:place]]
 
 
 def _curves(runs: MethodRuns) -> dict[int, dict[str, list[float | None]]]:
@@ -213,6 +219,8 @@ def as_latex(
     costs: Mapping[str, Cost] | None,
     test_images: int,
     baseline: str = BASELINE,
+    *,
+    own_splits: bool = False,
 ) -> str:
     r"""Three tables for ``\usepackage{booktabs}``: accuracy, cost, weights of the losses.
 
@@ -221,11 +229,13 @@ def as_latex(
         costs: The cost of the deployed students by label; None leaves multiply-adds out.
         test_images: Size of the test split.
         baseline: Label of the method that the others are compared with.
+        own_splits: Whether each seed has a split of the data of its own.
     """
     equal = EQUAL if has_equal_values(summaries) else ""
     sampling = sampling_note(summaries, test_images)
     compared = differences_note(summaries, baseline)
-    notes = filter(None, [intervals_note(summaries), equal, sampling, compared])
+    intervals = intervals_note(summaries, own_splits=own_splits)
+    notes = filter(None, [intervals, equal, sampling, compared])
     results = [one for one in columns.results(baseline) if one is not columns.WEIGHTS]
     accuracy = _latex_table(
         [columns.METHOD, *results],

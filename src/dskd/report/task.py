@@ -27,6 +27,9 @@ class ReportedData(Protocol):
     def metric(self) -> Metric:
         """What was measured on the test split."""
 
+    def fingerprint(self) -> str:
+        """A hash of all of it, equal for equal data only."""
+
 
 @dataclass(frozen=True)
 class ReportTask:

@@ -8,7 +8,7 @@ accuracy. Files and texts name them as they are. This module is the only place t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 Metric = Literal["accuracy", "agreement", "micro_f1", "dice"]
@@ -20,6 +20,8 @@ _WORDS: dict[str, str] = {
     "micro_f1": "test micro-F1",
     "dice": "test Dice",
 }
+_PRIVATE = 0xF0000
+"""First character of a plane that no text uses."""
 _SHORT = {"micro_f1": "micro-F1", "dice": "Dice"}
 """Metrics that take the place of accuracy, word for word."""
 _TEXTS = (
@@ -71,20 +73,33 @@ def from_file(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def in_text(text: str, metric: Metric, samples: str = "images") -> str:
+def in_text(text: str, metric: Metric, samples: str = "images", kept: Iterable[str] = ()) -> str:
     """A text about accuracy on test images, as it reads for a metric and other samples.
 
     Args:
         text: About accuracy.
         metric: What was measured.
         samples: The word for the samples of the task.
+        kept: Names and commands of the user within the text, which stay as they are.
 
     Example:
         >>> in_text("test accuracy, %", "agreement")
         'agreement with the teacher, %'
         >>> in_text("Top-1 accuracy of the 20 test images", "micro_f1", "nodes")
         'Micro-F1 of the 20 test nodes'
+        >>> in_text("test accuracy in runs/accuracy", "dice", kept=["runs/accuracy"])
+        'test Dice in runs/accuracy'
     """
+    changed = [name for name in kept if name in text and in_text(name, metric, samples) != name]
+    for number, name in enumerate(sorted(changed, key=len, reverse=True)):
+        text = text.replace(name, chr(_PRIVATE + number))
+    text = _translated(text, metric, samples)
+    for number, name in enumerate(sorted(changed, key=len, reverse=True)):
+        text = text.replace(chr(_PRIVATE + number), name)
+    return text
+
+
+def _translated(text: str, metric: Metric, samples: str) -> str:
     if samples != "images":
         text = re.sub(r"\b(test|same) images\b", rf"\1 {samples}", text)
     if metric == "accuracy":

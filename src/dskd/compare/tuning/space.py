@@ -13,13 +13,11 @@ import yaml
 from dskd.config.overrides import overridden
 from dskd.config.recipe import resolve
 from dskd.config.schema import AUGMENTATIONS, Recipe
-from dskd.config.text_values import is_whole_number
+from dskd.config.text_values import is_whole_number, listed
 from dskd.errors import InputError, brief, call
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(\w*))?")
-_COMMAS = re.compile(r",(?![^\[{]*[\]}])")
-"""A comma outside of brackets."""
 _FIXED = ("train.epochs", "train.device", "train.threads", "method.name")
 
 
@@ -133,7 +131,7 @@ def _choice_text(value: Any) -> str:
 
 def _tuned(key: str, text: str, method: str) -> Tuned | None:
     """The setting with its range or choices; None if it has one value."""
-    found, choices = _RANGE.fullmatch(text), tuple(map(str.strip, _COMMAS.split(text)))
+    found, choices = _RANGE.fullmatch(text), tuple(listed(text))
     if found is None and len(choices) == 1:
         return None
     _check_tunable(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from dskd.config.recipe import compose
 from dskd.config.schema import Recipe
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
+
+log = logging.getLogger("dskd")
 
 
 def load_search(
@@ -44,6 +47,8 @@ def load_search(
     _, space = split_space(overrides, recipe.method.name)
     label = (recipe_name or composed.folder.name).removesuffix(".yaml").removesuffix(".yml")
     path = out or Path("runs") / "tune" / label.strip("./").replace("/", "-")
+    if composed.values.get("out"):
+        log.info("out of %s is that of a single run; this study is in %s", recipe_name, path)
     return make_search(recipe, space, path, seeds, objects)
 
 

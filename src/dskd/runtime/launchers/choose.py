@@ -60,7 +60,8 @@ def choose_launcher(
         folder: For the files of the launcher.
         most: Number of tasks that there can be.
         device: The device of the tasks.
-        threads: Threads of each process; None for an equal share of the cores.
+        threads: Threads of each process; None for an equal share of the cores, or for the option
+            ``cpus`` of a cluster.
 
     Returns:
         None if one task at a time runs, in this process.
@@ -80,6 +81,14 @@ def choose_launcher(
             )
         jobs = min(jobs or 1, most)
         return Processes(jobs, threads, 0 if device == "cpu" else None) if jobs > 1 else None
+    if threads is not None:
+        cpus = options.get("cpus", threads)
+        if cpus != threads:
+            raise InputError(
+                f"train.threads={threads} and the launcher option cpus={brief(cpus)} contradict "
+                "each other: torch has as many threads as a job has cores; drop one of them"
+            )
+        options = {**options, "cpus": threads}
     if name == "ray":
         if device == "cpu":
             options = {"gpus": 0, **options}
