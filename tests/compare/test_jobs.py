@@ -10,6 +10,7 @@ import pytest
 
 from dskd.compare import jobs
 from dskd.compare.job import ComparisonJob, TeacherJob
+from dskd.compare.losses import Losses
 from dskd.compare.runner import run_grid
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
@@ -124,13 +125,13 @@ def test_a_teacher_that_cannot_be_trained_elsewhere_ends_the_comparison(tmp_path
 
 
 def test_losses_count_only_without_a_new_epoch(tmp_path: Path) -> None:
-    run = jobs.RunInJob("kd", 0, 5, tmp_path)
+    losses = Losses(tmp_path)
     log = tmp_path / METRICS
     for epochs in (1, 2, 3):
         log.write_text('{"epoch": 1}\n' * epochs)
-        assert not run.is_lost_for_good()
-    assert run.epoch == 3
-    assert run.is_lost_for_good()
+        assert not losses.is_last()
+    assert losses.epochs == 3
+    assert losses.is_last()
 
 
 @pytest.mark.slow

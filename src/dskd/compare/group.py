@@ -12,11 +12,12 @@ import torch
 from dskd import methods
 from dskd.compare.grid import Grid
 from dskd.compare.lockstep import Callback, LockstepRun, train_in_lockstep
+from dskd.compare.same_inputs import check_inputs
 from dskd.compare.variants import MethodVariant
 from dskd.engine import method_code
 from dskd.engine.task import RunRecipe
 from dskd.engine.training_run import TrainingRun
-from dskd.errors import InputError, NonFiniteError
+from dskd.errors import NonFiniteError
 from dskd.storage.atomic import refuse_links
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import LOST
@@ -81,7 +82,7 @@ class GroupRunner:
         directory.start(recipe.plain(), method_code.environment(recipe, self.device))
         (directory.path / LOST).unlink(missing_ok=True)
         training_run = self.build(recipe, outputs, directory)
-        self._check_same(training_run)
+        check_inputs(training_run.fingerprints, self.fingerprints, "comparison")
         failure = None
         try:
             training_run.begin(resume)
@@ -92,16 +93,3 @@ class GroupRunner:
             return run
         self.callback.on_end(run, failure)
         return None
-
-    def _check_same(self, run: TrainingRun) -> None:
-        """Refuses other images or another teacher than those of the comparison.
-
-        Raises:
-            InputError: Another machine has others.
-        """
-        for name, expected in self.fingerprints.items():
-            if run.fingerprints[name] not in (None, expected):
-                raise InputError(
-                    f"the {name} that this run reads is not that of the comparison; have all "
-                    "machines read the same files"
-                )

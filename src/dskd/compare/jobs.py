@@ -1,10 +1,9 @@
 """A comparison in several jobs: how its runs are divided, and what a lost job costs.
 
 A job trains runs of one seed, and shares the teacher's forward passes between them if the
-comparison does. Its files are those of a comparison in one process. A job that is lost, because its
-process or its machine is gone or its code fails, costs no other run: each of its runs is submitted
-again, alone. A run that is lost twice without a new epoch in between is given up. Its row says why,
-and the same command tries it again.
+comparison does. Its files are those of a comparison in one process. A job that is lost costs no
+other run: each of its runs is submitted again, alone. A run that is given up (see
+`dskd.compare.losses`) has a row that says why, and the same command tries it again.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import Any
 
 from dskd.compare.grid import Grid
 from dskd.compare.job import ComparisonJob, TeacherJob
+from dskd.compare.losses import RETRIED, Losses, run_all
 from dskd.compare.reader import read_failure
 from dskd.compare.records import ResultRecorder, has_ended
 from dskd.compare.tuning.search import Search
 from dskd.compare.variants import MethodVariant
 from dskd.engine.user_objects import UserObjects
-from dskd.errors import InputError
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime.launchers.choose import choose_launcher
 from dskd.runtime.launchers.schedule import run_tasks
@@ -33,8 +32,6 @@ from dskd.storage.run_files import FAILED, LOST, METRICS
 
 log = logging.getLogger("dskd")
 
-MOST_LOSSES = 2
-"""Losses in a row, without a new epoch in between, after which a run is given up."""
 JOB_FILES = "jobs"
 """The folder with the scripts and logs of Slurm's jobs."""
 Group = tuple[tuple[MethodVariant, ...], int]
@@ -53,15 +50,16 @@ class RunInJob:
     Attributes:
         epoch: Epochs done, when it was last looked at.
         metrics: The metrics of its last whole epoch then; None before that.
+        losses: How often its job was lost.
     """
 
     def __init__(self, label: str, seed: int, epochs: int, folder: Path) -> None:
         self.label, self.seed, self.epochs, self.folder = label, seed, epochs, folder
         self.epoch = 0
         self.metrics: Mapping[str, float] | None = None
-        self._size, self._losses = 0, 0
+        self.losses = Losses(folder)
+        self._size = 0
         self.look()
-        self._epoch_of_loss = self.epoch
 
     def look(self) -> None:
         """Reads how far it is."""
@@ -71,14 +69,6 @@ class RunInJob:
             rows = RunDirectory(self.folder).rows()
             self._size, self.epoch = size, len(rows)
             self.metrics = rows[-1] if rows else None
-
-    def is_lost_for_good(self) -> bool:
-        """Counts a loss. Whether it is the last that is tolerated."""
-        self.look()
-        if self.epoch > self._epoch_of_loss:
-            self._epoch_of_loss, self._losses = self.epoch, 0
-        self._losses += 1
-        return self._losses >= MOST_LOSSES
 
 
 def groups(grid: Grid, limit: int | None) -> list[Group]:
@@ -138,18 +128,7 @@ def train_teacher(grid: Grid, objects: UserObjects, launcher: Launcher) -> None:
         InputError: It cannot be trained.
         Stopped: A signal asked for a stop; the state is saved.
     """
-    job = TeacherJob(grid, objects)
-    run = RunInJob("teacher", grid.recipe.seed, grid.recipe.train.epochs, job.folder)
-    waiting: list[Task] = [job]
-
-    def ended(task: Task, outcome: Outcome) -> None:
-        if outcome.error is None:
-            return
-        if run.is_lost_for_good():
-            raise InputError(f"the teacher cannot be trained: {outcome.error}")
-        waiting.append(task)
-
-    run_tasks(launcher, lambda: waiting.pop() if waiting else None, ended)
+    run_all([TeacherJob(grid, objects)], launcher, "the teacher cannot be trained")
 
 
 class Jobs:
@@ -219,7 +198,7 @@ class Jobs:
             run = self._left.get((variant.label, task.seed))
             if run is None:
                 continue
-            if run.is_lost_for_good():
+            if run.losses.is_last():
                 del self._left[run.label, run.seed]
                 self._give_up(run, outcome)
             else:
@@ -229,7 +208,7 @@ class Jobs:
         """Writes why a run has no result yet."""
         if outcome.details:
             log.error("%s, seed %d:\n%s", run.label, run.seed, outcome.details.rstrip())
-        reason = f"{outcome.error or 'its job ended too early'}; the same command tries it again"
+        reason = f"{outcome.error or 'its job ended too early'}; {RETRIED}"
         make_folder(run.folder)
         replace_file(run.folder / LOST, f"{reason}\n".encode())
         self.recorder.callback.on_end(run, reason)
