@@ -204,8 +204,8 @@ def test_trials_in_jobs_and_what_a_lost_one_costs(tmp_path: Path) -> None:
 
     result = tune(search(tmp_path / "out", seeds=2), 3, Here(2, loses))
     assert sorted(submitted) == [0, 0, 1, 1, 2]
-    assert [one.state for one in result.trials] == ["complete", "failed", "complete"]
-    assert result.trials[1].reason == "its node is gone"
+    assert [one.state for one in result.trials] == ["complete", "lost", "complete"]
+    assert result.trials[1].reason == "its node is gone; the same command tries it again"
     assert [len(one.val_accuracies) for one in result.trials] == [2, 0, 2]
     assert len(result.test_accuracy.values) == 2
 

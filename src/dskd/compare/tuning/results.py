@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,21 +24,25 @@ class TrialResult:
     Attributes:
         number: Its number, from 0.
         values: The values of the tuned settings as text, by setting.
-        state: ``complete``, ``pruned`` or ``failed``.
+        shown: The same for a reader, with fewer digits.
+        state: ``complete``, ``pruned``, ``failed``, or ``lost`` if it is tried again.
         val_accuracy: Mean over the seeds of the accuracy on the validation images after the last
             epoch, in percent; None unless it is complete.
         val_accuracies: That of each finished seed.
         epochs: Epochs trained, over all seeds.
-        reason: Why it failed; empty otherwise.
+        reason: Why it failed or was lost; empty otherwise.
+        misfit: Whether it failed because its values do not fit, or let numbers become NaN.
     """
 
     number: int
     values: dict[str, str]
+    shown: dict[str, str]
     state: str
     val_accuracy: float | None
     val_accuracies: tuple[float, ...]
     epochs: int
     reason: str = ""
+    misfit: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,26 +80,14 @@ def write_trials(folder: Path, trials: Sequence[TrialResult], metric: Metric = "
         values = [one.values.get(key, "") for key in keys]
         writer.writerow([one.number, one.state, score, one.epochs, *values, one.reason])
     replace_file(folder / CSV, in_text(text.getvalue(), metric).encode())
-    rows = [asdict(trial) for trial in trials]
+    rows = [{k: v for k, v in asdict(trial).items() if k != "shown"} for trial in trials]
     lines = in_text(json.dumps(rows, indent=2) + "\n", metric)
     replace_file(folder / JSON, lines.encode())
 
 
-def short(text: str) -> str:
-    """A value for a reader.
-
-    Example:
-        >>> short("0.0345678912"), short("16"), short("linear")
-        ('0.03457', '16', 'linear')
-    """
-    with suppress(ValueError):
-        return f"{float(text):.4g}"
-    return text
-
-
 def settings_text(trial: TrialResult) -> str:
     """The settings of a trial in one line."""
-    return " ".join(f"{key}={short(value)}" for key, value in trial.values.items())
+    return " ".join(f"{key}={value}" for key, value in trial.shown.items())
 
 
 def outcome_text(trial: TrialResult) -> str:
@@ -104,7 +95,7 @@ def outcome_text(trial: TrialResult) -> str:
     if trial.val_accuracy is not None:
         return f"{trial.val_accuracy:.2f} %"
     epochs = f"{trial.epochs} epoch{'s' * (trial.epochs != 1)}"
-    return f"pruned after {epochs}" if trial.state == "pruned" else f"failed: {trial.reason}"
+    return f"{trial.state}: {trial.reason}" if trial.reason else f"{trial.state} after {epochs}"
 
 
 def trial_table(
@@ -116,7 +107,7 @@ def trial_table(
     rows = [
         [
             str(one.number),
-            *(short(one.values.get(key, "")) for key in keys),
+            *(one.shown.get(key, "") for key in keys),
             "" if one.val_accuracy is None else f"{one.val_accuracy:.2f}",
             "complete" if one.state == "complete" else outcome_text(one),
         ]

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from dskd import methods
 from dskd.compare.tuning.space import Tuned, configured
@@ -16,41 +13,8 @@ from dskd.data import Dataset
 from dskd.engine.teacher_labels import training_data
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
-from dskd.storage.json_file import read_json
+from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import LAST, TEACHER
-
-FACTS = "study.json"
-"""Marks the folder of a study, and says what it is."""
-
-
-class StudyFacts(BaseModel):
-    """``study.json``.
-
-    Attributes:
-        recipe: The recipe without its folder.
-        space: The tuned settings, as the user wrote them.
-        seeds: The seeds of each trial.
-        data: Fingerprint of the images.
-        teacher: Fingerprint of the teacher; None until there is one.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    recipe: dict[str, Any]
-    space: dict[str, str]
-    seeds: list[int]
-    data: str | None = None
-    teacher: str | None = None
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Reads ``study.json``.
-
-    Raises:
-        InputError: It is missing or damaged.
-    """
-    fix = "check the path, or tune anew in another folder"
-    return read_json(folder / FACTS, StudyFacts, fix).model_dump(mode="json")
 
 
 @dataclass(frozen=True)
@@ -100,10 +64,13 @@ class Search:
         found = {"checkpoint": self.path / TEACHER / LAST, "pretrained": False, "trust": True}
         return teacher.model_copy(update=found)
 
-    def data(self) -> Dataset:
-        """The images of trials: the validation images in place of the test split, which is absent.
+    @property
+    def own_recipe(self) -> Recipe:
+        """The recipe as the user gave it, with the teacher of the study."""
+        return self.recipe.changed(teacher=self.teacher)
 
-        So ``test_accuracy`` in the folder of a trial is the accuracy on validation images.
+    def tested_data(self) -> Dataset:
+        """The images with the test split, which the best configuration alone may read.
 
         Raises:
             InputError: There is no validation split.
@@ -114,15 +81,36 @@ class Search:
                 f"{data.name} has no validation split, by which trials are compared; hold out a "
                 "part of the training images with data.val_fraction=0.1"
             )
-        # A trial lists no test images: its recipe names a test split that it does not have.
-        return replace(data, test=data.validation, validation=None, test_is_held_out=False)
+        return data
 
-    def facts(self) -> dict[str, Any]:
-        """The content of `FACTS`, before data and teacher are known."""
-        recipe = self.recipe.plain()
-        del recipe["out"]
-        return {
-            "recipe": recipe,
-            "space": {one.key: one.text for one in self.space},
-            "seeds": list(self.seeds),
-        }
+    def data(self) -> Dataset:
+        """The images of trials, see `of_trials`.
+
+        Raises:
+            InputError: There is no validation split.
+        """
+        return of_trials(self.tested_data())
+
+    def tested(self) -> tuple[int, ...]:
+        """The trials of which a run with the test split is finished."""
+        names = (folder.name for folder in self.path.glob("best/trial*"))
+        numbers = {int(part) for name in names if (part := name.removeprefix("trial")).isdecimal()}
+        return tuple(number for number in sorted(numbers) if self.tested_runs(number))
+
+    def tested_runs(self, number: int) -> list[RunDirectory]:
+        """The finished runs of the configuration of a trial with the test split."""
+        runs = (RunDirectory(self.best_folder(number, seed)) for seed in self.seeds)
+        return [run for run in runs if run.finished]
+
+
+def of_trials(data: Dataset) -> Dataset:
+    """The validation images in place of the test split, which is absent.
+
+    So ``test_accuracy`` in the folder of a trial is the accuracy on validation images.
+
+    Args:
+        data: The images, with a validation split.
+    """
+    assert data.validation is not None, "it is checked before"
+    # A trial lists no test images: its recipe names a test split that it does not have.
+    return replace(data, test=data.validation, validation=None, test_is_held_out=False)

@@ -63,6 +63,19 @@ class Tuned:
             return value
         return str(int(value)) if self.whole else repr(float(value))
 
+    def shown(self, text: str) -> str:
+        """A value as text for a reader: one that was drawn from a range has four digits.
+
+        Example:
+            >>> Tuned("train.lr", 0.01, 0.2).shown("0.0345678912")
+            '0.03457'
+            >>> Tuned("train.batch_size", 16, 32768, whole=True).shown("16384")
+            '16384'
+            >>> Tuned("train.lr", choices=("0.12345", "0.12346")).shown("0.12345")
+            '0.12345'
+        """
+        return text if self.choices or self.whole else f"{float(text):.4g}"
+
 
 def split_space(texts: Iterable[str], method: str) -> tuple[list[str], list[Tuned]]:
     """Splits ``key=value`` arguments into overrides and settings that are tuned.

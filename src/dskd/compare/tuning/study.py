@@ -103,7 +103,7 @@ class Study:
         return Trial(frozen.number, texts, name, frozen.value if name == "complete" else None)
 
     def tell(self, number: int, state: State, score: float | None = None) -> None:
-        """Records what became of a trial."""
+        """Records what became of a trial; Optuna keeps the first record of one made again."""
         states = self._library.trial.TrialState
         known = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}
         with _quiet():
@@ -113,6 +113,8 @@ class Study:
         """Reports the validation accuracy after an epoch. Whether the trial should be pruned."""
         frozen = self._study.trials[number]
         trial = self._library.trial.Trial(self._study, frozen._trial_id)
+        if frozen.state.is_finished():  # it is made again, and ends where it ended before
+            return frozen.state.name == "PRUNED" and step >= (frozen.last_step or 0)
         if step not in frozen.intermediate_values:
             trial.report(score, step)
         return bool(trial.should_prune())

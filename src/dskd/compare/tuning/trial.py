@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import BaseModel
 
+from dskd.compare.same_inputs import check_inputs
 from dskd.compare.tuning.search import Search
 from dskd.compare.tuning.study import Study
 from dskd.config.schema import Recipe
+from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.engine import method_code
 from dskd.engine.build import build_run, build_teacher_outputs
@@ -30,7 +33,7 @@ from dskd.runtime.single_run import single_run
 from dskd.storage.atomic import make_folder, refuse_links, replace_file
 from dskd.storage.json_file import read_json
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import RESULT, TEACHER
+from dskd.storage.run_files import TEACHER
 from dskd.teacher.frozen import FrozenTeacher
 
 OUTCOME = "trial.json"
@@ -48,12 +51,19 @@ class TrialFile(BaseModel):
         scores: Validation accuracy in percent after the last epoch of each finished seed.
         epochs: Epochs trained, over all seeds.
         reason: Why it failed; empty otherwise.
+        details: The traceback, if it failed because code raised an error; empty otherwise.
     """
 
     state: Literal["complete", "pruned", "failed"]
     scores: list[float]
     epochs: int
     reason: str = ""
+    details: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """Mean of the scores; None unless it is complete."""
+        return sum(self.scores) / len(self.scores) if self.state == "complete" else None
 
 
 def read_outcome(folder: Path) -> TrialFile | None:
@@ -77,11 +87,20 @@ class _Pruned(Exception):
     """The trial is not worth its remaining epochs."""
 
 
+class _Misfit(Exception):
+    """The values of the trial do not fit."""
+
+
 @dataclass(frozen=True)
 class TeacherTask:
     """Trains the teacher of a study."""
 
     search: Search
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the teacher's run."""
+        return self.search.path / TEACHER
 
     def __call__(self) -> None:
         """Trains the teacher, or continues its training.
@@ -96,8 +115,7 @@ class TeacherTask:
             devices.set_up(device, recipe.train.precision)
             loaders = DataLoaders(self.search.data(), device)
             prepared = prepare(recipe, loaders.data, self.search.objects, device)
-            folder = self.search.path / TEACHER
-            trained_teacher(prepared, loaders, folder, RunDirectory(folder).begun)
+            trained_teacher(prepared, loaders, self.folder, RunDirectory(self.folder).begun)
 
 
 @dataclass
@@ -116,31 +134,43 @@ class TrialTask:
         search: The study. Its teacher is trained.
         number: The trial.
         values: The values of the tuned settings as text.
+        inputs: Fingerprints of the images (``data``) and the ``teacher`` of the study; empty for
+            any.
     """
 
     search: Search
     number: int
     values: Mapping[str, str]
+    inputs: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the trial."""
+        return self.search.folder(self.number)
 
     def __call__(self) -> None:
         """Trains the students, and writes `OUTCOME`.
 
+        Values that do not fit, or let numbers become NaN, fail the trial.
+
         Raises:
+            InputError: It cannot be made here and now, whatever its values. It has not ended.
             Stopped: A signal asked for a stop; the state is saved.
         """
-        folder, progress = self.search.folder(self.number), _Progress()
+        progress = _Progress()
         state: Literal["complete", "pruned", "failed"] = "complete"
         reason = ""
-        make_folder(folder)
+        make_folder(self.folder)
         try:
             with self._conditions():
                 self._train(progress)
         except _Pruned:
             state = "pruned"
-        except (InputError, NonFiniteError) as error:
+        except (_Misfit, NonFiniteError) as error:
             state, reason = "failed", str(error)
         scores, epochs = progress.scores, progress.epochs
-        write_outcome(folder, TrialFile(state=state, scores=scores, epochs=epochs, reason=reason))
+        outcome = TrialFile(state=state, scores=scores, epochs=epochs, reason=reason)
+        write_outcome(self.folder, outcome)
 
     @contextmanager
     def _conditions(self) -> Iterator[None]:
@@ -156,12 +186,27 @@ class TrialTask:
         study = Study(search.path, search.space, warmup=search.recipe.train.epochs // WARMUP)
         teacher: FrozenTeacher | None = None
         for seed in search.seeds:
-            out = search.folder(self.number) / f"seed{seed}"
-            recipe = search.recipe_of(self.values, seed, out)
-            prepared = prepare(recipe, loaders.data, search.objects, device)
+            prepared = self._prepared(seed, loaders.data, device)
             if teacher is None:
                 teacher = given_teacher(prepared, loaders, [])
             self._train_seed(prepared, loaders, teacher, study, progress)
+
+    def _prepared(self, seed: int, data: Dataset, device: torch.device) -> Prepared:
+        """The run of a seed, with a step of it rehearsed.
+
+        Raises:
+            InputError: The recipe of the study cannot be prepared here either.
+            _Misfit: The values do not fit.
+        """
+        search = self.search
+        try:
+            recipe = search.recipe_of(self.values, seed, self.folder / f"seed{seed}")
+            return prepare(recipe, data, search.objects, device)
+        except (InputError, NonFiniteError) as error:
+            # The study's own recipe fits. If it is refused too, the reason is this machine.
+            with suppress(NonFiniteError):
+                prepare(search.own_recipe, data, search.objects, device)
+            raise _Misfit(str(error)) from error
 
     def _train_seed(
         self,
@@ -188,6 +233,7 @@ class TrialTask:
                 outputs = build_teacher_outputs(recipe, images, teacher, prepared.needs)
                 outputs.open()
                 run = build_run(recipe, prepared.student, loaders, outputs, directory)
+                check_inputs(run.fingerprints, self.inputs, "study")
                 run.begin(resume)
                 self._epochs(run, study, progress)
                 finish(run)
@@ -225,6 +271,12 @@ class BestTask:
     search: Search
     recipe: Recipe
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        assert self.recipe.out is not None
+        return self.recipe.out
+
     def __call__(self) -> None:
         """Trains the student, or continues its training.
 
@@ -232,8 +284,7 @@ class BestTask:
             InputError: The run cannot be made.
             Stopped: A signal asked for a stop; the state is saved.
         """
-        assert self.recipe.out is not None
-        if not (self.recipe.out / RESULT).is_file():
-            resume = RunDirectory(self.recipe.out).begun
+        directory = RunDirectory(self.folder)
+        if not directory.finished:
             with self.search.objects.available():
-                distill(self.recipe, resume=resume, objects=self.search.objects)
+                distill(self.recipe, resume=directory.begun, objects=self.search.objects)

@@ -8,7 +8,7 @@ import platform
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,12 @@ class Outcome:
     error: str | None = None
     details: str = ""
     warnings: tuple[str, ...] = ()
+
+
+def raised(error: Exception) -> Outcome:
+    """The outcome of a task whose code raised an error that is not meant for users."""
+    lines = traceback.format_exception(error)
+    return Outcome(f"{type(error).__name__}: {first_line(error)}", "".join(lines))
 
 
 @dataclass(frozen=True)
@@ -58,14 +64,14 @@ class Launched:
         log.setLevel(logging.WARNING)
         log.propagate = False  # the process that launched it logs the warnings
         try:
-            error, details = self._run()
+            outcome = self._run()
         finally:
             log.removeHandler(warnings)
             log.setLevel(level)
             log.propagate = propagate
-        return Outcome(error, details, tuple(dict.fromkeys(warnings.lines)))
+        return replace(outcome, warnings=tuple(dict.fromkeys(warnings.lines)))
 
-    def _run(self) -> tuple[str | None, str]:
+    def _run(self) -> Outcome:
         before = Path.cwd()
         try:
             if not self.folder.is_dir():
@@ -77,14 +83,14 @@ class Launched:
             with on_command_line() if self.commands else nullcontext(), self._cpu_threads():
                 self.task()
         except Stopped:
-            return "its process was asked to stop", ""
+            return Outcome("its process was asked to stop")
         except InputError as error:
-            return str(error), ""
+            return Outcome(str(error))
         except Exception as error:  # the task is the user's code too, and others must go on
-            return f"{type(error).__name__}: {first_line(error)}", traceback.format_exc()
+            return raised(error)
         finally:
             os.chdir(before)
-        return None, ""
+        return Outcome()
 
     def _cpu_threads(self) -> AbstractContextManager[None]:
         if self.threads is None:
