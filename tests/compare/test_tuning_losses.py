@@ -16,8 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dskd.compare.losses import Losses, run_all
-from dskd.compare.tuning import search as searching
-from dskd.compare.tuning import trial as trial_work
 from dskd.compare.tuning.results import TrialResult, settings_text, trial_table
 from dskd.compare.tuning.search import Search
 from dskd.compare.tuning.space import given_space
@@ -26,6 +24,8 @@ from dskd.compare.tuning.study import Study
 from dskd.compare.tuning.trial import TrialTask, read_outcome
 from dskd.compare.tuning.trials import Trials
 from dskd.compare.tuning.tune import _best, tune
+from dskd.engine.prepare import prepare
+from dskd.engine.teacher_labels import training_data
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError, Stopped
 from dskd.runtime.launchers.task import Launcher, Task
@@ -176,7 +176,7 @@ def test_values_are_blamed_only_if_they_are_the_reason(
 
 @pytest.mark.slow
 def test_a_trial_fails_by_its_values_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, prepare = search(tmp_path), trial_work.prepare
+    study = search(tmp_path)
 
     def without_gpu(recipe: Any, *rest: Any, **more: Any) -> Any:
         raise NO_GPU
@@ -186,11 +186,11 @@ def test_a_trial_fails_by_its_values_only(tmp_path: Path, monkeypatch: pytest.Mo
             raise InputError("lr=0.1 does not fit")
         return prepare(recipe, *rest, **more)
 
-    monkeypatch.setattr(trial_work, "prepare", without_gpu)
+    monkeypatch.setattr("dskd.compare.tuning.trial.prepare", without_gpu)
     with pytest.raises(InputError, match="there is no GPU here"):
         TrialTask(study, 0, {"train.lr": "0.1"})()
     assert read_outcome(study.folder(0)) is None
-    monkeypatch.setattr(trial_work, "prepare", refusing)
+    monkeypatch.setattr("dskd.compare.tuning.trial.prepare", refusing)
     TrialTask(study, 0, {"train.lr": "0.1"})()
     outcome = read_outcome(study.folder(0))
     assert outcome is not None
@@ -257,7 +257,7 @@ def test_a_trial_that_is_made_again_ends_where_it_ended(tmp_path: Path) -> None:
         number = study.ask().number
         for step in (1, 2):
             study.report(number, step, 50.0)
-        study.tell(number, state)  # type: ignore[arg-type]
+        study.tell(number, state)
     assert not study.report(0, 3, 60.0)
     assert [study.report(1, step, 50.0) for step in (1, 2)] == [False, True]
 
@@ -308,13 +308,13 @@ def facts(study: Search) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_other_test_images_are_refused(study: Search, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = searching.training_data
+    loader = "dskd.compare.tuning.search.training_data"
 
     def changed(*given: Any) -> Any:
-        data = load(*given)
+        data = training_data(*given)
         return replace(data, test=data.test.relabelled(data.test.labels.flip(0)))
 
-    monkeypatch.setattr(searching, "training_data", changed)
+    monkeypatch.setattr(loader, changed)
     with pytest.raises(InputError, match="holds a study with other test images or"):
         tune(study, 1)
     before = facts(study)
@@ -323,7 +323,7 @@ def test_other_test_images_are_refused(study: Search, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match=r"best.trial0000.seed0 was trained on other images than"):
         tune(study, 1)
     assert facts(study) == before
-    monkeypatch.setattr(searching, "training_data", load)
+    monkeypatch.setattr(loader, training_data)
     tune(study, 1)
     assert facts(study).keys() == {*before, "tested_data"}
 
