@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dskd.compare.statistics import Difference, holm, interval, paired
+from dskd.config.overrides import overridden
 from dskd.engine.run import run_job
 from dskd.engine.tasks.segmentation.job import SegmentationJob
 from dskd.engine.tasks.segmentation.overlay import draw_rows
@@ -99,7 +100,11 @@ def trained(folder: Path, data: Path, changes: Sequence[str]) -> dict[str, Any]:
         number of images and classes where HD95 is defined. Of decoder A, if there is one: the mean
         Dice after the last epoch.
     """
-    recipe = RECIPES.load(RECIPE, [f"data.root={data}", *changes, f"out={folder}"])
+    # The rows of a study share its teacher, which a row that learns from none leaves aside.
+    teacher = [change for change in changes if change.startswith("teacher.")]
+    shared = overridden(RECIPES.read(RECIPE)[0], teacher, RECIPES.model)
+    own = [change for change in changes if change not in teacher]
+    recipe = RECIPES.load(shared, [f"data.root={data}", *own, f"out={folder}"])
     directory = RunDirectory(folder)
     directory.check_same(recipe)
     if not directory.finished:

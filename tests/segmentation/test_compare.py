@@ -21,14 +21,25 @@ from dskd.errors import InputError
 from dskd.report.build import make_report
 from tests.compare.small_comparison import Here, Silent
 
-TINY = ["data.size=16", "student.width=2", "teacher.width=2", "train.epochs=1", "train.lr=0.01"]
+TINY = ["data.size=16", "student.width=2", "train.epochs=1", "train.lr=0.01"]
+TEACHER = "teacher.width=2"
 
 
 @pytest.mark.slow
 def test_a_comparison_has_the_runs_that_are_made_alone(tmp_path: Path) -> None:
     out = tmp_path / "compared"
     methods = "masks,mixed:kl=0,kd,dskd"
-    arguments = ["segment", "compare", "shapes", *TINY, "--methods", methods, "--seeds", "1"]
+    arguments = [
+        "segment",
+        "compare",
+        "shapes",
+        *TINY,
+        TEACHER,
+        "--methods",
+        methods,
+        "--seeds",
+        "1",
+    ]
     found = CliRunner().invoke(cli, [*arguments, "--out", str(out)])
     assert found.exit_code == 0, found.output
     assert "Dice" in found.output
@@ -50,7 +61,7 @@ def test_a_comparison_has_the_runs_that_are_made_alone(tmp_path: Path) -> None:
 
 def _check_jobs(compared: Path, out: Path) -> None:
     """A comparison in jobs, of which one trains the teacher, has the same student."""
-    plan = grid.plan(RECIPES.load_shared("shapes", TINY), ["kd"], out, seeds=1)
+    plan = grid.plan(RECIPES.load_shared("shapes", [*TINY, TEACHER]), ["kd"], out, seeds=1)
     (kd,) = run_grid(plan, Silent(), launcher=Here(1)).variants
     assert kd.results
     name = "kd/seed0/student.safetensors"

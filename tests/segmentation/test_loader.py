@@ -47,6 +47,12 @@ def test_a_step_has_masks_first_and_more_seeds(data: SegmentationData) -> None:
         assert torch.equal(batch.seeds_of[labelled], truth[labelled])
 
 
+def test_all_masks_without_images_beyond_the_full_ones_are_refused(data: SegmentationData) -> None:
+    with pytest.raises(InputError, match=r"weak_ratio.*0.* leaves out those beyond"):
+        MixedLoader(data, CPU, "all masks", 0)
+    assert len(MixedLoader(data, CPU, "masks", 0)) == 18
+
+
 def test_an_epoch_is_one_pass_over_the_masks(data: SegmentationData) -> None:
     loader = MixedLoader(data, CPU, "mixed", 2)
     found = batches(loader)

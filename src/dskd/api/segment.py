@@ -74,6 +74,8 @@ def distill(
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": method, "epochs": epochs, "train": train, "seed": seed, "out": out}
     own = resolved(RECIPES, data_settings, *RECIPES.read(recipe), parts, settings)
+    if teacher is not None:
+        RECIPES.check_teaches(own, "teacher")
     return run_in_python(SegmentationJob(own), resume, overwrite, verbose)
 
 

@@ -130,7 +130,7 @@ def plan(
             if methods.find(variant.method.name).needs_teacher:
                 raise InputError(
                     f"the method {variant.label!r} needs a teacher; give one, as in "
-                    "teacher.name=resnet20"
+                    f"{recipe.TEACHER}"
                 )
     numbers = tuple(range(recipe.seed, recipe.seed + seeds))
     return Grid(recipe, tuple(variants), numbers, weights, path, share_teacher)

@@ -20,6 +20,8 @@ class BaseRecipe(Settings):
 
     PATHS: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Settings that may hold a path, by section and key."""
+    TEACHER: ClassVar[str] = "teacher.name=resnet20"
+    """An example of a teacher's setting, for messages."""
 
     def plain(self) -> dict[str, Any]:
         """Converts the recipe to plain values for YAML, with every default filled in.

@@ -28,7 +28,6 @@ class TaskRecipes(Generic[R]):
         package: The package with the folder ``recipes``.
         method: The method by default, without the name of the task.
         alone: The method that trains a student, or a teacher, without a teacher.
-        teacher: An example of a teacher's setting, for messages.
         check: Refuses settings of the data that contradict each other.
     """
 
@@ -37,7 +36,6 @@ class TaskRecipes(Generic[R]):
     package: str
     method: str
     alone: str
-    teacher: str
     check: Callable[[R], None] = lambda recipe: None
 
     @property
@@ -53,21 +51,49 @@ class TaskRecipes(Generic[R]):
     def _folder(self) -> Path:
         return Path(str(resources.files(self.package) / "recipes"))
 
-    def load(self, name: str | None, overrides: Iterable[str] = ()) -> R:
+    def load(self, name: str | Mapping[str, Any] | None, overrides: Iterable[str] = ()) -> R:
         """Loads a recipe by name or from a YAML file, and applies overrides.
 
         Names of methods may be given without the name of the task.
 
         Args:
-            name: A name of `shipped`, or the path of a YAML file; None for no recipe.
+            name: A name of `shipped`, the path of a YAML file, or its content; None for no recipe.
             overrides: As in ``["train.epochs=10", "seed=1"]``.
 
         Raises:
-            InputError: The recipe or a key does not exist, or a value does not fit.
+            InputError: The recipe or a key does not exist, a value does not fit, or an override
+                sets a teacher that the method does not need.
         """
+        overrides = list(overrides)
+        recipe = self._load(name, overrides)
+        for key in (override.partition("=")[0] for override in overrides):
+            if key.split(".")[0] == "teacher":
+                self.check_teaches(recipe, key)
+        return recipe
+
+    def _load(self, name: str | Mapping[str, Any] | None, overrides: Iterable[str]) -> R:
         values, folder = self.read(name)
         named = [self._with_task(override) for override in overrides]
         return self.resolve(overridden(values, named, self.model), folder)
+
+    def check_teaches(self, recipe: R, given: str) -> None:
+        """Refuses a teacher that was asked for if the method learns from none.
+
+        A recipe may have one for other methods, so only what is given beside it is refused.
+
+        Args:
+            recipe: Of a single run.
+            given: What sets the teacher, for the message.
+
+        Raises:
+            InputError: The method learns from none.
+        """
+        name = recipe.method.name
+        if recipe.teacher is not None and not methods.find(name).needs_teacher:
+            raise InputError(
+                f"{given} has no effect: the method {self.short(name)!r} learns from no teacher; "
+                "set method.name=dskd, or drop it"
+            )
 
     def read(self, recipe: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], Path]:
         """The values of a recipe with the whole name of its method, and the folder of its runs.
@@ -93,7 +119,7 @@ class TaskRecipes(Generic[R]):
         """
         overrides = list(overrides)
         check_shared(overrides)
-        return self.load(name, overrides)
+        return self._load(name, overrides)
 
     def load_alone(self, name: str | None, overrides: Iterable[str] = ()) -> R:
         """Loads a recipe as `load` does, to train its student without a teacher, by `alone`.
@@ -134,7 +160,7 @@ class TaskRecipes(Generic[R]):
         refuse_ambiguous(options, "method")
         if methods.find(name).needs_teacher and recipe.teacher is None:
             raise InputError(
-                f"the method {short!r} needs a teacher; give one, as in {self.teacher}"
+                f"the method {short!r} needs a teacher; give one, as in {recipe.TEACHER}"
             )
         out = recipe.out or folder / f"{folder_name(short)}-seed{recipe.seed}"
         return recipe.changed(method=MethodSettings(name=name, **options), out=out)

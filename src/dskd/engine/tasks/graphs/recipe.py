@@ -16,7 +16,6 @@ RECIPES = TaskRecipes(
     package="dskd.engine.tasks.graphs",
     method="alignahead",
     alone="alone",
-    teacher="teacher.name=gat",
     check=lambda recipe: check_applies(recipe.data),
 )
 """Loads them."""

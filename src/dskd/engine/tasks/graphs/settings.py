@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -111,6 +111,8 @@ class GraphTrainSettings(TaskTrainSettings):
 
 class GraphRecipe(TaskRecipe):
     """All settings of a run on graphs."""
+
+    TEACHER: ClassVar[str] = "teacher.name=gat"
 
     task: Literal["graphs"] = "graphs"
     """Tells the recipe from one of images."""

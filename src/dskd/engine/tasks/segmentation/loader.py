@@ -98,7 +98,8 @@ class MixedLoader(MaskedLoader):
         augmentation: How the images of a step are changed.
 
     Raises:
-        InputError: There are fewer than two images with masks, from which BatchNorm cannot learn.
+        InputError: There are fewer than two images with masks, from which BatchNorm cannot learn;
+            or all masks are to be read, and ``weak_ratio`` leaves some out.
     """
 
     def __init__(
@@ -112,6 +113,11 @@ class MixedLoader(MaskedLoader):
         super().__init__(data.full, device, len(data.classes))
         if len(data.full) < 2:
             raise InputError("data.patients: two images with masks or more are needed to train")
+        if supervision == "all masks" and data.weak is not None and not weak_ratio:
+            raise InputError(
+                "method.all_images reads the masks of all training images, and data.weak_ratio=0 "
+                "leaves out those beyond data.patients; set it to 1 or more, or drop one of them"
+            )
         self.supervision, self.augmentation = supervision, augmentation
         self._seeds = data.full.seeds.to(device)
         self._full, self._weak_size = len(data.full), 0

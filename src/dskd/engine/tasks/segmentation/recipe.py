@@ -13,7 +13,6 @@ RECIPES = TaskRecipes(
     package="dskd.engine.tasks.segmentation",
     method="mixed",
     alone="masks",
-    teacher="teacher.width=64",
 )
 """Loads them."""
 

@@ -166,6 +166,8 @@ class SegmentationTrainSettings(TaskTrainSettings):
 class SegmentationRecipe(TaskRecipe):
     """All settings of a run on images with masks."""
 
+    TEACHER: ClassVar[str] = "teacher.width=64"
+
     task: Literal["segment"] = "segment"
     """Tells the recipe from one of image classification."""
     data: SegmentationDataSettings
