@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from dskd.engine.tasks.segmentation import metrics
 from dskd.engine.tasks.segmentation.metrics import class_scores, dice_scores, hd95
 
 
@@ -19,6 +20,28 @@ def test_dice_of_each_image_and_class() -> None:
             p, y = predictions[image] == label, masks[image] == label
             expected = 2 * float((p & y).sum()) / float(p.sum() + y.sum())
             assert found[image, label - 1].item() == pytest.approx(expected)
+
+
+def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One byte for each pixel and class, and few pixels at a time, with the same scores."""
+    torch.manual_seed(0)
+    predictions, masks = torch.randint(0, 3, (2, 7, 12, 12), dtype=torch.uint8)
+    whole = [dice_scores(predictions, masks, 3), hd95(predictions, masks, 3)]
+    sizes: list[int] = []
+
+    def recorded(masks: torch.Tensor, classes: int) -> torch.Tensor:
+        found = one_hot(masks, classes)
+        sizes.append(found.nbytes)
+        return found
+
+    one_hot = metrics._one_hot
+    monkeypatch.setattr(metrics, "CHUNK", 3 * 12 * 12 * 2)
+    monkeypatch.setattr(metrics, "_one_hot", recorded)
+    parts = [dice_scores(predictions, masks, 3), hd95(predictions, masks, 3)]
+    assert max(sizes) == 3 * 12 * 12 * 2
+    assert all(torch.equal(*pair) for pair in zip(whole, parts, strict=True))
+    expected = torch.nn.functional.one_hot(masks.long(), 3).permute(0, 3, 1, 2)
+    assert torch.equal(one_hot(masks, 3), expected)
 
 
 def test_a_missing_class_counts() -> None:

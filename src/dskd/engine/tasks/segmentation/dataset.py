@@ -58,9 +58,11 @@ class MaskedImages:
         )
 
     def examples(self, count: int) -> list[int]:
-        """Images to show, spread over those that have a mask that is not empty."""
+        """Images to show, spread over those whose masks are not empty; over all if all are."""
         full = [index for index, mask in enumerate(self.masks) if mask.any()]
-        return [full[len(full) * number // count] for number in range(min(count, len(full)))]
+        full = full or [*range(len(self))]
+        shown = min(count, len(full))
+        return [full[len(full) * number // shown] for number in range(shown)]
 
     def with_seeds(self, seed: int, width: int, place: Place) -> MaskedImages:
         """The same images with seeds of `dskd.engine.tasks.segmentation.seeds.draw_seeds`."""

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dskd.runtime.extras import import_extra
 
-CHUNK = 64
-"""Images that are compared at a time."""
+CHUNK = 2**24
+"""Pixels, counted in each class, that are compared at a time: memory does not grow with images."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,9 @@ def _hausdorff(predicted: Tensor, true: Tensor) -> Tensor:
 def _by_chunks(metric: Any, predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:
     """A metric of one-hot masks, computed for a few images at a time."""
     parts = []
+    size = max(1, CHUNK // (num_classes * math.prod(masks.shape[1:])))
     for predicted, true in zip(
-        torch.split(predictions, CHUNK), torch.split(masks, CHUNK), strict=True
+        torch.split(predictions, size), torch.split(masks, size), strict=True
     ):
         found = metric(_one_hot(predicted, num_classes), _one_hot(true, num_classes))
         parts.append(found.float().cpu())
@@ -130,7 +130,9 @@ def _by_chunks(metric: Any, predictions: Tensor, masks: Tensor, num_classes: int
 
 
 def _one_hot(masks: Tensor, num_classes: int) -> Tensor:
-    return F.one_hot(masks.long(), num_classes).permute(0, 3, 1, 2)
+    """One-hot masks in one byte for each class and pixel, ``[N, K, H, W]``."""
+    classes = torch.arange(num_classes, device=masks.device)
+    return (masks[:, None] == classes.view(-1, 1, 1)).to(torch.uint8)
 
 
 def _monai() -> Any:
