@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dskd.data.pixels import PixelForm
+from dskd.engine.tasks.segmentation.dataset import SegmentationData
 from dskd.engine.tasks.segmentation.folders import ReadOptions, read_folders
 from dskd.engine.tasks.segmentation.settings import SegmentationDataSettings
 from dskd.engine.tasks.segmentation.sources import load_images
@@ -30,8 +33,13 @@ def write(folder: Path, name: str, value: int = 255, size: tuple[int, int] = (SI
 
 
 def read(root: Path, **settings: Any) -> Any:
-    options: dict[str, Any] = {"size": None, "channels": 1, "patient": r"patient\d+"}
-    return read_folders(root, ReadOptions(**{**options, "classes": None, **settings}))
+    options: dict[str, Any] = {"size": None, "form": PixelForm(1), "patient": r"patient\d+"}
+    return read_folders(root, ReadOptions(**{**options, "classes": None, **settings}))[:2]
+
+
+def load(root: Path, **settings: Any) -> SegmentationData:
+    given = {"root": root, "patients": 1, **settings}
+    return load_images(SegmentationDataSettings(name="folder", **given))
 
 
 def test_a_flat_folder(tmp_path: Path) -> None:
@@ -96,6 +104,122 @@ def test_images_of_any_size_fit_into_the_square(tmp_path: Path) -> None:
     assert set(tall.unique().tolist()) == {0, 1}
 
 
+def test_what_is_outside_an_image_has_no_value(tmp_path: Path) -> None:
+    """The background is 1 here, and no mask has a 0 before images fit into a square."""
+    write(tmp_path, "wide", size=(64, 32))
+    mask = np.full((32, 64), 1, np.uint8)
+    mask[8:16, 16:32] = 5
+    Image.fromarray(mask).save(tmp_path / "mask" / "wide.png")
+    classes, splits = read(tmp_path, size=32)
+    assert classes == ("background", "value 5")
+    expected = torch.zeros(32, 32, dtype=torch.uint8)
+    expected[12:16, 8:16] = 1
+    assert torch.equal(splits["train"].masks[0], expected)
+    _, named = read(tmp_path, size=32, classes={"tissue": 1})
+    assert named["train"].masks.sum() == 16 * 32 - 4 * 8
+    with pytest.raises(InputError, match=r"has the value 0 of lesion; there are 1, 5"):
+        read(tmp_path, size=32, classes={"lesion": 0})
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train", "validation", "test"), {"train", "val", "test"}),
+        (("train", "valid"), {"train", "val"}),
+        (("train", "Val"), "holds images in Val, and splits are called .*; rename Val to val"),
+        (("train", "val", "Test"), "rename Test to test"),
+        (("Train", "val"), "rename Train to train"),
+        (("train", "val", "valid"), "val/ and valid/, and one validation split is needed"),
+    ],
+)
+def test_names_of_splits(tmp_path: Path, names: tuple[str, ...], expected: set[str] | str) -> None:
+    for name in names:
+        write(tmp_path / name, f"{name}_1")
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            read(tmp_path)
+    else:
+        assert {*read(tmp_path)[1]} == expected
+
+
+def test_a_folder_beside_the_splits_is_told(tmp_path: Path) -> None:
+    for patient in range(3):
+        write(tmp_path / "train", f"patient{patient}")
+    for name in ("test", "holdout"):
+        write(tmp_path / name, f"{name}_1")
+    (tmp_path / "notes").mkdir()
+    found = load(tmp_path).notes
+    assert "the images in holdout belong to no split" in " ".join(found)
+    assert "notes" not in " ".join(found)
+
+
+def scans(root: Path, image: Image.Image, count: int = 4) -> Path:
+    """A folder whose images are all the same one."""
+    for patient in range(count):
+        write(root, f"patient{patient}")
+        (root / "img" / f"patient{patient}.png").unlink()
+        image.save(root / "img" / f"patient{patient}.tif")
+    return root
+
+
+def test_few_values_of_16_bits_are_told_and_can_be_spread(tmp_path: Path) -> None:
+    values = np.linspace(0, 499, SIDE * SIDE).reshape(SIDE, SIDE).astype(np.uint16)
+    root = scans(tmp_path, Image.fromarray(values))
+    lost = load(root)
+    (note,) = lost.notes[1:]
+    assert re.search(r"values up to 499 of 65535.*value_range.*\[0, ?499\]", note)
+    assert len(torch.unique(lost.full.images)) == 2
+    spread = load(root, value_range=(0, 499))
+    assert spread.notes[1:] == ()
+    assert len(torch.unique(spread.full.images)) > 200
+
+
+def test_colours_that_become_gray_are_told(tmp_path: Path) -> None:
+    gray = scans(tmp_path / "gray", Image.new("RGB", (SIDE, SIDE), (9, 9, 9)))
+    assert load(gray).notes[1:] == ()
+    coloured = scans(tmp_path / "coloured", Image.new("RGB", (SIDE, SIDE), (200, 9, 9)))
+    assert "4 of 4 images have colours, which become gray" in load(coloured).notes[1]
+    assert load(coloured, channels=3).notes[1:] == ()
+
+
+@pytest.mark.parametrize("part", ["img", "mask"])
+def test_a_stack_is_refused(tmp_path: Path, part: str) -> None:
+    root = scans(tmp_path, Image.new("L", (SIDE, SIDE)))
+    for path in (root / part).glob("patient0.*"):
+        path.unlink()
+    pages = [Image.new("L", (SIDE, SIDE), page) for page in range(3)]
+    pages[0].save(root / part / "patient0.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match=r"patient0.tif is a stack of 3 images; save each"):
+        load(root)
+
+
+def test_names_without_a_patient_are_told(tmp_path: Path) -> None:
+    for name in ("patient1_1", "case2_1", "case3_1", "case4_1"):
+        write(tmp_path, name)
+    assert "3 of 4 names do not match data.patient" in load(tmp_path).notes[1]
+    assert load(tmp_path, patient=r"\w+?\d").notes[1:] == ()
+
+
+def test_too_large_images_are_allowed_by_a_setting_of_this_task(tmp_path: Path) -> None:
+    for patient in range(4):
+        write(tmp_path, f"patient{patient}")
+    with pytest.raises(InputError, match=r"256 pixels, and data\.max_pixels"):
+        load(tmp_path, max_pixels=255)
+    assert len(load(tmp_path, max_pixels=256).full)
+
+
+def test_images_are_shown_also_if_no_mask_has_an_object(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path, name)
+    _, splits = read(tmp_path)
+    train = splits["train"]
+    assert train.examples(4) == [0, 1]
+    train.masks[0] = 0
+    assert train.examples(4) == [1]
+    train.masks[1] = 0
+    assert train.examples(4) == [0, 1]
+
+
 def make(root: Path, change: str) -> None:
     """A good folder with one fault."""
     for split, patients in {"train": 3, "val": 1, "test": 1}.items():
@@ -154,7 +278,7 @@ def make(root: Path, change: str) -> None:
         ("empty masks", {}, "have one value only, 0"),
         ("no folder", {}, "has none of the folders mask, masks, gt"),
         ("twice", {}, "patienttrain0_1.bmp and .*patienttrain0_1.png have one name"),
-        ("patient", {}, "patient 'patient7' has images in val and in test"),
+        ("patient", {}, "patient 'patient7' has images in val and in test.* or rename the files"),
         ("split sizes", {}, "images in .*val are 32x32, those in .*train 16x16"),
         ("", {"classes": {"heart": 9}}, "no mask in .* has the value 9 of heart; there are 0, 255"),
         ("", {"patients": 4}, "has 3 training patients"),

@@ -27,7 +27,7 @@ from dskd.errors import InputError, printable
 TOOLS = frozenset(("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"))
 """Folders that tools leave behind."""
 TOOL_FILES = frozenset(("thumbs.db", "desktop.ini"))
-_MEANT = {
+MEANT = {
     **dict.fromkeys((TRAIN, "training"), TRAIN),
     **dict.fromkeys((*VALIDATION, "dev", "eval"), "val"),
     **dict.fromkeys((TEST, "testing"), TEST),
@@ -114,9 +114,9 @@ def _check_splits(root: Path, parts: Sequence[str]) -> None:
     They would become classes, or be left out.
     """
     wrong = {
-        name: _MEANT[name.casefold()]
+        name: MEANT[name.casefold()]
         for name in sorted(parts)
-        if name.casefold() in _MEANT and name not in (TRAIN, *EVALUATION)
+        if name.casefold() in MEANT and name not in (TRAIN, *EVALUATION)
         # A class may have such a name: its images lie right in its folder.
         if _has_image(root, name, level=2, depth=None)
     }

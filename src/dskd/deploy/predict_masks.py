@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dskd.data.folder_files import FolderFiles
-from dskd.data.image_files import BadImageError, pillow_without_limit, read_image
-from dskd.data.pixels import PixelForm
+from dskd.data.image_files import BadImageError, pillow_without_limit
 from dskd.deploy.predict import BadInput, Skipped, find_images
 from dskd.engine.tasks.segmentation.overlay import draw_overlay
+from dskd.engine.tasks.segmentation.scans import ScanReader
 from dskd.engine.tasks.segmentation.student import SegmentationStudent
 from dskd.errors import InputError
 from dskd.storage.atomic import make_folder, replace_file
@@ -70,9 +70,9 @@ def predict_mask(
     Raises:
         InputError: The file is missing, does not decode, or is too small.
     """
-    form = PixelForm(channels=student.model.mean.shape[1])
+    reader = ScanReader(student.recipe.data.pixel_form)
     with pillow_without_limit():
-        image = read_image(FolderFiles(path.parent, [path.name]), path.name, None, form)
+        image = reader.read(FolderFiles(path.parent, [path.name]), path.name)
     image = image.transpose(2, 0, 1)
     return image, student.predict(image)
 

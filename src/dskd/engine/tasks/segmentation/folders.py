@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +13,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dskd.data.folder_files import FolderFiles
-from dskd.data.image_files import is_image, pillow_without_limit, read_image
+from dskd.data.image_files import is_image, pillow_without_limit
 from dskd.data.pixels import PixelForm
 from dskd.engine.tasks.segmentation.dataset import MaskedImages
-from dskd.engine.tasks.segmentation.masks import classes_of, fit, read_mask, to_classes
-from dskd.engine.tasks.segmentation.patients import patients_of
+from dskd.engine.tasks.segmentation.masks import (
+    MaskValues,
+    classes_of,
+    fit,
+    in_square,
+    read_mask,
+    shrunk,
+    to_classes,
+)
+from dskd.engine.tasks.segmentation.patients import note_on_patients, patients_of
+from dskd.engine.tasks.segmentation.scans import ScanReader
+from dskd.engine.tasks.segmentation.split_folders import IMAGES, MASKS, split_folders
 from dskd.errors import InputError, printable
-
-IMAGES = ("img", "image", "images")
-MASKS = ("mask", "masks", "gt", "label", "labels")
-"""Names of folders, in any capitals."""
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -31,52 +37,48 @@ class ReadOptions:
 
     Attributes:
         size: Height and width that they get; None keeps theirs, which must be one size.
-        channels: 3 for RGB or 1 for gray.
+        form: What the pixels of images become.
         patient: See `dskd.engine.tasks.segmentation.patients.patients_of`.
         classes: Values of the masks by the name of the class; None for all values.
     """
 
     size: int | None
-    channels: int
+    form: PixelForm
     patient: str
     classes: Mapping[str, int] | None
 
 
 def read_folders(
     root: Path, options: ReadOptions
-) -> tuple[tuple[str, ...], dict[str, MaskedImages]]:
+) -> tuple[tuple[str, ...], dict[str, MaskedImages], list[str]]:
     """Reads the images and masks of a folder.
 
-    The folder has ``train``, and perhaps ``val`` and ``test``, each with a folder of images
-    (``img``) and one of masks (``mask``); or it has these two itself, which are then ``train``. An
-    image and its mask have the same name; the suffix may differ.
+    The folder has ``train``, and perhaps ``val`` (or ``valid``, ``validation``) and ``test``, each
+    with a folder of images (``img``) and one of masks (``mask``); or it has these two itself, which
+    are then ``train``. An image and its mask have the same name; the suffix may differ.
 
     Args:
         root: The folder.
         options: How images and masks are read.
 
     Returns:
-        The names of the classes, the background first, and the images of each split.
+        The names of the classes, the background first, the images of each split, and notes.
 
     Raises:
         InputError: A folder is missing, an image has no mask, or a file cannot be used.
     """
     if not root.is_dir():
         raise InputError(f"data.root={root}: no such folder")
-    names = {path.name: path for path in sorted(root.iterdir()) if path.is_dir()}
-    folders = {split: names[split] for split in SPLITS if split in names}
-    if not folders:
-        folders = {"train": root}
-    elif "train" not in folders:
-        raise InputError(f"{root} has no folder train, with the folders img and mask in it")
-    read = {split: _read_values(folder, options) for split, folder in folders.items()}
+    folders, notes = split_folders(root)
+    reader = ScanReader(options.form)
+    read = {split: _read_values(folder, options, reader) for split, folder in folders.items()}
     known = sorted({value for mask in read["train"].values for value in np.unique(mask).tolist()})
     classes = classes_of(known, options.classes, str(folders["train"]))
     may_occur = known if options.classes is None else None
     found = {}
     for split, part in read.items():
         masks = [
-            to_classes(mask, classes, may_occur, str(path))
+            in_square(to_classes(mask, classes, may_occur, str(path)), options.size)
             for mask, path in zip(part.values, part.paths, strict=True)
         ]
         found[split] = MaskedImages.without_seeds(
@@ -86,7 +88,9 @@ def read_folders(
             patients_of(part.names, options.patient),
         )
     _check_one_size(folders, found)
-    return ("background", *classes), found
+    names = [name for part in found.values() for name in part.names]
+    notes += [*reader.notes(), *note_on_patients(names, options.patient)]
+    return ("background", *classes), found, notes
 
 
 @dataclass(frozen=True)
@@ -97,53 +101,48 @@ class _Values:
         names: Without folder and suffix.
         paths: Files of the masks.
         images: uint8, ``[H, W, C]`` each.
-        values: ``[H, W]`` each.
+        values: Of `shrunk`.
     """
 
     names: tuple[str, ...]
     paths: tuple[Path, ...]
     images: list[NDArray[np.uint8]]
-    values: list[NDArray[np.int64]]
+    values: list[MaskValues]
 
 
-def _read_values(folder: Path, options: ReadOptions) -> _Values:
+def _read_values(folder: Path, options: ReadOptions, reader: ScanReader) -> _Values:
     """The images and masks of one split, each pair of one size."""
     image_folder, mask_folder = _subfolder(folder, IMAGES), _subfolder(folder, MASKS)
     files = FolderFiles(folder, [image_folder, mask_folder], depth=1)
     images, masks = _by_stem(files, image_folder), _by_stem(files, mask_folder)
     _check_pairs(folder, images, masks, image_folder, mask_folder)
-    form = PixelForm(channels=options.channels)
     found = _Values(tuple(images), tuple(folder / masks[stem] for stem in images), [], [])
     with pillow_without_limit():
         for stem, name in images.items():
-            image = read_image(files, name, None, form)
-            values = read_mask(files, masks[stem], form)
+            image = reader.read(files, name)
+            values = read_mask(files, masks[stem], options.form)
             if image.shape[:2] != values.shape:
                 raise InputError(
                     f"{folder / name} is {_sides(image)} and its mask {folder / masks[stem]} is "
                     f"{_sides(values)}; give them one size"
                 )
-            image, values = _resized(image, values, options.size)
+            image = _resized(image, options.size)
             if found.images and image.shape != found.images[0].shape:
                 raise InputError(
                     f"{folder / name} is {_sides(image)} and others in {folder} are "
                     f"{_sides(found.images[0])}; give all one size with data.size"
                 )
             found.images.append(image)
-            found.values.append(values)
+            found.values.append(shrunk(values, options.size))
     return found
 
 
-def _resized(
-    image: NDArray[np.uint8], values: NDArray[np.int64], size: int | None
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    if size is None or values.shape == (size, size):
-        return image, values
+def _resized(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+    if size is None or image.shape[:2] == (size, size):
+        return image
     channels = image.shape[2]
     drawn = Image.fromarray(image if channels == 3 else image[:, :, 0])
-    small = np.asarray(fit(drawn, size, Image.Resampling.BILINEAR)).reshape(size, size, channels)
-    mask = fit(Image.fromarray(values.astype(np.int32)), size, Image.Resampling.NEAREST)
-    return small, np.asarray(mask).astype(np.int64)
+    return np.asarray(fit(drawn, size, Image.Resampling.BILINEAR)).reshape(size, size, channels)
 
 
 def _subfolder(folder: Path, names: tuple[str, ...]) -> str:
@@ -200,6 +199,6 @@ def _check_one_size(folders: Mapping[str, Path], splits: Mapping[str, MaskedImag
             )
 
 
-def _sides(array: NDArray[np.uint8] | NDArray[np.int64]) -> str:
+def _sides(array: NDArray[Any]) -> str:
     """Width and height, as image programs write them."""
     return f"{array.shape[1]}x{array.shape[0]}"

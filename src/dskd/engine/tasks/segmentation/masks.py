@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,19 @@ from PIL import Image
 from dskd.data.archives import Files
 from dskd.data.image_files import opened
 from dskd.data.pixels import PixelForm
+from dskd.engine.tasks.segmentation.scans import refuse_stack
 from dskd.errors import InputError, printable
 
 MOST_VALUES = 32
 """Most values of masks; a file with more is not a mask."""
 _MODES = ("1", "L", "P", "I", "I;16")
 
+MaskValues = NDArray[np.integer[Any]]
+"""The values of a mask, ``[height, width]``: uint8 if they fit, else int32."""
 
-def read_mask(files: Files, name: str, form: PixelForm) -> NDArray[np.int64]:
-    """The values of a mask, ``[height, width]``.
+
+def read_mask(files: Files, name: str, form: PixelForm) -> MaskValues:
+    """The values of a mask.
 
     Args:
         files: The tree of files.
@@ -27,12 +32,14 @@ def read_mask(files: Files, name: str, form: PixelForm) -> NDArray[np.int64]:
         form: Its limit of pixels holds.
 
     Raises:
-        InputError: The file cannot be read, has colours, or has a format that changes values.
+        InputError: The file cannot be read, has colours, is a stack, or has a format that changes
+            values.
     """
     with opened(files, name, form) as image:
+        refuse_stack(image, files.where(name))
         image.load()
         kind, mode = image.format, image.mode
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int32)
     where = files.where(name)
     if kind in ("JPEG", "MPO"):
         raise InputError(f"{where}: a JPEG does not keep the values of a mask; save masks as PNG")
@@ -41,7 +48,8 @@ def read_mask(files: Files, name: str, form: PixelForm) -> NDArray[np.int64]:
             f"{where}: a mask has one value for each pixel, and this has the mode {mode}; save it "
             "with one channel"
         )
-    return values
+    small = values.astype(np.uint8)
+    return small if np.array_equal(small, values) else values
 
 
 def fit(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
@@ -67,6 +75,36 @@ def placed(width: int, height: int, size: int) -> tuple[int, int, int, int]:
     scale = size / max(width, height)
     inner_width, inner_height = (max(1, round(side * scale)) for side in (width, height))
     return (size - inner_width) // 2, (size - inner_height) // 2, inner_width, inner_height
+
+
+def shrunk(values: MaskValues, size: int | None) -> MaskValues:
+    """A mask of the size that its image has within the square of `fit`.
+
+    The square itself is made by `in_square`, of classes: no value stands for what is outside.
+
+    Args:
+        values: Of the mask.
+        size: Of the square; None keeps the mask as it is.
+    """
+    if size is None:
+        return values
+    *_, width, height = placed(values.shape[1], values.shape[0], size)
+    small = Image.fromarray(values).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(small)
+
+
+def in_square(mask: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+    """The classes of a mask of `shrunk` in the middle of the square, which is background.
+
+    Example:
+        >>> in_square(np.array([[1, 2]], np.uint8), 2).tolist()
+        [[1, 2], [0, 0]]
+    """
+    if size is None:
+        return mask
+    height, width = mask.shape
+    top, left = (size - height) // 2, (size - width) // 2
+    return np.pad(mask, ((top, size - height - top), (left, size - width - left)))
 
 
 def classes_of(
@@ -108,7 +146,7 @@ def classes_of(
 
 
 def to_classes(
-    mask: NDArray[np.int64], classes: Mapping[str, int], known: Sequence[int] | None, where: str
+    mask: MaskValues, classes: Mapping[str, int], known: Sequence[int] | None, where: str
 ) -> NDArray[np.uint8]:
     """The class of each pixel: 0 for the background, then the classes in their order.
 

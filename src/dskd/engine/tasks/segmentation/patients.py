@@ -46,6 +46,26 @@ def patients_of(names: Sequence[str], pattern: str) -> tuple[str, ...]:
     return tuple(patients)
 
 
+def note_on_patients(names: Sequence[str], pattern: str) -> list[str]:
+    """A note on names without a patient, whose images are split as if they were independent.
+
+    Args:
+        names: As for `patients_of`.
+        pattern: As for `patients_of`.
+
+    Example:
+        >>> note_on_patients(["patient006_01_1", "leaf"], r"patient")
+        ['1 of 2 names do not match data.patient; each counts as a patient of its own']
+    """
+    own = sum(re.match(pattern, name) is None for name in names)
+    if not own:
+        return []
+    return [
+        f"{own} of {len(names)} names do not match data.patient; each counts as a patient of its "
+        "own"
+    ]
+
+
 def draw_patients(patients: Sequence[str], parts: Mapping[str, int], seed: int) -> dict[str, str]:
     """Gives patients to the parts of a split at random.
 
@@ -84,5 +104,6 @@ def check_disjoint(splits: Mapping[str, Sequence[str]]) -> None:
             if other != split:
                 raise InputError(
                     f"patient {brief(patient)} has images in {other} and in {split}; move them "
-                    "into one of them, or say with data.patient what a patient is"
+                    "into one of them, or say with data.patient what a patient is, or rename the "
+                    "files if two patients share the name"
                 )

@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dskd.config.schema import MethodSettings
+from dskd.config.schema import MethodSettings, ValueRange
+from dskd.data.pixels import MAX_PIXELS, PixelForm
 from dskd.engine.tasks.segmentation.augmentation import SETS, AugmentSet, MaskAugmentation
 from dskd.engine.tasks.settings import SplitSettings, TaskRecipe, TaskTrainSettings
 from dskd.settings import Count, Fraction, Natural, PathSetting, Rate, Seed, Settings
@@ -41,8 +42,9 @@ class SegmentationDataSettings(SplitSettings):
     name: DataName
     """``folder``: your own images. ``shapes``: small generated ones."""
     root: PathSetting | None = None
-    """For folder: it has ``train``, and perhaps ``val`` and ``test``, each with a folder ``img``
-    and a folder ``mask``; or it has these two itself. An image and its mask have the same name."""
+    """For folder: it has ``train``, and perhaps ``val`` (or ``valid``, ``validation``) and
+    ``test``, each with a folder ``img`` and a folder ``mask``; or it has these two itself. An image
+    and its mask have the same name."""
     classes: Annotated[dict[str, MaskValue] | None, AfterValidator(_different)] = None
     """For folder: the value that each class has in the masks, as in ``{left ventricle: 255}``. All
     other values are background. None makes a class of every value of the training masks but the
@@ -53,6 +55,11 @@ class SegmentationDataSettings(SplitSettings):
     shapes."""
     channels: Literal[1, 3] = 1
     """For folder: 3 for RGB or 1 for gray."""
+    value_range: ValueRange | None = None
+    """For folder: the lowest and the highest value of a pixel, which become 0 and 255. For 12 bits
+    they are [0, 4095]. None uses the range of the file's type."""
+    max_pixels: Count | None = None
+    """For folder: most pixels of an image file. None uses 89,478,485, Pillow's limit."""
     normalize: Normalize = "dataset"
     """Which mean and standard deviation normalise an image: those of the training images
     (``dataset``), or its own (``image``), for scans that differ in brightness and contrast."""
@@ -101,6 +108,12 @@ class SegmentationDataSettings(SplitSettings):
         return MaskAugmentation(**{**SETS[self.augment], **own})
 
     @property
+    def pixel_form(self) -> PixelForm:
+        """What the pixels of image files become."""
+        most = self.max_pixels or MAX_PIXELS
+        return PixelForm(self.channels, self.value_range, most)
+
+    @property
     def title(self) -> str:
         """What a reader calls the images."""
         return (self.root.resolve().name if self.root else "") or self.name
@@ -115,7 +128,7 @@ class SegmentationDataSettings(SplitSettings):
         if self.name == "folder" and self.root is None:
             raise ValueError("root is needed: the folder with img and mask")
         if self.name == "shapes":
-            for key in ("root", "classes", "channels", "patient"):
+            for key in ("root", "classes", "channels", "value_range", "max_pixels", "patient"):
                 if not self.is_default(key):
                     raise ValueError(f"{key} is a setting of folder, not of shapes; drop it")
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dskd.engine.tasks.segmentation.dataset import SegmentationData, divide
 from dskd.engine.tasks.segmentation.folders import ReadOptions, read_folders
 from dskd.engine.tasks.segmentation.settings import SegmentationDataSettings
@@ -26,17 +28,19 @@ def load_images(settings: SegmentationDataSettings) -> SegmentationData:
     """
     if settings.name == "shapes":
         name, classes, splits = "shapes", CLASSES, generate(settings.size or SIZE)
+        notes: list[str] = []
     else:
         assert settings.root is not None, "the settings are checked"
-        options = ReadOptions(settings.size, settings.channels, settings.patient, settings.classes)
-        name, (classes, splits) = settings.root.name, read_folders(settings.root, options)
+        form = settings.pixel_form
+        options = ReadOptions(settings.size, form, settings.patient, settings.classes)
+        name, (classes, splits, notes) = settings.root.name, read_folders(settings.root, options)
     height, width = splits["train"].images.shape[2:]
     if min(height, width) < SMALLEST:
         raise InputError(
             f"images of {width}x{height} pixels are too small for a U-Net, which needs "
             f"{SMALLEST}x{SMALLEST}; set data.size"
         )
-    return divide(
+    data = divide(
         name,
         classes,
         splits,
@@ -47,3 +51,4 @@ def load_images(settings: SegmentationDataSettings) -> SegmentationData:
         seed_width=settings.seed_width,
         seed_place=settings.seed_place,
     )
+    return replace(data, notes=(*data.notes, *notes))
