@@ -11,6 +11,7 @@ import pytest
 from dskd.cli.commands import run_command
 from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.sources import load_graphs
+from dskd.engine.tasks.graphs.student import load_student
 from dskd.errors import InputError
 from tests.graphs.small_graphs import SMALL, write
 
@@ -29,6 +30,11 @@ from tests.graphs.small_graphs import SMALL, write
         ({"labels": np.full(30, 10**12)}, "too large"),
         ({"labels": np.zeros(30)}, "whole numbers"),
         ({"train": None}, "both 'train' and 'test'"),
+        ({"train": None, "test": None}, "has 'val' and needs both 'train' and 'test'"),
+        ({"train_mask": np.ones(30, bool)}, "unknown array .*'train_mask'; did you mean 'train'"),
+        ({"val": None, "valid": np.arange(12, 18)}, "'valid'; did you mean 'val'"),
+        ({"feature_data": np.zeros(3)}, "both 'features' and 'feature_data'"),
+        ({"unlabelled": np.array([3])}, "a node of 'unlabelled' is in a split"),
         ({"train": np.arange(20)}, "two splits"),
         ({"test": np.zeros(0, int)}, "has no nodes"),
         ({"classes": np.array(["a"])}, "1 names for 3 classes"),
@@ -43,6 +49,15 @@ def test_a_file_that_does_not_fit_is_refused(
     with pytest.raises(InputError, match=message) as error:
         load_graphs(settings)
     assert "\n" not in str(error.value)
+
+
+def test_classes_with_a_gap_are_refused(tmp_path: Path) -> None:
+    nothing = dict.fromkeys(("train", "val", "test"))
+    path = write(tmp_path / "graph.npz", labels=np.arange(30) % 2 * 2, **nothing)
+    sizes = ["data.train_per_class=2", "data.val_per_class=2"]
+    settings = RECIPES.load(None, [*SMALL, "data.name=npz", f"data.root={path}", *sizes]).data
+    with pytest.raises(InputError, match="class 1 has no nodes: classes are counted from 0"):
+        load_graphs(settings)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 damaged", b"text"])
@@ -71,6 +86,8 @@ def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
         (["data.name=generated", "student.heads=2"], "heads is a setting of gat"),
         (["data.name=generated", "student.name=mlp"], "student.name"),
         (["data.name=generated", "method.name=dskd"], "needs a teacher"),
+        (["data.name=generated", "teacher.name=gat"], "'alignahead' learns from no teacher"),
+        (["data.name=generated", "--teacher", "gat"], "teacher.name has no effect"),
         (["data.name=generated", "method.name=kd"], "unknown method"),
         (["data.name=generated", "method.peers=[mlp]"], "peers"),
         (["data.name=generated", "method.peers=[]"], "peers"),
@@ -100,6 +117,12 @@ def test_tasks_are_not_mixed(finished: Path, capsys: pytest.CaptureFixture[str])
     ):
         assert run_command(command) == 2
         assert "dskd graphs" in capsys.readouterr().err
+
+
+def test_a_run_of_another_task_is_not_called_one_of_images(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("task: segment\n")
+    with pytest.raises(InputError, match="a run of another task"):
+        load_student(tmp_path)
 
 
 def test_a_data_set_that_cannot_be_downloaded_is_one_line(

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dskd.engine.tasks.graphs.student import evaluate, load_student, predict
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, Stopped
+from dskd.report.build import make_report
 from tests.graphs.conftest import METHODS
 from tests.graphs.small_graphs import plan, trained, write
 
@@ -125,8 +127,6 @@ def test_a_student_predicts_the_nodes_of_another_graph(finished: Path, tmp_path:
 
 
 def test_another_graph_is_refused_on_resume(graph: Path, tmp_path: Path) -> None:
-    import numpy as np
-
     own = write(tmp_path / "own.npz")
     trained(own, "alone", tmp_path / "run")
     (tmp_path / "run/result.json").unlink()
@@ -144,6 +144,48 @@ def test_a_checkpoint_is_a_teacher(graph: Path, finished: Path, tmp_path: Path) 
     with pytest.raises(InputError, match=r"teacher\.checkpoint"):
         trained(graph, "dskd", tmp_path / "x", f"teacher.checkpoint={weights}", "teacher.hidden=9")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"classes": np.array(["a", "b", "c"])}, (), "the classes: .*'0'.* there, .*'a'.* here"),
+        ({}, ("data.normalize=true",), "normalize: false there, true here"),
+    ],
+)
+def test_a_teacher_of_other_data_is_refused(
+    finished: Path, tmp_path: Path, changes: dict[str, Any], settings: tuple[str, ...], message: str
+) -> None:
+    weights = f"teacher.checkpoint={finished / 'dskd/teacher/student.safetensors'}"
+    other = write(tmp_path / "other.npz", **changes)
+    with pytest.raises(InputError, match=f"trained for other data: .*{message}"):
+        trained(other, "dskd", tmp_path / "run", weights, *settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_graph_that_changed_since_the_training_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, run = write(tmp_path / "own.npz"), tmp_path / "run"
+    trained(own, "alone", run)
+    evaluate(run)
+    list(predict(load_student(run), None, 1))
+    assert "is not what it was" not in caplog.text
+    write(own, train=np.arange(18, 30), test=np.arange(12))
+    evaluate(run)
+    list(predict(load_student(run), None, 1))
+    told = [one for one in caplog.messages if "may have learned from what is the test split" in one]
+    assert len(told) == 2
+    make_report([run], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "may have learned from what is the test split" in text
+
+
+def test_a_file_with_a_split_takes_no_split_of_each_seed(graph: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        changes = ("data.split_seed=null", f"seed={seed}")
+        with pytest.raises(InputError, match=r"data\.split_seed does not apply to npz: the file"):
+            trained(graph, "alone", tmp_path / "run", *changes)
 
 
 def test_a_recipe_says_where_everything_is(graph: Path, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import dskd
 from dskd.cli.commands import cli
+from dskd.compare.grid import plan
 from dskd.engine.result import Result
 from dskd.engine.run import run_job
 from dskd.engine.tasks.segmentation.job import SegmentationJob, freeze
@@ -22,14 +24,16 @@ from dskd.engine.tasks.segmentation.student import evaluate, load_student
 from dskd.engine.tasks.segmentation.unet import SegmentationModel
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError
+from dskd.report.build import make_report
 from dskd.storage.run_directory import RunDirectory
+from tests.segmentation.test_folders import write
 
-TINY = ["data.size=16", "student.width=2", "teacher.width=2", "train.epochs=2", "train.lr=0.01"]
+TINY = ["data.size=16", "student.width=2", "train.epochs=2", "train.lr=0.01"]
 
 
 def run(out: Path, *changes: str, resume: bool = False) -> Result:
-    plan = RECIPES.load("shapes", [*TINY, *changes, f"out={out}"])
-    return run_job(SegmentationJob(plan), resume=resume)
+    recipe = RECIPES.load("shapes", [*TINY, *changes, f"out={out}"])
+    return run_job(SegmentationJob(recipe), resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +117,14 @@ def test_student_and_teacher_keep_the_normalisation_that_they_were_trained_with(
     weights = tmp_path / "teacher" / "student.safetensors"
     assert load_student(tmp_path / "teacher").model.by_image
     changes = ("method.name=kd", "teacher.width=3", f"teacher.checkpoint={weights}")
-    plan = RECIPES.load("shapes", [*TINY, *changes, f"out={tmp_path / 'run'}"])
-    data = load_images(plan.split_data)
-    model = freeze(plan, data, weights, torch.device("cpu")).model
+    recipe = RECIPES.load("shapes", [*TINY, *changes, f"out={tmp_path / 'run'}"])
+    data = load_images(recipe.split_data)
+    model = freeze(recipe, data, weights, torch.device("cpu")).model
     assert isinstance(model, SegmentationModel)
     assert model.by_image
     other = replace(data, classes=("background", "ring", "disc"))
     with pytest.raises(InputError, match=r"has the classes \['background', 'disc', 'ring'\], and"):
-        freeze(plan, other, weights, torch.device("cpu"))
+        freeze(recipe, other, weights, torch.device("cpu"))
 
 
 @pytest.mark.slow
@@ -174,7 +178,12 @@ def test_commands_train_and_evaluate(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         (["method.name=mixd"], "unknown method 'segment/mixd'"),
-        (["method.name=kd", "teacher=null"], "the method 'kd' needs a teacher"),
+        (
+            ["method.name=kd", "teacher=null"],
+            "the method 'kd' needs a teacher; give one, as in teacher.*width",
+        ),
+        (["teacher.width=64"], "'mixed' learns from no teacher; set method.*dskd.*, or drop it"),
+        (["data.value_range=[0,499]"], "value_range is a setting of folder, not of shapes"),
         (["method.kl=-1"], "kl"),
         (["data.root=x"], "root is a setting of folder, not of shapes"),
         (["train.mixup=0.2"], "mixup is a setting of images"),
@@ -192,6 +201,38 @@ def test_faults_of_recipes_are_one_line(changes: list[str], message: str) -> Non
 def test_training_by_masks_takes_no_method() -> None:
     with pytest.raises(InputError, match="has no effect on training by labels"):
         RECIPES.load_alone("shapes", ["method.name=mixed"])
+
+
+def test_a_teacher_that_is_asked_for_is_not_dropped(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"recipe": "shapes", "out": tmp_path / "run"}
+    with pytest.raises(InputError, match="teacher has no effect: the method 'mixed'"):
+        dskd.segment.distill(teacher={"width": 64}, **given)
+    assert RECIPES.load("shapes", ["teacher=null"]).teacher is None
+    shared = RECIPES.load_shared("shapes", ["teacher.width=3"])
+    assert shared.plain()["teacher"]["width"] == 3
+    with pytest.raises(InputError, match=r"give one, as in teacher.*width"):
+        plan(RECIPES.load("shapes", ["teacher=null"]), ["kd"], tmp_path / "compared", seeds=1)
+
+
+@pytest.mark.slow
+def test_images_that_changed_since_the_training_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "run"
+    for patient in range(8):
+        write(scans, f"patient{patient}_1", size=(16, 16))
+    data = ["data.name=folder", f"data.root={scans}", "data.patients=2", "method.name=masks"]
+    run(out, *data, "data.size=16", "train.epochs=1")
+    evaluate(out)
+    assert "is not what it was" not in caplog.text
+    write(scans, "patient9_1", size=(16, 16))
+    evaluate(out)
+    (line,) = [one for one in caplog.messages if "is not what it was" in one]
+    assert "may have learned from what is the test split now" in line
+    make_report([out], tmp_path / "report.html")
+    assert "may have learned from what is the test split now" in (
+        tmp_path / "report.html"
+    ).read_text(encoding="utf-8")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from dskd.engine.tasks.same_data import check_same_data
 from dskd.engine.tasks.segmentation.dataset import SegmentationData
 from dskd.engine.tasks.segmentation.job import build_model
 from dskd.engine.tasks.segmentation.overlay import colour, draw_overlay
@@ -105,6 +106,7 @@ class _Analyzer:
 
     def scores(self) -> ClassScores:
         """Dice and HD95 of each class."""
+        self._check_data()
         rows = [
             (label, one.name, (one.dice, one.hd95))
             for label, student in self.students.items()
@@ -119,6 +121,7 @@ class _Analyzer:
 
     def drawings(self) -> Drawings:
         """Some test images under their masks, and under what each student predicts."""
+        self._check_data()
         test, classes = self.data.test, self.data.classes[1:]
         chosen = test.examples(SHOWN)
         rows = tuple((test.names[index], tuple(self._drawn(index))) for index in chosen)
@@ -131,6 +134,12 @@ class _Analyzer:
             for number, name in enumerate(classes, 1)
         }
         return Drawings(text, ("image", "mask", *self.students), rows, colours)
+
+    def _check_data(self) -> None:
+        """Refuses data that is not that of the runs any more."""
+        fingerprint = self.data.fingerprint()
+        for folder in self.folders.values():
+            check_same_data(folder, fingerprint)
 
     def _drawn(self, index: int) -> Iterator[str]:
         """The drawings of one image: plain, its mask, and a prediction of each student."""

@@ -73,6 +73,7 @@ class GraphData:
         validation: Validation split; None without one.
         classes: Name of each class, or of each label.
         notes: Lines that tell the user about the data.
+        own_split: Whether the user's file says which nodes are in which split.
     """
 
     name: str
@@ -81,6 +82,7 @@ class GraphData:
     validation: GraphSplit | None
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    own_split: bool = False
 
     @property
     def multilabel(self) -> bool:
@@ -198,6 +200,11 @@ def split_by_seed(
     parts: list[list[Tensor]] = [[], [], []]
     for label in range(classes):
         nodes = known[labels[known] == label]
+        if not len(nodes):
+            raise InputError(
+                f"class {label} has no nodes: classes are counted from 0 without gaps; renumber "
+                "the labels"
+            )
         if len(nodes) <= train + validation:
             raise InputError(
                 f"class {label} has {len(nodes)} nodes, too few for data.train_per_class={train} "

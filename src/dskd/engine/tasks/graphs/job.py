@@ -12,6 +12,7 @@ from dskd.engine.tasks.build import build_trainer as build_task_trainer
 from dskd.engine.tasks.build import seed_of_part
 from dskd.engine.tasks.graphs.data import GraphData
 from dskd.engine.tasks.graphs.loader import GraphLoaders
+from dskd.engine.tasks.graphs.metadata import metadata_of
 from dskd.engine.tasks.graphs.methods import METHODS, GraphMethod, GraphPair
 from dskd.engine.tasks.graphs.models import (
     GraphNet,
@@ -20,6 +21,7 @@ from dskd.engine.tasks.graphs.models import (
     hidden_layers,
     other_architecture,
 )
+from dskd.engine.tasks.graphs.npz import refuse
 from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.settings import (
     Architecture,
@@ -33,7 +35,7 @@ from dskd.engine.tasks.job import TaskJob, needs_teacher
 from dskd.engine.teacher_run import train_in_folder
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
-from dskd.errors import InputError
+from dskd.errors import InputError, brief
 from dskd.runtime import distributed
 from dskd.storage.metric_names import words
 from dskd.storage.run_directory import RunDirectory
@@ -80,8 +82,14 @@ class GraphJob(TaskJob):
 
 
 def load_on(device: torch.device, recipe: GraphRecipe) -> GraphLoaders:
-    """The graphs of a recipe on a device."""
+    """The graphs of a recipe on a device.
+
+    Raises:
+        InputError: They cannot be read, or each seed is to have a split, and the file has its own.
+    """
     data = load_graphs(recipe.split_data)
+    if data.own_split:
+        refuse(recipe.data, ("split_seed",), "the file has a split")
     for note in data.notes:
         log.info(note)
     return GraphLoaders(data, device)
@@ -198,8 +206,14 @@ def read_teacher(recipe: GraphRecipe, loaders: GraphLoaders) -> GraphTeacher:
 
 
 def freeze(recipe: GraphRecipe, loaders: GraphLoaders, weights: Path) -> GraphTeacher:
-    """The frozen teacher with the weights of a file, evaluated on the test split."""
+    """The frozen teacher with the weights of a file, evaluated on the test split.
+
+    Raises:
+        InputError: The file cannot be read, does not fit the settings of the teacher, was trained
+            for other data, or has weights whose logits are not finite.
+    """
     assert recipe.teacher is not None, "the recipe has one"
+    _check_knows(recipe, loaders.data, weights)
     model = GraphNet(recipe.teacher, shape_of(loaders.data))
     load_weights(model, read_weights(weights), f"teacher.checkpoint {weights}")
     teacher = GraphTeacher(model.to(loaders.train.device))
@@ -214,3 +228,20 @@ def freeze(recipe: GraphRecipe, loaders: GraphLoaders, weights: Path) -> GraphTe
         *(recipe.teacher.name, words(found.metric), found.accuracy, len(loaders.test)),
     )
     return teacher
+
+
+def _check_knows(recipe: GraphRecipe, data: GraphData, weights: Path) -> None:
+    """Refuses a teacher that was trained for other classes, or other values of the features."""
+    known = metadata_of(weights)
+    if known is None:
+        return
+    for what, theirs, own in (
+        ("the classes", list(known.classes), list(data.classes)),
+        ("several labels for each node", known.multilabel, data.multilabel),
+        ("data.normalize", known.normalize, recipe.data.normalize),
+    ):
+        if theirs != own:
+            raise InputError(
+                f"teacher.checkpoint {weights} was trained for other data: {what}: {brief(theirs)} "
+                f"there, {brief(own)} here; give a teacher of the same data"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from dskd.engine.tasks.graphs.data import (
     split_by_seed,
 )
 from dskd.engine.tasks.graphs.settings import GraphDataSettings
-from dskd.errors import InputError, first_line
+from dskd.errors import InputError, first_line, unknown
 
-_SPARSE = ("data", "indices", "indptr", "shape")
+_SPARSE = tuple(f"feature_{part}" for part in ("data", "indices", "indptr", "shape"))
 _SPLITS = ("train", "val", "test")
+_ARRAYS = ("features", *_SPARSE, "edges", "labels", *_SPLITS, "unlabelled", "classes")
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -56,9 +58,13 @@ def read_npz(path: Path, settings: GraphDataSettings) -> GraphData:
         settings: How nodes are split if the file does not say so.
 
     Raises:
-        InputError: The file is missing, is none of this kind, or a part does not fit.
+        InputError: The file is missing, is none of this kind, or a part has another name or does
+            not fit.
     """
     arrays = _read_arrays(path, ("labels",))
+    for name in arrays:
+        if name not in _ARRAYS:
+            raise unknown(f"array in {path}:", name, _ARRAYS)
     with _explaining(path):
         labels = _labels(np.asarray(arrays["labels"]), path)
         graph = make_graph(_features(arrays), _edges(arrays, path), labels, settings.normalize)
@@ -69,7 +75,8 @@ def read_npz(path: Path, settings: GraphDataSettings) -> GraphData:
         if count > max(len(graph), 2):
             raise InputError(f"{path}: the label {count - 1} is too large; count classes from 0")
         splits = _splits(arrays, graph, count, path, settings)
-    return one_graph(path.stem, graph, splits, names or [str(k) for k in range(count)])
+    data = one_graph(path.stem, graph, splits, names or [str(k) for k in range(count)])
+    return replace(data, own_split="train" in arrays)
 
 
 def read_unlabelled(path: Path, normalize: bool) -> Graph:
@@ -115,7 +122,10 @@ def _read_arrays(path: Path, needed: tuple[str, ...]) -> dict[str, Any]:
             raise InputError(f"{path} is a single array; give an .npz file")
         with content:
             arrays = {name: content[name] for name in content.files}
-    features = "features" if any(f"feature_{part}" not in arrays for part in _SPARSE) else "edges"
+    sparse = [name for name in _SPARSE if name in arrays]
+    if "features" in arrays and sparse:
+        raise InputError(f"{path} has both 'features' and {sparse[0]!r}; keep one form of them")
+    features = "edges" if len(sparse) == len(_SPARSE) else "features"
     for name in ("edges", features, *needed):
         if name not in arrays:
             raise InputError(f"{path} has no {name!r}; docs/tasks/graphs.md lists all parts")
@@ -135,7 +145,7 @@ def _features(arrays: Mapping[str, Any]) -> Any:
     if "features" in arrays:
         dense = np.asarray(arrays["features"], np.float32)
     else:
-        data, indices, indptr, shape = (arrays[f"feature_{part}"] for part in _SPARSE)
+        data, indices, indptr, shape = (arrays[name] for name in _SPARSE)
         sparse = scipy.sparse.csr_matrix((data, indices, indptr), tuple(shape.tolist()))
         dense = sparse.toarray().astype(np.float32)
     if dense.ndim != 2:
@@ -159,13 +169,22 @@ def _splits(
     settings: GraphDataSettings,
 ) -> list[Tensor]:
     """The nodes of each split: those of the file, or drawn."""
-    if "train" in arrays or "test" in arrays:
-        if "train" not in arrays or "test" not in arrays:
-            raise InputError(f"{path} needs both 'train' and 'test', or neither")
+    given = [name for name in _SPLITS if name in arrays]
+    if given:
+        if "train" not in given or "test" not in given:
+            raise InputError(
+                f"{path} has {given[0]!r} and needs both 'train' and 'test', or no split"
+            )
         refuse(settings, ("split_seed", "train_per_class", "val_per_class"), "the file has a split")
         found = [_nodes(arrays.get(name, np.zeros(0, np.int64)), path) for name in _SPLITS]
         if len(set(torch.cat(found).tolist())) < sum(map(len, found)):
             raise InputError(f"{path}: a node is in two splits, or twice in one")
+        if "unlabelled" in arrays:
+            without = _nodes(arrays["unlabelled"], path)
+            if bool(torch.isin(torch.cat(found), without).any()):
+                raise InputError(
+                    f"{path}: a node of 'unlabelled' is in a split; remove one of them"
+                )
         return found
     if graph.labels.dim() == 2:
         raise InputError(

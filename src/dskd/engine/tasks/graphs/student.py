@@ -14,33 +14,22 @@ from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.tasks.graphs.data import Graph, GraphData
 from dskd.engine.tasks.graphs.job import shape_of
 from dskd.engine.tasks.graphs.loader import GraphLoader
+from dskd.engine.tasks.graphs.metadata import read_student_metadata
 from dskd.engine.tasks.graphs.models import GraphNet, Shape
 from dskd.engine.tasks.graphs.npz import read_unlabelled
 from dskd.engine.tasks.graphs.recipe import RECIPES
-from dskd.engine.tasks.graphs.settings import GraphModelSettings, GraphRecipe
+from dskd.engine.tasks.graphs.settings import GraphRecipe
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import GRAPHS
+from dskd.engine.tasks.same_data import check_same_data, warn_of_other_data
 from dskd.errors import InputError, option
-from dskd.settings import Count, Settings, validate
 from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
-from dskd.storage.weights import load_weights, read_metadata, read_weights
+from dskd.storage.weights import load_weights, read_weights
 from dskd.storage.yaml_file import read_yaml_file
 
 AUXILIARY = "auxiliary.safetensors"
 Which = Literal["last", "best"]
 """The weights of the last epoch, or of the best one."""
-
-
-class _Metadata(Settings):
-    """The metadata of a student's file; see `dskd.engine.tasks.graphs.task.GraphTask`."""
-
-    task: Literal["graphs"]
-    model: GraphModelSettings
-    features: Count
-    classes: tuple[str, ...]
-    multilabel: bool
-    normalize: bool
-    method: str
 
 
 @dataclass(frozen=True)
@@ -52,12 +41,14 @@ class GraphStudent:
         classes: Name of each class or label.
         multilabel: Whether a node has several labels.
         recipe: Of the run that trained it.
+        run: The folder of that run.
     """
 
     model: GraphNet
     classes: tuple[str, ...]
     multilabel: bool
     recipe: GraphRecipe
+    run: Path
 
 
 def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStudent:
@@ -76,7 +67,7 @@ def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStud
         raise InputError(
             f"{run} is not finished; distil {run / RECIPE} with out={run} and {option('resume')}"
         )
-    metadata = validate(_Metadata, read_metadata(run / LAST), f"{run / LAST}: ")
+    metadata = read_student_metadata(run / LAST)
     settings = metadata.model
     peers = recipe.method.options.get("peers", ())
     if not 1 <= number <= 1 + len(peers):
@@ -99,25 +90,30 @@ def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStud
         }
     model = GraphNet(settings, Shape(metadata.features, len(metadata.classes)))
     load_weights(model, weights, f"student {number} in {path}")
-    return GraphStudent(model.eval(), metadata.classes, metadata.multilabel, recipe)
+    return GraphStudent(model.eval(), metadata.classes, metadata.multilabel, recipe, run)
 
 
 def read_recipe_of(run: Path) -> GraphRecipe:
     """The recipe of a run on graphs.
 
     Raises:
-        InputError: There is no run, or it is one of images.
+        InputError: There is no run, or it is one of another task.
     """
     if not (run / RECIPE).is_file():
         raise InputError(f"{run} holds no run; give the folder of one")
     values = read_yaml_file(run / RECIPE, "recipe")
-    if values.get("task") != "graphs":
-        raise InputError(f"{run} is a run of images; use the same command without `graphs`")
+    if values.get("task") != RECIPES.task:
+        raise InputError(
+            f"{run} is a run of another task; use the same command without `graphs`, or with the "
+            "other task"
+        )
     return RECIPES.resolve(values, run)
 
 
 def evaluate(run: Path, which: Which = "last", number: int = 1) -> EvaluationResult:
     """Evaluates a student of a finished run on the test split of its data.
+
+    A warning tells of data that has changed since the run was trained.
 
     Args:
         run: The folder of the run.
@@ -130,6 +126,7 @@ def evaluate(run: Path, which: Which = "last", number: int = 1) -> EvaluationRes
     student = load_student(run, which, number)
     data = load_graphs(student.recipe.split_data)
     _check_shape(student, data, run)
+    warn_of_other_data(run, data.fingerprint())
     loader = GraphLoader(data.test, torch.device("cpu"))
     model = student.model
     found = GRAPHS.evaluate(
@@ -145,10 +142,11 @@ def logits_on(run: Path, data: GraphData) -> Tensor:
     """The logits of a finished run's student for the test nodes of some data, ``[N, K]``.
 
     Raises:
-        InputError: As `load_student`, or the data has other features or classes.
+        InputError: As `load_student`, or the data is not that of the run.
     """
     student = load_student(run)
     _check_shape(student, data, run)
+    check_same_data(run, data.fingerprint())
     model, loader = student.model, GraphLoader(data.test, torch.device("cpu"))
     parts = [model(one.features, one.edges).logits[one.nodes] for one in loader.single()]
     return torch.cat(parts)
@@ -207,7 +205,9 @@ def _probabilities(student: GraphStudent, graph: Graph) -> Tensor:
 def _graphs(student: GraphStudent, path: Path | None) -> tuple[Graph, ...]:
     settings = student.recipe.split_data
     if path is None:
-        graphs = load_graphs(settings).test.graphs
+        data = load_graphs(settings)
+        warn_of_other_data(student.run, data.fingerprint())
+        graphs = data.test.graphs
     else:
         graphs = (read_unlabelled(path, settings.normalize),)
     for graph in graphs:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dskd.engine.tasks.same_data import warn_of_other_data
 from dskd.engine.tasks.segmentation.dataset import SegmentationData
 from dskd.engine.tasks.segmentation.loader import MaskedLoader
 from dskd.engine.tasks.segmentation.masks import fit, placed
@@ -117,6 +118,8 @@ def read_recipe_of(run: Path) -> SegmentationRecipe:
 def evaluate(run: Path, which: Which = "best") -> list[ClassScores]:
     """Dice and HD95 of a finished run's student on the test split of its data.
 
+    A warning tells of data that has changed since the run was trained.
+
     Args:
         run: The folder of the run.
         which: As for `load_student`.
@@ -125,7 +128,9 @@ def evaluate(run: Path, which: Which = "best") -> list[ClassScores]:
         InputError: As `load_student`, or the data cannot be read or has other classes now.
     """
     student = load_student(run, which)
-    return scores_on(student, load_images(student.recipe.split_data), run)
+    data = load_images(student.recipe.split_data)
+    warn_of_other_data(run, data.fingerprint())
+    return scores_on(student, data, run)
 
 
 def scores_on(student: SegmentationStudent, data: SegmentationData, run: Path) -> list[ClassScores]:
