@@ -16,7 +16,7 @@ from dskd.errors import InputError, option
 from dskd.report.analysis import main_method
 from dskd.report.beside import read_beside
 from dskd.report.collect import CollectedRuns, collect
-from dskd.report.contents import make_contents
+from dskd.report.contents import ReportContents, make_contents
 from dskd.report.html_page import GENERATOR, render
 from dskd.report.tables import as_csv, as_json, as_latex, method_rows
 from dskd.report.task import ReportedData
@@ -74,10 +74,22 @@ def make_report(
     data = collected.task.load(_data_recipe(collected, root), first, given)
     _warn_of_other_data(collected, data)
     contents = make_contents(collected, data, given)
+    files = {page: render(contents, page.stem, runs), **_tables(contents, page)}
+    if page.exists():
+        log.info("replacing the report that these runs have in %s", page)
+    for path, text in files.items():
+        # Names of folders need not be valid text.
+        replace_file(path, text.encode("utf-8", "backslashreplace"))
+    return tuple(files)
+
+
+def _tables(contents: ReportContents, page: Path) -> dict[Path, str]:
+    """The tables beside the page, by their files."""
+    collected = contents.collected
     tables = {
-        page.with_suffix(".csv"): as_csv(method_rows(contents)),
-        page.with_suffix(".json"): as_json(contents),
-        page.with_suffix(".tex"): as_latex(
+        ".csv": as_csv(method_rows(contents)),
+        ".json": as_json(contents),
+        ".tex": as_latex(
             contents.summaries,
             contents.costs,
             contents.test_images,
@@ -85,16 +97,11 @@ def make_report(
             own_splits=contents.own_splits,
         ),
     }
-    texts = {
-        path: in_text(text, data.metric, samples, collected.names) for path, text in tables.items()
+    samples, names = collected.task.samples, collected.names
+    return {
+        page.with_suffix(suffix): in_text(text, contents.metric, samples, names)
+        for suffix, text in tables.items()
     }
-    files = {page: render(contents, page.stem, runs), **texts}
-    if page.exists():
-        log.info("replacing the report that these runs have in %s", page)
-    for path, text in files.items():
-        # Names of folders need not be valid text.
-        replace_file(path, text.encode("utf-8", "backslashreplace"))
-    return tuple(files)
 
 
 def _data_recipe(collected: CollectedRuns, root: str | Path | None) -> Any:

@@ -8,41 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from typing import Any
 
 from dskd import methods
 from dskd.compare.reader import read_comparison, read_failure, read_result
 from dskd.compare.summary import VariantResults
 from dskd.compare.variants import weights_of
-from dskd.errors import InputError, printable
+from dskd.errors import InputError
 from dskd.methods import outside
+from dskd.report.environments import read_environment
 from dskd.report.task import ReportTask, task_of
 from dskd.storage.diff import differences
-from dskd.storage.json_file import read_json
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import COMPARISON, FAILED
 from dskd.storage.yaml_file import read_yaml_file
-
-_Line = Annotated[str, AfterValidator(printable)]
-
-
-class _Environment(BaseModel):
-    """The part of ``environment.json`` that a report needs."""
-
-    model_config = ConfigDict(extra="allow")  # a later version may add facts
-
-    command: list[_Line]
-    commands: list[list[_Line]] = []
-    packages: dict[_Line, _Line]
-    python: _Line = ""
-    platform: _Line = ""
-    processor: _Line = ""
-    device: _Line = ""
-    cores: int | None = None
-    threads: int | None = None
-
 
 Columns = Mapping[str, Sequence[float | None]]
 """Metrics by name, with one value per epoch; None where an epoch has none."""
@@ -180,10 +159,10 @@ def _from_comparison(path: Path, wanted: str | None) -> CollectedRuns:
         _compared(variant, path / one["folder"], one["method"], facts["seeds"], recipe)
         for variant, one in zip(comparison.variants, facts["variants"], strict=True)
     ]
-    whole = _read_environment(path)
+    whole = read_environment(path)
     commands = whole["commands"] or [whole["command"]]
     # Another machine may have continued the comparison, or only have started its jobs.
-    own = [_read_environment(folder) for method in found for folder in method.folders.values()]
+    own = [read_environment(folder) for method in found for folder in method.folders.values()]
     return CollectedRuns(
         task, tuple(found), recipe, tuple(map(tuple, commands)), tuple(own or [whole])
     )
@@ -225,7 +204,7 @@ def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
         grouped.setdefault(json.dumps(run.recipe["method"], sort_keys=True), []).append(run)
     firsts = [group[0] for group in grouped.values()]
     found = [_method_runs(_label(group[0], firsts), group) for group in grouped.values()]
-    environments = [_read_environment(run.folder) for run in runs]
+    environments = [read_environment(run.folder) for run in runs]
     commands = dict.fromkeys(tuple(environment["command"]) for environment in environments)
     task = task_of(first.recipe)
     recipe = task.resolve(first.recipe, first.folder)
@@ -264,11 +243,6 @@ def _check_task(folder: Path, recipe: Mapping[str, Any], wanted: str | None) -> 
             f"{folder} is of another task than `dskd {wanted}`; use `dskd report {folder}`, which "
             "takes all"
         )
-
-
-def _read_environment(folder: Path) -> dict[str, Any]:
-    fix = f"remove {folder} and make the run again"
-    return read_json(folder / "environment.json", _Environment, fix).model_dump()
 
 
 def _columns(folder: Path) -> Columns:

@@ -23,6 +23,7 @@ from dskd.report.analysis import Unavailable
 from dskd.report.conclusions import details, headline
 from dskd.report.contents import SHARED, ReportContents
 from dskd.report.disagreements import Disagreements, from_class_folder
+from dskd.report.environments import shown_facts
 from dskd.report.sections import Section
 from dskd.report.styles import DASHES, TEACHER, Style, styles_of
 from dskd.storage.metric_names import in_text
@@ -113,7 +114,7 @@ def _context(report: ReportContents, name: str) -> dict[str, Any]:
         "class_scores": analysis.class_scores,
         "drawn": analysis.drawings,
         "commands": [shlex.join(command) for command in report.collected.commands],
-        "environment": _environment_facts(report),
+        "environment": shown_facts(report.collected.environments),
         "recipe": _recipe(report),
         "method_settings": [(m.label, _yaml(m.settings)) for m in report.collected.methods],
         "footer": f"Made by dskd {__version__} on {date.today().isoformat()}. The same numbers are "
@@ -197,18 +198,6 @@ def _disagreements_text(found: Disagreements | Unavailable | None) -> str:
         f"student on {found.student_right:,}, neither on {neither:,}."
         + (shown if found.num_pairs > len(found.pairs) else "")
     )
-
-
-def _environment_facts(report: ReportContents) -> list[tuple[str, str]]:
-    """What the runs were made with. A fact that differs between them has all of its values."""
-    found: dict[str, list[str]] = {}
-    for environment in report.collected.environments:
-        plain = ("device", "processor", "cores", "threads", "python", "platform")
-        own = {key: environment[key] for key in plain} | environment["packages"]
-        for key, value in own.items():
-            if value:
-                found.setdefault(key, []).append(str(value))
-    return [(key, ", ".join(dict.fromkeys(values))) for key, values in found.items()]
 
 
 def _recipe(report: ReportContents) -> str:

@@ -26,6 +26,7 @@ from dskd.report.collect import MethodRuns
 from dskd.report.conclusions import details, headline
 from dskd.report.contents import SHARED, ReportContents
 from dskd.report.cost import BATCH, Cost
+from dskd.report.environments import each_once
 
 _MINUS = re.compile(r"(?<![\w.)])-(?=[\d.])")
 
@@ -151,17 +152,11 @@ def as_json(contents: ReportContents) -> str:
         **{key: _plain(value) for key, value in measured.items() if value is not None},
         "early_exits": None if analysis.exits is None else _plain(analysis.exits),
         "recipe": {k: v for k, v in collected.recipe.plain().items() if k in SHARED},
-        "environments": _each_once(collected.environments),
+        "environments": each_once(collected.environments),
         "commands": [list(command) for command in collected.commands],
         "measured_on": {"processor": contents.machine["processor"], "threads": 1},
     }
     return _json_text(_finite(values)) + "\n"
-
-
-def _each_once(environments: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The environments that differ, without the commands."""
-    plain = [{k: v for k, v in one.items() if "command" not in k} for one in environments]
-    return [one for place, one in enumerate(plain) if one not in plain[:place]]
 
 
 def _curves(runs: MethodRuns) -> dict[int, dict[str, list[float | None]]]:
