@@ -35,9 +35,11 @@ On the command line, the setting decides how its value is read:
   or `'out=run #1'` in the quotes of the shell.
 - **Numbers** are decimal: `train.lr=1e-2`; `seed=007` is 7.
 - **True and false** are also `on`, `off`, `yes`, `no`, `1` and `0`.
-- **Lists** stand in brackets: `student.stages=[layer1, layer2]`. Their parts are read in the same
-  way. Put a part with a comma, ` #` or `: ` in quotes: `data.classes=[007, 'a, b']`.
-- **Mappings**, and options of any type, are YAML: `student.options={drop_rate: 0.1}`.
+- **Lists** stand in brackets: `'student.stages=[layer1, layer2]'`. Their parts are read in the same
+  way. Put a part with a comma, ` #` or `: ` in quotes: `"data.classes=[007, 'a, b']"`.
+- **Mappings**, and options of any type, are YAML: `'student.options={drop_rate: 0.1}'`.
+
+The shell needs quotes around an argument with spaces, brackets or braces.
 
 `null` is None where a setting may be None; a file of that name is `./null`. An empty value is
 refused. `~` at the start of a path is the home folder, on the command line, in files and in Python.

@@ -129,7 +129,9 @@ def validate(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        found = error.errors(include_url=False)
+        # What is missing may have been given under a name that does not exist.
+        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
         raise _in_one_line(first, where, [*known] or known_keys(model, where)) from None
 
 
@@ -176,7 +178,9 @@ def _in_one_line(error: ErrorDetails, where: str, known: list[str]) -> InputErro
         and abs(given) < 1e20  # a message is one short line
     ):
         fix = f"; put it in quotes if that is its name, as in {key.rpartition('.')[2]}: '{given}'"
-    return InputError(f"{key}: {message[:1].lower()}{message[1:]}, got {brief(given)}{fix}")
+    # A check of a whole section names the setting itself.
+    got = "" if isinstance(given, Mapping) and kind == "value_error" else f", got {brief(given)}"
+    return InputError(f"{key}: {message[:1].lower()}{message[1:]}{got}{fix}")
 
 
 def unknown_key(key: str, known: Iterable[str]) -> InputError:

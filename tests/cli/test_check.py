@@ -66,3 +66,9 @@ def test_bad_input_ends_with_two(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "digits", "student.name=resnet9")
     assert (code, out) == (2, "")
     assert "resnet9" in err
+
+
+def test_a_missing_folder_is_told_before_the_check(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, *DIGITS, "--json", "missing/found.json")
+    assert (code, out) == (2, "")
+    assert "there is no folder missing; create it first" in err

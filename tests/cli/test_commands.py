@@ -435,6 +435,17 @@ def test_streams_that_are_closed_are_no_error(tmp_path: Path, closed: str) -> No
     assert ("dskd" in done.stdout) is (">&-" not in closed.split())
 
 
+@pytest.mark.parametrize("verb", ["graphs", "segment"])
+def test_a_task_alone_prints_its_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb])
+    assert not ended.value.code
+    printed = capsys.readouterr()
+    assert "distill" in printed.out
+    assert len(printed.out.splitlines()) > 10
+    assert not printed.err
+
+
 # ---- what cannot be used
 
 
@@ -452,6 +463,14 @@ def test_streams_that_are_closed_are_no_error(tmp_path: Path, closed: str) -> No
         (["distill", "digits.yml"], ["digits.yml", "No such file"]),
         (["distill", "digits", "train.epochs"], ["'train.epochs'", "train.epochs=10"]),
         (["distill", "digits", "=3"], ["'=3'", "key=value"]),
+        (["distill", "train.epochs=10", "digits"], ["'digits'", "the recipe", "before"]),
+        (
+            ["distill", "digits", "--method", "dskd:beta=3:gamma=1"],
+            ["stand apart", "method.name=dskd method.beta=3 method.gamma=1"],
+        ),
+        (["train", "--data", __file__, "--student", "resnet8"], ["is a file", "manifest"]),
+        (["distill", "digits", "teacher.checkpoint=."], [". is a folder", "student.safetensors"]),
+        (["segment", "train", "shapes", "data.patient=x"], ["data: patient", "of folder"]),
         (["distill", "digits", "trian.lr=1"], ["'trian'", "'train'"]),
         (["distill", "digits", "method.temprature=1"], ["'method.temperature'"]),
         (["distill", "digits", "temperature=1"], ["'method.temperature'"]),
@@ -508,6 +527,7 @@ def test_the_error_of_a_wrong_word_suggests_the_right_one(
         (b"data: {name: digits}\nstudent: {name: a}\nseed: 2020-13-45", ["seed", "2020-13-45"]),
         (b"seed: !!python/object/apply:os.getcwd []", ["could not determine a constructor"]),
         (b"data: {name: digits}", ["student is missing"]),
+        (b"data: {name: digits}\nstudnet: {name: resnet8}", ["'studnet'", "'student'"]),
         (b"data: {name: digits}\nstudent: {name: resnet8}\n1: 2", ["text"]),
         (b"data: {nam: digits}\nstudent: {name: resnet8}", ["data.name"]),
     ],

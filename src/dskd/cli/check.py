@@ -13,7 +13,7 @@ from dskd.cli import console
 from dskd.cli.arguments import ALLOW_CODE, takes_recipe
 from dskd.cli.exit_codes import say
 from dskd.config import recipe
-from dskd.errors import printable
+from dskd.errors import InputError, printable
 from dskd.storage.paths import as_path
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ def check_(
     from dskd.engine.check.run import check
     from dskd.engine.user_objects import UserObjects
 
+    file = None if json_file in (None, "-") else as_path(json_file, "json")
+    if file is not None and not file.parent.is_dir():
+        raise InputError(f"there is no folder {file.parent}; create it first")
     plan = recipe.load(recipe_name, overrides)
     report = check(plan, UserObjects(allow_code=allow_code))
     text = json.dumps(report.plain(), indent=2, allow_nan=False)
@@ -48,9 +51,9 @@ def check_(
         click.echo(text)
     else:
         _print(report)
-        if json_file is not None:
-            _write(path := as_path(json_file, "json"), text)
-            click.echo(f"findings written to {printable(str(path))}")
+        if file is not None:
+            _write(file, text)
+            click.echo(f"findings written to {printable(str(file))}")
     for reason in report.reasons:
         say(reason, 1)
     if not report.ok:

@@ -49,13 +49,16 @@ _STUDENT = click.option(
 )
 
 
-@click.group("graphs")
-def graphs_() -> None:
+@click.group("graphs", invoke_without_command=True)
+@click.pass_context
+def graphs_(context: click.Context) -> None:
     """Classify the nodes of graphs.
 
     Students learn online from each other (Alignahead), or from a teacher (DSKD). Shipped recipes:
     cora, generated and ppi. PyTorch Geometric is needed: pip install 'dskd[graphs]'.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _data_settings(given: str) -> list[str]:

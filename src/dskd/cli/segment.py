@@ -38,14 +38,17 @@ _RUN = click.argument("run_path", metavar="RUN", type=PATH)
 _LAST = click.option("--last", is_flag=True, help="Use the weights of the last epoch.")
 
 
-@click.group("segment")
-def segment_() -> None:
+@click.group("segment", invoke_without_command=True)
+@click.pass_context
+def segment_(context: click.Context) -> None:
     """Train networks for segmentation, also with few masks.
 
     A U-Net learns from masks, from seeds (a few pixels of each object), or from both; a small one
     learns from a large one. Shipped recipes: cardiac and shapes. MONAI is needed:
     pip install 'dskd[segmentation]'.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _data_settings(given: str) -> list[str]:

@@ -85,7 +85,10 @@ def _shared(settings: dict[str, Any], method: Any) -> dict[str, Any]:
 def _split(override: str) -> tuple[str, str]:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"{brief(override)} is not key=value; write it as in train.epochs=10")
+        raise InputError(
+            f"{brief(override)} is not key=value; write it as in train.epochs=10, put a value with "
+            "spaces in quotes, and give the recipe, if there is one, before all settings"
+        )
     return key, text
 
 

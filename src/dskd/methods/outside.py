@@ -87,9 +87,20 @@ def find(name: str) -> type[Method]:
     points = list(entry_points(group=GROUP, name=name))
     if points:
         return _checked(import_code(points[0].value, "method", name), name)
+    _refuse_settings(name)
     if not _CODE_ALLOWED.get():
         raise refused_code("method", name)
     return _checked(import_code(name, "method", name), name)
+
+
+def _refuse_settings(name: str) -> None:
+    """Refuses a method with settings, as comparisons name it: it is no name of code."""
+    plain, *settings = name.split(":")
+    if settings and all("=" in one for one in settings):
+        apart = " ".join(f"method.{one}" for one in settings)
+        raise InputError(
+            f"the method {name!r} has settings, which stand apart here: method.name={plain} {apart}"
+        )
 
 
 def _checked(kind: object, name: str) -> type[Method]:

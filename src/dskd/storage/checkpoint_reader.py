@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from dskd.errors import InputError, first_line
+from dskd.storage.run_files import LAST
 
 
 class Ignored:
@@ -101,6 +102,10 @@ def read_content(path: Path) -> Any:
     Raises:
         InputError: The file is missing or damaged, or holds other objects.
     """
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder; give the file of weights, such as {path / LAST} of a run"
+        )
     if not path.is_file():
         raise InputError(f"there is no checkpoint file {path}; check the path")
     if is_safetensors(path) or path.suffix == ".safetensors":
@@ -137,4 +142,7 @@ def _torch(path: Path) -> Any:
             f"({named[0] if named else 'damaged, or unsafe'}); save the state_dict() alone"
         ) from None
     except Exception as error:  # a damaged file can make the reader raise almost anything
-        raise InputError(f"cannot read the checkpoint {path}: {first_line(error)}") from None
+        reason = first_line(error)
+        raise InputError(
+            f"cannot read the checkpoint {path}: it is damaged, or no file of weights ({reason})"
+        ) from None

@@ -211,7 +211,7 @@ def check_space(recipe: Recipe, space: Iterable[Tuned]) -> None:
     if not space:
         raise InputError(
             "nothing is tuned; give a setting a range, as in train.lr=0.01..0.2:log, or choices, "
-            "as in method.adapter=linear,conv"
+            "as in method.adapter=pool,linear"
         )
     for one in space:
         for text in one.examples():

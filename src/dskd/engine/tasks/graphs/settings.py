@@ -39,7 +39,8 @@ class GraphDataSettings(SplitSettings):
     root: PathSetting | None = None
     """The .npz file, or the folder of a downloaded data set. None uses the cache folder."""
     normalize: bool = False
-    """Divide the features of each node by their sum, as is usual for bags of words."""
+    """Divide the features of each node by the sum of their absolute values, as is usual for bags of
+    words."""
     split_seed: Seed | None = 0
     """Seed of the split, where the data has none of its own, and of generated graphs. None takes
     the seed of the run, so that a comparison has a split for each seed."""
