@@ -105,6 +105,11 @@ def entries(root: Path, setting: str = "data.root") -> list[str]:
     try:
         return [entry.name for entry in root.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
+        if root.is_file():
+            raise InputError(
+                f"{root} is a file; give a folder of images, a manifest (.csv, .tsv, .jsonl, "
+                ".ndjson or .parquet), or tar files"
+            ) from None
         raise InputError(f"cannot list {root}: {error}; check {setting}") from error
 
 

@@ -74,11 +74,6 @@ def load_dataset(
     cache = as_path(cache_dir, "data.cache_dir") if cache_dir is not None else None
     try:
         dataset = entry.load_function()(folder, options, cache)
-    except NotADirectoryError:
-        raise InputError(
-            f"{folder} is a file; give a folder of images, a manifest (.csv, .tsv, .jsonl, .ndjson "
-            "or .parquet), or tar files"
-        ) from None
     except OSError as error:
         raise InputError(f"cannot read {name}: {error}; check data.root") from error
     return take_part(dataset, classes, fraction, val_fraction or 0.0, test_fraction)

@@ -75,8 +75,8 @@ def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStud
     if number > 1:
         if which == "best":
             raise InputError(
-                f"the best epoch of {run} is saved of student 1 alone; take {option('last')} for "
-                "the others"
+                f"the best epoch of {run} is saved of student 1 alone; ask for student {number} "
+                "without it, which takes the last epoch"
             )
         if (kind := peers[number - 2]) != "same":
             settings = settings.model_copy(update={"name": kind})
