@@ -19,9 +19,10 @@ from dskd.deploy.student import load_deployed
 from dskd.engine import run
 from dskd.engine.average import StudentAverage
 from dskd.engine.result import Result
-from dskd.errors import InputError, Stopped, on_command_line
+from dskd.errors import InputError, NonFiniteError, Stopped, on_command_line
 from dskd.methods.base import Method
-from tests.builders import stop_at
+from dskd.runtime.nonfinite import FiniteStateCheck
+from tests.builders import make_dataset, stop_at
 from tests.engine.test_targets import CPU, DATA, made
 
 
@@ -74,6 +75,39 @@ def test_the_average_is_that_of_what_a_method_deploys(name: str) -> None:
         found = average.model.eval()(images).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert average.evaluate(loader).finite
+
+
+class Masked(torch.nn.Module):
+    """A classifier with a mask that is no average, as attention has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Linear(3 * 16 * 16, 4)
+        self.register_buffer("mask", torch.zeros(4, 4).masked_fill_(torch.eye(4) == 0, -torch.inf))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.mix(images.flatten(1))
+        return scores @ self.get_buffer("mask").softmax(1)
+
+
+def test_a_mask_of_infinite_numbers_is_copied_and_the_run_ends(tmp_path: Path) -> None:
+    train = {"epochs": 2, "batch_size": 16, "ema": 0.5}
+    out = tmp_path / "run"
+    result = dskd.train(Masked(), data=make_dataset(), train=train, out=out, verbose=0)
+    assert result.ema_student is not None
+    assert torch.equal(result.ema_student.get_buffer("mask"), Masked().get_buffer("mask"))
+    assert result.ema_test_accuracy is not None
+
+
+def test_an_average_that_is_not_finite_is_not_saved() -> None:
+    method, _ = made("ce")
+    average = StudentAverage(method, 0.5)
+    optimizer = torch.optim.SGD(method.parameters(), 0.1)
+    check = FiniteStateCheck(method, optimizer, average.module)
+    check.require(0, 1)
+    next(average.module.parameters()).data.fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match=r"not finite after step 1 .* the average of "):
+        check.require(0, 1)
 
 
 def averaged_run(out: Path, *changes: str) -> Recipe:

@@ -14,6 +14,7 @@ from dskd.methods.base import Method
 from dskd.models.plain_copy import plain_copy
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import distributed
+from dskd.runtime.nonfinite import nonfinite_buffers
 
 
 class StudentAverage:
@@ -21,7 +22,8 @@ class StudentAverage:
 
     After update t, ``average = d average + (1 - d) student`` with ``d = min(decay, (1 + t) / (10 +
     t))``: a short run is not dominated by its initial weights. The statistics of BatchNorm are
-    averaged in the same way; counters are copied.
+    averaged in the same way; counters are copied. So are buffers that start as infinite, such as
+    masks: the average of two infinite numbers is NaN.
 
     Source: the averaging is torch's `AveragedModel`. The rising decay is that of TensorFlow's
     ``ExponentialMovingAverage`` with ``num_updates``.
@@ -39,6 +41,7 @@ class StudentAverage:
         self._averaged = AveragedModel(
             plain_copy(method.deployed()), multi_avg_fn=self._add, use_buffers=True
         ).requires_grad_(False)
+        self._copied = nonfinite_buffers(self._averaged.module)
         mean, std = (
             value.flatten().tolist() for value in (method.student.mean, method.student.std)
         )
@@ -52,8 +55,19 @@ class StudentAverage:
 
     def update(self, method: Method) -> None:
         """Adds the weights of now to the average."""
-        self._averaged.update_parameters(method.deployed_view())
+        current = method.deployed_view()
+        self._averaged.update_parameters(current)
+        self._copy(current)
         self.updates += 1
+
+    @torch.no_grad()
+    def _copy(self, current: nn.Module) -> None:
+        """Takes over the buffers that are not averaged."""
+        if self._copied:
+            pairs = zip(self.module.named_buffers(), current.buffers(), strict=True)
+            for (name, own), other in pairs:
+                if name in self._copied:
+                    own.copy_(other)
 
     @torch.no_grad()
     def _add(self, averaged: Any, current: Any, _: Any) -> None:

@@ -100,7 +100,8 @@ class Trainer(TrainerState):
         self.epoch, self.step = 0, 0
         self.metrics, self.seconds = EpochMetrics(), 0.0
         self.memory = 0
-        self._state_check = FiniteStateCheck(method, optimizer)
+        averaged = average.module if average is not None else None
+        self._state_check = FiniteStateCheck(method, optimizer, averaged)
         self._parallel: nn.Module | None = None
 
     @property

@@ -154,11 +154,18 @@ class FiniteStateCheck:
     Args:
         method: Before its first step.
         optimizer: Of its parameters.
+        average: The moving average of what the method deploys; None for none.
     """
 
-    def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None = None,
+    ) -> None:
         self._method, self._optimizer = method, optimizer
-        self._exempt = {n for n, b in method.named_buffers() if not bool(b.isfinite().all())}
+        parts = {"": method} if average is None else {"": method, "the average of ": average}
+        self._parts = [(prefix, one, nonfinite_buffers(one)) for prefix, one in parts.items()]
 
     def require(self, epoch: int, step: int) -> None:
         """Raises if the state is not finite. Waits for the device once.
@@ -185,7 +192,10 @@ class FiniteStateCheck:
 
     def _checked(self) -> Iterator[tuple[str, Tensor]]:
         """Every real tensor of the state by name."""
-        named = [(n, v) for n, v in self._method.state_dict().items() if n not in self._exempt]
+        named: list[tuple[str, Any]] = []
+        for prefix, module, exempt in self._parts:
+            values = module.state_dict().items()
+            named += [(f"{prefix}{name}", value) for name, value in values if name not in exempt]
         for name, parameter in self._method.named_parameters():
             state = self._optimizer.state.get(parameter, {})
             named += [(f"{key} of {name}", value) for key, value in state.items()]
@@ -195,6 +205,11 @@ class FiniteStateCheck:
                     yield name, torch.view_as_real(value)
                 elif value.is_floating_point():
                     yield name, value
+
+
+def nonfinite_buffers(module: nn.Module) -> set[str]:
+    """The names of the buffers that hold a number which is not finite, such as a mask."""
+    return {name for name, buffer in module.named_buffers() if not bool(buffer.isfinite().all())}
 
 
 def nonfinite_logits_error(epoch: int, step: int) -> NonFiniteError:
