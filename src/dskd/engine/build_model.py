@@ -53,11 +53,7 @@ def build_model(
         settings = with_saved_student(settings)
     facts = read_facts(weights_file(settings))
     if given is not None:
-        if settings.options:
-            raise InputError("options do not apply to a module given in Python; drop them")
-        if settings.pretrained:
-            raise InputError("pretrained does not apply to a module given in Python; drop it")
-        module = plain_copy(given)
+        module = _copied(given, settings, seed)
     elif settings.name.startswith("<"):
         raise InputError(
             f"the model {settings.name} was given in Python; give it again, as in "
@@ -93,6 +89,15 @@ def build_model(
     if is_as_published(settings):
         match_names(model, settings.name, data)
     return model
+
+
+def _copied(given: nn.Module, settings: ModelSettings, seed: int) -> nn.Module:
+    if settings.options:
+        raise InputError("options do not apply to a module given in Python; drop them")
+    if settings.pretrained:
+        raise InputError("pretrained does not apply to a module given in Python; drop it")
+    torch.manual_seed(seed)  # its lazy layers draw their weights in their first forward pass
+    return plain_copy(given)
 
 
 def _with_its_classes(
