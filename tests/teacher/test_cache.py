@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import shutil
+import tempfile
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor, nn
 
 from dskd import methods
@@ -509,6 +511,77 @@ def test_numbers_too_large_for_float16_are_never_cached(
             with pytest.raises(NonFiniteError, match=message):
                 teacher_outputs(batches(teacher_outputs)[0], LOGITS)
         assert teacher_outputs.records.filled() == filled
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Makes a folder that of another user, also if the tests run as root."""
+    refused = PermissionError(13, "Permission denied")
+    open_file, acquire, temporary = Path.open, FileLock.acquire, tempfile.TemporaryFile
+
+    def opening(self: Path, mode: str = "r", *others: Any, **named: Any) -> Any:
+        if self.is_relative_to(folder) and mode != "r" and mode != "rb":
+            raise refused
+        return open_file(self, mode, *others, **named)
+
+    def locking(self: FileLock, *others: Any, **named: Any) -> Any:
+        if Path(self.lock_file).is_relative_to(folder):
+            raise refused
+        return acquire(self, *others, **named)
+
+    def probing(*others: Any, dir: Path, **named: Any) -> Any:
+        if dir.is_relative_to(folder):
+            raise refused
+        return temporary(*others, dir=dir, **named)
+
+    monkeypatch.setattr(Path, "open", opening)
+    monkeypatch.setattr(FileLock, "acquire", locking)
+    monkeypatch.setattr(tempfile, "TemporaryFile", probing)
+
+
+def test_a_complete_cache_of_another_user_is_used(
+    tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened(teacher, tmp_path)
+    file = first.records.files["logits"]
+    every = np.arange(len(DATA.train) * first.views)
+    file.add(every, np.repeat(first._packed_live()["logits"][:1], len(every), 0))
+    read_only(monkeypatch, tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 0))  # as of an image
+    again = opened(teacher, tmp_path)
+    for batch in batches(again):
+        assert again(batch, LOGITS) is not None
+    assert again.cache_counts is not None
+    assert again.cache_counts.hit_rate == 1
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_incomplete_cache_of_another_user_is_refused_before_the_run(
+    tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    if begun:
+        opened(teacher, tmp_path)
+    read_only(monkeypatch, tmp_path)
+    with pytest.raises(InputError, match=r"Permission denied.* another folder .*cache_dir$"):
+        cached(teacher, tmp_path).check()
+
+
+def test_files_of_another_user_in_a_folder_of_all_are_refused(
+    tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = opened(teacher, tmp_path).records.path / "logits"
+    read_only(monkeypatch, path / RECORDS)
+    with pytest.raises(InputError, match=f"{path} lacks outputs of this teacher and cannot be"):
+        cached(teacher, tmp_path).check()
+
+
+def test_a_teacher_whose_outputs_depend_on_its_batch_is_refused(tmp_path: Path) -> None:
+    model = staged("resnet14")
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.track_running_stats, part.running_mean, part.running_var = False, None, None
+    with pytest.raises(InputError, match=r"\(logits\) for an image depend on the images that"):
+        cached(FrozenTeacher(model), tmp_path).check()
+    assert not list(tmp_path.iterdir())
 
 
 # ---- runs

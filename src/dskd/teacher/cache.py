@@ -130,7 +130,8 @@ class CachedOutputs(TeacherOutputs):
             draw_views(len(loader), padding, flip, views) if kind == "features" else None
         )
         self.compared_images, self.precision = loader.probe(COMPARED), precision
-        self.live = self._live_outputs(teacher)
+        self._teacher = teacher
+        self.live = self._live_outputs(self.compared_images)
         parts = {
             "version": VERSION,
             "teacher": {**facts, **_teacher_facts(teacher)},
@@ -152,20 +153,23 @@ class CachedOutputs(TeacherOutputs):
             needs,
         )
 
-    def _live_outputs(self, teacher: FrozenTeacher) -> ModelOutput:
-        with autocast(self.compared_images.device, self.precision):
-            return _in_a_full_batch(teacher, self.compared_images)
+    def _live_outputs(self, images: Tensor) -> ModelOutput:
+        with autocast(images.device, self.precision):
+            return _in_a_full_batch(self._teacher, images)
 
     def check(self) -> None:
         """Refuses a cache that cannot be used; writes nothing.
 
         Raises:
-            InputError: It is damaged, belongs to another teacher or does not fit on the disk, or
-                the teacher's outputs cannot be stored.
+            InputError: It is damaged, belongs to another teacher, does not fit on the disk or
+                cannot be written to though it lacks outputs; or the teacher's outputs cannot be
+                stored, or depend on the images that are computed with them.
         """
         self._packed_live()
-        self.records.require_room()
+        self._require_independent()
         self.records.load()
+        self.records.require_room()
+        self.records.require_writable()
         self._compare()
 
     def open(self) -> None:
@@ -192,14 +196,25 @@ class CachedOutputs(TeacherOutputs):
         except NonFiniteError as error:
             raise InputError(str(error)) from error
 
+    def _require_independent(self) -> None:
+        """Refuses a teacher whose outputs for an image depend on the other images of a batch."""
+        half, needs = -(-len(self.compared_images) // 2), self.records.needs
+        alone = selected_outputs(self._live_outputs(self.compared_images[:half]), needs)
+        for name, tensor in selected_outputs(self.live, needs).items():
+            if ((tensor[:half] - alone[name]).abs() > _rounding(tensor)).any():
+                raise InputError(
+                    f"the teacher's outputs ({name}) for an image depend on the images that are "
+                    "computed with it, as with a BatchNorm without running statistics; such "
+                    "outputs cannot be cached, take teacher.cache=none"
+                )
+
     def _compare(self) -> None:
         """Refuses cached outputs that differ from the live teacher's by more than rounding."""
         live, device = selected_outputs(self.live, self.records.needs), self.compared_images.device
         for name in self.records.existing():
             cached, there = self.records.read_tensor(name, self.compared, device)
             rows, tensor = torch.from_numpy(there).to(device), live[name]
-            largest = tensor.abs().max() * _TOLERANCE.get(tensor.dtype, _DEFAULT_TOLERANCE)
-            if ((tensor - cached)[rows].abs() > largest).any():
+            if ((tensor - cached)[rows].abs() > _rounding(tensor)).any():
                 raise InputError(
                     f"the outputs in {self.records.path} are not this teacher's ({name} differ), "
                     "though its weights are the same: its code was changed; remove that folder"
@@ -243,6 +258,11 @@ class CachedOutputs(TeacherOutputs):
             slots = same.long().argmax(1)
         numbers: Indices = (rows * self.views + slots).numpy()
         return numbers
+
+
+def _rounding(tensor: Tensor) -> Tensor:
+    """The largest difference that counts as rounding."""
+    return tensor.abs().max() * _TOLERANCE.get(tensor.dtype, _DEFAULT_TOLERANCE)
 
 
 def _in_a_full_batch(forward: TeacherForward, images: Tensor) -> ModelOutput:

@@ -133,6 +133,15 @@ class OutputRecords:
         """
         require_room(self.path, self.missing_bytes())
 
+    def require_writable(self) -> None:
+        """Refuses files that lack records and cannot be written to. Leaves no file behind.
+
+        Raises:
+            InputError: One cannot be written to.
+        """
+        for file in self.files.values():
+            file.require_writable()
+
     def missing_bytes(self) -> int:
         """Bytes that still need disk space."""
         return sum(file.missing_bytes() for file in self.files.values())

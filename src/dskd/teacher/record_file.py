@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from dskd.errors import InputError
 from dskd.runtime.memory import readable
-from dskd.storage.atomic import PART, explain_disk_errors, replace_file, sweep
+from dskd.storage.atomic import PART, check_writable, explain_disk_errors, replace_file, sweep
 from dskd.storage.json_file import read_json
+from dskd.storage.lock import LOCK
 
 log = logging.getLogger("dskd")
 
@@ -56,7 +57,7 @@ def require_room(path: Path, needed: int) -> None:
     """
     there = next(folder for folder in path.absolute().parents if folder.exists())
     free = shutil.disk_usage(there).free
-    if needed + RESERVE > free:
+    if needed and needed + RESERVE > free:
         raise InputError(
             f"the teacher outputs in {path} still need {readable(needed)} of disk and "
             f"{readable(RESERVE)} to spare, {readable(free)} are free; free some, choose a "
@@ -96,14 +97,38 @@ class RecordFile:
         checked = self.words // _WORDS_A_FACTOR
         # Odd factors: a change of any single word changes the checksum.
         self._factors = np.random.Philox(_SEED).random_raw(checked).astype(np.uint64) | np.uint64(1)
-        self._lock = FileLock(path / ".lock")
+        self._lock = FileLock(path / LOCK)
         self._records: Words = np.empty((0, self.words), np.int16)
         self._checks: NDArray[np.uint64] = np.empty(0, np.uint64)
         self._damage_told = False
 
     def missing_bytes(self) -> int:
         """Bytes that still need disk space."""
-        return self.size - sum(map(self._held, self._sizes))
+        return 0 if self.complete else self.size - sum(map(self._held, self._sizes))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the files are loaded and every record exists; then nothing is written."""
+        return bool(self._checks.all()) and len(self._checks) > 0
+
+    def require_writable(self) -> None:
+        """Refuses a folder that lacks records and cannot be written to. Leaves no file behind.
+
+        Raises:
+            InputError: It cannot be written to; the message gives the reason.
+        """
+        if self.complete:
+            return
+        check_writable(self.path, "teacher.cache_dir")
+        try:
+            for path in [self.path / name for name in (RECORDS, CHECKS, LOCK)]:
+                if path.is_file():  # those of another user, in a folder that all may write to
+                    path.open("r+b").close()
+        except OSError as error:
+            raise InputError(
+                f"{self.path} lacks outputs of this teacher and cannot be written to: "
+                f"{error.strerror or error}; choose another folder with teacher.cache_dir"
+            ) from error
 
     def _held(self, name: str) -> int:
         """Bytes of a file that already have disk space."""
@@ -213,6 +238,8 @@ class RecordFile:
         Raises:
             OSError: The disk is full.
         """
+        if self.read(indices)[1].all():  # no lock, as the folder of another user may be read-only
+            return
         words = np.ascontiguousarray(words)
         with self._lock:
             new = ~self.read(indices)[1]
