@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from dskd.config.train_settings import TrainSettings
 from dskd.data import Split
 from dskd.data.epoch_plan import MIN_SAMPLES
 from dskd.data.joint_loader import JointLoader
+from dskd.data.joint_plan import draw_joint_plan, unlabelled_bounds
 from dskd.data.loader import NO_LABEL, Batch, DataLoaders
 from dskd.data.mixing import draw_mix
 from dskd.engine import run
@@ -28,7 +31,7 @@ from dskd.engine.metrics import EpochMetrics
 from dskd.engine.mixing import Mixing
 from dskd.engine.step import train_step
 from dskd.engine.targets import SoftTargets, balanced, soft_targets
-from dskd.errors import InputError, Stopped
+from dskd.errors import InputError, Stopped, on_command_line
 from dskd.methods.contracts import StepOutput
 from dskd.storage.weights import read_weights
 from tests.builders import make_dataset, stop_at
@@ -157,6 +160,31 @@ def plan(root: Path, out: Path, *overrides: str) -> Recipe:
             *overrides,
         ],
     )
+
+
+FEW = ("data.fraction=0.2", "train.batch_size=64", "method.name=kd", "teacher.epochs=1")
+
+
+def test_a_share_that_leaves_no_image_without_a_label_is_refused_before_the_teacher(
+    root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    said = r"share=0\.01 leaves no image .* the (\d+) labelled .* set it to (\S+) or more"
+    with on_command_line(), pytest.raises(InputError, match=said) as refused:
+        run.distill(plan(root, out, *FEW, "data.unlabelled_share=0.01"))
+    assert not out.exists()
+    found = re.search(said, str(refused.value))
+    assert found is not None
+    for labelled in (int(found[1]), 2, 3, 7, 50):
+        enough = math.ceil(100 / (labelled + 1)) / 100
+        for size in range(8, 300):
+            assert unlabelled_bounds(labelled, size, enough)[-1]
+
+
+def test_a_rehearsed_step_may_have_no_image_without_a_label() -> None:
+    drawn = draw_joint_plan(0, 0, (3, 8), (8, 0.1, 1)).unlabelled
+    assert drawn is not None
+    assert drawn.order.tolist() == []
 
 
 def student(folder: Path) -> dict[str, Tensor]:

@@ -131,9 +131,9 @@ def draw_joint_plan(
 
 def _pass_order(seed: int, start: int, count: int, images: int) -> Tensor:
     """A part of the endless sequence of passes over the images, each in an order of its own."""
-    parts = []
+    parts = [torch.empty(0, dtype=torch.int64)]  # a rehearsed step may have none
     for number in range(start // images, -(-(start + count) // images)):
         order = random_stream(seed, number, _FIRST_STREAM).permutation(images)
         first = number * images
-        parts.append(order[max(start - first, 0) : start + count - first])
-    return torch.cat([torch.from_numpy(part) for part in parts])
+        parts.append(torch.from_numpy(order[max(start - first, 0) : start + count - first]))
+    return torch.cat(parts)

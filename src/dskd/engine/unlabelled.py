@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from dskd import methods
 from dskd.config.schema import DataSettings, Recipe
 from dskd.data import Dataset
 from dskd.data.joint_loader import JointLoader
-from dskd.data.joint_plan import step_sizes
+from dskd.data.joint_plan import step_sizes, unlabelled_bounds
 from dskd.data.loader import DataLoaders, Loader
 from dskd.errors import InputError
 from dskd.methods.base import Method
@@ -42,7 +43,7 @@ def teacher_loader(settings: DataSettings, data: DataLoaders) -> Loader:
 
 
 def check_unlabelled(recipe: Recipe, data: Dataset, method: Method) -> None:
-    """Refuses images without labels for a method that needs the class of each image.
+    """Refuses images without labels that a run cannot use.
 
     A method without a teacher has nothing to learn from them, and is trained on the labelled ones.
 
@@ -52,17 +53,27 @@ def check_unlabelled(recipe: Recipe, data: Dataset, method: Method) -> None:
         method: Built for them.
 
     Raises:
-        InputError: The method needs labels.
+        InputError: The method needs the class of each image, or an epoch would have no image
+            without a label.
     """
     if data.without_labels:
         _check_without_labels(recipe, method)
-    if data.unlabelled is None or not _learns_from_teacher(recipe) or not method.hard_labels:
+    if data.unlabelled is None or not _learns_from_teacher(recipe):
         return
-    raise InputError(
-        f"data.unlabelled gives images without labels, and the method {recipe.method.name!r} needs "
-        f"one class for each: {method.hard_labels}; drop data.unlabelled, or take another method, "
-        "such as kd or dskd"
-    )
+    if method.hard_labels:
+        raise InputError(
+            f"data.unlabelled gives images without labels, and the method {recipe.method.name!r} "
+            f"needs one class for each: {method.hard_labels}; drop data.unlabelled, or take "
+            "another method, such as kd or dskd"
+        )
+    labelled, share = len(data.train), recipe.data.unlabelled_share
+    if not unlabelled_bounds(labelled, *_step(recipe))[-1]:
+        enough = math.ceil(100 / (labelled + 1)) / 100
+        raise InputError(
+            f"data.unlabelled_share={share:g} leaves no image without a label beside the "
+            f"{labelled} labelled ones of an epoch; set it to {enough:g} or more, or drop "
+            "data.unlabelled"
+        )
 
 
 def log_unlabelled(recipe: Recipe, data: Dataset) -> None:
@@ -82,15 +93,9 @@ def log_unlabelled(recipe: Recipe, data: Dataset) -> None:
             *(name, len(data.unlabelled)),
         )
         return
-    train = recipe.train
-    sizes = step_sizes(
-        train.batch_size * train.accumulate,
-        recipe.data.unlabelled_share,
-        distributed.launched_world_size(),
-    )
     log.info(
         "the method %s learns from %d images with and %d without labels: %d and %d in a full step",
-        *(name, len(data.train), len(data.unlabelled), *sizes),
+        *(name, len(data.train), len(data.unlabelled), *step_sizes(*_step(recipe))),
     )
 
 
@@ -121,6 +126,12 @@ def _check_without_labels(recipe: Recipe, method: Method) -> None:
                 f"train.{key} changes what is learnt from labels, and data.labels=none says that "
                 "there are none; drop one of both"
             )
+
+
+def _step(recipe: Recipe) -> tuple[int, float, int]:
+    """Images of a step, the share of those without labels, and the number of processes."""
+    size = recipe.train.batch_size * recipe.train.accumulate
+    return size, recipe.data.unlabelled_share, distributed.launched_world_size()
 
 
 def _learns_from_teacher(recipe: Recipe) -> bool:
