@@ -29,6 +29,13 @@ class Unfinished(nn.Module):
         return self.classifier(self.features(images).mean((2, 3)))
 
 
+def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 1))
+    with pytest.raises(InputError, match=r"^only one class \('class0'\) was found, and"):
+        dskd.train(net, data=make_dataset(classes=1), out=tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_module_that_fails_in_training_mode_only_is_refused_before_any_work(
     tmp_path: Path,
 ) -> None:

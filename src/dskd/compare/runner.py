@@ -25,7 +25,7 @@ from dskd.compare.records import (
 )
 from dskd.data.loader import DataLoaders
 from dskd.engine import method_code
-from dskd.engine.preflight import rehearse
+from dskd.engine.preflight import check_split_size, rehearse
 from dskd.engine.prepare import Prepared, build_student, check_cache, prepare_teacher
 from dskd.engine.teacher_labels import training_data
 from dskd.engine.train_teacher import given_teacher, trained_teacher
@@ -155,6 +155,7 @@ def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared
     data = training_data(grid.recipe_of_all(), objects)
     for note in data.notes:
         log.info(as_given(note))
+    check_split_size(data)
     recipe = grid.recipe_of_all()
     if recipe.train.compile:
         check_compiler(device)

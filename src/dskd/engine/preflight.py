@@ -19,7 +19,7 @@ from dskd.engine.other_classes import log_other_classes
 from dskd.engine.targets import check_learns_labels
 from dskd.engine.trainer import Trainer
 from dskd.engine.unlabelled import check_unlabelled, training_loader
-from dskd.errors import InputError, NonFiniteError, first_line
+from dskd.errors import InputError, NonFiniteError, brief, first_line
 from dskd.methods.base import Method
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.staged_model import StagedModel
@@ -65,11 +65,16 @@ def check_processes(recipe: Recipe, device: torch.device) -> None:
 
 
 def check_split_size(data: Dataset) -> None:
-    """Refuses a training split that is too small for all processes.
+    """Refuses images of a single class, and a training split too small for all processes.
 
     Raises:
-        InputError: It is.
+        InputError: It is either.
     """
+    if len(data.classes) == 1 and not data.without_labels:
+        raise InputError(
+            f"only one class ({brief(data.classes[0])}) was found, and two or more are needed; "
+            "give images of each class (in data.root, a folder for each)"
+        )
     processes = distributed.launched_world_size()
     if processes > 1 and len(data.train.labels) < MIN_SAMPLES * processes:
         raise InputError(
