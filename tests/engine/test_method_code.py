@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dskd.compare.runner import run_grid
 from dskd.config import recipe
@@ -118,6 +119,30 @@ def test_a_run_that_is_resumed_says_that_its_method_was_changed(
     (line,) = [one for one in caplog.messages if "was changed" in one]
     assert line.startswith(f"the code of ce was changed since {out} was started")
     assert json.loads((out / ENVIRONMENT).read_text())["method_code"] == method_code.digest("ce")
+
+
+def test_a_run_that_goes_on_elsewhere_says_so_and_keeps_what_was_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    changes = ["method.name=ce", "data.fraction=0.03", "train.epochs=1", "student.name=resnet8"]
+    own = recipe.load("digits", [*changes, "teacher=null", f"out={out}"])
+    run.distill(own)
+    path = out / ENVIRONMENT
+    before = json.loads(path.read_text())
+    before["packages"]["torch"], before["threads"] = "1.0", 99
+    path.write_text(json.dumps(before))
+    for _ in range(2):
+        (out / "result.json").unlink()
+        run.distill(own, resume=True)
+    (line,) = [one for one in caplog.messages if "goes on with" in one]
+    assert line.startswith(f"{out} goes on with torch {torch.__version__.split('+')[0]}")
+    assert ", not '1.0'; threads " in line
+    assert ", not 99: its student" in line
+    now = json.loads(path.read_text())
+    assert now.pop("earlier") == [before]
+    assert now.keys() == before.keys()
+    assert now["threads"] != 99
 
 
 def _forget_code(folder: Path) -> None:

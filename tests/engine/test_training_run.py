@@ -13,8 +13,10 @@ import dskd
 from dskd.config import recipe
 from dskd.engine import average, evaluate, image_task, run, trainer, training_run
 from dskd.engine.training_run import TrainingRun
+from dskd.errors import Stopped
 from dskd.models.zoo import build
-from tests.builders import make_dataset, trusted
+from dskd.storage.run_files import BEST
+from tests.builders import make_dataset, stop_at, trusted
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,53 @@ def test_checkpoints_between_the_first_and_the_last_cost_two_percent_of_the_trai
     changes = ["data.fraction=0.03", "train.epochs=3", "train.batch_size=64", "method={name: ce}"]
     run.distill(recipe.load("digits", [*changes, "teacher=null", f"out={tmp_path / 'run'}"]))
     assert saved == expected
+
+
+def test_the_best_student_is_of_the_epoch_that_the_result_names_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Elsewhere, the epoch that was best before the kill is not the best any more."""
+    monkeypatch.setattr(training_run, "CHECKPOINT_SHARE", -1.0)  # at the end alone
+    caplog.set_level("INFO", "dskd")
+    written, scores = list[int](), {1: 50.0, 2: 80.0, 3: 60.0, 4: 40.0}
+    write, rows = TrainingRun.write_student, training_run._epoch_row
+
+    def spied(self: TrainingRun, name: str, *others: Any) -> None:
+        if name == BEST:
+            written.append(self.trainer.epoch)
+        write(self, name, *others)
+
+    def scored(self: TrainingRun, tested: Any) -> dict[str, Any]:
+        row = rows(self, tested)
+        return row | {"test_accuracy": scores[row["epoch"]]}
+
+    monkeypatch.setattr(TrainingRun, "write_student", spied)
+    monkeypatch.setattr(training_run, "_epoch_row", scored)
+    out = tmp_path / "run"
+    changes = ["data.fraction=0.03", "train.epochs=4", "train.batch_size=64", "method={name: ce}"]
+    own = recipe.load("digits", [*changes, "teacher=null", f"out={out}"])
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0, 0)  # a checkpoint after the first epoch
+        with pytest.raises(Stopped):
+            run.distill(own)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "_keep_best", killed_after(TrainingRun._keep_best, 2))
+        with pytest.raises(KeyboardInterrupt):
+            run.distill(own, resume=True)
+    assert written == [1, 2]
+    scores[2] = 45.0
+    result = run.distill(own, resume=True)
+    assert result.best_epoch == written[-1] == 3
+    assert "student_best.safetensors may be of an epoch that is trained again" in caplog.text
+
+
+def killed_after(keep_best: Any, epoch: int) -> Any:
+    def kill(self: TrainingRun, row: dict[str, float]) -> None:
+        keep_best(self, row)
+        if self.trainer.epoch == epoch:
+            raise KeyboardInterrupt
+
+    return kill
 
 
 def test_nothing_is_evaluated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

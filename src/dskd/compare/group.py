@@ -78,8 +78,9 @@ class GroupRunner:
         owned.enter_context(directory.locked(self.wait))
         resume = directory.begun
         directory.check_same(recipe)
-        method_code.warn_if_changed(directory.path, variant.method.name)
-        directory.start(recipe.plain(), method_code.environment(recipe, self.device))
+        facts = method_code.environment(recipe, self.device)
+        method_code.warn_if_changed(directory.path, variant.method.name, facts)
+        directory.start(recipe.plain(), facts)
         (directory.path / LOST).unlink(missing_ok=True)
         training_run = self.build(recipe, outputs, directory)
         check_inputs(training_run.fingerprints, self.fingerprints, "comparison")

@@ -1,7 +1,8 @@
-"""The code of the method that trained a run.
+"""The code of the method that trained a run, and where it was trained.
 
 A method is a file, and a run records the digest of that file. A run or a comparison that goes on
-after the file was changed then says so: its students would not have learned by one method.
+after the file was changed then says so: its students would not have learned by one method. A run
+that goes on with another torch, device or number of threads says so, too.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import inspect
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 from dskd import methods
 from dskd.engine.task import RunRecipe
-from dskd.errors import InputError
+from dskd.errors import InputError, brief
 from dskd.methods.base import Method
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
@@ -79,10 +80,23 @@ def has_changed(folder: Path, name: str) -> bool:
         False also if it is not known: the file is missing or damaged, or an earlier version of this
         package trained the run.
     """
-    before = None
-    with suppress(InputError):
-        before = read_json(folder / ENVIRONMENT, dict[str, Any], "").get(CODE)
+    before = _known(folder).get(CODE)
     return before is not None and before != digest(name)
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    """What ``environment.json`` of a run says; empty if it is missing or damaged."""
+    with suppress(InputError):
+        return read_json(folder / ENVIRONMENT, dict[str, Any], "")
+    return {}
+
+
+def _place(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers of a run depend on, apart from the code; only what is known."""
+    packages = facts.get("packages")
+    place = {"torch": packages.get("torch") if isinstance(packages, dict) else None}
+    place |= {"device": facts.get("device"), "threads": facts.get("threads")}
+    return {key: value for key, value in place.items() if value is not None}
 
 
 def warn_of_ended(name: str, runs: Iterable[Path], folder: Path) -> None:
@@ -104,13 +118,26 @@ def warn_of_ended(name: str, runs: Iterable[Path], folder: Path) -> None:
 
 
 @distributed.on_rank_zero
-def warn_if_changed(folder: Path, name: str) -> None:
-    """Says that a run goes on with other code than the one it was started with.
+def warn_if_changed(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
+    """Says that a run goes on with other code, or elsewhere, than it was started.
 
     Args:
         folder: The folder of the run.
         name: The method of the run.
+        facts: Of `environment`, as they are now.
     """
+    here, there = _place(facts), _place(_known(folder))
+    changed = [
+        f"{key} {here[key]}, not {brief(before)}"
+        for key, before in there.items()
+        if before != here.get(key, before)
+    ]
+    if changed:
+        log.warning(
+            "%s goes on with %s: its student can differ from that of a run without a stop; "
+            "environment.json keeps both",
+            *(folder, "; ".join(changed)),
+        )
     if has_changed(folder, name):
         log.warning(
             "the code of %s was changed since %s was started, and the run goes on with the new "

@@ -124,7 +124,7 @@ def _train(job: Job, directory: RunDirectory, device: torch.device, resume: bool
     run = job.build(directory, resume=resume)
     run.begin(resume)
     if continues:  # not earlier: `begin` refuses a folder that belongs to another run
-        method_code.warn_if_changed(directory.path, job.recipe.method.name)
+        method_code.warn_if_changed(directory.path, job.recipe.method.name, facts)
         directory.start(plain, facts)
     run.train()
     return finish(run)

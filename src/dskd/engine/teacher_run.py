@@ -51,7 +51,10 @@ def train_in_folder(
             directory.check_data(fingerprint)
             return directory.path
         log.info("training the teacher %s first, in %s", recipe.student.name, directory.path)
-        directory.start(recipe.plain(), method_code.environment(recipe, device))
+        facts = method_code.environment(recipe, device)
+        if directory.begun:
+            method_code.warn_if_changed(directory.path, recipe.method.name, facts)
+        directory.start(recipe.plain(), facts)
         run = build(directory)
         run.begin(resume)
         run.train()

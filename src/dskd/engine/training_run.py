@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,6 +101,7 @@ class TrainingRun:
             self._restore(state)
             done, epochs = self.trainer.epoch, self.trainer.epochs
             log.info("continuing %s: %d of %d epochs are done", self.directory.path, done, epochs)
+            _forget_lost_best(self)
         elif resume:
             log.info("%s: no checkpoint yet; it starts from its first epoch", self.directory.path)
         self.directory.rewind(self.rows)
@@ -177,15 +178,14 @@ class TrainingRun:
         row["checkpoint_seconds"], self.checkpoint_seconds = round(self.checkpoint_seconds, 4), 0.0
         self._trained_seconds += trainer.seconds
         trainer.end_epoch()
-        self._keep_best(row)
         self.rows.append(row := self.directory.append(row))  # with the times of rank 0
+        self._keep_best(row)  # after the row, by which `_forget_lost_best` knows of it
         if self._checkpoint_is_due():
             self._save_checkpoint()
         return row
 
     def _keep_best(self, row: dict[str, float]) -> None:
-        score = row.get("val_accuracy", row["test_accuracy"])
-        if score > self.best.score:
+        if (score := _score(row)) > self.best.score:
             self.best = Best(self.trainer.epoch, score, row["test_accuracy"])
             self.write_student(BEST)
 
@@ -241,6 +241,29 @@ class TrainingRun:
             self.directory.write_json(NONFINITE, error.facts)
             path = self.directory.path / NONFINITE
             raise NonFiniteError(f"{error}; see {path}", error.facts) from error
+
+
+def _score(row: Mapping[str, float]) -> float:
+    """What decides which epoch is the best."""
+    return row.get("val_accuracy", row.get("test_accuracy", 0.0))
+
+
+def _forget_lost_best(run: TrainingRun) -> None:
+    """Forgets the best epoch if the file of its student has been replaced.
+
+    A run that was killed may have written the student of a better epoch, after its last checkpoint.
+    That epoch is trained again, elsewhere perhaps with another result.
+    """
+    rows: list[dict[str, Any]] = []
+    with suppress(InputError):  # the file is damaged, and written anew
+        rows = run.directory.rows()[len(run.rows) :]
+    if run.best.epoch and any(_score(row) > run.best.score for row in rows):
+        log.info(
+            "%s may be of an epoch that is trained again; the best is chosen from epoch %d on",
+            *(run.directory.path / BEST, run.trainer.epoch + 1),
+        )
+        run.best = Best()
+        run._save_checkpoint()
 
 
 def _bar(run: TrainingRun) -> AbstractContextManager[EpochBar]:

@@ -134,7 +134,8 @@ class RunDirectory:
         Args:
             recipe: The run's recipe. It is stored without its folder (``out``), so that the file
                 can be used for other runs.
-            environment: What `dskd.runtime.device.environment` returns.
+            environment: What `dskd.runtime.device.environment` returns. Those of the run's earlier
+                parts are kept as ``earlier``.
         """
         make_folder(self.path)
         remove_parts(self.path, WRITTEN)
@@ -142,8 +143,8 @@ class RunDirectory:
         stored = {key: value for key, value in recipe.items() if key != "out"}
         (self.path / RESULT).unlink(missing_ok=True)  # of a run that takes more epochs
         text = yaml.safe_dump(stored, sort_keys=False, allow_unicode=True)
-        facts = {run_guard.TRAINS_TEACHER: self.trains_teacher}
-        self.write_json(ENVIRONMENT, {**environment, **facts})
+        facts = {**environment, run_guard.TRAINS_TEACHER: self.trains_teacher}
+        self.write_json(ENVIRONMENT, run_guard.with_earlier(self.path, facts))
         replace_file(self.path / RECIPE, text.encode())
 
     @distributed.on_rank_zero

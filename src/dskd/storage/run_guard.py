@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from dskd.storage.yaml_file import read_yaml_file
 
 TRAINS_TEACHER = "trains_teacher"
 """Key in ``environment.json``: whether the folder ``teacher`` belongs to the run."""
+EARLIER = "earlier"
+"""Key in ``environment.json``: the same facts of earlier parts of the run."""
 _IDENTIFYING = {ENVIRONMENT: ("python", "packages"), RECIPE: ("data", "student")}
 """The files by which a run's folder is recognised, and keys that each of them must have."""
 
@@ -142,6 +145,26 @@ def remove_run(folder: Path) -> None:
             remove_folder(folder / name)
     for name in (*FILES, *_IDENTIFYING):
         (folder / name).unlink(missing_ok=True)
+
+
+def with_earlier(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``environment.json``, with what it said in earlier parts of the run.
+
+    Args:
+        folder: The folder of the run.
+        facts: Of the part that begins.
+
+    Returns:
+        The facts; under ``earlier`` the different ones of earlier parts, if there are any.
+    """
+    before: dict[str, Any] = {}
+    if (folder / RECIPE).is_file():  # the run has begun
+        with suppress(InputError):
+            before = read_json(folder / ENVIRONMENT, dict[str, Any], "")
+    earlier = before.pop(EARLIER, [])
+    parts = [*(earlier if isinstance(earlier, list) else ()), *([before] if before else ())]
+    kept = [part for at, part in enumerate(parts) if part != facts and part not in parts[:at]]
+    return {**facts, EARLIER: kept} if kept else dict(facts)
 
 
 def _holds_run(folder: Path) -> bool:

@@ -227,8 +227,8 @@ class TrialTask:
             resume = directory.begun
             directory.check_same(recipe)
             if not directory.finished:
-                method_code.warn_if_changed(directory.path, recipe.method.name)
                 facts = method_code.environment(recipe, loaders.train.device)
+                method_code.warn_if_changed(directory.path, recipe.method.name, facts)
                 directory.start(recipe.plain(), facts)
                 outputs = build_teacher_outputs(recipe, images, teacher, prepared.needs)
                 outputs.open()
