@@ -83,13 +83,19 @@ def test_a_run_that_goes_on_ends_as_one_that_was_trained_at_once(
 
 
 @pytest.mark.slow
-def test_a_teacher_that_was_trained_first_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_teacher_that_was_trained_first_stays_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dskd")
     out = tmp_path / "run"
-    run.distill(plan(out, 1, method="kd"))
+    as_long = "teacher.epochs=null"
+    run.distill(plan(out, 1, as_long, method="kd"))
     teacher = content(out / "teacher")
-    run.distill(plan(out, 2, method="kd"), resume=True)
+    run.distill(plan(out, 2, as_long, method="kd"), resume=True)
     assert epochs_of(out) == [1, 2]
     assert content(out / "teacher") == teacher
+    (line,) = [one for one in caplog.messages if "stays as it was trained" in one]
+    assert line.endswith('give teacher={..., "epochs": 1} with its recipe')
 
 
 @pytest.mark.slow

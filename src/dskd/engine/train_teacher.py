@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dskd.engine.teacher_accuracy import evaluate_teacher
 from dskd.engine.teacher_labels import label_held_out, log_labels
 from dskd.engine.teacher_run import train_in_folder
 from dskd.engine.training_run import TrainingRun
+from dskd.errors import as_given
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import distributed
 from dskd.settings import Precision
@@ -27,6 +29,8 @@ from dskd.storage.run_files import LAST
 from dskd.storage.weights import load_weights, read_weights
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
+
+log = logging.getLogger("dskd")
 
 
 def given_teacher(
@@ -132,6 +136,12 @@ def _train(
     if inherits_epochs and directory.finished:
         # The run has taken more epochs since then, and its teacher stays as it is.
         epochs = stored_epochs(stored_recipe(directory)) or recipe.train.epochs
+        if epochs != recipe.train.epochs:
+            line = (
+                f"the teacher stays as it was trained, in {epochs} epochs; to train this run anew, "
+                f"give teacher.epochs={epochs} with its recipe"
+            )
+            log.info(as_given(line))
         recipe = recipe.changed(train=recipe.train.model_copy(update={"epochs": epochs}))
 
     def build(directory: RunDirectory) -> TrainingRun:
