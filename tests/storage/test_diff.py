@@ -19,7 +19,9 @@ def test_nested_and_missing_settings_are_listed_by_their_keys() -> None:
 
 
 def test_paths_are_ignored_also_in_a_comparison_s_recipe() -> None:
-    there = {"out": "a", "data": {"root": "a"}, "teacher": {"checkpoint": "a", "name": "x"}}
-    here = {"out": "b", "data": {"root": "b"}, "teacher": {"checkpoint": "b", "name": "x"}}
+    data = {"root": "a", "unlabelled": "a/more", "shards": ["a/*.tar"]}
+    there = {"out": "a", "data": data, "teacher": {"checkpoint": "a", "name": "x"}}
+    data = {"root": "b", "unlabelled": "b/more", "shards": "b/*.tar"}
+    here = {"out": "b", "data": data, "teacher": {"checkpoint": "b", "name": "x"}}
     assert differences(there, here) == ""
     assert differences({"recipe": there}, {"recipe": here}) == ""

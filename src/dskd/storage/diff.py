@@ -8,6 +8,8 @@ from typing import Any, Protocol
 _IGNORED = (
     "out",
     "data.root",
+    "data.unlabelled",
+    "data.shards",
     "data.cache_dir",
     "data.workers",
     "data.loading",
