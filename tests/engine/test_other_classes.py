@@ -160,6 +160,21 @@ def test_another_teacher_or_other_images_have_another_head(heads: Path) -> None:
     assert len(list(heads.iterdir())) == 3
 
 
+def test_a_head_that_cannot_be_kept_is_used_and_a_line_says_so(
+    heads: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    heads.parent.mkdir(parents=True, exist_ok=True)
+    heads.write_text("a file in place of the folder")
+    data = make_dataset(classes=4, per_class=8)
+    model = staged_with_head(0)
+    assert model.head is not None
+    before = model.head.weight.detach().clone()
+    fit_head(model, data, MemoryLoader(data.train, CPU))
+    assert not torch.equal(model.head.weight, before)
+    (line,) = [one for one in caplog.messages if "is not kept for later runs" in one]
+    assert line.endswith("File exists")
+
+
 def staged_with_head(seed: int) -> StagedModel:
     torch.manual_seed(seed)
     model = staged("resnet8", classes=OTHERS)

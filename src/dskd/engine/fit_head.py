@@ -88,8 +88,12 @@ def _read_or_fit(model: StagedModel, loader: Loader, path: Path) -> tuple[Tensor
     log.info("fitting the teacher's head on the features of %d images", len(loader))
     features = _features(model, loader)
     weight, bias = _fit(features, loader.labels.cpu().numpy(), shape[0])
-    make_folder(path.parent)
-    replace_file(path, safetensors.torch.save({"weight": weight, "bias": bias}))
+    try:
+        make_folder(path.parent)
+        replace_file(path, safetensors.torch.save({"weight": weight, "bias": bias}))
+    except OSError as error:  # the run has its head; a later one fits it again
+        reason = error.strerror or error
+        log.warning("the teacher's head is not kept for later runs in %s: %s", path.parent, reason)
     return weight, bias
 
 
