@@ -87,6 +87,27 @@ def test_a_gpu_computes_repeatably_and_does_not_fill_new_memory(
             setattr(place, name, value)
 
 
+def test_a_process_keeps_the_random_state_of_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {index: torch.tensor([index]) for index in range(4)}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda one: states[one.index or 0])
+    kept = device.random_state(torch.device("cuda", 2))
+    assert [one.tolist() for one in kept["random_cuda"]] == [[2]]
+    assert device.random_state(torch.device("cpu"))["random_cuda"] == []
+    restored: list[tuple[int, int | None]] = []
+
+    def restore(state: Tensor, one: torch.device) -> None:
+        restored.append((int(state), one.index))
+
+    monkeypatch.setattr(torch.cuda, "set_rng_state", restore)
+    before = kept | {"random_cuda": [*states.values()]}  # of an earlier version
+    for state, own in [(kept, "cuda"), (kept, "cuda:1"), (before, "cuda:3"), (before, "cuda")]:
+        device.restore_random_state(state, torch.device(own))
+    assert restored == [(2, None), (2, 1), (3, 3), (0, None)]
+    device.restore_random_state(before, torch.device("cpu"))
+    device.restore_random_state(device.random_state(torch.device("cpu")), torch.device("cuda"))
+    assert len(restored) == 4
+
+
 def convolved(groups: int, channels: int, *, ours: bool) -> tuple[Tensor, Tensor]:
     """The result of a convolution in bfloat16, and the gradient of its weights."""
     torch.manual_seed(0)

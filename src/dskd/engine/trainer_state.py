@@ -75,7 +75,7 @@ class TrainerState:
 
     def _process_state(self) -> dict[str, Any]:
         """What differs between the processes of a run."""
-        return {"metrics": self.metrics.state(), **random_state()}
+        return {"metrics": self.metrics.state(), **random_state(self.loader.device)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a state that as many processes saved."""
@@ -92,7 +92,7 @@ class TrainerState:
             self.average.restore(state["average"])
         if self.scaler is not None:
             self.scaler.restore(state["scaler"])
-        restore_random_state(own)
+        restore_random_state(own, self.loader.device)
 
     def _set_cache_counts(self, counts: tuple[int, int]) -> None:
         if self.teacher_outputs.cache_counts is not None:

@@ -141,20 +141,23 @@ def _is_depthwise(images: Tensor, weight: Tensor, *_: object) -> bool:
     return torch.is_grad_enabled() and weight.shape[1] == 1 < weight.shape[0] == images.shape[1]
 
 
-def random_state() -> dict[str, Any]:
-    """The state of torch's global random generators."""
-    return {
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of torch's random generators of the CPU and of a process's own GPU."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return {"random": torch.get_rng_state(), "random_cuda": own}
 
 
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Goes back to a state that `random_state` returned, perhaps where torch saw other GPUs."""
+def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Goes back to a state that `random_state` returned, perhaps on a GPU of another number.
+
+    Earlier versions saved the states of all GPUs that the process saw, by their numbers.
+    """
     torch.set_rng_state(state["random"].cpu())
-    if torch.cuda.is_available():
-        here = state["random_cuda"][: torch.cuda.device_count()]
-        torch.cuda.set_rng_state_all([one.cpu() for one in here])
+    saved = state["random_cuda"]
+    if device.type == "cuda" and saved:
+        number = device.index or 0
+        own = saved[number] if number < len(saved) else saved[0]
+        torch.cuda.set_rng_state(own.cpu(), device)
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
