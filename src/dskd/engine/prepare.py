@@ -134,6 +134,8 @@ def prepare_teacher(
         named = UserObjects(allow_code=objects.allow_code)
         training = prepare(teacher_recipe(recipe), data, named, device, show_stages=show_stages)
         _log_as_published(settings, training.student, data)
+        if objects.student is None:
+            _log_twin(settings, recipe)
         return PreparedTeacher(training.student, training)
     if not methods.find(recipe.method.name).needs_teacher:  # so nothing is downloaded for it
         settings = settings.model_copy(update={"pretrained": False, "epochs": None})
@@ -154,6 +156,18 @@ def _log_as_published(settings: TeacherSettings, model: StagedModel, data: Datas
                 f"the pretrained weights of {settings.name} have {len(data.classes)} classes, as "
                 "the images have; if they are the same, teacher.epochs=0 uses the teacher as it is"
             )
+        )
+
+
+def _log_twin(teacher: TeacherSettings, recipe: Recipe) -> None:
+    """Logs that student and teacher begin as the same network, which some do not expect."""
+    keys = ("name", "options", "pretrained", "checkpoint")
+    if all(getattr(teacher, key) == getattr(recipe.student, key) for key in keys):
+        log.info(
+            "the teacher that is trained first is a twin of the student: it starts from the same "
+            "weights and sees the same batches (seed %d); for another one, train it by itself with "
+            "another seed, and give it as teacher.checkpoint",
+            recipe.seed,
         )
 
 
