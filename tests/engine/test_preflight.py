@@ -50,3 +50,19 @@ def test_a_module_that_fails_in_training_mode_only_is_refused_before_any_work(
     assert not (tmp_path / "run").exists()
     assert not student.training
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["simkd", "norm"])
+def test_rounding_is_refused_where_another_module_is_shipped(method: str, tmp_path: Path) -> None:
+    """A student of simkd could not be loaded, and the classifier of norm would not be rounded."""
+    with pytest.raises(InputError) as refused:
+        dskd.distill(
+            student="resnet8",
+            teacher="resnet14",
+            data=make_dataset(),
+            method=method,
+            train={"int8_rounding": True, "device": "cpu"},
+            out=tmp_path / "run",
+        )
+    assert f"the method {method} ships another module than the student" in str(refused.value)
+    assert not (tmp_path / "run").exists()

@@ -115,7 +115,8 @@ class TrainSettings(Settings):
     int8_rounding: bool = False
     """Round the student's weights and activations to 8 bits in every forward pass, so that it loses
     little when it is exported with ``--int8`` (quantization-aware training). The weights that are
-    saved are not rounded. ``dskd export --qat`` finishes a run in this way."""
+    saved are not rounded. ``dskd export --qat`` finishes a run in this way. Methods that ship
+    another module than the student (simkd, norm) are refused."""
     precision: Precision = "float32"
     """Number format of the forward passes: ``float32``, ``bfloat16`` or ``float16``. Losses and
     weights stay in float32. With float16 the loss is scaled, and a step whose gradients overflow is

@@ -112,11 +112,8 @@ def rehearse(
     check_mixes(recipe.train, method, recipe.method.name)
     check_learns_labels(recipe.train, method, recipe.method.name)
     check_unlabelled(recipe, data, method)
-    if recipe.train.int8_rounding and recipe.train.compile:
-        raise InputError(
-            "train.int8_rounding=true is not compiled, as ranges are measured in each step; drop "
-            "train.compile"
-        )
+    if recipe.train.int8_rounding:
+        _check_int8(recipe)
     if recipe.train.exits:
         if recipe.data.labels == "none":
             raise InputError(
@@ -143,6 +140,26 @@ def _built(
             f"data.labels=none: the method {name!r} remembers the label of each image, and there "
             "are none; take another method, such as kd or dskd"
         ) from error
+
+
+def _check_int8(recipe: Recipe) -> None:
+    """Refuses rounding where it would not round the student that is shipped, and its compilation.
+
+    Raises:
+        InputError: The method ships another module than the one it trains, or the recipe compiles.
+    """
+    name = recipe.method.name
+    if methods.find(name).deployed is not Method.deployed:
+        raise InputError(
+            f"train.int8_rounding=true: the method {name} ships another module than the student "
+            "that it trains, so its classifier would not be rounded; drop it, or take another "
+            "method"
+        )
+    if recipe.train.compile:
+        raise InputError(
+            "train.int8_rounding=true is not compiled, as ranges are measured in each step; drop "
+            "train.compile"
+        )
 
 
 def _check_compiles(name: str, method: Method) -> None:
