@@ -98,6 +98,16 @@ def test_half_precision_is_computed_in_full() -> None:
     check_full_precision(_with_attention, torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 7))
 
 
+def test_an_embedding_stays_in_the_range_of_float16_and_in_bfloat16_if_asked() -> None:
+    embedding, rows = Embedding(4), torch.full((4, 4), 1e6)
+    with torch.autocast("cpu", torch.float16):
+        found = embedding(rows)
+    assert found.isfinite().all()
+    assert torch.equal(found, embedding(rows))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert embedding(rows).dtype == torch.bfloat16
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     maps = [torch.zeros(2, 3, 4, 4)]
     with pytest.raises(InputError, match="of the same images are needed"):

@@ -10,7 +10,7 @@ from dskd.models.feature_maps import has_channels_last, spatial_mean, to_feature
 from dskd.models.staged_model import StagedModel
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_spatial_mean_is_the_mean(dtype: torch.dtype) -> None:
     feature_map = torch.randn(4, 6, 8, 4).to(dtype).requires_grad_()
     (gradient,) = torch.autograd.grad(spatial_mean(feature_map).sum(), feature_map)
@@ -19,8 +19,18 @@ def test_the_spatial_mean_is_the_mean(dtype: torch.dtype) -> None:
     assert torch.equal(gradient, expected)
 
 
-def test_a_channels_last_map_gets_a_channels_last_gradient() -> None:
-    feature_map = torch.randn(4, 6, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+def test_the_sum_of_a_large_map_in_float16_may_leave_its_range() -> None:
+    feature_map = torch.full((2, 3, 64, 64), 17.0, dtype=torch.float16)
+    feature_map = feature_map.to(memory_format=torch.channels_last).requires_grad_()
+    mean = spatial_mean(feature_map)
+    assert mean.dtype == torch.float16
+    assert (mean == 17).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_channels_last_map_gets_a_channels_last_gradient(dtype: torch.dtype) -> None:
+    feature_map = torch.randn(4, 6, 8, 8, dtype=dtype).to(memory_format=torch.channels_last)
+    feature_map.requires_grad_()
     (gradient,) = torch.autograd.grad(spatial_mean(feature_map.relu()).sum(), feature_map)
     assert gradient.is_contiguous(memory_format=torch.channels_last)
 

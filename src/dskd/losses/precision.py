@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -19,6 +20,23 @@ R = TypeVar("R")
 def full_precision(values: Tensor) -> Tensor:
     """``values`` in float32 if they are in half precision, else unchanged."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def outside_float16(device: str) -> AbstractContextManager[object]:
+    """Turns autocast off within a block if it computes in float16, for values beyond its range.
+
+    Autocast in bfloat16, whose range is that of float32, stays as it is.
+
+    Args:
+        device: The type of the device.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.float16), outside_float16("cpu"):
+        ...     (torch.full((1, 1), 300.0) @ torch.full((1, 1), 300.0)).item()
+        90000.0
+    """
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return torch.autocast(device, enabled=False) if half else nullcontext()
 
 
 def in_full_precision(loss: Callable[P, R]) -> Callable[P, R]:

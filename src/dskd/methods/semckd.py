@@ -21,7 +21,7 @@ from dskd.losses.checks import (
     described,
 )
 from dskd.losses.feature_maps import comparable, pool_to
-from dskd.losses.precision import in_full_precision
+from dskd.losses.precision import in_full_precision, outside_float16
 from dskd.methods.base import FeatureMethod
 from dskd.methods.checks import check_stages
 from dskd.methods.contracts import Pair, TeacherNeeds
@@ -244,7 +244,9 @@ class Embedding(nn.Module):
                 f"semckd was built for batches of {self.largest_batch} images at most, got "
                 f"{len(similarities)}; give it a pair of that largest_batch"
             )
-        embedded: Tensor = self.layers(F.pad(similarities, (0, missing)))
+        rows = F.pad(similarities, (0, missing))
+        with outside_float16(rows.device.type):  # sums over whole maps are beyond its range
+            embedded: Tensor = self.layers(rows)
         return embedded
 
 

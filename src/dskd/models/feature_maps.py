@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dskd.errors import InputError
@@ -84,7 +86,8 @@ def spatial_mean(feature_map: Tensor) -> Tensor:
 
     The result equals ``feature_map.mean((2, 3))``. The gradient of that is contiguous with the
     channels first, which slows down the backward pass of channels-last maps. The gradient here is
-    an expanded view of ``[B, C]``, which has no memory format of its own.
+    an expanded view of ``[B, C]``, which has no memory format of its own. Maps in float16 are
+    summed in float32, as the sum of a large map is beyond the range of float16.
 
     Example:
         >>> import torch
@@ -92,7 +95,28 @@ def spatial_mean(feature_map: Tensor) -> Tensor:
         tensor([[1.5000, 5.5000]])
     """
     positions = feature_map.shape[2] * feature_map.shape[3]
+    if feature_map.dtype == torch.float16:
+        mean: Tensor = _Float16Mean.apply(feature_map)
+        return mean
     return feature_map.sum((2, 3), dtype=feature_map.dtype) / positions
+
+
+class _Float16Mean(torch.autograd.Function):
+    """The spatial mean in float16, from a sum in float32.
+
+    It has a gradient of its own because that of a sum in another type has the channels first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, feature_map: Tensor) -> Tensor:
+        ctx.shape = feature_map.shape
+        mean: Tensor = feature_map.sum((2, 3), dtype=torch.float32) / ctx.shape[2:].numel()
+        return mean.half()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        each: Tensor = gradient / ctx.shape[2:].numel()
+        return each[:, :, None, None].expand(ctx.shape)
 
 
 def tokens_to_grid(
