@@ -52,6 +52,7 @@ class Method(nn.Module):
             teacher of other classes, if `reads_classes` is False then.
         presets: Named sets of settings, for ``method.preset``. ``literature`` holds the weights
             of the publication; the defaults have ``ce = kd = 1`` instead.
+        warnings: What to know about this pair with these settings, in a line each for the log.
         learns_from: What the student mainly learns from; the documentation groups methods by it.
     """
 
@@ -62,6 +63,7 @@ class Method(nn.Module):
     hard_labels: str = ""
     remembers_images: ClassVar[bool] = False
     uncompiled: str = ""
+    warnings: tuple[str, ...] = ()
     prediction_weights: ClassVar[tuple[str, ...]] = ()
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     learns_from: ClassVar[LearnsFrom] = "labels"
@@ -204,7 +206,7 @@ class FeatureMethod(Method):
     """A method that adds its own losses to labels and classic distillation.
 
     ``ce * CE(z_s, y) + kd * T^2 KL(p_t || p_s) + own losses``. A subclass defines its own losses,
-    in `extra_losses`.
+    in `extra_losses`. It gets the student's pooled vector as it is before a dropout.
 
     Args:
         pair: Student and teacher, of the same classes.
@@ -223,6 +225,7 @@ class FeatureMethod(Method):
         super().__init__(pair)
         check_classes(pair)
         self.ce, self.kd, self.temperature = ce, kd, temperature
+        self.drops_pooled = pair.student_spec.drops_pooled
 
     @classmethod
     def reads_classes(cls, settings: Mapping[str, Any]) -> bool:
@@ -234,7 +237,8 @@ class FeatureMethod(Method):
         teacher = require_outputs(teacher)
         student: ModelOutput = self.student(batch.images)
         losses = self.distillation_losses(batch, student.logits, teacher.logits)
-        return StepOutput(losses | self.extra_losses(batch, student, teacher), student.logits)
+        features = student.before_dropout() if self.drops_pooled else student
+        return StepOutput(losses | self.extra_losses(batch, features, teacher), student.logits)
 
     def distillation_losses(
         self, batch: Batch, logits: Tensor, teacher_logits: Tensor

@@ -304,7 +304,7 @@ class SSKD(FeatureMethod):
         taught, taught_rotated = teacher.logits[:images], teacher.logits[images:]
         losses = self.distillation_losses(batch, logits, taught)
         losses["ss"] = self.ss * sskd_loss(
-            self.student_head(_pooled(student)),
+            self.student_head(_pooled(student.before_dropout() if self.drops_pooled else student)),
             self.teacher_head(_pooled(teacher)),
             self.share_ss,
             self.ss_temperature,

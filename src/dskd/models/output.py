@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from dskd.models.feature_maps import spatial_mean
+
 
 class ModelOutput(NamedTuple):
     """The output of one forward pass of a staged model.
@@ -24,3 +26,12 @@ class ModelOutput(NamedTuple):
     stages: tuple[Tensor, ...]
     pooled: Tensor | None
     last: Tensor | None = None
+
+    def before_dropout(self) -> ModelOutput:
+        """The output of a model whose spec has ``drops_pooled``, as if it had no dropout there.
+
+        The pooled vector is the average of the last map again: what the model has learned, not what
+        a dropout left of it. The logits stay.
+        """
+        assert self.last is not None, "the spec says so"
+        return self._replace(pooled=spatial_mean(self.last))

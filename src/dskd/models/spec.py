@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from dskd.errors import InputError, first_line
 from dskd.models.eval_mode import eval_mode
@@ -42,6 +43,8 @@ class ModelSpec:
         last: The last feature map, see `dskd.models.output.ModelOutput`.
         average_pooled: Whether the pooled vector is the average of the last feature map.
         linear_logits: Whether the logits are the model's linear layer applied to that vector.
+        drops_pooled: Whether a dropout between map and vector is active in training. It is known of
+            a vector that is the average without it.
     """
 
     classes: int
@@ -51,6 +54,7 @@ class ModelSpec:
     last: StageSpec | None = None
     average_pooled: bool = False
     linear_logits: bool = False
+    drops_pooled: bool = False
 
     @property
     def pooled_nonnegative(self) -> bool:
@@ -80,14 +84,16 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
             f"{type(model.module).__name__} does not run on images {list(images.shape[1:])}: "
             f"{first_line(error)}"
         ) from error
+    averages = _is_average(output.last, output.pooled)
     return ModelSpec(
         classes=output.logits.shape[1],
         stages=tuple(map(_stage_spec, output.stages)),
         pooled=output.pooled.shape[-1] if output.pooled is not None else None,
         submodules=submodule_names(model.module),
         last=_stage_spec(output.last) if output.last is not None else None,
-        average_pooled=_is_average(output.last, output.pooled),
+        average_pooled=averages,
         linear_logits=_has_linear_logits(model.linear_classifier, output),
+        drops_pooled=averages and _drops_pooled(model, images),
     )
 
 
@@ -101,6 +107,32 @@ def _is_average(last: Tensor | None, pooled: Tensor | None) -> bool:
     if last is None or pooled is None or last.shape[:2] != pooled.shape:
         return False
     return _close(last.mean((2, 3)), pooled)
+
+
+def _drops_pooled(model: StagedModel, images: Tensor) -> bool:
+    """Whether the pooled vector is no longer the average of the last map if dropouts are active."""
+    with eval_mode(model):
+        model.train()  # leaves parts that came frozen in evaluation mode
+        dropouts = [part for part in model.modules() if part.training and _drops(part)]
+        model.eval()
+        for part in dropouts:
+            part.training = True
+        if not dropouts:
+            return False
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # a run draws the same numbers as without this
+            torch.manual_seed(0)
+            try:
+                output = model(images)
+            except Exception:  # the rehearsed step says what the model cannot do in training
+                return False
+    return not _is_average(output.last, output.pooled)
+
+
+def _drops(part: nn.Module) -> bool:
+    """Whether it is a dropout, or says that it applies one as a function (timm's models)."""
+    rate = part.p if isinstance(part, _DropoutNd) else getattr(part, "drop_rate", 0)
+    return isinstance(rate, int | float) and rate > 0
 
 
 def _has_linear_logits(linear: nn.Linear | None, output: ModelOutput) -> bool:
