@@ -119,6 +119,14 @@ def test_the_epoch_is_that_of_the_loop() -> None:
     torch.testing.assert_close(distiller(IMAGES, LABELS).losses["dkd"], 4 * first)
 
 
+def test_what_a_method_has_to_say_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    student, teacher = models()
+    Distiller(student, teacher, IMAGES, method="at")
+    assert not caplog.messages
+    Distiller(student, teacher, IMAGES[:, :, :4, :4], method="at")
+    assert "has one in stage 3, which teaches nothing" in caplog.text
+
+
 def test_the_student_that_ships_is_the_one_that_was_given() -> None:
     student, teacher = models()
     assert Distiller(student, teacher, IMAGES).deployed() is student

@@ -66,3 +66,21 @@ def test_rounding_is_refused_where_another_module_is_shipped(method: str, tmp_pa
         )
     assert f"the method {method} ships another module than the student" in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_method_has_to_say_is_logged_before_a_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dskd.distill(
+        student="resnet8",
+        teacher={"name": "resnet14", "epochs": 1},
+        data=make_dataset(classes=2),
+        method="dist",
+        train={"epochs": 1, "batch_size": 8, "device": "cpu"},
+        out=tmp_path / "run",
+    )
+    (line,) = [text for text in caplog.messages if text.startswith("dist: ")]
+    assert line == (
+        "dist: method.beta has no effect with 2 classes, as it correlates two numbers, whose "
+        "correlation is 1 or -1"
+    )

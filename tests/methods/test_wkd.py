@@ -316,6 +316,23 @@ def test_the_losses_are_those_of_labels_predictions_and_maps() -> None:
     torch.testing.assert_close(method(batch, taught).losses, expected)
 
 
+def test_two_images_of_a_class_make_all_classes_the_same() -> None:
+    """So the cost would be 0: the reason for three."""
+    assert class_distances(torch.randn(4, 2, 8)).max() < 1e-5
+    assert class_distances(torch.randn(4, 3, 8)).max() > 1e-3
+
+
+def test_few_images_of_a_class_are_told() -> None:
+    pair = make_pair(staged(), staged("resnet14"), DATA)[0]
+    (line,) = WKD(pair).warnings
+    assert line.startswith("wkd compares the classes by 6 training images of each")
+    enough = replace(pair, labels=torch.arange(4).repeat_interleave(10))
+    assert not WKD(enough).warnings
+    assert WKD(enough, cost_images=9).warnings
+    assert not WKD(pair, cost="classifier").warnings
+    assert not WKD(pair, kd=0.0, feature=1.0).warnings
+
+
 def test_the_maps_alone_need_no_predictions_and_no_cost() -> None:
     method, teacher = made(kd=0.0, feature=1.0)
     method.prepare(lambda _: pytest.fail("no teacher output is needed"))
@@ -359,11 +376,13 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     assert pair.teacher_spec is not None
     with pytest.raises(InputError, match="decay_to must be after decay_from=3, got 2"):
         WKD(pair, decay_from=3.0, decay_to=2.0)
-    few = replace(pair, labels=torch.tensor([0, 0, 1, 2, 2, 3, 3]))
+    few = replace(pair, labels=torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]))
     with pytest.raises(
-        InputError, match=r"class 1 has 1 where two are needed; set method={..., \"cost\""
+        InputError, match=r"class 1 has 2 where 3 are needed; set method={..., \"cost\""
     ):
         WKD(few)
+    with pytest.raises(InputError, match=r"2} is too small: wkd compares classes by 3 images"):
+        WKD(pair, cost_images=2)
     assert WKD(few, cost="classifier").cost.max() < 1
     with pytest.raises(InputError, match=r"set method={..., \"cost\": \"logits\"}"):
         WKD(replace(pair, teacher_spec=replace(pair.teacher_spec, pooled=None)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dskd import methods
 from dskd.data.loader import Batch
 from dskd.engine.arguments import method_settings
+from dskd.engine.method_warnings import log_warnings
 from dskd.errors import InputError
 from dskd.methods.base import Method
 from dskd.methods.contracts import Pair, StepOutput
@@ -95,6 +96,7 @@ class Distiller(nn.Module):
             batch_size if batch_size is not None else len(images),
         )
         self.method = kind(pair, **options).to(images.device)
+        log_warnings(self.method)
         self.epoch = 0
 
     def forward(

@@ -13,6 +13,7 @@ from dskd.data.epoch_plan import MIN_SAMPLES
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_method, build_trainer
 from dskd.engine.keep_exits import check_exits
+from dskd.engine.method_warnings import log_warnings
 from dskd.engine.mixing import check_mixes
 from dskd.engine.optimizer import set_rate
 from dskd.engine.other_classes import log_other_classes
@@ -105,6 +106,7 @@ def rehearse(
     method = _built(recipe, data, copy.deepcopy(student), frozen)
     if teacher is not None and teacher.other_classes is not None:
         log_other_classes(recipe.method.name, recipe.method.options, teacher, method.classes)
+    log_warnings(method)
     if recipe.train.compile:
         _check_compiles(recipe.method.name, method)
     if recipe.teacher is not None and recipe.teacher.cache != "none":

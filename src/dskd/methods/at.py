@@ -14,7 +14,7 @@ from dskd.losses.checks import check_lists, check_number
 from dskd.losses.feature_maps import pooled_alike
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
-from dskd.methods.checks import at_same_depth, check_stages
+from dskd.methods.checks import at_same_depth, check_stages, single_positions
 from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.settings import Positive, Weight, checked
@@ -82,7 +82,8 @@ class AT(FeatureMethod):
     """Attention maps of every stage: ``ce * CE + kd * KD + weight * sum_l mean (Q_s,l - Q_t,l)^2``.
 
     ``Q`` is the strength of a map at each position, see `dskd.losses.at`. Stage ``l`` of the
-    student's L is paired with stage ``ceil(l L_t / L)`` of the teacher's L_t.
+    student's L is paired with stage ``ceil(l L_t / L)`` of the teacher's L_t. A pair
+    with a single position teaches nothing; a line in the log says so.
 
     Source: Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928, equation 2. The weight is that of
     CRD's repository for this form of the loss (``literature`` has no KD).
@@ -117,6 +118,7 @@ class AT(FeatureMethod):
         self.targets = at_same_depth(len(student), len(teacher))
         self.needs = TeacherNeeds(logits=True, stages=tuple(sorted(set(self.targets))))
         self.weight, self.power = weight, power
+        self.warnings = single_positions(pair, "at") if weight else ()
 
     def extra_losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput

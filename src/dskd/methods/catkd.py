@@ -20,7 +20,7 @@ from dskd.losses.feature_maps import pool_to
 from dskd.losses.precision import in_full_precision
 from dskd.losses.vectors import unit
 from dskd.methods.base import FeatureMethod
-from dskd.methods.checks import check_classes, check_classifier
+from dskd.methods.checks import check_classes, check_classifier, positions_of
 from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.models.spec import ModelSpec
@@ -123,11 +123,12 @@ class CATKD(FeatureMethod):
         weight: Weight of the class activation maps, the beta of the paper.
         temperature: T of the predictions.
         size: Cells on each side of a map; the maps themselves if they are smaller.
-        normalize: Whether the map of each class is scaled to length 1.
+        normalize: Whether the map of each class is scaled to length 1. This needs two cells or
+            more, as a single one keeps nothing but its sign.
 
     Raises:
-        InputError: A setting is out of range, or one of the two does not average its last map or
-            does not end in a linear layer.
+        InputError: A setting is out of range, maps of a single cell would be scaled to length 1,
+            or one of the two does not average its last map or does not end in a linear layer.
     """
 
     needs = TeacherNeeds(logits=True, last=True)
@@ -151,6 +152,8 @@ class CATKD(FeatureMethod):
         self.classifier = check_classifier(pair)
         for what, spec in (("student", pair.student_spec), ("teacher", check_classes(pair))):
             _check_maps(spec, what)
+        if weight and normalize:
+            _check_cells(pair, size)
         self.weight, self.size, self.normalize = weight, size, normalize
 
     @classmethod
@@ -183,4 +186,19 @@ def _check_maps(spec: ModelSpec, what: str) -> None:
             f"catkd applies the {what}'s classifier to each position of its last map, and the "
             f"{what}'s logits are not those of a linear layer on the average of that map; take "
             "another method"
+        )
+
+
+def _check_cells(pair: Pair, size: int) -> None:
+    """Refuses maps of a single cell, whose scaled value is 1 or -1 and has no gradient."""
+    student, teacher = pair.student_spec.last, check_classes(pair).last
+    assert student is not None, "checked before"
+    assert teacher is not None, "checked before"
+    single = positions_of(student, teacher) == 1
+    if single or size == 1:
+        why = "the smaller last map has" if single else "method.size=1 leaves"
+        fix = "method.normalize=false" if single else "method.size=2"
+        raise InputError(
+            f"catkd compares where each class is seen, and {why} a single position, whose scaled "
+            f"value teaches nothing; set {fix}, or take another method"
         )

@@ -28,6 +28,40 @@ def check_classes(pair: Pair) -> ModelSpec:
     return pair.teacher_spec
 
 
+def check_standardized(pair: Pair, setting: str, fix: str) -> None:
+    """Refuses to standardise the logits of two classes.
+
+    Their standardised logits differ by their sign alone, so they have no gradient.
+
+    Args:
+        pair: Student and teacher.
+        setting: That standardises.
+        fix: What to set in its place.
+
+    Raises:
+        InputError: There are fewer than three classes.
+    """
+    if pair.student_spec.classes < 3:
+        raise InputError(
+            f"{setting} standardises the logits of each image, which teaches nothing with "
+            f"{pair.student_spec.classes} classes: only their sign is left; {fix}"
+        )
+
+
+def idle_with_two_classes(pair: Pair, method: str, setting: str, why: str) -> tuple[str, ...]:
+    """A line for `Method.warnings` if a term of the loss has no gradient with two classes.
+
+    Args:
+        pair: Student and teacher.
+        method: The method's name.
+        setting: The weight of the term.
+        why: What the term compares.
+    """
+    if pair.student_spec.classes > 2:
+        return ()
+    return (f"{method}: method.{setting} has no effect with 2 classes, as it {why}",)
+
+
 def check_stages(pair: Pair) -> tuple[tuple[StageSpec, ...], tuple[StageSpec, ...]]:
     """The stages of student and teacher, after checking that each has at least one.
 
@@ -125,6 +159,39 @@ def supervised_stages(count: int, supervise: list[int] | None, what: str = "stag
             f"supervise must name {what} from 1 to {count}, each once, got {supervise}"
         )
     return sorted(stage - 1 for stage in supervise)
+
+
+def positions_of(student: StageSpec, teacher: StageSpec) -> int:
+    """The number of positions at which two maps are compared, at the smaller size of both.
+
+    Example:
+        >>> positions_of(StageSpec(8, 4, 1, True), StageSpec(16, 2, 2, True))
+        2
+    """
+    return min(student.height, teacher.height) * min(student.width, teacher.width)
+
+
+def single_positions(pair: Pair, method: str) -> tuple[str, ...]:
+    """A line for `Method.warnings` if a method that compares positions has stages with only one.
+
+    Args:
+        pair: Student and teacher, with stages.
+        method: The method's name.
+    """
+    student, teacher = check_stages(pair)
+    targets = at_same_depth(len(student), len(teacher))
+    stages = [
+        str(place)
+        for place, (own, target) in enumerate(zip(student, targets, strict=True), 1)
+        if positions_of(own, teacher[target]) == 1
+    ]
+    if not stages:
+        return ()
+    which = f"stage {stages[0]}" if len(stages) == 1 else f"stages {', '.join(stages)}"
+    return (
+        f"{method} compares the positions of maps, and the student or its teacher has one in "
+        f"{which}, which teaches nothing; take larger images or another method",
+    )
 
 
 def at_same_depth(depth: int, teacher_depth: int) -> list[int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from dskd.data.loader import Batch
 from dskd.losses.logits import dist as dist_loss
 from dskd.methods.base import LogitMethod
+from dskd.methods.checks import idle_with_two_classes
 from dskd.methods.contracts import Pair
 from dskd.settings import Positive, Weight, checked
 
@@ -28,7 +29,8 @@ class DIST(LogitMethod):
         temperature: T.
         ce: Weight of the labels.
         kd: Weight of the two relations together.
-        beta: Weight of the relation within images.
+        beta: Weight of the relation within images. It has no effect with two classes, whose
+            correlation is 1 or -1; a line in the log says so.
         gamma: Weight of the relation within classes.
 
     Raises:
@@ -50,6 +52,9 @@ class DIST(LogitMethod):
     ) -> None:
         super().__init__(pair, ce, kd, temperature)
         self.beta, self.gamma = beta, gamma
+        if kd and beta:
+            why = "correlates two numbers, whose correlation is 1 or -1"
+            self.warnings = idle_with_two_classes(pair, "dist", "beta", why)
 
     def logit_losses(
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor

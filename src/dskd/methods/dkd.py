@@ -9,6 +9,7 @@ from torch import Tensor
 from dskd.data.loader import Batch
 from dskd.losses.logits import dkd as dkd_loss
 from dskd.methods.base import RAMPED, TARGET_SPLIT, LogitMethod, ramp
+from dskd.methods.checks import idle_with_two_classes
 from dskd.methods.contracts import Pair
 from dskd.settings import Epochs, Positive, Weight, checked
 
@@ -31,7 +32,8 @@ class DKD(LogitMethod):
         ce: Weight of the labels.
         kd: Weight of the two parts together.
         alpha: Weight of TCKD.
-        beta: Weight of NCKD.
+        beta: Weight of NCKD. It has no effect with two classes, of which one is not the label; a
+            line in the log says so.
         warmup: Epochs over which the weight of the two parts rises.
 
     Raises:
@@ -59,6 +61,9 @@ class DKD(LogitMethod):
         super().__init__(pair, ce, kd, temperature)
         self.alpha, self.beta, self.warmup = alpha, beta, warmup
         self.uncompiled = RAMPED if warmup else ""
+        if kd and beta:
+            why = "compares the classes other than the label, and there is one"
+            self.warnings = idle_with_two_classes(pair, "dkd", "beta", why)
 
     def logit_losses(
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor

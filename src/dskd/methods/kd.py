@@ -9,6 +9,7 @@ from torch import Tensor
 from dskd.data.loader import Batch
 from dskd.losses.logits import kd as kd_loss
 from dskd.methods.base import LogitMethod
+from dskd.methods.checks import check_standardized
 from dskd.methods.contracts import Pair
 from dskd.settings import Positive, Weight, checked
 
@@ -24,10 +25,12 @@ class KD(LogitMethod):
         temperature: T; 4 is common on CIFAR-100.
         ce: Weight of the labels.
         kd: Weight of the teacher.
-        standardize: Standardise the logits of both first (Sun et al., CVPR 2024).
+        standardize: Standardise the logits of both first (Sun et al., CVPR 2024). This needs three
+            classes or more.
 
     Raises:
-        InputError: A setting is out of range, or the classes differ.
+        InputError: A setting is out of range, the classes differ, or logits of two classes would be
+            standardised.
     """
 
     presets: ClassVar = {"literature": {"ce": 0.1, "kd": 0.9}}
@@ -43,6 +46,8 @@ class KD(LogitMethod):
         standardize: bool = False,
     ) -> None:
         super().__init__(pair, ce, kd, temperature)
+        if standardize and kd:
+            check_standardized(pair, "method.standardize=true", "drop it")
         self.standardize = standardize
 
     def logit_losses(

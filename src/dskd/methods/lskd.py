@@ -13,6 +13,7 @@ from dskd.losses.logits import kd as kd_loss
 from dskd.losses.logits import standardized
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import RAMPED, TARGET_SPLIT, LogitMethod, ramp
+from dskd.methods.checks import check_standardized
 from dskd.methods.contracts import Pair
 from dskd.methods.mlkd import mlkd_loss
 from dskd.settings import Epochs, Positive, Weight, checked
@@ -92,7 +93,8 @@ class LSKD(LogitMethod):
     temperature matters little, and a large weight makes up for the small loss.
 
     Args:
-        pair: Student and teacher, of the same classes.
+        pair: Student and teacher, of the same classes: three or more, as standardised logits of two
+            differ by their sign alone. (``base=mlkd`` takes two; its instance level is idle then.)
         base: The loss L: ``kd``, ``dkd`` or ``mlkd``.
         temperature: T of the standardised logits.
         ce: Weight of the labels.
@@ -102,7 +104,7 @@ class LSKD(LogitMethod):
         warmup: Epochs over which the weight of L rises.
 
     Raises:
-        InputError: A setting is out of range, or the classes differ.
+        InputError: A setting is out of range, the classes differ, or there are too few.
     """
 
     presets: ClassVar = {
@@ -132,6 +134,8 @@ class LSKD(LogitMethod):
         warmup: Epochs = 0.0,
     ) -> None:
         super().__init__(pair, ce, kd, temperature)
+        if kd and base != "mlkd":  # two of the levels of mlkd are not standardised
+            check_standardized(pair, "lskd", "take method.name=kd, or method.base=mlkd")
         self.base, self.alpha, self.beta, self.warmup = base, alpha, beta, warmup
         self.uncompiled = RAMPED if warmup else ""
         self.hard_labels = TARGET_SPLIT if base == "dkd" else ""

@@ -12,6 +12,7 @@ from dskd.losses.checks import check_labels, check_number, check_temperature
 from dskd.losses.logits import Reduction, check_logits, check_reduction, other_classes
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import TARGET_SPLIT, LogitMethod
+from dskd.methods.checks import idle_with_two_classes
 from dskd.methods.contracts import Pair
 from dskd.settings import Positive, Weight, checked
 
@@ -81,7 +82,8 @@ class NKD(LogitMethod):
         temperature: T of the other classes; the label's part is at temperature 1.
         ce: Weight of the labels.
         kd: Weight of the two parts together.
-        gamma: Weight of the other classes.
+        gamma: Weight of the other classes. It has no effect with two classes, of which one is not
+            the label; a line in the log says so.
 
     Raises:
         InputError: A setting is out of range, or the classes differ.
@@ -103,6 +105,9 @@ class NKD(LogitMethod):
     ) -> None:
         super().__init__(pair, ce, kd, temperature)
         self.gamma = gamma
+        if kd and gamma:
+            why = "compares the classes other than the label, and there is one"
+            self.warnings = idle_with_two_classes(pair, "nkd", "gamma", why)
 
     def logit_losses(
         self, batch: Batch, student_logits: Tensor, teacher_logits: Tensor

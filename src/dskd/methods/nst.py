@@ -13,7 +13,7 @@ from dskd.losses.checks import check_lists
 from dskd.losses.feature_maps import pooled_alike
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
-from dskd.methods.checks import at_same_depth, check_stages
+from dskd.methods.checks import at_same_depth, check_stages, single_positions
 from dskd.methods.contracts import Pair, TeacherNeeds
 from dskd.models.output import ModelOutput
 from dskd.settings import Positive, Weight, checked
@@ -81,7 +81,8 @@ class NST(FeatureMethod):
 
     The channels of a stage are a set of points for each image. ``MMD^2`` is the distance between
     the student's set and the teacher's, see `dskd.losses.nst`. Stage ``l`` of the student's L is
-    paired with stage ``ceil(l L_t / L)`` of the teacher's L_t.
+    paired with stage ``ceil(l L_t / L)`` of the teacher's L_t. A pair with
+    a single position teaches nothing; a line in the log says so.
 
     Source: Huang, Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer,
     2017, arXiv 1707.01219, section 4. The weight is that of CRD's repository (``literature`` has no
@@ -115,6 +116,7 @@ class NST(FeatureMethod):
         self.targets = at_same_depth(len(student), len(teacher))
         self.needs = TeacherNeeds(logits=True, stages=tuple(sorted(set(self.targets))))
         self.weight = weight
+        self.warnings = single_positions(pair, "nst") if weight else ()
 
     def extra_losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput

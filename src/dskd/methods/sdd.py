@@ -171,7 +171,7 @@ class SDD(LogitMethod):
     If the side of a map is not a multiple of the number of cells, the cells of the authors'
     adaptive pooling overlap. Here they never do, and the average of a grid is the average of the
     map: *our choice*. Grids with more cells than a map has positions are left out by default: *our
-    choice* too.
+    choice* too. If only the whole map is left, a line in the log says so.
 
     Args:
         pair: Student and teacher, of the same classes. Both average their last map and end in a
@@ -222,6 +222,7 @@ class SDD(LogitMethod):
         self.classifier = check_classifier(pair)
         self.scales = _scales(pair, scales)
         self.loss_settings = base, temperature, alpha, beta, complementary, form
+        self.warnings = _only_the_whole(base) if kd and self.scales == [1] else ()
         self.warmup = warmup
         self.uncompiled = RAMPED if warmup else ""
         self.hard_labels = _hard_labels(base, form)
@@ -252,6 +253,14 @@ def _hard_labels(base: Base, form: Form) -> str:
     if form == "code":
         return "with method.form=code it weights the parts of an image by its class"
     return TARGET_SPLIT if base != "kd" else ""
+
+
+def _only_the_whole(base: Base) -> tuple[str, ...]:
+    """A line for `Method.warnings` if there are no parts of the map."""
+    return (
+        f"sdd compares the whole last map alone, as method.name={base} does, since its smaller "
+        "side or method.scales is 1; take larger images or more scales for parts of it",
+    )
 
 
 def _scales(pair: Pair, scales: list[int] | None) -> list[int]:

@@ -19,7 +19,7 @@ from dskd.losses.precision import full_precision, in_full_precision
 from dskd.losses.vectors import unit
 from dskd.losses.wasserstein import class_distances, gaussian_distance, transport
 from dskd.methods.base import DECAYED, TARGET_SPLIT, LearnsFrom, Method, decayed
-from dskd.methods.checks import check_classes, check_classifier
+from dskd.methods.checks import check_classes, check_classifier, idle_with_two_classes
 from dskd.methods.contracts import (
     Pair,
     StepOutput,
@@ -28,6 +28,7 @@ from dskd.methods.contracts import (
     require_outputs,
 )
 from dskd.methods.fitnet import Regressor
+from dskd.methods.wkd_images import few_images, images_of_classes
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec
 from dskd.settings import Count, Epochs, Positive, Weight, checked
@@ -117,12 +118,13 @@ class WKD(Method):
     projector has no ReLU if the teacher's map has negative values.
 
     Args:
-        pair: Student and teacher, of the same classes. Two training images of each class are
-            needed, except for ``cost=classifier``.
+        pair: Student and teacher, of the same classes. Three training images of each class are
+            needed, better ten or more, except for ``cost=classifier``.
         temperature: T of W; the label's part is at temperature 1.
         ce: Weight of the labels.
         kd: Weight of the teacher's predictions, L_y and W together.
-        gamma: Weight of W relative to L_y.
+        gamma: Weight of W relative to L_y. It has no effect with two classes, of which one is not
+            the label; a line in the log says so.
         feature: Weight of the maps. With 0 there is no projector.
         ratio: Weight of the means in G; the standard deviations have the weight 1.
         grid: Cells on each side of the maps in G.
@@ -130,7 +132,8 @@ class WKD(Method):
             ImageNet; None for a projector of one convolution.
         cost: What the distances of the classes are computed from: the teacher's ``features`` (the
             vectors before its classifier), its ``logits``, or its ``classifier``.
-        cost_images: The most training images of each class that the distances are computed from.
+        cost_images: The most training images of each class that the distances are computed from,
+            3 or more. The smallest class sets the number for all.
         kappa: How fast the cost rises with the distance.
         regularization: Entropic regularisation of Sinkhorn's algorithm. Smaller values come closer
             to exact optimal transport, and converge more slowly.
@@ -216,7 +219,11 @@ class WKD(Method):
             rows = unit(check_classifier(pair).weight.detach())
             self.cost.copy_(_sharpened((1 - rows @ rows.T).fill_diagonal_(0), kappa))
         elif self.compares_logits:
-            self.compared = _images_of_classes(pair.labels, classes, cost_images)
+            self.compared = images_of_classes(pair.labels, classes, cost_images)
+            self.warnings = few_images(self.compared)
+        if self.compares_logits and gamma:
+            why = "moves probability between the classes other than the label, and there is one"
+            self.warnings += idle_with_two_classes(pair, "wkd", "gamma", why)
         vectors = self.compares_logits and cost == "features"
         if vectors and check_classes(pair).pooled is None:
             raise InputError(
@@ -328,19 +335,6 @@ def _projector(pair: Pair, hidden: int | None) -> nn.Module:
     assert source is not None
     assert target is not None
     return Bottleneck(source, target, hidden) if hidden else Regressor(source, target)
-
-
-def _images_of_classes(labels: Tensor, classes: int, most: int) -> Tensor:
-    """The first training images of each class, equally many of each: int64 ``[K, N]``."""
-    counts = labels.bincount(minlength=classes)
-    fewest = int(counts.min())
-    if fewest < 2:
-        raise InputError(
-            f"wkd compares classes by their training images, and class {int(counts.argmin())} has "
-            f"{fewest} where two are needed; set method.cost=classifier"
-        )
-    by_class = torch.split(labels.argsort(stable=True), counts.tolist())
-    return torch.stack([images[: min(fewest, most)] for images in by_class])
 
 
 def _sharpened(distances: Tensor, kappa: float) -> Tensor:
