@@ -223,6 +223,15 @@ def test_the_classifier_takes_on_the_transform(student: str) -> None:
     assert torch.equal(shipped(method.student.normalize(images)), merged)
 
 
+def test_the_classifier_takes_on_a_transform_that_several_processes_synchronise() -> None:
+    method, images, _ = made(segments=4)
+    unsettled(method).eval()
+    expected = method.classifier_logits(images)["student"]
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+    assert isinstance(converted.transform.widen[1], nn.SyncBatchNorm)
+    assert torch.equal(converted.classifier_logits(images)["student"], expected)
+
+
 def test_the_deployed_student_is_a_copy_that_learns_no_more() -> None:
     method, images, taught = made()
     before = {key: value.clone() for key, value in method.state_dict().items()}

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
@@ -17,7 +18,7 @@ from dskd.losses.checks import check_same_batch
 from dskd.losses.feature_maps import pool_to
 from dskd.losses.precision import in_full_precision
 from dskd.methods.base import FeatureMethod
-from dskd.methods.checks import check_classes, how_to_name
+from dskd.methods.checks import check_classes, check_standardized, how_to_name
 from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
 from dskd.models.feature_maps import spatial_mean
 from dskd.models.output import ModelOutput
@@ -32,6 +33,11 @@ SHARES: dict[Schedule, tuple[tuple[float, float], ...]] = {
     "imagenet": ((5, 0.1), (15, 0.5), (60, 0.9), (80, 0.5), (math.inf, 0.1)),
 }
 """The epoch before which the weight has this share of itself."""
+
+DROPOUT = (
+    "norm does not use the student's dropout before its classifier, since its transform stands "
+    "there; take another method to train with it"
+)
 
 
 @in_full_precision
@@ -92,7 +98,8 @@ class NORM(FeatureMethod):
 
     *Our choice*: both maps are those whose average the classifiers see, after the last activation.
     The authors take those of WRNs before the last BatchNorm, where the transform could not be
-    merged. With one segment their code has no transform; here it stays, since channels may differ.
+    merged. A dropout before the student's classifier is not used, and a line in the log says so.
+    With one segment their code has no transform; here it stays, since channels may differ.
 
     Args:
         pair: Student and teacher, of the same classes. The student averages its last map and ends
@@ -104,7 +111,7 @@ class NORM(FeatureMethod):
         segments: N, the number of segments.
         logit_scale: Before CE and KD, the logits of each image, of student and teacher, get mean 0
             and this standard deviation over the classes, 2.5 in the authors' code; None for the
-            logits themselves.
+            logits themselves. This needs three classes or more.
         schedule: ``constant``, or the steps of the authors' code for ``cifar100`` (240 epochs) or
             ``imagenet`` (100 epochs), which change the weight of the maps.
 
@@ -141,12 +148,15 @@ class NORM(FeatureMethod):
     ) -> None:
         super().__init__(pair, ce, kd, temperature)
         channels = _channels(pair)
+        if logit_scale is not None:
+            check_standardized(pair, f"method.logit_scale={logit_scale:g}", "drop it")
         self.weight, self.logit_scale, self.schedule = weight, logit_scale, schedule
         if schedule != "constant":
             self.uncompiled = (
                 "method.schedule changes a weight in some epochs, and torch would compile each anew"
             )
         self.transform = Transform(*channels, segments)
+        self.warnings = (DROPOUT,) * self.drops_pooled
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """The losses of labels and predictions behind the transform, and of the maps."""
@@ -276,7 +286,7 @@ def share_in_epoch(schedule: Schedule, epoch: int) -> float:
 
 def _affine(batch_norm: nn.Module) -> tuple[Tensor, Tensor]:
     """BatchNorm in evaluation mode as factor and summand of each channel, in float64."""
-    assert isinstance(batch_norm, nn.BatchNorm2d)
+    assert isinstance(batch_norm, _BatchNorm)  # also one that train.sync_batchnorm converted
     assert batch_norm.running_var is not None
     assert batch_norm.running_mean is not None
     deviation = (batch_norm.running_var.double() + batch_norm.eps).sqrt()
