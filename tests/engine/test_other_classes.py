@@ -66,6 +66,7 @@ def test_a_teacher_of_other_classes_teaches_by_its_features(
     row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
     assert row["loss/kd"] == 0
     assert row["stage1/feature"] > 0
+    assert "stage1/prediction" not in row
     (runs,) = collect([tmp_path / "run"]).methods
     assert runs.variant.weights == {"ce": 1, "kd": 0, "alpha": 0, "beta": 10, "gamma": 0}
 

@@ -272,6 +272,40 @@ def test_separate_weights_are_those_of_predictions_and_of_maps(scale: Any, weigh
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_raw_weights_divide_by_the_temperature_of_the_prediction_loss() -> None:
+    z_s, z_t, y, logits, maps, targets = made(3)
+    objective = DSKDObjective(
+        temperature=4.0,
+        prediction_options={"temperature": 2.0},
+        allocation="hard-first",
+        allocate="separate",
+        allocation_scale="raw",
+        weight_sum="one",
+    )
+    weights = objective(z_s, z_t, y, logits, maps, targets).weights
+    p = [mean(kl_per_sample(z, z_t, 2.0)) / 4 for z in logits]
+    assert weights.tolist() == pytest.approx(softmax(p))
+
+
+@pytest.mark.parametrize("scale", ["relative", "raw"])
+def test_labels_have_the_weights_of_their_losses_if_no_predictions_are_learned(scale: Any) -> None:
+    z_s, z_t, y, logits, maps, targets = made(3)
+    settings: dict[str, Any] = {
+        "alpha": 0.0,
+        "gamma": 0.5,
+        "allocation": "hard-first",
+        "allocate": "separate",
+        "allocation_scale": scale,
+        "weight_sum": "one",
+    }
+    found = DSKDObjective(**settings)(z_s, z_t, y, logits, maps, targets).weights
+    losses = [mean(ce_per_sample(z, y)) for z in logits]
+    basis = losses if scale == "raw" else [x / mean(losses) for x in losses]
+    assert found.tolist() == pytest.approx(softmax(basis))
+    other = DSKDObjective(**settings)(z_s, torch.zeros_like(z_t), y, logits, maps, targets).weights
+    assert torch.equal(other, found)
+
+
 def test_progress_divides_by_the_first_losses_and_smoothing_averages() -> None:
     progress = AllocationHistory(2, "progress", 0.0)
     assert progress(torch.tensor([2.0, 8.0])).tolist() == [1, 1]

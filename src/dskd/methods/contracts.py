@@ -30,6 +30,7 @@ class Pair:
         labels: int64 ``[N]``, the labels of the training images by index, for methods that
             remember something about each image.
         largest_batch: The largest number of images per step in one process.
+        other_classes: Whether the teacher's own classes are others, and its logits are zeros.
     """
 
     student: StagedModel
@@ -38,6 +39,7 @@ class Pair:
     teacher_classifier: nn.Linear | None = None
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     largest_batch: int = 1
+    other_classes: bool = False
 
     @classmethod
     def measured(
@@ -61,7 +63,8 @@ class Pair:
         if teacher is None:
             return cls(student, spec, labels=labels, largest_batch=largest_batch)
         classifier = copy.deepcopy(teacher.linear_classifier)
-        return cls(student, spec, measure(teacher, "teacher"), classifier, labels, largest_batch)
+        other, taught = teacher.other_classes is not None, measure(teacher, "teacher")
+        return cls(student, spec, taught, classifier, labels, largest_batch, other)
 
 
 @dataclass(frozen=True)

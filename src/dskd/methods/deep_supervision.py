@@ -103,7 +103,8 @@ class DSKDObjective(nn.Module):
         tau: Temperature of the rules that use a softmax: ``hard-first``, ``easy-first`` and
             ``ca-mkd``.
         allocate: ``joint``: one weight for S_l. ``separate``: P_l and M_l have weights of their
-            own, each by the same rule.
+            own, each by the same rule. The labels have the weights of P_l; with ``alpha=0`` these
+            come from the losses of the labels.
         allocation_scale: ``relative``: the rule sees losses divided by their mean. ``raw``: the
             rules with a softmax see the losses themselves (with ``allocate=separate``, those of the
             predictions without the factor T^2).
@@ -116,7 +117,7 @@ class DSKDObjective(nn.Module):
         feature_scale: ``relative``: the MSE is divided by the mean square of the teacher's map.
             ``none``: a plain MSE.
         prediction_loss: Logit loss of the branches: ``kl`` (``kd`` means the same),
-            ``kd-standardized``, ``dkd`` or ``dist``.
+            ``kd-standardized`` (of three classes or more), ``dkd`` or ``dist``.
         prediction_options: Further settings of this loss, such as ``{"beta": 2.0}`` for dkd.
         deep_loss: Logit loss of the student's own logits, from the same list.
         deep_options: Further settings of this loss.
@@ -159,8 +160,12 @@ class DSKDObjective(nn.Module):
         self.prediction_loss = bind(prediction_loss, temperature, prediction_options or {})
         self.feature_loss = bind_feature_loss(feature_loss, feature_scale)
         self.hard_labels = TARGET_SPLIT if "dkd" in (deep_loss, prediction_loss) else ""
-        self.temperature = temperature
+        self.prediction_temperature = (prediction_options or {}).get("temperature", temperature)
         self.ce, self.kd, self.alpha, self.beta, self.gamma = ce, kd, alpha, beta, gamma
+        self.standardizes = "kd-standardized" in (
+            deep_loss if kd else "",
+            prediction_loss if alpha else "",
+        )
         self.separate = allocate == "separate"
         self.rule = allocation, tau, allocation_scale, weight_sum
         self.raw, self.per_sample = allocation_scale == "raw", weights_per == "sample"
@@ -220,8 +225,7 @@ class DSKDObjective(nn.Module):
         by_labels = self._by_labels(branch_logits, targets, reduction, len(features))
         by_logits, by_maps = self.alpha * shares[0] * predictions, self.beta * shares[1] * features
         if self.separate:
-            scale = self.temperature**2 if self.raw else 1.0
-            weights = self._weights(predictions / scale, len(student_logits))
+            weights = self._weights(self._basis(predictions, by_labels), len(student_logits))
             feature_weights = self._weights(features, len(student_logits), history=1)
             by_logits = by_logits if by_labels is None else by_logits + by_labels
             weighted = weights * by_logits + feature_weights * by_maps
@@ -239,6 +243,12 @@ class DSKDObjective(nn.Module):
             weights=_over_images(weights),
             feature_weights=_over_images(feature_weights),
         )
+
+    def _basis(self, predictions: Tensor, by_labels: Tensor | None) -> Tensor:
+        """The losses that the separate weights of predictions and labels depend on."""
+        if not self.alpha and by_labels is not None:
+            return by_labels / self.gamma  # predictions that are not learned decide nothing
+        return predictions / (self.prediction_temperature**2 if self.raw else 1.0)
 
     def _by_labels(
         self, branch_logits: Sequence[Tensor], targets: Tensor, reduction: Reduction, rows: int

@@ -11,7 +11,7 @@ from dskd.data.loader import Batch
 from dskd.losses.feature_maps import pool_to
 from dskd.methods.base import BranchedMethod, ramp
 from dskd.methods.branches import Adapter, AdapterForm, BranchOutput
-from dskd.methods.checks import check_stages
+from dskd.methods.checks import check_stages, check_standardized
 from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
 from dskd.methods.deep_supervision import DSKDObjective, DSKDTerms
 from dskd.methods.dskd_branches import (
@@ -232,6 +232,7 @@ class DSKD(BranchedMethod):
         check_branch_settings(feature_target, fuse, adapter, adapter_depth, classifier)
         student, _ = check_stages(pair)
         self.deep_stage: DeepStage = deep_stage
+        self.other_classes = pair.other_classes
         self.allocated = self.supervised + [len(student) - 1] * (deep_stage != "none")
         self.targets = choose_targets(pair, self.allocated, feature_target, classifier)
         self.needs = TeacherNeeds(
@@ -241,6 +242,8 @@ class DSKD(BranchedMethod):
             map_size=map_size,
         )
         self.objective = DSKDObjective(**settings)
+        if self.objective.standardizes:
+            check_standardized(pair, "kd-standardized", "take kd, the default, as the logit loss")
         self.ce, self.hard_labels = self.objective.label_weight, self.objective.hard_labels
         self.objective.remember(len(self.allocated))
         self.fading = prediction_warmup, prediction_epochs, feature_epochs
@@ -313,11 +316,9 @@ class DSKD(BranchedMethod):
         return ramp(epoch, warmup) * fall(epoch, predictions), fall(epoch, features)
 
     def _metrics(self, terms: DSKDTerms) -> dict[str, Tensor]:
-        named = {
-            "prediction": terms.predictions,
-            "feature": terms.features,
-            "weight": terms.weights,
-        }
+        named = {"feature": terms.features, "weight": terms.weights}
+        if not self.other_classes:
+            named = {"prediction": terms.predictions} | named
         if self.objective.separate:
             named["feature_weight"] = terms.feature_weights
         return {
