@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dskd import methods
-from dskd.methods.base import FeatureMethod
+from dskd.data.loader import Batch
 from dskd.methods.norm import NORM
 from dskd.models.output import ModelOutput
 from dskd.models.spec import describe
@@ -78,10 +78,15 @@ def seen(name: str, **rates: float) -> tuple[ModelOutput, ModelOutput]:
     pair, teacher = make_pair(student(**rates), staged("resnet14"), DATA)
     method: Any = methods.find(name)(pair)
     assert teacher is not None
-    assert isinstance(method, FeatureMethod)
     found: list[ModelOutput] = []
     inner = method.extra_losses
-    method.extra_losses = lambda b, s, t: found.append(s) or inner(b, s, t)
+
+    def recorded(batch: Batch, student: ModelOutput, teacher: ModelOutput) -> dict[str, Tensor]:
+        found.append(student)
+        losses: dict[str, Tensor] = inner(batch, student, teacher)
+        return losses
+
+    method.extra_losses = recorded
     batch = batch_of(IMAGES)
     method.train()(batch, teacher(IMAGES))
     return found[0], method.student.eval()(IMAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -48,11 +49,12 @@ def test_catkd_refuses_scaled_maps_of_a_single_position() -> None:
 
 @pytest.mark.parametrize("name", ["at", "nst"])
 def test_stages_of_a_single_position_are_told(name: str) -> None:
-    (line,) = methods.find(name)(pair_of(4)).warnings
+    kind: Any = methods.find(name)
+    (line,) = kind(pair_of(4)).warnings
     assert line.startswith(f"{name} compares the positions of maps, and the student or its teacher")
     assert "has one in stage 3, which teaches nothing" in line
-    assert not methods.find(name)(pair_of(4), weight=0.0).warnings
-    assert not methods.find(name)(pair_of(16)).warnings
+    assert not kind(pair_of(4), weight=0.0).warnings
+    assert not kind(pair_of(16)).warnings
 
 
 def test_all_such_stages_are_named() -> None:

@@ -70,7 +70,8 @@ def test_two_classes_are_enough_for_all_else(name: str, settings: dict[str, Any]
 def test_a_term_without_a_gradient_is_told(name: str, weight: str) -> None:
     (line,) = made(name).warnings
     assert line.startswith(f"{name}: method.{weight} has no effect with 2 classes, as it ")
-    assert not made(name, **{weight: 0.0}).warnings
+    without: dict[str, Any] = {weight: 0.0}
+    assert not made(name, **without).warnings
     assert not made(name, classes=3).warnings
 
 
