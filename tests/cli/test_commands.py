@@ -468,7 +468,6 @@ def test_a_task_alone_prints_its_help(verb: str, capsys: pytest.CaptureFixture[s
             ["distill", "digits", "--method", "dskd:beta=3:gamma=1"],
             ["stand apart", "method.name=dskd method.beta=3 method.gamma=1"],
         ),
-        (["train", "--data", __file__, "--student", "resnet8"], ["is a file", "manifest"]),
         (["distill", "digits", "teacher.checkpoint=."], [". is a folder", "student.safetensors"]),
         (["segment", "train", "shapes", "data.patient=x"], ["data: patient", "of folder"]),
         (["distill", "digits", "trian.lr=1"], ["'trian'", "'train'"]),

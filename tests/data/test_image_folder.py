@@ -247,3 +247,11 @@ def test_refuses_a_image_that_went_away(tmp_path: Path) -> None:
         files.read("train/cat/0.png")
     with pytest.raises(InputError, match=r"other\.png is missing"):
         files.read("train/cat/other.png")
+
+
+def test_a_file_in_place_of_the_folder_is_told_what_to_give(
+    load: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("no images")
+    with pytest.raises(InputError, match=r"notes\.txt is a file; give a folder of images"):
+        load(root=tmp_path / "notes.txt")
