@@ -274,10 +274,15 @@ def test_a_file_without_weights_is_refused(tmp_path: Path, name: str, content: b
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "."])
+@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors"])
 def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="there is no checkpoint file"):
         read_weights(tmp_path / name)
+
+
+def test_a_folder_in_place_of_a_file_is_told_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a folder; give the file .*student\.safetensors"):
+        read_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
