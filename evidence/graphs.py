@@ -71,7 +71,7 @@ def compute(
 
 def _compared(graph: Path, out: Path, changes: Sequence[str], seeds: int) -> dict[str, Any]:
     """The numbers of a comparison, whose missing runs are computed."""
-    recipe = RECIPES.load(RECIPE, [*changes, f"data.root={graph.resolve()}"])
+    recipe = RECIPES.load_shared(RECIPE, [*changes, f"data.root={graph.resolve()}"])
     comparison = run_grid(plan(recipe, METHODS, out.resolve(), seeds=seeds), LogLines())
     summaries = summarize(comparison.variants, comparison.test_images, comparison.baseline)
     teachers = [

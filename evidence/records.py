@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def pack(data: Path, out: Path, archive: Path, folders: Sequence[str]) -> int:
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:xz", preset=9) as tar:
         for file in files:
-            content = _replaced(file.read_bytes(), file, named)
+            content = _replaced(_content(file), file, named)
             member = tarfile.TarInfo(file.relative_to(out).as_posix())
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
@@ -99,6 +100,17 @@ def _kept(run: Path, out: Path) -> list[Path]:
     of_teacher = set(run.relative_to(out).parts) & set(TEACHERS)
     names = (*TEXTS, LAST) if of_teacher else TEXTS
     return [run / name for name in names if (run / name).is_file()]
+
+
+def _content(file: Path) -> bytes:
+    """The content of a file that is kept; commands name folders of the machine, and are not."""
+    content = file.read_bytes()
+    if file.name != ENVIRONMENT:
+        return content
+    facts = json.loads(content)
+    facts["command"] = facts["command"][:1]
+    facts.pop("commands", None)
+    return json.dumps(facts, indent=2).encode()
 
 
 def _folders(data: Path, out: Path) -> dict[str, Path]:

@@ -50,12 +50,17 @@ def test_an_archive_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     paths = {"root": str(data), "out": str(run)}
     (run / "result.json").write_text(json.dumps(paths))
     (run / "student.safetensors").write_bytes(b"weights")
+    command = {"command": ["study.py", str(data), "/home/somebody"], "processor": "a CPU"}
+    (run / "environment.json").write_text(json.dumps(command))
     assert records.pack(data, out, tmp_path / "kept.tar.xz", ["study"]) == 1
     with tarfile.open(tmp_path / "kept.tar.xz") as tar:
-        (member,) = tar.getmembers()
-        content = tar.extractfile(member)
-        assert content is not None
-        assert json.loads(content.read()) == {"root": "{DATA}", "out": "{OUT}/study/kd/seed0"}
+        kept = {member.name: tar.extractfile(member) for member in tar.getmembers()}
+        read = {name: json.loads(file.read()) for name, file in kept.items() if file is not None}
+    folder = "study/kd/seed0"
+    assert read == {
+        f"{folder}/result.json": {"root": "{DATA}", "out": f"{{OUT}}/{folder}"},
+        f"{folder}/environment.json": {"command": ["study.py"], "processor": "a CPU"},
+    }
     there = tmp_path / "there"
     records.unpack(data, there, tmp_path / "kept.tar.xz")
     moved = json.loads((there / "study/kd/seed0/result.json").read_text())
