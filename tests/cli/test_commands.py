@@ -408,7 +408,8 @@ def test_a_process_distils_and_prints_lines_where_there_is_no_terminal(tmp_path:
     words = ["-m", "dskd", "distill", "digits", *TINY, "out=run"]
     done = processes.run(words, folder=tmp_path, environment=os.environ | {"COLUMNS": "20"})
     assert done.returncode == 0, done.stderr
-    first, *teachers, accuracy, student = done.stderr.splitlines()
+    twin, first, *teachers, accuracy, student = done.stderr.splitlines()
+    assert twin.startswith("the teacher that is trained first is a twin of the student: ")
     assert first == "training the teacher resnet8 first, in run/teacher"
     assert [line.partition(":")[0] for line in teachers] == [
         f"ce resnet8, epoch {epoch}/20" for epoch in range(1, 21)
