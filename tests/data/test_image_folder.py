@@ -146,7 +146,7 @@ def test_refuses_missing_folders(tmp_path: Path, load: Callable[..., Dataset]) -
         load()
     root = tmp_path / "root"
     root.write_text("x")
-    with pytest.raises(InputError, match=r"cannot list .*root"):
+    with pytest.raises(InputError, match="root is a file; give a folder of images, a manifest"):
         load()
     root.unlink()
     root.mkdir()
@@ -247,11 +247,3 @@ def test_refuses_a_image_that_went_away(tmp_path: Path) -> None:
         files.read("train/cat/0.png")
     with pytest.raises(InputError, match=r"other\.png is missing"):
         files.read("train/cat/other.png")
-
-
-def test_a_file_in_place_of_the_folder_is_told_what_to_give(
-    load: Callable[..., Dataset], tmp_path: Path
-) -> None:
-    (tmp_path / "notes.txt").write_text("no images")
-    with pytest.raises(InputError, match=r"notes\.txt is a file; give a folder of images"):
-        load(root=tmp_path / "notes.txt")

@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 
 from dskd.errors import InputError, first_line
-from dskd.storage.run_files import LAST
 
 
 class Ignored:
@@ -104,7 +103,7 @@ def read_content(path: Path) -> Any:
     """
     if path.is_dir():
         raise InputError(
-            f"{path} is a folder; give the file of weights, such as {path / LAST} of a run"
+            f"{path} is a folder; give the file of weights, as in {path / 'student.safetensors'}"
         )
     if not path.is_file():
         raise InputError(f"there is no checkpoint file {path}; check the path")
