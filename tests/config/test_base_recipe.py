@@ -14,8 +14,10 @@ from dskd.engine.tasks.segmentation.recipe import RECIPES as SEGMENT
 
 RECIPES: dict[str, BaseRecipe] = {
     "images": load("digits", ["method.name=dskd"]),
-    "graphs": GRAPHS.load(None, ["data.name=generated", "student.name=gat", "teacher.name=gat"]),
-    "segment": SEGMENT.load(None, ["data.name=shapes", "teacher.width=32"]),
+    "graphs": GRAPHS.load_shared(
+        None, ["data.name=generated", "student.name=gat", "teacher.name=gat"]
+    ),
+    "segment": SEGMENT.load_shared(None, ["data.name=shapes", "teacher.width=32"]),
 }
 NEWER = {
     "images": [
