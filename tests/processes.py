@@ -44,7 +44,7 @@ SERVER.set_forkserver_preload(
         "tests.no_flush",
     ]
 )
-PATIENCE = 300.0
+PATIENCE = 900.0
 """Seconds after which a process counts as hanging."""
 
 
