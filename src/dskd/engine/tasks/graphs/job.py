@@ -12,7 +12,7 @@ from dskd.engine.tasks.build import build_trainer as build_task_trainer
 from dskd.engine.tasks.build import seed_of_part
 from dskd.engine.tasks.graphs.data import GraphData
 from dskd.engine.tasks.graphs.loader import GraphLoaders
-from dskd.engine.tasks.graphs.metadata import metadata_of
+from dskd.engine.tasks.graphs.metadata import read_student_metadata
 from dskd.engine.tasks.graphs.methods import METHODS, GraphMethod, GraphPair
 from dskd.engine.tasks.graphs.models import (
     GraphNet,
@@ -32,6 +32,7 @@ from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import GRAPHS
 from dskd.engine.tasks.graphs.teacher import GraphTeacher, GraphTeacherOutputs
 from dskd.engine.tasks.job import TaskJob, needs_teacher
+from dskd.engine.tasks.metadata import metadata_if_any
 from dskd.engine.teacher_run import train_in_folder
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
@@ -232,7 +233,7 @@ def freeze(recipe: GraphRecipe, loaders: GraphLoaders, weights: Path) -> GraphTe
 
 def _check_knows(recipe: GraphRecipe, data: GraphData, weights: Path) -> None:
     """Refuses a teacher that was trained for other classes, or other values of the features."""
-    known = metadata_of(weights)
+    known = metadata_if_any(weights, read_student_metadata)
     if known is None:
         return
     for what, theirs, own in (

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from dskd.engine.tasks.graphs.settings import GraphModelSettings
-from dskd.errors import InputError
 from dskd.settings import Count, Settings, validate
 from dskd.storage.weights import read_metadata
 
@@ -30,16 +29,3 @@ def read_student_metadata(path: Path) -> StudentMetadata:
         InputError: It is missing, or not that of a student of graphs.
     """
     return validate(StudentMetadata, read_metadata(path), f"{path}: ")
-
-
-def metadata_of(path: Path) -> StudentMetadata | None:
-    """The metadata of a student's file; None for weights that another program has saved.
-
-    Raises:
-        InputError: It is that of another task.
-    """
-    try:
-        read_metadata(path)
-    except InputError:  # what reads the weights says what is wrong with the file, if anything
-        return None
-    return read_student_metadata(path)

@@ -11,10 +11,11 @@ from dskd.engine.loss_scaler import check_float16
 from dskd.engine.tasks.build import build_trainer as build_task_trainer
 from dskd.engine.tasks.build import seed_of_part
 from dskd.engine.tasks.job import TaskJob, needs_teacher
+from dskd.engine.tasks.metadata import metadata_if_any
 from dskd.engine.tasks.segmentation.base import SegmentationMethod
 from dskd.engine.tasks.segmentation.dataset import SegmentationData
 from dskd.engine.tasks.segmentation.loader import SegmentationLoaders, Supervision
-from dskd.engine.tasks.segmentation.metadata import metadata_of
+from dskd.engine.tasks.segmentation.metadata import read_student_metadata
 from dskd.engine.tasks.segmentation.methods import METHODS
 from dskd.engine.tasks.segmentation.recipe import RECIPES
 from dskd.engine.tasks.segmentation.settings import (
@@ -248,7 +249,7 @@ def freeze(
     """
     assert recipe.teacher is not None, "the recipe has one"
     model = build_model(recipe.teacher, data, recipe.data.normalize, 0)
-    known = metadata_of(weights)
+    known = metadata_if_any(weights, read_student_metadata)
     if known is not None:
         if known.classes != data.classes:
             raise InputError(

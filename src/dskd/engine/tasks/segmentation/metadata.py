@@ -7,7 +7,6 @@ from typing import Literal
 
 from dskd.engine.tasks.segmentation.settings import Normalize, SegmentationModelSettings
 from dskd.engine.tasks.segmentation.unet import SegmentationModel
-from dskd.errors import InputError
 from dskd.models.staged_net import StagedNet
 from dskd.settings import Count, Number, Positive, Settings, validate
 from dskd.storage.weights import read_metadata
@@ -40,16 +39,3 @@ def read_student_metadata(path: Path) -> StudentMetadata:
     """
     found = {k: v for k, v in read_metadata(path).items() if k in StudentMetadata.model_fields}
     return validate(StudentMetadata, found, f"{path}: ")
-
-
-def metadata_of(path: Path) -> StudentMetadata | None:
-    """The metadata of a student's file; None for weights that another program has saved.
-
-    Raises:
-        InputError: It is that of another task.
-    """
-    try:
-        read_metadata(path)
-    except InputError:  # what reads the weights says what is wrong with the file, if anything
-        return None
-    return read_student_metadata(path)
