@@ -12,7 +12,7 @@ from dskd import methods
 from dskd.compare.summary import baseline_of
 from dskd.compare.variants import MethodVariant, Weights, method_variants
 from dskd.config.contradictions import check_shared
-from dskd.config.recipe import compose
+from dskd.config.recipe import Composed, compose
 from dskd.errors import InputError
 from dskd.storage.run_files import LAST, TEACHER
 
@@ -161,8 +161,24 @@ def load_plan(
     composed = compose(recipe_name, overrides)
     if composed.values.get("teacher") is None:  # the default method would need one
         composed.values.setdefault("method", {"name": "ce"})
-    label = (recipe_name or composed.folder.name).removesuffix(".yaml").removesuffix(".yml")
-    path = out or Path("runs") / "compare" / label.strip("./").replace("/", "-")
-    if composed.values.get("out"):
-        log.info("out of %s is that of a single run; this comparison is in %s", recipe_name, path)
+    path = folder_of_runs(composed, recipe_name, out, "compare", "comparison")
     return plan(composed.resolved(), names, path, **options)
+
+
+def folder_of_runs(
+    composed: Composed, recipe_name: str | None, out: Path | None, verb: str, whole: str
+) -> Path:
+    """The folder of many runs. A line says so if the recipe has one for a single run.
+
+    Args:
+        composed: The recipe.
+        recipe_name: As for `load_plan`.
+        out: The folder that was asked for; None for ``runs/<verb>/<recipe>``.
+        verb: Of the command.
+        whole: What the runs are together.
+    """
+    label = (recipe_name or composed.folder.name).removesuffix(".yaml").removesuffix(".yml")
+    path = out or Path("runs") / verb / label.strip("./").replace("/", "-")
+    if composed.values.get("out"):
+        log.info("out of %s is that of a single run; this %s is in %s", recipe_name, whole, path)
+    return path

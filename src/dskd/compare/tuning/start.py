@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from dskd import methods
+from dskd.compare.grid import folder_of_runs
 from dskd.compare.tuning.search import Search
 from dskd.compare.tuning.space import Tuned, split_space
 from dskd.config.recipe import compose
 from dskd.config.schema import Recipe
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
-
-log = logging.getLogger("dskd")
 
 
 def load_search(
@@ -45,10 +43,7 @@ def load_search(
     composed = compose(recipe_name, fixed)
     recipe = composed.resolved()
     _, space = split_space(overrides, recipe.method.name)
-    label = (recipe_name or composed.folder.name).removesuffix(".yaml").removesuffix(".yml")
-    path = out or Path("runs") / "tune" / label.strip("./").replace("/", "-")
-    if composed.values.get("out"):
-        log.info("out of %s is that of a single run; this study is in %s", recipe_name, path)
+    path = folder_of_runs(composed, recipe_name, out, "tune", "study")
     return make_search(recipe, space, path, seeds, objects)
 
 
