@@ -96,7 +96,7 @@ reproduce-early-exits: $(READY)
 	$(BIN)/python -m evidence.early_exits "$(DATA)" "$(OUT)" $(ARGS)
 
 # All steps of "DSKD first", one after the other; with PHOTOS=photos also the one on photos of flowers.
-FIRST := forms-strong first-baselines first-search first-leading first first-pair first-abstract
+FIRST := first-baselines first-search first-leading first first-pair first-abstract
 reproduce-first: $(READY)
 	$(if $(DATA),,$(error set DATA, as in make $@ DATA=images))
 	set -e; for step in $(FIRST); do $(BIN)/python -m evidence.study $$step "$(DATA)" "$(OUT)" $(ARGS); done

@@ -40,6 +40,8 @@ class TrainedTeacher(Settings):
     """Epochs of its training."""
     strong: bool = False
     """Whether `evidence.strong_teacher` trains it, with mixed images, and not the recipe."""
+    starts_from: str | None = None
+    """A study with the weights of whose teacher the training starts; None for random weights."""
 
 
 class ExtraSeeds(Settings):
@@ -77,7 +79,8 @@ class Study(Settings):
     extra_seeds: ExtraSeeds | None = None
     """Which labels get more seeds."""
     shares_runs_of: str | None = None
-    """A study in whose folder the runs are written, so that common runs are computed once."""
+    """A study in whose folder the runs are written, so that common runs are computed once. Its
+    teacher is theirs, if it is trained on the same images for as many epochs."""
     deviation: str | None = None
     """How the study departs from the protocol; None if it does not."""
     tests_first: bool = False
@@ -95,6 +98,10 @@ class Study(Settings):
     """The study's name on the command line, if a ``--recipe`` gave it another name."""
     duplicates: dict[str, str] = Field(default_factory=dict)
     """Labels that are left out, each with the label that has the same settings."""
+    leaves_misfits_out: bool = False
+    """Whether a label that student and teacher do not allow is left out. Else it ends the study."""
+    left_out: dict[str, str] = Field(default_factory=dict)
+    """Such labels, each with the line that refuses it."""
 
     @property
     def teacher_name(self) -> str:

@@ -76,6 +76,7 @@ def facts_of(
         "changes": study.changes,
         "images": comparison.test_images,
         "teacher": {"name": study.teacher_name, "epochs": study.teacher.epochs}
+        | ({"starts_from": study.teacher.starts_from} if study.teacher.starts_from else {})
         | {key: teacher[key] for key in ("test_accuracy", "parameters")},
         "baseline": study.baseline,
         "runs": run_count(study),
@@ -86,6 +87,7 @@ def facts_of(
         "recipe": _without_paths(comparison.facts["recipe"]),
         "groups": study.groups,
         "duplicates": study.duplicates,
+        "left_out": study.left_out,
         "rows": rows,
         "first": question,
     }

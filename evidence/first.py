@@ -131,7 +131,7 @@ def configurations(name: str) -> list[str]:
         `CONFIGURATIONS` labels, all different.
 
     Raises:
-        InputError: The space of DSKD is not stated yet, or a space has too few configurations.
+        InputError: A space has too few configurations, or `space_of` refuses it.
 
     Example:
         >>> drawn = configurations("kd")
@@ -155,11 +155,11 @@ def space_of(name: str) -> dict[str, Any]:
         name: The method.
 
     Raises:
-        InputError: The space of DSKD is not stated yet, or a method's own entry names one of the
+        InputError: The space of KD or DSKD is not stated, or a method's own entry names one of the
             weights that the shared factor changes.
     """
     if name in FIXED and name not in SPACES:
-        raise InputError(f"spaces.yaml has no space of {name}; it follows the study forms-strong")
+        raise InputError(f"spaces.yaml has no space of {name}; state it there")
     if name in FIXED:
         return dict(SPACES[name])
     known = signature_settings(methods.find(name).__init__).model_fields

@@ -111,13 +111,20 @@ def _how(facts: Mapping[str, Any]) -> list[str]:
     return [
         f"{_rules(facts)} The student is {facts['recipe']['student']['name']}, trained for "
         f"{train['epochs']} epochs. The teacher is {teacher['name']}, trained for "
-        f"{teacher['epochs']} epochs, with a test accuracy of {teacher['test_accuracy']:.1f} %. "
+        f"{teacher['epochs']} epochs{_start(teacher)}, with a test accuracy of "
+        f"{teacher['test_accuracy']:.1f} %. "
         f"{_strength(facts)}"
         f"Accuracy is measured after the last epoch, on {facts['images']:,} test images. "
         f"{state}{_shared(facts)} Training the students took {facts['hours']:.1f} hours.",
         "",
         f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}{_names(facts)}",
     ]
+
+
+def _start(teacher: Mapping[str, Any]) -> str:
+    """Where the training of a teacher started, if not from random weights."""
+    earlier = teacher.get("starts_from")
+    return f" from the weights of the teacher of [{earlier}]({earlier}.md)" if earlier else ""
 
 
 def _strength(facts: Mapping[str, Any]) -> str:
@@ -237,6 +244,10 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         f"- `{label}` has no row: its settings are those of `{one}`."
         for label, one in facts["duplicates"].items()
     ]
+    misfits = [
+        f"- `{label}` has no row: it cannot be trained with this pair ({why})."
+        for label, why in facts.get("left_out", {}).items()
+    ]
     return [
         "± is the 95 % interval over seeds ([words](README.md#words)). The test images are a "
         f"sample, which adds about ± {max(errors, default=0):.1f} points (Wilson) to an accuracy. "
@@ -244,5 +255,6 @@ def _notes(facts: Mapping[str, Any]) -> list[str]:
         f"hold for these images and this teacher.{_deployed(facts)}{_preset(facts)}",
         *(["", *failed] if failed else []),
         *(["", *same] if same else []),
+        *(["", *misfits] if misfits else []),
         "",
     ]

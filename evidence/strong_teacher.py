@@ -25,6 +25,8 @@ from dskd.storage.atomic import replace_file, replacing
 from dskd.storage.weights import write_weights
 
 BATCH_SIZE, LR, WEIGHT_DECAY, MIXUP_ALPHA = 128, 0.1, 5e-4, 0.2
+EVALUATED = 10
+"""Epochs between two lines of the log. The result has the accuracy after the last epoch."""
 
 
 class StrongTeacher:
@@ -64,9 +66,8 @@ class StrongTeacher:
         pixels = ((images.float() / 255 - self.mean) / self.std).to(
             memory_format=torch.channels_last
         )
-        with torch.autocast("cpu", torch.bfloat16):
-            logits: Tensor = self.network(pixels)
-        return logits.float()
+        logits: Tensor = self.network(pixels)
+        return logits
 
     def train_epoch(self) -> None:
         """Trains for one epoch."""
@@ -134,9 +135,10 @@ def train(folder: Path, out: Path, name: str, epochs: int, seed: int) -> None:
     while teacher.epoch < epochs:
         teacher.train_epoch()
         teacher.save(checkpoint)
-        row = {"epoch": teacher.epoch, "test_accuracy": round(teacher.accuracy(), 4)}
-        with log.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if teacher.epoch % EVALUATED == 0:
+            row = {"epoch": teacher.epoch, "test_accuracy": round(teacher.accuracy(), 4)}
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
     replace_file(out / "student.safetensors", write_weights(teacher.network, {}))
     result = {
         "model": name,
@@ -154,7 +156,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="wrn_40_2")
-    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     torch.set_num_threads(1)

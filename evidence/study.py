@@ -27,6 +27,7 @@ from evidence import figure, strong_teacher
 from evidence.design import Study, find, steps, varied
 from evidence.exits import exit_codes
 from evidence.facts import commit_of_code, facts_of
+from evidence.fitting import without_misfits
 from evidence.page import page, shows_costs
 from evidence.prepare import prepare
 from evidence.time_estimate import training_seconds
@@ -36,7 +37,7 @@ RESULTS = Path(__file__).parents[1] / "docs/results"
 
 
 def teacher_of(study: Study, root: Path, out: Path) -> Path:
-    """The weights of the study's teacher. Trains it if it is not finished.
+    """The weights of the study's teacher. Trains it, and one it starts from, if not finished.
 
     Args:
         study: The study.
@@ -45,25 +46,23 @@ def teacher_of(study: Study, root: Path, out: Path) -> Path:
     """
     name, epochs, strong = study.teacher_name, study.teacher.epochs, study.teacher.strong
     trained = "-".join([name, str(epochs), *(["strong"] if strong else []), *study.changes])
-    folder = out / "teachers" / (study.split or study.name) / trained
+    images = study.split or study.shares_runs_of or study.name
+    folder = out / "teachers" / images / trained
     if strong:
         strong_teacher.train(root, folder, name, epochs, seed=0)
     elif not (folder / "result.json").is_file():
         own = [f"student.name={name}", f"train.epochs={epochs}", f"data.root={root}"]
+        if study.teacher.starts_from is not None:
+            earlier = teacher_of(find(study.teacher.starts_from, out), root, out)
+            own.append(f"student.checkpoint={earlier}")
         run.train(load(study.recipe, [*study.changes, *own, f"out={folder}"]), resume=True)
     return folder / "student.safetensors"
 
 
-def train(
-    study: Study,
-    labels: Sequence[str],
-    seeds: int,
-    root: Path,
-    checkpoint: Path,
-    out: Path,
-    jobs: int,
-) -> None:
-    """Trains the missing runs.
+def grid_of(
+    study: Study, labels: Sequence[str], seeds: int, root: Path, checkpoint: Path, out: Path
+) -> grid.Grid:
+    """Some runs of a study.
 
     Args:
         study: The study.
@@ -72,13 +71,12 @@ def train(
         root: The folder of the images.
         checkpoint: The weights of the teacher.
         out: The folder of all studies.
-        jobs: Number of processes that train students.
     """
     changes = [f"teacher.name={study.teacher_name}", f"teacher.checkpoint={checkpoint}"]
     overrides = [*changes, f"data.root={root}", *study.changes]
     teacher = load(study.recipe, overrides).teacher
     assert teacher is not None, "a study's recipe has a teacher"
-    plan = grid.load_plan(
+    return grid.load_plan(
         study.recipe,
         overrides,
         labels,
@@ -87,6 +85,15 @@ def train(
         # With a cache, students end one after the other, so that few are lost with a machine.
         share_teacher=teacher.cache == "none",
     )
+
+
+def train(plan: grid.Grid, jobs: int) -> None:
+    """Trains the missing runs.
+
+    Args:
+        plan: The runs.
+        jobs: Number of processes that train students.
+    """
     with live_table(plan) as callback:
         launcher = launcher_for(plan, plan.runs, jobs, "processes", {})
         runner.run_grid(plan, callback, launcher=launcher)
@@ -126,6 +133,8 @@ def compute(study: Study, data: Path, out: Path, results: Path = RESULTS, jobs: 
     root = prepare(data, study.split, out / "splits") if study.split else data.resolve()
     checkpoint = teacher_of(study, root, out)
     teacher = json.loads((checkpoint.parent / "result.json").read_text())
+    if study.leaves_misfits_out:
+        study = without_misfits(study, grid_of(study, study.labels, 1, root, checkpoint, out))
     computed: dict[str, int] = {}
 
     def write_page() -> None:
@@ -135,7 +144,7 @@ def compute(study: Study, data: Path, out: Path, results: Path = RESULTS, jobs: 
     for labels, seeds in steps(study, out):
         computed |= dict.fromkeys(labels, seeds)
         try:
-            train(study, labels, seeds, root, checkpoint, out, jobs)
+            train(grid_of(study, labels, seeds, root, checkpoint, out), jobs)
         except Stopped:
             write_page()
             raise

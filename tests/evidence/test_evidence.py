@@ -21,12 +21,12 @@ from evidence.opening import answer, certainty, finding
 from evidence.page import first, over, page
 from evidence.prepare import classes_of, prepare
 from evidence.prepare import main as prepare_main
-from evidence.study import RESULTS, compute, main
+from evidence.study import RESULTS, compute, main, teacher_of
 from evidence.why_page import page as why_page
 from PIL import Image
 
 from dskd import methods
-from dskd.compare.grid import load_plan
+from dskd.compare.grid import Grid, load_plan
 from dskd.compare.summary import VariantResults, summarize
 from dskd.compare.variants import method_variants
 from dskd.config.recipe import load
@@ -165,10 +165,10 @@ def test_a_study_is_computed_and_drawn(
 ) -> None:
     study, out, train = small(), tmp_path / "out", evidence.study.train
 
-    def stops(study: Study, labels: Sequence[str], seeds: int, *others: Any) -> None:
-        if seeds == 2:
+    def stops(plan: Grid, jobs: int) -> None:
+        if len(plan.seeds) == 2:
             raise Stopped(signal.SIGTERM)
-        train(study, labels, seeds, *others)
+        train(plan, jobs)
 
     monkeypatch.setattr(evidence.study, "train", stops)
     with pytest.raises(Stopped):
@@ -198,6 +198,39 @@ def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Pa
     facts = (tmp_path / "small.json").read_text()
     assert "see OUT/small/fitnet+weight=1e30/seed0/nonfinite.json" in facts
     assert str(tmp_path) not in facts
+
+
+@pytest.mark.slow
+def test_what_a_pair_does_not_allow_is_left_out_where_the_study_says_so(
+    data: Path, tmp_path: Path
+) -> None:
+    labels = {"All": ["kd", "lskd"]}  # lskd needs three classes
+    study = small(seeds=1, groups=labels, leaves_misfits_out=True)
+    compute(study, data, tmp_path / "out", tmp_path)
+    text = (tmp_path / "small.md").read_text()
+    assert rows_of(text) == {"kd": 1}
+    assert "All 1 runs are finished." in text
+    assert "- `lskd` has no row: it cannot be trained with this pair (" in text
+    with pytest.raises(InputError, match=r"^lskd: "):
+        compute(small(seeds=1, groups=labels), data, tmp_path / "out", tmp_path)
+    with pytest.raises(InputError, match=r"^lskd: "):
+        compute(study.model_copy(update={"baseline": "lskd"}), data, tmp_path / "out", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_teacher_can_start_from_that_of_another_study(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evidence.study.find", lambda name, out: small(name=name, split=None))
+    root, out = prepare(data, "final", tmp_path / "splits"), tmp_path / "out"
+    given = design.TrainedTeacher(name="resnet8", epochs=1, starts_from="first")
+    study = small(name="second", split=None, teacher=given)
+    weights = teacher_of(study, root, out)
+    start = read_yaml_file(weights.parent / "recipe.yaml", "recipe")["student"]["checkpoint"]
+    assert Path(start).is_file()
+    assert Path(start).is_relative_to(out / "teachers/first")
+    shared = small(name="third", split=None, shares_runs_of="second")
+    assert teacher_of(shared, root, out) == weights
 
 
 def test_what_is_no_study_of_the_protocol_says_so() -> None:
@@ -552,13 +585,16 @@ def test_each_part_of_the_chosen_dskd_is_taken_away(
 
 
 @pytest.mark.slow
-def test_the_second_protocol_chooses_its_baselines(tmp_path: Path) -> None:
+def test_the_second_protocol_chooses_its_baselines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = [*first_study.METHODS]
     better = {"ce": 50, "kd": 49, "dskd": 48, "crd": 47, "at": 46, "sp": 45, "vid": 44}
     means = {name: [float(better.get(name, 40))] for name in names}
     finished(tmp_path / "first-leading", means)
     assert first_study.baselines(tmp_path) == ["crd", "at", "sp", "vid"]
-    with pytest.raises(InputError, match=r"no space of dskd; it follows the study forms-strong"):
+    monkeypatch.delitem(first_study.SPACES, "dskd")
+    with pytest.raises(InputError, match=r"no space of dskd; state it there"):
         first_study.searched(tmp_path)
     assert design.find("first-baselines", tmp_path).labels == names
 
