@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,6 @@ from matplotlib.figure import Figure
 from dskd.compare.statistics import interval, paired
 from dskd.config.recipe import load, load_by_labels
 from dskd.deploy.early_exits import evaluate_exits, load_early
-from dskd.engine import run
 from dskd.models.cost import model_cost
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
@@ -30,6 +28,7 @@ from evidence.numbers import gap_sentence, number
 from evidence.opening import bullets
 from evidence.page import machine_line
 from evidence.prepare import prepare
+from evidence.trained import result_of
 
 RECIPE = str(Path(__file__).parent / "early-exits.yaml")
 SEEDS = 3
@@ -59,45 +58,44 @@ def compute(
     teacher = out / "teacher"
     own = [f"student.name={TEACHER}", f"data.root={data}", f"out={teacher}"]
     own += [one for one in changes if not one.startswith(("teacher.", "method."))]
-    if not (teacher / "result.json").is_file():
-        run.distill(load_by_labels(RECIPE, own), resume=True)
+    teacher_result = result_of(load_by_labels(RECIPE, own))
     exits: list[dict[str, Any]] = []
     smaller: dict[str, dict[str, Any]] = {
         name: {"accuracies": [], "multiply_adds": 0} for name in SMALLER
     }
     for seed in range(seeds):
-        folder = _student(STUDENT, seed, data, out, [*changes, "train.exits=true"])
+        folder = out / f"{STUDENT}-seed{seed}"
+        _student(STUDENT, seed, data, folder, [*changes, "train.exits=true"])
         exits.append(asdict(evaluate_exits(folder)))
         for name, found in smaller.items():
-            folder = _student(name, seed, data, out, changes)
-            result = json.loads((folder / "result.json").read_text())
+            folder = out / f"{name}-seed{seed}"
+            result = _student(name, seed, data, folder, changes)
             found["accuracies"].append(result["test_accuracy"])
             found["multiply_adds"] = _cost(folder)
     facts = load_early(out / f"{STUDENT}-seed0").facts
     return {
         **source,
-        "teacher": json.loads((teacher / "result.json").read_text())["test_accuracy"],
+        "teacher": teacher_result["test_accuracy"],
         "val_images": facts.val_images,
         "exits": exits,
         "smaller": smaller,
     }
 
 
-def _student(name: str, seed: int, data: Path, out: Path, changes: Sequence[str]) -> Path:
-    """The folder of a student, which is trained if it is not finished."""
-    folder = out / f"{name}-seed{seed}"
+def _student(
+    name: str, seed: int, data: Path, folder: Path, changes: Sequence[str]
+) -> dict[str, Any]:
+    """The result of a student, which is trained if it is not finished."""
     own = [
         f"student.name={name}",
         f"teacher.name={TEACHER}",
-        f"teacher.checkpoint={out / 'teacher' / 'student.safetensors'}",
-        f"teacher.cache_dir={out / 'teacher-outputs'}",
+        f"teacher.checkpoint={folder.parent / 'teacher' / 'student.safetensors'}",
+        f"teacher.cache_dir={folder.parent / 'teacher-outputs'}",
         f"data.root={data}",
         f"seed={seed}",
         f"out={folder}",
     ]
-    if not (folder / "result.json").is_file():
-        run.distill(load(RECIPE, [*changes, *own]), resume=True)
-    return folder
+    return result_of(load(RECIPE, [*changes, *own]))
 
 
 def _cost(folder: Path) -> int:

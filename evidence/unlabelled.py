@@ -8,19 +8,18 @@ the last run the results are written to ``docs/results/unlabelled.json`` and dra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dskd.compare.statistics import Difference, holm, interval, paired
 from dskd.config.recipe import load, load_by_labels
-from dskd.engine import run
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
 from evidence.numbers import gap_sentence, gap_text, gap_verdict, number, p_text
 from evidence.opening import bullets
 from evidence.page import machine_line
+from evidence.trained import result_of
 
 RECIPE = str(Path(__file__).parent / "unlabelled.yaml")
 SEEDS = 3
@@ -79,7 +78,7 @@ def teacher_of(name: str, data: Path, out: Path, changes: Sequence[str] = ()) ->
     """
     folder = out / f"teacher-{name}"
     own = ["student.name=timm/resnet18", f"data.root={data}", f"out={folder}"]
-    return _result(load_by_labels(RECIPE, [*TEACHERS[name][0], *changes, *own]), folder)
+    return result_of(load_by_labels(RECIPE, [*TEACHERS[name][0], *changes, *own]))
 
 
 def student_of(
@@ -97,22 +96,14 @@ def student_of(
     folder = out / f"{setting.name}-seed{seed}"
     own = [f"data.root={data}", f"seed={seed}", f"out={folder}"]
     if not setting.teacher:
-        return _result(load_by_labels(RECIPE, [*changes, *own]), folder)
+        return result_of(load_by_labels(RECIPE, [*changes, *own]))
     own += [
         f"method.name={setting.method}",
         f"teacher.checkpoint={out / f'teacher-{setting.teacher}' / 'student.safetensors'}",
     ]
     if setting.unlabelled:
         own += [f"data.unlabelled={data}", f"train.batch_size={2 * LABELLED}"]
-    return _result(load(RECIPE, [*changes, *own]), folder)
-
-
-def _result(recipe: Any, folder: Path) -> dict[str, Any]:
-    path = folder / "result.json"
-    if not path.is_file():
-        run.distill(recipe, resume=True)
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return result_of(load(RECIPE, [*changes, *own]))
 
 
 def compute(

@@ -34,7 +34,7 @@ def test_the_page_compares_each_student_with_the_one_without_images_without_labe
 
 @pytest.mark.slow
 def test_the_study_goes_on_where_it_was_and_writes_its_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = write_folder(tmp_path / "photos", per_class=12, side=16) / "train"
     small = ["data.size=32", "train.epochs=1", "data.fraction=0.5", "student.name=resnet8"]
@@ -50,3 +50,6 @@ def test_the_study_goes_on_where_it_was_and_writes_its_page(
         runs = [tmp_path / "out/unlabelled" / name / "result.json" for name in ("ce-seed0",)]
         stamps = [path.stat().st_mtime_ns for path in runs]
     assert stamps == [path.stat().st_mtime_ns for path in runs]
+    with pytest.raises(SystemExit):
+        main([*paths, *small, "train.lr=0.01", "--seeds=1"])
+    assert "was started with another recipe: train.lr" in capsys.readouterr().err
