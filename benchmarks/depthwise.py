@@ -1,7 +1,8 @@
-"""Times training steps of networks with depthwise convolutions: ``python benchmarks/depthwise.py``.
+"""Times training steps in float32 and bfloat16: ``python benchmarks/depthwise.py [NET=SIZE...]``.
 
-Each network takes a step in float32, under torch's own autocast to bfloat16, and under that of this
-package, in turns, on one thread. Prints the median CPU time of each as a Markdown table.
+The networks have depthwise convolutions, unless others are given, as in ``resnet8=32``. Each takes
+a step in float32, under torch's own autocast to bfloat16, and under that of this package, in turns,
+on one thread. Prints the median CPU time of each as a Markdown table.
 """
 
 from __future__ import annotations
@@ -63,15 +64,17 @@ def stepper(name: str, size: int, precision: str) -> Callable[[], float]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", nargs="*", metavar="NET=SIZE")
     parser.add_argument("--rounds", type=int, default=9, help="steps of each that count")
-    rounds = parser.parse_args().rounds
+    chosen = parser.parse_args()
+    given = {name: int(size) for name, size in (one.split("=") for one in chosen.networks)}
     torch.set_num_threads(1)
     print("| network | image size |", " | ".join(f"{name}, ms" for name in PRECISIONS), "|")
     print("|---|" + "---:|" * (1 + len(PRECISIONS)))
-    for name, size in NETWORKS.items():
+    for name, size in (given or NETWORKS).items():
         steps = {precision: stepper(name, size, precision) for precision in PRECISIONS}
         times: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
-        for number, precision in product(range(1 + rounds), PRECISIONS):
+        for number, precision in product(range(1 + chosen.rounds), PRECISIONS):
             seconds = steps[precision]()
             if number:  # the first step allocates memory
                 times[precision].append(seconds)

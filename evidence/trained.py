@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from dskd.config.schema import Recipe
@@ -20,7 +19,8 @@ def result_of(recipe: Recipe) -> dict[str, Any]:
     Raises:
         InputError: The folder has a run of another recipe.
     """
-    folder = Path(recipe.out)
+    assert recipe.out is not None, "a loaded recipe has its folder"
+    folder = recipe.out
     directory = RunDirectory(folder)
     directory.check_same(recipe)
     if not directory.finished:

@@ -20,7 +20,14 @@ import dskd
 from dskd import methods
 from dskd.config import recipe
 from dskd.config.overrides import with_method
-from dskd.config.recipe import compose, load, load_by_labels, resolve, shipped
+from dskd.config.recipe import (
+    compose,
+    load,
+    load_by_labels,
+    load_for_a_run,
+    resolve,
+    shipped,
+)
 from dskd.config.schema import Recipe
 from dskd.engine.lr_schedule import learning_rate
 from dskd.engine.prepare import prepare
@@ -682,3 +689,14 @@ def test_every_shipped_pair_takes_a_step(name: str) -> None:
     size = plan.data.size or {"cifar100": 32, "tiny_imagenet": 64}[plan.data.name]
     data = make_dataset(classes=3, per_class=1, size=size)
     prepare(plan, data, UserObjects(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("teacher", ["teacher.name=resnet14", "teacher={name: resnet14}"])
+def test_a_teacher_that_is_given_to_a_method_without_one_is_refused(teacher: str) -> None:
+    alone = load_for_a_run("digits", ["method.name=ce"])
+    assert alone.teacher, "the recipe may have one for other methods"
+    assert load_for_a_run("digits", ["method.name=ce", "teacher=null"]).teacher is None
+    with pytest.raises(InputError, match=r"^teacher.* has no effect: the method 'ce' learns from"):
+        load_for_a_run("digits", ["method.name=ce", teacher])
+    with pytest.raises(InputError, match=r"^teacher has no effect: the method 'ce' learns from"):
+        dskd.distill(recipe="digits", method="ce", teacher="resnet14")

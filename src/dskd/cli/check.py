@@ -44,7 +44,7 @@ def check_(
     file = None if json_file in (None, "-") else as_path(json_file, "json")
     if file is not None and not file.parent.is_dir():
         raise InputError(f"there is no folder {file.parent}; create it first")
-    plan = recipe.load(recipe_name, overrides)
+    plan = recipe.load_for_a_run(recipe_name, overrides)
     report = check(plan, UserObjects(allow_code=allow_code))
     text = json.dumps(report.plain(), indent=2, allow_nan=False)
     if json_file == "-":

@@ -70,7 +70,7 @@ def distill_(
     from dskd.engine import run
     from dskd.engine.user_objects import UserObjects
 
-    plan = recipe.load(recipe_name, overrides)
+    plan = recipe.load_for_a_run(recipe_name, overrides)
     objects = UserObjects(allow_code=allow_code)
     print_result(run.distill(plan, resume=resume, overwrite=overwrite, objects=objects))
 

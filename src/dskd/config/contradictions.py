@@ -9,6 +9,7 @@ from dskd.config.schema import DataSettings, TeacherSettings
 from dskd.config.train_settings import TrainSettings
 from dskd.data.catalog import are_files
 from dskd.errors import InputError, option
+from dskd.settings import Settings
 from dskd.storage.yaml_file import Ambiguous
 
 
@@ -55,6 +56,29 @@ def check_untrained(teacher: TeacherSettings | None) -> None:
         f"teacher.epochs=0 is for a teacher with teacher.pretrained=true, which needs no training; "
         f"{hint}"
     )
+
+
+def check_teaches(
+    teacher: Settings | None, method: str, given: str, shown: str | None = None
+) -> None:
+    """Refuses a teacher that was asked for if the method learns from none.
+
+    A recipe may have one for other methods, so only what is given beside it is refused.
+
+    Args:
+        teacher: Of a single run.
+        method: Its name.
+        given: What sets the teacher, for the message.
+        shown: The name of the method in the message; None for the name itself.
+
+    Raises:
+        InputError: The method learns from none.
+    """
+    if teacher is not None and not methods.find(method).needs_teacher:
+        raise InputError(
+            f"{given} has no effect: the method {shown or method!r} learns from no teacher; set "
+            "method.name=dskd, or drop it"
+        )
 
 
 def check_head(teacher: TeacherSettings | None) -> None:

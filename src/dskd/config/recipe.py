@@ -23,6 +23,7 @@ from dskd.config.contradictions import (
     check_head,
     check_mixing,
     check_schedule,
+    check_teaches,
     check_untrained,
     refuse_ambiguous,
 )
@@ -61,6 +62,20 @@ def load(name: str | None, overrides: Iterable[str] = ()) -> Recipe:
         2
     """
     return compose(name, overrides).resolved()
+
+
+def load_for_a_run(name: str | None, overrides: Iterable[str] = ()) -> Recipe:
+    """Loads the recipe of a single run as `load` does, and refuses what it would not use.
+
+    Raises:
+        InputError: As `load`, or an override sets a teacher that the method does not need.
+    """
+    overrides = list(overrides)
+    recipe = load(name, overrides)
+    for key in (override.partition("=")[0] for override in overrides):
+        if key.partition(".")[0] == "teacher":
+            check_teaches(recipe.teacher, recipe.method.name, key)
+    return recipe
 
 
 @dataclass(frozen=True)

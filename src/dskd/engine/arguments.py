@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dskd.config.contradictions import check_teaches
 from dskd.config.overrides import with_method
 from dskd.config.recipe import complete, read, resolve
 from dskd.config.schema import Recipe
@@ -62,6 +63,19 @@ def resolve_arguments(
     if folder is None:
         return complete(values).resolved(), objects
     return resolve(values, folder), objects
+
+
+def resolve_run(
+    recipe: str | Path | Section | None,
+    parts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    allow_code: bool,
+) -> tuple[Recipe, UserObjects]:
+    """As `resolve_arguments`, for a single run: a teacher that it would not use is refused."""
+    resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
+    if parts["teacher"] is not None:
+        check_teaches(resolved.teacher, resolved.method.name, "teacher")
+    return resolved, objects
 
 
 def _values(recipe: str | Path | Section | None) -> tuple[dict[str, Any], Path | None]:

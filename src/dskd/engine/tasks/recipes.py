@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any, Generic
 
 from dskd import methods
-from dskd.config.contradictions import check_schedule, check_shared, refuse_ambiguous
+from dskd.config.contradictions import (
+    check_schedule,
+    check_shared,
+    check_teaches,
+    refuse_ambiguous,
+)
 from dskd.config.overrides import all_keys, overridden
 from dskd.config.recipe import folder_name, read_recipe, stems
 from dskd.config.schema import MethodSettings
@@ -77,23 +82,9 @@ class TaskRecipes(Generic[R]):
         return self.resolve(overridden(values, named, self.model), folder)
 
     def check_teaches(self, recipe: R, given: str) -> None:
-        """Refuses a teacher that was asked for if the method learns from none.
-
-        A recipe may have one for other methods, so only what is given beside it is refused.
-
-        Args:
-            recipe: Of a single run.
-            given: What sets the teacher, for the message.
-
-        Raises:
-            InputError: The method learns from none.
-        """
+        """As `dskd.config.contradictions.check_teaches`, with the short name of the method."""
         name = recipe.method.name
-        if recipe.teacher is not None and not methods.find(name).needs_teacher:
-            raise InputError(
-                f"{given} has no effect: the method {self.short(name)!r} learns from no teacher; "
-                "set method.name=dskd, or drop it"
-            )
+        check_teaches(recipe.teacher, name, given, self.short(name))
 
     def read(self, recipe: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], Path]:
         """The values of a recipe with the whole name of its method, and the folder of its runs.
