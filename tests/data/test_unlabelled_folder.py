@@ -138,7 +138,7 @@ def test_links_to_images_of_the_data_set_are_left_out(root: Path, others: Path) 
     (root / "val/cat/link.png").symlink_to(others / "a.png")
     (others / "link.png").symlink_to(root / "val/cat/0.png")
     (others / "folder").symlink_to(root / "train/owl")
-    data = load(root, others)
+    data = load(root, others, size=8)
     assert data.unlabelled is not None
     assert list(data.unlabelled.names) == ["b/c.png", "b/d/e.png", "b/d/f.jpg"]
     assert any("as 7 more are images of the data set" in note for note in data.notes)

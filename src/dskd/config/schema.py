@@ -129,8 +129,7 @@ class DataSettings(Settings):
     """Fraction of the test and validation images to use, for quick trials. It is the same in every
     class."""
     channels: Literal[1, 3] | None = None
-    """For your own images: 3 for RGB or 1 for gray. None means RGB for files, and the channels of
-    the images for a data set of torch."""
+    """For your own images: 3 for RGB or 1 for gray. None means RGB; torch data sets keep theirs."""
     value_range: ValueRange | None = None
     """For your own images: the lowest and the highest value of a pixel, which become 0 and 255. For
     12 bits they are [0, 4095]. None uses the range of the file's type."""
