@@ -98,6 +98,12 @@ def test_an_object_is_streamed_to_the_images_that_it_has_in_memory(given: Any) -
         assert torch.equal(split.labels, memory.splits()[name].labels)
 
 
+def test_labels_of_an_object_are_not_ignored_without_a_word(given: Any) -> None:
+    values, splits = split_data(given)
+    with pytest.raises(InputError, match=r"data\.labels does not apply to images given in Python"):
+        load_data(validate(DataSettings, {**values, "labels": "none"}), splits)
+
+
 def test_other_splits_and_splits_without_labels_are_left_out_with_a_note(
     datasets: Any, given: Any, tmp_path: Path
 ) -> None:

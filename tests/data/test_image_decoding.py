@@ -93,6 +93,19 @@ def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
     assert found[:, 0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 5), (3, 40), (100, 97), (97, 100), (17, 16)])
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
+def test_a_check_finds_the_upright_size(
+    size: tuple[int, int], orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(tmp_path / "x.jpg", exif=exif)
+    files = FolderFiles(tmp_path, ["x.jpg"])
+    expected = image_files.read_image(files, "x.jpg", None).shape[:2]
+    assert image_files.check_image(files, "x.jpg") == expected
+
+
 def test_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     found = _decode(frames[0], tmp_path / "x.gif", save_all=True, append_images=frames[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -86,6 +87,16 @@ FORMS: dict[str, Callable[[int], Any]] = {
     "Pillow": pillow,
 }
 LABELS = [index % 3 for index in range(COUNT)]
+
+
+def damaged_png() -> Image.Image:
+    """A PNG file whose second chunk of pixels is damaged; Pillow opens it."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    Image.fromarray(noise).save(file, "PNG", compress_level=0)
+    data = file.getvalue()
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)
+    return Image.open(io.BytesIO(data[:second] + bytes(4) + data[second + 4 :]))
 
 
 def load(given: Any, loading: str = "stream", **options: Any) -> Dataset:
@@ -351,6 +362,10 @@ def test_random_transforms_are_refused(workers: int) -> None:
         ),
         (lambda i: "a.png" if i == 6 else pixels(i), "image 6 of .* is a str; give an image"),
         (lambda i: pixels(i) if i != 6 else 1 // 0, "image 6 of .* cannot be read: .*by zero"),
+        (
+            lambda i: damaged_png() if i == 6 else pixels(i),
+            "image 6 of .* cannot be used: broken PNG file",
+        ),
     ],
 )
 @pytest.mark.parametrize("crops", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ def test_remote_shards_are_copied_once_and_read_without_the_network(
     dataset = load(patterns, root=None)
     assert (len(dataset.train), len(dataset.test)) == (20, 10)
     assert "copying 3 shards into" in caplog.text
-    assert len(list((tmp_path / "cache/shards").iterdir())) == 3
+    assert len(list((tmp_path / "cache/shards").glob("*.tar"))) == 3
     files.rm("/photos", recursive=True)
     names = ["memory://photos/train-{0..1}.tar", "memory://photos/val-0.tar"]
     assert load(names, root=None).fingerprint() == dataset.fingerprint()
@@ -229,6 +230,53 @@ def test_compressed_shards_are_unpacked_once(samples: Samples, load: Load, tmp_p
     with pytest.raises(InputError, match=r"cannot read .*b\.tar\.gz: "):
         load("b.tar.gz")
     assert not list((tmp_path / "cache/shards").glob("*.part"))
+
+
+def labels_of(dataset: Dataset) -> dict[str, int]:
+    parts = dataset.splits().values()
+    return {name: int(one.labels[row]) for one in parts for row, name in enumerate(one.names)}
+
+
+def swapped(samples: Mapping[str, Sample]) -> dict[str, Sample]:
+    """The same samples with the other label of two; a tar file of them has the same size."""
+    return {key: {**one, "cls": b"%d" % (one["cls"] == b"0")} for key, one in samples.items()}
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_a_compressed_shard_that_is_corrected_is_read_again(
+    loading: str, samples: Samples, load: Load, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.tar.gz"
+    found = []
+    for seconds, content in enumerate((samples(), swapped(samples()))):
+        path.write_bytes(gzip.compress(write_shard(tmp_path / "a.tar", content).read_bytes()))
+        os.utime(path, (seconds, seconds))
+        found.append(labels_of(load("a.tar.gz", loading=loading)))
+    assert found[1] == {name: 1 - label for name, label in found[0].items()}
+
+
+def test_a_copy_that_is_fetched_again_is_read_again(
+    samples: Samples, load: Load, tmp_path: Path
+) -> None:
+    files = fsspec.filesystem("memory")
+    found: list[Dataset] = []
+    for content in (samples(), swapped(samples())):
+        data = write_shard(tmp_path / "a.tar", content).read_bytes()
+        files.pipe("/corrected/a.tar", data)
+        for copy in (tmp_path / "cache/shards").glob("*.tar"):
+            copy.unlink()
+        found.append(load("memory://corrected/a.tar", root=None, loading="stream", workers=0))
+    first, second = map(labels_of, found)
+    assert second == {name: 1 - label for name, label in first.items()}
+    elsewhere = tmp_path / "other machine"  # whose copy has another time
+    again = load_dataset(
+        "webdataset",
+        shards="memory://corrected/a.tar",
+        cache_dir=elsewhere,
+        loading="stream",
+        workers=0,
+    )
+    assert again.fingerprint() == found[1].fingerprint()
 
 
 @pytest.mark.parametrize(

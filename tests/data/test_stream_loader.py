@@ -372,6 +372,14 @@ def test_broken_files_are_found_before_the_run(root: Path) -> None:
     assert tuple(streamed.train.names) == tuple(memory.train.names)
 
 
+@pytest.mark.parametrize("loading", ["stream", "memory"])
+def test_a_class_that_loses_all_training_images_is_named(root: Path, loading: str) -> None:
+    for path in (root / "train/cat").iterdir():
+        path.write_bytes(b"no image")
+    notes = load(root, loading, skip_bad=True).notes
+    assert "no training image is left of the classes cat" in notes
+
+
 def test_images_are_checked_once_for_each_state(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

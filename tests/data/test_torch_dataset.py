@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 import dskd
+from dskd.config.contradictions import check_augmentation
 from dskd.config.schema import DataSettings
 from dskd.data.pixels import PixelForm
 from dskd.data.sample_pixels import Traits, sample_pixels
@@ -30,6 +31,7 @@ from dskd.engine.build_data import load_data
 from dskd.engine.given_data import split_data
 from dskd.errors import InputError
 from dskd.settings import validate
+from tests.builders import make_dataset
 
 
 class Pairs(Dataset[Any]):
@@ -116,6 +118,22 @@ def test_size_crops_and_resizes_as_for_folders() -> None:
     assert (found.double() - blocks).abs().max() <= 1  # each direction is rounded
     array = wide.permute(1, 2, 0).numpy()
     assert torch.equal(sample_pixels(Image.fromarray(array), size=4)[0], found)
+
+
+def test_interpolation_is_for_images_that_are_resized() -> None:
+    given = TorchSplits(TensorDataset(pixels(), LABELS))
+    found = []
+    for mode in (None, "bilinear"):
+        values = {"name": "<TensorDataset>", "size": 4, "interpolation": mode}
+        settings = validate(DataSettings, values)
+        check_augmentation(settings, None)
+        found.append(load_data(settings, given).train.images)
+    assert not torch.equal(*found)
+    whole = validate(DataSettings, {"name": "<Dataset>", "interpolation": "bilinear"})
+    with pytest.raises(InputError, match=r"data\.interpolation does nothing without data\.crop_sc"):
+        load_data(whole, make_dataset(size=8))
+    cropped = whole.model_copy(update={"crop_scale": (0.5, 1.0)})
+    assert len(load_data(cropped, make_dataset(size=8)).train)
 
 
 def test_a_range_of_values_becomes_0_to_255_and_many_levels_are_told() -> None:

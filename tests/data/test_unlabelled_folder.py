@@ -122,6 +122,39 @@ def test_other_data_sets_take_a_folder_too(others: Path) -> None:
     assert len(joined.unlabelled) == 4
 
 
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_images_are_cropped_as_the_others(root: Path, others: Path, loading: str) -> None:
+    how: dict[str, Any] = {"crop_pct": 0.5, "loading": loading, "workers": 0}
+    data = load(root, others, size=8, **how)
+    assert data.unlabelled is not None
+    assert len(data.unlabelled) == 4
+    if isinstance(data.unlabelled, FileSplit):
+        assert data.unlabelled.form.crop_pct == 0.5
+    own = DataSettings.model_validate({"name": "digits", "unlabelled": others, **how})
+    assert load_training_data(own).unlabelled is not None  # the size is that of the data set
+
+
+def test_links_to_images_of_the_data_set_are_left_out(root: Path, others: Path) -> None:
+    (root / "val/cat/link.png").symlink_to(others / "a.png")
+    (others / "link.png").symlink_to(root / "val/cat/0.png")
+    (others / "folder").symlink_to(root / "train/owl")
+    data = load(root, others, size=8)
+    assert data.unlabelled is not None
+    assert list(data.unlabelled.names) == ["b/c.png", "b/d/e.png", "b/d/f.jpg"]
+    assert any("as 7 more are images of the data set" in note for note in data.notes)
+
+
+def test_checks_of_the_same_folder_with_and_without_labels_are_kept_apart(root: Path) -> None:
+    """The first lists training images first, the second lists them by name."""
+    (root / "val").rename(root / "test")
+    (root / "train/cat/0.png").write_bytes(b"no image")
+    how: dict[str, Any] = {"size": 8, "loading": "stream", "workers": 0, "skip_bad": True}
+    data = load(root, root, fraction=0.5, **how)
+    assert data.unlabelled is not None
+    assert "train/cat/0.png" not in data.unlabelled.names
+    assert all(line.startswith("train/cat/0.png: ") for line in data.skipped)
+
+
 def test_what_cannot_be_used_is_refused_in_a_line(root: Path, others: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for unlabelled, message in (

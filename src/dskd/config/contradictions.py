@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dskd import methods
 from dskd.config.schema import DataSettings, TeacherSettings
 from dskd.config.train_settings import TrainSettings
-from dskd.data.catalog import are_files
+from dskd.data.catalog import are_own
 from dskd.errors import InputError, option
 from dskd.settings import Settings
 from dskd.storage.yaml_file import Ambiguous
@@ -144,7 +144,8 @@ def check_augmentation(data: DataSettings, teacher: TeacherSettings | None) -> N
             "data.crop_scale and data.crop_padding are two kinds of random crop; set "
             "data.crop_padding=0 or data.crop_scale=null"
         )
-    for key in ("crop_ratio",) if are_files(data.name) else ("crop_ratio", "interpolation"):
+    # Images given in Python may be resized, too; `dskd.engine.build_data` knows which are.
+    for key in ("crop_ratio",) if are_own(data.name) else ("crop_ratio", "interpolation"):
         if data.crop_scale is None and not data.is_default(key):
             raise InputError(f"data.{key} does nothing without data.crop_scale; drop it")
     if used and teacher and teacher.cache != "none":

@@ -129,7 +129,7 @@ class DataSettings(Settings):
     """Fraction of the test and validation images to use, for quick trials. It is the same in every
     class."""
     channels: Literal[1, 3] | None = None
-    """For your own images: 3 for RGB or 1 for gray. None means RGB."""
+    """For your own images: 3 for RGB or 1 for gray. None means RGB; torch data sets keep theirs."""
     value_range: ValueRange | None = None
     """For your own images: the lowest and the highest value of a pixel, which become 0 and 255. For
     12 bits they are [0, 4095]. None uses the range of the file's type."""
@@ -180,7 +180,8 @@ class DataSettings(Settings):
     loading: Loading = "auto"
     """For your own images: ``memory`` decodes all images once and keeps them on the device.
     ``stream`` decodes them in worker processes whenever they are used. ``auto`` streams images that
-    would take more than a quarter of the machine's memory, free or not, and says so."""
+    would take more than a quarter of the machine's memory, free or not, divided by the run's
+    processes on it, or more than a quarter of the GPU's memory, and says so."""
     workers: Natural | None = None
     """Processes that decode streamed images; 0 decodes in the training process. The images do not
     depend on this number. None starts one for each core, and at most 8."""

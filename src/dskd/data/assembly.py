@@ -64,7 +64,8 @@ def assemble(source: ImageSource, options: ReadOptions, outcome: Outcome) -> Dat
         raise unusable(str(source.files.root), skipped, list(bad.values()))
     validation = splits.get(source.validation) if source.validation else None
     test = splits[source.evaluation] if source.evaluation else None
-    notes = [*source.notes, *_left_out(skipped), *shallow(outcome.deepest), *outcome.notes]
+    left_out = *_left_out(skipped), *_lost_classes(source, train)
+    notes = [*source.notes, *left_out, *shallow(outcome.deepest), *outcome.notes]
     held_out = test is None
     if not source.classes:
         test, held_out = train.take(torch.tensor([0])), False
@@ -120,6 +121,13 @@ def unusable(
 
 def _left_out(bad: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{_counted(bad)} and left out: {_named(bad)}"] if bad else []
+
+
+def _lost_classes(source: ImageSource, train: Samples) -> list[str]:
+    """A note on classes none of whose training images could be decoded."""
+    lost = np.setdiff1d(source.images[source.train].labels, train.labels.numpy())
+    names = [source.classes[label] for label in lost.tolist()]
+    return [f"no training image is left of the classes {some(names)}"] if names else []
 
 
 def _counted(bad: Sequence[tuple[str, str]]) -> str:

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dskd.data.archives import Files
-from dskd.data.pixels import RGB, NoRangeError, PixelForm, convert, square
+from dskd.data.pixels import (
+    RGB,
+    TURNED,
+    NoRangeError,
+    PixelForm,
+    convert,
+    orientation_of,
+    square,
+)
 from dskd.errors import InputError
 
 _REFUSED = frozenset(("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"))
@@ -110,9 +118,10 @@ def check_image(
     """
     with opened(files, name, form) as image:
         width, height = image.size
-        shrunk = image.format in JPEG and image.draft(None, (width // 8, height // 8))
+        eighth = max(1, width // 8), max(1, height // 8)
+        shrunk = image.format in JPEG and image.draft(None, eighth)
         found = convert(image, form, depths)
-        turned = (found.width > found.height) != (image.width > image.height)
+        turned = orientation_of(image) in TURNED
     if not shrunk:
         return found.height, found.width
     return (width, height) if turned else (height, width)

@@ -123,6 +123,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How an image with an EXIF orientation is turned upright."""
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ Array = NDArray[Any]
 _LEVEL = 0.02
 """How far a float may lie from one of 256 levels, apart from the precision of its type."""
 _FULL_DEPTH = 2**16 - 1
+DAMAGED = (EOFError, OSError, SyntaxError, ValueError, struct.error, zlib.error)
+"""What Pillow raises when it decodes a damaged file: SyntaxError for a PNG file."""
 
 
 class Traits(NamedTuple):
@@ -106,7 +110,7 @@ def _of_pillow(
     try:
         image = reopened(image)
         upright = convert(image, form, depths)
-    except (ValueError, OSError) as error:
+    except DAMAGED as error:
         raise ValueError(f"cannot be used: {error}") from error
     array = np.array(upright if size is None else square(upright, size, form))
     pixels = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)

@@ -18,7 +18,7 @@ from dskd.data.augmentation import Augmentation
 from dskd.data.dataset import Digest
 from dskd.data.file_split import HASHED, spread
 from dskd.data.loader import Loader
-from dskd.data.sample_pixels import Traits, reopened, sample_pixels
+from dskd.data.sample_pixels import DAMAGED, Traits, reopened, sample_pixels
 from dskd.data.sample_reader import MOST_CLASSES, SampleReader, kept_generators, seed_generators
 from dskd.data.stream_decoding import Decoder, Job, decode_for_crop
 from dskd.data.stream_loader import StreamLoader, in_workers
@@ -102,7 +102,7 @@ class SampleDecoder(Decoder):
             else:
                 image, _ = sample_pixels(given, None, self.reader.channels, self.reader.form)
                 box = draw_box(seed, image.shape[1], image.shape[2], augmentation)
-        except (ValueError, OSError) as error:
+        except DAMAGED as error:
             raise InputError(f"{self.reader.where(row)} cannot be used: {error}") from error
         found = resize(image, box, self.shape[1:], augmentation)
         self._check(index, label, found)

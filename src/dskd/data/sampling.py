@@ -39,7 +39,7 @@ class Sampling:
     names: set[str] = field(default_factory=set)
     whole_seconds: float = 0.0
     in_memory: bool = False
-    _outcomes: dict[str, Checked] = field(default_factory=dict)
+    _outcomes: dict[tuple[str, str], Checked] = field(default_factory=dict)
 
     def take(self, source: ImageSource, options: ReadOptions, in_memory: bool) -> Checked | None:
         """Decodes images from all over a source until the time is over.
@@ -56,7 +56,7 @@ class Sampling:
         Raises:
             InputError: Images have different sizes and ``size`` is None.
         """
-        place = str(source.files.root)
+        place = source.name, str(source.files.root)  # each lists files in its own order
         if place in self._outcomes:
             return self._outcomes[place]
         names = source.all_names()

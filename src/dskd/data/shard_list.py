@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import logging
@@ -19,7 +20,7 @@ from dskd.data.download import cache_folder
 from dskd.data.image_source import TRAIN
 from dskd.data.image_table import SPLITS
 from dskd.errors import InputError, first_line
-from dskd.storage.atomic import part_for
+from dskd.storage.atomic import part_for, replace_file
 
 log = logging.getLogger("dskd")
 
@@ -36,7 +37,8 @@ class Shard:
         name: Name of the shard, without the folder that all share.
         path: The file that is read.
         split: The split of its samples.
-        changed: Time of its last change, in nanoseconds; 0 for a copy.
+        changed: Time of the last change of a local file, in nanoseconds; a hash of the content of
+            a remote one. The size alone would not do: tar files are padded.
     """
 
     name: str
@@ -89,7 +91,7 @@ def find_shards(root: Path | None, patterns: Sequence[str], cache_dir: Path | No
     names = _short(places)
     paths = _in_place(places, cache_folder(cache_dir) / "shards")
     return [
-        Shard(name, path, split, path.stat().st_mtime_ns if str(path) == place else 0)
+        Shard(name, path, split, _changed(place, path))
         for name, path, split, place in zip(names, paths, _splits(places), places, strict=True)
     ]
 
@@ -190,6 +192,7 @@ def _in_place(places: Sequence[str], folder: Path) -> list[Path]:
         log.info("copying %d shards into %s, once, as %s", len(wanted), folder, wanted[0][0])
     for place, path in wanted:
         folder.mkdir(parents=True, exist_ok=True)
+        _mark_file(path).unlink(missing_ok=True)  # of a copy that was removed
         try:
             compression = _COMPRESSED.get(Path(place).suffix.lower())
             source = fsspec.open(place, "rb", compression=compression)
@@ -198,6 +201,33 @@ def _in_place(places: Sequence[str], folder: Path) -> list[Path]:
         except Exception as error:  # each file system and compression raises its own
             raise _unreachable(place, error) from error
     return paths
+
+
+def _changed(place: str, path: Path) -> int:
+    """`Shard.changed` of a shard that is read at ``path``."""
+    return _mark(path) if "://" in place else Path(place).stat().st_mtime_ns
+
+
+def _mark(copy: Path) -> int:
+    """A hash of the content of a fetched copy, which is the same on all machines of a run.
+
+    It is kept beside the copy, which never changes.
+    """
+    kept = _mark_file(copy)
+    with contextlib.suppress(OSError, ValueError):
+        return int(kept.read_text(), 16)
+    digest = hashlib.sha256()
+    with copy.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    mark = digest.hexdigest()[:15]  # so that it fits into int64
+    with contextlib.suppress(OSError):  # a full disk costs the next run the time
+        replace_file(kept, mark.encode())
+    return int(mark, 16)
+
+
+def _mark_file(copy: Path) -> Path:
+    return copy.with_suffix(".sha256")
 
 
 def _is_copied(place: str) -> bool:

@@ -20,14 +20,11 @@ from torch import Tensor
 from dskd.data.archives import Files
 from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
 from dskd.data.image_files import JPEG, opened, pillow_without_limit, read_image
-from dskd.data.pixels import PixelForm, convert, orientation_of
+from dskd.data.pixels import TURNED, PixelForm, convert, orientation_of
 from dskd.data.transforms import Box, crop_and_flip, distort, draw_box, resize, seeds_of_parts
 from dskd.errors import InputError, first_line
 
 log = logging.getLogger("dskd")
-
-_TURNED = (5, 6, 7, 8)
-"""EXIF orientations that swap height and width."""
 
 
 class Job(NamedTuple):
@@ -160,7 +157,7 @@ def decode_for_crop(
     if not jpeg:
         image = convert(image, form)
     width, height = image.size
-    if orientation in _TURNED:
+    if orientation in TURNED:
         width, height = height, width
     top, left, rows, columns = draw_box(seed, height, width, augmentation)
     shrink = min(rows / shape[1], columns / shape[2])

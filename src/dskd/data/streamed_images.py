@@ -182,5 +182,7 @@ def known_check(
 
 
 def _path(source: ImageSource, options: ReadOptions, cache_dir: Path | None) -> Path:
-    place = place_of(source.files, ("checked", options.size is None, options.form))
+    # Rows are cached, and a folder's images with and without labels lie in different orders.
+    key = "checked", source.name, options.size is None, options.form
+    place = place_of(source.files, key)
     return cache_folder(cache_dir) / f"checked-{place}.json"

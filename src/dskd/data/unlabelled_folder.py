@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -64,10 +66,12 @@ def join_unlabelled(
     )
     found = load_unlabelled(root, options, cache_dir)
     images = found.train
-    known = _known_names(data, root, own_root)
-    if known:
-        rows = [row for row, name in enumerate(images.names) if name not in known]
-        images = images.take(torch.tensor(rows, dtype=torch.int64))
+    if own_root is not None:
+        known = {*chain.from_iterable(_real(own_root, s.names) for s in data.splits().values())}
+        paths = enumerate(_real(root, images.names))
+        rows = [row for row, path in paths if path not in known]
+        if len(rows) < len(images):
+            images = images.take(torch.tensor(rows, dtype=torch.int64))
     if len(images) == 0:
         raise InputError(f"{SETTING}: {root} has no image that {data.name} lacks; add some")
     left_out = len(found.train) - len(images)
@@ -171,15 +175,17 @@ def _images(files: FolderFiles, bad: list[tuple[str, str]]) -> Iterator[tuple[st
             yield name, NO_LABEL
 
 
-def _known_names(data: Dataset, root: Path, own_root: Path | None) -> set[str]:
-    """Names in the folder of the images of a data set."""
-    if own_root is None:
-        return set()
-    folder, own = (path.expanduser().resolve() for path in (root, own_root))
-    start = f"{folder.as_posix().rstrip('/')}/"
-    names = (name for split in data.splits().values() for name in split.names)
-    paths = (os.path.normpath(own / name).replace(os.sep, "/") for name in names)
-    return {path.removeprefix(start) for path in paths if path.startswith(start)}
+def _real(root: Path, names: Iterable[str]) -> Iterator[str]:
+    """The path of each file without symbolic links: links to a file are that file.
+
+    Folders are resolved once, since that takes long for a million files.
+    """
+    start = str(root.expanduser().absolute())
+    real_folder = cache(os.path.realpath)
+    for name in names:
+        folder, file = os.path.split(os.path.join(start, name))  # noqa: PTH118
+        path = os.path.join(real_folder(folder), file)  # noqa: PTH118
+        yield os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114
 
 
 def shared_workers(train: Samples, images: Samples, share: float) -> tuple[Samples, Samples]:

@@ -97,7 +97,9 @@ def _with_unlabelled(settings: DataSettings, given: GivenData | None) -> Dataset
                 "set data.unlabelled, or drop it"
             )
         return data
-    options = read_options(None, None, **_image_options(settings))
+    _, height, width = data.shape
+    side = height if height == width else None  # data.crop_pct needs one
+    options = read_options(side, None, **_image_options(settings))
     return join_unlabelled(
         data,
         settings.unlabelled,
@@ -144,17 +146,26 @@ def _given(settings: DataSettings, given: GivenData) -> Dataset:
     if isinstance(given, TorchSplits):
         refused -= OF_SAMPLES
     if isinstance(given, HFSplits):
-        refused = {*OF_PLACES}
+        refused = {*OF_PLACES, "labels"}
     if settings.unlabelled is not None:
         refused -= OF_FILES | {"cache_dir"}
     for key in sorted(refused):
         if not settings.is_default(key):
             raise InputError(f"data.{key} does not apply to images given in Python; drop it")
+    if isinstance(given, Dataset):
+        _check_resizing(settings)
     data = _read(settings, given)
     if data.unlabelled is not None:
         train, others = shared_workers(data.train, data.unlabelled, settings.unlabelled_share)
         data = replace(data, train=train, unlabelled=others)
     return take_part(data, settings.classes, *_fractions(settings))
+
+
+def _check_resizing(settings: DataSettings) -> None:
+    """Refuses a way of resizing where nothing is resized: the images have their size already."""
+    is_used = settings.crop_scale is not None or settings.unlabelled is not None
+    if settings.interpolation is not None and not is_used:
+        raise InputError("data.interpolation does nothing without data.crop_scale; drop it")
 
 
 def _fractions(settings: DataSettings) -> tuple[float, float, float]:
