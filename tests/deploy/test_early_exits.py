@@ -223,6 +223,11 @@ def exported(run: dskd.Result, early: EarlyExits) -> Exported:
         return dskd.export(run.path, max_loss=LOSS)
 
 
+def test_exits_leave_the_student_as_it_was(early: EarlyExits) -> None:
+    assert all(parameter.requires_grad for parameter in early.deployed.model.parameters())
+    assert not any(parameter.requires_grad for parameter in early.student.branches.parameters())
+
+
 @pytest.mark.slow(seconds=4)
 @torch.no_grad()
 def test_the_exported_file_predicts_as_the_student_does(

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,14 @@ from safetensors import safe_open
 
 import dskd
 from dskd.config.recipe import resolve
-from dskd.deploy import latency
+from dskd.deploy import executorch, latency
 from dskd.deploy.caller import caller
 from dskd.deploy.export import default_path, export_file
 from dskd.deploy.formats import FORMATS, find_format
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.latency import measure_latency
 from dskd.deploy.measure import Measurements
-from dskd.deploy.student_graph import in_batches
+from dskd.deploy.student_graph import in_batches, student_graph
 from dskd.errors import InputError
 from tests.builders import make_dataset
 
@@ -313,6 +314,48 @@ def test_executorch(run: dskd.Result, tmp_path: Path, monkeypatch: pytest.Monkey
     images = images_of(run)
     predicted = without(["dskd"], {"executorch": found}, tmp_path, images)["executorch"]
     assert predicted == [CLASSES[k] for k in dskd.predict(run.path, images).argmax(1).tolist()]
+
+
+def test_executorch_takes_whole_batches_of_a_fixed_size(
+    run: dskd.Result, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes: list[int] = []
+
+    class Program:
+        @staticmethod
+        def get() -> Program:
+            return Program()
+
+        def load_program(self, _: Path) -> Program:
+            return self
+
+        def load_method(self, _: str) -> Program:
+            return self
+
+        def execute(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+            sizes.append(len(inputs[0]))
+            return [inputs[0].mean((2, 3))]
+
+    monkeypatch.setitem(sys.modules, "executorch", ModuleType("executorch"))
+    runtime = ModuleType("executorch.runtime")
+    monkeypatch.setattr(runtime, "Runtime", Program, raising=False)
+    monkeypatch.setitem(sys.modules, "executorch.runtime", runtime)
+    images = np.zeros((130, 3, 32, 32), np.float32)
+    student = dskd.load_deployed(run.path)
+    for batch in (128, None):
+        graph = student_graph(InputContract(student, batch, True))
+        in_batches(executorch.runner(tmp_path / "a.pte", graph), batch)(images)
+    assert sizes == [128, 128, 64, 64, 2]
+
+
+def test_an_export_leaves_the_student_as_it_was(run: dskd.Result, tmp_path: Path) -> None:
+    student = dskd.load_deployed(run.path)
+    student.model.train()
+    state = {key: value.clone() for key, value in student.model.state_dict().items()}
+    export_file(student, tmp_path / "student.pt2", "torch-export")
+    assert all(parameter.requires_grad for parameter in student.model.parameters())
+    assert all(part.training for part in student.model.modules())
+    assert all(torch.equal(value, state[k]) for k, value in student.model.state_dict().items())
 
 
 @pytest.mark.parametrize(("crop_pct", "interpolation"), [(0.875, "bilinear"), (1.0, "bicubic")])

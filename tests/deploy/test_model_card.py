@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from dskd.deploy.formats import FORMATS
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.latency import Latency
 from dskd.deploy.measure import Measurements
-from dskd.deploy.model_card import CardParts, RunFacts, model_card
+from dskd.deploy.model_card import CardParts, RunFacts, model_card, saved_card
 from dskd.deploy.predict import read_image
 from dskd.deploy.student import Which
+from dskd.errors import InputError
+from dskd.methods import outside
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,65 @@ def test_a_runtime_that_takes_no_number_of_threads_is_named(run: Path) -> None:
     assert "ONNX Runtime on all cores |" in model_card(parts(run, measured=measured)).text
     measured = Measurements(latency=times)
     assert "on all cores" not in model_card(parts(run, measured=measured)).text
+
+
+def test_why_something_was_not_measured_stays_on_the_machine(run: Path) -> None:
+    measured = Measurements(missing={"accuracy": "there is no folder /home/me/photos"})
+    card = model_card(parts(run, measured=measured))
+    assert "- accuracy: not measured\n" in f"{card.text}\n"
+    assert "/home/me" not in card.content
+
+
+CODE = "from dskd.methods.kd import KD\nclass Mine(KD): pass\n"
+
+
+@pytest.mark.slow(seconds=4)
+@pytest.mark.parametrize("given", [True, False], ids=["class", "name"])
+def test_a_student_of_ones_own_method_is_shipped_without_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    (tmp_path / "method_of_card.py").write_text(CODE)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        method: Any = "method_of_card:Mine"
+        if given:
+            import method_of_card  # type: ignore[import-not-found]
+
+            method = method_of_card.Mine
+        trained = dskd.distill(
+            "resnet8",
+            teacher={"name": "resnet8", "epochs": 1},
+            data={"name": "digits", "fraction": 0.1},
+            method=method,
+            train={"epochs": 1},
+            out=tmp_path / "run",
+            allow_code=True,
+            verbose=0,
+        )
+    monkeypatch.delitem(sys.modules, "method_of_card", raising=False)  # as in another process
+    monkeypatch.delitem(outside._GIVEN, "<Mine>", raising=False)
+    found = dskd.export(trained.path, format="safetensors", measure=False)
+    assert f"by the method `{'<Mine>' if given else method}`" in found.card.read_text()
+    dskd.load_deployed(trained.path).save_pretrained(tmp_path / "saved")
+    assert dskd.load_deployed(tmp_path / "saved").name == "resnet8"
+    said = "needs the method Mine, a class" if given else "add allow_code=True"
+    with pytest.raises(InputError, match=said):  # this trains by the method
+        dskd.export(trained.path, format="onnx", int8=True, qat=1, measure=False)
+    if not given:
+        monkeypatch.syspath_prepend(tmp_path)
+        options: dict[str, Any] = {"int8": True, "qat": 1, "measure": False}
+        assert dskd.export(trained.path, format="onnx", allow_code=True, **options).path.is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("mine:make", ", allow_code=True"), ("<Net>", ", student=module"), ("resnet8", "")],
+)
+def test_the_programs_load_a_model_of_ones_own(run: Path, name: str, own: str) -> None:
+    student = replace(dskd.load_deployed(run), name=name)
+    program = caller(InputContract(student, None, False), FORMATS["safetensors"], "a.safetensors")
+    assert f"dskd.load_deployed('a.safetensors'{own})\n" in program
+    assert f'from_pretrained("."{own})' in saved_card(student).text
 
 
 def images_of_all_modes(folder: Path) -> list[Path]:

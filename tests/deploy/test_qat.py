@@ -74,6 +74,18 @@ def test_an_export_is_finished_by_training_and_the_run_stays(tmp_path: Path) -> 
     assert "in int8 after 1 epochs of quantization-aware training" in found.card.read_text()
 
 
+@pytest.mark.slow(seconds=4)
+def test_a_module_of_the_users_own_is_finished_by_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latency, "SECONDS", 0.0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    data = {"name": "digits", "fraction": 0.3}
+    run = dskd.train(net, data=data, epochs=1, out=tmp_path / "run", verbose=0)
+    found = dskd.export(run.path, student=net, int8=True, qat=1, format="onnx")
+    assert found.measured.accuracy.keys() == {"student", "exported", "quantized"}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
     with pytest.MonkeyPatch.context() as patch:
@@ -154,4 +166,11 @@ def test_methods_that_ship_another_module_are_refused(trained: dskd.Result) -> N
     recipe = RunFacts.read(trained.path).recipe.changed(method=MethodSettings(name="norm"))
     finishing = quantization_aware(dskd.load_deployed(trained.path), recipe, QATOptions(1))
     with pytest.raises(InputError, match="the method norm ships another module"), finishing:
+        pass
+
+
+def test_a_method_that_is_not_here_is_named(trained: dskd.Result) -> None:
+    recipe = RunFacts.read(trained.path).recipe.changed(method=MethodSettings(name="<Gone>"))
+    finishing = quantization_aware(dskd.load_deployed(trained.path), recipe, QATOptions(1))
+    with pytest.raises(InputError, match=r"needs the method Gone, .*, or drop qat=3"), finishing:
         pass

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 import dskd
+from dskd.deploy.predict import Skipped, predict_batches
 from dskd.errors import InputError, on_command_line
 from dskd.storage.weights import read_metadata
 from tests.builders import make_dataset, trusted
@@ -243,3 +244,17 @@ def test_wide_images_must_come_in_the_size_of_the_training(tmp_path: Path) -> No
         dskd.predict(student, [tmp_path / "tall.png"])
     with pytest.raises(InputError, match="images were given in Python as <Dataset>"):
         dskd.evaluate(out)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_image_files_are_not_for_students_of_other_channels(
+    finished: dskd.Result, tmp_path: Path, channels: int
+) -> None:
+    path = tmp_path / "gray.png"
+    Image.new("L", (8, 8)).save(path)
+    student = dataclasses.replace(dskd.load_deployed(finished.path), shape=(channels, 8, 8))
+    said = f"image files have 1 or 3 channels, and resnet8 takes {channels}; give its images as"
+    with pytest.raises(InputError, match=said):
+        dskd.predict(student, [path])
+    with pytest.raises(InputError, match=f"^{said}"):
+        next(predict_batches(student, [path], Skipped()))

@@ -19,6 +19,7 @@ from dskd.config.schema import TeacherSettings
 from dskd.data.loader import MemoryLoader
 from dskd.engine.build_model import build_model
 from dskd.engine.fit_head import FOLDER, fit_head
+from dskd.engine.load_checkpoint import classes_in_file
 from dskd.engine.other_classes import fit_classes
 from dskd.engine.preflight import rehearse
 from dskd.errors import InputError
@@ -32,6 +33,7 @@ DATA = make_dataset(classes=4, per_class=8)
 OTHERS = 7
 QUICK = {"epochs": 1, "batch_size": 16, "lr": 0.01, "device": "cpu"}
 CPU = torch.device("cpu")
+RESNET = TeacherSettings(name="resnet8")
 
 
 @pytest.fixture
@@ -142,7 +144,7 @@ def test_a_head_fits_a_model_without_a_classifier_and_two_classes(heads: Path) -
     data = make_dataset(classes=2, per_class=10)
     model = build_model(TeacherSettings(name="<N>", head="fit"), data, 0, NoClassifier())
     fit_classes(model, TeacherSettings(name="<N>", head="fit"), data)
-    fit_head(model, data, MemoryLoader(data.train, CPU))
+    fit_head(model, TeacherSettings(name="<N>"), data, MemoryLoader(data.train, CPU))
     assert model.head is not None
     output = model(data.test.images)
     assert output.pooled is not None
@@ -157,7 +159,16 @@ def test_another_teacher_or_other_images_have_another_head(heads: Path) -> None:
     for seed, per_class in ((0, 8), (1, 8), (0, 9)):
         data = make_dataset(classes=4, per_class=per_class)
         model = staged_with_head(seed)
-        fit_head(model, data, MemoryLoader(data.train, CPU))
+        fit_head(model, RESNET, data, MemoryLoader(data.train, CPU))
+    assert len(list(heads.iterdir())) == 3
+
+
+def test_options_that_change_the_features_alone_have_another_head(heads: Path) -> None:
+    cases: list[dict[str, Any]] = [{}, {"global_pool": "max"}]
+    for options in cases:
+        settings = TeacherSettings(name="timm/resnet18", options=options)
+        fit_head(staged_with_head(0), settings, DATA, MemoryLoader(DATA.train, CPU))
+    fit_head(staged_with_head(0), RESNET, DATA, MemoryLoader(DATA.train, CPU))
     assert len(list(heads.iterdir())) == 3
 
 
@@ -170,7 +181,7 @@ def test_a_head_that_cannot_be_kept_is_used_and_a_line_says_so(
     model = staged_with_head(0)
     assert model.head is not None
     before = model.head.weight.detach().clone()
-    fit_head(model, data, MemoryLoader(data.train, CPU))
+    fit_head(model, RESNET, data, MemoryLoader(data.train, CPU))
     assert not torch.equal(model.head.weight, before)
     (line,) = [one for one in caplog.messages if "is not kept for later runs" in one]
     assert line.endswith("File exists")
@@ -205,6 +216,26 @@ def test_a_checkpoint_of_other_classes(
     result = distill(tmp_path / "head", teacher | {"head": "fit"}, "kd")
     assert result.teacher_accuracy is not None
     assert result.teacher_accuracy > 60
+
+
+class Headed(nn.Module):
+    """Its classifier is no plain layer, as that of timm's RepViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.BatchNorm1d(12), nn.Linear(12, 4))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+
+def test_a_checkpoint_whose_classifier_is_no_plain_layer_has_the_classes_of_the_data(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "teacher.pth"
+    torch.save(Headed().state_dict(), path)
+    settings = TeacherSettings(name="<Headed>", checkpoint=path)
+    assert classes_in_file(Headed(), settings, None, DATA) == 4
 
 
 @pytest.mark.parametrize(

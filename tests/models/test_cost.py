@@ -8,6 +8,9 @@ from torch import nn
 
 from dskd.models.catalog import ZOO
 from dskd.models.cost import ModelCost, model_cost
+from dskd.models.early_exits import EarlyExitStudent, exit_costs
+from dskd.models.staged_model import StagedModel
+from dskd.models.trace import trace
 from dskd.models.zoo import build
 
 
@@ -43,3 +46,19 @@ def test_cost_restores_the_mode_after_a_failure() -> None:
 
 def test_cost_of_a_module_without_parameters() -> None:
     assert model_cost(nn.AvgPool2d(2), (3, 8, 8)) == ModelCost(0, 0)
+
+
+def test_attention_of_torch_counts() -> None:
+    """torch runs it as one fused operation in evaluation, of which its counter knows nothing."""
+    from torchvision.models import VisionTransformer
+
+    net = VisionTransformer(16, 4, 2, 2, 24, 48, num_classes=3)
+    tokens, width = 17, 24
+    attention = 4 * tokens * width**2 + 2 * tokens**2 * width
+    blocks = 2 * (attention + 2 * tokens * width * 48)
+    expected = 16 * (3 * 4 * 4) * width + blocks + width * 3
+    assert model_cost(net, (3, 16, 16)).multiply_adds == expected
+    assert trace(net, torch.zeros(2, 3, 16, 16)).multiply_adds == expected
+    student = EarlyExitStudent(StagedModel(net, mean=[0.5] * 3, std=[0.5] * 3), {}, [], [])
+    assert exit_costs(student, (3, 16, 16)).student == expected
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -481,6 +481,14 @@ def test_weights_of_torch_save_are_tensors_alone(cache: Path, tmp_path: Path) ->
         assert "\n" not in str(refused.value)
 
 
+def test_options_of_published_weights_exist() -> None:
+    module = load_model(VIT, num_classes=3, pretrained=True, options={"hidden_dropout_prob": 0.1})
+    config: Any = module.config
+    assert config.hidden_dropout_prob == 0.1
+    with pytest.raises(InputError, match="unknown option of transformers/vit 'hidden'"):
+        load_model(VIT, num_classes=3, pretrained=True, options={"hidden": 16})
+
+
 def test_a_model_of_transformers_is_built_by_its_type() -> None:
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
     module = load_model("transformers/vit", num_classes=4, size=16, options=small)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from dskd.models.native import has_batchnorm, native_pixels, native_size, short_share
+from dskd.errors import InputError
+from dskd.models.native import (
+    has_batchnorm,
+    native_pixels,
+    native_size,
+    published_classes,
+    short_share,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +75,13 @@ def test_some_models_of_timm_squeeze_images() -> None:
     pixels = native_pixels("timm/vit_base_patch16_clip_384.openai_ft_in12k_in1k")
     assert pixels is not None
     assert (pixels.crop_pct, pixels.crop_mode) == (0.95, "squash")
+
+
+@pytest.mark.parametrize("read", [native_size, published_classes, native_pixels])
+def test_weights_that_timm_does_not_have_are_one_line(read: Callable[[str], object]) -> None:
+    with pytest.raises(
+        InputError, match=r"unknown weights of timm 'timm/resnet18\.typo'"
+    ) as refused:
+        read("timm/resnet18.typo")
+    assert "timm/resnet18.a1_in1k" in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -58,7 +58,7 @@ _IN_DSKD = """import sys
 
 import dskd
 
-student = dskd.load_deployed({path!r}{module})
+student = dskd.load_deployed({path!r}{own})
 for path, probabilities in zip(sys.argv[1:], dskd.predict(student, sys.argv[1:])):
     print(path, student.classes[probabilities.argmax()])
 """
@@ -66,20 +66,26 @@ _OF_HUB = """import sys
 
 import dskd
 
-student = dskd.DeployedStudent.from_pretrained("."{module})  # or the name of the repository
+student = dskd.DeployedStudent.from_pretrained("."{own})  # or the name of the repository
 for path, probabilities in zip(sys.argv[1:], dskd.predict(student, sys.argv[1:])):
     print(path, student.classes[probabilities.argmax()])
 """
 
 
-def hub_caller(module: str | None) -> str:
+def hub_caller(name: str) -> str:
     """A program that loads a folder of ``save_pretrained``, or a repository of the Hub.
 
     Args:
-        module: The variable with the user's own module; None for a model with a name.
+        name: The name of the student's model.
     """
-    own = f", student={module}" if module else ""
-    return _OF_HUB.format(module=own)
+    return _OF_HUB.format(own=_own(name))
+
+
+def _own(name: str) -> str:
+    """The further argument with which a model of the user's own is loaded."""
+    if name.startswith("<"):
+        return ", student=module"
+    return ", allow_code=True" if ":" in name else ""
 
 
 def caller(contract: InputContract, form: Format, path: str) -> str:
@@ -104,8 +110,7 @@ def caller(contract: InputContract, form: Format, path: str) -> str:
             _timm(contract, path),
         )
     else:
-        own = ", student=module" if contract.student.name.startswith("<") else ""
-        return _IN_DSKD.format(path=path, module=own)
+        return _IN_DSKD.format(path=path, own=_own(contract.student.name))
     return _PROGRAM.format(
         imports=imports,
         load=load,

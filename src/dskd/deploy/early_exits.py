@@ -104,7 +104,7 @@ def load_exits(deployed: DeployedStudent, max_loss: float = MAX_LOSS) -> EarlyEx
         [one.temperature for one in facts.exits],
         policy.thresholds,
     )
-    student.eval().requires_grad_(False)
+    student.eval().branches.requires_grad_(False)
     return EarlyExits(student, deployed, facts, policy, max_loss)
 
 

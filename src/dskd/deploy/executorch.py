@@ -62,19 +62,20 @@ def runner(path: Path, graph: StudentGraph, threads: int = 0) -> Runner:
 
     Args:
         path: The file.
-        graph: The student; unused, as the file holds it.
+        graph: The student, for the size of its batches; the file holds the rest.
         threads: Unused: the backend takes as many as there are cores.
     """
     from executorch.runtime import Runtime
 
     program = Runtime.get().load_program(path)
     method = program.load_method("forward")
+    most = graph.contract.batch or MOST
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         parts = []
-        for start in range(0, len(images), MOST):
+        for start in range(0, len(images), most):
             # ExecuTorch takes the memory as it lies, whatever the strides of the array say.
-            part = np.ascontiguousarray(images[start : start + MOST])
+            part = np.ascontiguousarray(images[start : start + most])
             (logits,) = method.execute([torch.from_numpy(part)])
             parts.append(logits.numpy().copy())  # the memory is that of the method
         return np.concatenate(parts)

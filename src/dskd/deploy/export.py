@@ -21,6 +21,7 @@ from dskd.deploy.input_contract import InputContract
 from dskd.deploy.student import DeployedStudent, file_stem
 from dskd.deploy.student_graph import Runner, StudentGraph, in_batches, student_graph
 from dskd.errors import InputError, first_line, option
+from dskd.models.eval_mode import eval_mode
 from dskd.runtime.extras import import_extra
 from dskd.storage.atomic import make_folder, refuse_links, replace_file
 from dskd.storage.paths import as_path
@@ -234,7 +235,7 @@ def exporting(
         tolerance = INT8_TOLERANCE if int8 else TOLERANCE
     contract = InputContract(deployed, batch, found.has_graph, int8, exits)
     graph = student_graph(contract, calibration)
-    with tempfile.TemporaryDirectory(prefix="dskd-export-") as folder:
+    with eval_mode(deployed.model), tempfile.TemporaryDirectory(prefix="dskd-export-") as folder:
         draft = ExportDraft(Path(folder) / path.name, found, graph)
         draft.write()
         draft.difference = _difference(draft)

@@ -50,7 +50,7 @@ def load_teacher(
     model = build_model(plain, data, 0, given.teacher, given.allow_code)
     fit_classes(model, plain, data)
     if model.head is not None:
-        fit_head(model, data, data.train.loader(model.mean.device))
+        fit_head(model, plain, data, data.train.loader(model.mean.device))
     return model.eval()
 
 

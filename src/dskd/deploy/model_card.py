@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from dskd.config.recipe import resolve
 from dskd.config.schema import Recipe
 from dskd.deploy.caller import hub_caller
 from dskd.deploy.card_exits import exits_section, table
@@ -27,6 +26,7 @@ from dskd.deploy.measure import (
 )
 from dskd.deploy.student import DeployedStudent, Which
 from dskd.errors import printable
+from dskd.settings import validate
 from dskd.storage.json_file import read_json
 from dskd.storage.metric_names import Metric
 from dskd.storage.run_files import RECIPE, RESULT, ResultFile
@@ -66,7 +66,8 @@ class RunFacts:
         Raises:
             InputError: A file is damaged.
         """
-        recipe = resolve(read_yaml_file(folder / RECIPE, "recipe"), folder)
+        # The run has resolved it, and the method need not be here: it may be the user's own class.
+        recipe = validate(Recipe, read_yaml_file(folder / RECIPE, "recipe"))
         path = folder / RESULT
         found = read_json(path, ResultFile, f"remove {path}") if path.is_file() else None
         return cls(recipe, found.model_dump() if found is not None else {})
@@ -142,11 +143,10 @@ def saved_card(student: DeployedStudent, license: str | None = None) -> ModelCar
         license: Of the weights; None if it was not given.
     """
     contract = InputContract(student, None, normalizes=False)
-    module = "module" if student.name.startswith("<") else None
     return model_card(
         CardParts(
             contract,
-            hub_caller(module),
+            hub_caller(student.name),
             WEIGHTS,
             "PyTorch",
             RunFacts.read(student.run) if student.run is not None else None,
@@ -303,7 +303,8 @@ def _quality(parts: CardParts) -> str:
         )
     if parts.size is not None:
         lines.append(f"- Size on disk: {parts.size:,} bytes")
-    lines += [f"- {what}: not measured ({why})" for what, why in measured.missing.items()]
+    # Not why: the reason may name folders of this machine.
+    lines += [f"- {what}: not measured" for what in measured.missing]
     if not measured.latency:
         return "\n".join(lines) or "Nothing was measured."
     times = next(iter(measured.latency.values()))

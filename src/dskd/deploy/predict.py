@@ -192,8 +192,9 @@ def read_image(path: Path, deployed: DeployedStudent) -> Tensor:
 
     Raises:
         InputError: The file is missing or does not decode, or has another size and the student's
-            images are not square.
+            images are not square; or the student takes neither RGB nor gray.
     """
+    _check_channels(deployed)
     if not path.is_file():
         raise InputError(f"there is no image {path}; check the path")
     channels, height, width = deployed.shape
@@ -206,6 +207,17 @@ def read_image(path: Path, deployed: DeployedStudent) -> Tensor:
             f"{width}x{height}; resize it"
         )
     return image
+
+
+def _check_channels(deployed: DeployedStudent) -> None:
+    """Refuses a student whose images no image file holds."""
+    channels = deployed.shape[0]
+    if channels not in (1, 3):
+        raise InputError(
+            f"image files have 1 or 3 channels, and {deployed.name} takes {channels}; give its "
+            f"images as a tensor [N, {channels}, H, W], as in "
+            "dskd.load_deployed(run).model(images).logits"
+        )
 
 
 def predict_batches(
@@ -223,11 +235,12 @@ def predict_batches(
         exits: Early exits that predict; None for the plain student.
 
     Raises:
-        InputError: No image of the inputs can be used.
+        InputError: No image of the inputs can be used, or the student takes neither RGB nor gray.
 
     Yields:
         Predictions in the order of the inputs; the files of a folder are sorted by name.
     """
+    _check_channels(deployed)  # here, as it is no fault of a single file
     device = deployed.model.mean.device
     _, height, width = deployed.shape
     size = max(1, min(500, PIXELS[device.type] // (height * width)))

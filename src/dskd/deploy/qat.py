@@ -19,6 +19,7 @@ from dskd.engine import run
 from dskd.engine.given_data import DataArgument, split_data
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError, Stopped, option
+from dskd.methods import outside
 from dskd.methods.base import Method
 
 RATE = 0.01
@@ -73,13 +74,14 @@ def quantization_aware(
     """
     if recipe is None or deployed.run is None:
         raise InputError(f"{option('qat', '3')} trains with the data of a run; give its folder")
-    _check(deployed, recipe)
+    with outside.code_allowed(options.allow_code):
+        _check(deployed, recipe)
     with tempfile.TemporaryDirectory(prefix="dskd-qat-") as folder:
         given = split_data(options.data)[1] if options.data is not None else None
         student = deployed.model.module if _is_given(deployed) else None
         objects = UserObjects(given, student, options.teacher, options.allow_code)
         plan = qat_recipe(deployed, recipe, options, Path(folder) / "run")
-        with _told_as_export():
+        with _told_as_export(), outside.code_allowed(options.allow_code):
             run.distill(plan, objects=objects)
         found = load_deployed(
             Path(folder) / "run", "last", student=student, allow_code=options.allow_code
@@ -110,7 +112,12 @@ def _is_given(deployed: DeployedStudent) -> bool:
 
 
 def _check(deployed: DeployedStudent, recipe: Recipe) -> None:
-    """Refuses methods that ship another module than the one they train."""
+    """Refuses methods that are not here, or ship another module than the one they train."""
+    if outside.is_missing(recipe.method.name):
+        raise InputError(
+            f"quantization-aware training needs the method {recipe.method.name.strip('<>')}, a "
+            f"class that another program gave; export in that program, or drop {option('qat', '3')}"
+        )
     method = methods.find(recipe.method.name)
     if method.deployed is not Method.deployed or deployed.metadata.get("deploy_config"):
         raise InputError(

@@ -17,6 +17,7 @@ from dskd.deploy.early_exits import EarlyExits
 from dskd.deploy.input_contract import InputContract
 from dskd.errors import InputError
 from dskd.models.logits import find_logits
+from dskd.models.plain_copy import plain_copy
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Runs an exported student: images ``[N, C, H, W]`` from 0 to 1 to logits ``[N, K]``."""
@@ -133,14 +134,15 @@ class StudentGraph:
 
 
 def student_graph(contract: InputContract, calibration: Tensor | None = None) -> StudentGraph:
-    """Prepares a student for an exporter.
+    """Prepares a copy of a student for an exporter; the caller's own may be trained further.
 
     Args:
         contract: What the file will expect.
         calibration: See `StudentGraph`.
     """
     module = Normalized(contract) if contract.exits is None else AllExits(contract.exits)
-    return StudentGraph(module.eval().requires_grad_(False), contract, calibration)
+    twin = plain_copy(module).eval().requires_grad_(False)
+    return StudentGraph(twin, contract, calibration)
 
 
 def cannot_export(name: str, target: str, error: BaseException) -> InputError:

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dskd.config.schema import TeacherSettings
 from dskd.data import Dataset
 from dskd.data.download import cache_folder
 from dskd.data.loader import Loader
@@ -29,7 +30,7 @@ log = logging.getLogger("dskd")
 
 FOLDER = "teacher-heads"
 """Of the cached heads, in the cache folder."""
-VERSION = 1
+VERSION = 2
 """Raise it when the same facts come to stand for another head."""
 STRENGTHS = (0.01, 0.1, 1.0)
 """Inverse strengths of the penalty on the weights, of which the best on held-out images is taken.
@@ -39,16 +40,17 @@ HELD_OUT = 5
 _ITERATIONS = 500
 
 
-def fit_head(model: StagedModel, data: Dataset, loader: Loader) -> None:
+def fit_head(model: StagedModel, settings: TeacherSettings, data: Dataset, loader: Loader) -> None:
     """Fits the head of a teacher on the training images, or reads it from the cache.
 
     It is a multinomial logistic regression on the vectors that the teacher's own classifier sees
     (without a classifier: the average of its last feature map), by scikit-learn's L-BFGS, which
-    draws nothing at random. A head is cached under a hash of the teacher's weights, its
-    normalisation, the images and the labels.
+    draws nothing at random. A head is cached under a hash of the teacher's name, its options, its
+    weights, its normalisation, the images and the labels.
 
     Args:
         model: The teacher, on the loader's device, with a head (`StagedModel.add_head`).
+        settings: Of the teacher.
         data: The data set of the run.
         loader: Of its training split.
 
@@ -57,17 +59,19 @@ def fit_head(model: StagedModel, data: Dataset, loader: Loader) -> None:
     """
     head = model.head
     assert head is not None, "it is added before"
-    path = _path(model, data)
+    path = _path(model, settings, data)
     weight, bias = distributed.on_rank_zero(lambda: _read_or_fit(model, loader, path))()
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
 
 
-def _path(model: StagedModel, data: Dataset) -> Path:
+def _path(model: StagedModel, settings: TeacherSettings, data: Dataset) -> Path:
     """The file of the head that belongs to a teacher and images."""
     facts: dict[str, Any] = {
         "version": VERSION,
+        "name": settings.name,
+        "options": settings.options,  # some change the features and not the weights
         "teacher": weights_fingerprint(model.module),
         "classifier": model.classifier,
         "stages": list(model.stage_names or ()),
@@ -75,7 +79,7 @@ def _path(model: StagedModel, data: Dataset) -> Path:
         "std": model.std.flatten().tolist(),
         "data": data.fingerprint(),
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
     return cache_folder(None) / FOLDER / f"head-{digest[:32]}.safetensors"
 
 

@@ -176,11 +176,11 @@ def classes_in_file(
         return len(data.classes)
     key = f"{classifier}.weight"
     weights = match_keys(read_weights(path, settings.checkpoint_key), module, f"{path}")
-    there, here = weights.get(key), module.state_dict()[key]
-    fits = (
-        there is not None and there.shape[1:] == here.shape[1:] and len(here) == len(data.classes)
-    )
-    return len(there) if there is not None and fits else len(data.classes)
+    there, here = weights.get(key), module.state_dict().get(key)  # it may be no plain layer
+    if there is None or here is None:
+        return len(data.classes)
+    fits = there.shape[1:] == here.shape[1:] and len(here) == len(data.classes)
+    return len(there) if fits else len(data.classes)
 
 
 def _class_order(facts: FileFacts | None, data: Dataset) -> list[int] | None:

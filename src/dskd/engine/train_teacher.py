@@ -58,7 +58,8 @@ def given_teacher(
         return None
     assert settings is not None
     if settings.head == "fit":
-        fit_head(teacher.model.to_device(data.train.device), data.data, data.train)
+        model = teacher.model.to_device(data.train.device)
+        fit_head(model, settings, data.data, data.train)
     frozen = _freeze(prepared, teacher.model, data)
     if teacher.model.other_classes is not None:  # nothing to evaluate
         return frozen

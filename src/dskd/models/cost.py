@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,24 @@ class ModelCost(NamedTuple):
     multiply_adds: int
 
 
+@contextmanager
+def counted_operations() -> Iterator[FlopCounterMode]:
+    """Counts the operations of the block. torch's fused attention is off in it.
+
+    Within one fused operation, the counter sees none of the matrix products.
+
+    Yields:
+        The counter. A multiplication and an addition are two operations.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
 def model_cost(module: nn.Module, shape: tuple[int, int, int]) -> ModelCost:
     """Count the parameters and the multiply-adds of a module for one image.
 
@@ -39,11 +59,7 @@ def model_cost(module: nn.Module, shape: tuple[int, int, int]) -> ModelCost:
     """
     like = next(module.parameters(), torch.empty(0))
     image = torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
-    with (
-        eval_mode(module),
-        no_gradients(module),
-        FlopCounterMode(display=False) as counter,
-    ):
+    with eval_mode(module), no_gradients(module), counted_operations() as counter:
         module(image)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     # The counter counts a multiplication and an addition as two operations.

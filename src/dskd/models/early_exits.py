@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from dskd.models.cost import counted_operations
 from dskd.models.eval_mode import eval_mode, no_gradients
 from dskd.models.feature_maps import to_feature_map
 from dskd.models.logits import find_logits
@@ -205,11 +205,7 @@ def exit_costs(student: EarlyExitStudent, shape: Sequence[int]) -> ExitCosts:
     """
     counts: list[tuple[int, int]] = []
     image = torch.zeros(1, *shape, device=student.model.mean.device)
-    with (
-        eval_mode(student),
-        no_gradients(student),
-        FlopCounterMode(display=False) as counter,
-    ):
+    with eval_mode(student), no_gradients(student), counted_operations() as counter:
 
         def count(number: int, feature_map: Tensor) -> None:
             before = counter.get_total_flops()

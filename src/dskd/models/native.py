@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from dskd.errors import InputError
+from dskd.errors import InputError, unknown
 from dskd.models.catalog import HF, LIBRARIES, TIMM, TORCHVISION
 from dskd.models.factory import load_model
 from dskd.models.hub_models import published
@@ -23,6 +23,9 @@ def native_size(name: str) -> int | None:
     Returns:
         None for other models, and for those without published weights.
 
+    Raises:
+        InputError: timm has no such weights of the model.
+
     Example:
         >>> native_size("timm/resnet50"), native_size("torchvision/inception_v3")
         (224, 299)
@@ -31,9 +34,7 @@ def native_size(name: str) -> int | None:
     if name.startswith(HF):
         return published(name).size
     if name.startswith(TIMM):
-        import timm
-
-        config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+        config = _timm_config(name)
         return int(config.input_size[-1]) if config is not None else None
     weights = _torchvision_weights(name)
     return int(next(iter(weights)).transforms().crop_size[0]) if weights else None
@@ -48,6 +49,9 @@ def published_classes(name: str) -> int | None:
     Returns:
         None for other models, and for those without published weights.
 
+    Raises:
+        InputError: timm has no such weights of the model.
+
     Example:
         >>> published_classes("timm/resnet50"), published_classes("torchvision/resnet18")
         (1000, 1000)
@@ -56,10 +60,7 @@ def published_classes(name: str) -> int | None:
     if name.startswith(HF):
         return published(name).classes
     if name.startswith(TIMM):
-        import timm
-
-        plain = name.removeprefix(TIMM)
-        config = timm.get_pretrained_cfg(plain) if timm.is_model(plain) else None
+        config = _timm_config(name)
         return int(config.num_classes) if config is not None and config.has_weights else None
     weights = _torchvision_weights(name)
     return len(weights.DEFAULT.meta["categories"]) if weights else None
@@ -89,6 +90,9 @@ def native_pixels(name: str) -> NativePixels | None:
     Returns:
         None for other models, and for those without published weights.
 
+    Raises:
+        InputError: timm has no such weights of the model.
+
     Example:
         >>> native_pixels("timm/resnet50")
         NativePixels(crop_pct=0.95, interpolation='bicubic', crop_mode='center')
@@ -99,9 +103,7 @@ def native_pixels(name: str) -> NativePixels | None:
         found = published(name)
         return NativePixels(found.crop_pct, found.interpolation, found.crop_mode)
     if name.startswith(TIMM):
-        import timm
-
-        config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+        config = _timm_config(name)
         if config is None or not config.has_weights:
             return None
         return NativePixels(config.crop_pct, config.interpolation, config.crop_mode)
@@ -138,6 +140,23 @@ def published_names(name: str) -> tuple[str, ...] | None:
         True
     """
     return published(name).names if name.startswith(HF) else None
+
+
+def _timm_config(name: str) -> Any:
+    """What timm says about a model's published weights; None for a model that it does not have.
+
+    Raises:
+        InputError: The weights that the name ends in do not exist, as in ``timm/resnet18.mine``.
+    """
+    import timm
+
+    plain = name.removeprefix(TIMM)
+    try:
+        return timm.get_pretrained_cfg(plain)
+    except RuntimeError:
+        model = plain.partition(".")[0]
+        known = [f"{TIMM}{one}" for one in (model, *timm.list_pretrained(f"{model}.*"))]
+        raise unknown("weights of timm", name, known) from None
 
 
 def _torchvision_weights(name: str) -> Any:

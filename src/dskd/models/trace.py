@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dskd.errors import InputError, first_line
+from dskd.models.cost import counted_operations
 from dskd.models.eval_mode import eval_mode, no_gradients
 from dskd.models.feature_hooks import change_count
 from dskd.models.feature_maps import main_tensor, to_feature_map
@@ -113,7 +114,7 @@ def trace(module: nn.Module, images: Tensor) -> Trace:
     """
     if (parameter := next(module.parameters(), None)) is not None:
         images = images.to(parameter.device)
-    with FlopCounterMode(display=False) as counter:
+    with counted_operations() as counter:
         recorder = _Recorder(images, find_prefix_tokens(module), counter)
         try:
             with eval_mode(module), no_gradients(module), _hooked(module, recorder):

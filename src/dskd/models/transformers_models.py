@@ -51,9 +51,7 @@ def from_transformers(
         InputError: The library is missing, the type does not exist, or the options do not fit.
     """
     library = _library()
-    known = known_options(kind)
-    if wrong := sorted(options.keys() - known):
-        raise unknown(f"option of {TRANSFORMERS}{kind}", wrong[0], known)
+    known = _check_options(kind, options)
     try:
         config = library.CONFIG_MAPPING[kind].from_dict(_cleaned(options))
         _fit(config, kind, num_classes, in_channels)
@@ -86,12 +84,13 @@ def load_transformers(
         kind: Its ``model_type``.
         num_classes: Number of classes. A classifier of others keeps its random weights.
         in_channels: Channels of the images.
-        options: Keys of its configuration.
+        options: Keys of its configuration, those of the repository included.
 
     Raises:
-        InputError: The weights are damaged or do not fit.
+        InputError: The weights are damaged or do not fit, or an option does not exist.
     """
     library = _library()
+    _check_options(kind, options)  # the library ignores others, and no later program builds them
     try:
         config = library.CONFIG_MAPPING[kind].from_dict(_cleaned(options))
         _fit(config, kind, num_classes, in_channels)
@@ -142,6 +141,14 @@ def known_options(kind: str) -> frozenset[str]:
     config = library.CONFIG_MAPPING[kind]
     keys = {*config().to_dict(), *config.attribute_map}
     return frozenset(keys - _NOT_OF_THE_NETWORK)
+
+
+def _check_options(kind: str, options: Mapping[str, Any]) -> frozenset[str]:
+    """The keys that a type knows, if the options are among them."""
+    known = known_options(kind)
+    if wrong := sorted(options.keys() - known):
+        raise unknown(f"option of {TRANSFORMERS}{kind}", wrong[0], known)
+    return known
 
 
 def _cleaned(values: Any) -> Any:
