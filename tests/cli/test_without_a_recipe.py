@@ -84,8 +84,8 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
 
 
 def test_options_change_a_recipe_and_settings_come_last(recipes: list[Recipe]) -> None:
-    options = ["--method", "kd", "--epochs", "9", "--student", "resnet14", "--out", "there"]
-    assert call("distill", "digits", *options, "train.epochs=2") == 0
+    options = ["--method", "kd", "--epochs", "2", "--student", "resnet14", "--out", "there"]
+    assert call("distill", "digits", *options, "train.epochs=2", "student={name: resnet14}") == 0
     (recipe,) = recipes
     assert (recipe.method.name, recipe.student.name) == ("kd", "resnet14")
     assert (recipe.train.epochs, recipe.out) == (2, Path("there"))
@@ -114,6 +114,16 @@ def test_a_recipe_may_stand_behind_the_options(recipes: list[Recipe], place: int
         (["train", "digits", "--teacher", "resnet8"], "--teacher"),
         (["init", "digits", "--out", "x.json"], "x.json needs the suffix .yaml"),
         (["compare", "--data", "digits", "--student", "resnet8"], "needs a teacher"),
+        (
+            ["distill", "digits", "--epochs", "5", "train.epochs=10"],
+            "--epochs 5 and train.epochs=10 contradict each other; give one of them",
+        ),
+        (["check", "digits", "--exits", "train.exits=false"], "--exits and train.exits=false con"),
+        (
+            ["graphs", "train", "generated", "--epochs", "5", "train.epochs=10"],
+            "--epochs 5 and train.epochs=10 contradict",
+        ),
+        (["segment", "demo", "--out", "."], "a folder of its own; name it, as in --out demo"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(
@@ -146,6 +156,20 @@ def test_init_prints_how_to_run_the_file(
         "train": {"epochs": 240},
         "seed": 0,
     }
+
+
+def test_init_and_check_take_the_options_of_distill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("init", "digits", "--exits", "--out", "mine.yaml") == 0
+    assert yaml.safe_load((tmp_path / "mine.yaml").read_text())["train"]["exits"] is True
+    options = {
+        name: {one.name for one in cli.cli.commands[name].params}
+        for name in ("distill", "check", "init")
+    }
+    assert options["distill"] - options["check"] == {"resume", "overwrite"}
+    assert options["distill"] - options["init"] == {"resume", "overwrite", "allow_code"}
 
 
 def test_a_composed_recipe_without_choices_says_nothing(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dskd.api.task import shared
 from dskd.compare.grid import load_plan
 from dskd.engine.tasks.graphs.recipe import RECIPES as GRAPHS
 from dskd.errors import InputError
@@ -39,6 +40,23 @@ def test_methods_without_a_teacher_are_compared_without_a_recipe() -> None:
     assert load_plan(None, options, ["ce,byot"], None, seeds=1).recipe_with_teacher() is None
     with pytest.raises(InputError, match="the method 'kd' needs a teacher"):
         load_plan(None, options, ["ce,kd"], None, seeds=1)
+
+
+def test_a_recipe_s_method_that_needs_a_teacher_is_not_in_the_way() -> None:
+    assert load_plan("digits", ["teacher=null"], ["ce,byot"], None, seeds=1).recipe.teacher is None
+    graphs = {"data": {"name": "generated"}, "method": {"name": "dskd", "beta": 2.0}}
+    for values, method in ((graphs, "graphs/alone"), (graphs | {"teacher": {}}, "graphs/dskd")):
+        assert shared(GRAPHS, values, None)[0]["method"]["name"] == method
+    assert shared(GRAPHS, graphs, "gat")[0]["method"] == {"name": "graphs/dskd", "beta": 2.0}
+
+
+def test_a_comparison_of_a_task_without_a_teacher(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "data: {name: generated}\nstudent: {name: gcn}\nteacher: {name: gat}\n"
+        "method: {name: dskd}\n"
+    )
+    alone = GRAPHS.load_shared(str(tmp_path / "mine.yaml"), ["teacher=null"])
+    assert (alone.method.name, alone.teacher) == ("graphs/alone", None)
 
 
 def test_a_plan_needs_a_seed_and_the_teacher_that_a_method_reads(tmp_path: Path) -> None:

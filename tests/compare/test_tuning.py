@@ -240,7 +240,7 @@ def test_a_pruned_trial_ends_after_its_epoch(
     monkeypatch.setattr(Study, "report", lambda *_: True)
     ce = load_search(
         "digits",
-        [*SMALL, "data.val_fraction=0.2", "method={name: ce}", *SPACE[:1]],
+        [*SMALL, "data.val_fraction=0.2", "method={name: ce}", "teacher=null", *SPACE[:1]],
         tmp_path,
         1,
         UserObjects(),
@@ -265,3 +265,14 @@ def test_tuning_from_python(tmp_path: Path) -> None:
     )
     assert result.best.number == 0
     assert result.path == tmp_path / "out"
+
+
+def test_a_teacher_that_the_method_does_not_use_is_refused(tmp_path: Path) -> None:
+    alone = ["method.name=ce", *SPACE[:1]]
+    assert load_search("digits", alone, tmp_path, 1, UserObjects()).recipe.teacher is None
+    said = r"^teacher.* has no effect: the method 'ce' learns from no teacher"
+    with pytest.raises(InputError, match=said):
+        load_search("digits", [*alone, "teacher.name=resnet14"], tmp_path, 1, UserObjects())
+    given: dict[str, Any] = {"space": {"train.lr": "0.01..0.2"}, "out": tmp_path}
+    with pytest.raises(InputError, match=said):
+        dskd.tune("resnet8", teacher="resnet14", data="digits", method="ce", **given)

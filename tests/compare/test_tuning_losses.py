@@ -35,7 +35,7 @@ from tests.compare.small_comparison import SMALL, Here
 pytestmark = pytest.mark.skipif(find_spec("optuna") is None, reason="optuna is not installed")
 
 SPACE = ["train.lr=0.01..0.2:log"]
-CE = [*SMALL, "train.epochs=1", "data.val_fraction=0.2", "method={name: ce}"]
+CE = [*SMALL, "train.epochs=1", "data.val_fraction=0.2", "method={name: ce}", "teacher=null"]
 KD = [*SMALL, "train.epochs=1", "data.val_fraction=0.2", "method.name=kd"]
 Training = Callable[[TrialTask], None]
 

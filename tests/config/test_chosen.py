@@ -168,6 +168,17 @@ def test_a_model_without_batchnorm_is_trained_by_adamw(
     assert train["weight_decay"] == {"sgd": 5e-4, "adamw": 0.05}[optimizer]
 
 
+@pytest.mark.parametrize("optimizer", ["timm/sgd", "timm/momentum", "sgd"])
+def test_sgd_of_timm_has_the_rate_of_sgd(optimizer: str) -> None:
+    train = filled(values(train={"optimizer": optimizer}))["train"]
+    assert (train["lr"], train["weight_decay"]) == (0.05, 5e-4)
+
+
+@pytest.mark.parametrize("given", [{"milestones": [0.5]}, {"gamma": 0.2}])
+def test_milestones_choose_their_schedule(given: dict[str, Any]) -> None:
+    assert filled(values(train=given))["train"]["schedule"] == "step"
+
+
 def test_a_teacher_that_is_trained_already_has_no_say() -> None:
     given = values(STUDENT, VIT)
     given["teacher"]["checkpoint"] = "teacher.pth"

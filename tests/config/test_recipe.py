@@ -169,6 +169,7 @@ def test_overrides_apply_in_their_order_whatever_they_override() -> None:
             "method.standardize=true",
             "method={name: kd}",
             "method.temperature=2",
+            "train.schedule=step",
             "train.milestones=[0.5, 0.9]",
             "student.stages=[layer1,layer2]",
             "teacher.checkpoint=a=b.pth",
@@ -187,6 +188,16 @@ def test_overrides_apply_in_their_order_whatever_they_override() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_listed_numbers_are_taken_from_the_command_line(channels: int) -> None:
     assert load("digits", [f"data.channels={channels}"]).data.channels == channels
+
+
+def test_one_number_stands_for_all_channels_on_the_command_line() -> None:
+    teacher = load("digits", ["teacher.mean=0", "teacher.std=1"]).teacher  # as a message advises
+    assert teacher is not None
+    assert (teacher.mean, teacher.std) == ([0.0], [1.0])
+    assert load("digits", ["student.mean=.5"]).student.mean == [0.5]
+    for change in ("train.milestones=0.5", "data.crop_scale=0.5", "data.value_range=5"):
+        with pytest.raises(InputError, match=r"a list is needed, as in \[a, b\], got"):
+            load("digits", [change])
 
 
 @pytest.mark.parametrize(
@@ -700,3 +711,23 @@ def test_a_teacher_that_is_given_to_a_method_without_one_is_refused(teacher: str
         load_for_a_run("digits", ["method.name=ce", teacher])
     with pytest.raises(InputError, match=r"^teacher has no effect: the method 'ce' learns from"):
         dskd.distill(recipe="digits", method="ce", teacher="resnet14")
+
+
+@pytest.mark.parametrize("key", ["lr", "epochs"])
+def test_the_training_of_a_teacher_with_a_checkpoint_is_refused(key: str) -> None:
+    given = ["teacher.checkpoint=a.pth", "teacher.epochs=null"]
+    assert load_for_a_run("digits", given).teacher
+    said = rf"^teacher.*{key}.* has no effect: the weights of teacher.* are taken as they are"
+    with pytest.raises(InputError, match=said):
+        load_for_a_run("digits", [*given, f"teacher.{key}=1"])
+    teacher = {"name": "resnet14", "checkpoint": "a.pth", key: 1}
+    with pytest.raises(InputError, match=said):
+        dskd.distill("resnet8", teacher=teacher, data="digits")
+
+
+@pytest.mark.parametrize("key", ["student", "teacher", "data", "method", "train"])
+def test_a_file_with_a_word_in_place_of_settings_is_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SMALLEST | {key: "word"}))
+    with pytest.raises(InputError, match=f"^{key} holds settings, as in .*; got 'word'$"):
+        dskd.distill(recipe=path, student={"pretrained": False}, method="kd")

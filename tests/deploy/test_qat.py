@@ -11,10 +11,11 @@ from torch import nn
 
 import dskd
 from dskd.cli.commands import run_command
+from dskd.config.recipe import resolve
 from dskd.config.schema import MethodSettings
 from dskd.deploy import latency, ship
 from dskd.deploy.model_card import RunFacts
-from dskd.deploy.qat import QATOptions, quantization_aware
+from dskd.deploy.qat import QATOptions, qat_recipe, quantization_aware
 from dskd.errors import InputError
 from dskd.models.int8_rounding import Int8Rounding, rounded_weight
 from tests.builders import stop_at
@@ -174,3 +175,13 @@ def test_a_method_that_is_not_here_is_named(trained: dskd.Result) -> None:
     finishing = quantization_aware(dskd.load_deployed(trained.path), recipe, QATOptions(1))
     with pytest.raises(InputError, match=r"needs the method Gone, .*, or drop qat=3"), finishing:
         pass
+
+
+def test_the_milestones_of_the_run_do_not_hold_for_the_training(
+    trained: dskd.Result, tmp_path: Path
+) -> None:
+    recipe = RunFacts.read(trained.path).recipe
+    steps = {"schedule": "step", "milestones": (0.5,), "gamma": 0.2}
+    recipe = recipe.changed(train=recipe.train.model_copy(update=steps))
+    plan = qat_recipe(dskd.load_deployed(trained.path), recipe, QATOptions(1), tmp_path)
+    assert resolve(plan.plain(), tmp_path).train.schedule == "cosine"

@@ -149,6 +149,10 @@ LOADED = ["no effect on a student that is loaded", "load_deployed"]
         (lambda path: dskd.load_deployed(path / "gone"), ["gone", "no run"]),
         (lambda path: dskd.load_deployed(path, which_one()), ["'first'", "best, ema, last"]),
         (lambda path: dskd.evaluate(path, root="gone"), ["data.root", "drop it"]),
+        (lambda path: dskd.evaluate(path, data=path), ["data:", 'root="FOLDER"', "drop it"]),
+        (lambda path: dskd.evaluate(path, data="digits"), ["data:", 'root="FOLDER"']),
+        (lambda path: dskd.evaluate(path, data={"fraction": 1}), ["data:", 'root="FOLDER"']),
+        (lambda path: dskd.export(path, data="digits"), ["data:", 'root="FOLDER"']),
         (lambda path: dskd.predict(dskd.load_deployed(path), []), ["no image"]),
         (
             lambda path: dskd.predict(dskd.load_deployed(path), ["a.png"], "best"),

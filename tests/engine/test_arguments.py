@@ -10,7 +10,7 @@ import pytest
 
 import dskd
 from dskd.config.recipe import load
-from dskd.config.schema import Recipe
+from dskd.config.schema import ModelSettings, Recipe, TeacherSettings
 from dskd.engine import run
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError
@@ -104,6 +104,52 @@ def test_training_by_labels_leaves_out_the_teacher_of_a_recipe(seen: Runs) -> No
     assert recipe.out == Path("runs/digits/ce-seed0")
 
 
+def test_a_comparison_has_the_recipe_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[Recipe] = []
+    monkeypatch.setattr("dskd.api.images._compare", lambda recipe, *_: shared.append(recipe))
+    dskd.compare_methods(recipe="digits", methods="kd", train={"optimizer": "dot"})
+    assert shared[0] == load("digits", ["train.optimizer=dot"])
+    own = {"student": {"name": "resnet8"}, "data": {"name": "digits"}, "method": {"beta": 3}}
+    dskd.compare_methods(recipe=own, teacher="resnet14", methods="dskd")
+    assert shared[1].method.options["beta"] == 3
+    dskd.compare_methods(recipe=own, methods="ce,byot")
+    assert shared[2].method.name == "ce"
+
+
+OWN: dict[str, Any] = {
+    "name": "resnet14",
+    "checkpoint": "weights.pth",
+    "checkpoint_key": "ema",
+    "options": {"drop": 0.1},
+    "stages": ["layer1"],
+    "mean": [0.5],
+    "std": 0.5,
+}
+"""Settings of a recipe's own model, that a module does not have."""
+
+
+def test_a_module_has_none_of_the_settings_of_the_model_in_its_place(seen: Runs) -> None:
+    module = load_model("resnet14", num_classes=10, in_channels=1)
+    dskd.distill(recipe="digits", teacher=module)  # that of the recipe has epochs
+    recipe = {"data": {"name": "digits"}, "student": {"name": "resnet8"}}
+    teacher = OWN | {"epochs": 3, "lr": 0.1, "cache": "logits"}
+    dskd.distill(module, recipe=recipe | {"student": OWN, "teacher": teacher}, teacher=module)
+    kept: dict[str, Any] = {"name": "<ResNet>", "stages": ["layer1"], "mean": [0.5]}
+    dskd.distill(
+        {"module": module, "std": 2},
+        recipe=recipe | {"student": kept},
+        method="ce",
+    )
+    digits, replaced, again = (one for one, _ in seen)
+    assert digits.teacher == TeacherSettings(name="<ResNet>")
+    assert replaced.teacher == TeacherSettings(name="<ResNet>", cache="logits")
+    assert replaced.student == ModelSettings(name="<ResNet>")
+    assert again.student == ModelSettings(**kept, std=[2]), "of the same module, in a stored recipe"
+    for key in ("epochs", "lr"):
+        with pytest.raises(InputError, match=f"teacher.{key} does not apply: a module counts as"):
+            dskd.distill(recipe="digits", teacher={"module": module, key: 2})
+
+
 def test_numbers_may_be_text_as_elsewhere(seen: Runs) -> None:
     dskd.distill(**TIMM, train={"epochs": "12"})
     assert seen[0][0].train.epochs == 12
@@ -131,6 +177,8 @@ def test_nothing_is_filled_in_for_modules(seen: Runs) -> None:
         ({**TIMM, "train": {"epochs": "ten"}}, r"train\.epochs"),
         ({**TIMM, "student": {"name": "timm/resnet18", "options": [1]}}, r"student\.options"),
         ({**TIMM, "train": "fast"}, "train holds settings"),
+        ({"recipe": {"student": "resnet8"}}, "student holds settings, as in .*; got 'resnet8'"),
+        ({"recipe": {"train": 5}}, "train holds settings, as in {'epochs': 10}; got 5"),
     ],
 )
 def test_what_is_missing_or_wrong_is_named(arguments: dict[str, Any], said: str) -> None:

@@ -414,3 +414,8 @@ def test_a_check_of_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch
     recipe: Any = None
     with pytest.raises(InputError, match="start it without torchrun"):
         check(recipe)
+
+
+def test_a_teacher_that_the_method_does_not_use_is_refused_as_by_the_run() -> None:
+    with pytest.raises(InputError, match=r"^teacher has no effect: the method 'ce' learns from"):
+        dskd.check("resnet8", teacher="resnet14", data="digits", method="ce")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,16 @@ def test_cosine_falls_to_the_lowest_rate() -> None:
 def test_a_lowest_rate_that_cannot_be_is_refused(changes: list[str], words: str) -> None:
     with on_command_line(), pytest.raises(InputError, match=words):
         recipe.load("digits", changes)
+
+
+@pytest.mark.parametrize("change", ["train.milestones=[0.5]", "train.gamma=0.2"])
+def test_settings_of_steps_are_refused_with_cosine(change: str) -> None:
+    key = change.partition("=")[0]
+    with on_command_line(), pytest.raises(InputError, match=f"{key} is of train.schedule=step"):
+        recipe.load("digits", ["train.schedule=cosine", change])
+    assert recipe.load("digits", ["train.schedule=step", change]).train.schedule == "step"
+    plain = recipe.load("digits", ["train.schedule=cosine"])
+    assert recipe.resolve(plain.plain(), plain.out or Path()).train == plain.train, "as in a file"
 
 
 def test_warmup_rises_linearly_then_hands_over() -> None:

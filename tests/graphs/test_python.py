@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,15 @@ def test_settings_of_a_method_change_that_of_the_recipe(graph: Path) -> None:
     assert method.name == "graphs/alignahead++"
     assert method.options["auxiliary"] == 0.5
     assert method.options["features"] == 0.0
+
+
+def test_the_recipe_of_the_caller_stays(graph: Path) -> None:
+    recipe = {"data": {"name": "generated"}, "method": {"name": "alignahead"}}
+    before = copy.deepcopy(recipe)
+    given = dict.fromkeys(("method", "epochs", "train", "seed", "out"))
+    parts = {"student": "gcn", "data": graph}
+    own = resolved(RECIPES, data_settings, *RECIPES.read(recipe), parts, given)
+    assert own.data.name == "npz"
+    assert recipe == before
+    with pytest.raises(dskd.InputError, match=r"student holds settings, as in .*; got 'gcn'"):
+        dskd.graphs.distill(recipe={"student": "gcn"}, data=graph)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,20 @@ def test_outcomes_of_processes(processes: Processes, tmp_path: Path) -> None:
     assert failed.error == "KeyError: 'weights'"
     assert "in fails" in failed.details
     assert killed == Outcome("its process was killed by SIGKILL")
+
+
+def test_a_task_that_cannot_be_sent_takes_no_worker(processes: Processes, tmp_path: Path) -> None:
+    lock = threading.Lock()
+
+    def uses_the_lock() -> None:
+        lock.acquire()
+
+    for _ in range(3):
+        with pytest.raises(InputError, match=r"cannot be sent to another process .*lock.*drop"):
+            processes.submit(uses_the_lock)
+    assert outcomes(processes, tasks.Writes(tmp_path / "one")) == [
+        Outcome(warnings=("half of the images are gray",))
+    ]
 
 
 def test_tasks_run_at_the_same_time_in_processes_that_stay(
@@ -205,6 +220,26 @@ def test_a_missing_library_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         RayCluster(None, RayOptions()).open()
     with pytest.raises(InputError, match=r"pip install 'dskd\[slurm\]'"):
         Slurm(None, SlurmOptions(), tmp_path).open()
+
+
+@pytest.mark.parametrize("kind", ["FailedJobError", "FailedSubmissionError"])
+def test_a_job_that_slurm_refuses_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    submitit = pytest.importorskip("submitit")
+    error = getattr(submitit.core.utils, kind)
+
+    def refuse(*_: object) -> None:
+        raise error("sbatch: error: invalid partition specified: gup\nsbatch: error: failed")
+
+    monkeypatch.setattr(submitit.AutoExecutor, "submit", refuse)
+    launcher = Slurm(None, SlurmOptions(cluster="local"), tmp_path)
+    with pytest.raises(InputError) as refused:
+        launcher.submit(tasks.fails)
+    assert str(refused.value) == (
+        "Slurm refused the job: sbatch: error: invalid partition specified: gup; check the "
+        "launcher options"
+    )
 
 
 def test_slurm_gets_the_options() -> None:

@@ -28,7 +28,7 @@ from dskd.deploy.predict import predict as predict_deployed
 from dskd.deploy.ship import Exported, ShipOptions, ship
 from dskd.deploy.student import DeployedStudent, Which, load_deployed
 from dskd.engine import run
-from dskd.engine.arguments import Data, Model, Section, resolve_arguments, resolve_run
+from dskd.engine.arguments import Data, Model, Section, resolve_all, resolve_arguments, resolve_run
 from dskd.engine.progress import python_output
 from dskd.engine.result import Result
 from dskd.engine.user_objects import UserObjects
@@ -182,7 +182,7 @@ def compare_methods(
         epochs: As for `distill`.
         train: As for `distill`.
         seed: The first seed, and the seed of the teacher. None means the recipe's, or 0.
-        recipe: As for `distill`; its method is ignored.
+        recipe: As for `distill`; settings of its method hold where that is compared.
         out: Folder of the comparison; by default named as for `distill`, in ``runs/compare``.
         share_teacher: Compute teacher outputs once per step for all students of a seed.
         jobs: Processes, each for students of one seed. None for one; on a cluster for any number.
@@ -204,10 +204,10 @@ def compare_methods(
         ('kd', None)
     """
     parts = {"student": student, "teacher": teacher, "data": data}
-    settings = {"method": "ce", "epochs": epochs, "train": train, "seed": seed}
+    settings = {"method": None, "epochs": epochs, "train": train, "seed": seed}
     options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
     with python_output(verbose), outside.code_allowed(allow_code):
-        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
+        resolved, objects = resolve_all(recipe, parts, settings, allow_code)
         return _compare(resolved, objects, methods, out, options, jobs, launcher)
 
 

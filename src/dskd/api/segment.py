@@ -151,7 +151,7 @@ def compare_methods(
         epochs: As for `distill`.
         train: As for `distill`.
         seed: The first seed, and that of the teacher. None means the recipe's, or 0.
-        recipe: As for `distill`; its method is ignored.
+        recipe: As for `distill`; settings of its method hold where that is compared.
         out: Folder of the comparison; by default ``segment-<recipe>`` in ``runs/compare``.
         jobs: Number of processes, each for students of one seed. None for one, on a cluster for any
             number.
@@ -175,7 +175,7 @@ def compare_methods(
     """
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": None, "epochs": epochs, "train": train, "seed": seed, "out": None}
-    own = resolved(RECIPES, data_settings, *shared(RECIPES, recipe), parts, settings)
+    own = resolved(RECIPES, data_settings, *shared(RECIPES, recipe, teacher), parts, settings)
     return compare(own, methods, seeds, out, jobs, launcher, verbose)
 
 

@@ -72,24 +72,26 @@ def alone(
     Returns:
         Its values, and the folder of its runs.
     """
-    values, folder = shared(recipes, recipe)
-    return {**values, "teacher": None}, folder
+    values, folder = recipes.read(recipe)
+    method = {"name": recipes.prefix + recipes.alone}
+    return {**values, "teacher": None, "method": method}, folder
 
 
 def shared(
-    recipes: TaskRecipes[R], recipe: str | Path | Section | None
+    recipes: TaskRecipes[R], recipe: str | Path | Section | None, teacher: object
 ) -> tuple[dict[str, Any], Path]:
-    """A recipe for runs of any method: its own is left out, which may need a teacher.
+    """A recipe for runs of any method, as `TaskRecipes.load_shared` takes it.
 
     Args:
         recipes: Of the task.
         recipe: As the user gave it.
+        teacher: The one that is given beside it, if there is one.
 
     Returns:
         Its values, and the folder of its runs.
     """
     values, folder = recipes.read(recipe)
-    return {**values, "method": {"name": recipes.prefix + recipes.alone}}, folder
+    return (values if teacher is not None else recipes.for_all(values)), folder
 
 
 def run_in_python(job: Job, resume: bool, overwrite: bool, verbose: int) -> Result:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from dskd.config import short_forms
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 from dskd.methods.outside import code_allowed
 from dskd.storage.paths import as_path
 
@@ -66,7 +66,11 @@ def takes_recipe(*flags: str) -> Callable[[Callable[..., None]], Callable[..., N
         def command(arguments: tuple[str, ...], **options: Any) -> None:
             given = {flag: options.pop(flag) for flag in flags}
             name, changes = split_arguments(arguments)
-            overrides = [*short_forms.overrides(**given), *changes]
+            short = {
+                option(flag, str(value)): short_forms.overrides(**{flag: value})
+                for flag, value in given.items()
+            }
+            overrides = with_short_forms(short, changes)
             function(recipe_name=name, overrides=overrides, **options)
 
         for flag in reversed(flags):
@@ -74,6 +78,25 @@ def takes_recipe(*flags: str) -> Callable[[Callable[..., None]], Callable[..., N
         return click.argument("arguments", nargs=-1, metavar="[RECIPE] [KEY=VALUE]...")(command)
 
     return decorate
+
+
+def with_short_forms(short: Mapping[str, Sequence[str]], changes: Sequence[str]) -> list[str]:
+    """Overrides of which the short forms come first.
+
+    Args:
+        short: What each option sets, as overrides, by the option as it is given.
+        changes: The ``KEY=VALUE`` arguments.
+
+    Raises:
+        InputError: An option and an argument set the same setting to different values.
+    """
+    for given, overrides in short.items():
+        for override in overrides:
+            start = override[: override.index("=") + 1]
+            others = [one for one in changes if one.startswith(start) and one != override]
+            if others:
+                raise InputError(f"{given} and {others[0]} contradict each other; give one of them")
+    return [*(one for overrides in short.values() for one in overrides), *changes]
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("check")
-@takes_recipe("data", "teacher", "student", "method", "epochs", "out")
+@takes_recipe("data", "teacher", "student", "method", "epochs", "out", "exits")
 @click.option(
     "--json", "json_file", metavar="FILE", help="Write the findings as JSON; - prints them."
 )

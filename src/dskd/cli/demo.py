@@ -40,10 +40,6 @@ def run_demo(out: Path, overrides: Sequence[str] = ()) -> tuple[Path, list[str],
             several processes.
     """
     distributed.require_single_process("the demo")
-    if out.name in ("", ".."):
-        raise InputError(
-            f"the demo makes a folder of its own; name it, as in {option('out', str(out / 'demo'))}"
-        )
     out = free_folder(out)
     check_writable(out, option("out", "FOLDER"))
     plan = recipe.load("digits", overrides)
@@ -86,7 +82,15 @@ def _row(label: str, model: str, result: Result, agreement: float | None) -> lis
 
 
 def free_folder(out: Path) -> Path:
-    """The first of ``out``, ``out-2``, ``out-3``, ... that does not exist."""
+    """The first of ``out``, ``out-2``, ``out-3``, ... that does not exist.
+
+    Raises:
+        InputError: ``out`` has no name of its own.
+    """
+    if out.name in ("", ".."):
+        raise InputError(
+            f"the demo makes a folder of its own; name it, as in {option('out', str(out / 'demo'))}"
+        )
     candidate, number = out, 1
     while candidate.exists():
         number += 1

@@ -45,7 +45,8 @@ def run_demo(out: Path, data: str = "shapes") -> tuple[Path, list[str], list[lis
         The file of the drawing, and the columns and rows of the table.
 
     Raises:
-        InputError: The images cannot be used, or MONAI is not installed.
+        InputError: ``out`` has no name of its own, the images cannot be used, or MONAI is not
+            installed.
     """
     out = free_folder(out)
     check_writable(out, option("out", "FOLDER"))

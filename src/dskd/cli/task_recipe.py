@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dskd.cli import console
-from dskd.cli.arguments import PATH, split_arguments, takes_launcher
+from dskd.cli.arguments import PATH, split_arguments, takes_launcher, with_short_forms
+from dskd.errors import option
 
 if TYPE_CHECKING:
     from dskd.engine.tasks.settings import TaskRecipe
@@ -39,15 +40,15 @@ def takes_task_recipe(
             def run(arguments: tuple[str, ...], **options: Any) -> None:
                 given = {name: options.pop(name) for name in names}
                 recipe, changes = split_arguments(arguments)
-                short = [
-                    override
+                short = {
+                    option(name, str(value)): data_settings(value)
+                    if name == "data"
+                    else [f"{keys[name]}={value}"]
                     for name, value in given.items()
                     if value is not None
-                    for override in (
-                        data_settings(value) if name == "data" else [f"{keys[name]}={value}"]
-                    )
-                ]
-                function(recipe_name=recipe, overrides=[*short, *changes], **options)
+                }
+                overrides = with_short_forms(short, changes)
+                function(recipe_name=recipe, overrides=overrides, **options)
 
             command: Command = run
             for name in reversed(names):
@@ -61,7 +62,7 @@ def takes_task_recipe(
 
 def takes_seeds(command: Command) -> Command:
     """Gives a comparison the number of its seeds, its folder, and where its runs are trained."""
-    for option in (
+    for decorate in (
         takes_launcher,
         click.option(
             "--out", type=PATH, help="Folder of the comparison.  [default: in runs/compare]"
@@ -70,7 +71,7 @@ def takes_seeds(command: Command) -> Command:
             "--seeds", type=click.IntRange(1), default=3, show_default=True, help="Number of seeds."
         ),
     ):
-        command = option(command)
+        command = decorate(command)
     return command
 
 

@@ -152,7 +152,7 @@ def compare_(
 
 
 @click.command("init")
-@takes_recipe("data", "teacher", "student", "method", "epochs")
+@takes_recipe("data", "teacher", "student", "method", "epochs", "exits")
 @click.option("--out", type=PATH, help="File to write.  [default: named by models and data]")
 def init_(recipe_name: str | None, overrides: list[str], out: Path | None) -> None:
     """Write a recipe file from the options of `dskd distill`.

@@ -12,6 +12,7 @@ from dskd import methods
 from dskd.compare.summary import baseline_of
 from dskd.compare.variants import MethodVariant, Weights, method_variants
 from dskd.config.contradictions import check_shared
+from dskd.config.overrides import method_for_all
 from dskd.config.recipe import Composed, compose
 from dskd.errors import InputError
 from dskd.storage.run_files import LAST, TEACHER
@@ -159,8 +160,7 @@ def load_plan(
     overrides = list(overrides)
     check_shared(overrides)
     composed = compose(recipe_name, overrides)
-    if composed.values.get("teacher") is None:  # the default method would need one
-        composed.values.setdefault("method", {"name": "ce"})
+    method_for_all(composed.values, "dskd", "ce")
     path = folder_of_runs(composed, recipe_name, out, "compare", "comparison")
     return plan(composed.resolved(), names, path, **options)
 

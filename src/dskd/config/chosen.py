@@ -147,8 +147,9 @@ def _training(
     optimizer = train.get("optimizer") or ("sgd" if all_plain else "adamw")
     tuned = bool(student.get("pretrained") or student.get("checkpoint"))
     epochs = train.get("epochs") or (FINE_TUNING_EPOCHS if tuned else EPOCHS)
-    chosen = {"epochs": epochs, "optimizer": optimizer, "schedule": "cosine"}
-    kind = "sgd" if optimizer.startswith(_LIKE_SGD) else "adamw"
+    schedule = "step" if train.keys() & {"milestones", "gamma"} else "cosine"
+    chosen = {"epochs": epochs, "optimizer": optimizer, "schedule": schedule}
+    kind = "sgd" if optimizer.removeprefix("timm/").startswith(_LIKE_SGD) else "adamw"
     chosen |= {"lr": _RATES[kind, tuned], "weight_decay": 0.05 if kind == "adamw" else 5e-4}
     return [("train", chosen), *_of_teacher(sections, trains_teacher, tuned, kind)]
 

@@ -34,6 +34,12 @@ def check_schedule(
         )
     if train.min_lr and train.schedule != "cosine":
         raise InputError("train.min_lr is the end of train.schedule=cosine; set that, or drop it")
+    for key in ("milestones", "gamma"):
+        if train.schedule == "cosine" and not train.is_default(key):
+            raise InputError(
+                f"train.{key} is of train.schedule=step and has no effect on cosine; set that, or "
+                "drop it"
+            )
     lowest = min(teacher_lr or train.lr, train.lr)
     if train.min_lr >= lowest:
         raise InputError(
@@ -78,6 +84,27 @@ def check_teaches(
         raise InputError(
             f"{given} has no effect: the method {shown or method!r} learns from no teacher; set "
             "method.name=dskd, or drop it"
+        )
+
+
+def check_trains(teacher: TeacherSettings | None, key: str) -> None:
+    """Refuses a setting of a teacher's training that was asked for if it has a checkpoint.
+
+    A recipe may have one for other teachers, so only what is given beside it is refused.
+
+    Args:
+        teacher: Of a single run.
+        key: The setting that is given, as in ``teacher.lr``.
+
+    Raises:
+        InputError: The setting has no effect.
+    """
+    if teacher is None or teacher.checkpoint is None or key not in ("teacher.epochs", "teacher.lr"):
+        return
+    if getattr(teacher, key.removeprefix("teacher.")) is not None:
+        raise InputError(
+            f"{key} has no effect: the weights of teacher.checkpoint are taken as they are; drop "
+            "one of them"
         )
 
 

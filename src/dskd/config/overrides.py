@@ -55,6 +55,25 @@ def with_method(settings: object, changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**_shared(before, changes.get("name", before.get("name", "dskd"))), **changes}
 
 
+def method_for_all(values: dict[str, Any], default: str, alone: str) -> None:
+    """Takes ``alone`` in place of a comparison's method that needs a teacher, if there is none.
+
+    A comparison trains the methods that it names. That of its recipe has settings for these, and
+    must not have the recipe refused.
+
+    Args:
+        values: Nested plain values of the recipe. They are changed.
+        default: The method of a recipe that names none.
+        alone: The method that takes the place of one that needs a teacher.
+    """
+    method = values.get("method")
+    if values.get("teacher") is not None or not isinstance(method, dict | None):
+        return
+    name = (method or {}).get("name", default)
+    if methods.exists(name) and methods.find(name).needs_teacher:
+        values["method"] = {"name": alone}
+
+
 def all_keys(values: Mapping[str, Any], model: type[Settings] = Recipe) -> list[str]:
     """Lists every key that a recipe may have, including those of its method.
 

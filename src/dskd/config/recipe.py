@@ -24,13 +24,14 @@ from dskd.config.contradictions import (
     check_mixing,
     check_schedule,
     check_teaches,
+    check_trains,
     check_untrained,
     refuse_ambiguous,
 )
 from dskd.config.optimizers import timm_optimizer
 from dskd.config.overrides import all_keys, overridden
 from dskd.config.schema import MethodSettings, Recipe
-from dskd.config.short_forms import check_parts, label
+from dskd.config.short_forms import check_parts, check_sections, label
 from dskd.data.catalog import DATASETS
 from dskd.errors import InputError, as_given, call, option, unknown
 from dskd.settings import validate
@@ -68,14 +69,24 @@ def load_for_a_run(name: str | None, overrides: Iterable[str] = ()) -> Recipe:
     """Loads the recipe of a single run as `load` does, and refuses what it would not use.
 
     Raises:
-        InputError: As `load`, or an override sets a teacher that the method does not need.
+        InputError: As `load`, or an override is refused by `check_teacher`.
     """
     overrides = list(overrides)
     recipe = load(name, overrides)
+    check_teacher(recipe, overrides)
+    return recipe
+
+
+def check_teacher(recipe: Recipe, overrides: Iterable[str]) -> None:
+    """Refuses overrides of a teacher that runs with the method of the recipe would not use.
+
+    Raises:
+        InputError: The method learns from no teacher, or the teacher is trained already.
+    """
     for key in (override.partition("=")[0] for override in overrides):
         if key.partition(".")[0] == "teacher":
             check_teaches(recipe.teacher, recipe.method.name, key)
-    return recipe
+            check_trains(recipe.teacher, key)
 
 
 @dataclass(frozen=True)
@@ -244,7 +255,9 @@ def read(name: str) -> tuple[dict[str, Any], str]:
     Raises:
         InputError: There is no such recipe, or it cannot be read.
     """
-    return read_recipe(name, _recipes())
+    values, stem = read_recipe(name, _recipes())
+    check_sections(values)
+    return values, stem
 
 
 def read_recipe(name: str, root: Path) -> tuple[dict[str, Any], str]:

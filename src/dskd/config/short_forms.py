@@ -121,6 +121,19 @@ def label(values: Mapping[str, Any]) -> str:
     return "-".join(str(name).strip("<>").replace("/", "_") for name in names if name)
 
 
+def check_sections(values: Mapping[str, Any]) -> None:
+    """Refuses a recipe in which something else stands where settings belong, before it is merged.
+
+    Raises:
+        InputError: The message says how settings are written.
+    """
+    for key in ("data", "student", "teacher", "method", "train"):
+        value = values.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            example = "{'epochs': 10}" if key == "train" else "{'name': ...}"
+            raise InputError(f"{key} holds settings, as in {example}; got {brief(value)}")
+
+
 def check_parts(values: Mapping[str, Any]) -> None:
     """Refuses a run without a recipe that has no student or no data.
 

@@ -25,7 +25,8 @@ def setting_value(key: str, text: str, method: object, model: type[BaseModel] = 
 
     - Text and paths are taken as they stand, also with ``#``, ``: ``, quotes or spaces.
     - Numbers are decimal: ``007`` is 7.
-    - Lists are written as in ``[layer1, layer2]``. Their parts are typed in the same way.
+    - Lists are written as in ``[layer1, layer2]``. Their parts are typed in the same way. One
+      number may stand for a list of numbers, as in ``teacher.mean=0``.
     - Mappings, and settings of any type such as ``student.options.NAME``, are YAML.
     - ``null`` is None where a setting may be None. A file of that name is ``./null``.
 
@@ -96,7 +97,9 @@ def typed_value(annotation: Any, text: str, what: str) -> Any:
         parts = read_yaml_text(text, f"{what}: the value {text!r}")
         item = get_args(lists[0])[0]
         return [typed_value(item, part, what) if isinstance(part, str) else part for part in parts]
-    if not {int, float, bool}.isdisjoint(kinds) and str not in kinds:
+    # One number may stand for a list of numbers; where it may not, validation refuses the number.
+    items = [kind for one in lists for kind in _kinds(get_args(one)[0])]
+    if not {int, float, bool}.isdisjoint([*kinds, *items]) and str not in kinds:
         return _number_or_boolean(text)
     return text
 

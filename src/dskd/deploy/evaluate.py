@@ -13,7 +13,7 @@ from dskd.data import Dataset
 from dskd.deploy.student import DeployedStudent, Which, load_deployed
 from dskd.engine.build_data import load_data
 from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy
-from dskd.engine.given_data import DataArgument, split_data
+from dskd.engine.given_data import DataArgument, given_images
 from dskd.engine.teacher_labels import with_stored_labels
 from dskd.errors import InputError, brief, option, printable
 from dskd.runtime.device import pick
@@ -79,8 +79,7 @@ def load_run_data(
     settings = read_yaml_file(as_path(run, "run") / RECIPE, "recipe").get("data")
     if isinstance(settings, dict) and root is not None:
         settings["root"] = root
-    given = split_data(data)[1] if data is not None else None
-    loaded = load_data(validate(DataSettings, settings or {}, "data."), given)
+    loaded = load_data(validate(DataSettings, settings or {}, "data."), given_images(data))
     loaded = with_stored_labels(loaded, as_path(run, "run"))
     for what, found, expected in (
         ("classes", list(loaded.classes), list(deployed.classes)),

@@ -13,10 +13,11 @@ from torch import nn
 
 from dskd import methods
 from dskd.config.schema import Recipe, TeacherSettings
+from dskd.config.train_settings import TrainSettings
 from dskd.deploy.load_teacher import teacher_weights
 from dskd.deploy.student import DeployedStudent, file_stem, load_deployed
 from dskd.engine import run
-from dskd.engine.given_data import DataArgument, split_data
+from dskd.engine.given_data import DataArgument, given_images
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, NonFiniteError, Stopped, option
 from dskd.methods import outside
@@ -77,9 +78,9 @@ def quantization_aware(
     with outside.code_allowed(options.allow_code):
         _check(deployed, recipe)
     with tempfile.TemporaryDirectory(prefix="dskd-qat-") as folder:
-        given = split_data(options.data)[1] if options.data is not None else None
         student = deployed.model.module if _is_given(deployed) else None
-        objects = UserObjects(given, student, options.teacher, options.allow_code)
+        images = given_images(options.data)
+        objects = UserObjects(images, student, options.teacher, options.allow_code)
         plan = qat_recipe(deployed, recipe, options, Path(folder) / "run")
         with _told_as_export(), outside.code_allowed(options.allow_code):
             run.distill(plan, objects=objects)
@@ -139,10 +140,13 @@ def qat_recipe(deployed: DeployedStudent, recipe: Recipe, options: QATOptions, o
     weights = deployed.run / f"{file_stem(deployed.which)}.safetensors"
     start = None if _is_given(deployed) else weights
     student = {"checkpoint": start, "checkpoint_key": None, "pretrained": False}
+    fresh = TrainSettings()  # those of the run are of its own schedule
     train = {
         "epochs": options.epochs,
         "lr": options.lr if options.lr is not None else RATE * recipe.train.lr,
         "schedule": "cosine",
+        "milestones": fresh.milestones,
+        "gamma": fresh.gamma,
         "min_lr": 0.0,
         "warmup": 0.0,
         "ema": None,

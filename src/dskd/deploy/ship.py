@@ -42,7 +42,7 @@ from dskd.deploy.measure import (
 from dskd.deploy.model_card import CardParts, RunFacts, model_card
 from dskd.deploy.qat import QATOptions, quantization_aware
 from dskd.deploy.student import DeployedStudent
-from dskd.engine.given_data import DataArgument
+from dskd.engine.given_data import DataArgument, given_images
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
 from dskd.models.staged_model import StagedModel
@@ -143,6 +143,7 @@ def ship(
     batch = choose_batch(options.batch, form) if exits is None else 1
     choose_int8(options.int8, form)
     _check_int8_options(options)
+    given_images(data)  # it is loaded where it is needed; what is refused must not cost time first
     path = out or default_path(deployed, form, options.int8, exits is not None)
     check_place(path, form, options.int8)
     facts = RunFacts.read(deployed.run) if deployed.run is not None else None

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from dskd.config.contradictions import check_teaches
-from dskd.config.overrides import with_method
+from dskd.config.contradictions import check_teaches, check_trains
+from dskd.config.overrides import method_for_all, with_method
 from dskd.config.recipe import complete, read, resolve
 from dskd.config.schema import Recipe
-from dskd.config.short_forms import label
+from dskd.config.short_forms import check_sections, label
 from dskd.engine.given_data import DataArgument, split_data
 from dskd.engine.user_objects import UserObjects, name_of
 from dskd.errors import InputError
@@ -25,6 +25,11 @@ Model = str | nn.Module | Section
 """A model: its name, a module, or settings."""
 Data = DataArgument
 """Images: a folder, another source, the name of a data set, a data set, or settings."""
+_OF_OWN_MODEL = {
+    *("epochs", "lr", "checkpoint", "checkpoint_key", "pretrained", "options"),
+    *("stages", "mean", "std"),
+}
+"""Settings of a recipe's own model, which do not hold for a module in its place."""
 
 
 def resolve_arguments(
@@ -49,20 +54,9 @@ def resolve_arguments(
     values, folder = _values(recipe)
     if not with_teacher:
         values["teacher"] = None
-    found: dict[str, Any] = {}
-    for name, part in parts.items():
-        if part is not None:
-            section, found[name] = _split(part, name)
-            values[name] = {**(values.get(name) or {}), **section}
-    teacher = values.get("teacher") or {}
-    for key in ("epochs", "lr"):
-        if found.get("teacher") is not None and key in teacher:
-            raise InputError(f"teacher.{key} does not apply: a module counts as trained; drop it")
+    objects = _with_parts(values, parts, allow_code)
     set_given(values, settings)
-    objects = UserObjects(found.get("data"), found.get("student"), found.get("teacher"), allow_code)
-    if folder is None:
-        return complete(values).resolved(), objects
-    return resolve(values, folder), objects
+    return _resolved(values, folder), objects
 
 
 def resolve_run(
@@ -73,9 +67,55 @@ def resolve_run(
 ) -> tuple[Recipe, UserObjects]:
     """As `resolve_arguments`, for a single run: a teacher that it would not use is refused."""
     resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
-    if parts["teacher"] is not None:
+    given = parts["teacher"]
+    if given is not None:
         check_teaches(resolved.teacher, resolved.method.name, "teacher")
+    if isinstance(given, Mapping):
+        for key in given:
+            check_trains(resolved.teacher, f"teacher.{key}")
     return resolved, objects
+
+
+def resolve_all(
+    recipe: str | Path | Section | None,
+    parts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    allow_code: bool,
+) -> tuple[Recipe, UserObjects]:
+    """As `resolve_arguments`, for a comparison (see `dskd.config.overrides.method_for_all`)."""
+    values, folder = _values(recipe)
+    objects = _with_parts(values, parts, allow_code)
+    set_given(values, settings)
+    method_for_all(values, "dskd", "ce")
+    return _resolved(values, folder), objects
+
+
+def _resolved(values: dict[str, Any], folder: Path | None) -> Recipe:
+    """The checked recipe of these values; without a folder, what suits them is filled in."""
+    return complete(values).resolved() if folder is None else resolve(values, folder)
+
+
+def _with_parts(values: dict[str, Any], parts: Mapping[str, Any], allow_code: bool) -> UserObjects:
+    """Puts student, teacher and data into the values of a recipe, and returns their objects.
+
+    Raises:
+        InputError: One cannot be used.
+    """
+    found: dict[str, Any] = {}
+    for name, part in parts.items():
+        if part is None:
+            continue
+        section, found[name] = _split(part, name)
+        own = values.get(name) or {}
+        if name != "data" and found[name] is not None and own.get("name") != section["name"]:
+            own = {key: value for key, value in own.items() if key not in _OF_OWN_MODEL}
+        values[name] = {**own, **section}
+        for key in ("epochs", "lr"):
+            if name == "teacher" and found[name] is not None and section.get(key) is not None:
+                raise InputError(
+                    f"teacher.{key} does not apply: a module counts as trained; drop it"
+                )
+    return UserObjects(found.get("data"), found.get("student"), found.get("teacher"), allow_code)
 
 
 def _values(recipe: str | Path | Section | None) -> tuple[dict[str, Any], Path | None]:
@@ -83,6 +123,7 @@ def _values(recipe: str | Path | Section | None) -> tuple[dict[str, Any], Path |
     if recipe is None:
         return {}, None
     if isinstance(recipe, Mapping):
+        check_sections(recipe)
         return dict(recipe), Path("runs") / label(recipe)
     values, stem = read(str(recipe))
     return values, Path("runs") / stem

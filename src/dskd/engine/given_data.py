@@ -15,7 +15,7 @@ from dskd.data.dataset import Dataset
 from dskd.data.hf import HFSplits, as_hf
 from dskd.data.torch_dataset import TorchSplits, as_splits
 from dskd.engine.user_objects import GivenData, name_of
-from dskd.errors import InputError
+from dskd.errors import InputError, option
 
 DataArgument = str | Path | Dataset | Mapping[str, Any] | Any
 """Name of a data set, folder of images, data set, or settings with a ``dataset``."""
@@ -61,6 +61,27 @@ def split_data(data: DataArgument) -> tuple[dict[str, Any], GivenData | None]:
     splits |= {key: _torch_dataset(one, f"data.{key}") for key, one in others.items()}
     splits["unlabelled"] = unlabelled
     return {"name": name_of(given)} | values, TorchSplits(**splits)
+
+
+def given_images(data: DataArgument | None) -> GivenData | None:
+    """The images that are given for a finished run, whose recipe has the settings; None without.
+
+    Args:
+        data: As for `split_data`.
+
+    Raises:
+        InputError: It names images, of which the recipe of the run has its own.
+    """
+    if data is None:
+        return None
+    given = split_data(data)[1]
+    if given is None:
+        raise InputError(
+            "data: a finished run takes images that are objects, as they were given to it in "
+            f"Python, and finds all others by its recipe; give {option('root', 'FOLDER')} if they "
+            "are in another folder, or drop it"
+        )
+    return given
 
 
 def _is_object(values: Mapping[str, Any], key: str) -> bool:

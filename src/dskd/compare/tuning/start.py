@@ -9,7 +9,7 @@ from dskd import methods
 from dskd.compare.grid import folder_of_runs
 from dskd.compare.tuning.search import Search
 from dskd.compare.tuning.space import Tuned, split_space
-from dskd.config.recipe import compose
+from dskd.config.recipe import check_teacher, compose
 from dskd.config.schema import Recipe
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, option
@@ -42,6 +42,7 @@ def load_search(
     fixed, _ = split_space(overrides, "")
     composed = compose(recipe_name, fixed)
     recipe = composed.resolved()
+    check_teacher(recipe, overrides)
     _, space = split_space(overrides, recipe.method.name)
     path = folder_of_runs(composed, recipe_name, out, "tune", "study")
     return make_search(recipe, space, path, seeds, objects)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,9 +16,10 @@ from dskd.config.contradictions import (
     check_teaches,
     refuse_ambiguous,
 )
-from dskd.config.overrides import all_keys, overridden
+from dskd.config.overrides import all_keys, method_for_all, overridden
 from dskd.config.recipe import folder_name, read_recipe, stems
 from dskd.config.schema import MethodSettings
+from dskd.config.short_forms import check_sections
 from dskd.engine.tasks.settings import R
 from dskd.errors import InputError, unknown
 from dskd.settings import validate
@@ -96,9 +98,11 @@ class TaskRecipes(Generic[R]):
         Raises:
             InputError: There is no such recipe, or it cannot be read.
         """
-        values, stem = dict(recipe) if isinstance(recipe, Mapping) else {}, "own"
+        # What is merged later changes sections in place, and those of the caller stay.
+        values, stem = copy.deepcopy(dict(recipe)) if isinstance(recipe, Mapping) else {}, "own"
         if isinstance(recipe, str | Path):
             values, stem = read_recipe(str(recipe), self._folder)
+        check_sections(values)
         return self._with_method(values), Path("runs") / self.task / stem
 
     def load_shared(self, name: str | None, overrides: Iterable[str] = ()) -> R:
@@ -110,7 +114,13 @@ class TaskRecipes(Generic[R]):
         """
         overrides = list(overrides)
         check_shared(overrides)
-        return self._load(name, overrides)
+        values, folder = self.read(name)
+        return self.resolve(self.for_all(overridden(values, overrides, self.model)), folder)
+
+    def for_all(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values for a comparison, see `dskd.config.overrides.method_for_all`."""
+        method_for_all(values, self.prefix + self.method, self.prefix + self.alone)
+        return values
 
     def load_alone(self, name: str | None, overrides: Iterable[str] = ()) -> R:
         """Loads a recipe as `load` does, to train its student without a teacher, by `alone`.

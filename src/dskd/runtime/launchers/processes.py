@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import cloudpickle
 import torch
 
+from dskd.errors import InputError, first_line
 from dskd.runtime.launchers.task import Launched, Outcome, Task
 
 
@@ -47,9 +48,19 @@ class Processes:
         return f"{self.limit} jobs at a time on this machine, {where}{threads}"
 
     def submit(self, task: Task) -> _RunningInWorker:
-        """See `Launcher.submit`."""
+        """See `Launcher.submit`.
+
+        Raises:
+            InputError: The task holds an object that cannot be pickled.
+        """
+        try:
+            message = cloudpickle.dumps(Launched(task))
+        except Exception as error:  # pickling calls the user's code
+            raise InputError(
+                f"an object of this call cannot be sent to another process "
+                f"({first_line(error)}); drop the option jobs"
+            ) from error
         worker = self._idle.pop() if self._idle else self._start()
-        message = cloudpickle.dumps(Launched(task))
         return _RunningInWorker(self, worker, self._pool.submit(worker.call, message))
 
     def _start(self) -> _Worker:

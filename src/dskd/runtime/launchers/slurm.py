@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from dskd.errors import InputError
+from dskd.errors import InputError, first_line
 from dskd.runtime.extras import import_extra
 from dskd.runtime.launchers.task import Launched, Outcome, Task
 from dskd.settings import Count, Natural, Positive, Settings
@@ -73,13 +73,25 @@ class Slurm:
         )
 
     def submit(self, task: Task) -> _RunningInSlurm:
-        """See `Launcher.submit`."""
+        """See `Launcher.submit`.
+
+        Raises:
+            InputError: Slurm does not take the job.
+        """
         if self._executor is None:  # not earlier: it creates the folder
             import submitit
 
             self._executor = submitit.AutoExecutor(self.folder, cluster=self.options.cluster)
             self._executor.update_parameters(**parameters(self.options))
-        return _RunningInSlurm(self._executor.submit(Launched(task, self.options.cpus)))
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        try:
+            job = self._executor.submit(Launched(task, self.options.cpus))
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise InputError(
+                f"Slurm refused the job: {first_line(error)}; check the launcher options"
+            ) from error
+        return _RunningInSlurm(job)
 
     def close(self) -> None:
         """See `Launcher.close`."""
