@@ -66,10 +66,14 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
 
 def shortened(line: str) -> list[str]:
     """The arguments of a line that calls ``dskd``."""
-    words = re.sub(r"--(seeds|trials) \d+", r"--\1 2", line.partition("#")[0]).split()[1:]
+    few = re.sub(r"--(seeds|trials) \d+", r"--\1 2", line.partition("#")[0])
+    words = re.sub(r"--epochs \d+", "", few).split()[1:]
     trains = words[0] in SHORT and any(word.startswith("photos") for word in words)
     own_images = PHOTOS if trains else ""
-    return [*words, *SHORT.get(words[0], "").split(), *own_images.split()]
+    short = SHORT.get(words[0], "")
+    if "teacher.checkpoint=" in line:  # a trained teacher has no epochs
+        short = short.replace("teacher.epochs=1", "")
+    return [*words, *short.split(), *own_images.split()]
 
 
 def shortened_code(text: str) -> str:
