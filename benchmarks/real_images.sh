@@ -29,12 +29,13 @@ if [ ! -e "$out/teacher/result.json" ]; then
 fi
 for seed in $seeds; do
   for method in ce kd dskd; do
-    preset=""
+    preset="" taught=(teacher.name=$teacher teacher.checkpoint="$out/teacher/student.safetensors")
+    [ "$method" = ce ] && taught=()
     [ "$method" = dskd ] && preset=", preset: paper-abstract" # as on the page
     run="$out/$method-seed$seed"
     [ -e "$run/result.json" ] && continue
     $dskd distill "$recipe" "${common[@]}" student.name=$student train.epochs=$epochs \
-      teacher.name=$teacher teacher.checkpoint="$out/teacher/student.safetensors" \
+      "${taught[@]}" \
       "method={name: $method$preset}" seed=$seed out="$run" --resume
   done
 done

@@ -713,18 +713,6 @@ def test_a_teacher_that_is_given_to_a_method_without_one_is_refused(teacher: str
         dskd.distill(recipe="digits", method="ce", teacher="resnet14")
 
 
-@pytest.mark.parametrize("key", ["lr", "epochs"])
-def test_the_training_of_a_teacher_with_a_checkpoint_is_refused(key: str) -> None:
-    given = ["teacher.checkpoint=a.pth", "teacher.epochs=null"]
-    assert load_for_a_run("digits", given).teacher
-    said = rf"^teacher.*{key}.* has no effect: the weights of teacher.* are taken as they are"
-    with pytest.raises(InputError, match=said):
-        load_for_a_run("digits", [*given, f"teacher.{key}=1"])
-    teacher = {"name": "resnet14", "checkpoint": "a.pth", key: 1}
-    with pytest.raises(InputError, match=said):
-        dskd.distill("resnet8", teacher=teacher, data="digits")
-
-
 @pytest.mark.parametrize("key", ["student", "teacher", "data", "method", "train"])
 def test_a_file_with_a_word_in_place_of_settings_is_refused(tmp_path: Path, key: str) -> None:
     path = tmp_path / "mine.yaml"

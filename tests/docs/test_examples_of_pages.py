@@ -70,10 +70,7 @@ def shortened(line: str) -> list[str]:
     words = re.sub(r"--epochs \d+", "", few).split()[1:]
     trains = words[0] in SHORT and any(word.startswith("photos") for word in words)
     own_images = PHOTOS if trains else ""
-    short = SHORT.get(words[0], "")
-    if "teacher.checkpoint=" in line:  # a trained teacher has no epochs
-        short = short.replace("teacher.epochs=1", "")
-    return [*words, *short.split(), *own_images.split()]
+    return [*words, *SHORT.get(words[0], "").split(), *own_images.split()]
 
 
 def shortened_code(text: str) -> str:

@@ -586,8 +586,9 @@ def test_an_objective_that_is_not_finite_stops_before_the_weights_change(
     ):
         run.distill(plan(tmp_path / "run", *changes))
     monkeypatch.setattr(sys, "argv", ["dskd"])
+    alone = [change for change in SMALL if not change.startswith("teacher.")]
     with pytest.raises(SystemExit) as exit_:
-        main(["distill", "digits", *SMALL, *changes, f"out={tmp_path / 'again'}"])
+        main(["distill", "digits", *alone, *changes, f"out={tmp_path / 'again'}"])
     assert exit_.value.code == 3
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dskd import methods
 from tests.processes import SERVER, redirect, wait
 
 SMALL = (
@@ -51,7 +52,9 @@ def images(root: Path) -> Path:
 def command(out: Path, root: Path, method: str, *flags: str) -> list[str]:
     """The command line of a run."""
     own = f"method={{name: {method}{SETTINGS.get(method, '')}}}"
-    return ["distill", "digits", *SMALL, f"data.root={root}", own, f"out={out}", *flags]
+    taught = methods.find(method).needs_teacher
+    small = [one for one in SMALL if taught or not one.startswith("teacher.")]
+    return ["distill", "digits", *small, f"data.root={root}", own, f"out={out}", *flags]
 
 
 def comparison(out: Path, root: Path, methods: str) -> list[str]:

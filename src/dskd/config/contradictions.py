@@ -87,27 +87,6 @@ def check_teaches(
         )
 
 
-def check_trains(teacher: TeacherSettings | None, key: str) -> None:
-    """Refuses a setting of a teacher's training that was asked for if it has a checkpoint.
-
-    A recipe may have one for other teachers, so only what is given beside it is refused.
-
-    Args:
-        teacher: Of a single run.
-        key: The setting that is given, as in ``teacher.lr``.
-
-    Raises:
-        InputError: The setting has no effect.
-    """
-    if teacher is None or teacher.checkpoint is None or key not in ("teacher.epochs", "teacher.lr"):
-        return
-    if getattr(teacher, key.removeprefix("teacher.")) is not None:
-        raise InputError(
-            f"{key} has no effect: the weights of teacher.checkpoint are taken as they are; drop "
-            "one of them"
-        )
-
-
 def check_head(teacher: TeacherSettings | None) -> None:
     """Refuses to fit a head to a teacher that is not trained, or that is to be trained."""
     if teacher is None or teacher.head == "own":

@@ -24,7 +24,6 @@ from dskd.config.contradictions import (
     check_mixing,
     check_schedule,
     check_teaches,
-    check_trains,
     check_untrained,
     refuse_ambiguous,
 )
@@ -81,12 +80,11 @@ def check_teacher(recipe: Recipe, overrides: Iterable[str]) -> None:
     """Refuses overrides of a teacher that runs with the method of the recipe would not use.
 
     Raises:
-        InputError: The method learns from no teacher, or the teacher is trained already.
+        InputError: The method learns from no teacher.
     """
     for key in (override.partition("=")[0] for override in overrides):
         if key.partition(".")[0] == "teacher":
             check_teaches(recipe.teacher, recipe.method.name, key)
-            check_trains(recipe.teacher, key)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dskd.config.contradictions import check_teaches, check_trains
+from dskd.config.contradictions import check_teaches
 from dskd.config.overrides import method_for_all, with_method
 from dskd.config.recipe import complete, read, resolve
 from dskd.config.schema import Recipe
@@ -67,12 +67,8 @@ def resolve_run(
 ) -> tuple[Recipe, UserObjects]:
     """As `resolve_arguments`, for a single run: a teacher that it would not use is refused."""
     resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
-    given = parts["teacher"]
-    if given is not None:
+    if parts["teacher"] is not None:
         check_teaches(resolved.teacher, resolved.method.name, "teacher")
-    if isinstance(given, Mapping):
-        for key in given:
-            check_trains(resolved.teacher, f"teacher.{key}")
     return resolved, objects
 
 
