@@ -34,9 +34,9 @@ def check_schedule(
         )
     if train.min_lr and train.schedule != "cosine":
         raise InputError("train.min_lr is the end of train.schedule=cosine; set that, or drop it")
-    given = [key for key in ("milestones", "gamma") if not train.is_default(key)]
-    for key in given if train.milestones else ():  # an empty list has no steps
-        if train.schedule == "cosine":
+    for key in ("milestones", "gamma"):
+        steps = train.milestones and not train.is_default(key)  # an empty list has no steps
+        if train.schedule == "cosine" and steps:
             raise InputError(
                 f"train.{key} is of train.schedule=step and has no effect on cosine; set that, or "
                 "drop it"
