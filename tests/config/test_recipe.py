@@ -29,6 +29,7 @@ from dskd.config.recipe import (
     shipped,
 )
 from dskd.config.schema import Recipe
+from dskd.engine import run
 from dskd.engine.lr_schedule import learning_rate
 from dskd.engine.prepare import prepare
 from dskd.engine.tasks.segmentation.recipe import RECIPES as SEGMENTATION
@@ -711,6 +712,26 @@ def test_a_teacher_that_is_given_to_a_method_without_one_is_refused(teacher: str
         load_for_a_run("digits", ["method.name=ce", teacher])
     with pytest.raises(InputError, match=r"^teacher has no effect: the method 'ce' learns from"):
         dskd.distill(recipe="digits", method="ce", teacher="resnet14")
+
+
+def test_training_settings_of_a_trained_teacher_are_reported(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "distill", lambda *_, **__: None)
+    trained = "teacher.checkpoint=teacher.safetensors"
+    said = (
+        "teacher.{} is not used, since the teacher of teacher.checkpoint is trained already; drop "
+        "one of them"
+    )
+    load_for_a_run("digits", [trained])  # the recipe has epochs of a teacher that it trains
+    load_for_a_run("digits", ["teacher.epochs=3"])
+    assert not caplog.messages
+    load_for_a_run("digits", [trained, "teacher.epochs=3", "teacher.lr=0.1"])
+    assert caplog.messages == [said.format("epochs"), said.format("lr")]
+    caplog.clear()
+    teacher = {"name": "resnet14", "checkpoint": "teacher.safetensors", "epochs": 3}
+    dskd.distill(recipe="digits", teacher=teacher)
+    assert caplog.messages == [said.format("epochs")]
 
 
 @pytest.mark.parametrize("key", ["student", "teacher", "data", "method", "train"])

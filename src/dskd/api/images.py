@@ -28,7 +28,7 @@ from dskd.deploy.predict import predict as predict_deployed
 from dskd.deploy.ship import Exported, ShipOptions, ship
 from dskd.deploy.student import DeployedStudent, Which, load_deployed
 from dskd.engine import run
-from dskd.engine.arguments import Data, Model, Section, resolve_all, resolve_arguments, resolve_run
+from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.progress import python_output
 from dskd.engine.result import Result
 from dskd.engine.user_objects import UserObjects
@@ -97,7 +97,7 @@ def distill(
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": method, "epochs": epochs, "train": train, "seed": seed, "out": out}
     with python_output(verbose), outside.code_allowed(allow_code):
-        resolved, objects = resolve_run(recipe, parts, settings, allow_code)
+        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code, "run")
         return run.distill(resolved, resume=resume, overwrite=overwrite, objects=objects)
 
 
@@ -145,7 +145,7 @@ def train(
     parts = {"student": student, "data": data}
     settings = {"method": "ce", "epochs": epochs, "train": train, "seed": seed, "out": out}
     with python_output(verbose), outside.code_allowed(allow_code):
-        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code, False)
+        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code, "labels")
         return run.train(resolved, resume=resume, overwrite=overwrite, objects=objects)
 
 
@@ -207,7 +207,7 @@ def compare_methods(
     settings = {"method": None, "epochs": epochs, "train": train, "seed": seed}
     options = {"seeds": seeds, "weights": weights, "share_teacher": share_teacher}
     with python_output(verbose), outside.code_allowed(allow_code):
-        resolved, objects = resolve_all(recipe, parts, settings, allow_code)
+        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code, "comparison")
         return _compare(resolved, objects, methods, out, options, jobs, launcher)
 
 

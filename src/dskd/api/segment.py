@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dskd.api.task import alone, compare, resolved, run_in_python, shared
 from dskd.compare.summary import Summary
+from dskd.config.contradictions import keys_of_teacher
 from dskd.deploy.predict_masks import predict_mask
 from dskd.engine.arguments import Section
 from dskd.engine.result import Result
@@ -74,8 +75,7 @@ def distill(
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": method, "epochs": epochs, "train": train, "seed": seed, "out": out}
     own = resolved(RECIPES, data_settings, *RECIPES.read(recipe), parts, settings)
-    if teacher is not None:
-        RECIPES.check_teaches(own, "teacher")
+    RECIPES.check_teaches(own, keys_of_teacher(teacher))
     return run_in_python(SegmentationJob(own), resume, overwrite, verbose)
 
 

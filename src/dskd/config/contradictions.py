@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from dskd import methods
 from dskd.config.schema import DataSettings, TeacherSettings
@@ -11,6 +13,8 @@ from dskd.data.catalog import are_own
 from dskd.errors import InputError, option
 from dskd.settings import Settings
 from dskd.storage.yaml_file import Ambiguous
+
+log = logging.getLogger("dskd")
 
 
 def check_schedule(
@@ -66,26 +70,58 @@ def check_untrained(teacher: TeacherSettings | None) -> None:
 
 
 def check_teaches(
-    teacher: Settings | None, method: str, given: str, shown: str | None = None
+    teacher: Settings | None, method: str, keys: Collection[str], shown: str | None = None
 ) -> None:
     """Refuses a teacher that was asked for if the method learns from none.
 
-    A recipe may have one for other methods, so only what is given beside it is refused.
+    A recipe may have one for other methods, so only what is given beside it is refused. A warning
+    names what a teacher that is trained already does not use.
 
     Args:
         teacher: Of a single run.
         method: Its name.
-        given: What sets the teacher, for the message.
+        keys: What the user gave, as in ``teacher.epochs``; see `keys_of_teacher`.
         shown: The name of the method in the message; None for the name itself.
 
     Raises:
         InputError: The method learns from none.
     """
-    if teacher is not None and not methods.find(method).needs_teacher:
+    given = next((key for key in keys if key.partition(".")[0] == "teacher"), None)
+    if given and teacher is not None and not methods.find(method).needs_teacher:
         raise InputError(
             f"{given} has no effect: the method {shown or method!r} learns from no teacher; set "
             "method.name=dskd, or drop it"
         )
+    warn_of_unused_training(teacher, keys)
+
+
+def warn_of_unused_training(teacher: Any, keys: Collection[str]) -> None:
+    """Warns of settings of the teacher's own training beside its checkpoint.
+
+    Args:
+        teacher: Of the recipe.
+        keys: As for `check_teaches`.
+    """
+    if teacher is None or teacher.checkpoint is None:
+        return
+    for key in ("epochs", "lr"):
+        if f"teacher.{key}" in keys and getattr(teacher, key):
+            log.warning(
+                "teacher.%s is not used, since the teacher of teacher.checkpoint is trained "
+                "already; drop one of them",
+                key,
+            )
+
+
+def keys_of_teacher(given: object) -> list[str]:
+    """The keys that the argument ``teacher`` of a Python call sets; none if it is None.
+
+    Example:
+        >>> keys_of_teacher({"name": "resnet20", "epochs": 10})
+        ['teacher', 'teacher.name', 'teacher.epochs']
+    """
+    settings = given if isinstance(given, Mapping) else ()
+    return [] if given is None else ["teacher", *(f"teacher.{key}" for key in settings)]
 
 
 def check_head(teacher: TeacherSettings | None) -> None:

@@ -79,12 +79,13 @@ def load_for_a_run(name: str | None, overrides: Iterable[str] = ()) -> Recipe:
 def check_teacher(recipe: Recipe, overrides: Iterable[str]) -> None:
     """Refuses overrides of a teacher that runs with the method of the recipe would not use.
 
+    A warning names those that a trained teacher does not use.
+
     Raises:
         InputError: The method learns from no teacher.
     """
-    for key in (override.partition("=")[0] for override in overrides):
-        if key.partition(".")[0] == "teacher":
-            check_teaches(recipe.teacher, recipe.method.name, key)
+    keys = [override.partition("=")[0] for override in overrides]
+    check_teaches(recipe.teacher, recipe.method.name, keys)
 
 
 @dataclass(frozen=True)

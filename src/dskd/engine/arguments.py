@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from dskd.config.contradictions import check_teaches
+from dskd.config.contradictions import (
+    check_teaches,
+    keys_of_teacher,
+    warn_of_unused_training,
+)
 from dskd.config.overrides import method_for_all, with_method
 from dskd.config.recipe import complete, read, resolve
 from dskd.config.schema import Recipe
@@ -23,6 +27,8 @@ Section = Mapping[str, Any]
 """Settings of a section of a recipe, as in ``{"epochs": 10}``."""
 Model = str | nn.Module | Section
 """A model: its name, a module, or settings."""
+Use = Literal["run", "labels", "comparison"]
+"""What a recipe is resolved for."""
 Data = DataArgument
 """Images: a folder, another source, the name of a data set, a data set, or settings."""
 _OF_OWN_MODEL = {
@@ -37,7 +43,7 @@ def resolve_arguments(
     parts: Mapping[str, Any],
     settings: Mapping[str, Any],
     allow_code: bool,
-    with_teacher: bool = True,
+    use: Use,
 ) -> tuple[Recipe, UserObjects]:
     """The checked recipe, and the objects that replace names in it.
 
@@ -46,44 +52,27 @@ def resolve_arguments(
         parts: Student, teacher and data; None stands for the recipe's.
         settings: Method, epochs, train, seed and out; None stands for the recipe's.
         allow_code: For the objects.
-        with_teacher: Keep the recipe's teacher.
+        use: What the recipe is for. ``run`` is a single run: a teacher that it would not use is
+            refused. ``labels`` trains without a teacher: that of the recipe is dropped. For
+            ``comparison`` see `dskd.config.overrides.method_for_all`.
 
     Raises:
         InputError: An argument cannot be used.
     """
     values, folder = _values(recipe)
-    if not with_teacher:
+    if use == "labels":
         values["teacher"] = None
     objects = _with_parts(values, parts, allow_code)
     set_given(values, settings)
-    return _resolved(values, folder), objects
-
-
-def resolve_run(
-    recipe: str | Path | Section | None,
-    parts: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    allow_code: bool,
-) -> tuple[Recipe, UserObjects]:
-    """As `resolve_arguments`, for a single run: a teacher that it would not use is refused."""
-    resolved, objects = resolve_arguments(recipe, parts, settings, allow_code)
-    if parts["teacher"] is not None:
-        check_teaches(resolved.teacher, resolved.method.name, "teacher")
+    if use == "comparison":
+        method_for_all(values, "dskd", "ce")
+    resolved = _resolved(values, folder)
+    keys = keys_of_teacher(parts.get("teacher"))
+    if use == "run":
+        check_teaches(resolved.teacher, resolved.method.name, keys)
+    else:
+        warn_of_unused_training(resolved.teacher, keys)
     return resolved, objects
-
-
-def resolve_all(
-    recipe: str | Path | Section | None,
-    parts: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    allow_code: bool,
-) -> tuple[Recipe, UserObjects]:
-    """As `resolve_arguments`, for a comparison (see `dskd.config.overrides.method_for_all`)."""
-    values, folder = _values(recipe)
-    objects = _with_parts(values, parts, allow_code)
-    set_given(values, settings)
-    method_for_all(values, "dskd", "ce")
-    return _resolved(values, folder), objects
 
 
 def _resolved(values: dict[str, Any], folder: Path | None) -> Recipe:

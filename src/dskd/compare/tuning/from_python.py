@@ -12,7 +12,7 @@ from dskd.compare.tuning.results import TuningResult
 from dskd.compare.tuning.space import given_space
 from dskd.compare.tuning.start import make_search
 from dskd.compare.tuning.tune import tune as make_study
-from dskd.engine.arguments import Data, Model, Section, resolve_run
+from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.progress import python_output
 from dskd.methods import outside
 from dskd.methods.base import Method
@@ -67,7 +67,7 @@ def tune(
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": method, "epochs": epochs, "train": train, "seed": seed}
     with python_output(verbose), outside.code_allowed(allow_code):
-        resolved, objects = resolve_run(recipe, parts, settings, allow_code)
+        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code, "run")
         kind = method.get("name") if isinstance(method, Mapping) else method
         objects = replace(objects, methods=(kind,) if isinstance(kind, type) else ())
         tuned = given_space(space, resolved.method.name)

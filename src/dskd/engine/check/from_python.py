@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dskd.engine.arguments import Data, Model, Section, resolve_run
+from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.check import run
 from dskd.engine.check.findings import CheckReport
 from dskd.engine.progress import python_output
@@ -58,5 +58,5 @@ def check(
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": method, "epochs": epochs, "train": train, "seed": seed, "out": out}
     with python_output(verbose), outside.code_allowed(allow_code):
-        resolved, objects = resolve_run(recipe, parts, settings, allow_code)
+        resolved, objects = resolve_arguments(recipe, parts, settings, allow_code, "run")
         return run.check(resolved, objects)

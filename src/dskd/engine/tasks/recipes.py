@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -73,9 +73,7 @@ class TaskRecipes(Generic[R]):
         """
         overrides = list(overrides)
         recipe = self._load(name, overrides)
-        for key in (override.partition("=")[0] for override in overrides):
-            if key.split(".")[0] == "teacher":
-                self.check_teaches(recipe, key)
+        self.check_teaches(recipe, [override.partition("=")[0] for override in overrides])
         return recipe
 
     def _load(self, name: str | Mapping[str, Any] | None, overrides: Iterable[str]) -> R:
@@ -83,10 +81,10 @@ class TaskRecipes(Generic[R]):
         named = [self._with_task(override) for override in overrides]
         return self.resolve(overridden(values, named, self.model), folder)
 
-    def check_teaches(self, recipe: R, given: str) -> None:
+    def check_teaches(self, recipe: R, keys: Collection[str]) -> None:
         """As `dskd.config.contradictions.check_teaches`, with the short name of the method."""
         name = recipe.method.name
-        check_teaches(recipe.teacher, name, given, self.short(name))
+        check_teaches(recipe.teacher, name, keys, self.short(name))
 
     def read(self, recipe: str | Path | Mapping[str, Any] | None) -> tuple[dict[str, Any], Path]:
         """The values of a recipe with the whole name of its method, and the folder of its runs.
