@@ -15,12 +15,12 @@ from tests.compare.small_comparison import NAMES, small
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metrics", [None, {"test_accuracy": 1.0}])
+@pytest.mark.parametrize("accuracy_before", [None, 1.0])
 def test_a_run_that_lacked_its_result_alone_logs_its_accuracy(
-    finished: Path, metrics: dict[str, float] | None, caplog: pytest.LogCaptureFixture
+    finished: Path, accuracy_before: float | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = RunInJob("kd", 0, 2, finished / "kd/seed0")
-    run.metrics = metrics
+    run.accuracy = accuracy_before
     accuracy = read_result(finished / "kd/seed0")["test_accuracy"]
     with caplog.at_level("INFO"):
         progress.LogLines().on_end(run, None)

@@ -74,6 +74,17 @@ def test_a_run_shows_the_accuracy_of_its_epochs(
     assert seen == [json.loads(line)["test_accuracy"] for line in lines]
 
 
+def test_an_epoch_that_is_not_evaluated_has_no_accuracy_in_its_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "dskd")
+    changes = ["data.fraction=0.05", "train.epochs=2", "train.evaluate_every=2", "method.name=ce"]
+    run.distill(recipe.load("digits", [*changes, "teacher=null", f"out={tmp_path / 'run'}"]))
+    first, second = (line for line in caplog.messages if "epoch" in line)
+    assert re.search(r"epoch 1/2: loss \d\.\d{3}, [\d,]+ images/s, ", first)
+    assert LINE.match(second)
+
+
 LINE = re.compile(
     r"ce resnet8, epoch (\d)/2: loss \d\.\d{3}, test accuracy \d+\.\d\d %, [\d,]+ images/s, "
     r"\d+ % waiting for data(, \d:\d\d:\d\d left)?"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import dskd
 from dskd.config import recipe
@@ -15,6 +16,7 @@ from dskd.engine import average, evaluate, image_task, run, trainer, training_ru
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import Stopped
 from dskd.models.zoo import build
+from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import BEST
 from tests.builders import make_dataset, stop_at, trusted
 
@@ -106,6 +108,27 @@ def killed_after(keep_best: Any, epoch: int) -> Any:
             raise KeyboardInterrupt
 
     return kill
+
+
+@pytest.mark.parametrize(("every", "evaluated"), [(2, [2, 4, 5]), (3, [3, 5]), (9, [5])])
+def test_some_epochs_are_evaluated_and_always_the_last(
+    tmp_path: Path, every: int, evaluated: list[int]
+) -> None:
+    options: dict[str, Any] = {"data": make_dataset(), "method": "ce", "verbose": 0}
+    train = {"epochs": 5, "batch_size": 16}
+    whole = dskd.distill("resnet8", **options, train=train, out=tmp_path / "whole")
+    some = dskd.distill(
+        "resnet8", **options, train=train | {"evaluate_every": every}, out=tmp_path / "some"
+    )
+    assert some.test_accuracy == whole.test_accuracy
+    for key, weight in whole.student.state_dict().items():
+        assert torch.equal(some.student.state_dict()[key], weight), key
+    rows, all_rows = RunDirectory(tmp_path / "some").rows(), RunDirectory(tmp_path / "whole").rows()
+    assert [row["epoch"] for row in rows if "test_accuracy" in row] == evaluated
+    assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in all_rows]
+    accuracies = {epoch: all_rows[epoch - 1]["test_accuracy"] for epoch in evaluated}
+    assert some.best_epoch == max(evaluated, key=lambda epoch: accuracies[epoch])
+    assert some.best_test_accuracy == accuracies[some.best_epoch]
 
 
 def test_nothing_is_evaluated_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,6 +221,16 @@ def test_a_report_of_one_run_says_nothing_of_other_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_charts_draw_the_epochs_that_were_evaluated(tmp_path: Path) -> None:
+    own = ("train.epochs=5", "train.evaluate_every=2", "method.name=ce", "teacher=null")
+    one = distilled(tmp_path / "one", *own)
+    numbers = reported([one], tmp_path / "one.html").with_suffix(".json").read_text()
+    (curves,) = json.loads(numbers)["epochs"].values()
+    accuracies = curves["0"]["test_accuracy"]
+    assert [number is not None for number in accuracies] == [False, True, False, True, True]
+    assert None not in curves["0"]["train_loss"]
+
+
 def test_a_streamed_run_of_many_classes_has_its_errors_with_the_names_of_files(
     tmp_path: Path,
 ) -> None:

@@ -49,14 +49,14 @@ class RunInJob:
 
     Attributes:
         epoch: Epochs done, when it was last looked at.
-        metrics: The metrics of its last whole epoch then; None before that.
+        accuracy: Its newest test accuracy then, in percent; None before there is one.
         losses: How often its job was lost.
     """
 
     def __init__(self, label: str, seed: int, epochs: int, folder: Path) -> None:
         self.label, self.seed, self.epochs, self.folder = label, seed, epochs, folder
         self.epoch = 0
-        self.metrics: Mapping[str, float] | None = None
+        self.accuracy: float | None = None
         self.losses = Losses(folder)
         self._size = 0
         self.look()
@@ -68,7 +68,9 @@ class RunInJob:
         if size != self._size:
             rows = RunDirectory(self.folder).rows()
             self._size, self.epoch = size, len(rows)
-            self.metrics = rows[-1] if rows else None
+            self.accuracy = next(
+                (row["test_accuracy"] for row in reversed(rows) if "test_accuracy" in row), None
+            )
 
 
 def groups(grid: Grid, limit: int | None) -> list[Group]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ class RunProgress(Protocol):
         seed: Its seed.
         epoch: Epochs done.
         epochs: All of its epochs.
-        metrics: The metrics of its last whole epoch; None before that.
+        accuracy: Its newest test accuracy, in percent; None before there is one.
         folder: Its folder.
     """
 
@@ -37,7 +37,7 @@ class RunProgress(Protocol):
     @property
     def epochs(self) -> int: ...  # noqa: D102
     @property
-    def metrics(self) -> Mapping[str, float] | None: ...  # noqa: D102
+    def accuracy(self) -> float | None: ...  # noqa: D102
     @property
     def folder(self) -> Path: ...  # noqa: D102
 
@@ -64,13 +64,13 @@ class LockstepRun:
         label: Label of its method.
         seed: Its seed.
         training_run: The run, which has begun.
-        metrics: The metrics of its last whole epoch; None before that.
+        accuracy: Its newest test accuracy, in percent; None before there is one.
     """
 
     label: str
     seed: int
     training_run: TrainingRun
-    metrics: dict[str, float] | None = None
+    accuracy: float | None = None
     _steps: Iterator[dict[str, float] | None] = field(init=False)
     _random: list[Tensor] = field(init=False)
 
@@ -102,11 +102,11 @@ class LockstepRun:
         """Takes a training step with its own random state; False if no step is left."""
         _set_random_state(self._random)
         try:
-            metrics = next(self._steps)
+            row = next(self._steps)
         except StopIteration:
             return False
         self._random = _random_state()
-        self.metrics = metrics or self.metrics
+        self.accuracy = (row or {}).get("test_accuracy", self.accuracy)
         return True
 
     def save(self) -> None:

@@ -108,9 +108,7 @@ class LiveTable:
         position = "\n".join(
             f"seed {run.seed}, epoch {min(run.epoch + 1, run.epochs)}/{run.epochs}" for run in now
         )
-        accuracy = "\n".join(
-            f"{run.metrics['test_accuracy']:.2f}" if run.metrics else "" for run in now
-        )
+        accuracy = "\n".join("" if run.accuracy is None else f"{run.accuracy:.2f}" for run in now)
         if summary is None:
             return ["", "", position, accuracy, *("" for _ in self._results)]
         done = f"{len(summary.seeds)}/{len(self.grid.seeds)}"

@@ -47,6 +47,9 @@ class TrainSettings(Settings):
 
     epochs: Count = 240
     """Passes over the training images."""
+    evaluate_every: Count = 1
+    """Epochs from one evaluation to the next. The last epoch is always evaluated. The other epochs
+    have no accuracies in metrics.jsonl, and the best epoch is one of those that have."""
     batch_size: Annotated[Count, Field(ge=2)] = 64
     """Images per step, over all processes. Each process needs two or more, because BatchNorm cannot
     learn from one image."""

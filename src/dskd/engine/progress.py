@@ -117,10 +117,9 @@ class EpochBar:
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """Shows the metrics of the epoch that just ended."""
-        accuracy = row["test_accuracy"]
-        self.progress.update(
-            self.task, accuracy=f"{self.measured.removeprefix('test ')} {accuracy:.2f} %"
-        )
+        if (accuracy := row.get("test_accuracy")) is not None:  # not every epoch is evaluated
+            measured = self.measured.removeprefix("test ")
+            self.progress.update(self.task, accuracy=f"{measured} {accuracy:.2f} %")
         if self.progress.disable and _style.get() != "quiet" and distributed.is_rank_zero():
             (task,) = self.progress.tasks
             log.info("%s, %s", task.description, self._line(row))
@@ -128,9 +127,10 @@ class EpochBar:
     def _line(self, row: Mapping[str, float]) -> str:
         trainer = self.trainer
         samples = len(trainer.loader) / max(row["seconds"], 1e-9)
+        accuracy = row.get("test_accuracy")
         parts = [
             f"loss {row['train_loss']:.3f}",
-            f"{self.measured} {row['test_accuracy']:.2f} %",
+            *([] if accuracy is None else [f"{self.measured} {accuracy:.2f} %"]),
             f"{samples:,.0f} {self.samples}/s",
             f"{_percent(row['data_seconds'], row['seconds'])} waiting for data",
         ]

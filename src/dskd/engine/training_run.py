@@ -55,7 +55,7 @@ class TrainingRun:
         fingerprints: Of the data and the teacher. A resumed run must have the same.
         rows: The metrics of each finished epoch.
         best: The best epoch so far.
-        tested: The results of the newest epoch on the test split; None before an epoch ends here.
+        tested: The results of the newest epoch on the test split; None if it has none.
         checkpoint_seconds: Time spent on checkpoints since the last finished epoch.
     """
 
@@ -173,7 +173,7 @@ class TrainingRun:
         trainer = self.trainer
         with self.recording_nonfinite():
             trainer.check_state()
-        self.tested = evaluate_run(self)
+        self.tested = evaluate_run(self) if _evaluation_is_due(self) else None
         row = _epoch_row(self, self.tested)
         row["checkpoint_seconds"], self.checkpoint_seconds = round(self.checkpoint_seconds, 4), 0.0
         self._trained_seconds += trainer.seconds
@@ -185,7 +185,7 @@ class TrainingRun:
         return row
 
     def _keep_best(self, row: dict[str, float]) -> None:
-        if (score := _score(row)) > self.best.score:
+        if (score := _score(row)) is not None and score > self.best.score:
             self.best = Best(self.trainer.epoch, score, row["test_accuracy"])
             self.write_student(BEST)
 
@@ -243,9 +243,15 @@ class TrainingRun:
             raise NonFiniteError(f"{error}; see {path}", error.facts) from error
 
 
-def _score(row: Mapping[str, float]) -> float:
-    """What decides which epoch is the best."""
-    return row.get("val_accuracy", row.get("test_accuracy", 0.0))
+def _evaluation_is_due(run: TrainingRun) -> bool:
+    """Whether the epoch that ends now is evaluated (``train.evaluate_every``)."""
+    done = run.trainer.epoch + 1
+    return done % run.recipe.train.evaluate_every == 0 or done == run.trainer.epochs
+
+
+def _score(row: Mapping[str, float]) -> float | None:
+    """What decides which epoch is the best; None for an epoch that was not evaluated."""
+    return row.get("val_accuracy", row.get("test_accuracy"))
 
 
 def _forget_lost_best(run: TrainingRun) -> None:
@@ -257,7 +263,8 @@ def _forget_lost_best(run: TrainingRun) -> None:
     rows: list[dict[str, Any]] = []
     with suppress(InputError):  # the file is damaged, and written anew
         rows = run.directory.rows()[len(run.rows) :]
-    if run.best.epoch and any(_score(row) > run.best.score for row in rows):
+    scores = filter(None, map(_score, rows))
+    if run.best.epoch and any(score > run.best.score for score in scores):
         log.info(
             "%s may be of an epoch that is trained again; the best is chosen from epoch %d on",
             *(run.directory.path / BEST, run.trainer.epoch + 1),
@@ -290,14 +297,13 @@ def _average(trainer: Trainer) -> Average | None:
     return trainer.average.evaluate if trainer.average is not None else None
 
 
-def _epoch_row(run: TrainingRun, tested: SplitResults) -> dict[str, Any]:
+def _epoch_row(run: TrainingRun, tested: SplitResults | None) -> dict[str, Any]:
     """The metrics of the epoch that was just trained, but for the time of checkpoints."""
     trainer, average = run.trainer, _average(run.trainer)
-    row: dict[str, Any] = {
-        "epoch": trainer.epoch + 1,
-        **trainer.metrics.means(),
-        **epoch_accuracies(trainer.method, run.data.validation, tested, average, run.task.evaluate),
-    }
+    row: dict[str, Any] = {"epoch": trainer.epoch + 1, **trainer.metrics.means()}
+    if tested is not None:
+        evaluate = run.task.evaluate
+        row |= epoch_accuracies(trainer.method, run.data.validation, tested, average, evaluate)
     row["lr"] = trainer.learning_rate(trainer.epoch)
     times = trainer.seconds, trainer.metrics.data_seconds
     row["seconds"], row["data_seconds"] = (round(seconds, 4) for seconds in times)

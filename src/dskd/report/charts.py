@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import plotly.graph_objects as go
@@ -13,8 +14,8 @@ from plotly.colors import sample_colorscale
 from dskd.report.cka import LayerSimilarity
 from dskd.report.styles import TEACHER, Style
 
-Curve = Mapping[int, Sequence[float]]
-"""The values of a metric by seed: one per epoch."""
+Curve = Mapping[int, Mapping[int, float]]
+"""The values of a metric by seed and epoch. An epoch may have none."""
 
 MOST_POINTS = 200
 """A longer curve is drawn with this many epochs, so that the page stays small."""
@@ -65,7 +66,9 @@ def over_epochs(
         if len(curve) > 1:
             figure.add_trace(_band(name, curve, styles[name]))
         figure.add_trace(_line(name, curve, styles[name]))
-    epochs = max((len(values) for curve in curves.values() for values in curve.values()), default=1)
+    epochs = max(
+        (epoch for curve in curves.values() for epoch in chain(*curve.values())), default=1
+    )
     lay_out(figure, "epoch", unit)
     figure.update_xaxes(
         range=[1 - 0.03 * epochs, 1.03 * epochs], tickformat="d", nticks=min(epochs, 8) + 1
@@ -119,11 +122,11 @@ def _band(name: str, curve: Curve, style: Style) -> go.Scatter:
 
 def _columns(curve: Curve) -> dict[int, tuple[float, ...]]:
     """The values of all seeds by epoch: evenly spaced epochs of a long run, and the last one."""
-    rows = list(zip(*curve.values(), strict=False))
-    if len(rows) <= MOST_POINTS:
-        return dict(enumerate(rows, start=1))
-    step = (len(rows) - 1) / (MOST_POINTS - 1)
-    return {1 + (at := round(step * number)): rows[at] for number in range(MOST_POINTS)}
+    epochs = sorted(set.intersection(*map(set, curve.values()))) if curve else []
+    if len(epochs) > MOST_POINTS:
+        step = (len(epochs) - 1) / (MOST_POINTS - 1)
+        epochs = [epochs[round(step * number)] for number in range(MOST_POINTS)]
+    return {epoch: tuple(values[epoch] for values in curve.values()) for epoch in epochs}
 
 
 def _drawn(value: float) -> float:

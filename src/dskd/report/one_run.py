@@ -40,7 +40,12 @@ def training(report: ReportContents, styles: Mapping[str, Style]) -> Section | U
     drawn, constant = [], ""
     for name, caption, unit, names in wanted:
         found: dict[str, Curve] = {names[key]: curve_of(runs, key) for key in names if key in keys}
-        rates = {rate for curve in found.values() for values in curve.values() for rate in values}
+        rates = {
+            rate
+            for curve in found.values()
+            for values in curve.values()
+            for rate in values.values()
+        }
         if name == "lr" and len(rates) == 1:
             constant = f" The learning rate is {rates.pop():.3g} in every epoch."
         elif found:

@@ -12,6 +12,7 @@ from dskd.compare.notes import span
 from dskd.compare.summary import STUDENT
 from dskd.report import charts
 from dskd.report.analysis import ModelCosts, Unavailable, shallow_stages
+from dskd.report.charts import Curve
 from dskd.report.cka import LayerSimilarity
 from dskd.report.collect import MethodRuns
 from dskd.report.contents import ReportContents
@@ -291,10 +292,14 @@ def _in_order(report: ReportContents) -> list[MethodRuns]:
     return sorted(report.collected.methods, key=lambda runs: order.index(runs.label))
 
 
-def curve_of(runs: MethodRuns, key: str) -> dict[int, list[float]]:
-    """A metric over epochs by seed, without the seeds that do not have it."""
+def curve_of(runs: MethodRuns, key: str) -> Curve:
+    """A metric by seed and epoch, without the seeds that do not have it."""
     found = {
-        seed: [value for value in columns.get(key, ()) if value is not None]
+        seed: {
+            epoch: value
+            for epoch, value in enumerate(columns.get(key, ()), start=1)
+            if value is not None
+        }
         for seed, columns in runs.metrics.items()
     }
     return {seed: values for seed, values in found.items() if values}

@@ -242,14 +242,14 @@ class TrialTask:
             progress.scores.append(float(rows[-1]["test_accuracy"]))
 
     def _epochs(self, run: TrainingRun, study: Study, progress: _Progress) -> None:
-        """Trains the remaining epochs of a run, and reports each.
+        """Trains the remaining epochs of a run, and reports each that is evaluated.
 
         Raises:
             Stopped: A signal asked for a stop; the state is saved.
         """
         with stop_requests() as stop:
             for row in run.steps():
-                if row is not None:
+                if row is not None and "test_accuracy" in row:
                     step = progress.epochs + run.trainer.epoch
                     if study.report(self.number, step, row["test_accuracy"]):
                         progress.epochs += run.trainer.epoch
