@@ -12,8 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dskd.compare.grid import load_plan
+from dskd.compare.progress import LogLines
+from dskd.compare.runner import run_grid
 from dskd.compare.statistics import Difference, holm, interval, paired
-from dskd.config.recipe import load, load_by_labels
+from dskd.config.recipe import load_by_labels
 from evidence.command import origin, rules, study_arguments, write_results
 from evidence.exits import exit_codes
 from evidence.numbers import gap_sentence, gap_text, gap_verdict, number, p_text
@@ -36,34 +39,32 @@ TEACHERS = {
 """How each teacher is trained, and with which labels."""
 
 
-class Setting(NamedTuple):
-    """What a student learns from.
+class Group(NamedTuple):
+    """Students that learn from the same teacher and the same images, in one comparison.
 
     Attributes:
-        method: The name of the method.
         teacher: A key of `TEACHERS`; empty for labels alone.
         unlabelled: Whether images without labels join.
     """
 
-    method: str
     teacher: str = ""
     unlabelled: bool = False
 
     @property
     def name(self) -> str:
-        """The name of its runs."""
-        parts = [self.method, self.teacher, "unlabelled" if self.unlabelled else ""]
+        """The name of its folder."""
+        parts = [self.teacher or "labels", "unlabelled" if self.unlabelled else ""]
         return "-".join(filter(None, parts))
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods of its students."""
+        return METHODS if self.teacher else ("ce",)
 
-SETTINGS = (
-    Setting("ce"),
-    *(
-        Setting(method, teacher, unlabelled)
-        for teacher in TEACHERS
-        for method in METHODS
-        for unlabelled in (False, True)
-    ),
+
+GROUPS = (
+    Group(),
+    *(Group(teacher, unlabelled) for teacher in TEACHERS for unlabelled in (False, True)),
 )
 
 
@@ -76,34 +77,36 @@ def teacher_of(name: str, data: Path, out: Path, changes: Sequence[str] = ()) ->
         out: The folder of the study.
         changes: Settings that depart from the protocol.
     """
-    folder = out / f"teacher-{name}"
-    own = ["student.name=timm/resnet18", f"data.root={data}", f"out={folder}"]
+    own = ["student.name=timm/resnet18", f"data.root={data}", f"out={out / 'teachers' / name}"]
     return result_of(load_by_labels(RECIPE, [*TEACHERS[name][0], *changes, *own]))
 
 
-def student_of(
-    setting: Setting, seed: int, data: Path, out: Path, changes: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The result of a student, which is trained if it is not finished.
+def students_of(
+    group: Group, data: Path, out: Path, changes: Sequence[str] = (), seeds: int = SEEDS
+) -> dict[str, list[float]]:
+    """The accuracies of the students of a group, which are trained if they are not finished.
 
     Args:
-        setting: What it learns from.
-        seed: Its seed.
+        group: What they learn from.
         data: As for `teacher_of`.
         out: As for `teacher_of`.
         changes: As for `teacher_of`.
+        seeds: Number of seeds.
+
+    Returns:
+        By method, one of each seed.
     """
-    folder = out / f"{setting.name}-seed{seed}"
-    own = [f"data.root={data}", f"seed={seed}", f"out={folder}"]
-    if not setting.teacher:
-        return result_of(load_by_labels(RECIPE, [*changes, *own]))
-    own += [
-        f"method.name={setting.method}",
-        f"teacher.checkpoint={out / f'teacher-{setting.teacher}' / 'student.safetensors'}",
-    ]
-    if setting.unlabelled:
+    own = [f"data.root={data}"]
+    weights = out / "teachers" / group.teacher / "student.safetensors"
+    own.append(f"teacher.checkpoint={weights}" if group.teacher else "teacher=null")
+    if group.unlabelled:
         own += [f"data.unlabelled={data}", f"train.batch_size={2 * LABELLED}"]
-    return result_of(load(RECIPE, [*changes, *own]))
+    grid = load_plan(RECIPE, [*changes, *own], group.methods, out / group.name, seeds=seeds)
+    found = run_grid(grid, LogLines())
+    return {
+        variant.label: [variant.results[seed]["test_accuracy"] for seed in range(seeds)]
+        for variant in found.variants
+    }
 
 
 def compute(
@@ -122,16 +125,10 @@ def compute(
     """
     source = origin("unlabelled", changes)
     where = data.resolve(), out.resolve(), changes
-    teachers = {name: teacher_of(name, *where)["test_accuracy"] for name in TEACHERS}
-    accuracies: dict[str, list[float]] = {setting.name: [] for setting in SETTINGS}
-    for seed in range(seeds):
-        for setting in SETTINGS:
-            found = student_of(setting, seed, *where)
-            accuracies[setting.name].append(found["test_accuracy"])
     return {
         **source,
-        "teachers": teachers,
-        "accuracies": accuracies,
+        "teachers": {name: teacher_of(name, *where)["test_accuracy"] for name in TEACHERS},
+        "accuracies": {group.name: students_of(group, *where, seeds) for group in GROUPS},
     }
 
 
@@ -141,19 +138,19 @@ def page(facts: Mapping[str, Any]) -> str:
     Args:
         facts: What `compute` returned.
     """
+    seeds = len(facts["accuracies"]["labels"]["ce"])
     lines = [
         "# Images without labels",
         "",
         *bullets(
             "What does it bring to join images without labels to few labelled ones?",
             " ".join(_findings(facts)),
-            f"{len(facts['accuracies']['ce'])} seeds of one split of 4,317 photos, with one "
+            f"{seeds} seeds of one split of 4,317 photos, with one "
             "teacher of each kind. The p-values are corrected for the four comparisons (Holm).",
         ),
         "",
-        f"{rules(facts)} Accuracies are top-1 "
-        "on the test split in percent, after the last epoch, with 95 % intervals over "
-        f"{len(facts['accuracies']['ce'])} seeds.",
+        f"{rules(facts)} Accuracies are top-1 on the test split in percent, after the last epoch, "
+        f"with 95 % intervals over {seeds} seeds.",
         "",
         "| teacher learned from | its accuracy | method | labels alone | with images without "
         "labels | difference | p (Holm) | |",
@@ -166,36 +163,54 @@ def page(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _compared(facts: Mapping[str, Any]) -> Iterator[tuple[Setting, Difference, float | None]]:
+class _Row(NamedTuple):
+    """A method with images without labels against the same method without them."""
+
+    teacher: str
+    method: str
+    alone: Sequence[float]
+    joined: Sequence[float]
+
+    @property
+    def gap(self) -> Difference:
+        return paired(self.joined, self.alone)
+
+
+def _compared(facts: Mapping[str, Any]) -> Iterator[tuple[_Row, float | None]]:
     """The students with images without labels against those without, with corrected p-values."""
     accuracies = facts["accuracies"]
-    joined = [setting for setting in SETTINGS if setting.unlabelled]
     found = [
-        paired(accuracies[one.name], accuracies[one._replace(unlabelled=False).name])
-        for one in joined
+        _Row(
+            teacher,
+            method,
+            accuracies[Group(teacher).name][method],
+            accuracies[Group(teacher, unlabelled=True).name][method],
+        )
+        for teacher in TEACHERS
+        for method in METHODS
     ]
-    yield from zip(joined, found, holm([one.p for one in found]), strict=True)
+    yield from zip(found, holm([row.gap.p for row in found]), strict=True)
 
 
 def _rows(facts: Mapping[str, Any]) -> Iterator[str]:
-    def shown(name: str) -> str:
-        found = interval(facts["accuracies"][name])
+    def shown(values: Sequence[float]) -> str:
+        found = interval(values)
         return number(found.mean, found.half, ".1f")
 
-    yield f"| no teacher | | `ce` | {shown('ce')} | | | | |"
-    for setting, gap, p in _compared(facts):
+    yield f"| no teacher | | `ce` | {shown(facts['accuracies']['labels']['ce'])} | | | | |"
+    for row, p in _compared(facts):
         yield (
-            f"| {TEACHERS[setting.teacher][1]} | {facts['teachers'][setting.teacher]:.1f} | "
-            f"`{setting.method}` | {shown(setting._replace(unlabelled=False).name)} | "
-            f"{shown(setting.name)} | {gap_text(gap)} | {p_text(p)} | {gap_verdict(gap, p)} |"
+            f"| {TEACHERS[row.teacher][1]} | {facts['teachers'][row.teacher]:.1f} | "
+            f"`{row.method}` | {shown(row.alone)} | {shown(row.joined)} | {gap_text(row.gap)} | "
+            f"{p_text(p)} | {gap_verdict(row.gap, p)} |"
         )
 
 
 def _findings(facts: Mapping[str, Any]) -> Iterator[str]:
-    for setting, gap, p in _compared(facts):
+    for row, p in _compared(facts):
         yield (
-            f"`{setting.method}`, with a teacher that learned from "
-            f"{TEACHERS[setting.teacher][1]}: {gap_sentence(gap, p)}."
+            f"`{row.method}`, with a teacher that learned from {TEACHERS[row.teacher][1]}: "
+            f"{gap_sentence(row.gap, p)}."
         )
 
 

@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from evidence.unlabelled import SETTINGS, main, page
+from evidence.unlabelled import GROUPS, main, page
 
 from tests.data.file_writers import write_folder
 
 
 def test_the_page_compares_each_student_with_the_one_without_images_without_labels() -> None:
-    accuracies = {setting.name: [50.0, 51.0, 52.0] for setting in SETTINGS}
-    accuracies["kd-few-unlabelled"] = [55.0, 56.1, 57.0]
+    accuracies = {
+        group.name: {method: [50.0, 51.0, 52.0] for method in group.methods} for group in GROUPS
+    }
+    accuracies["few-unlabelled"]["kd"] = [55.0, 56.1, 57.0]
     environment = {"packages": {}, "processor": "", "device": "cpu", "threads": 1, "python": "3"}
     facts = {
         "study": "unlabelled",
@@ -39,16 +41,18 @@ def test_the_study_goes_on_where_it_was_and_writes_its_page(
     photos = write_folder(tmp_path / "photos", per_class=12, side=16) / "train"
     small = ["data.size=32", "train.epochs=1", "data.fraction=0.5", "student.name=resnet8"]
     monkeypatch.setattr(
-        "evidence.unlabelled.SETTINGS", [one for one in SETTINGS if one.teacher != "all"][:3]
+        "evidence.unlabelled.GROUPS", [one for one in GROUPS if one.teacher != "all"]
     )
     monkeypatch.setattr("evidence.unlabelled.page", lambda facts: json.dumps(facts))
     paths = [str(photos), str(tmp_path / "out")]
     for _ in range(2):
         main([*paths, *small, "--seeds=1", f"--results={tmp_path / 'results'}"])
         facts = json.loads((tmp_path / "results/unlabelled.json").read_text())
-        assert facts["accuracies"].keys() == {"ce", "kd-few", "kd-few-unlabelled"}
-        runs = [tmp_path / "out/unlabelled" / name / "result.json" for name in ("ce-seed0",)]
+        assert facts["accuracies"].keys() == {"labels", "few", "few-unlabelled"}
+        assert facts["accuracies"]["few-unlabelled"].keys() == {"kd", "dskd"}
+        runs = list((tmp_path / "out/unlabelled").rglob("result.json"))
         stamps = [path.stat().st_mtime_ns for path in runs]
+    assert len(runs) == 7
     assert stamps == [path.stat().st_mtime_ns for path in runs]
     with pytest.raises(SystemExit):
         main([*paths, *small, "train.lr=0.01", "--seeds=1"])
