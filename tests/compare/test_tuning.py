@@ -252,6 +252,20 @@ def test_a_pruned_trial_ends_after_its_epoch(
 
 
 @pytest.mark.slow
+def test_a_trial_whose_last_epoch_is_trained_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Study, "report", lambda *_: True)
+    settings = ["data.val_fraction=0.2", "method={name: ce}", "teacher=null", *SPACE[:1]]
+    once = [*SMALL, "train.evaluate_every=2", *settings]
+    ce = load_search("digits", once, tmp_path, 1, UserObjects())
+    TrialTask(ce, 0, {"train.lr": "0.1"})()
+    outcome = read_outcome(ce.folder(0))
+    assert outcome is not None
+    assert (outcome.state, len(outcome.scores), outcome.epochs) == ("complete", 1, 2)
+
+
+@pytest.mark.slow
 def test_tuning_from_python(tmp_path: Path) -> None:
     result = dskd.tune(
         "resnet8",

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import dskd
 from dskd import methods
+from dskd.compare.grid import load_plan
 from dskd.config import recipe
 from dskd.config.overrides import with_method
 from dskd.config.recipe import (
@@ -376,6 +377,7 @@ WRONG = {
     "train.decay_norms_and_biases": SWITCH,
     "train.clip_norm": [*(value for value in NUMBERS if value != "null"), "0"],
     "train.accumulate": WHOLE,
+    "train.evaluate_every": WHOLE,
     "train.label_smoothing": [*SHARES, "1"],
     "train.class_weights": ["0.5", "[a]", "[-1]", "[.inf]", "{a: 1}", "equal", "true"],
     "train.mixup": [*NUMBERS, "1001"],
@@ -519,7 +521,18 @@ def check_wording(line: str) -> None:
         ),
         (
             {"train": {"epochs": 2, "warmup": 2}},
-            "train.warmup: 2 epochs of warmup leave nothing of 2 epochs; make it smaller",
+            "train.warmup: 2 epochs of warmup leave nothing of the 2 epochs of train.epochs; make "
+            "it smaller",
+        ),
+        (
+            {"train": {"epochs": 4, "warmup": 2}, "teacher": {"name": "resnet8", "epochs": 2}},
+            "train.warmup: 2 epochs of warmup leave nothing of the 2 epochs of teacher.epochs; "
+            "make it smaller",
+        ),
+        (
+            {"data": {"name": "digits", "cache_dir": "run/cache"}, "out": "run"},
+            "data.cache_dir=run/cache is in the folder of the run, run; choose a folder outside "
+            "of it, which other runs can use, too",
         ),
         (
             {"train": {"nesterov": True, "momentum": 0}},
@@ -543,6 +556,17 @@ def test_messages_read_well(values: dict[str, Any], message: str) -> None:
     with on_command_line(), pytest.raises(InputError) as refused:
         resolve(SMALLEST | values, Path("runs"))
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teacher": {"name": "resnet8", "epochs": 2, "checkpoint": "t.safetensors"}},
+        {"teacher": {"name": "resnet8", "epochs": 2}, "method": {"name": "ce"}},
+    ],
+)
+def test_the_epochs_of_a_teacher_that_is_not_trained_limit_nothing(changes: dict[str, Any]) -> None:
+    resolve(SMALLEST | {"train": {"epochs": 4, "warmup": 2}} | changes, Path("runs"))
 
 
 def test_long_values_are_shortened() -> None:
@@ -731,6 +755,9 @@ def test_training_settings_of_a_trained_teacher_are_reported(
     caplog.clear()
     teacher = {"name": "resnet14", "checkpoint": "teacher.safetensors", "epochs": 3}
     dskd.distill(recipe="digits", teacher=teacher)
+    assert caplog.messages == [said.format("epochs")]
+    caplog.clear()
+    load_plan("digits", [trained, "teacher.epochs=3"], ["kd"], None, seeds=1)
     assert caplog.messages == [said.format("epochs")]
 
 

@@ -93,6 +93,9 @@ def test_samples_in_order(split: Split, loader: Loader) -> None:
     assert [len(part) for part in samples] == [10, 10, 3]
     assert torch.equal(torch.cat(samples), split.images)
     assert torch.equal(torch.cat(labels), split.labels)
+    shares = [list(loader.in_order(10, rank, 2)) for rank in range(2)]
+    assert [len(share) for share in shares] == [2, 1]
+    assert torch.equal(shares[1][0][0], samples[1])
 
 
 def test_the_probe_is_the_first_samples(split: Split, loader: Loader) -> None:

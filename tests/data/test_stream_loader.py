@@ -124,6 +124,10 @@ def test_images_in_order_and_the_first_ones(root: Path) -> None:
     images, labels = zip(*split.loader(CPU).in_order(5), strict=True)
     assert torch.equal(torch.cat(images), split.images)
     assert torch.equal(torch.cat(labels), split.labels)
+    shares = [list(split.loader(CPU).in_order(5, rank, 2)) for rank in range(2)]
+    assert [len(share) for share in shares] == [2, 1]
+    assert torch.equal(shares[1][0][0], images[1])
+    assert torch.equal(shares[1][0][1], labels[1])
     assert torch.equal(split.loader(CPU).probe(3), split.images[:3])
     assert len(split.loader(CPU).probe(99)) == len(split) == 12
 

@@ -136,6 +136,33 @@ def test_a_schedule_that_scales_with_the_epochs_is_refused_with_the_way_on(tmp_p
 
 
 @pytest.mark.slow
+def test_only_the_rates_of_epochs_that_were_trained_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first milestone of 8 epochs is after the fifth, which was not trained."""
+    out, steps = tmp_path / "run", "train.milestones=[0.625]"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 0, 0)
+        with pytest.raises(Stopped):
+            run.distill(plan(out, 8, steps))
+    run.distill(plan(out, 16, steps), resume=True)
+    assert epochs_of(out) == [*range(1, 17)]
+
+
+@pytest.mark.slow
+def test_a_run_without_a_student_cannot_be_the_start_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, cosine = tmp_path / "run", "train.schedule=cosine"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, 0)
+        with pytest.raises(Stopped):
+            run.distill(plan(out, 3, cosine))
+    with pytest.raises(InputError, match=r"train anew in another folder$"):
+        run.distill(plan(out, 4, cosine), resume=True)
+
+
+@pytest.mark.slow
 def test_a_run_of_a_comparison_keeps_the_epochs_of_all(tmp_path: Path) -> None:
     out = tmp_path / "compared/ce/seed0"
     run.distill(plan(out, 1))

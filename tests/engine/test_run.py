@@ -34,6 +34,7 @@ from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.prepare import prepare
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError, NonFiniteError, Quit, Stopped
+from dskd.methods.ce import CE
 from dskd.models.zoo import build
 from dskd.runtime.device import environment
 from dskd.storage import checkpoint
@@ -118,6 +119,16 @@ def test_branches_never_reach_the_student_s_files(finished: Path) -> None:
         assert safetensors.torch.load_file(finished / name).keys() == keys
     auxiliary = safetensors.torch.load_file(finished / "auxiliary.safetensors")
     assert all(key.startswith("branches.") for key in auxiliary)
+
+
+def test_parts_of_a_method_may_share_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = torch.ones(2, 2)
+    monkeypatch.setattr(CE, "auxiliary_state_dict", lambda _: {"one": shared, "two": shared.T})
+    out = tmp_path / "run"
+    run.distill(plan(out, "train.epochs=1", "method={name: ce}", "teacher=null"))
+    assert safetensors.torch.load_file(out / "auxiliary.safetensors").keys() == {"one", "two"}
 
 
 def test_the_student_s_file_tells_no_time_host_or_path(finished: Path) -> None:

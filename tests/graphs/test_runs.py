@@ -146,6 +146,14 @@ def test_a_checkpoint_is_a_teacher(graph: Path, finished: Path, tmp_path: Path) 
     assert not (tmp_path / "x").exists()
 
 
+def test_a_run_takes_more_epochs_and_its_teacher_stays(graph: Path, tmp_path: Path) -> None:
+    trained(graph, "dskd", tmp_path / "run")
+    teacher = (tmp_path / "run/teacher/student.safetensors").read_bytes()
+    trained(graph, "dskd", tmp_path / "run", "train.epochs=5", resume=True)
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 5
+    assert (tmp_path / "run/teacher/student.safetensors").read_bytes() == teacher
+
+
 @pytest.mark.parametrize(
     ("changes", "settings", "message"),
     [

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,9 +36,11 @@ from dskd.data import Split
 from dskd.data.augmentation import NO_AUGMENTATION
 from dskd.data.epoch_plan import draw_plan, largest_batch, steps
 from dskd.data.joint_loader import JointLoader
-from dskd.data.loader import Batch, MemoryLoader
+from dskd.data.loader import Batch, DataLoaders, MemoryLoader
 from dskd.deploy.early_exits import load_early
 from dskd.engine import run
+from dskd.engine.build import build_run
+from dskd.engine.build_data import load_data
 from dskd.engine.evaluate import evaluate_accuracy, percent
 from dskd.engine.exit_calibration import fit_temperature
 from dskd.engine.metrics import EpochMetrics
@@ -54,6 +57,7 @@ from dskd.models.early_exits import EarlyExitStudent
 from dskd.runtime import compile as compiling
 from dskd.runtime import device, distributed, process_group
 from dskd.runtime.signals import StopRequest, stop_requests
+from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.outputs import TeacherOutputs
 from tests import processes
 from tests.builders import make_dataset, make_pair, staged
@@ -272,7 +276,11 @@ def _steps_of_many(out: Path) -> None:
             "prepared": _prepared(),
             "largest": distributed.all_reduce_max(distributed.rank()),
             "gathered": distributed.all_gather(distributed.rank()),
-            "spread": distributed.shard_map(lambda item: (item, distributed.rank()), range(5)),
+            "spread": distributed.shard_map(
+                lambda item: (item, distributed.rank()),
+                range(distributed.rank(), 5, distributed.world_size()),
+            ),
+            "ranges": _int8_ranges(),
             "alone": _world_alone(),
         }
     said["after"] = distributed.world_size()
@@ -300,6 +308,22 @@ def _prepared() -> dict[str, torch.Tensor]:
     trainer.prepare()
     prepared: dict[str, torch.Tensor] = method.state_dict()
     return prepared
+
+
+def _int8_ranges() -> list[torch.Tensor]:
+    """The ranges of a student whose processes saw other images, after a step."""
+    settings = [*SMALL, "train.int8_rounding=true", "method={name: ce}", "teacher=null"]
+    plan = recipe.load("digits", settings)
+    loaders = DataLoaders(load_data(plan.data), CPU)
+    prepared = prepare(plan, loaders.data, UserObjects(), CPU)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = RunDirectory(Path(folder))
+        made = build_run(plan, prepared.student, loaders, TeacherOutputs(None), directory).trainer
+        made.synchronize()
+        next(made.train_epoch())
+    ranges = made.method.student.int8
+    assert ranges is not None
+    return [ranges.low, ranges.high]
 
 
 def _world_alone() -> int:
@@ -405,6 +429,14 @@ def test_what_comes_before_the_student_is_the_same_in_all(said: list[Any]) -> No
     for one in said:
         for key, value in expected.items():
             torch.testing.assert_close(one["prepared"][key], value)
+
+
+def test_ranges_of_int8_rounding_are_those_of_the_first_process(said: list[Any]) -> None:
+    """A checkpoint holds those alone, and a resumed run goes on with them."""
+    for one in said:
+        for range_, first in zip(one["ranges"], said[0]["ranges"], strict=True):
+            assert torch.equal(range_, first)
+            assert not range_.isnan().any()
 
 
 def test_processes_say_the_same_and_end_as_one(said: list[Any]) -> None:

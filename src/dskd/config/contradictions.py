@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from dskd import methods
@@ -17,25 +18,25 @@ from dskd.storage.yaml_file import Ambiguous
 log = logging.getLogger("dskd")
 
 
-def check_schedule(
-    train: TrainSettings, teacher_epochs: int | None, teacher_lr: float | None
-) -> None:
+def check_schedule(train: TrainSettings, teacher: Any) -> None:
     """Refuses schedules that contradict themselves.
 
     Args:
         train: The schedule.
-        teacher_epochs: Epochs of the teacher's own training; None for those of the schedule.
-        teacher_lr: Learning rate of the teacher's own training; None for that of the schedule.
+        teacher: The settings of a teacher that is trained with it; None without one.
 
     Raises:
         InputError: One does.
     """
-    shortest = min(teacher_epochs or train.epochs, train.epochs)
-    if train.warmup >= shortest:
-        raise InputError(
-            f"train.warmup: {train.warmup:g} epochs of warmup leave nothing of "
-            f"{shortest} epochs; make it smaller"
-        )
+    lengths = {"train.epochs": train.epochs}
+    if teacher is not None and teacher.epochs is not None:
+        lengths["teacher.epochs"] = teacher.epochs
+    for key, epochs in lengths.items():
+        if train.warmup >= epochs:
+            raise InputError(
+                f"train.warmup: {train.warmup:g} epochs of warmup leave nothing of the {epochs} "
+                f"epochs of {key}; make it smaller"
+            )
     if train.min_lr and train.schedule != "cosine":
         raise InputError("train.min_lr is the end of train.schedule=cosine; set that, or drop it")
     for key in ("milestones", "gamma"):
@@ -45,7 +46,7 @@ def check_schedule(
                 f"train.{key} is of train.schedule=step and has no effect on cosine; set that, or "
                 "drop it"
             )
-    lowest = min(teacher_lr or train.lr, train.lr)
+    lowest = min(getattr(teacher, "lr", None) or train.lr, train.lr)
     if train.min_lr >= lowest:
         raise InputError(
             f"train.min_lr={train.min_lr:g} is not below the learning rate {lowest:g}; lower it"
@@ -177,6 +178,20 @@ def check_cache_settings(teacher: TeacherSettings | None) -> None:
         if teacher and teacher.cache not in kinds and not teacher.is_default(key):
             wanted = " or ".join(f"teacher.cache={kind}" for kind in kinds)
             raise InputError(f"teacher.{key} needs {wanted}")
+
+
+def check_cache_folder(data: DataSettings, out: Path) -> None:
+    """Refuses a cache of decoded images in the folder of the run, which must be empty at its start.
+
+    Args:
+        data: The settings of the images.
+        out: The folder of the run.
+    """
+    if data.cache_dir is not None and data.cache_dir.resolve().is_relative_to(out.resolve()):
+        raise InputError(
+            f"data.cache_dir={data.cache_dir} is in the folder of the run, {out}; choose a folder "
+            "outside of it, which other runs can use, too"
+        )
 
 
 def check_augmentation(data: DataSettings, teacher: TeacherSettings | None) -> None:

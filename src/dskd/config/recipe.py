@@ -18,6 +18,7 @@ from typing import Any
 from dskd import methods
 from dskd.config.contradictions import (
     check_augmentation,
+    check_cache_folder,
     check_cache_settings,
     check_dot,
     check_head,
@@ -203,8 +204,6 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
     if recipe.data.name not in DATASETS and not recipe.data.name.startswith("<"):
         raise unknown("data set", recipe.data.name, DATASETS)
     timm_optimizer(recipe.train.optimizer)
-    of_teacher = (recipe.teacher.epochs, recipe.teacher.lr) if recipe.teacher else (None, None)
-    check_schedule(recipe.train, *of_teacher)
     check_cache_settings(recipe.teacher)
     check_augmentation(recipe.data, recipe.teacher)
     check_untrained(recipe.teacher)
@@ -217,6 +216,8 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
         )
     options = methods.resolve(recipe.method.name, recipe.method.options)
     method = MethodSettings(name=recipe.method.name, **options)
+    teacher = recipe.teacher if methods.find(method.name).needs_teacher else None
+    check_schedule(recipe.train, None if teacher and teacher.is_given else teacher)
     for key, free in (("student", recipe.student), ("teacher", recipe.teacher)):
         refuse_ambiguous(free.options if free else {}, f"{key}.options")
         if free and free.checkpoint_key is not None and free.checkpoint is None:
@@ -235,6 +236,7 @@ def resolve(values: Mapping[str, Any], folder: Path) -> Recipe:
         )
     check_dot(recipe.train, method.name)
     out = recipe.out or folder / f"{folder_name(method.name)}-seed{recipe.seed}"
+    check_cache_folder(recipe.data, out)
     return recipe.changed(method=method, out=out)
 
 

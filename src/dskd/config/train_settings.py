@@ -108,9 +108,9 @@ class TrainSettings(Settings):
     """Share of the steps whose images are mixed, with mixup or cutmix."""
     ema: Fraction | None = None
     """Decay of the moving average of the student's weights (EMA): 0.999 or 0.9999 are common. The
-    decay of step t is at most ``(1 + t) / (10 + t)``. The average is evaluated every epoch as
-    ``ema_test_accuracy``, and saved as student_ema.safetensors, which evaluate, predict and export
-    take if it is there. The teacher's own training has none. None keeps no average."""
+    decay of step t is at most ``(1 + t) / (10 + t)``. The average is evaluated when the student is,
+    as ``ema_test_accuracy``, and saved as student_ema.safetensors, which evaluate, predict and
+    export take if it is there. The teacher's own training has none. None keeps no average."""
     exits: bool = False
     """Keep the branches of dskd, dsn or byot as early exits of the student, calibrated on the
     validation images at the end of the training. The student itself stays the same. evaluate,

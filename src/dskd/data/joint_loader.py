@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dskd.data.epoch_plan import EpochPlan
 from dskd.data.joint_plan import draw_joint_plan, step_sizes
-from dskd.data.loader import Batch, Loader, ViewChoice
+from dskd.data.loader import Batch, InOrder, Loader, ViewChoice
 
 
 class JointLoader(Loader):
@@ -90,10 +90,10 @@ class JointLoader(Loader):
             self._places[key] = places[:own], places[own:]
         return self._places[key]
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See `Loader.in_order`."""
-        yield from self.labelled.in_order(batch_size)
-        yield from self.unlabelled.in_order(batch_size)
+    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> InOrder:
+        """See `Loader.in_order`. The labelled and the unlabelled samples are shared separately."""
+        for loader in (self.labelled, self.unlabelled):
+            yield from loader.in_order(batch_size, rank, world_size)
 
     def probe(self, count: int) -> Tensor:
         """See `Loader.probe`."""

@@ -27,6 +27,8 @@ NO_LABEL = -1
 """In place of the label of an image that has none."""
 ViewChoice = tuple[int, bool, Tensor | None, Augmentation]
 """How views are drawn: padding, flip, views of each image, and augmentation, as in `draw_plan`."""
+InOrder = Iterator[tuple[Tensor, Tensor]]
+"""Samples and labels, as `Loader.in_order` gives them."""
 AUGMENT_BYTES = 16 << 20
 """Bytes of images that a GPU augments in one call."""
 
@@ -165,8 +167,11 @@ class Loader(ABC):
         """
 
     @abstractmethod
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Samples ``[B, ...]`` and labels ``[B]`` without augmentation, in the split's order."""
+    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> InOrder:
+        """Samples ``[B, ...]`` and labels ``[B]`` without augmentation, in the split's order.
+
+        A process gets one batch of ``world_size``, from that of its rank on.
+        """
 
     @abstractmethod
     def probe(self, count: int) -> Tensor:
@@ -227,11 +232,10 @@ class HeldLoader(Loader):
         self.device = device
         self.sample_shape = tuple(self.images.shape[1:])
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> InOrder:
         """See `Loader.in_order`."""
-        yield from zip(
-            torch.split(self.images, batch_size), torch.split(self.labels, batch_size), strict=True
-        )
+        images, labels = (torch.split(one, batch_size) for one in (self.images, self.labels))
+        yield from zip(images[rank::world_size], labels[rank::world_size], strict=True)
 
     def probe(self, count: int) -> Tensor:
         """See `Loader.probe`."""

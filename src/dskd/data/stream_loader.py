@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from dskd.data.epoch_plan import EpochPlan
-from dskd.data.loader import Batch, BatchAssembly, Loader
+from dskd.data.loader import Batch, BatchAssembly, InOrder, Loader
 from dskd.data.stream_decoding import Decoder, Job, import_for_crops
 from dskd.errors import InputError, ProcessLost, first_line
 
@@ -119,11 +119,12 @@ class StreamLoader(Loader):
             self._running[key] = stream
         return stream
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> InOrder:
         """See `Loader.in_order`."""
         parts = np.split(np.arange(len(self)), range(batch_size, len(self), batch_size))
-        jobs = [Job(part) for part in parts]
-        yield from zip(self._decode(jobs), torch.split(self.labels, batch_size), strict=True)
+        jobs = [Job(part) for part in parts[rank::world_size]]
+        labels = torch.split(self.labels, batch_size)[rank::world_size]
+        yield from zip(self._decode(jobs), labels, strict=True)
 
     def probe(self, count: int) -> Tensor:
         """See `Loader.probe`."""

@@ -72,7 +72,8 @@ def evaluate_accuracy(
         A result for each name.
     """
     with eval_mode(module):
-        batches = (images for images, _ in loader.in_order(evaluation_batch(loader)))
+        share = distributed.rank(), distributed.world_size()
+        batches = (images for images, _ in loader.in_order(evaluation_batch(loader), *share))
         parts = distributed.shard_map(lambda images: _top_classes(logits(images)), batches)
     return {
         name: _result(torch.cat([part[name] for part in parts]), loader.labels.cpu())

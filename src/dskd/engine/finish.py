@@ -43,7 +43,10 @@ def finish(run: TrainingRun) -> Result:
         _require_finite(run, tested.average)
         run.write_student(EMA, average.module)
     if auxiliary := run.trainer.method.auxiliary_state_dict():
-        tensors = {key: value.cpu().contiguous() for key, value in auxiliary.items()}
+        # Copies: a file cannot hold tensors that share memory, such as those of a shared layer.
+        tensors = {
+            key: value.detach().cpu().contiguous().clone() for key, value in auxiliary.items()
+        }
         run.directory.write_bytes("auxiliary.safetensors", safetensors.torch.save(tensors))
     if run.recipe.train.exits:
         keep_exits(run)

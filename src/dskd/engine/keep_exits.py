@@ -199,7 +199,8 @@ def _validation_logits(method: Method, loader: Loader) -> Tensor:
     Several processes each evaluate a share of the batches; all get the whole result.
     """
     with eval_mode(method):
-        batches = (images for images, _ in loader.in_order(evaluation_batch(loader)))
+        share = distributed.rank(), distributed.world_size()
+        batches = (images for images, _ in loader.in_order(evaluation_batch(loader), *share))
         parts = distributed.shard_map(
             lambda images: torch.stack(_branch_logits(method, images)).float().cpu(), batches
         )

@@ -40,7 +40,8 @@ def takes_more_epochs(recipe: RunRecipe, directory: RunDirectory) -> bool:
             f"again in another folder with train.epochs={recipe.train.epochs}"
         )
     distributed.on_rank_zero(check_run)(directory.path)
-    check_rates(recipe.train, before, before, directory.path)
+    if directory.finished:  # else `check_same_run` knows from the checkpoint which are done
+        check_rates(recipe.train, before, before, directory.path)
     return True
 
 
@@ -67,13 +68,14 @@ def check_rates(train: TrainSettings, before: int, done: int, path: Path) -> Non
     Raises:
         InputError: A rate differs.
     """
+    other = "train anew in another folder"
+    if (path / LAST).is_file():
+        other += f", or start a run from this student with student.checkpoint={path / LAST}"
     then, now = schedule_of(train.model_copy(update={"epochs": before})), schedule_of(train)
     for half in range(2 * done):
         if then(half / 2) != now(half / 2):
             raise InputError(
                 f"{path} cannot go on to train.epochs={train.epochs}: the schedule "
                 f"{train.schedule!r} depends on the number of epochs, and the rate in epoch "
-                f"{half // 2 + 1} was {then(half / 2):.3g}, not {now(half / 2):.3g}; train anew in "
-                f"another folder, or start a run from this student with student.checkpoint="
-                f"{path / LAST}"
+                f"{half // 2 + 1} was {then(half / 2):.3g}, not {now(half / 2):.3g}; {other}"
             )

@@ -126,7 +126,7 @@ class EpochBar:
 
     def _line(self, row: Mapping[str, float]) -> str:
         trainer = self.trainer
-        samples = len(trainer.loader) / max(row["seconds"], 1e-9)
+        samples = trainer.epoch_samples / max(row["seconds"], 1e-9)
         accuracy = row.get("test_accuracy")
         parts = [
             f"loss {row['train_loss']:.3f}",

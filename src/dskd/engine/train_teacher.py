@@ -8,19 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dskd import methods
-from dskd.config.base_recipe import stored_epochs
-from dskd.config.schema import MethodSettings
+from dskd.config.schema import MethodSettings, Recipe
 from dskd.data.loader import DataLoaders
 from dskd.engine.build import build_run
 from dskd.engine.build_model import PROBE
 from dskd.engine.fit_head import fit_head
-from dskd.engine.more_epochs import stored_recipe
 from dskd.engine.prepare import Prepared
 from dskd.engine.teacher_accuracy import evaluate_teacher
 from dskd.engine.teacher_labels import label_held_out, log_labels
 from dskd.engine.teacher_run import train_in_folder
 from dskd.engine.training_run import TrainingRun
-from dskd.errors import as_given
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import distributed
 from dskd.settings import Precision
@@ -133,21 +130,17 @@ def _train(
     inherits_epochs: bool,
 ) -> None:
     """Trains a teacher in its directory, unless it is finished there."""
-    recipe = training.recipe.changed(out=directory.path)
-    if inherits_epochs and directory.finished:
-        # The run has taken more epochs since then, and its teacher stays as it is.
-        epochs = stored_epochs(stored_recipe(directory)) or recipe.train.epochs
-        if epochs != recipe.train.epochs:
-            line = (
-                f"the teacher stays as it was trained, in {epochs} epochs; to train this run anew, "
-                f"give teacher.epochs={epochs} with its recipe"
-            )
-            log.info(as_given(line))
-        recipe = recipe.changed(train=recipe.train.model_copy(update={"epochs": epochs}))
 
-    def build(directory: RunDirectory) -> TrainingRun:
+    def build(recipe: Recipe, directory: RunDirectory) -> TrainingRun:
         # A copy: training may change the module's layers, and moves it to the CPU at the end.
         student = copy.deepcopy(training.student)
         return build_run(recipe, student, data, TeacherOutputs(None), directory)
 
-    train_in_folder(recipe, data.data.fingerprint(), data.train.device, build, resume)
+    train_in_folder(
+        training.recipe.changed(out=directory.path),
+        data.data.fingerprint(),
+        data.train.device,
+        build,
+        resume,
+        inherits_epochs,
+    )

@@ -22,6 +22,7 @@ from dskd.engine.step import train_step
 from dskd.engine.trainer_state import TrainerState
 from dskd.methods.base import Method
 from dskd.methods.contracts import StepOutput
+from dskd.models.int8_rounding import Int8Rounding
 from dskd.models.output import ModelOutput
 from dskd.runtime import distributed
 from dskd.runtime.device import autocast
@@ -61,6 +62,7 @@ class Trainer(TrainerState):
         metrics: Of the running epoch.
         seconds: Of the running epoch's steps, including the teacher's. Before the first step of
             the run: of what the method prepared.
+        epoch_samples: Samples of the newest whole epoch, of all processes; 0 before it.
         memory: Bytes that the run's first step held in this process, without the teacher's:
             weights and buffers, gradients, the optimizer's state, and what the forward pass saves
             for the backward pass.
@@ -99,7 +101,7 @@ class Trainer(TrainerState):
         self.scaler = LossScaler(loader.device) if precision == "float16" else None
         self.epoch, self.step = 0, 0
         self.metrics, self.seconds = EpochMetrics(), 0.0
-        self.memory = 0
+        self.memory = self.epoch_samples = 0
         averaged = average.module if average is not None else None
         self._state_check = FiniteStateCheck(method, optimizer, averaged)
         self._parallel: nn.Module | None = None
@@ -135,6 +137,7 @@ class Trainer(TrainerState):
             averaged = self.average.module if self.average is not None else None
             with measured_step(self.memory, self.method, self.optimizer, averaged) as measured:
                 output = self.take_step(batch)
+            self._share_ranges()
             self.memory = measured.bytes
             if self.average is not None:
                 self.average.update(self.method)
@@ -143,6 +146,15 @@ class Trainer(TrainerState):
             self.seconds += time.perf_counter() - start
             yield
             start = time.perf_counter()
+
+    def _share_ranges(self) -> None:
+        """Gives all processes the ranges of rank 0 (``train.int8_rounding``), as a checkpoint does.
+
+        BatchNorm's statistics may differ until they are used; these are used in every step.
+        """
+        if distributed.world_size() > 1:
+            kinds = (one for one in self.method.modules() if isinstance(one, Int8Rounding))
+            distributed.broadcast(range_ for one in kinds for range_ in one.buffers())
 
     def with_targets(self, batch: Batch) -> Batch:
         """The batch as the run trains on it: mixed, and with the targets of cross-entropies."""

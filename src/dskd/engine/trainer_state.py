@@ -31,6 +31,7 @@ class TrainerState:
     step: int
     seconds: float
     memory: int
+    epoch_samples: int
     average: StudentAverage | None
     scaler: LossScaler | None
     _state_check: FiniteStateCheck
@@ -38,6 +39,7 @@ class TrainerState:
     def end_epoch(self) -> None:
         """Turns to the next epoch."""
         self.epoch, self.step = self.epoch + 1, 0
+        self.epoch_samples = sum(distributed.all_gather(self.metrics.num_samples))
         self.metrics, self.seconds = EpochMetrics(), 0.0
         self.teacher_outputs.watch.set(0.0)
         self._set_cache_counts((0, 0))

@@ -124,7 +124,8 @@ def epochs(report: ReportContents, styles: Mapping[str, Style]) -> Section | Una
         return Unavailable("No run is finished yet.")
     accuracies = report.teacher_accuracies()
     level = (_TEACHER, sum(accuracies) / len(accuracies)) if accuracies else None
-    text = f"Top-1 accuracy on the test split after every epoch.{lines_text(report)}"
+    lines = lines_text(report)
+    text = f"Top-1 accuracy on the test split after every epoch that was evaluated.{lines}"
     first = shown_first(report)
     if len(first) < len(curves):
         text += f" At first {len(first)} of {len(curves)} methods are shown; select more below."

@@ -28,7 +28,6 @@ several. They work together like this:
 from __future__ import annotations
 
 import functools
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -159,17 +158,17 @@ def on_rank_zero(work: Callable[P, A]) -> Callable[P, A]:
 
 
 def shard_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """``work`` of every item, in order; each item is computed by one process.
+    """``work`` of the items of all processes, in order; each item is computed by one process.
 
     Args:
         work: Returns plain values and CPU tensors.
-        items: The same in all processes.
+        items: Those of this process: of all items one of ``world_size()``, from ``rank()`` on.
 
     Example:
         >>> shard_map(abs, [-1, 2])
         [1, 2]
     """
-    own = [work(item) for item in itertools.islice(items, rank(), None, world_size())]
+    own = [work(item) for item in items]
     parts = all_gather(own)
     count = sum(len(part) for part in parts)
     return [parts[item % world_size()][item // world_size()] for item in range(count)]

@@ -128,7 +128,7 @@ class _Progress:
 
 @dataclass(frozen=True)
 class TrialTask:
-    """Trains the student of a trial at each seed, and reports its accuracy after each epoch.
+    """Trains the student of a trial at each seed, and reports each accuracy that is measured.
 
     Attributes:
         search: The study. Its teacher is trained.
@@ -235,14 +235,20 @@ class TrialTask:
                 run = build_run(recipe, prepared.student, loaders, outputs, directory)
                 check_inputs(run.fingerprints, self.inputs, "study")
                 run.begin(resume)
-                self._epochs(run, study, progress)
+                self._epochs(run, study, progress, last=recipe.seed == self.search.seeds[-1])
                 finish(run)
             rows = directory.rows()
             progress.epochs += len(rows)
             progress.scores.append(float(rows[-1]["test_accuracy"]))
 
-    def _epochs(self, run: TrainingRun, study: Study, progress: _Progress) -> None:
+    def _epochs(self, run: TrainingRun, study: Study, progress: _Progress, *, last: bool) -> None:
         """Trains the remaining epochs of a run, and reports each that is evaluated.
+
+        Args:
+            run: Has begun.
+            study: Says whether the trial is stopped. After its last epoch it is not any more.
+            progress: Of the trial.
+            last: Whether this is the last run of the trial.
 
         Raises:
             Stopped: A signal asked for a stop; the state is saved.
@@ -251,7 +257,8 @@ class TrialTask:
             for row in run.steps():
                 if row is not None and "test_accuracy" in row:
                     step = progress.epochs + run.trainer.epoch
-                    if study.report(self.number, step, row["test_accuracy"]):
+                    over = last and run.trainer.epoch == run.trainer.epochs
+                    if study.report(self.number, step, row["test_accuracy"]) and not over:
                         progress.epochs += run.trainer.epoch
                         raise _Pruned
                 if stop.signal is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,10 +51,12 @@ def check_cost(
     seconds: dict[str, float] = {}
     running: dict[str, float] = {}
     for trainer, found in zip(trainers, steps, strict=True):
-        per_epoch = found.evaluation_seconds * evaluated
+        averaged = found.trained == "student" and recipe.train.ema is not None
+        evaluations = count_evaluations(trainer.epochs, recipe.train.evaluate_every, averaged)
+        seconds_of_one = found.evaluation_seconds * evaluated
         parts = {
             f"{found.trained}'s training": scale * _training_seconds(recipe, trainer, found),
-            f"{found.trained}'s evaluation": per_epoch * trainer.epochs,
+            f"{found.trained}'s evaluation": seconds_of_one * evaluations,
         }
         seconds |= parts
         running |= {name: spent * (1 - found.waiting) for name, spent in parts.items()}
@@ -66,6 +69,21 @@ def check_cost(
         free["teacher outputs"] = _free(cache[0])
     memory = _memory(teacher, data, steps, scale)
     return CostFindings(seconds, running, memory, _memory_free(data.train.device), disk, free)
+
+
+def count_evaluations(epochs: int, every: int, averaged: bool) -> int:
+    """How often a run evaluates a network.
+
+    Args:
+        epochs: Of the training.
+        every: ``train.evaluate_every``.
+        averaged: Whether the moving average is evaluated, too.
+
+    Example:
+        >>> count_evaluations(10, 4, averaged=False), count_evaluations(10, 1, averaged=True)
+        (3, 20)
+    """
+    return math.ceil(epochs / every) * (1 + averaged)
 
 
 def _training_seconds(recipe: Recipe, trainer: Trainer, found: StepFindings) -> float:

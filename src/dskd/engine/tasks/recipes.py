@@ -15,6 +15,7 @@ from dskd.config.contradictions import (
     check_shared,
     check_teaches,
     refuse_ambiguous,
+    warn_of_unused_training,
 )
 from dskd.config.overrides import all_keys, method_for_all, overridden
 from dskd.config.recipe import folder_name, read_recipe, stems
@@ -113,7 +114,9 @@ class TaskRecipes(Generic[R]):
         overrides = list(overrides)
         check_shared(overrides)
         values, folder = self.read(name)
-        return self.resolve(self.for_all(overridden(values, overrides, self.model)), folder)
+        recipe = self.resolve(self.for_all(overridden(values, overrides, self.model)), folder)
+        warn_of_unused_training(recipe.teacher, [one.partition("=")[0] for one in overrides])
+        return recipe
 
     def for_all(self, values: dict[str, Any]) -> dict[str, Any]:
         """The values for a comparison, see `dskd.config.overrides.method_for_all`."""
@@ -154,10 +157,12 @@ class TaskRecipes(Generic[R]):
         if not name.startswith(self.prefix):
             raise unknown("method", name, methods.names(self.task))
         self.check(recipe)
-        check_schedule(recipe.train, recipe.teacher.epochs if recipe.teacher else None, None)
+        needs_teacher = methods.find(name).needs_teacher
+        teacher = recipe.teacher if needs_teacher else None
+        check_schedule(recipe.train, None if teacher and teacher.is_given else teacher)
         options = methods.resolve(name, recipe.method.options)
         refuse_ambiguous(options, "method")
-        if methods.find(name).needs_teacher and recipe.teacher is None:
+        if needs_teacher and recipe.teacher is None:
             raise InputError(
                 f"the method {short!r} needs a teacher; give one, as in {recipe.TEACHER}"
             )

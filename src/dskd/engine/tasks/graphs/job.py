@@ -184,13 +184,14 @@ def trained_teacher(
         InputError: The folder holds another teacher, or is in use.
         Stopped: A signal asked for a stop; the state is saved.
     """
-    own = teacher_recipe(recipe, folder)
+    assert recipe.teacher is not None, "the recipe is checked"
     train_in_folder(
-        own,
+        teacher_recipe(recipe, folder),
         loaders.data.fingerprint(),
         loaders.train.device,
-        lambda directory: build_run(own, loaders, TeacherOutputs(None), directory),
+        lambda own, directory: build_run(own, loaders, TeacherOutputs(None), directory),
         resume,
+        recipe.teacher.epochs is None,
     )
     return freeze(recipe, loaders, folder / LAST)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dskd.data.epoch_plan import EpochPlan, draw_plan
-from dskd.data.loader import Batch, Loader, SplitLoaders, ViewChoice
+from dskd.data.loader import Batch, InOrder, Loader, SplitLoaders, ViewChoice
 from dskd.engine.tasks.graphs.data import GraphData, GraphSplit
 from dskd.engine.tasks.graphs.edges import Edges
 
@@ -151,9 +152,9 @@ class GraphLoader(Loader):
         """Each graph as a batch of its own, in order."""
         return (self.batch([index]) for index in range(len(self.split.graphs)))
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, batch_size: int, rank: int = 0, world_size: int = 1) -> InOrder:
         """Features and labels of the labelled nodes, a graph at a time."""
-        for one in self.single():
+        for one in islice(self.single(), rank, None, world_size):
             yield one.features[one.nodes], one.labels
 
     def probe(self, count: int) -> Tensor:

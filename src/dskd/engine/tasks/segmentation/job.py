@@ -227,13 +227,14 @@ def trained_teacher(
         InputError: The folder holds another teacher, or is in use.
         Stopped: A signal asked for a stop; the state is saved.
     """
-    own = teacher_recipe(recipe, folder)
+    assert recipe.teacher is not None, "the recipe is checked"
     train_in_folder(
-        own,
+        teacher_recipe(recipe, folder),
         data.fingerprint(),
         device,
-        lambda directory: build_run(own, data, TeacherOutputs(None), directory, device),
+        lambda own, directory: build_run(own, data, TeacherOutputs(None), directory, device),
         resume,
+        recipe.teacher.epochs is None,
     )
     return freeze(recipe, data, folder / LAST, device)
 
