@@ -30,6 +30,7 @@ def test_the_command_prints_the_table_and_its_notes(
     assert "ce=1 kd=1 alpha=1 beta=10 gamma=0" in printed
     assert "what changes with the seed" in printed
     assert "The sampling error of the 500 test images is" in printed
+    assert "The best epoch is chosen on the test split, which makes" in printed
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dskd
@@ -25,6 +26,7 @@ from dskd.data.loader import DataLoaders
 from dskd.engine.build_data import load_training_data
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, Stopped
+from dskd.report.collect import collect
 from dskd.runtime.launchers.task import Task
 from dskd.storage.run_files import LAST
 from tests.compare.small_comparison import SMALL, Here
@@ -58,6 +60,8 @@ def test_ranges_and_choices() -> None:
     ]
     given = {"train.milestones": [[0.5, 0.7], [0.8]], "train.momentum": [0.9, 0]}
     assert [one.text for one in given_space(given, "kd")] == ["[0.5, 0.7],[0.8]", "0.9,0"]
+    numbers = {"train.lr": [*np.array([0.25, 0.5])]}
+    assert [one.text for one in given_space(numbers, "kd")] == ["0.25,0.5"]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +79,8 @@ def test_ranges_and_choices() -> None:
         ("student.name=resnet8,resnet14", "student.name cannot be tuned"),
         ("method.name=kd,dskd", "method.name cannot be tuned; compare methods with"),
         ("method.preset=literature,none", "method.preset cannot be tuned, since it sets many"),
+        ("train.ema=0.5,0.9", "train.ema cannot be tuned: it does not change the accuracy by"),
+        ("train.evaluate_every=1,2", "train.evaluate_every cannot be tuned: it does not"),
         ("train.lr=0.1", "nothing is tuned; give a setting a range"),
         ("data.val_fraction=0", r"digits has no validation split.* with data=.*val_fraction.*0.1"),
     ],
@@ -263,6 +269,37 @@ def test_a_trial_whose_last_epoch_is_trained_is_complete(
     outcome = read_outcome(ce.folder(0))
     assert outcome is not None
     assert (outcome.state, len(outcome.scores), outcome.epochs) == ("complete", 1, 2)
+
+
+@pytest.mark.slow
+def test_a_trial_calibrates_no_exits(tmp_path: Path) -> None:
+    exits = [*SMALL, "data.val_fraction=0.2", "method.name=dskd", "train.exits=true"]
+    study = load_search("digits", [*exits, "method.beta=1,10"], tmp_path / "out", 1, UserObjects())
+    result = tune(study, 1)
+    assert not (study.folder(0) / "seed0/exits.json").exists()
+    assert load(str(tmp_path / "out/best.yaml")).train.exits
+    assert result.best.number == 0
+    with pytest.raises(InputError, match=r"is a trial of the study .*, which was measured on"):
+        collect([study.folder(0) / "seed0"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"trials": "2"}, "trials: a number of at least 1 is needed, got '2'"),
+        ({"trials": 1.5}, r"trials: a number of at least 1 is needed, got 1\.5"),
+        ({"seeds": "2"}, "seeds: a number of at least 1 is needed, got '2'"),
+        ({"space": ["train.lr"]}, "space: settings with their ranges or choices are needed"),
+        ({"space": {1: "0..1"}}, "space: settings with their ranges or choices are needed"),
+        ({"space": {"train.lr": [object(), 1]}}, "space: a choice is a plain value, got <object"),
+    ],
+)
+def test_arguments_of_python_are_checked(
+    tmp_path: Path, arguments: dict[str, Any], said: str
+) -> None:
+    given: dict[str, Any] = {"space": {"train.lr": "0.01..0.2"}, "out": tmp_path / "out"}
+    with pytest.raises(InputError, match=said):
+        dskd.tune("resnet8", data="digits", method="ce", **given | arguments)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dskd import methods
@@ -26,6 +28,12 @@ from dskd.errors import InputError
 def test_names_that_cannot_be_compared(names: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         method_variants([names], recipe.load("digits"), "equal")
+
+
+def test_a_method_with_its_settings_is_a_text() -> None:
+    settings: Any = {"name": "kd", "temperature": 2}
+    with pytest.raises(InputError, match="methods: a name with its settings is needed, as in"):
+        method_variants([settings], recipe.load("digits"), "equal")
 
 
 def test_equal_weights_are_one_and_literature_has_each_method_s_own() -> None:

@@ -93,6 +93,10 @@ def test_the_views_of_a_sample_are_different(
     assert flip or not (views_of_each % 2).any()
     assert all(len(set(row)) == views for row in views_of_each.tolist())
     assert torch.equal(views_of_each, draw_views(num_samples, padding, flip, views))
+    more = draw_views(num_samples, padding, flip, views, unlabelled=3)
+    assert torch.equal(more[:num_samples], views_of_each)
+    assert more.shape == (num_samples + 3, views)
+    assert all(len(set(row)) == views for row in more.tolist())
 
 
 def test_every_view_is_equally_likely_to_be_cached_and_to_be_drawn() -> None:

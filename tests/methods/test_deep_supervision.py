@@ -189,6 +189,14 @@ def test_a_loss_without_values_per_image_is_refused_where_weights_are_per_sample
 
 
 @pytest.mark.parametrize(
+    "settings", [{"allocation_basis": "progress"}, {"allocation_smoothing": 0.9}]
+)
+def test_what_needs_earlier_losses_is_refused_for_a_single_call(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="need the losses of earlier steps"):
+        dskd_loss(*made(0), **settings)
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"alpha": -1.0},

@@ -372,6 +372,7 @@ def test_weights_of_losses_rise_and_fall_with_the_epochs() -> None:
         ({"fuse": True, "adapter": "stride"}, "leave out adapter and adapter_depth"),
         ({"fuse": True, "adapter_depth": 2}, "leave out adapter and adapter_depth"),
         ({"adapter": "linear", "adapter_depth": 2}, "leave out adapter_depth"),
+        ({"adapter": "linear", "adapter_width": 8}, "leave out adapter_depth and adapter_width"),
         ({"classifier": "teacher"}, "set feature_target=last"),
         ({"weights_per": "sample", "feature_loss": "relation"}, "has one for the batch"),
         ({"weights_per": "sample", "allocation_smoothing": 0.5}, "has one for the batch"),

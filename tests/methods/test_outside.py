@@ -75,6 +75,8 @@ def test_a_class_distils_and_its_student_needs_it_no_more(tmp_path: Path) -> Non
     outside._GIVEN.clear()
     evaluation = dskd.evaluate(tmp_path / "run")
     assert evaluation.accuracy == result.test_accuracy
+    page = make_report(tmp_path / "run")[0].read_text()
+    assert "Scaled" in page
     with pytest.raises(InputError, match=r"given in Python.*method=Scaled"):
         methods.find("<Scaled>")
 

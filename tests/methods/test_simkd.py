@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dskd.errors import InputError
 from dskd.losses.feature_maps import pool_to
+from dskd.methods import simkd
 from dskd.methods.contracts import Pair, StepOutput
 from dskd.methods.simkd import SimKD, simkd_loss
 from dskd.models.catalog import ZOO
@@ -248,6 +249,14 @@ def test_the_losses_are_those_of_the_reused_classifier_s_logits() -> None:
 
 def test_the_factor_makes_the_projector_narrower() -> None:
     assert [made(factor=factor)[0].plan.width for factor in (1, 2, 8, 999)] == [64, 32, 8, 1]
+
+
+def test_a_projector_beyond_all_memory_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(simkd, "LARGEST", 1000)
+    with pytest.raises(InputError, match=r"^method\.factor: .* more than 1,000; raise"):
+        made(factor=2)
 
 
 def test_the_projector_computes_in_channels_last() -> None:

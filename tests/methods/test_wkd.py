@@ -376,6 +376,8 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     assert pair.teacher_spec is not None
     with pytest.raises(InputError, match="decay_to must be after decay_from=3, got 2"):
         WKD(pair, decay_from=3.0, decay_to=2.0)
+    with pytest.raises(InputError, match="decay_from needs decay_to"):
+        WKD(pair, decay_from=3.0)
     few = replace(pair, labels=torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3]))
     with pytest.raises(
         InputError, match=r"class 1 has 2 where 3 are needed; set method={..., \"cost\""

@@ -536,6 +536,15 @@ def test_whether_the_logits_are_the_linear_layer_s_is_told_from_images(
     assert describe(staged(Scaled(), ["deep"]), random_images()).linear_logits is linear_logits
 
 
+def test_a_batchnorm_before_the_classifier_is_no_average_once_it_is_trained() -> None:
+    parts = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    for neck, averages in ((nn.Identity(), True), (nn.BatchNorm1d(4), False)):
+        model = staged(nn.Sequential(*parts, neck, nn.Linear(4, 5)), ["0"])
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        assert describe(model, random_images()).average_pooled is averages
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
 def test_what_a_spec_says_about_the_classifier_is_yes_or_no() -> None:
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     plain = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dskd.compare.notes import why_no_differences
 from dskd.compare.statistics import Difference, Interval
 from dskd.compare.summary import Summary, VariantResults, summarize
 from dskd.report.conclusions import details, headline, verdict
@@ -72,10 +74,25 @@ OPEN = [70.1, 69.9, 70.2, 69.8]
             "dskd has the highest mean of 2 methods; no difference is tested, since no run of kd "
             "is finished.",
         ),
+        (
+            {"kd:temperature=2": KD, "dskd": BETTER},
+            "dskd has the highest mean of 2 methods; no difference is tested, since kd with the "
+            "settings of the recipe is not among the methods.",
+        ),
     ],
 )
 def test_the_headline_says_what_was_found(accuracies: dict[str, list[float]], words: str) -> None:
     assert headline(summaries(**accuracies)) == words
+
+
+def test_a_finished_baseline_is_not_said_to_be_unfinished() -> None:
+    kd = VariantResults("kd", "kd", {}, results={0: result(70.0)}, failed={})
+    other = VariantResults("dskd", "dskd", {}, results={1: result(79.0)}, failed={})
+    said = headline(summarize([kd, other], 500))
+    assert said.endswith("no difference is tested, since no other method has a seed of kd.")
+    none = replace(other, results={})
+    reason = why_no_differences(summarize([kd, none], 500))
+    assert reason == "no other method has a result"
 
 
 def test_of_many_methods_the_first_few_are_named() -> None:

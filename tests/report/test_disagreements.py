@@ -41,6 +41,15 @@ def levelled(labels: list[int]) -> Dataset:
     return Dataset("levels", split, split, ("cat", "dog", "<script>"), (0.5,), (0.5,))
 
 
+def test_nobody_is_right_without_labels() -> None:
+    data = dataclasses.replace(levelled([0, 0, 1]), without_labels=True)
+    found = find_disagreements("kd", 0, predicts(0, 0, 1), predicts(1, 1, 1), data)
+    assert (found.count, found.teacher_right, found.student_right) == (2, None, None)
+    (pair,) = found.pairs
+    assert (pair.teacher_right, pair.student_right) == (None, None)
+    assert [example.label for example in pair.examples] == ["", ""]
+
+
 def test_disagreements_are_counted_by_pair_of_classes() -> None:
     data = levelled([0, 0, 0, 1, 2, 1])
     teacher, student = predicts(0, 0, 1, 1, 0, 1), predicts(1, 1, 0, 1, 1, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from dskd.compare.statistics import Interval
 from dskd.compare.summary import BASELINE, STUDENT, Summary
@@ -35,6 +35,35 @@ def differences_note(summaries: Sequence[Summary], baseline: str = BASELINE) -> 
         f"{text} ARI, the average relative improvement, is the gain over {BASELINE} relative to "
         f"the gain of {BASELINE} over {STUDENT}."
     )
+
+
+def why_no_differences(summaries: Sequence[Summary], baseline: str = BASELINE) -> str:
+    """Why no method is compared with the baseline, as the end of a sentence.
+
+    Args:
+        summaries: The methods.
+        baseline: Its label.
+    """
+    finished = [one for one in summaries if one.seeds]
+    if any(one.label == baseline for one in finished):
+        others = len(finished) > 1
+        return f"no other method has a {f'seed of {baseline}' if others else 'result'}"
+    if any(one.label.startswith(f"{baseline}:") for one in summaries):
+        return f"{baseline} with the settings of the recipe is not among the methods"
+    return f"no run of {baseline} is finished"
+
+
+def best_epoch_note(chosen_on: Iterable[str]) -> str:
+    """On which split the best epochs were chosen; empty if there is none.
+
+    Args:
+        chosen_on: The split of each run.
+    """
+    splits = sorted(set(chosen_on))
+    if not splits:
+        return ""
+    biased = ", which makes its accuracy too optimistic" if "test" in splits else ""
+    return f"The best epoch is chosen on the {' or '.join(splits)} split{biased}."
 
 
 COST = (

@@ -111,9 +111,10 @@ class LiveTable:
         accuracy = "\n".join("" if run.accuracy is None else f"{run.accuracy:.2f}" for run in now)
         if summary is None:
             return ["", "", position, accuracy, *("" for _ in self._results)]
-        done = f"{len(summary.seeds)}/{len(self.grid.seeds)}"
-        if summary.failed:
-            done += f" ({len(summary.failed)} failed)"
+        asked = set(self.grid.seeds)
+        done = f"{len(asked & set(summary.seeds))}/{len(asked)}"
+        if failed := asked & set(summary.failed):
+            done += f" ({len(failed)} failed)"
         results = [column.text(summary) for column in self._results]
         return [columns.WEIGHTS.text(summary), done, position, accuracy, *results]
 

@@ -74,7 +74,8 @@ class Summary:
         seconds: Mean training time of a seed, without that of the teacher.
         memory: Bytes that a training step holds, without those of the teacher.
         metric: What the accuracies are: ``accuracy``, or another measure in percent.
-        path: Folder of the comparison, as `dskd.report` takes it; None for runs of several folders.
+        path: Folder of the comparison, as ``dskd report`` takes it; None for runs of several
+            folders.
         runs: Folder of each finished run by its seed, as `dskd.load_deployed` takes it.
     """
 

@@ -10,6 +10,7 @@ from dskd.compare.notes import (
     COST,
     EQUAL,
     NO_LABELS,
+    best_epoch_note,
     differences_note,
     has_equal_values,
     intervals_note,
@@ -67,7 +68,10 @@ def notes(comparison: Comparison, summaries: Sequence[Summary]) -> list[str]:
     sampling = sampling_note(summaries, comparison.test_images)
     own_splits = comparison.facts["recipe"]["data"].get("split_seed", 0) is None
     intervals = intervals_note(summaries, own_splits=own_splits)
-    lines = [intervals, equal, sampling, differences, COST]
+    best = best_epoch_note(
+        result["best_chosen_on"] for one in comparison.variants for result in one.results.values()
+    )
+    lines = [intervals, equal, sampling, best, differences, COST]
     if metric_of(comparison.facts["recipe"]) == "agreement":
         lines.insert(0, NO_LABELS)
     smallest = min((s.parameters for s in summaries if s.parameters), default=None)

@@ -130,6 +130,11 @@ def method_variants(texts: Iterable[str], recipe: Any, weights: Weights) -> list
 def _labels(texts: Iterable[str], task: str) -> list[str]:
     labels: list[str] = []
     for text in texts:
+        if not isinstance(text, str):
+            raise InputError(
+                f"methods: a name with its settings is needed, as in 'kd:temperature=2', got "
+                f"{brief(text)}"
+            )
         for label in listed(text):
             if label == "all":
                 every = map(methods.short_name, methods.names(task))

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dskd.data.augmentation import NO_AUGMENTATION, Augmentation
@@ -143,34 +144,44 @@ def count_views(padding: int, flip: bool) -> int:
     return _side(padding) ** 2 * (2 if flip else 1)
 
 
-def draw_views(num_samples: int, padding: int, flip: bool, views: int) -> Tensor:
+def draw_views(
+    num_samples: int, padding: int, flip: bool, views: int, unlabelled: int = 0
+) -> Tensor:
     """Draw the few views that each sample is limited to, all different.
 
     The result does not depend on the seed of a run, so that runs of all seeds share one cache of
-    teacher outputs.
+    teacher outputs. Samples with labels have the same views with and without others.
 
     Args:
-        num_samples: N, the size of the training split.
+        num_samples: N, the size of the training split, without samples that have no label.
         padding: As for `draw_plan`.
         flip: As for `draw_plan`.
         views: V, the number of views of each sample, at most `count_views`.
+        unlabelled: U, the number of samples without a label.
 
     Returns:
-        int64 ``[N, V]``, numbers of views (see `EpochPlan.views`).
+        int64 ``[N + U, V]``, numbers of views (see `EpochPlan.views`).
 
     Example:
         >>> draw_views(1, 1, False, 9).sort().values.tolist()
         [[0, 2, 4, 6, 8, 10, 12, 14, 16]]
     """
     total = count_views(padding, flip)
-    random = random_stream(0, 0, 6)
-    views_of_each = np.empty((num_samples, views), np.int64)
+    counts = (num_samples, unlabelled)
+    drawn = [_distinct(random_stream(0, kind, 6), n, total, views) for kind, n in enumerate(counts)]
+    views_of_each = torch.from_numpy(np.concatenate(drawn))
+    return views_of_each if flip else 2 * views_of_each
+
+
+def _distinct(random: np.random.Generator, rows: int, total: int, count: int) -> NDArray[np.int64]:
+    """Rows of ``count`` different numbers below ``total``, in no order."""
+    found = np.empty((rows, count), np.int64)
     # Floyd's draw without replacement (Bentley and Floyd, CACM 1987), for all samples at once.
-    for place, top in enumerate(range(total - views, total)):
-        drawn = random.integers(0, top, num_samples, endpoint=True)
-        taken = (views_of_each[:, :place] == drawn[:, None]).any(1)
-        views_of_each[:, place] = np.where(taken, top, drawn)
-    return torch.from_numpy(views_of_each if flip else 2 * views_of_each)
+    for place, top in enumerate(range(total - count, total)):
+        drawn = random.integers(0, top, rows, endpoint=True)
+        taken = (found[:, :place] == drawn[:, None]).any(1)
+        found[:, place] = np.where(taken, top, drawn)
+    return found
 
 
 def draw_plan(

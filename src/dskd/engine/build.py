@@ -130,7 +130,7 @@ def build_trainer(
         padding=recipe.data.crop_padding,
         flip=recipe.data.flip,
         precision=settings.precision,
-        views_of_each=_views_of_each(recipe, len(loader)),
+        views_of_each=_views_of_each(recipe, loader),
         augmentation=recipe.data.augmentation,
         accumulate=settings.accumulate,
         clip_norm=settings.clip_norm,
@@ -190,10 +190,11 @@ def _stream(seed: int, part: int) -> int:
     return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
-def _views_of_each(recipe: Recipe, samples: int) -> torch.Tensor | None:
+def _views_of_each(recipe: Recipe, loader: Loader) -> torch.Tensor | None:
     """The views that each image is limited to, the same for all methods; None for all views."""
     if recipe.teacher is None or recipe.teacher.cache != "features":
         return None
     padding, flip = recipe.data.crop_padding, recipe.data.flip
     views = cached_views("features", recipe.teacher.views, padding, flip)
-    return draw_views(samples, padding, flip, views)
+    labelled = loader.labelled_samples
+    return draw_views(labelled, padding, flip, views, len(loader) - labelled)

@@ -62,11 +62,15 @@ def feature_settings(
     kind = methods.find(name)
     plain = dict(settings) | {key: 0.0 for key in kind.prediction_weights if key in settings}
     if kind.reads_classes(plain):
+        other = (
+            "set method.classifier=linear"
+            if plain.get("classifier") == "teacher"
+            else "take a method that learns from features, such as dskd or fitnet"
+        )
         raise InputError(
             f"the method {name} learns the teacher's predictions, and the {teacher.other_classes} "
             f"classes of the teacher {type(teacher.module).__name__} are not the {classes} of the "
-            "data; set teacher.head=fit, take a teacher of these classes, or take a method that "
-            "learns from features, such as dskd or fitnet"
+            f"data; set teacher.head=fit, take a teacher of these classes, or {other}"
         )
     return plain
 

@@ -230,7 +230,7 @@ class FeatureMethod(Method):
     @classmethod
     def reads_classes(cls, settings: Mapping[str, Any]) -> bool:
         """By the weight of the teacher's predictions, or if it uses the teacher's classifier."""
-        return cls.learns_from == "classifier" or bool(settings["kd"])
+        return cls.learns_from == "classifier" or bool(settings.get("kd", True))
 
     def forward(self, batch: Batch, teacher: ModelOutput | None) -> StepOutput:
         """The losses of the labels, of the predictions and of the method itself."""

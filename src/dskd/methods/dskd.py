@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from dskd.data.loader import Batch
+from dskd.errors import InputError
 from dskd.losses.feature_maps import pool_to
 from dskd.methods.base import BranchedMethod, ramp
 from dskd.methods.branches import Adapter, AdapterForm, BranchOutput
@@ -145,8 +146,14 @@ def dskd_loss(
         >>> round(dskd_loss(z, z, y, [z], maps, maps).item(), 4)  # only the loss of the labels
         1.0986
     """
+    objective = DSKDObjective(**settings)
+    if objective.remembered is not None:
+        raise InputError(
+            "allocation_basis=progress and allocation_smoothing need the losses of earlier steps, "
+            "and a single call has none; keep a DSKDObjective for all steps"
+        )
     tensors = student_logits, teacher_logits, labels, branch_logits, branch_maps, teacher_maps
-    terms: DSKDTerms = DSKDObjective(**settings)(*tensors)
+    terms: DSKDTerms = objective(*tensors)
     return terms.objective
 
 
@@ -229,7 +236,9 @@ class DSKD(BranchedMethod):
         **settings: Any,
     ) -> None:
         super().__init__(pair, supervise)
-        check_branch_settings(feature_target, fuse, adapter, adapter_depth, classifier)
+        check_branch_settings(
+            feature_target, fuse, adapter, adapter_width, adapter_depth, classifier
+        )
         student, _ = check_stages(pair)
         self.deep_stage: DeepStage = deep_stage
         self.other_classes = pair.other_classes

@@ -34,15 +34,22 @@ LAST = -1
 
 
 def check_branch_settings(
-    target: FeatureTarget, fuse: bool, adapter: Adapter, depth: int, classifier: ClassifierKind
+    target: FeatureTarget,
+    fuse: bool,
+    adapter: Adapter,
+    width: int | None,
+    depth: int,
+    classifier: ClassifierKind,
 ) -> None:
     """Refuses settings that would have no effect together."""
     if fuse and (adapter != "pool" or depth != 1):
         raise InputError(
             "fuse=true fuses stages in place of the adapters; leave out adapter and adapter_depth"
         )
-    if adapter == "linear" and depth != 1:
-        raise InputError("adapter=linear has a single convolution; leave out adapter_depth")
+    if adapter == "linear" and (depth != 1 or width is not None):
+        raise InputError(
+            "adapter=linear has a single convolution; leave out adapter_depth and adapter_width"
+        )
     if classifier == "teacher" and target != "last":
         raise InputError(
             "classifier=teacher applies the teacher's classifier to the branches' maps, which must "

@@ -113,11 +113,13 @@ class SimKD(FeatureMethod):
         target = teacher.last if teacher.average_pooled else None
         self.needs = TeacherNeeds(logits=True, last=target is not None, pooled=target is None)
         goal = target or source
+        width = max(1, classifier.in_features // factor)
+        _check_size(source.channels, width, classifier.in_features, classifier.out_features)
         self.plan = Plan(
             stages=self.student.stage_names,
             channels=source.channels,
             size=(min(source.height, goal.height), min(source.width, goal.width)),
-            width=max(1, classifier.in_features // factor),
+            width=width,
             features=classifier.in_features,
             nonnegative=teacher.pooled_nonnegative,
             classes=classifier.out_features,
@@ -197,10 +199,24 @@ class Plan(Settings):
 
     @model_validator(mode="after")
     def _fits_in_memory(self) -> Plan:
-        within = self.width * (self.channels + 9 * self.width + self.features)
-        if within + self.features * self.classes > LARGEST:
+        if _numbers(self.channels, self.width, self.features, self.classes) > LARGEST:
             raise ValueError(f"at most {LARGEST} numbers are needed in projector and classifier")
         return self
+
+
+def _numbers(channels: int, width: int, features: int, classes: int) -> int:
+    """The numbers in a projector and a classifier."""
+    return width * (channels + 9 * width + features) + features * classes
+
+
+def _check_size(channels: int, width: int, features: int, classes: int) -> None:
+    """Refuses a projector that would not fit into memory."""
+    if (numbers := _numbers(channels, width, features, classes)) > LARGEST:
+        raise InputError(
+            f"method.factor: the projector to the {features:,} features of the teacher's "
+            f"classifier would have {numbers:,} numbers with the classifier, more than "
+            f"{LARGEST:,}; raise method.factor, or take a method other than simkd"
+        )
 
 
 class ReusedClassifier(nn.Module):

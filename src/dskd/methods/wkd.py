@@ -140,7 +140,7 @@ class WKD(Method):
         iterations: Iterations of Sinkhorn's algorithm. The published 10 do not converge at a high
             T; 100 come within 1 % of the limit.
         decay_from: Epochs after which gamma and the weight of the maps begin to fall.
-        decay_to: Epochs after which they are 0; 0 for weights that never fall.
+        decay_to: Epoch from which on they are 0; 0 for weights that never fall.
 
     Raises:
         InputError: A setting is out of range, a class has too few images, or one of the two has not
@@ -202,6 +202,8 @@ class WKD(Method):
     ) -> None:
         super().__init__(pair)
         classes = check_classes(pair).classes
+        if decay_from and not decay_to:
+            raise InputError("decay_from needs decay_to, the epoch from which the weights are 0")
         if decay_to and decay_to <= decay_from:
             raise InputError(f"decay_to must be after decay_from={decay_from:g}, got {decay_to:g}")
         self.ce, self.kd, self.gamma, self.feature = ce, kd, gamma, feature

@@ -84,7 +84,7 @@ def describe(model: StagedModel, images: Tensor) -> ModelSpec:
             f"{type(model.module).__name__} does not run on images {list(images.shape[1:])}: "
             f"{first_line(error)}"
         ) from error
-    averages = _is_average(output.last, output.pooled)
+    averages = _is_average(output.last, output.pooled) and _averages_trained(model, images)
     return ModelSpec(
         classes=output.logits.shape[1],
         stages=tuple(map(_stage_spec, output.stages)),
@@ -107,6 +107,27 @@ def _is_average(last: Tensor | None, pooled: Tensor | None) -> bool:
     if last is None or pooled is None or last.shape[:2] != pooled.shape:
         return False
     return _close(last.mean((2, 3)), pooled)
+
+
+def _averages_trained(model: StagedModel, images: Tensor) -> bool:
+    """Whether the pooled vector stays the average of the last map when the model is trained.
+
+    A new BatchNorm between the two is the identity. A trained one is not.
+    """
+    necks = [part for part in model.modules() if isinstance(part, nn.BatchNorm1d)]
+    variances = [part.running_var for part in necks if part.running_var is not None]
+    if not variances:
+        return True
+    before = [variance.clone() for variance in variances]
+    try:
+        for variance in variances:
+            variance.mul_(4)
+        with eval_mode(model):
+            output = model(images)
+    finally:
+        for variance, own in zip(variances, before, strict=True):
+            variance.copy_(own)
+    return _is_average(output.last, output.pooled)
 
 
 def _drops_pooled(model: StagedModel, images: Tensor) -> bool:

@@ -94,7 +94,7 @@ class StagedModel(nn.Module):
         self._kept: HookedFeatures | None = None
         self.head: nn.Linear | None = None
         self.other_classes: int | None = None
-        self._ignored_for = 0
+        self.ignored_for = 0
         self.int8: Int8Rounding | None = None
         self.stage_names = tuple(stages) if stages is not None else None
         for name in [*(stages or ()), *([classifier] if classifier else [])]:
@@ -164,7 +164,7 @@ class StagedModel(nn.Module):
         if self.head is not None:
             return _with_head(output, self.head)
         if self.other_classes is not None:
-            return output._replace(logits=output.logits.new_zeros(len(images), self._ignored_for))
+            return output._replace(logits=output.logits.new_zeros(len(images), self.ignored_for))
         if self.class_order is not None:
             output = output._replace(logits=output.logits[:, self.class_order])
         return output
@@ -190,7 +190,7 @@ class StagedModel(nn.Module):
             own: Number of the module's classes.
             classes: Number of logits.
         """
-        self.other_classes, self._ignored_for = own, classes
+        self.other_classes, self.ignored_for = own, classes
 
     @property
     def linear_classifier(self) -> nn.Linear | None:

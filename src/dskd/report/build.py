@@ -31,7 +31,7 @@ _TABLES = (".csv", ".json", ".tex")
 
 
 def make_report(
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     *,
     root: str | Path | None = None,
@@ -42,7 +42,7 @@ def make_report(
     """Writes the report of finished runs. The runs are only read.
 
     Args:
-        paths: The folders of runs, or the folder of one comparison.
+        paths: The folders of runs, or the folder of one comparison or run.
         out: The HTML page. Tables of the same name are written next to it: ``.csv``, ``.json`` and
             ``.tex``. None takes ``report.html`` in the folder of the run or of the comparison, or
             in the folder that holds all of the runs.
@@ -61,7 +61,8 @@ def make_report(
             these runs.
     """
     given = given or UserObjects()
-    folders = [as_path(path, "run") for path in paths]
+    listed = [paths] if isinstance(paths, str | Path) else paths
+    folders = [as_path(path, "run") for path in listed]
     collected = collect(folders, task)
     others = read_beside([as_path(path, "beside") for path in beside], collected, given)
     collected = replace(collected, beside=others)
@@ -95,6 +96,7 @@ def _tables(contents: ReportContents, page: Path) -> dict[Path, str]:
             contents.test_images,
             collected.task.baseline,
             own_splits=contents.own_splits,
+            best_chosen_on=[result["best_chosen_on"] for result in contents.results()],
         ),
     }
     samples, names = collected.task.samples, collected.names

@@ -13,7 +13,9 @@ from typing import Any
 from dskd import methods
 from dskd.compare.reader import read_comparison, read_failure, read_result
 from dskd.compare.summary import VariantResults
+from dskd.compare.tuning.facts import FACTS as STUDY
 from dskd.compare.variants import weights_of
+from dskd.config.schema import MethodSettings
 from dskd.errors import InputError
 from dskd.methods import outside
 from dskd.report.environments import read_environment
@@ -154,7 +156,7 @@ def _from_comparison(path: Path, wanted: str | None) -> CollectedRuns:
     plain = facts["recipe"] | {"method": facts["variants"][0]["method"], "seed": facts["seeds"][0]}
     if not any(_needs_teacher(variant.method) for variant in comparison.variants):
         plain["teacher"] = None
-    recipe = task.resolve(plain, path)
+    recipe = _resolved(task, plain, path)
     found = [
         _compared(variant, path / one["folder"], one["method"], facts["seeds"], recipe)
         for variant, one in zip(comparison.variants, facts["variants"], strict=True)
@@ -207,7 +209,7 @@ def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
     environments = [read_environment(run.folder) for run in runs]
     commands = dict.fromkeys(tuple(environment["command"]) for environment in environments)
     task = task_of(first.recipe)
-    recipe = task.resolve(first.recipe, first.folder)
+    recipe = _resolved(task, first.recipe, first.folder)
     return CollectedRuns(task, tuple(found), recipe, tuple(commands), tuple(environments))
 
 
@@ -219,10 +221,11 @@ def _read_run(folder: Path, task: str | None) -> _Run:
             f"{folder} holds neither a run nor a comparison; give folders that `dskd train`, "
             "`distill` or `compare` wrote"
         )
+    _check_no_trial(folder)
     values = read_yaml_file(folder / "recipe.yaml", "recipe")
     _check_task(folder, values, task)
     # Complete and typed, so that all keys can be relied on below.
-    recipe = task_of(values).resolve(values, folder).plain()
+    recipe = _resolved(task_of(values), values, folder).plain()
     if not _needs_teacher(recipe["method"]["name"]):
         recipe["teacher"] = None
     if (folder / "result.json").is_file():
@@ -230,6 +233,31 @@ def _read_run(folder: Path, task: str | None) -> _Run:
     if (folder / FAILED).is_file():
         return _Run(folder, recipe, None, read_failure(folder))
     return _Run(folder, recipe, None, _progress(folder, recipe["train"]["epochs"]))
+
+
+def _resolved(task: ReportTask, values: Mapping[str, Any], folder: Path) -> Any:
+    """The recipe of stored values. Its method may be a class that is not given here."""
+    stored = values["method"]
+    if not (isinstance(stored, Mapping) and outside.is_missing(str(stored.get("name")))):
+        return task.resolve(values, folder)
+    known = {"name": "kd" if values.get("teacher") else "ce"}
+    return task.resolve({**values, "method": known}, folder).changed(
+        method=MethodSettings(**stored)
+    )
+
+
+def _check_no_trial(folder: Path) -> None:
+    """Refuses the run of a trial: what it calls test images are validation images.
+
+    Raises:
+        InputError: It is one.
+    """
+    study = folder.resolve().parent.parent.parent
+    if (study / STUDY).is_file() and folder.resolve().parent.parent.name == "trials":
+        raise InputError(
+            f"{folder} is a trial of the study {study}, which was measured on validation images; "
+            f"make a report of the runs in {study / 'best'}"
+        )
 
 
 def _check_task(folder: Path, recipe: Mapping[str, Any], wanted: str | None) -> None:
@@ -277,17 +305,24 @@ def _check_images(runs: Sequence[_Run]) -> None:
     Raises:
         InputError: Two runs had different images.
     """
-    if runs[0].recipe["data"].get("split_seed", 0) is None:
-        return  # each seed has a split of its own
+    data = runs[0].recipe["data"]
     what = "graphs" if task_of(runs[0].recipe).samples == "nodes" else "images"
-    by_data = {
-        run.result["fingerprints"].get("data"): run for run in runs if run.result is not None
-    }
-    folders = [run.folder for fingerprint, run in by_data.items() if fingerprint is not None]
-    if len(folders) > 1:
-        raise InputError(
-            f"{folders[0]} and {folders[1]} used different {what}; make a report of each"
-        )
+    own_splits = data.get("split_seed", 0) is None  # of each seed
+    seen: dict[tuple[str, int], tuple[str, Path]] = {}
+    for run in runs:
+        facts = run.result["fingerprints"] if run.result is not None else {}
+        seed = run.recipe["seed"] if own_splits else 0
+        compared = {"data": what}
+        if data.get("labels") == "none":  # its outputs take the place of labels
+            compared["teacher"] = "teachers"
+        for name, words in compared.items():
+            if (found := facts.get(name)) is None:
+                continue
+            before, folder = seen.setdefault((name, seed), (found, run.folder))
+            if before != found:
+                raise InputError(
+                    f"{folder} and {run.folder} used different {words}; make a report of each"
+                )
 
 
 def _shared(recipe: Mapping[str, Any], other: _Run) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from dskd.compare.columns import interval_text
+from dskd.compare.notes import why_no_differences
 from dskd.compare.statistics import Difference
 from dskd.compare.summary import BASELINE, STUDENT, Summary
 
@@ -50,7 +51,7 @@ def headline(summaries: Sequence[Summary], baseline: str = BASELINE) -> str:
     compared = [s for s in finished if s.difference is not None]
     distilled = [s for s in compared if s.label != STUDENT] or compared
     if not distilled:
-        return _without_baseline(finished, baseline)
+        return _without_differences(finished, summaries, baseline)
     untested = [s.difference.interval for s in distilled if s.difference]
     if all(one.half is None for one in untested):
         if all(len(one.values) == 1 for one in untested):
@@ -130,7 +131,9 @@ def _sentence(summary: Summary, name: str, baseline: str) -> str:
     return f"{gain} over {seeds} seeds ({significantly}{word})."
 
 
-def _without_baseline(finished: Sequence[Summary], baseline: str) -> str:
+def _without_differences(
+    finished: Sequence[Summary], summaries: Sequence[Summary], baseline: str
+) -> str:
     if len(finished) == 1:
         (only,) = finished
         seeds = f"over {len(only.seeds)} seeds" if len(only.seeds) > 1 else "at one seed"
@@ -138,7 +141,7 @@ def _without_baseline(finished: Sequence[Summary], baseline: str) -> str:
     best = max(finished, key=lambda s: s.test_accuracy.mean if s.test_accuracy else 0.0)
     return (
         f"{best.label} has the highest mean of {len(finished)} methods; no difference is tested, "
-        f"since no run of {baseline} is finished."
+        f"since {why_no_differences(summaries, baseline)}."
     )
 
 

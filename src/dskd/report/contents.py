@@ -75,6 +75,11 @@ class ReportContents:
         found = (result["teacher_accuracy"] for result in self.results())
         return sorted({accuracy for accuracy in found if accuracy is not None})
 
+    def teachers(self) -> int:
+        """The number of different teachers of the finished runs, as far as it is known."""
+        found = (result["fingerprints"].get("teacher") for result in self.results())
+        return max(len({one for one in found if one}), len(self.teacher_accuracies()))
+
     def teachers_near_chance(self) -> list[TeacherFile]:
         """The teachers of finished runs that are no better than a guess, each once."""
         found: dict[tuple[str, float], TeacherFile] = {}

@@ -30,7 +30,7 @@ class ExampleImage:
     Attributes:
         index: Its index in the test split.
         file: The path of its file; empty without one.
-        label: The name of its class.
+        label: The name of its class; empty without a label.
         source: The image as a data URI.
         small: Whether it is so small that the page enlarges it without smoothing.
     """
@@ -50,16 +50,16 @@ class ClassPair:
         teacher: The class that the teacher predicts.
         student: The class that the student predicts.
         count: Number of images.
-        teacher_right: Number of images on which the teacher is right.
-        student_right: Number of images on which the student is right.
+        teacher_right: Number of images on which the teacher is right; None without labels.
+        student_right: Number of images on which the student is right; None without labels.
         examples: A few of the images.
     """
 
     teacher: str
     student: str
     count: int
-    teacher_right: int
-    student_right: int
+    teacher_right: int | None
+    student_right: int | None
     examples: tuple[ExampleImage, ...]
 
 
@@ -72,8 +72,8 @@ class Disagreements:
         seed: Seed of its run.
         test_images: Size of the test split.
         count: Number of images that are classified differently.
-        teacher_right: Number of those on which the teacher is right.
-        student_right: Number of those on which the student is right.
+        teacher_right: Number of those on which the teacher is right; None without labels.
+        student_right: Number of those on which the student is right; None without labels.
         pairs: The most frequent pairs of predicted classes, most frequent first.
         num_pairs: Number of different pairs.
     """
@@ -82,8 +82,8 @@ class Disagreements:
     seed: int
     test_images: int
     count: int
-    teacher_right: int
-    student_right: int
+    teacher_right: int | None
+    student_right: int | None
     pairs: tuple[ClassPair, ...]
     num_pairs: int
 
@@ -114,8 +114,8 @@ def find_disagreements(
         seed=seed,
         test_images=len(test),
         count=len(differ),
-        teacher_right=teacher_right,
-        student_right=student_right,
+        teacher_right=None if data.without_labels else teacher_right,
+        student_right=None if data.without_labels else student_right,
         pairs=tuple(_class_pair(a, b, predicted, data) for (a, b), _ in pairs[:PAIRS]),
         num_pairs=len(pairs),
     )
@@ -136,7 +136,7 @@ def _class_pair(
         ExampleImage(
             index,
             file_of(index, data),
-            data.classes[label],
+            "" if data.without_labels else data.classes[label],
             data_uri(data.test.images_at(torch.tensor([index]))[0]),
             max(data.shape[1:]) < LARGEST,
         )
@@ -148,8 +148,8 @@ def _class_pair(
         data.classes[teacher],
         data.classes[student],
         len(indices),
-        int((labels == teacher).sum()),
-        int((labels == student).sum()),
+        None if data.without_labels else int((labels == teacher).sum()),
+        None if data.without_labels else int((labels == student).sum()),
         tuple(examples),
     )
 

@@ -189,15 +189,19 @@ def _disagreements_text(found: Disagreements | Unavailable | None) -> str:
     models = f"{found.label}, seed {found.seed}, and its teacher"
     if not found.count:
         return f"{models} predict the same class for each of the {found.test_images:,} test images."
-    neither = found.count - found.teacher_right - found.student_right
     share = 100 * found.count / found.test_images
     shown = f" The {len(found.pairs)} most frequent of {found.num_pairs} pairs of classes:"
-    return (
+    text = (
         f"{models} predict different classes for {found.count:,} of the {found.test_images:,} test "
-        f"images ({share:.1f} %). The teacher is right on {found.teacher_right:,} of them, the "
-        f"student on {found.student_right:,}, neither on {neither:,}."
-        + (shown if found.num_pairs > len(found.pairs) else "")
+        f"images ({share:.1f} %)."
     )
+    if found.teacher_right is not None and found.student_right is not None:
+        neither = found.count - found.teacher_right - found.student_right
+        text += (
+            f" The teacher is right on {found.teacher_right:,} of them, the student on "
+            f"{found.student_right:,}, neither on {neither:,}."
+        )
+    return text + (shown if found.num_pairs > len(found.pairs) else "")
 
 
 def _recipe(report: ReportContents) -> str:

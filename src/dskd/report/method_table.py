@@ -11,11 +11,13 @@ from dskd.compare.notes import (
     COST,
     EQUAL,
     NO_LABELS,
+    best_epoch_note,
     differences_note,
     has_equal_values,
     intervals_note,
     sampling_note,
     span,
+    why_no_differences,
 )
 from dskd.compare.statistics import Interval
 from dskd.compare.summary import BASELINE, Summary
@@ -156,11 +158,7 @@ def notes(contents: ReportContents) -> list[str]:
 
 
 def _best_epoch_note(contents: ReportContents) -> str:
-    chosen_on = sorted({result["best_chosen_on"] for result in contents.results()})
-    if not chosen_on:
-        return ""
-    biased = ", which makes its accuracy too optimistic" if "test" in chosen_on else ""
-    return f"The best epoch is chosen on the {' or '.join(chosen_on)} split{biased}."
+    return best_epoch_note(result["best_chosen_on"] for result in contents.results())
 
 
 def _differences_note(contents: ReportContents) -> str:
@@ -169,9 +167,9 @@ def _differences_note(contents: ReportContents) -> str:
         return ""
     if note := differences_note(contents.summaries, baseline):
         return note
-    if baseline != BASELINE:
-        return f"No run of {baseline} is finished, so there are no differences to it and no p."
-    return f"No run of {BASELINE} is finished, so there are no differences to it, no p and no ARI."
+    missing = ", no p and no ARI" if baseline == BASELINE else " and no p"
+    reason = why_no_differences(contents.summaries, baseline)
+    return f"There are no differences to {baseline}{missing}, since {reason}."
 
 
 def _larger_students_note(contents: ReportContents) -> str:
@@ -186,7 +184,7 @@ def _larger_students_note(contents: ReportContents) -> str:
 
 
 def _teachers_note(contents: ReportContents) -> str:
-    if len(contents.teacher_accuracies()) < 2:
+    if contents.teachers() < 2:
         return ""
     return (
         "The runs had different teachers. A difference between methods is due to the methods alone "

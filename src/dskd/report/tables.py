@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,7 @@ from dskd.compare import columns
 from dskd.compare.columns import Column, number_column
 from dskd.compare.notes import (
     EQUAL,
+    best_epoch_note,
     differences_note,
     has_equal_values,
     intervals_note,
@@ -216,6 +217,7 @@ def as_latex(
     baseline: str = BASELINE,
     *,
     own_splits: bool = False,
+    best_chosen_on: Iterable[str] = (),
 ) -> str:
     r"""Three tables for ``\usepackage{booktabs}``: accuracy, cost, weights of the losses.
 
@@ -225,12 +227,13 @@ def as_latex(
         test_images: Size of the test split.
         baseline: Label of the method that the others are compared with.
         own_splits: Whether each seed has a split of the data of its own.
+        best_chosen_on: The split on which the best epoch of each run was chosen.
     """
     equal = EQUAL if has_equal_values(summaries) else ""
     sampling = sampling_note(summaries, test_images)
     compared = differences_note(summaries, baseline)
     intervals = intervals_note(summaries, own_splits=own_splits)
-    notes = filter(None, [intervals, equal, sampling, compared])
+    notes = filter(None, [intervals, equal, sampling, best_epoch_note(best_chosen_on), compared])
     results = [one for one in columns.results(baseline) if one is not columns.WEIGHTS]
     accuracy = _latex_table(
         [columns.METHOD, *results],

@@ -40,7 +40,7 @@ from dskd.teacher.record_file import Indices, Words
 log = logging.getLogger("dskd")
 
 CacheKind = Literal["logits", "features"]
-VERSION = 2
+VERSION = 3
 """Raise it when the same facts come to stand for other records."""
 COMPARED = 16
 """Images whose outputs are compared when a cache is opened."""
@@ -126,8 +126,11 @@ class CachedOutputs(TeacherOutputs):
         self.views = views = cached_views(kind, views, padding, flip)
         self.all_views = count_views(padding, flip)
         self.view_step = 1 if flip else 2  # without flips, view numbers are even
+        labelled = loader.labelled_samples
         self.views_of_each = (
-            draw_views(len(loader), padding, flip, views) if kind == "features" else None
+            draw_views(labelled, padding, flip, views, len(loader) - labelled)
+            if kind == "features"
+            else None
         )
         self.compared_images, self.precision = loader.probe(COMPARED), precision
         self._teacher = teacher

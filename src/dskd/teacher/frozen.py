@@ -61,7 +61,8 @@ class FrozenTeacher(nn.Module):
         """A hash of every weight and buffer and the class order, equal for equal teachers."""
         digest = _weights_digest(self.model)
         if self.model.other_classes is not None:
-            digest.update(b"logits ignored")
+            classes = self.model.ignored_for  # the logits are as many zeros
+            digest.update(f"logits ignored for {classes} classes".encode())
         if self.model.class_order is not None:
             digest.update(f"class order {self.model.class_order.tolist()}".encode())
         return digest.hexdigest()

@@ -61,8 +61,8 @@ def require_room(path: Path, needed: int) -> None:
         raise InputError(
             f"the teacher outputs in {path} still need {readable(needed)} of disk and "
             f"{readable(RESERVE)} to spare, {readable(free)} are free; free some, choose a "
-            "folder on another disk with teacher.cache_dir, or keep fewer: a smaller "
-            "teacher.views, or teacher.cache=none"
+            "folder on another disk with teacher.cache_dir, or keep fewer: fewer views "
+            "(teacher.views with teacher.cache=features), or none with teacher.cache=none"
         )
 
 

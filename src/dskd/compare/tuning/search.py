@@ -43,6 +43,10 @@ class Search:
         """The folder of a run of the best configuration, that of a trial."""
         return self.path / "best" / f"trial{number:04}" / f"seed{seed}"
 
+    def trial_of(self, values: Mapping[str, str], seed: int, out: Path) -> Recipe:
+        """The recipe of a trial, whose early exits nobody uses; its images calibrate none."""
+        return without_exits(self.recipe_of(values, seed, out))
+
     def recipe_of(self, values: Mapping[str, str], seed: int, out: Path) -> Recipe:
         """The recipe of a run with these values, with the teacher of the study."""
         recipe = configured(self.recipe, values)
@@ -66,8 +70,8 @@ class Search:
 
     @property
     def own_recipe(self) -> Recipe:
-        """The recipe as the user gave it, with the teacher of the study."""
-        return self.recipe.changed(teacher=self.teacher)
+        """The recipe as the user gave it, with the teacher of the study, for a trial."""
+        return without_exits(self.recipe.changed(teacher=self.teacher))
 
     def tested_data(self) -> Dataset:
         """The images with the test split, which the best configuration alone may read.
@@ -101,6 +105,17 @@ class Search:
         """The finished runs of the configuration of a trial with the test split."""
         runs = (RunDirectory(self.best_folder(number, seed)) for seed in self.seeds)
         return [run for run in runs if run.finished]
+
+
+def without_exits(recipe: Recipe) -> Recipe:
+    """The recipe without early exits, which do not change the student.
+
+    Example:
+        >>> from dskd.config.recipe import load
+        >>> without_exits(load("digits", ["train.exits=true"])).train.exits
+        False
+    """
+    return recipe.changed(train=recipe.train.model_copy(update={"exits": False}))
 
 
 def of_trials(data: Dataset) -> Dataset:

@@ -20,6 +20,8 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(\w*))?")
 _FIXED = ("train.epochs", "train.device", "train.threads", "method.name")
 
+_WITHOUT_EFFECT = ("train.ema", "train.exits", "train.evaluate_every")
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -121,6 +123,11 @@ def given_space(space: Mapping[str, Any], method: str) -> list[Tuned]:
         >>> [one.text for one in given_space(space, "kd")]
         ['0.1..1', 'true,false']
     """
+    if not isinstance(space, Mapping) or not all(isinstance(key, str) for key in space):
+        raise InputError(
+            f"space: settings with their ranges or choices are needed, as in "
+            f"{{'train.lr': '0.01..0.2:log'}}, got {brief(space)}"
+        )
     found = []
     for key, value in space.items():
         is_list = isinstance(value, list | tuple) and len(value) > 1
@@ -138,7 +145,12 @@ def given_space(space: Mapping[str, Any], method: str) -> list[Tuned]:
 def _choice_text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    text: str = yaml.safe_dump(value, default_flow_style=True)
+    if callable(plain := getattr(value, "item", None)):  # a number of NumPy or torch
+        value = plain()
+    try:
+        text: str = yaml.safe_dump(value, default_flow_style=True)
+    except yaml.YAMLError:
+        raise InputError(f"space: a choice is a plain value, got {brief(value)}") from None
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -178,6 +190,11 @@ def _check_tunable(key: str) -> None:
         raise InputError(
             "method.preset cannot be tuned, since it sets many settings at once; tune one of them, "
             f"or compare presets with {call('compare')}"
+        )
+    if key in _WITHOUT_EFFECT:
+        raise InputError(
+            f"{key} cannot be tuned: it does not change the accuracy by which trials are compared, "
+            "that of the student after its last epoch; give it one value"
         )
     tunable = section in ("method", "train") or (section == "data" and name in AUGMENTATIONS)
     if key in _FIXED or not tunable:

@@ -56,8 +56,8 @@ def make_search(
     Raises:
         InputError: ``seeds`` is below 1.
     """
-    if seeds < 1:
-        raise InputError(f"seeds: a number of at least 1 is needed, got {seeds}")
+    if not isinstance(seeds, int) or seeds < 1:
+        raise InputError(f"seeds: a number of at least 1 is needed, got {seeds!r}")
     numbers = tuple(range(recipe.seed, recipe.seed + seeds))
     if not methods.find(recipe.method.name).needs_teacher:
         recipe = recipe.changed(teacher=None)

@@ -200,7 +200,7 @@ class TrialTask:
         """
         search = self.search
         try:
-            recipe = search.recipe_of(self.values, seed, self.folder / f"seed{seed}")
+            recipe = search.trial_of(self.values, seed, self.folder / f"seed{seed}")
             return prepare(recipe, data, search.objects, device)
         except (InputError, NonFiniteError) as error:
             # The study's own recipe fits. If it is refused too, the reason is this machine.

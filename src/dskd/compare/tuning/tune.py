@@ -52,8 +52,8 @@ def tune(search: Search, trials: int, launcher: Launcher | None = None) -> Tunin
         Stopped: A signal asked for a stop. The same call continues.
     """
     distributed.require_single_process("tuning")
-    if trials < 1:
-        raise InputError(f"trials: at least one is needed, got {trials}")
+    if not isinstance(trials, int) or trials < 1:
+        raise InputError(f"trials: a number of at least 1 is needed, got {trials!r}")
     optuna()
     check_space(search.recipe, search.space)
     try:
