@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dskd.errors import InputError
-from dskd.losses.feature_maps import feature_loss
+from dskd.losses.feature_maps import feature_loss, pool_to
 from dskd.losses.logits import kd
 from dskd.methods.branches import Branch
 from dskd.methods.contracts import Pair
@@ -434,6 +434,15 @@ def test_maps_are_compared_at_the_given_size(fuse: bool) -> None:
         torch.testing.assert_close(output.metrics[f"stage{stage + 1}/feature"], expected.detach())
     pooled = whole._replace(stages=tuple(F.adaptive_avg_pool2d(s, 4) for s in whole.stages))
     torch.testing.assert_close(method(batch, pooled).objective, output.objective)
+
+
+def test_a_map_is_pooled_as_in_a_cache_where_the_student_s_is_smaller() -> None:
+    method, teacher = made(map_size=4)
+    output = teacher(first_batch().images)
+    odd = output._replace(stages=(torch.rand(2, 5, 7, 7), *output.stages[1:]))
+    cached = odd._replace(stages=(pool_to(odd.stages[0], 4, 4), *output.stages[1:]))
+    live, stored = (method._teacher_map(one, 0, (3, 3)) for one in (odd, cached))
+    assert torch.equal(live, stored)
 
 
 def test_evaluation_covers_every_branch() -> None:

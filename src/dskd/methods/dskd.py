@@ -293,7 +293,7 @@ class DSKD(BranchedMethod):
             logits,
             maps,
             [
-                pool_to(map_of(teacher, target), *own.shape[2:])
+                self._teacher_map(teacher, target, own.shape[2:])
                 for target, own in zip(self.targets, maps, strict=True)
             ],
             shares=self._shares(batch.epoch),
@@ -302,6 +302,13 @@ class DSKD(BranchedMethod):
         )
         losses = {"ce": terms.ce, "kd": terms.kd, "shallow": terms.shallow}
         return StepOutput(losses, student.logits, self._metrics(terms))
+
+    def _teacher_map(self, teacher: ModelOutput, target: int, size: Sequence[int]) -> Tensor:
+        """The teacher's map in the size of a branch's, pooled as it is before it is cached."""
+        found, side = map_of(teacher, target), self.needs.map_size
+        if side is not None and target != LAST:
+            found = pool_to(found, side, side)
+        return pool_to(found, *size)
 
     def branch_outputs(self, stages: tuple[Tensor, ...]) -> list[BranchOutput]:
         """The output of each shallow branch for the student's stages."""
