@@ -23,6 +23,7 @@ from dskd.compare.reader import read_comparison
 from dskd.config.recipe import load
 from dskd.engine import run
 from dskd.errors import InputError, Stopped
+from dskd.storage.run_files import LOST, RESULT
 from evidence import figure, strong_teacher
 from evidence.design import Study, find, steps, varied
 from evidence.exits import exit_codes
@@ -93,10 +94,18 @@ def train(plan: grid.Grid, jobs: int) -> None:
     Args:
         plan: The runs.
         jobs: Number of processes that train students.
+
+    Raises:
+        InputError: A process was lost with its run. A study without it would choose among fewer.
     """
     with live_table(plan) as callback:
         launcher = launcher_for(plan, plan.runs, jobs, "processes", {})
         runner.run_grid(plan, callback, launcher=launcher)
+    for variant in plan.variants:
+        for seed in plan.seeds:
+            folder = plan.folder(variant, seed)
+            if (folder / LOST).is_file() and not (folder / RESULT).is_file():
+                raise InputError(f"a run was lost, as {folder / LOST} says; start the study again")
 
 
 def write(facts: Mapping[str, Any], results: Path = RESULTS) -> None:

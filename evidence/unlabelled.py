@@ -83,7 +83,7 @@ def teacher_of(name: str, data: Path, out: Path, changes: Sequence[str] = ()) ->
 
 def students_of(
     group: Group, data: Path, out: Path, changes: Sequence[str] = (), seeds: int = SEEDS
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | None]]:
     """The accuracies of the students of a group, which are trained if they are not finished.
 
     Args:
@@ -94,7 +94,7 @@ def students_of(
         seeds: Number of seeds.
 
     Returns:
-        By method, one of each seed.
+        By method, one of each seed; None for a run whose loss became NaN or infinite.
     """
     own = [f"data.root={data}"]
     weights = out / "teachers" / group.teacher / "student.safetensors"
@@ -104,7 +104,10 @@ def students_of(
     grid = load_plan(RECIPE, [*changes, *own], group.methods, out / group.name, seeds=seeds)
     found = run_grid(grid, LogLines())
     return {
-        variant.label: [variant.results[seed]["test_accuracy"] for seed in range(seeds)]
+        variant.label: [
+            variant.results[seed]["test_accuracy"] if seed in variant.results else None
+            for seed in range(seeds)
+        ]
         for variant in found.variants
     }
 
@@ -168,12 +171,14 @@ class _Row(NamedTuple):
 
     teacher: str
     method: str
-    alone: Sequence[float]
-    joined: Sequence[float]
+    alone: Sequence[float | None]
+    joined: Sequence[float | None]
 
     @property
     def gap(self) -> Difference:
-        return paired(self.joined, self.alone)
+        pairs = zip(self.joined, self.alone, strict=True)
+        both = [(one, other) for one, other in pairs if one is not None and other is not None]
+        return paired([one for one, _ in both], [other for _, other in both])
 
 
 def _compared(facts: Mapping[str, Any]) -> Iterator[tuple[_Row, float | None]]:
@@ -193,9 +198,10 @@ def _compared(facts: Mapping[str, Any]) -> Iterator[tuple[_Row, float | None]]:
 
 
 def _rows(facts: Mapping[str, Any]) -> Iterator[str]:
-    def shown(values: Sequence[float]) -> str:
-        found = interval(values)
-        return number(found.mean, found.half, ".1f")
+    def shown(values: Sequence[float | None]) -> str:
+        finished = [value for value in values if value is not None]
+        found, failed = interval(finished), len(values) - len(finished)
+        return number(found.mean, found.half, ".1f") + (f" ({failed} failed)" if failed else "")
 
     yield f"| no teacher | | `ce` | {shown(facts['accuracies']['labels']['ce'])} | | | | |"
     for row, p in _compared(facts):

@@ -16,6 +16,7 @@ from dskd.losses.logits import kd
 from dskd.methods.branches import Branch
 from dskd.methods.contracts import Pair
 from dskd.methods.dskd import DSKD, dskd_loss
+from dskd.methods.dskd_branches import teacher_map
 from dskd.models.spec import ModelSpec, StageSpec
 from dskd.models.staged_model import StagedModel
 from dskd.teacher.frozen import FrozenTeacher
@@ -437,11 +438,11 @@ def test_maps_are_compared_at_the_given_size(fuse: bool) -> None:
 
 
 def test_a_map_is_pooled_as_in_a_cache_where_the_student_s_is_smaller() -> None:
-    method, teacher = made(map_size=4)
+    _, teacher = made()
     output = teacher(first_batch().images)
     odd = output._replace(stages=(torch.rand(2, 5, 7, 7), *output.stages[1:]))
     cached = odd._replace(stages=(pool_to(odd.stages[0], 4, 4), *output.stages[1:]))
-    live, stored = (method._teacher_map(one, 0, (3, 3)) for one in (odd, cached))
+    live, stored = (teacher_map(one, 0, (3, 3), 4) for one in (odd, cached))
     assert torch.equal(live, stored)
 
 

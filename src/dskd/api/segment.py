@@ -196,13 +196,13 @@ def evaluate(run: str | Path, which: Which = "best") -> list[ClassScores]:
 
 
 def predict(
-    run: str | Path, images: Sequence[str | Path], which: Which = "best"
+    run: str | Path, images: str | Path | Sequence[str | Path], which: Which = "best"
 ) -> list[NDArray[np.uint8]]:
     """Predicts the class of every pixel of image files.
 
     Args:
         run: The folder of the run.
-        images: Paths of the files, of any size.
+        images: Path of a file, or of several, of any size.
         which: As for `evaluate`.
 
     Returns:
@@ -224,4 +224,5 @@ def predict(
         [(30, 20)]
     """
     student = load_student(as_path(run, "run"), which)
-    return [predict_mask(student, as_path(one, "images"))[1] for one in images]
+    files = [images] if isinstance(images, str | Path) else images
+    return [predict_mask(student, as_path(one, "images"))[1] for one in files]

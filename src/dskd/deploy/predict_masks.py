@@ -70,6 +70,8 @@ def predict_mask(
     Raises:
         InputError: The file is missing, does not decode, or is too small.
     """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; give paths of image files")
     reader = ScanReader(student.recipe.data.pixel_form)
     with pillow_without_limit():
         image = reader.read(FolderFiles(path.parent, [path.name]), path.name)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dskd.data.loader import Batch
 from dskd.errors import InputError
-from dskd.losses.feature_maps import pool_to
 from dskd.methods.base import BranchedMethod, ramp
 from dskd.methods.branches import Adapter, AdapterForm, BranchOutput
 from dskd.methods.checks import check_stages, check_standardized
@@ -23,9 +22,9 @@ from dskd.methods.dskd_branches import (
     choose_targets,
     classifier_for,
     fused_branches,
-    map_of,
     map_spec,
     plain_branches,
+    teacher_map,
 )
 from dskd.models.output import ModelOutput
 from dskd.settings import Count, Epochs, checked, takes_settings_of
@@ -293,7 +292,7 @@ class DSKD(BranchedMethod):
             logits,
             maps,
             [
-                self._teacher_map(teacher, target, own.shape[2:])
+                teacher_map(teacher, target, own.shape[2:], self.needs.map_size)
                 for target, own in zip(self.targets, maps, strict=True)
             ],
             shares=self._shares(batch.epoch),
@@ -302,13 +301,6 @@ class DSKD(BranchedMethod):
         )
         losses = {"ce": terms.ce, "kd": terms.kd, "shallow": terms.shallow}
         return StepOutput(losses, student.logits, self._metrics(terms))
-
-    def _teacher_map(self, teacher: ModelOutput, target: int, size: Sequence[int]) -> Tensor:
-        """The teacher's map in the size of a branch's, pooled as it is before it is cached."""
-        found, side = map_of(teacher, target), self.needs.map_size
-        if side is not None and target != LAST:
-            found = pool_to(found, side, side)
-        return pool_to(found, *size)
 
     def branch_outputs(self, stages: tuple[Tensor, ...]) -> list[BranchOutput]:
         """The output of each shallow branch for the student's stages."""

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from dskd.errors import InputError
+from dskd.losses.feature_maps import pool_to
 from dskd.methods.branches import (
     Adapter,
     AdapterForm,
@@ -118,12 +119,15 @@ def _map_spec(pair: Pair, target: int) -> StageSpec:
     return spec.last
 
 
-def map_of(teacher: ModelOutput, target: int) -> Tensor:
-    """The teacher's map."""
-    if target != LAST:
-        return teacher.stages[target]
-    assert teacher.last is not None, "the constructor checks this"
-    return teacher.last
+def teacher_map(
+    teacher: ModelOutput, target: int, size: Sequence[int], map_size: int | None
+) -> Tensor:
+    """The teacher's map in the size of a branch's, pooled to ``map_size`` first, as in a cache."""
+    if target == LAST:
+        assert teacher.last is not None, "the constructor checks this"
+        return pool_to(teacher.last, *size)
+    found = teacher.stages[target]
+    return pool_to(found if map_size is None else pool_to(found, map_size, map_size), *size)
 
 
 def classifier_for(pair: Pair, kind: ClassifierKind) -> BuildClassifier:

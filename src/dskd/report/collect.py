@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from dskd import methods
-from dskd.compare.reader import read_comparison, read_failure, read_result
+from dskd.compare.reader import read_comparison
 from dskd.compare.summary import VariantResults
-from dskd.compare.tuning.facts import FACTS as STUDY
 from dskd.compare.variants import weights_of
-from dskd.config.schema import MethodSettings
 from dskd.errors import InputError
 from dskd.methods import outside
 from dskd.report.environments import read_environment
+from dskd.report.read_run import Run, check_task, needs_teacher, progress, read_run, resolved
 from dskd.report.task import ReportTask, task_of
 from dskd.storage.diff import differences
 from dskd.storage.run_directory import RunDirectory
-from dskd.storage.run_files import COMPARISON, FAILED
-from dskd.storage.yaml_file import read_yaml_file
+from dskd.storage.run_files import COMPARISON
 
 Columns = Mapping[str, Sequence[float | None]]
 """Metrics by name, with one value per epoch; None where an epoch has none."""
@@ -109,22 +107,6 @@ class CollectedRuns:
         return sorted(self.methods, key=lambda m: -means.get(m.label, -1.0))
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The folder of one run, read."""
-
-    folder: Path
-    recipe: dict[str, Any]
-    result: dict[str, Any] | None
-    failed: str | None
-
-    @property
-    def method(self) -> tuple[str, dict[str, Any]]:
-        """The method's name and its settings."""
-        settings = dict(self.recipe["method"])
-        return settings.pop("name"), settings
-
-
 def collect(paths: Sequence[Path], task: str | None = None) -> CollectedRuns:
     """Collects the runs in some folders.
 
@@ -140,7 +122,7 @@ def collect(paths: Sequence[Path], task: str | None = None) -> CollectedRuns:
         raise InputError("no run is given; give the folder of a comparison, or of one or more runs")
     comparisons = [path for path in paths if (path / COMPARISON).is_file()]
     if not comparisons:
-        return _from_runs([_read_run(path, task) for path in paths])
+        return _from_runs([read_run(path, task) for path in paths])
     if len(paths) > 1:
         raise InputError(
             f"{comparisons[0]} is a comparison and cannot be combined with others; give it alone"
@@ -151,12 +133,12 @@ def collect(paths: Sequence[Path], task: str | None = None) -> CollectedRuns:
 def _from_comparison(path: Path, wanted: str | None) -> CollectedRuns:
     comparison = read_comparison(path)
     facts = comparison.facts
-    _check_task(path, facts["recipe"], wanted)
+    check_task(path, facts["recipe"], wanted)
     task = task_of(facts["recipe"])
     plain = facts["recipe"] | {"method": facts["variants"][0]["method"], "seed": facts["seeds"][0]}
-    if not any(_needs_teacher(variant.method) for variant in comparison.variants):
+    if not any(needs_teacher(variant.method) for variant in comparison.variants):
         plain["teacher"] = None
-    recipe = _resolved(task, plain, path)
+    recipe = resolved(task, plain, path)
     found = [
         _compared(variant, path / one["folder"], one["method"], facts["seeds"], recipe)
         for variant, one in zip(comparison.variants, facts["variants"], strict=True)
@@ -180,7 +162,7 @@ def _compared(
     """A method of a comparison. Seeds that have not ended count as failed, with their progress."""
     folders = {seed: folder / f"seed{seed}" for seed in seeds}
     unfinished = {
-        seed: _progress(folders[seed], recipe.train.epochs)
+        seed: progress(folders[seed], recipe.train.epochs)
         for seed in folders
         if seed not in variant.results and seed not in variant.failed
     }
@@ -191,17 +173,13 @@ def _compared(
     )
 
 
-def _needs_teacher(method: str) -> bool:
-    return outside.is_missing(method) or methods.find(method).needs_teacher
-
-
-def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
+def _from_runs(runs: Sequence[Run]) -> CollectedRuns:
     # A run without a teacher says nothing about the teacher of the others.
     first = next((run for run in runs if run.recipe["teacher"]), runs[0])
     for run in runs:
         _check_same(first, run)
     _check_images(runs)
-    grouped: dict[str, list[_Run]] = {}
+    grouped: dict[str, list[Run]] = {}
     for run in runs:
         grouped.setdefault(json.dumps(run.recipe["method"], sort_keys=True), []).append(run)
     firsts = [group[0] for group in grouped.values()]
@@ -209,68 +187,8 @@ def _from_runs(runs: Sequence[_Run]) -> CollectedRuns:
     environments = [read_environment(run.folder) for run in runs]
     commands = dict.fromkeys(tuple(environment["command"]) for environment in environments)
     task = task_of(first.recipe)
-    recipe = _resolved(task, first.recipe, first.folder)
+    recipe = resolved(task, first.recipe, first.folder)
     return CollectedRuns(task, tuple(found), recipe, tuple(commands), tuple(environments))
-
-
-def _read_run(folder: Path, task: str | None) -> _Run:
-    if not folder.exists():
-        raise InputError(f"there is no run {folder}; check the path")
-    if not (folder / "recipe.yaml").is_file():
-        raise InputError(
-            f"{folder} holds neither a run nor a comparison; give folders that `dskd train`, "
-            "`distill` or `compare` wrote"
-        )
-    _check_no_trial(folder)
-    values = read_yaml_file(folder / "recipe.yaml", "recipe")
-    _check_task(folder, values, task)
-    # Complete and typed, so that all keys can be relied on below.
-    recipe = _resolved(task_of(values), values, folder).plain()
-    if not _needs_teacher(recipe["method"]["name"]):
-        recipe["teacher"] = None
-    if (folder / "result.json").is_file():
-        return _Run(folder, recipe, read_result(folder), None)
-    if (folder / FAILED).is_file():
-        return _Run(folder, recipe, None, read_failure(folder))
-    return _Run(folder, recipe, None, _progress(folder, recipe["train"]["epochs"]))
-
-
-def _resolved(task: ReportTask, values: Mapping[str, Any], folder: Path) -> Any:
-    """The recipe of stored values. Its method may be a class that is not given here."""
-    stored = values["method"]
-    if not (isinstance(stored, Mapping) and outside.is_missing(str(stored.get("name")))):
-        return task.resolve(values, folder)
-    known = {"name": "kd" if values.get("teacher") else "ce"}
-    return task.resolve({**values, "method": known}, folder).changed(
-        method=MethodSettings(**stored)
-    )
-
-
-def _check_no_trial(folder: Path) -> None:
-    """Refuses the run of a trial: what it calls test images are validation images.
-
-    Raises:
-        InputError: It is one.
-    """
-    study = folder.resolve().parent.parent.parent
-    if (study / STUDY).is_file() and folder.resolve().parent.parent.name == "trials":
-        raise InputError(
-            f"{folder} is a trial of the study {study}, which was measured on validation images; "
-            f"make a report of the runs in {study / 'best'}"
-        )
-
-
-def _check_task(folder: Path, recipe: Mapping[str, Any], wanted: str | None) -> None:
-    """Refuses what is of another task than the command.
-
-    Raises:
-        InputError: It is.
-    """
-    if wanted is not None and recipe.get("task") != wanted:
-        raise InputError(
-            f"{folder} is of another task than `dskd {wanted}`; use `dskd report {folder}`, which "
-            "takes all"
-        )
 
 
 def _columns(folder: Path) -> Columns:
@@ -280,13 +198,7 @@ def _columns(folder: Path) -> Columns:
     return {key: [row.get(key) for row in rows] for key in keys}
 
 
-def _progress(folder: Path, epochs: int) -> str:
-    """How far a run has come that has not ended."""
-    done = len(RunDirectory(folder).rows())
-    return f"not finished, {done} of {epochs} epochs are done" if done else "not started"
-
-
-def _check_same(first: _Run, other: _Run) -> None:
+def _check_same(first: Run, other: Run) -> None:
     """Checks that two runs have the same recipe except for method and seed.
 
     Raises:
@@ -299,7 +211,7 @@ def _check_same(first: _Run, other: _Run) -> None:
         )
 
 
-def _check_images(runs: Sequence[_Run]) -> None:
+def _check_images(runs: Sequence[Run]) -> None:
     """Checks that runs had the same images, as far as their results tell.
 
     Raises:
@@ -325,7 +237,7 @@ def _check_images(runs: Sequence[_Run]) -> None:
                 )
 
 
-def _shared(recipe: Mapping[str, Any], other: _Run) -> dict[str, Any]:
+def _shared(recipe: Mapping[str, Any], other: Run) -> dict[str, Any]:
     """The part of a recipe that must be the same as in another run."""
     train = {key: value for key, value in recipe["train"].items() if key != "device"}
     shared = {"data": recipe["data"], "student": recipe["student"], "train": train}
@@ -336,7 +248,7 @@ def _shared(recipe: Mapping[str, Any], other: _Run) -> dict[str, Any]:
     return shared
 
 
-def _label(run: _Run, firsts: Sequence[_Run]) -> str:
+def _label(run: Run, firsts: Sequence[Run]) -> str:
     """The method's name; if another group has the same, also the settings that are not defaults."""
     name, settings = run.method
     short = methods.short_name(name)
@@ -347,9 +259,9 @@ def _label(run: _Run, firsts: Sequence[_Run]) -> str:
     return ":".join([short, *changes])
 
 
-def _method_runs(label: str, runs: Sequence[_Run]) -> MethodRuns:
+def _method_runs(label: str, runs: Sequence[Run]) -> MethodRuns:
     name, settings = runs[0].method
-    by_seed: dict[int, _Run] = {}
+    by_seed: dict[int, Run] = {}
     for run in runs:
         seed = run.recipe["seed"]
         if seed in by_seed:

@@ -151,6 +151,10 @@ def _check_graph(graph: Graph, nodes: Tensor, data: GraphData, where: str) -> No
         and len(labels)
         and not 0 <= int(labels.min()) <= int(labels.max()) < classes
     ):
+        if (missing := int((labels == -1).sum())) and int(labels.max()) < classes:
+            raise InputError(
+                f"{where}: {missing} nodes of a split have no label (-1); leave them out of it"
+            )
         raise InputError(f"{where}: a label is not one of the {classes} classes")
 
 

@@ -207,7 +207,10 @@ def _splits(
 def _nodes(values: Any, path: Path) -> Tensor:
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(f"{path}: a split must be whole numbers, one for each node")
+        raise InputError(
+            f"{path}: a split lists the numbers of its nodes, from 0; write a mask as "
+            "mask.nonzero()[0]"
+        )
     return torch.from_numpy(array.astype(np.int64))
 
 

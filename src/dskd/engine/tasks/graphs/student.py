@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from dskd.engine.tasks.graphs.settings import GraphRecipe
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import GRAPHS
 from dskd.engine.tasks.same_data import check_same_data, warn_of_other_data
-from dskd.errors import InputError, option
+from dskd.errors import InputError, option, unknown
 from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
 from dskd.storage.weights import load_weights, read_weights
 from dskd.storage.yaml_file import read_yaml_file
@@ -62,6 +62,8 @@ def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStud
     Raises:
         InputError: There is no finished run of graphs, or it has no such student.
     """
+    if which not in get_args(Which):
+        raise unknown("choice of weights", which, get_args(Which))
     recipe = read_recipe_of(run)
     if not (run / RESULT).is_file():
         raise InputError(
@@ -70,8 +72,8 @@ def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStud
     metadata = read_student_metadata(run / LAST)
     settings = metadata.model
     peers = recipe.method.options.get("peers", ())
-    if not 1 <= number <= 1 + len(peers):
-        raise InputError(f"{run} has {1 + len(peers)} students, and no student {number}")
+    if not isinstance(number, int) or not 1 <= number <= 1 + len(peers):
+        raise InputError(f"{run} has {1 + len(peers)} students, and no student {number!r}")
     if number > 1:
         if which == "best":
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from dskd.engine.tasks.segmentation.dataset import SegmentationData, divide
@@ -40,6 +41,7 @@ def load_images(settings: SegmentationDataSettings) -> SegmentationData:
             f"images of {width}x{height} pixels are too small for a U-Net, which needs "
             f"{SMALLEST}x{SMALLEST}; set data.size"
         )
+    _check_used(settings, splits)
     data = divide(
         name,
         classes,
@@ -52,3 +54,12 @@ def load_images(settings: SegmentationDataSettings) -> SegmentationData:
         seed_place=settings.seed_place,
     )
     return replace(data, notes=(*data.notes, *notes))
+
+
+def _check_used(settings: SegmentationDataSettings, splits: Collection[str]) -> None:
+    """Refuses shares of splits that the data has."""
+    has_test, has_both = {"val", "test"} & {*splits}, {"val", "test"} <= {*splits}
+    for key, there in (("test_split", has_test), ("val_fraction", has_both)):
+        if there and not settings.is_default(key):
+            split = "test" if key == "test_split" else "validation"
+            raise InputError(f"data.{key} has no effect: the data has a {split} split; drop it")

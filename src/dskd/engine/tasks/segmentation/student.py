@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from dskd.engine.tasks.segmentation.settings import (
 from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.task import SEGMENTATION
 from dskd.engine.tasks.segmentation.unet import SMALLEST, SegmentationModel, UNet
-from dskd.errors import InputError, option
+from dskd.errors import InputError, option, unknown
 from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
 from dskd.storage.weights import load_weights, read_weights
 from dskd.storage.yaml_file import read_yaml_file
@@ -85,6 +85,8 @@ def load_student(run: Path, which: Which = "best") -> SegmentationStudent:
     Raises:
         InputError: There is no finished run of segmentation.
     """
+    if which not in get_args(Which):
+        raise unknown("choice of weights", which, get_args(Which))
     recipe = read_recipe_of(run)
     if not (run / RESULT).is_file():
         raise InputError(
