@@ -39,6 +39,11 @@ from tests.graphs.small_graphs import SMALL, write
         ({"test": np.zeros(0, int)}, "has no nodes"),
         ({"classes": np.array(["a"])}, "1 names for 3 classes"),
         ({"features": np.array(["x"] * 30)}, "no graph that can be read"),
+        ({"train": np.arange(30) < 12}, r"write a mask as mask\.nonzero\(\)\[0\]"),
+        (
+            {"labels": np.where(np.arange(30) > 27, -1, np.arange(30) % 3)},
+            r"2 nodes of a split have no label \(-1\); leave them out of it",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(

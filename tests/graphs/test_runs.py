@@ -34,8 +34,11 @@ def test_a_finished_run_has_the_files_of_every_run(finished: Path, method: str) 
 def test_the_other_students_are_kept(finished: Path) -> None:
     row = json.loads((finished / "alignahead/metrics.jsonl").read_text().splitlines()[-1])
     assert evaluate(finished / "alignahead", number=2).accuracy == row["student2/test_accuracy"]
-    with pytest.raises(InputError, match="no student 3"):
-        load_student(finished / "alignahead", number=3)
+    for number in (3, "2", 2.0):
+        with pytest.raises(InputError, match=f"no student {number!r}"):
+            load_student(finished / "alignahead", number=number)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="unknown choice of weights 'Last'; did you mean 'last'"):
+        load_student(finished / "alignahead", "Last")  # type: ignore[arg-type]
 
 
 class _Kill(BaseException):

@@ -328,6 +328,9 @@ def test_val_is_the_test_split_without_test(tmp_path: Path) -> None:
     assert len(data.validation) == 1
     assert data.weak is None
     assert "4 patients with masks, 0 with seeds, 1 for validation, 1 for the test" in data.notes[0]
+    unused = SegmentationDataSettings(name="folder", root=tmp_path, patients=4, test_split=0.5)
+    with pytest.raises(InputError, match=r"data\.test_split has no effect: the data has a test"):
+        load_images(unused)
 
 
 def test_other_masks_are_other_data(tmp_path: Path) -> None:

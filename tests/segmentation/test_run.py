@@ -52,6 +52,10 @@ def test_a_run_records_dice_and_ships_b(mixed: Path) -> None:
     student = load_student(mixed)
     assert student.classes == ("background", "disc", "ring")
     assert {score.name for score in evaluate(mixed)} == {"disc", "ring"}
+    with pytest.raises(InputError, match="unknown choice of weights 'Last'; did you mean 'last'"):
+        load_student(mixed, "Last")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"there is no file nope\.png"):
+        dskd.segment.predict(mixed, "nope.png")
     best = max(rows, key=lambda row: row["val_accuracy"])
     dice = [score.dice for score in evaluate(mixed, "best")]
     assert sum(dice) / 2 == pytest.approx(best["test_accuracy"], abs=1e-3)
