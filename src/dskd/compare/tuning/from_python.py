@@ -11,6 +11,7 @@ from dskd.compare.jobs import launcher_for
 from dskd.compare.tuning.results import TuningResult
 from dskd.compare.tuning.space import given_space
 from dskd.compare.tuning.start import make_search
+from dskd.compare.tuning.tune import check_trials
 from dskd.compare.tuning.tune import tune as make_study
 from dskd.engine.arguments import Data, Model, Section, resolve_arguments
 from dskd.engine.progress import python_output
@@ -75,5 +76,6 @@ def tune(
         default = Path("runs/tune") / resolved.out.parent.name
         path = default if out is None else as_path(out, "out")
         search = make_search(resolved, tuned, path, seeds, objects)
+        check_trials(trials)
         where = launcher_for(search, trials, jobs, *named_launcher(launcher))
         return make_study(search, trials, where)

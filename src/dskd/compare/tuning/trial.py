@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel
 
 from dskd.compare.same_inputs import check_inputs
-from dskd.compare.tuning.search import Search
+from dskd.compare.tuning.search import Search, without_exits
 from dskd.compare.tuning.study import Study
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
@@ -109,7 +109,7 @@ class TeacherTask:
             InputError: It does not fit.
             Stopped: A signal asked for a stop; the state is saved.
         """
-        recipe = self.search.recipe
+        recipe = without_exits(self.search.recipe)
         with self.search.objects.available(), single_run(), cpu_threads(recipe.train.threads):
             device = devices.pick(recipe.train.device)
             devices.set_up(device, recipe.train.precision)

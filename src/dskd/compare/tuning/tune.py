@@ -14,7 +14,7 @@ from dskd.compare.reader import read_result
 from dskd.compare.statistics import interval
 from dskd.compare.tuning.facts import BEST, OWN_FILES, merged_facts, write_facts
 from dskd.compare.tuning.results import TrialResult, TuningResult, settings_text, write_trials
-from dskd.compare.tuning.search import Search, of_trials
+from dskd.compare.tuning.search import Search, of_trials, without_exits
 from dskd.compare.tuning.space import check_space
 from dskd.compare.tuning.study import optuna
 from dskd.compare.tuning.trial import BestTask, TeacherTask
@@ -52,8 +52,7 @@ def tune(search: Search, trials: int, launcher: Launcher | None = None) -> Tunin
         Stopped: A signal asked for a stop. The same call continues.
     """
     distributed.require_single_process("tuning")
-    if not isinstance(trials, int) or trials < 1:
-        raise InputError(f"trials: a number of at least 1 is needed, got {trials!r}")
+    check_trials(trials)
     optuna()
     check_space(search.recipe, search.space)
     try:
@@ -62,6 +61,16 @@ def tune(search: Search, trials: int, launcher: Launcher | None = None) -> Tunin
         how = stopped.message.partition(";")[0]
         stopped.message = f"{how}; start tuning again in the same way, and it goes on"
         raise
+
+
+def check_trials(trials: int) -> None:
+    """Refuses a number of trials that is none.
+
+    Raises:
+        InputError: It is no whole number of 1 or more.
+    """
+    if not isinstance(trials, int) or trials < 1:
+        raise InputError(f"trials: a number of at least 1 is needed, got {trials!r}")
 
 
 def _tune(search: Search, trials: int, launcher: Launcher | None) -> TuningResult:
@@ -97,7 +106,7 @@ def _rehearse(search: Search) -> dict[str, str]:
         The fingerprints of the images of trials, of the images with the test split, and of a
         teacher that is given (see `dskd.compare.tuning.facts.StudyFacts`).
     """
-    recipe = search.recipe
+    recipe = without_exits(search.recipe)
     device = devices.pick(recipe.train.device)
     devices.set_up(device, recipe.train.precision)
     tested = search.tested_data()
