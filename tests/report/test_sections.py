@@ -73,10 +73,12 @@ def test_a_row_of_one_method_needs_no_word_on_shared_rows() -> None:
 def test_without_a_run_of_kd_the_table_says_why_it_has_no_differences(
     kd: dict[str, list[float]],
 ) -> None:
-    said = "No run of kd is finished, so there are no differences to it, no p and no ARI."
+    said = "There are no differences to kd, no p and no ARI, since no run of kd is finished."
     assert said in method_table.notes(contents({"ce": WORSE, "dskd": KD, **kd}))
     assert said not in method_table.notes(contents({"dskd": KD}))
     assert said not in method_table.notes(contents({"ce": WORSE, "kd": KD}))
+    alone = method_table.notes(contents({"ce": [], "kd": KD}))
+    assert any("since no other method has a result" in note for note in alone)
 
 
 def test_costs_of_segmentation_say_which_methods_were_measured(
