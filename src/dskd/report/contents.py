@@ -77,7 +77,7 @@ class ReportContents:
 
     def teachers(self) -> int:
         """The number of different teachers of the finished runs, as far as it is known."""
-        found = (result["fingerprints"].get("teacher") for result in self.results())
+        found = (result.get("fingerprints", {}).get("teacher") for result in self.results())
         return max(len({one for one in found if one}), len(self.teacher_accuracies()))
 
     def teachers_near_chance(self) -> list[TeacherFile]:
