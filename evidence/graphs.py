@@ -133,11 +133,19 @@ def page(facts: Mapping[str, Any]) -> str:
 
 def _findings(graphs: Mapping[str, Any]) -> Iterator[str]:
     """On which graphs each method differs from one student alone."""
+    same = []
     for label in METHODS[1:]:
-        rows = {name: graph["methods"][label] for name, graph in graphs.items()}
-        said = [f"{verdict(row)} on {name}" for name, row in rows.items() if verdict(row)]
-        found = ", ".join(said) or "no significant difference on any graph"
-        yield as_sentence(f"{NAMES[label]}, against one student alone: {found}")
+        found = {name: verdict(graph["methods"][label]) for name, graph in graphs.items()}
+        words = [
+            f"{word} on {' and '.join(name for name in found if found[name] == word)}"
+            for word in dict.fromkeys(filter(None, found.values()))
+        ]
+        if words:
+            yield as_sentence(f"{NAMES[label]} is {', '.join(words)} than one student alone")
+        else:
+            same.append(NAMES[label])
+    if same:
+        yield as_sentence(f"No difference to one student alone is shown for {', '.join(same)}")
 
 
 def _table(name: str, graph: Mapping[str, Any]) -> Iterator[str]:
