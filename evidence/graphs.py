@@ -122,8 +122,8 @@ def page(facts: Mapping[str, Any]) -> str:
         "the test nodes in percent, after the last epoch. ± is the 95 % interval over "
         f"{facts['seeds']} seeds; it covers the noise of training, on one split of each graph. "
         "Differences to one student alone are paired by seed. p is from a paired t-test, with "
-        "Holm's correction within each graph. Other programs ran at the same time, so the seconds "
-        "are rough. What each method rests on is in [Graphs](../tasks/graphs.md).",
+        "Holm's correction within each graph. The seconds depend on what else runs "
+        "on the machine. What each method rests on is in [Graphs](../tasks/graphs.md).",
         "",
     ]
     for name, graph in facts["graphs"].items():

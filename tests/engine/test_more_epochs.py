@@ -34,6 +34,16 @@ def plan(out: Path, epochs: int, *overrides: str, method: str = "ce") -> Recipe:
     return recipe.load("digits", [*base, *overrides])
 
 
+def stopped_at(
+    epoch: int, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, *, resume: bool = False
+) -> None:
+    """A run that a signal stops in an epoch, after its first step."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, epoch, 0)
+        with pytest.raises(Stopped):
+            run.distill(recipe, resume=resume)
+
+
 def epochs_of(out: Path) -> list[int]:
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["epoch"] for line in lines]
@@ -63,10 +73,7 @@ def test_a_run_that_goes_on_ends_as_one_that_was_trained_at_once(
     out = tmp_path / "run"
     run.distill(plan(out, 1))
     if stopped:
-        with monkeypatch.context() as patch:
-            stop_at(patch, 1, 0)
-            with pytest.raises(Stopped):
-                run.distill(plan(out, 3), resume=True)
+        stopped_at(1, plan(out, 3), monkeypatch, resume=True)
         assert not (out / "result.json").exists()
         assert (out / LAST).is_file()  # of one epoch
         with pytest.raises(InputError, match="is not finished; to continue it"):
@@ -141,10 +148,7 @@ def test_only_the_rates_of_epochs_that_were_trained_count(
 ) -> None:
     """The first milestone of 8 epochs is after the fifth, which was not trained."""
     out, steps = tmp_path / "run", "train.milestones=[0.625]"
-    with monkeypatch.context() as patch:
-        stop_at(patch, 0, 0)
-        with pytest.raises(Stopped):
-            run.distill(plan(out, 8, steps))
+    stopped_at(0, plan(out, 8, steps), monkeypatch)
     run.distill(plan(out, 16, steps), resume=True)
     assert epochs_of(out) == [*range(1, 17)]
 
@@ -154,10 +158,7 @@ def test_a_run_without_a_student_cannot_be_the_start_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, cosine = tmp_path / "run", "train.schedule=cosine"
-    with monkeypatch.context() as patch:
-        stop_at(patch, 1, 0)
-        with pytest.raises(Stopped):
-            run.distill(plan(out, 3, cosine))
+    stopped_at(1, plan(out, 3, cosine), monkeypatch)
     with pytest.raises(InputError, match=r"train anew in another folder$"):
         run.distill(plan(out, 4, cosine), resume=True)
 

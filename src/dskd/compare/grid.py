@@ -11,7 +11,7 @@ from typing import Any
 from dskd import methods
 from dskd.compare.summary import baseline_of
 from dskd.compare.variants import MethodVariant, Weights, method_variants
-from dskd.config.contradictions import check_shared, warn_of_unused_training
+from dskd.config.contradictions import check_shared, keys_of, warn_of_unused_training
 from dskd.config.overrides import method_for_all
 from dskd.config.recipe import Composed, compose
 from dskd.errors import InputError
@@ -163,7 +163,7 @@ def load_plan(
     method_for_all(composed.values, "dskd", "ce")
     path = folder_of_runs(composed, recipe_name, out, "compare", "comparison")
     recipe = composed.resolved()
-    warn_of_unused_training(recipe.teacher, [one.partition("=")[0] for one in overrides])
+    warn_of_unused_training(recipe.teacher, keys_of(overrides))
     return plan(recipe, names, path, **options)
 
 

@@ -114,6 +114,16 @@ def warn_of_unused_training(teacher: Any, keys: Collection[str]) -> None:
             )
 
 
+def keys_of(overrides: Iterable[str]) -> list[str]:
+    """The keys that ``key=value`` arguments set.
+
+    Example:
+        >>> keys_of(["teacher.epochs=10", "seed=1"])
+        ['teacher.epochs', 'seed']
+    """
+    return [override.partition("=")[0] for override in overrides]
+
+
 def keys_of_teacher(given: object) -> list[str]:
     """The keys that the argument ``teacher`` of a Python call sets; none if it is None.
 

@@ -26,6 +26,7 @@ from dskd.config.contradictions import (
     check_schedule,
     check_teaches,
     check_untrained,
+    keys_of,
     refuse_ambiguous,
 )
 from dskd.config.optimizers import timm_optimizer
@@ -85,8 +86,7 @@ def check_teacher(recipe: Recipe, overrides: Iterable[str]) -> None:
     Raises:
         InputError: The method learns from no teacher.
     """
-    keys = [override.partition("=")[0] for override in overrides]
-    check_teaches(recipe.teacher, recipe.method.name, keys)
+    check_teaches(recipe.teacher, recipe.method.name, keys_of(overrides))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -72,13 +72,18 @@ def evaluate_accuracy(
         A result for each name.
     """
     with eval_mode(module):
-        share = distributed.rank(), distributed.world_size()
-        batches = (images for images, _ in loader.in_order(evaluation_batch(loader), *share))
+        batches = own_batches(loader)
         parts = distributed.shard_map(lambda images: _top_classes(logits(images)), batches)
     return {
         name: _result(torch.cat([part[name] for part in parts]), loader.labels.cpu())
         for name in parts[0]
     }
+
+
+def own_batches(loader: Loader) -> Iterator[Tensor]:
+    """The images that this process evaluates, for `dskd.runtime.distributed.shard_map`."""
+    share = distributed.rank(), distributed.world_size()
+    return (images for images, _ in loader.in_order(evaluation_batch(loader), *share))
 
 
 def evaluation_batch(loader: Loader) -> int:

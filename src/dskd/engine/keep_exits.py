@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dskd.data import Dataset
 from dskd.data.loader import Loader
-from dskd.engine.evaluate import evaluation_batch, percent
+from dskd.engine.evaluate import own_batches, percent
 from dskd.engine.exit_calibration import (
     ExitPredictions,
     calibration_error,
@@ -199,9 +199,8 @@ def _validation_logits(method: Method, loader: Loader) -> Tensor:
     Several processes each evaluate a share of the batches; all get the whole result.
     """
     with eval_mode(method):
-        share = distributed.rank(), distributed.world_size()
-        batches = (images for images, _ in loader.in_order(evaluation_batch(loader), *share))
         parts = distributed.shard_map(
-            lambda images: torch.stack(_branch_logits(method, images)).float().cpu(), batches
+            lambda images: torch.stack(_branch_logits(method, images)).float().cpu(),
+            own_batches(loader),
         )
     return torch.cat(parts, 1)

@@ -14,6 +14,7 @@ from dskd.config.contradictions import (
     check_schedule,
     check_shared,
     check_teaches,
+    keys_of,
     refuse_ambiguous,
     warn_of_unused_training,
 )
@@ -74,7 +75,7 @@ class TaskRecipes(Generic[R]):
         """
         overrides = list(overrides)
         recipe = self._load(name, overrides)
-        self.check_teaches(recipe, [override.partition("=")[0] for override in overrides])
+        self.check_teaches(recipe, keys_of(overrides))
         return recipe
 
     def _load(self, name: str | Mapping[str, Any] | None, overrides: Iterable[str]) -> R:
@@ -115,7 +116,7 @@ class TaskRecipes(Generic[R]):
         check_shared(overrides)
         values, folder = self.read(name)
         recipe = self.resolve(self.for_all(overridden(values, overrides, self.model)), folder)
-        warn_of_unused_training(recipe.teacher, [one.partition("=")[0] for one in overrides])
+        warn_of_unused_training(recipe.teacher, keys_of(overrides))
         return recipe
 
     def for_all(self, values: dict[str, Any]) -> dict[str, Any]:
