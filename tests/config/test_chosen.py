@@ -152,6 +152,7 @@ def test_what_is_given_stays() -> None:
         "schedule": "step",
         "optimizer": "sgd",
         "weight_decay": 5e-4,
+        "warmup": 0.15,
     }
 
 
@@ -203,6 +204,24 @@ def test_pretrained_weights_are_trained_for_less_time_at_a_lower_rate(
     result = filled(given)
     assert (result["train"]["epochs"], result["train"]["lr"]) == train
     assert result["teacher"] == {"name": TEACHER, "pretrained": teacher, **own}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "epochs", "warmup"),
+    [
+        ({}, 60, 3),
+        ({"pretrained": True}, None, 1.5),
+        ({"epochs": 4}, 60, 0.2),
+        ({"epochs": 4, "checkpoint": "teacher.pth"}, 60, 3),
+        ({"pretrained": True, "epochs": 0}, 60, 3),
+    ],
+)
+def test_a_twentieth_of_the_shorter_schedule_is_warm_up(
+    teacher: dict[str, Any], epochs: int | None, warmup: float
+) -> None:
+    given = values(train={} if epochs is None else {"epochs": epochs})
+    given["teacher"] |= teacher
+    assert filled(given)["train"]["warmup"] == warmup
 
 
 @pytest.mark.usefixtures("photos")

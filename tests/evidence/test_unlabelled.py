@@ -12,7 +12,7 @@ from tests.data.file_writers import write_folder
 
 
 def test_the_page_compares_each_student_with_the_one_without_images_without_labels() -> None:
-    accuracies = {
+    accuracies: dict[str, dict[str, list[float | None]]] = {
         group.name: {method: [50.0, 51.0, 52.0] for method in group.methods} for group in GROUPS
     }
     accuracies["few-unlabelled"]["kd"] = [55.0, 56.1, 57.0]

@@ -32,6 +32,9 @@ SIZE_STEP = 32
 EPOCHS, FINE_TUNING_EPOCHS = 100, 30
 """Epochs on the user's images, and of models of timm or torchvision: from random and from
 pretrained weights. The package's networks take those of the schema on published data sets."""
+WARMUP_SHARE = 20
+"""One of so many epochs warms up the learning rate: without it, the first steps of some models of
+timm at the full rate spoil them for the rest of the training."""
 _RATES = {("sgd", False): 0.05, ("sgd", True): 0.01, ("adamw", False): 5e-4, ("adamw", True): 1e-4}
 """Learning rates for 64 images a step, by optimizer and by whether weights are pretrained."""
 _LIKE_SGD = ("sgd", "dot", "momentum", "nesterov")
@@ -151,21 +154,24 @@ def _training(
     chosen = {"epochs": epochs, "optimizer": optimizer, "schedule": schedule}
     kind = "sgd" if optimizer.removeprefix("timm/").startswith(_LIKE_SGD) else "adamw"
     chosen |= {"lr": _RATES[kind, tuned], "weight_decay": 0.05 if kind == "adamw" else 5e-4}
-    return [("train", chosen), *_of_teacher(sections, trains_teacher, tuned, kind)]
+    own = _of_teacher(sections, trains_teacher, tuned, kind)
+    lengths = (own.get("epochs"), teacher.get("epochs") if trains_teacher else None, epochs)
+    chosen["warmup"] = min(filter(None, lengths)) / WARMUP_SHARE  # the teacher has the same one
+    return [("train", chosen), ("teacher", own)]
 
 
 def _of_teacher(
     sections: Mapping[str, dict[str, Any]], trains: bool, tuned: bool, kind: str
-) -> list[tuple[str, dict[str, Any]]]:
+) -> dict[str, Any]:
     """The teacher's own schedule, if one of the two models starts from pretrained weights."""
     pretrained, given = bool(sections["teacher"].get("pretrained")), sections["train"].get("epochs")
     if not trains or pretrained == tuned:
-        return []
+        return {}
     wanted = FINE_TUNING_EPOCHS if pretrained else EPOCHS
     chosen: dict[str, Any] = {"lr": _RATES[kind, pretrained]}
     if given is None or (pretrained and wanted < given):
         chosen["epochs"] = wanted
-    return [("teacher", chosen)]
+    return chosen
 
 
 def _text(value: Any) -> str:
