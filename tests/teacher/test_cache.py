@@ -479,6 +479,24 @@ def test_a_damaged_record_is_computed_again(
     assert "damaged" in caplog.text
 
 
+def test_an_output_that_autocast_leaves_in_float32_on_one_device_is_found_by_the_other(
+    tmp_path: Path, teacher: FrozenTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = teacher.forward
+
+    def in_float32(images: Tensor) -> Any:
+        output = forward(images)
+        return output._replace(logits=output.logits.float())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher, "forward", in_float32)
+        written = opened(teacher, tmp_path, precision="bfloat16")
+    found = opened(teacher, tmp_path, precision="bfloat16")
+    assert written.live.logits.dtype != found.live.logits.dtype
+    assert written.records.tensors["logits"].describe()["type"] == "bfloat16"
+    assert written.records.path == found.records.path
+
+
 # ---- what is refused
 
 

@@ -40,7 +40,7 @@ from dskd.teacher.record_file import Indices, Words
 log = logging.getLogger("dskd")
 
 CacheKind = Literal["logits", "features"]
-VERSION = 3
+VERSION = 4
 """Raise it when the same facts come to stand for other records."""
 COMPARED = 16
 """Images whose outputs are compared when a cache is opened."""
@@ -154,6 +154,7 @@ class CachedOutputs(TeacherOutputs):
             first + len(self.compared_images),
             self.live,
             needs,
+            precision,
         )
 
     def _live_outputs(self, images: Tensor) -> ModelOutput:

@@ -18,6 +18,7 @@ from dskd.errors import NonFiniteError
 from dskd.losses.feature_maps import pool_to
 from dskd.methods.contracts import TeacherNeeds
 from dskd.models.output import ModelOutput
+from dskd.settings import Precision
 from dskd.teacher.record_file import CHECKSUM_BYTES, Indices, Mask, RecordFile, Words, require_room
 
 
@@ -31,16 +32,23 @@ class OutputTensor:
         name: As in messages, such as ``stage 2``.
         shape: For one sample, as the model gives it: ``[K]``, ``[D]`` or ``[C, H, W]``.
         dtype: Of the teacher's output.
+        precision: Of the teacher's forward pass.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    precision: Precision
 
     @property
     def stored_dtype(self) -> torch.dtype:
-        """The two-byte type in the record: bfloat16 for bfloat16, float16 for anything else."""
-        return torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float16
+        """The two-byte type in the record: bfloat16 if the teacher computes in it, else float16.
+
+        Which outputs autocast leaves in float32 depends on the device. The records do not.
+        """
+        if self.precision == "bfloat16" or self.dtype == torch.bfloat16:
+            return torch.bfloat16
+        return torch.float16
 
     @property
     def words(self) -> int:
@@ -88,6 +96,7 @@ class OutputRecords:
         count: Number of records of each tensor.
         output: Any output of the teacher, for types and shapes.
         needs: Which tensors are used.
+        precision: Of the teacher's forward pass.
 
     Attributes:
         path: The folder.
@@ -105,11 +114,12 @@ class OutputRecords:
         count: int,
         output: ModelOutput,
         needs: TeacherNeeds,
+        precision: Precision,
     ) -> None:
         self.path = path
         self.needs = needs | TeacherNeeds()  # with its stages in order
         self.tensors = {
-            name: OutputTensor(name, tuple(tensor.shape[1:]), tensor.dtype)
+            name: OutputTensor(name, tuple(tensor.shape[1:]), tensor.dtype, precision)
             for name, tensor in selected_outputs(output, needs).items()
         }
         whole = selected_outputs(output, replace(needs, map_size=None))
