@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time `__getattr__` do
     from dskd.engine.result import Result
     from dskd.models.factory import load_model
     from dskd.models.stage_table import stages
+    from dskd.report.from_python import write_report
 
 __all__ = [
     "Dataset",
@@ -53,6 +54,7 @@ __all__ = [
     "testing",
     "train",
     "tune",
+    "write_report",
 ]
 
 _MODULES = {
@@ -73,6 +75,7 @@ _MODULES = {
     "stages": "dskd.models.stage_table",
     "train": "dskd.api.images",
     "tune": "dskd.compare.tuning.from_python",
+    "write_report": "dskd.report.from_python",
 }
 """The module of each name that is imported on first use."""
 

@@ -56,8 +56,8 @@ def load_data(settings: DataSettings, given: GivenData | None = None) -> Dataset
         return _given(settings, given)
     if settings.name.startswith("<"):
         raise InputError(
-            f"this run's images were given in Python as {settings.name}; give them again, as "
-            "in dskd.evaluate(run, data=dataset)"
+            f"this run's images were given in Python as {settings.name}; give them again there, as "
+            "in dskd.evaluate(run, data=dataset) or dskd.write_report(run, data=dataset)"
         )
     if settings.labels == "none":
         return _without_labels(settings)
