@@ -13,8 +13,8 @@ from dskd.engine.loss_scaler import check_float16
 from dskd.engine.task import RunRecipe
 from dskd.engine.tasks.segmentation.job import (
     build_run,
-    freeze,
     load_data,
+    read_teacher,
     rehearse,
     trained_teacher,
 )
@@ -51,7 +51,7 @@ def segmentation_parts(grid: Grid, device: torch.device) -> ComparisonParts:
     learning = grid.recipe_with_teacher()
     teacher, given = None, learning is not None and learning.teacher.is_given
     if learning is not None and given:
-        teacher = freeze(recipe, data, learning.teacher.checkpoint, device)
+        teacher = read_teacher(learning, data, device)
 
     def train_teacher() -> FrozenTeacher | None:
         if learning is None:

@@ -17,6 +17,7 @@ from dskd.engine.prepare import Prepared
 from dskd.engine.teacher_accuracy import evaluate_teacher
 from dskd.engine.teacher_labels import label_held_out, log_labels
 from dskd.engine.teacher_run import train_in_folder
+from dskd.engine.teacher_split import warn_of_other_split
 from dskd.engine.training_run import TrainingRun
 from dskd.models.staged_model import StagedModel
 from dskd.runtime import distributed
@@ -54,6 +55,7 @@ def given_teacher(
     if teacher is None or teacher.training is not None or not _needs_teacher(prepared):
         return None
     assert settings is not None
+    warn_of_other_split(settings.checkpoint, prepared.recipe)
     if settings.head == "fit":
         model = teacher.model.to_device(data.train.device)
         fit_head(model, settings, data.data, data.train)

@@ -34,6 +34,7 @@ from dskd.engine.tasks.graphs.teacher import GraphTeacher, GraphTeacherOutputs
 from dskd.engine.tasks.job import TaskJob, needs_teacher
 from dskd.engine.tasks.metadata import metadata_if_any
 from dskd.engine.teacher_run import train_in_folder
+from dskd.engine.teacher_split import warn_of_other_split
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError, brief
@@ -204,6 +205,7 @@ def read_teacher(recipe: GraphRecipe, loaders: GraphLoaders) -> GraphTeacher:
     """
     assert recipe.teacher is not None, "the recipe has one"
     assert recipe.teacher.checkpoint is not None, "it is given"
+    warn_of_other_split(recipe.teacher.checkpoint, recipe)
     return freeze(recipe, loaders, recipe.teacher.checkpoint)
 
 

@@ -27,6 +27,7 @@ from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.task import SEGMENTATION
 from dskd.engine.tasks.segmentation.unet import SegmentationModel, UNet
 from dskd.engine.teacher_run import train_in_folder
+from dskd.engine.teacher_split import warn_of_other_split
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import InputError, as_given
@@ -71,8 +72,7 @@ class SegmentationJob(TaskJob):
         self._teacher = None
         if needs_teacher(recipe) and not self.trains_teacher:
             assert recipe.teacher is not None, "the recipe is checked"
-            assert recipe.teacher.checkpoint is not None, "it is given"
-            self._teacher = freeze(recipe, self._data, recipe.teacher.checkpoint, device)
+            self._teacher = read_teacher(recipe, self._data, device)
         rehearse(recipe, self._data)
 
     def build(self, directory: RunDirectory, *, resume: bool) -> TrainingRun:
@@ -237,6 +237,20 @@ def trained_teacher(
         recipe.teacher.epochs is None,
     )
     return freeze(recipe, data, folder / LAST, device)
+
+
+def read_teacher(
+    recipe: SegmentationRecipe, data: SegmentationData, device: torch.device
+) -> FrozenTeacher:
+    """The frozen teacher of a checkpoint.
+
+    Raises:
+        InputError: As for `freeze`.
+    """
+    assert recipe.teacher is not None, "the recipe is checked"
+    assert recipe.teacher.checkpoint is not None, "it is given"
+    warn_of_other_split(recipe.teacher.checkpoint, recipe)
+    return freeze(recipe, data, recipe.teacher.checkpoint, device)
 
 
 def freeze(
