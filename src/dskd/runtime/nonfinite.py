@@ -16,6 +16,8 @@ from dskd.runtime import distributed
 
 PARTS = ("teacher", "loss", "gradient")
 """What a step checks: the teacher's logits, each loss, each gradient."""
+REMEDY = "lower train.lr or raise train.warmup"
+"""What usually helps, as errors say it."""
 
 
 class StepSamples(Protocol):
@@ -236,18 +238,17 @@ def nonfinite_error(facts: Mapping[str, Any], samples: str = "images") -> NonFin
     after = f"after step {facts['step']} of epoch {facts['epoch']}"
     if "state" in facts["what"]:
         text = (
-            f"not finite {after}, though loss and gradient were: {_first(facts['state'])}; lower "
-            "train.lr"
+            f"not finite {after}, though loss and gradient were: {_first(facts['state'])}; {REMEDY}"
         )
     elif "logits" in facts["what"]:
-        text = f"the logits are not finite {after}, though the weights are; lower train.lr"
+        text = f"the logits are not finite {after}, though the weights are; {REMEDY}"
     elif "teacher" in facts["what"]:
         text = f"the teacher's logits are not finite {where}; give another teacher"
     elif "loss" in facts["what"]:
-        text = f"the loss is not finite{terms} {where}; lower train.lr"
+        text = f"the loss is not finite{terms} {where}; {REMEDY}"
     else:
         of = f" of {_first(names)}" if names else ""
-        text = f"the gradient{of} is not finite, though the loss is{terms}, {where}; lower train.lr"
+        text = f"the gradient{of} is not finite, though the loss is{terms}, {where}; {REMEDY}"
     return NonFiniteError(text, facts)
 
 

@@ -47,6 +47,7 @@ from dskd.models.staged_model import StagedModel
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
 from dskd.runtime.cores import TOLERATED, cpu_threads
+from dskd.runtime.nonfinite import REMEDY
 from dskd.runtime.single_run import single_run
 from dskd.storage.run_directory import RunDirectory
 from dskd.teacher.frozen import FrozenTeacher
@@ -232,7 +233,7 @@ def _step_reasons(steps: Sequence[StepFindings]) -> Iterator[str]:
     for found in steps:
         if found.problem:
             rate = "teacher.lr or train.lr" if found.trained == "teacher" else "train.lr"
-            problem = found.problem.removesuffix("; lower train.lr")
+            problem = found.problem.removesuffix(f"; {REMEDY}")
             yield f"the {found.trained}'s training does not start: {problem}; lower {rate}"
 
 
