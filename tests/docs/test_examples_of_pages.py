@@ -37,7 +37,8 @@ PAGES = (
 )
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 DIGITS = '{"name": "digits", "fraction": 0.2}'
-PHOTOS = "data.fraction=1 data.size=32 train.batch_size=4"
+PHOTOS = "data.fraction=1 data.size=32 train.batch_size=4 train.lr=0.001"
+"""At the rate of a long training, two steps leave a deep network of random weights unusable."""
 SHORT = {
     "train": "train.epochs=1 data.fraction=0.2",
     "distill": "train.epochs=1 data.fraction=0.2 teacher.epochs=1",
