@@ -33,8 +33,8 @@ EPOCHS, FINE_TUNING_EPOCHS = 100, 30
 """Epochs on the user's images, and of models of timm or torchvision: from random and from
 pretrained weights. The package's networks take those of the schema on published data sets."""
 WARMUP_SHARE = 20
-"""One of so many epochs warms up the learning rate: without it, the first steps of some models of
-timm at the full rate spoil them for the rest of the training."""
+"""One of so many epochs warms up the learning rate: first steps at the full rate can spoil a model
+of timm for the rest of the training."""
 _RATES = {("sgd", False): 0.05, ("sgd", True): 0.01, ("adamw", False): 5e-4, ("adamw", True): 1e-4}
 """Learning rates for 64 images a step, by optimizer and by whether weights are pretrained."""
 _LIKE_SGD = ("sgd", "dot", "momentum", "nesterov")
