@@ -212,6 +212,7 @@ def test_pretrained_weights_are_trained_for_less_time_at_a_lower_rate(
         ({}, 60, 3),
         ({"pretrained": True}, None, 1.5),
         ({"epochs": 4}, 60, 0.2),
+        ({"pretrained": True, "epochs": 40}, 60, 2),
         ({"epochs": 4, "checkpoint": "teacher.pth"}, 60, 3),
         ({"pretrained": True, "epochs": 0}, 60, 3),
     ],

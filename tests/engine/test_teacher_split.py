@@ -55,6 +55,16 @@ def test_a_split_is_compared_with_that_of_the_teachers_run(
     assert key is None or f"comes from a run with data.{key}" in found[0]
 
 
+@pytest.mark.parametrize("root", ["a\0b", "~nobody/photos", ["x"], 3])
+def test_a_recipe_that_no_run_wrote_does_no_harm(tmp_path: Path, caplog: Any, root: Any) -> None:
+    theirs = {"data": {"name": "folder", "root": root, "test_split": {"a": "\x1b[2J"}}}
+    own = {"data": {"name": "folder", "root": str(tmp_path), "test_split": 0.2}}
+    assert not warned(theirs, own, tmp_path, caplog)
+    theirs["data"]["root"] = str(tmp_path)
+    (found,) = warned(theirs, own, tmp_path, caplog)
+    assert "\x1b" not in found
+
+
 @pytest.mark.parametrize("there", [None, [], {"data": 3}, {"seed": 1}])
 def test_a_file_that_is_in_no_run_s_folder_says_nothing(
     tmp_path: Path, caplog: Any, there: Any

@@ -19,7 +19,7 @@ from dskd.engine.tasks.segmentation.metrics import ClassScores
 from dskd.engine.tasks.segmentation.recipe import RECIPES, data_settings
 from dskd.engine.tasks.segmentation.student import Which, load_student
 from dskd.engine.tasks.segmentation.student import evaluate as evaluate_run
-from dskd.storage.paths import as_path
+from dskd.storage.paths import as_path, one_or_more
 
 Model = Section
 """A network: its settings."""
@@ -224,5 +224,4 @@ def predict(
         [(30, 20)]
     """
     student = load_student(as_path(run, "run"), which)
-    files = [images] if isinstance(images, str | Path) else images
-    return [predict_mask(student, as_path(one, "images"))[1] for one in files]
+    return [predict_mask(student, as_path(one, "images"))[1] for one in one_or_more(images)]

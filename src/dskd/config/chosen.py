@@ -155,8 +155,8 @@ def _training(
     kind = "sgd" if optimizer.removeprefix("timm/").startswith(_LIKE_SGD) else "adamw"
     chosen |= {"lr": _RATES[kind, tuned], "weight_decay": 0.05 if kind == "adamw" else 5e-4}
     own = _of_teacher(sections, trains_teacher, tuned, kind)
-    lengths = (own.get("epochs"), teacher.get("epochs") if trains_teacher else None, epochs)
-    chosen["warmup"] = min(filter(None, lengths)) / WARMUP_SHARE  # the teacher has the same one
+    taught = (teacher.get("epochs") or own.get("epochs") or epochs) if trains_teacher else epochs
+    chosen["warmup"] = min(epochs, taught) / WARMUP_SHARE  # the teacher has the same one
     return [("train", chosen), ("teacher", own)]
 
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dskd.errors import InputError
+from dskd.errors import InputError, brief
 from dskd.storage.run_files import RECIPE
 from dskd.storage.yaml_file import read_yaml_file
 
 log = logging.getLogger("dskd")
 
-_SOURCE = ("name", "root")
 _SPLIT = ("test_split", "split_seed", "train_per_class", "val_per_class")
 """The settings of all tasks on which it depends which samples are held out for the test."""
 
@@ -32,7 +31,7 @@ def warn_of_other_split(weights: Path | None, recipe: Any) -> None:
     if weights is None or (theirs := _data_of_run(weights.parent / RECIPE)) is None:
         return
     own = _with_seed(recipe.plain()) or {}
-    if any(_place(theirs.get(key)) != _place(own.get(key)) for key in _SOURCE):
+    if (theirs.get("name"), _place(theirs)) != (own.get("name"), _place(own)):
         return
     for key in _SPLIT:
         there, here = theirs.get(key), own.get(key)
@@ -40,7 +39,7 @@ def warn_of_other_split(weights: Path | None, recipe: Any) -> None:
             log.warning(
                 "teacher.checkpoint %s comes from a run with data.%s=%s, and this run has %s: the "
                 "teacher may have learned from test samples; give a teacher of the same split",
-                *(weights, key, there, here),
+                *(weights, key, brief(there), brief(here)),
             )
             return
 
@@ -63,6 +62,10 @@ def _with_seed(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return data
 
 
-def _place(value: object) -> object:
-    """A setting that may be a path, which may be written in several ways."""
-    return Path(value).expanduser().resolve() if isinstance(value, str | Path) else value
+def _place(data: Mapping[str, Any]) -> object:
+    """Where the data lies: a path may be written in several ways, and a file may hold anything."""
+    root = data.get("root")
+    try:
+        return Path(root).resolve() if isinstance(root, str) else root
+    except (OSError, RuntimeError, ValueError):
+        return root

@@ -23,7 +23,7 @@ from dskd.report.task import ReportedData
 from dskd.settings import validate
 from dskd.storage.atomic import check_writable, replace_file
 from dskd.storage.metric_names import in_text
-from dskd.storage.paths import as_path
+from dskd.storage.paths import as_path, one_or_more
 from dskd.storage.run_files import REPORT
 
 log = logging.getLogger("dskd")
@@ -37,7 +37,7 @@ def make_report(
     root: str | Path | None = None,
     given: UserObjects | None = None,
     task: str | None = None,
-    beside: Sequence[str | Path] = (),
+    beside: str | Path | Sequence[str | Path] = (),
 ) -> tuple[Path, ...]:
     """Writes the report of finished runs. The runs are only read.
 
@@ -61,10 +61,11 @@ def make_report(
             these runs.
     """
     given = given or UserObjects()
-    listed = [paths] if isinstance(paths, str | Path) else paths
-    folders = [as_path(path, "run") for path in listed]
+    folders = [as_path(path, "run") for path in one_or_more(paths)]
     collected = collect(folders, task)
-    others = read_beside([as_path(path, "beside") for path in beside], collected, given)
+    others = read_beside(
+        [as_path(path, "beside") for path in one_or_more(beside)], collected, given
+    )
     collected = replace(collected, beside=others)
     page = as_path(out, "out") if out is not None else _shared_folder(folders) / REPORT[0]
     runs = _identity(folders, page)

@@ -58,8 +58,7 @@ def write_report(
         >>> [path.name for path in dskd.write_report(result.path, verbose=0)]
         ['report.html', 'report.csv', 'report.json', 'report.tex']
     """
-    others = [beside] if isinstance(beside, str | Path) else beside
     with python_output(verbose):
         given = UserObjects(given_images(data), student, teacher, allow_code)
         with given.available():
-            return make_report(runs, out, root=root, given=given, beside=others)
+            return make_report(runs, out, root=root, given=given, beside=beside)

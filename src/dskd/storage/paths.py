@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dskd.errors import InputError, brief
@@ -30,3 +31,16 @@ def as_path(value: str | os.PathLike[str], what: str) -> Path:
     if not isinstance(path, Path):
         raise InputError(f"{what}: a path is needed, got {brief(value)}")
     return path
+
+
+def one_or_more(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    """The paths of an argument that takes one or several.
+
+    Args:
+        paths: One path, or several.
+
+    Example:
+        >>> one_or_more("runs/a")
+        ['runs/a']
+    """
+    return [paths] if isinstance(paths, str | Path) else paths
