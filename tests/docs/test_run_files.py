@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import dskd
+from dskd.compare.jobs import JOB_FILES
 from dskd.compare.records import OWN_FILES
 from dskd.storage.lock import LOCK_PID
-from dskd.storage.run_files import FAILED, LOST, METRICS, RESULT, WRITTEN
+from dskd.storage.run_files import FAILED, LOST, METRICS, RESULT, TEACHER, WRITTEN
 from tests.builders import staged
 
 PAGE = (Path(__file__).parents[2] / "docs/run-files.md").read_text()
@@ -44,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_is_listed() -> None:
     listed = {name.rstrip("/") for name in keys("Files")}
     assert listed == set(WRITTEN) - {LOCK_PID, FAILED, LOST}
-    assert keys("Files of a comparison") == set(OWN_FILES) - {LOCK_PID}
+    beside_the_runs = {*OWN_FILES, JOB_FILES, TEACHER} - {LOCK_PID}
+    assert {name.rstrip("/") for name in keys("Files of a comparison")} == beside_the_runs
     assert f"`{FAILED}`" in PAGE
     assert f"`{LOST}`" in PAGE
 
