@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,13 @@ def test_the_live_table_shows_every_method(finished: Path) -> None:
     text = console.export_text()
     assert all(name in text for name in NAMES.split(","))
     assert "2/2" in text
+
+
+@pytest.mark.slow
+def test_brackets_of_a_label_are_shown(finished: Path) -> None:
+    plan, label = small(finished), "alignahead:peers=[gat]"
+    variants = tuple(replace(one, label=label) for one in plan.variants)
+    console = Console(width=160, record=True)
+    with Live(console=console, auto_refresh=False) as shown:
+        progress.LiveTable(replace(plan, variants=variants), shown).draw()
+    assert label in console.export_text()

@@ -18,7 +18,7 @@ from dskd.compare.tuning.results import TuningResult
 from dskd.compare.tuning.search import Search
 from dskd.compare.tuning.space import given_space, split_space
 from dskd.compare.tuning.start import load_search
-from dskd.compare.tuning.study import STARTUP_TRIALS, Study
+from dskd.compare.tuning.study import JOURNAL, STARTUP_TRIALS, Study, repair_journal
 from dskd.compare.tuning.trial import TrialTask, read_outcome
 from dskd.compare.tuning.tune import tune
 from dskd.config.recipe import load
@@ -81,6 +81,7 @@ def test_ranges_and_choices() -> None:
         ("method.preset=literature,none", "method.preset cannot be tuned, since it sets many"),
         ("train.ema=0.5,0.9", "train.ema cannot be tuned: it does not change the accuracy by"),
         ("train.evaluate_every=1,2", "train.evaluate_every cannot be tuned: it does not"),
+        ("train.sync_batchnorm=true,false", "train.sync_batchnorm cannot be tuned"),
         ("train.lr=0.1", "nothing is tuned; give a setting a range"),
         ("data.val_fraction=0", r"digits has no validation split.* with data=.*val_fraction.*0.1"),
     ],
@@ -92,6 +93,37 @@ def test_what_cannot_be_tuned_is_refused_and_nothing_is_written(
     with pytest.raises(InputError, match=message):
         tune(search(tmp_path / "out", *texts), 1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.exits=true", "the method kd has no branches"),
+        ("train.sync_batchnorm=true", "train.sync_batchnorm works between several processes"),
+    ],
+)
+def test_what_only_the_last_run_would_refuse_is_refused_at_once(
+    tmp_path: Path, setting: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        tune(search(tmp_path / "out", *SPACE, setting), 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kill_or_a_full_disk_in_optuna_s_journal_costs_one_trial(tmp_path: Path) -> None:
+    space = search(tmp_path, *SPACE).space
+    study = Study(tmp_path, space)
+    study._study.ask()  # killed before the values were drawn
+    assert study.trials() == []
+    with (tmp_path / JOURNAL).open("ab") as file:
+        file.write(b'{"op_code":4,"worker')  # half of a line
+    repair_journal(tmp_path)
+    assert Study(tmp_path, space).ask().number == 1
+    again = Study(tmp_path, space).trials()
+    assert [(one.number, len(one.values), one.state) for one in again] == [(1, 3, "running")]
+    content = (tmp_path / JOURNAL).read_bytes()
+    repair_journal(tmp_path)
+    assert (tmp_path / JOURNAL).read_bytes() == content
 
 
 def test_optuna_is_named_if_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from dskd.engine.tasks.graphs.student import evaluate
 from dskd.errors import InputError
 from dskd.report.build import make_report
 from tests.compare.small_comparison import Here, Silent
-from tests.graphs.small_graphs import OF_TEACHER, SMALL, write
+from tests.graphs.small_graphs import OF_TEACHER, SMALL, arrays, write
 
 NAMES = "alone,alignahead,alignahead++:features=0,dskd"
 
@@ -104,6 +104,14 @@ def test_each_seed_may_have_a_split_of_its_own(tmp_path: Path) -> None:
     for seed in (0, 1):
         name = f"alone/seed{seed}/student.safetensors"
         assert (in_jobs.path / name).read_bytes() == (plan.path / name).read_bytes()
+    later = grid.plan(recipe.changed(seed=2), ["alone"], plan.path, seeds=1)
+    assert len(run_grid(later, Silent()).variants[0].results) == 3
+    changed = {"features": 2 * arrays()["features"]}
+    other = write(tmp_path / "other.npz", train=None, val=None, test=None, **changed)
+    mixed = [*SMALL, "data.name=npz", f"data.root={other}", *few, "seed=3"]
+    plan_of_others = grid.plan(RECIPES.load_shared(None, mixed), ["alone"], plan.path, seeds=1)
+    with pytest.raises(InputError, match="a comparison on other images"):
+        run_grid(plan_of_others, Silent())
     make_report([plan.path])
     make_report([plan.path / "alone/seed0", plan.path / "alone/seed1"], tmp_path / "both.html")
 

@@ -36,7 +36,7 @@ from dskd.errors import InputError
 from dskd.methods import outside
 from dskd.methods.base import Method
 from dskd.runtime.launchers.choose import named_launcher
-from dskd.storage.paths import as_path
+from dskd.storage.paths import as_path, one_or_more
 
 
 def distill(
@@ -236,7 +236,7 @@ def _compare(
 
 def predict(
     run: str | Path | DeployedStudent,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     which: Which | None = None,
     *,
     max_loss: float | None = None,
@@ -248,7 +248,7 @@ def predict(
     Args:
         run: Folder of the run, or a student that `dskd.load_deployed` returned; ``which`` and
             ``student`` are then given there.
-        images: Paths of the files, of any size.
+        images: Path of a file, of any size, or of several.
         which: Use the weights of the ``last`` or of the ``best`` epoch, or the moving average
             ``ema``. None takes the average if the run has one (``train.ema``), else the last epoch.
         max_loss: Predict at the early exits of the run (``train.exits``) that lose at most so many
@@ -264,7 +264,7 @@ def predict(
     """
     run = _loaded(run, which, student, allow_code, max_loss)
     exits = load_exits(run, max_loss).student if max_loss is not None else None
-    return predict_deployed(run, images, exits)
+    return predict_deployed(run, one_or_more(images), exits)
 
 
 def _loaded(

@@ -60,7 +60,7 @@ def graph_parts(grid: Grid, device: torch.device) -> ComparisonParts:
         return build_run(own, loaders_of(own), outputs, directory)
 
     return ComparisonParts(
-        loaders.data,
+        lambda seed: loaders_of(recipe.changed(seed=seed)).data,
         build,
         read_teacher(recipe, loaders) if given else None,
         learning is not None and not given,

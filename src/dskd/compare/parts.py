@@ -31,7 +31,7 @@ class ComparisonParts:
     """The loaded data of a comparison, and functions for what its task builds in its own way.
 
     Attributes:
-        data: The data set.
+        data_of: The data set, by seed. It is the same for all seeds, unless each has its own split.
         build: Builds the run of a student.
         teacher: The teacher that was given; None if it is trained first, or if there is none.
         trains_teacher: Whether the comparison trains the teacher.
@@ -40,7 +40,7 @@ class ComparisonParts:
         needs: Which outputs of the teacher all methods read together.
     """
 
-    data: ComparedData
+    data_of: Callable[[int], ComparedData]
     build: BuildRun
     teacher: FrozenTeacher | None
     trains_teacher: bool

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from dskd.compare import columns
 from dskd.compare.grid import Grid
@@ -87,7 +88,8 @@ class LiveTable:
         for name in ("seeds done", "now", "accuracy now, %", *(one.name for one in self._results)):
             table.add_column(in_text(name, metric), justify="right")
         for variant in self.grid.variants:
-            table.add_row(variant.label, *self._cells(variant.label))
+            label = Text(variant.label)  # it may hold brackets, which are no markup
+            table.add_row(label, *self._cells(variant.label))
         return table
 
     def _metric(self) -> Metric:

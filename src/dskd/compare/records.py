@@ -8,7 +8,7 @@ reason. It is a convenience for other programs: the runs' own folders are what d
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ from dskd.teacher.frozen import FrozenTeacher
 RESULTS = "results.jsonl"
 _NOT_SHARED = ("method", "seed", "out")
 """What the runs of a comparison do not share of the recipe."""
-_OF_IMAGES = ("test_images", "data", "data_seed")
-"""What the comparison knows of its images. If each seed has its own split, it is that of one."""
 OWN_FILES = (COMPARISON, RESULTS, ENVIRONMENT, LOCK_PID)
 """The files of the comparison itself, which a kill may leave half written."""
 
@@ -107,12 +105,14 @@ def repair_rows(grid: Grid) -> None:
     replace_file(path, "".join(lines.values()).encode())
 
 
-def merged_facts(grid: Grid, data: ComparedData | None = None) -> dict[str, Any]:
+def merged_facts(
+    grid: Grid, data_of: Callable[[int], ComparedData] | None = None
+) -> dict[str, Any]:
     """The new content of ``comparison.json``: the grid, merged into what is there.
 
     Args:
         grid: The comparison.
-        data: Its images; None before they are loaded.
+        data_of: Its images, by seed; None before they are loaded.
 
     Returns:
         See `dskd.compare.reader.ComparisonFacts`.
@@ -128,19 +128,20 @@ def merged_facts(grid: Grid, data: ComparedData | None = None) -> dict[str, Any]
         "variants": [variant.plain() for variant in grid.variants],
         "teacher": None,
     }
-    if data is not None:
+    there = read_facts(grid.path) if (grid.path / COMPARISON).is_file() else None
+    if data_of is not None:
+        # Where each seed has its own split, the images of one seed stand for all.
+        seed = there.get("data_seed", there["seeds"][0]) if there is not None else grid.seeds[0]
+        data = data_of(seed)
         own |= {"test_images": len(data.test), "data": data.fingerprint()}
-        if grid.splits_by_seed:  # then the images are those of this seed
-            own["data_seed"] = grid.seeds[0]
-    if not (grid.path / COMPARISON).is_file():
+        if grid.splits_by_seed:
+            own["data_seed"] = seed
+    if there is None:
         if grid.path.is_dir() and any(map(_is_foreign, grid.path.iterdir())):
             raise InputError(
                 f"{grid.path} holds other files; choose another folder with {_other_folder()}"
             )
         return own
-    there = read_facts(grid.path)
-    if grid.splits_by_seed and grid.seeds[0] != there.get("data_seed", there["seeds"][0]):
-        own |= {key: there[key] for key in _OF_IMAGES if key in there}
     _check_same(grid, there, own)
     return own | {
         "teacher": there["teacher"],

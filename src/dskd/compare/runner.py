@@ -25,8 +25,14 @@ from dskd.compare.records import (
 )
 from dskd.data.loader import DataLoaders
 from dskd.engine import method_code
-from dskd.engine.preflight import check_split_size, rehearse
-from dskd.engine.prepare import Prepared, build_student, check_cache, prepare_teacher
+from dskd.engine.preflight import check_processes, check_split_size, rehearse
+from dskd.engine.prepare import (
+    Prepared,
+    build_student,
+    check_cache,
+    check_device,
+    prepare_teacher,
+)
 from dskd.engine.teacher_labels import training_data
 from dskd.engine.train_teacher import given_teacher, trained_teacher
 from dskd.engine.unlabelled import log_unlabelled
@@ -35,7 +41,6 @@ from dskd.errors import InputError, Stopped, as_given, option
 from dskd.methods.contracts import TeacherNeeds
 from dskd.runtime import device as devices
 from dskd.runtime import distributed
-from dskd.runtime.compile import check_compiler
 from dskd.runtime.cores import cpu_threads
 from dskd.runtime.launchers.task import Launcher
 from dskd.runtime.single_run import single_run
@@ -96,7 +101,7 @@ def _run_grid(
             held.callback(launcher.close)
         held.enter_context(lock_folder(grid.path, option("out", "FOLDER")))
         remove_parts(grid.path, OWN_FILES)
-        facts = merged_facts(grid, parts.data)
+        facts = merged_facts(grid, parts.data_of)
         if not (grid.path / COMPARISON).is_file():
             write_facts(grid, facts, device)
         if teacher is None:
@@ -133,7 +138,7 @@ def _parts(grid: Grid, device: torch.device, objects: UserObjects) -> Comparison
     loaders = DataLoaders(prepared.data, device)
     directory = RunDirectory(grid.path / TEACHER)
     return ComparisonParts(
-        prepared.data,
+        lambda _: prepared.data,
         image_runs(loaders, objects),
         given_teacher(prepared, loaders, [variant.method for variant in grid.variants]),
         prepared.teacher is not None and prepared.teacher.training is not None,
@@ -157,8 +162,8 @@ def _prepare(grid: Grid, device: torch.device, objects: UserObjects) -> Prepared
         log.info(as_given(note))
     check_split_size(data)
     recipe = grid.recipe_of_all()
-    if recipe.train.compile:
-        check_compiler(device)
+    check_processes(recipe, device)
+    check_device(recipe.train, device)
     teacher = prepare_teacher(recipe, data, objects, device)
     student = build_student(recipe, data, objects)
     needs = TeacherNeeds()

@@ -65,4 +65,12 @@ def segmentation_parts(grid: Grid, device: torch.device) -> ComparisonParts:
 
     needs = TeacherNeeds(logits=True)  # outputs are computed whole, whatever is read of them
     trains = learning is not None and not given
-    return ComparisonParts(data, build, teacher, trains, train_teacher, TeacherOutputs, needs)
+    return ComparisonParts(
+        lambda seed: data_of(recipe.changed(seed=seed)),
+        build,
+        teacher,
+        trains,
+        train_teacher,
+        TeacherOutputs,
+        needs,
+    )

@@ -90,16 +90,29 @@ def prepare(
         NonFiniteError: A number of the rehearsed step is NaN or infinite.
     """
     check_split_size(data)
-    if recipe.train.compile:
-        check_compiler(device)
-    if recipe.train.precision == "float16":
-        check_float16(device)
+    check_device(recipe.train, device)
     teacher = prepare_teacher(recipe, data, objects, device, show_stages=show_stages)
     student = build_student(recipe, data, objects, show_stages=show_stages)
     needs = rehearse(recipe, data, student, teacher.model if teacher else None)
     prepared = Prepared(recipe, data, student, teacher, needs)
     check_cache(prepared)
     return prepared
+
+
+def check_device(settings: TrainSettings, device: torch.device) -> None:
+    """Checks that a device can compute what the settings ask for.
+
+    Args:
+        settings: Of the training.
+        device: That will train.
+
+    Raises:
+        InputError: Nothing compiles for it, or it computes no float16.
+    """
+    if settings.compile:
+        check_compiler(device)
+    if settings.precision == "float16":
+        check_float16(device)
 
 
 def build_student(

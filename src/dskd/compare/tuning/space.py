@@ -20,7 +20,7 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(\w*))?")
 _FIXED = ("train.epochs", "train.device", "train.threads", "method.name")
 
-_WITHOUT_EFFECT = ("train.ema", "train.exits", "train.evaluate_every")
+_WITHOUT_EFFECT = ("train.ema", "train.exits", "train.evaluate_every", "train.sync_batchnorm")
 
 
 @dataclass(frozen=True)

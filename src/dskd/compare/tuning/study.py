@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,8 +90,9 @@ class Study:
             )
 
     def trials(self) -> list[Trial]:
-        """All trials so far."""
-        return [self._trial(one) for one in self._study.trials]
+        """All trials so far, but for those that a kill left without all of their values."""
+        found = self._study.trials
+        return [self._trial(one) for one in found if self._space.keys() <= one.params.keys()]
 
     def ask(self) -> Trial:
         """A new trial, with values that earlier ones suggest."""
@@ -118,6 +120,26 @@ class Study:
         if step not in frozen.intermediate_values:
             trial.report(score, step)
         return bool(trial.should_prune())
+
+
+def repair_journal(folder: Path) -> None:
+    """Drops a last line that a kill or a full disk left half written; Optuna stops at such a line.
+
+    Args:
+        folder: The folder of the study.
+    """
+    path = folder / JOURNAL
+    if not path.is_file():
+        return
+    lock = optuna().storages.journal.JournalFileSymlinkLock(str(path))
+    lock.acquire()  # a trial on another machine may write
+    try:
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+    finally:
+        lock.release()
 
 
 def _distribution(library: Any, one: Tuned) -> Any:

@@ -14,13 +14,14 @@ from dskd.compare.reader import read_result
 from dskd.compare.statistics import interval
 from dskd.compare.tuning.facts import BEST, OWN_FILES, merged_facts, write_facts
 from dskd.compare.tuning.results import TrialResult, TuningResult, settings_text, write_trials
-from dskd.compare.tuning.search import Search, of_trials, without_exits
+from dskd.compare.tuning.search import Search, of_trials
 from dskd.compare.tuning.space import check_space
-from dskd.compare.tuning.study import optuna
+from dskd.compare.tuning.study import optuna, repair_journal
 from dskd.compare.tuning.trial import BestTask, TeacherTask
 from dskd.compare.tuning.trials import Trials
 from dskd.data.loader import DataLoaders
 from dskd.engine import method_code
+from dskd.engine.preflight import check_processes
 from dskd.engine.prepare import prepare, prepare_teacher
 from dskd.engine.train_teacher import given_teacher
 from dskd.errors import InputError, Stopped, option
@@ -83,6 +84,7 @@ def _tune(search: Search, trials: int, launcher: Launcher | None) -> TuningResul
             held.callback(launcher.close)
         held.enter_context(lock_folder(search.path, option("out", "FOLDER")))
         remove_parts(search.path, OWN_FILES)
+        repair_journal(search.path)
         facts = merged_facts(search, inputs)
         for run in [run for number in search.tested() for run in search.tested_runs(number)]:
             run.check_data(inputs["tested_data"])
@@ -106,8 +108,9 @@ def _rehearse(search: Search) -> dict[str, str]:
         The fingerprints of the images of trials, of the images with the test split, and of a
         teacher that is given (see `dskd.compare.tuning.facts.StudyFacts`).
     """
-    recipe = without_exits(search.recipe)
+    recipe = search.recipe
     device = devices.pick(recipe.train.device)
+    check_processes(recipe, device)
     devices.set_up(device, recipe.train.precision)
     tested = search.tested_data()
     data = of_trials(tested)
@@ -116,7 +119,8 @@ def _rehearse(search: Search) -> dict[str, str]:
     log.info(
         "for all trials, %d validation images take the place of the test split", len(data.test)
     )
-    prepared = prepare(recipe, data, search.objects, device)
+    # The test split is that of the last runs: only they have validation images, for early exits.
+    prepared = prepare(recipe, tested, search.objects, device)
     teacher = given_teacher(prepared, DataLoaders(data, device), [recipe.method])
     given = {} if teacher is None else {"teacher": teacher.fingerprint()}
     return {"data": data.fingerprint(), "tested_data": tested.fingerprint(), **given}
