@@ -29,7 +29,12 @@ class InputError(ValueError):
     ``str(error)`` is one line: what is wrong, where, and how to fix it. The command line prints
     it on stderr and exits with code 2. Settings in the message are written as the user gives them
     (see `as_given`).
+
+    Attributes:
+        of_one_process: Whether this process alone met it. All others know nothing of it.
     """
+
+    of_one_process = False
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(as_given(" ".join(message.split()))))
@@ -47,7 +52,10 @@ class NonFiniteError(ArithmeticError):
             ``logits`` for numbers found after the step; ``losses``, as text, by name;
             ``gradients`` and ``state``, names of tensors; ``indices``, the step's images on all
             processes. Empty if nothing is known.
+        of_one_process: As for `InputError`.
     """
+
+    of_one_process = False
 
     def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)

@@ -21,9 +21,10 @@ from dskd.engine.average import StudentAverage
 from dskd.engine.result import Result
 from dskd.errors import InputError, NonFiniteError, Stopped, on_command_line
 from dskd.methods.base import Method
+from dskd.models.int8_rounding import Int8Rounding
 from dskd.runtime.nonfinite import FiniteStateCheck
 from tests.builders import make_dataset, stop_at
-from tests.engine.test_targets import CPU, DATA, made
+from tests.engine.test_targets import CPU, DATA, a_batch, made
 
 
 def floats(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -38,6 +39,20 @@ def change(method: Method) -> None:
                 value.add_(torch.randn_like(value).abs())
             else:
                 value.add_(3)
+
+
+def test_the_average_is_rounded_as_the_student_is() -> None:
+    method, _ = made("ce")
+    plain = StudentAverage(method, 0.5)
+    method.student.int8 = Int8Rounding(method.student.module)
+    average = StudentAverage(method, 0.5)
+    images = DATA.test.images
+    with torch.no_grad():
+        method.eval()(a_batch(8), None)  # the ranges are measured
+        expected = method.student(images).logits
+        found, other = (one.model.eval()(images).logits for one in (average, plain))
+    # A value that lies between two 8-bit numbers can be rounded to either.
+    assert (found - expected).abs().mean() < 0.2 * (other - expected).abs().mean()
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.3, 0.0])

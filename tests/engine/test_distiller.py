@@ -132,6 +132,19 @@ def test_the_student_that_ships_is_the_one_that_was_given() -> None:
     assert Distiller(student, teacher, IMAGES).deployed() is student
 
 
+@pytest.mark.parametrize("settings", [{"cost": "classifier"}, {"kd": 0.0, "feature": 1.0}])
+def test_a_method_is_refused_only_if_its_settings_prepare_something(
+    settings: dict[str, Any],
+) -> None:
+    student, teacher = models()
+    labels = torch.arange(len(IMAGES)) % 4
+    distiller = Distiller(
+        student, teacher, IMAGES, method={"name": "wkd", **settings}, labels=labels
+    )
+    output = distiller(IMAGES, labels, indices=torch.arange(len(IMAGES)))
+    assert output.objective.isfinite()
+
+
 @pytest.mark.parametrize(
     ("name", "images", "message"),
     [

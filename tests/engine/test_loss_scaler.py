@@ -83,6 +83,16 @@ def test_a_step_that_overflows_is_skipped_and_halves_the_scale(clip_norm: float 
     assert output.objective.isfinite()
 
 
+def test_a_fused_optimizer_does_not_see_a_step_that_overflows() -> None:
+    """In its first step it would make a momentum, and leave it as the memory was."""
+    method, _ = made("ce")
+    optimizer = torch.optim.SGD(method.parameters(), 0.1, momentum=0.9, fused=True)
+    steep(method, 1e35)
+    step(method, scaler := LossScaler(CPU), optimizer)
+    assert scaler.skipped == 1
+    assert not optimizer.state
+
+
 def test_an_overflow_that_no_scale_prevents_is_an_error() -> None:
     method, _ = made("ce")
     optimizer = torch.optim.SGD(method.parameters(), 0.1)

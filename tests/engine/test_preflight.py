@@ -68,6 +68,18 @@ def test_rounding_is_refused_where_another_module_is_shipped(method: str, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_rounding_is_refused_beside_early_exits(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="early exits are not exported in 8 bits; drop it, or"):
+        dskd.distill(
+            student="resnet8",
+            teacher="resnet14",
+            data={"name": "digits", "val_fraction": 0.2},
+            train={"int8_rounding": True, "exits": True, "device": "cpu"},
+            out=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_a_method_has_to_say_is_logged_before_a_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -327,12 +327,28 @@ def test_progress_divides_by_the_first_losses_and_smoothing_averages() -> None:
     assert smoothed(torch.tensor([5.0, 8.0])).tolist() == [5, 8]  # eval left no trace
 
 
+@pytest.mark.parametrize("allocation", ["proportional", "hard-first", "easy-first", "uniform"])
+@pytest.mark.parametrize("settings", [{}, {"weight_sum": "one"}, {"allocation_smoothing": 0.5}])
+def test_a_map_without_a_prediction_takes_no_weight_from_predictions(
+    allocation: Any, settings: dict[str, Any]
+) -> None:
+    """The weights of the predictions are those of a student without that map."""
+    z_s, z_t, y, logits, maps, targets = made(3)
+    settings = {"allocation": allocation, "allocate": "separate", "gamma": 0.5} | settings
+    alone = DSKDObjective(**settings)(z_s, z_t, y, logits[:-1], maps[:-1], targets[:-1])
+    both = DSKDObjective(**settings)(z_s, z_t, y, logits[:-1], maps, targets, last_map_alone=True)
+    assert both.weights[:-1].tolist() == alone.weights.tolist()
+    assert both.weights[-1] == 0
+    assert len(both.feature_weights) == len(maps)
+    assert both.feature_weights[-1] > 0
+
+
 def test_the_history_of_the_losses_is_part_of_the_state() -> None:
     objective = DSKDObjective(allocate="separate", allocation_smoothing=0.5)
-    objective.remember(BRANCHES)
+    objective.remember(BRANCHES, BRANCHES)
     objective(*made(0))
     other = DSKDObjective(allocate="separate", allocation_smoothing=0.5)
-    other.remember(BRANCHES)
+    other.remember(BRANCHES, BRANCHES)
     other.load_state_dict(objective.state_dict())
     assert objective(*made(1)).shallow == other(*made(1)).shallow
     assert not DSKDObjective().state_dict()

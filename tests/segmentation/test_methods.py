@@ -209,8 +209,9 @@ def test_dskd_supervises_the_stages_that_are_named(teacher: SegmentationModel) -
     assert method.targets == [1]
     assert method.needs.stages == (1,)
     assert set(method.classifier_logits(batch().images)) == {"student", "stage2"}
-    with pytest.raises(InputError):
-        build(DenseDSKD, teacher, supervise=[5])
+    for none in (5, 0, -1):
+        with pytest.raises(InputError):
+            build(DenseDSKD, teacher, supervise=[none])
 
 
 def test_methods_with_a_teacher_need_one() -> None:

@@ -45,8 +45,10 @@ def exit_code(command: Callable[[], Any]) -> int:
         return say("stopped", 128 + signal.SIGINT)
     except click.UsageError as error:
         return say(_usage(error), 2)
-    except (click.ClickException, InputError) as error:
+    except click.ClickException as error:
         return say(str(error), 2)
+    except InputError as error:
+        return say(str(error), 2, own=error.of_one_process)
     except BrokenPipeError:  # the reader of a list has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -56,7 +58,7 @@ def exit_code(command: Callable[[], Any]) -> int:
     except ProcessLost as error:
         return say(str(error), 4, own=True)
     except NonFiniteError as error:
-        return say(str(error), 3)
+        return say(str(error), 3, own=error.of_one_process)
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise

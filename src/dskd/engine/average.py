@@ -47,6 +47,7 @@ class StudentAverage:
         )
         device = method.student.mean.device
         self.model = StagedModel(self._averaged.module, mean=mean, std=std).to_device(device)
+        self.model.int8 = method.student.int8
 
     @property
     def module(self) -> nn.Module:
@@ -79,8 +80,11 @@ class StudentAverage:
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def evaluate(self, loader: Loader) -> EvaluationResult:
-        """Evaluates the average on a split, with the BatchNorm statistics of rank 0."""
-        distributed.broadcast(self.model.buffers())
+        """Evaluates the average of rank 0 on a split.
+
+        Processes may differ in BatchNorm statistics, and in weights that a method makes of them.
+        """
+        distributed.broadcast([*self.model.parameters(), *self.model.buffers()])
         return evaluate_accuracy(
             self.model, lambda images: {"ema": self.model(images).logits}, loader
         )["ema"]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 
 from dskd import methods
 from dskd.config.schema import Recipe
@@ -21,6 +20,7 @@ from dskd.engine.lr_schedule import schedule_of
 from dskd.engine.mixing import build_mixing
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.other_classes import feature_settings
+from dskd.engine.sync_batchnorm import synchronized
 from dskd.engine.targets import NoTargets, soft_targets
 from dskd.engine.trainer import Trainer
 from dskd.engine.training_run import TrainingRun
@@ -52,6 +52,21 @@ def build_method(
     if teacher is not None and teacher.model.other_classes is not None:
         options = feature_settings(name, options, teacher.model, len(data.classes))
     return methods.find(name)(pair, **options)
+
+
+def method_on(
+    device: torch.device,
+    recipe: Recipe,
+    data: Dataset,
+    student: StagedModel,
+    teacher: FrozenTeacher | None,
+) -> Method:
+    """The recipe's method on the device that trains, with its 8-bit rounding if it has one."""
+    method = build_method(recipe, data, student, teacher).to(device)
+    method.student.to_device(device)
+    if recipe.train.int8_rounding:
+        method.student.int8 = Int8Rounding(method.student.module).to(device)
+    return method
 
 
 def _largest_batch(recipe: Recipe, data: Dataset) -> int:
@@ -171,12 +186,9 @@ def build_run(
     """
     device = data.train.device
     torch.manual_seed(_stream(recipe.seed, 1))
-    method = build_method(recipe, data.data, student, teacher_outputs.teacher).to(device)
-    method.student.to_device(device)
-    if recipe.train.int8_rounding:
-        method.student.int8 = Int8Rounding(method.student.module).to(device)
+    method = method_on(device, recipe, data.data, student, teacher_outputs.teacher)
     if recipe.train.sync_batchnorm:
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+        method = synchronized(method)
     if recipe.train.compile:
         method.student.keep_hooks()
         compile_in_place(method)

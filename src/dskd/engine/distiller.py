@@ -82,6 +82,11 @@ class Distiller(nn.Module):
         name = settings.pop("name", "dskd")
         kind = methods.find(name)
         options = methods.resolve(name, settings)
+        if kind.prepares(options):
+            raise InputError(
+                f"{name} prepares itself before the student trains, which a loop of your own does "
+                "not do; use dskd.distill or another method"
+            )
         _check(name, kind, teacher, images, labels)
         staged = _staged(student, student_stages, images)
         # In a tuple, so that the teacher is no part of parameters and state_dict.
@@ -160,11 +165,6 @@ def _check(
     labels: Tensor | None,
 ) -> None:
     """Refuses what a `Distiller` cannot train."""
-    if kind.prepare is not Method.prepare:
-        raise InputError(
-            f"{name} prepares itself before the student trains, which a loop of your own does not "
-            "do; use dskd.distill or another method"
-        )
     if kind.needs_teacher and teacher is None:
         raise InputError(f"{name} needs a teacher; give a trained module")
     if kind.remembers_images and labels is None:

@@ -83,7 +83,8 @@ def evaluate_accuracy(
 def own_batches(loader: Loader) -> Iterator[Tensor]:
     """The images that this process evaluates, for `dskd.runtime.distributed.shard_map`."""
     share = distributed.rank(), distributed.world_size()
-    return (images for images, _ in loader.in_order(evaluation_batch(loader), *share))
+    batches = (images for images, _ in loader.in_order(evaluation_batch(loader), *share))
+    return distributed.of_this_process(batches)
 
 
 def evaluation_batch(loader: Loader) -> int:

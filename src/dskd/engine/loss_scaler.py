@@ -48,10 +48,14 @@ class LossScaler:
         self._scaler.step(optimizer)
         self._scaler.update()
 
-    def skip(self, optimizer: torch.optim.Optimizer) -> None:
-        """Counts a step whose gradients overflowed, and halves the scale."""
+    def skip(self) -> None:
+        """Counts a step whose gradients overflowed, and halves the scale.
+
+        The optimizer is not called. A fused SGD would make its momentum in the first step, and
+        leave it without values.
+        """
         self.skipped += 1
-        self.step(optimizer)  # it finds the overflow and leaves the weights
+        self._scaler.update()
 
     def state(self) -> dict[str, Any]:
         """The scale, the steps since it changed, and the steps skipped in the epoch."""

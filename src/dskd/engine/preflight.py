@@ -17,6 +17,7 @@ from dskd.engine.method_warnings import log_warnings
 from dskd.engine.mixing import check_mixes
 from dskd.engine.optimizer import set_rate
 from dskd.engine.other_classes import log_other_classes
+from dskd.engine.sync_batchnorm import check_norms
 from dskd.engine.targets import check_learns_labels
 from dskd.engine.trainer import Trainer
 from dskd.engine.unlabelled import check_unlabelled, training_loader
@@ -116,6 +117,8 @@ def rehearse(
     check_unlabelled(recipe, data, method)
     if recipe.train.int8_rounding:
         _check_int8(recipe)
+    if recipe.train.sync_batchnorm:
+        check_norms(method)
     if recipe.train.exits:
         if recipe.data.labels == "none":
             raise InputError(
@@ -145,10 +148,11 @@ def _built(
 
 
 def _check_int8(recipe: Recipe) -> None:
-    """Refuses rounding where it would not round the student that is shipped, and its compilation.
+    """Refuses rounding where it would not round the student that is shipped, or cannot be used.
 
     Raises:
-        InputError: The method ships another module than the one it trains, or the recipe compiles.
+        InputError: The method ships another module than the one it trains, or the recipe compiles
+            or keeps early exits.
     """
     name = recipe.method.name
     if methods.find(name).deployed is not Method.deployed:
@@ -161,6 +165,11 @@ def _check_int8(recipe: Recipe) -> None:
         raise InputError(
             "train.int8_rounding=true is not compiled, as ranges are measured in each step; drop "
             "train.compile"
+        )
+    if recipe.train.exits:
+        raise InputError(
+            "train.int8_rounding=true prepares the student for 8 bits, and early exits are not "
+            "exported in 8 bits; drop it, or train.exits"
         )
 
 

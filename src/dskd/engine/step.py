@@ -159,7 +159,7 @@ class _Run:
         elif finite:
             scaler.step(optimizer)
         else:
-            scaler.skip(optimizer)
+            scaler.skip()
         return output
 
 

@@ -131,7 +131,7 @@ class Trainer(TrainerState):
         plan = self.plan(self.epoch, self.step_size, share[1])
         start = time.perf_counter()
         batches = self.loader.batches(plan, self.step_size, self.step, *share)
-        for loaded in self.metrics.timed(batches):
+        for loaded in self.metrics.timed(distributed.of_this_process(batches)):
             batch = self.with_targets(loaded)
             set_rate(self.optimizer, self.lr)
             averaged = self.average.module if self.average is not None else None

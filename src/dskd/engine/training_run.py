@@ -238,6 +238,8 @@ class TrainingRun:
         try:
             yield
         except NonFiniteError as error:
+            if error.of_one_process and distributed.world_size() > 1:
+                raise  # all processes write together, and the others do not know of it
             self.directory.write_json(NONFINITE, error.facts)
             path = self.directory.path / NONFINITE
             raise NonFiniteError(f"{error}; see {path}", error.facts) from error

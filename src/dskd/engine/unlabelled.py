@@ -53,8 +53,8 @@ def check_unlabelled(recipe: Recipe, data: Dataset, method: Method) -> None:
         method: Built for them.
 
     Raises:
-        InputError: The method needs the class of each image, or an epoch would have no image
-            without a label.
+        InputError: The method needs the class of each image, a batch is too small for both kinds,
+            or an epoch would have no image without a label.
     """
     if data.without_labels:
         _check_without_labels(recipe, method)
@@ -67,6 +67,8 @@ def check_unlabelled(recipe: Recipe, data: Dataset, method: Method) -> None:
             "another method, such as kd or dskd"
         )
     labelled, share = len(data.train), recipe.data.unlabelled_share
+    # With train.accumulate, a step has several parts; memory is planned for one of them.
+    step_sizes(recipe.train.batch_size, share, distributed.launched_world_size())
     if not unlabelled_bounds(labelled, *_step(recipe))[-1]:
         enough = math.ceil(100 / (labelled + 1)) / 100
         raise InputError(

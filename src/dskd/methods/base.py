@@ -98,6 +98,11 @@ class Method(nn.Module):
         """
         return cls.needs_teacher
 
+    @classmethod
+    def prepares(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether `prepare` has work to do with these settings."""
+        return cls.prepare is not Method.prepare
+
     def prepare(self, teacher_epochs: TeacherEpochs) -> None:
         """Trains parts that must be ready before the student trains; most methods have none.
 

@@ -177,11 +177,17 @@ class DSKDObjective(nn.Module):
         """The larger of the two weights of the labels."""
         return max(self.ce, self.gamma)
 
-    def remember(self, branches: int) -> None:
-        """Creates the history of the losses, if the settings need one."""
+    def remember(self, maps: int, predictions: int) -> None:
+        """Creates the history of the losses, if the settings need one.
+
+        Args:
+            maps: Number of maps.
+            predictions: Number of predictions; a last map may have none.
+        """
         if self.remembered is not None:
+            counts = [predictions, maps] if self.separate else [maps]
             self.history = nn.ModuleList(
-                AllocationHistory(branches, *self.remembered) for _ in range(1 + self.separate)
+                AllocationHistory(count, *self.remembered) for count in counts
             )
 
     @in_full_precision
@@ -208,12 +214,15 @@ class DSKDObjective(nn.Module):
             branch_maps: A_l(F_l).
             teacher_maps: F_t for each branch.
             shares: The shares of alpha and of beta that count.
-            last_map_alone: Whether the last map has no logits; its prediction counts as 0.
+            last_map_alone: Whether the last map has no logits. Its prediction counts as 0, and has
+                the weight 0 if predictions have weights of their own.
             targets: What cross-entropies learn (see `dskd.losses.ce`); None for the labels.
         """
         targets = labels if targets is None else targets
         check_same_shape(student_logits, teacher_logits, "logits [B, K]")
         _check_branches(student_logits, branch_logits, branch_maps, teacher_maps, last_map_alone)
+        if self.history is None:
+            self.remember(len(branch_maps), len(branch_logits))
         reduction: Reduction = "none" if self.per_sample else "mean"
         maps = zip(branch_maps, teacher_maps, strict=True)
         features = torch.stack([self.feature_loss(a, f, reduction) for a, f in maps])
@@ -221,11 +230,12 @@ class DSKDObjective(nn.Module):
             self.prediction_loss(z, teacher_logits, labels, reduction=reduction)
             for z in branch_logits
         ]
-        predictions = _padded(losses, len(features))
+        predictions = _padded(torch.stack(losses), len(features))
         by_labels = self._by_labels(branch_logits, targets, reduction, len(features))
         by_logits, by_maps = self.alpha * shares[0] * predictions, self.beta * shares[1] * features
         if self.separate:
-            weights = self._weights(self._basis(predictions, by_labels), len(student_logits))
+            basis = self._basis(predictions, by_labels)[: len(branch_logits)]
+            weights = _padded(self._weights(basis, len(student_logits)), len(features))
             feature_weights = self._weights(features, len(student_logits), history=1)
             by_logits = by_logits if by_labels is None else by_logits + by_labels
             weighted = weights * by_logits + feature_weights * by_maps
@@ -256,7 +266,7 @@ class DSKDObjective(nn.Module):
         """The branches' losses of the labels; None if they have no weight."""
         if not self.gamma:
             return None
-        entropies = [cross_entropy(z, targets, reduction) for z in branch_logits]
+        entropies = torch.stack([cross_entropy(z, targets, reduction) for z in branch_logits])
         return self.gamma * _padded(entropies, rows)
 
     def _weights(self, losses: Tensor, images: int, history: int = 0) -> Tensor:
@@ -264,8 +274,6 @@ class DSKDObjective(nn.Module):
         if self.per_sample:  # one process has all values of an image
             return allocate(losses, *self.rule)
         losses = distributed.weighted_mean(losses, images)
-        if self.history is None:
-            self.remember(len(losses))
         if self.history is not None:
             losses = self.history[history](losses)
         return allocate(losses, *self.rule)
@@ -305,12 +313,11 @@ def _check_per_sample(prediction_loss: str, feature_loss: str, remembers: bool) 
         )
 
 
-def _padded(values: list[Tensor], rows: int) -> Tensor:
-    """The values stacked, with rows of zeros for branches that have none."""
-    found = torch.stack(values)
-    if len(found) == rows:
-        return found
-    return torch.cat([found, found.new_zeros(rows - len(found), *found.shape[1:])])
+def _padded(values: Tensor, rows: int) -> Tensor:
+    """The values, with rows of zeros for branches that have none."""
+    if len(values) == rows:
+        return values
+    return torch.cat([values, values.new_zeros(rows - len(values), *values.shape[1:])])
 
 
 def _over_images(values: Tensor) -> Tensor:

@@ -253,7 +253,7 @@ class DSKD(BranchedMethod):
         if self.objective.standardizes:
             check_standardized(pair, "kd-standardized", "take kd, the default, as the logit loss")
         self.ce, self.hard_labels = self.objective.label_weight, self.objective.hard_labels
-        self.objective.remember(len(self.allocated))
+        self.objective.remember(len(self.allocated), len(self.supervised) + (deep_stage == "both"))
         self.fading = prediction_warmup, prediction_epochs, feature_epochs
         self.uncompiled = FADING if any(self.fading) else ""
         stages = [

@@ -241,6 +241,11 @@ class WKD(Method):
         """Unless only maps are compared."""
         return bool(settings["kd"]) or not settings["feature"]
 
+    @classmethod
+    def prepares(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether the cost of each two classes comes from the teacher's outputs."""
+        return cls.reads_classes(settings) and settings["cost"] != "classifier"
+
     def prepare(self, teacher_epochs: TeacherEpochs) -> None:
         """Computes the cost of each two classes from the teacher's outputs for their images."""
         if not self.compares_logits or self.cost_from == "classifier":

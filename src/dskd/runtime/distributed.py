@@ -71,6 +71,7 @@ __all__ = [
     "local_loss_scale",
     "local_rank",
     "local_rank_zero_first",
+    "of_this_process",
     "on_rank_zero",
     "previous_rows",
     "process_group",
@@ -155,6 +156,20 @@ def on_rank_zero(work: Callable[P, A]) -> Callable[P, A]:
         return said[0]  # type: ignore[return-value]
 
     return wrapper
+
+
+def of_this_process(items: Iterable[A]) -> Iterator[A]:
+    """Items that each process makes for itself, such as its share of the images.
+
+    Raises:
+        InputError: An item cannot be made. It is marked as met by this process alone, which then
+            says so (``of_one_process``).
+    """
+    try:
+        yield from items
+    except InputError as error:
+        error.of_one_process = True
+        raise
 
 
 def shard_map(work: Callable[[A], B], items: Iterable[A]) -> list[B]:

@@ -249,7 +249,9 @@ class CachedOutputs(TeacherOutputs):
         try:
             return self.records.pack(_in_a_full_batch(forward, images))
         except NonFiniteError as error:
-            raise NonFiniteError(str(error), step_facts(batch, ["teacher"])) from error
+            raised = NonFiniteError(str(error), step_facts(batch, ["teacher"]))
+            raised.of_one_process = True
+            raise raised from error
 
     def _record_numbers(self, batch: Batch) -> Indices:
         """The record of each sample of a batch."""

@@ -17,7 +17,7 @@ from dskd.config.schema import Recipe
 from dskd.data import Dataset
 from dskd.data.loader import DataLoaders
 from dskd.data.sampling import Sampling, sampled
-from dskd.engine.build import build_method, build_trainer
+from dskd.engine.build import build_trainer, method_on
 from dskd.engine.check.cost import check_cost, cost_reasons
 from dskd.engine.check.data import (
     DECODE_SECONDS,
@@ -202,8 +202,7 @@ def _trainer(
     """The trainer of a run without a cache and without torch's compiler."""
     recipe, device = prepared.recipe, data.train.device
     torch.manual_seed(recipe.seed)
-    method = build_method(recipe, data.data, student, teacher).to(device)
-    method.student.to_device(device)
+    method = method_on(device, recipe, data.data, student, teacher)
     return build_trainer(recipe, method, TeacherOutputs(teacher), training_loader(recipe, data))
 
 

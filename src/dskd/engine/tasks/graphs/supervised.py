@@ -18,6 +18,7 @@ from dskd.engine.tasks.graphs.losses import (
 from dskd.losses.allocation import Allocation, allocate
 from dskd.losses.logits import kd as kd_loss
 from dskd.methods.base import LearnsFrom
+from dskd.methods.checks import at_same_depth
 from dskd.methods.contracts import StepOutput, TeacherNeeds, require_outputs
 from dskd.models.output import ModelOutput
 from dskd.settings import Positive, Weight, checked
@@ -65,9 +66,9 @@ class GraphDSKD(GraphMethod):
     ) -> None:
         super().__init__(pair)
         assert pair.teacher_widths is not None, "this method needs a teacher"
-        depth, theirs = len(pair.student.widths), pair.teacher_widths
+        theirs = pair.teacher_widths
         self.ce = ce
-        self.targets = [-(-layer * len(theirs) // depth) - 1 for layer in range(1, depth + 1)]
+        self.targets = at_same_depth(len(pair.student.widths), len(theirs))
         self.needs = TeacherNeeds(logits=True, stages=tuple(sorted(set(self.targets))))
         widths = zip(pair.student.widths, self.targets, strict=True)
         self.adapters = nn.ModuleList(nn.Linear(width, theirs[layer]) for width, layer in widths)

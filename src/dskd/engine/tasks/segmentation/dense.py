@@ -16,11 +16,11 @@ from dskd.losses.allocation import Allocation, allocate
 from dskd.losses.feature_maps import feature_loss
 from dskd.methods.base import LearnsFrom
 from dskd.methods.branches import BranchOutput, MapAdapter
-from dskd.methods.checks import check_stages, shallow_stages
+from dskd.methods.checks import at_same_depth, check_stages, shallow_stages
 from dskd.methods.contracts import Pair, StepOutput, TeacherNeeds, require_outputs
 from dskd.models.output import ModelOutput
 from dskd.models.spec import StageSpec
-from dskd.settings import Positive, Weight, checked
+from dskd.settings import Count, Positive, Weight, checked
 
 
 class PixelKD(SegmentationMethod):
@@ -136,13 +136,14 @@ class DenseDSKD(PixelKD):
         alpha: Weight = 1.0,
         beta: Weight = 1.0,
         allocation: Allocation = "proportional",
-        supervise: list[int] | None = None,
+        supervise: list[Count] | None = None,
     ) -> None:
         super().__init__(pair, ce=ce, kd=kd, temperature=temperature)
         own, theirs = check_stages(pair)
         self.alpha, self.beta, self.allocation = alpha, beta, allocation
         self.supervised = shallow_stages(pair.student_spec, supervise)
-        self.targets = [-(-(stage + 1) * len(theirs) // len(own)) - 1 for stage in self.supervised]
+        paired = at_same_depth(len(own), len(theirs))
+        self.targets = [paired[stage] for stage in self.supervised]
         self.needs = TeacherNeeds(logits=True, stages=tuple(sorted({*self.targets})))
         self.branches = nn.ModuleList(
             DenseBranch(own[stage], theirs[target], self.classes)
