@@ -87,6 +87,21 @@ def test_own_images_get_the_size_of_the_student(
     assert "test_split" not in filled(given)["data"]
 
 
+def test_a_size_of_null_is_kept(photos: Path) -> None:
+    """The images keep their size, which they must share."""
+    given = values("resnet8")
+    given["data"] = {**data_settings("photos"), "size": None}
+    data, line = fill_in(given)
+    assert data["data"] == {"name": "folder", "root": "photos", "size": None, "test_split": 0.2}
+    assert "data.size" not in line
+
+
+def test_shards_without_a_pattern_are_refused_later(photos: Path) -> None:
+    given = values("resnet8")
+    given["data"] = {"name": "webdataset", "root": "photos"}
+    assert filled(given)["data"]["size"] == 64
+
+
 def test_the_student_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
 
@@ -316,6 +331,16 @@ def test_nothing_is_logged_about_a_recipe_that_is_refused(caplog: pytest.LogCapt
 def test_the_name_of_a_data_set_comes_before_a_folder(photos: Path) -> None:
     (photos.parent / "digits").mkdir()
     assert data_settings("digits") == {"name": "digits"}
+    tar = Path("train-0000.tar")
+    assert (
+        data_settings(tar)
+        == data_settings(str(tar))
+        == {
+            "name": "webdataset",
+            "root": ".",
+            "shards": "train-0000.tar",
+        }
+    )
     assert data_settings("./digits") == {"name": "folder", "root": "./digits"}
     assert data_settings(Path("photos")) == {"name": "folder", "root": "photos"}
 

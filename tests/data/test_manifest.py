@@ -226,6 +226,19 @@ def test_a_file_that_is_no_table_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("column", ["path", "label"])
+@pytest.mark.parametrize("value", [["a", "b"], {"bytes": b"x", "path": "a"}, b"cat"])
+def test_a_parquet_column_that_is_no_text_is_refused(
+    column: str, value: Any, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    row = {"path": "a.png", "label": "cat", column: value}
+    table = pytest.importorskip("pyarrow").Table.from_pylist([row])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=rf"the column '{column}' has the type .*text or numbers"):
+        load_dataset("manifest", root=tmp_path / "a.parquet")
+
+
 def test_semicolons_spaces_and_a_byte_order_mark_are_read(root: Path, tmp_path: Path) -> None:
     lines = [f"{row['path']}; {row['label']} ;{row['split']}" for row in rows_in(root)]
     text = "\n".join(["\ufeffpath; label;split", *lines, "", ""])

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dskd.config import recipe
 from dskd.config.schema import DataSettings
@@ -174,6 +176,22 @@ def test_images_that_cannot_be_used_are_left_out_on_demand(
     assert (len(found.train), len(found.test)) == (11, 6)
     assert found.skipped[0].endswith(": damaged")
     assert same(found, load_dataset("folder", root=root, **options, skip_bad=True))
+
+
+def test_images_of_few_levels_are_told_after_a_failed_attempt_too(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "root", side=20)
+    for path in root.rglob("*.png"):
+        levels = np.asarray(Image.open(path).convert("L"), np.uint16) * 16  # 12 bits
+        Image.fromarray(levels).save(path)
+    (root / "train/dog/1.png").write_bytes(b"no image")
+    options: Settings = {"size": 12, "cache_dir": tmp_path / "cache", "loading": "memory"}
+    with pytest.raises(InputError, match="cannot decode"):
+        load_dataset("folder", root=root, **options)
+    notes = load_dataset("folder", root=root, **options, skip_bad=True).notes
+    anew = options | {"cache_dir": tmp_path / "other"}
+    expected = load_dataset("folder", root=root, **anew, skip_bad=True).notes
+    assert notes == expected
+    assert any("16" in note and "bit" in note for note in notes), notes
 
 
 def plan(settings: Settings, out: Path, *overrides: str) -> Any:

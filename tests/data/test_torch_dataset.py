@@ -132,6 +132,10 @@ def test_interpolation_is_for_images_that_are_resized() -> None:
     whole = validate(DataSettings, {"name": "<Dataset>", "interpolation": "bilinear"})
     with pytest.raises(InputError, match=r"data\.interpolation does nothing without data\.crop_sc"):
         load_data(whole, make_dataset(size=8))
+    for key, value in (("interpolation", "bilinear"), ("crop_pct", 0.875)):
+        unused = validate(DataSettings, {"name": "<TensorDataset>", key: value})
+        with pytest.raises(InputError, match=rf"data\.{key} .*data\.size"):
+            load_data(unused, given)
     cropped = whole.model_copy(update={"crop_scale": (0.5, 1.0)})
     assert len(load_data(cropped, make_dataset(size=8)).train)
 
@@ -217,6 +221,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "bool": ((torch.ones(3, 8, 8, dtype=torch.bool), 0), "has values of the type bool; give uint8"),
     "nan": ((torch.full((3, 8, 8), float("nan")), 0), "has values that are not finite"),
     "a batch": ((pixels(2), 0), r"has the shape \[2, 3, 8, 8\]; give \[C, H, W\]"),
+    "channels last": (
+        (torch.zeros(32, 24, 3, dtype=torch.uint8), 0),
+        r"has the shape \[32, 24, 3\], as if channels came last; give \[C, H, W\], as image.perm",
+    ),
     "a path": (("a.png", 0), "is a str; give an image of Pillow, an array or a tensor"),
     "no label": ((pixels(1)[0],), r"is a tuple of 1, not a pair \(image, label\)"),
     "an image alone": (pixels(1)[0], r"is a Tensor of shape \[3, 8, 8\], not a pair"),
@@ -256,6 +264,26 @@ def test_random_transforms_are_refused() -> None:
 
     with pytest.raises(InputError, match=r"another one when it is read again.*data\.flip"):
         read(Pairs(sample, 8), test_split=0.5)
+
+
+def test_what_is_drawn_at_random_is_the_same_in_each_process() -> None:
+    """Few images are random, so none of those that are read twice is."""
+
+    def sample(index: int) -> Any:
+        image = pixels(1)[0]
+        if index == 5:
+            image = image + torch.randint(0, 9, (1,)).to(torch.uint8)
+        return image, index % 2
+
+    state = torch.get_rng_state()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(read(Pairs(sample, 64), Pairs(sample, 4)).train.images)
+        assert torch.equal(torch.get_rng_state(), before)
+    torch.set_rng_state(state)
+    assert torch.equal(*found)
 
 
 def test_names_of_classes_are_found_also_in_subsets_and_chains() -> None:

@@ -72,7 +72,7 @@ def fill_in(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     plain = cache(lambda: _is_plain(sections["student"]))
     for section, choices in (("data", _data(sections, plain)), *_training(sections, plain)):
         for key, value in choices.items():
-            if sections[section].get(key) is None:
+            if key not in sections[section]:
                 sections[section][key] = filled[section][key] = value
                 added.append(f"{section}.{key}={_text(value)}")
     whole = {**values, **{key: section for key, section in filled.items() if section}}
@@ -85,11 +85,13 @@ def _data(sections: Mapping[str, dict[str, Any]], plain: Callable[[], bool]) -> 
     chosen: dict[str, Any] = {}
     if are_files(data.get("name", "")):
         root: Path | None = data.get("root")
-        chosen["size"] = data.get("size") or _size(sections["student"], data, plain)
+        size = data["size"] if "size" in data else _size(sections["student"], data, plain)
+        chosen["size"] = size
         bare = root is not None and not any((root / split).is_dir() for split in EVALUATION)
         if data["name"] == "folder" and bare:
             chosen["test_split"] = HELD_OUT
-        chosen |= _of_published(sections["teacher"], chosen["size"])
+        if size is not None:
+            chosen |= _of_published(sections["teacher"], size)
     if not data.keys() & {"augment", *AUGMENTATIONS}:
         chosen |= _augmentation(sections, data.get("size") or chosen.get("size"))
     return chosen

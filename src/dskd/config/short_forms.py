@@ -37,8 +37,9 @@ def data_settings(given: str | os.PathLike[str]) -> dict[str, Any]:
     if isinstance(given, str) and given.startswith("hf/"):
         place = given.removeprefix("hf/")
         return {"name": "hf", "root" if as_path(place, "data").exists() else "hub": place}
-    if isinstance(given, str) and (SHARDS.search(given) or "://" in given):
-        return _shards(given)
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
+    if SHARDS.search(text) or (isinstance(given, str) and "://" in given):
+        return _shards(text)
     path = as_path(given, "data")
     if path.exists():
         return _of_path(path) | {"root": os.fspath(given)}

@@ -32,25 +32,40 @@ class DecodedImages:
         self.files = files
         self.path = cache_folder(cache) / f"unfinished-{place_of(files, key)}.safetensors"
 
-    def rows(self, names: PathList) -> dict[int, NDArray[np.uint8]]:
-        """The images that are there and whose files have not changed, by the index of the name."""
+    def read(self, names: PathList) -> tuple[dict[int, NDArray[np.uint8]], float | None]:
+        """Reads what is there.
+
+        Args:
+            names: The wanted images.
+
+        Returns:
+            The images whose files have not changed, by the index of the name, and the largest value
+            of those with 16 bits or more (`dskd.data.image_decoding.Decoded`).
+        """
         try:
             with safe_open(self.path, framework="np") as file:
                 stamps = json.loads(file.metadata()["stamps"])
+                deepest = json.loads(file.metadata()["deepest"])
                 images = file.get_tensor("images")
         except Exception:  # missing or damaged: all is decoded again
-            return {}
+            return {}, None
         row_of = {(name, stamp): row for row, (name, stamp) in enumerate(stamps)}
         wanted = enumerate(self._stamps(names))
-        return {index: images[row_of[key]] for index, key in wanted if key in row_of}
+        return {index: images[row_of[key]] for index, key in wanted if key in row_of}, deepest
 
-    def write(self, names: PathList, images: Tensor) -> None:
-        """Writes images. Nothing happens if the disk does not take them."""
-        stamps = self._stamps(names)
+    def write(self, names: PathList, images: Tensor, deepest: float | None) -> None:
+        """Writes images. Nothing happens if the disk does not take them.
+
+        Args:
+            names: Of their files.
+            images: uint8, ``[N, C, height, width]``.
+            deepest: See `read`.
+        """
+        facts = {"stamps": json.dumps(self._stamps(names)), "deepest": json.dumps(deepest)}
         with contextlib.suppress(Exception):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with part_for(self.path) as part:
-                save_file({"images": images}, part, {"stamps": json.dumps(stamps)})
+                save_file({"images": images}, part, facts)
 
     def _stamps(self, names: PathList) -> list[tuple[str, str]]:
         """The name of each file, with what changes when the file does, as text."""

@@ -29,7 +29,7 @@ def typical_side(data: Mapping[str, Any]) -> int | None:
     Returns:
         None if no image can be opened.
     """
-    if not (data.get("root") or data.get("hub")):
+    if not (data.get("root") or (data["name"] == "hf" and data.get("hub"))):
         return None
     sides = list(islice(_sides(_FIRST_IMAGES[data["name"]](data)), SAMPLE))
     return int(statistics.median(sides)) if sides else None
@@ -58,7 +58,7 @@ def _of_shards(data: Mapping[str, Any]) -> Iterator[io.BytesIO]:
     from dskd.data.shard_index import first_images
     from dskd.data.shard_list import local_shards
 
-    shards = local_shards(data["root"], read_options(None, None, shards=data["shards"]).shards)
+    shards = local_shards(data["root"], read_options(None, None, shards=data.get("shards")).shards)
     return map(io.BytesIO, islice(first_images(shards[0]), SAMPLE) if shards else ())
 
 

@@ -264,6 +264,8 @@ def _read_parquet(path: Path, columns: _Columns) -> Iterator[Values]:
             names = file.schema_arrow.names
             columns.check(names)
             wanted = {columns.image, columns.label, columns.split} & {*names}
+            for name in sorted(wanted):
+                _check_type(path, name, file.schema_arrow.field(name).type)
             number = 0
             for batch in file.iter_batches(columns=sorted(wanted)):
                 for row in batch.to_pylist():
@@ -271,6 +273,19 @@ def _read_parquet(path: Path, columns: _Columns) -> Iterator[Values]:
                     yield columns.values(row, f"row {number}")
     except ArrowException as error:
         raise InputError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def _check_type(path: Path, name: str, type_: Any) -> None:
+    """Refuses a column of a Parquet file whose values are no text and no numbers."""
+    from pyarrow import types
+
+    values = type_.value_type if types.is_dictionary(type_) else type_
+    if types.is_nested(values) or "binary" in str(values):
+        raise InputError(
+            f"{path}: the column {name!r} has the type {brief(str(type_))}, and text or numbers "
+            "are needed; name another one with data.image_column, data.label_column or "
+            "data.split_column, or read a folder of files that hold images with data.name=hf"
+        )
 
 
 _READERS: Mapping[str, Callable[[Path, _Columns], Iterator[Values]]] = {

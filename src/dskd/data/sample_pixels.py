@@ -153,6 +153,11 @@ def _channels_first(image: Tensor | Array) -> Array:
         raise ValueError(f"has the shape {list(array.shape)}; give {needed} or [H, W]")
     if array.ndim == 2:
         return array[None]
+    if isinstance(image, Tensor) and array.shape[2] <= 4 < array.shape[0]:
+        raise ValueError(
+            f"has the shape {list(array.shape)}, as if channels came last; give [C, H, W], as "
+            "image.permute(2, 0, 1) does"
+        )
     is_last = not isinstance(image, Tensor) and (array.shape[2] <= 4 or array.shape[0] > 4)
     return array.transpose(2, 0, 1) if is_last else array
 

@@ -19,7 +19,7 @@ from dskd.data.catalog import Loading
 from dskd.data.dataset import Dataset, Samples, Split, channel_statistics, distinct_names
 from dskd.data.pixels import RGB, PixelForm, shallow
 from dskd.data.sample_pixels import Traits, together
-from dskd.data.sample_reader import SampleReader, type_name
+from dskd.data.sample_reader import SampleReader, kept_generators, seed_generators, type_name
 from dskd.data.sample_split import READ_TWICE, sample_bytes, stream_samples
 from dskd.data.streamed_images import must_stream, statistics_of_some
 from dskd.data.subset import HELD_OUT, held_out_note, hold_out
@@ -182,15 +182,24 @@ def _bytes(reader: SampleReader, count: int, workers: int) -> int:
 def _in_memory(reader: SampleReader) -> tuple[Split, Traits]:
     """All images and labels, read once, and the traits of the images.
 
+    As for streamed images, the random generators have the same state before each sample is read.
+
     Raises:
         InputError: See `TorchSplits.read`.
     """
+    with kept_generators():
+        return _all_samples(reader)
+
+
+def _all_samples(reader: SampleReader) -> tuple[Split, Traits]:
     count = len(reader)
+    seed_generators(0)
     first, _, traits = reader.read(0)
     require_memory(count * first.numel(), f"the {count} {reader.what} images", OR_STREAM)
     images = torch.empty((count, *first.shape), dtype=torch.uint8)
     labels = torch.empty(count, dtype=torch.int64)
     for index in range(count):
+        seed_generators(index)
         image, labels[index], own = reader.read(index)
         if image.shape != first.shape:
             raise reader.differs(index, image.shape, first.shape)
@@ -198,6 +207,7 @@ def _in_memory(reader: SampleReader) -> tuple[Split, Traits]:
         traits = together((traits, own))
     step = max(1, count // READ_TWICE)
     for index in range(0, count, step):
+        seed_generators(index + count)  # a random data set gives another image then
         if not torch.equal(reader.read(index)[0], images[index]):
             raise reader.is_random(index)
     return Split(images, labels, tuple(map(str, range(count)))), traits

@@ -59,6 +59,8 @@ def load_data(settings: DataSettings, given: GivenData | None = None) -> Dataset
             f"this run's images were given in Python as {settings.name}; give them again there, as "
             "in dskd.evaluate(run, data=dataset) or dskd.write_report(run, data=dataset)"
         )
+    if are_own(settings.name):
+        _check_resizing(settings, settings.size is not None)
     if settings.labels == "none":
         return _without_labels(settings)
     left_out = {"name", "labels", "unlabelled", "unlabelled_share", *AUGMENTATIONS}
@@ -152,8 +154,7 @@ def _given(settings: DataSettings, given: GivenData) -> Dataset:
     for key in sorted(refused):
         if not settings.is_default(key):
             raise InputError(f"data.{key} does not apply to images given in Python; drop it")
-    if isinstance(given, Dataset):
-        _check_resizing(settings)
+    _check_resizing(settings, None if isinstance(given, Dataset) else settings.size is not None)
     data = _read(settings, given)
     if data.unlabelled is not None:
         train, others = shared_workers(data.train, data.unlabelled, settings.unlabelled_share)
@@ -161,11 +162,22 @@ def _given(settings: DataSettings, given: GivenData) -> Dataset:
     return take_part(data, settings.classes, *_fractions(settings))
 
 
-def _check_resizing(settings: DataSettings) -> None:
-    """Refuses a way of resizing where nothing is resized: the images have their size already."""
-    is_used = settings.crop_scale is not None or settings.unlabelled is not None
+def _check_resizing(settings: DataSettings, resizes: bool | None) -> None:
+    """Refuses a way of resizing where nothing is resized.
+
+    Args:
+        settings: Of the data.
+        resizes: Whether images are resized; None if they cannot be, since they are in memory.
+
+    Raises:
+        InputError: ``crop_pct`` or ``interpolation`` would do nothing.
+    """
+    if resizes is False and settings.crop_pct != 1:
+        raise InputError("data.crop_pct needs data.size, to which the images are resized")
+    is_used = resizes or settings.crop_scale is not None or settings.unlabelled is not None
     if settings.interpolation is not None and not is_used:
-        raise InputError("data.interpolation does nothing without data.crop_scale; drop it")
+        uses = "data.crop_scale" if resizes is None else "data.size or data.crop_scale"
+        raise InputError(f"data.interpolation does nothing without {uses}; drop it")
 
 
 def _fractions(settings: DataSettings) -> tuple[float, float, float]:
