@@ -32,11 +32,13 @@ from dskd.engine.exit_calibration import (
     find_policies,
     fit_temperature,
 )
+from dskd.engine.keep_exits import check_exits
 from dskd.errors import InputError
+from dskd.methods.dskd import DSKD
 from dskd.models.cost import model_cost
 from dskd.models.early_exits import NEVER, EarlyExitStudent, ExitCosts
 from dskd.storage.exit_file import read_exits
-from tests.builders import make_dataset, stop_at, trusted
+from tests.builders import make_dataset, make_pair, staged, stop_at, trusted
 
 METHOD = {"name": "dskd", "feature_target": "last", "alpha": 0, "beta": 0.1, "gamma": 1, "kd": 0}
 LOSS = 3.0
@@ -376,6 +378,13 @@ def test_a_run_that_cannot_keep_exits_is_refused_before_it_starts(
         distil(tmp_path / "run", **changes)
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_vgg_of_the_zoo_can_keep_exits() -> None:
+    data = make_dataset(size=32)
+    data = replace(data, validation=data.test)
+    pair, _ = make_pair(staged("vgg8"), staged("resnet14"), data)
+    check_exits("dskd", DSKD(pair), data)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 import dskd
 from dskd.config.recipe import resolve
-from dskd.deploy import executorch, latency
+from dskd.deploy import executorch, latency, torch_export
 from dskd.deploy.caller import caller
 from dskd.deploy.export import default_path, export_file
 from dskd.deploy.formats import FORMATS, find_format
@@ -295,6 +295,32 @@ def test_what_cannot_be_measured_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert "not measured" in found.card.read_text()
     again = dskd.export(done.path, format="torch-export", student=net, data=data)
     assert again.measured.accuracy["exported"].top1 == done.test_accuracy
+
+
+class Viewing(torch.nn.Module):
+    """Flattens its map with a view, as many networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(784, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(self.conv(x).view(x.size(0), -1))
+        return logits
+
+
+@pytest.mark.slow
+def test_images_whose_channels_come_last_in_memory_are_taken(tmp_path: Path) -> None:
+    net, data = Viewing(), make_dataset(4, per_class=3)
+    done = dskd.train(net, data=data, train={"epochs": 1, "batch_size": 4}, out=tmp_path / "run")
+    found = dskd.export(done.path, format="torch-export", student=net, measure=False)
+    student = dskd.load_deployed(done.path, student=net)
+    graph = student_graph(InputContract(student, None, True))
+    images = np.random.default_rng(0).random((2, 16, 16, 3), np.float32).transpose(0, 3, 1, 2)
+    run = torch_export.runner(found.path, graph)
+    np.testing.assert_array_equal(run(images), run(np.ascontiguousarray(images)))
+    program = caller(InputContract(student, None, True), FORMATS["torch-export"], "a.pt2")
+    assert "torch.from_numpy(np.ascontiguousarray(pixels))" in program
 
 
 def test_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:

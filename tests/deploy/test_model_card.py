@@ -17,7 +17,7 @@ from dskd.deploy.caller import caller
 from dskd.deploy.formats import FORMATS
 from dskd.deploy.input_contract import InputContract
 from dskd.deploy.latency import Latency
-from dskd.deploy.measure import Measurements
+from dskd.deploy.measure import Accuracy, Measurements
 from dskd.deploy.model_card import CardParts, RunFacts, model_card, saved_card
 from dskd.deploy.predict import read_image
 from dskd.deploy.student import Which
@@ -156,6 +156,45 @@ def test_the_programs_load_a_model_of_ones_own(run: Path, name: str, own: str) -
     program = caller(InputContract(student, None, False), FORMATS["safetensors"], "a.safetensors")
     assert f"dskd.load_deployed('a.safetensors'{own})\n" in program
     assert f'from_pretrained("."{own})' in saved_card(student).text
+
+
+def test_a_part_of_ones_own_method_needs_its_code(run: Path) -> None:
+    student = dskd.load_deployed(run)
+    own = {"method": "mine:Method", "deploy_config": {"width": 3}}
+    for name, said in (("resnet8", ", allow_code=True"), ("<Net>", ", student=module, allow_code")):
+        changed = replace(student, name=name, metadata={**student.metadata, **own})
+        program = caller(
+            InputContract(changed, None, False), FORMATS["safetensors"], "a.safetensors"
+        )
+        assert f"dskd.load_deployed('a.safetensors'{said}" in program
+
+
+def test_a_method_without_a_teacher_names_none(tmp_path: Path) -> None:
+    """A recipe may hold a teacher that the method does not use."""
+    run = dskd.distill(
+        recipe="digits",
+        data={"fraction": 0.1},
+        method="byot",
+        train={"epochs": 1},
+        out=tmp_path / "run",
+        verbose=0,
+    ).path
+    facts = RunFacts.read(run)
+    assert facts.recipe.teacher is None
+    card = model_card(parts(run, facts=facts)).text
+    assert "Trained on labels by the method `byot`" in card
+    assert "resnet20" not in card
+
+
+def test_agreement_is_not_called_accuracy(run: Path) -> None:
+    facts = RunFacts.read(run)
+    data = facts.recipe.data.model_copy(update={"labels": "none"})
+    without = replace(facts, recipe=facts.recipe.model_copy(update={"data": data}))
+    accuracy = {"student": Accuracy(80.0, None, 50), "exported": Accuracy(82.0, None, 50)}
+    card = model_card(
+        parts(run, facts=without, qat=3, int8=True, measured=Measurements(accuracy=accuracy))
+    )
+    assert "- Agreement with the teacher of the student: 80.00 % as trained" in card.text
 
 
 def images_of_all_modes(folder: Path) -> list[Path]:

@@ -130,6 +130,11 @@ def test_what_is_missing_is_reported_before_the_training(
     [
         ({"qat": 1}, "quantization-aware training is for 8 bits; add int8=True"),
         ({"int8": True, "qat_lr": 0.1}, "a learning rate is for training; add qat=3"),
+        ({"int8": True, "qat": 0}, "qat: a number of epochs of at least 1 is needed, got 0"),
+        (
+            {"int8": True, "qat": 1, "qat_lr": -0.1},
+            "qat_lr: a learning rate above 0 is needed, got -0.1",
+        ),
     ],
 )
 def test_options_that_do_nothing_are_refused(

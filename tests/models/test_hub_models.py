@@ -24,6 +24,7 @@ from dskd.data import Dataset
 from dskd.data.loader import NO_LABEL
 from dskd.deploy.student import load_file
 from dskd.engine import named_classes
+from dskd.engine.build_model import build_model
 from dskd.engine.prepare import prepare
 from dskd.engine.teacher_labels import training_data
 from dskd.engine.user_objects import UserObjects
@@ -402,6 +403,25 @@ def test_images_without_labels_get_the_names_of_a_published_teacher(recipe: Reci
     )
     plan = recipe({"name": VIT, "pretrained": True, "epochs": 0, "trust": True})
     assert training_data(plan, UserObjects(data=data)).classes == NAMES
+
+
+def test_a_published_teacher_without_a_classifier_teaches_features_alone(
+    cache: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    shutil.copytree(folder_of(cache, VIT), tmp_path / "vit")
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    name = write(tmp_path / "vit", config | {"architectures": ["ViTModel"]})
+    assert published_classes(name) == 0
+    data = make_dataset(3, per_class=6, size=32)
+    plan = recipe({"name": name, "pretrained": True, "epochs": 0})
+    model = build_model(plan.teacher, data, 0)
+    assert model.other_classes == 0
+    assert not model(data.train.images[:2]).logits.any()
+    unknown = data.train.relabelled(torch.full((len(data.train),), NO_LABEL))
+    without = replace(data, train=unknown, test=unknown, classes=(), without_labels=True)
+    with pytest.raises(InputError, match="have no classifier, so the teacher predicts no classes"):
+        training_data(plan, UserObjects(data=without))
 
 
 def write(folder: Path, config: Any) -> str:

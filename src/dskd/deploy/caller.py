@@ -6,6 +6,7 @@ from typing import Any
 
 from dskd.deploy.formats import Format
 from dskd.deploy.input_contract import CONTRACT, INPUT, InputContract
+from dskd.deploy.student import DeployedStudent
 from dskd.models.catalog import TIMM
 
 _LOAD = {
@@ -36,9 +37,9 @@ expects = json.loads(program.load_method({key!r}).execute([])[0])""",
 _CALL = {
     "onnx": "model.run(None, {{{name!r}: pixels}})[0]",
     "openvino": "model(pixels)[0]",
-    "torch-export": "model(torch.from_numpy(pixels)).detach().numpy()",
+    "torch-export": "model(torch.from_numpy(np.ascontiguousarray(pixels))).detach().numpy()",
     "executorch": "model.execute([torch.from_numpy(np.ascontiguousarray(pixels))])[0].numpy()",
-    "safetensors": "model(torch.from_numpy(pixels)).detach().numpy()",
+    "safetensors": "model(torch.from_numpy(np.ascontiguousarray(pixels))).detach().numpy()",
 }
 _PROGRAM = """import json
 import sys
@@ -72,20 +73,22 @@ for path, probabilities in zip(sys.argv[1:], dskd.predict(student, sys.argv[1:])
 """
 
 
-def hub_caller(name: str) -> str:
+def hub_caller(student: DeployedStudent) -> str:
     """A program that loads a folder of ``save_pretrained``, or a repository of the Hub.
 
     Args:
-        name: The name of the student's model.
+        student: The student.
     """
-    return _OF_HUB.format(own=_own(name))
+    return _OF_HUB.format(own=_own(student))
 
 
-def _own(name: str) -> str:
-    """The further argument with which a model of the user's own is loaded."""
-    if name.startswith("<"):
-        return ", student=module"
-    return ", allow_code=True" if ":" in name else ""
+def _own(student: DeployedStudent) -> str:
+    """The further arguments with which a model or a method of the user's own is loaded."""
+    given = ", student=module" if student.name.startswith("<") else ""
+    method = student.metadata["method"] if student.metadata["deploy_config"] else ""
+    # A module that is given needs no code, but the part that a method ships beside it may.
+    runs_code = ":" in method or (not given and ":" in student.name)
+    return f"{given}, allow_code=True" if runs_code else given
 
 
 def caller(contract: InputContract, form: Format, path: str) -> str:
@@ -110,7 +113,7 @@ def caller(contract: InputContract, form: Format, path: str) -> str:
             _timm(contract, path),
         )
     else:
-        return _IN_DSKD.format(path=path, own=_own(contract.student.name))
+        return _IN_DSKD.format(path=path, own=_own(contract.student))
     return _PROGRAM.format(
         imports=imports,
         load=load,

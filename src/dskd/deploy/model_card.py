@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dskd import methods
 from dskd.config.schema import Recipe
 from dskd.deploy.caller import hub_caller
 from dskd.deploy.card_exits import exits_section, table
@@ -68,6 +69,9 @@ class RunFacts:
         """
         # The run has resolved it, and the method need not be here: it may be the user's own class.
         recipe = validate(Recipe, read_yaml_file(folder / RECIPE, "recipe"))
+        method = recipe.method.name
+        if method in methods.names() and not methods.find(method).needs_teacher:
+            recipe = recipe.model_copy(update={"teacher": None})
         path = folder / RESULT
         found = read_json(path, ResultFile, f"remove {path}") if path.is_file() else None
         return cls(recipe, found.model_dump() if found is not None else {})
@@ -146,7 +150,7 @@ def saved_card(student: DeployedStudent, license: str | None = None) -> ModelCar
     return model_card(
         CardParts(
             contract,
-            hub_caller(student.name),
+            hub_caller(student),
             WEIGHTS,
             "PyTorch",
             RunFacts.read(student.run) if student.run is not None else None,
@@ -262,9 +266,8 @@ def _computes_otherwise(parts: CardParts, facts: RunFacts) -> bool:
 def _weights(student: DeployedStudent, result: Mapping[str, Any]) -> str:
     """Which weights of the run these are."""
     if student.which != "best":
-        return {"last": "of the last epoch", "ema": "the moving average (`train.ema`)"}[
-            student.which
-        ]
+        last = student.which == "last"
+        return "of the last epoch" if last else "the moving average (`train.ema`)"
     if not result:
         return "of the best epoch of a run that is not finished"
     epoch = f"of the best epoch, {result['best_epoch']}, which was chosen on the"
@@ -273,12 +276,17 @@ def _weights(student: DeployedStudent, result: Mapping[str, Any]) -> str:
     return f"{epoch} test images, so the accuracy on them is too optimistic"
 
 
+def _metric(facts: RunFacts | None) -> tuple[str, str]:
+    """What was measured, and on which images."""
+    if facts is not None and facts.metric == "agreement":
+        return "Agreement with the teacher", "images held out"
+    return "Accuracy", "test images"
+
+
 def _quality(parts: CardParts) -> str:
     """Accuracy, difference and times."""
     measured, lines = parts.measured, []
-    title, images = "Accuracy", "test images"
-    if parts.facts is not None and parts.facts.metric == "agreement":
-        title, images = "Agreement with the teacher", "images held out"
+    title, images = _metric(parts.facts)
     if parts.facts is not None:
         weights = _weights(parts.contract.student, parts.facts.result)
         lines.append(f"- Weights: {weights}")
@@ -339,4 +347,4 @@ def _qat(parts: CardParts) -> list[str]:
     known = [f"{one.top1:.2f} % {what}" for what, one in steps.items() if one is not None]
     if not known:
         return [f"- Finished by {parts.qat} epochs of quantization-aware training"]
-    return [f"- Accuracy of the student: {', '.join(known)}"]
+    return [f"- {_metric(parts.facts)[0]} of the student: {', '.join(known)}"]

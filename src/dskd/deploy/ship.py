@@ -183,6 +183,10 @@ def _check_int8_options(options: ShipOptions) -> None:
         raise InputError(f"quantization-aware training is for 8 bits; add {option('int8')}")
     if options.qat is None and options.qat_lr is not None:
         raise InputError(f"a learning rate is for training; add {option('qat', '3')}")
+    if options.qat is not None and not (isinstance(options.qat, int) and options.qat >= 1):
+        raise InputError(f"qat: a number of epochs of at least 1 is needed, got {options.qat!r}")
+    if options.qat_lr is not None and not 0 < options.qat_lr < math.inf:
+        raise InputError(f"qat_lr: a learning rate above 0 is needed, got {options.qat_lr!r}")
 
 
 def _before_qat(deployed: DeployedStudent, plan: _Plan) -> dict[str, Accuracy]:

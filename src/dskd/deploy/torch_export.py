@@ -58,7 +58,9 @@ def runner(path: Path, graph: StudentGraph, threads: int = 0) -> Runner:
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            logits: NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
+            # Channels that come last in memory would not fit a map that the graph views as a row.
+            rows = torch.from_numpy(np.ascontiguousarray(images))
+            logits: NDArray[np.float32] = module(rows).numpy()
         return logits
 
     return run

@@ -87,7 +87,7 @@ def build_model(
     if weights_file(settings) is not None:
         load_file(model, settings, facts, data)
     if is_as_published(settings):
-        match_names(model, settings.name, data)
+        _match_classes(model, settings, data)
     return model
 
 
@@ -116,6 +116,15 @@ def _with_its_classes(
         own = classes_in_file(module, settings, facts, data)
         return module if own == classes else build(own)
     return module
+
+
+def _match_classes(model: StagedModel, settings: ModelSettings, data: Dataset) -> None:
+    """Puts the logits of a published teacher into the data's order, or turns them off."""
+    fits_head = isinstance(settings, TeacherSettings) and settings.head == "fit"
+    if published_classes(settings.name) == 0 and not fits_head:
+        model.ignore_logits(0, len(data.classes))  # its classifier has random weights
+    else:
+        match_names(model, settings.name, data)
 
 
 def is_as_published(settings: ModelSettings) -> bool:

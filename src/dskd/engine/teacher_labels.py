@@ -27,7 +27,7 @@ from dskd.engine.load_checkpoint import weights_file
 from dskd.engine.unlabelled import labels_alone_error
 from dskd.engine.user_objects import UserObjects
 from dskd.errors import InputError, as_given, printable
-from dskd.models.native import published_names
+from dskd.models.native import published_classes, published_names
 from dskd.models.spec import describe
 from dskd.models.trace import TRACED
 from dskd.settings import Settings
@@ -71,6 +71,11 @@ def _check_head(teacher: TeacherSettings, objects: UserObjects) -> None:
         raise InputError(
             f"data.labels=none: there are no labels to train the teacher {teacher.name} by; give "
             "teacher.checkpoint, or teacher.pretrained=true with teacher.epochs=0"
+        )
+    if objects.teacher is None and published and published_classes(teacher.name) == 0:
+        raise InputError(
+            f"data.labels=none: the published weights of {teacher.name} have no classifier, so the "
+            "teacher predicts no classes; take a teacher that has one"
         )
 
 

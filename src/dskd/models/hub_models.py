@@ -31,7 +31,7 @@ class Published:
     """What a repository says about its model.
 
     Attributes:
-        classes: Number of classes.
+        classes: Number of classes; 0 if the weights have no classifier.
         names: Name of each class, by label; None if it does not name them.
         channels: Channels of the images.
         size: Height and width of the images; None if it does not say.
@@ -212,9 +212,11 @@ def _of_transformers(model: HubModel) -> Published:
         _side(shown.get("crop_size")) or _side(shown.get("size")) or _side(config.get("image_size"))
     )
     mean, std = _statistics(shown)
+    heads = config.get("architectures") or ["ForImageClassification"]
+    is_classifier = any("ForImageClassification" in head for head in heads)
     return Published(
-        classes=len(labels),
-        names=_names(labels, len(labels)),
+        classes=len(labels) if is_classifier else 0,
+        names=_names(labels, len(labels)) if is_classifier else None,
         channels=int(config.get("num_channels", 3)),
         size=size,
         mean=mean,

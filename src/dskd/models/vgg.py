@@ -16,22 +16,21 @@ _WIDTHS = (64, 128, 256, 512, 512)
 
 
 def _block(inner: int, outer: int, convolutions: int) -> nn.Sequential:
-    """3x3 convolutions with norms; `VGG.forward_stages` applies the ReLU after the last."""
+    """3x3 convolutions, each with its norm and a ReLU."""
     block = nn.Sequential()
     for index in range(convolutions):
-        if index:
-            block.append(nn.ReLU(inplace=True))
         block.append(nn.Conv2d(outer if index else inner, outer, 3, padding=1))
         block.append(nn.BatchNorm2d(outer))
+        block.append(nn.ReLU(inplace=True))
     return block
 
 
 class VGG(StagedNet):
     """Five blocks of 3x3 convolutions with max pooling between them, then one linear layer.
 
-    A stage is the map of a block after its ReLU and before the pooling. (A hook on the submodule of
-    a block sees the map before the ReLU.) The fourth pooling is applied only if both sides of the
-    image have at least 64 pixels; otherwise the last two stages have the same resolution.
+    A stage is the map of a block, before the pooling. The fourth pooling is applied only if both
+    sides of the image have at least 64 pixels; otherwise the last two stages have the same
+    resolution.
 
     Args:
         convolutions: Convolutions in each block: 1 for vgg8, 2 for vgg13.
@@ -63,12 +62,12 @@ class VGG(StagedNet):
         nn.init.zeros_(self.classifier.bias)
 
     def forward_stages(self, x: Tensor) -> ModelOutput:
-        """See `StagedNet.forward_stages`; a stage is the map of a block after its ReLU."""
+        """See `StagedNet.forward_stages`; a stage is the map of a block."""
         poolings = 4 if min(x.shape[-2:]) >= 64 else 3
         stages: list[Tensor] = []
         for index, name in enumerate(self.stage_names):
             if 0 < index <= poolings:
                 x = F.max_pool2d(x, 2)
-            x = F.relu(self.get_submodule(name)(x))
+            x = self.get_submodule(name)(x)
             stages.append(x)
         return self._classify(stages, x)
