@@ -9,8 +9,9 @@ import click
 
 from dskd.cli import console
 from dskd.cli.arguments import BEST, PATH, RESUME
+from dskd.cli.comparing import compare_methods
 from dskd.cli.reporting import takes_reported_runs, write_report
-from dskd.cli.task_recipe import compare_methods, takes_seeds, takes_task_recipe
+from dskd.cli.task_recipe import takes_seeds, takes_task_recipe
 from dskd.cli.training import OVERWRITE, print_result
 from dskd.errors import InputError
 

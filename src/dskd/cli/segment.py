@@ -9,8 +9,9 @@ import click
 
 from dskd.cli import console
 from dskd.cli.arguments import PATH, RESUME
+from dskd.cli.comparing import compare_methods
 from dskd.cli.reporting import takes_reported_runs, write_report
-from dskd.cli.task_recipe import compare_methods, takes_seeds, takes_task_recipe
+from dskd.cli.task_recipe import takes_seeds, takes_task_recipe
 from dskd.cli.training import OVERWRITE, print_result
 
 _FLAGS = {
@@ -60,6 +61,18 @@ def _data_settings(given: str) -> list[str]:
 _takes_recipe = takes_task_recipe(_FLAGS, _KEYS, _data_settings)
 
 
+def _run(
+    recipe_name: str | None, overrides: list[str], resume: bool, overwrite: bool, alone: bool
+) -> None:
+    from dskd.engine.run import run_job
+    from dskd.engine.tasks.segmentation.job import SegmentationJob
+    from dskd.engine.tasks.segmentation.recipe import RECIPES
+
+    load = RECIPES.load_alone if alone else RECIPES.load
+    job = SegmentationJob(load(recipe_name, overrides))
+    print_result(run_job(job, resume=resume, overwrite=overwrite))
+
+
 @segment_.command("train")
 @_takes_recipe("data", "width", "epochs", "out")
 @RESUME
@@ -71,12 +84,7 @@ def train_(recipe_name: str | None, overrides: list[str], resume: bool, overwrit
 
         dskd segment train --data scans/ --width 16
     """
-    from dskd.engine.run import run_job
-    from dskd.engine.tasks.segmentation.job import SegmentationJob
-    from dskd.engine.tasks.segmentation.recipe import RECIPES
-
-    job = SegmentationJob(RECIPES.load_alone(recipe_name, overrides))
-    print_result(run_job(job, resume=resume, overwrite=overwrite))
+    _run(recipe_name, overrides, resume, overwrite, alone=True)
 
 
 @segment_.command("distill")
@@ -91,12 +99,7 @@ def distill_(recipe_name: str | None, overrides: list[str], resume: bool, overwr
 
         dskd segment distill --data scans/ data.patients=3 data.size=128
     """
-    from dskd.engine.run import run_job
-    from dskd.engine.tasks.segmentation.job import SegmentationJob
-    from dskd.engine.tasks.segmentation.recipe import RECIPES
-
-    job = SegmentationJob(RECIPES.load(recipe_name, overrides))
-    print_result(run_job(job, resume=resume, overwrite=overwrite))
+    _run(recipe_name, overrides, resume, overwrite, alone=False)
 
 
 @segment_.command("compare")

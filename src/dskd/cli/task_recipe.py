@@ -1,20 +1,18 @@
-"""What the commands of other tasks than images have in common: their arguments, and comparisons."""
+"""The arguments that the commands of other tasks than images have in common."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dskd.cli import console
 from dskd.cli.arguments import PATH, split_arguments, takes_launcher, with_short_forms
 from dskd.errors import option
 
 if TYPE_CHECKING:
-    from dskd.engine.tasks.settings import TaskRecipe
+    pass
 
 Command = Callable[..., None]
 
@@ -73,40 +71,3 @@ def takes_seeds(command: Command) -> Command:
     ):
         command = decorate(command)
     return command
-
-
-def compare_methods(
-    recipe: TaskRecipe,
-    names: Sequence[str],
-    seeds: int,
-    out: Path,
-    jobs: int | None = None,
-    launcher: str = "processes",
-    launcher_options: Mapping[str, Any] | None = None,
-) -> None:
-    """Computes the missing runs of a comparison, and prints its table.
-
-    Args:
-        recipe: What all runs share.
-        names: The methods.
-        seeds: The number of seeds.
-        out: The folder of the comparison.
-        jobs: Number of processes, each for students of one seed. None for one, on a cluster for any
-            number.
-        launcher: Where runs are trained.
-        launcher_options: Its settings.
-    """
-    from dskd.compare import grid, progress, runner, table
-    from dskd.compare.jobs import launcher_for
-    from dskd.compare.summary import summarize
-
-    plan = grid.plan(recipe, names, out, seeds=seeds)
-    with progress.live_table(plan) as callback:
-        where = launcher_for(plan, plan.runs, jobs, launcher, launcher_options or {})
-        comparison = runner.run_grid(plan, callback, launcher=where)
-    summaries = summarize(comparison.variants, comparison.test_images, comparison.baseline)
-    metric = next((one.metric for one in summaries if one.seeds), plan.recipe.data.metric)
-    console.table(*table.summary_table(summaries, metric, comparison.baseline))
-    for line in table.notes(comparison, summaries):
-        click.echo(line)
-    table.check_results(plan, comparison)

@@ -9,6 +9,7 @@ import click
 
 from dskd.cli import console
 from dskd.cli.arguments import ALLOW_CODE, PATH, RESUME, takes_launcher, takes_recipe
+from dskd.cli.comparing import run_comparison
 from dskd.compare.variants import Weights
 from dskd.config import recipe
 from dskd.runtime import launch
@@ -125,11 +126,8 @@ def compare_(
 
         dskd compare digits --methods ce,kd,dskd --seeds 5
     """
-    from dskd.compare import grid, progress, runner, table
-    from dskd.compare.jobs import launcher_for
-    from dskd.compare.summary import summarize
+    from dskd.compare import grid
     from dskd.engine.user_objects import UserObjects
-    from dskd.storage.metric_names import metric_of
 
     plan = grid.load_plan(
         recipe_name,
@@ -140,15 +138,7 @@ def compare_(
         weights=weights,
         share_teacher=share_teacher,
     )
-    with progress.live_table(plan) as callback:
-        where = launcher_for(plan, plan.runs, jobs, launcher, launcher_options)
-        objects = UserObjects(allow_code=allow_code)
-        comparison = runner.run_grid(plan, callback, objects, where)
-    summaries = summarize(comparison.variants, comparison.test_images)
-    console.table(*table.summary_table(summaries, metric_of(comparison.facts["recipe"])))
-    for line in table.notes(comparison, summaries):
-        click.echo(line)
-    table.check_results(plan, comparison)
+    run_comparison(plan, jobs, launcher, launcher_options, UserObjects(allow_code=allow_code))
 
 
 @click.command("init")

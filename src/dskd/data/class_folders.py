@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def scan(root: Path) -> ImageSource:
     for part in filter(None, (validation, evaluation)):
         notes += compare_classes(part, files.where(part), classes, _class_folders(files, part))
     for part in (train, *filter(None, (validation, evaluation))):
-        images[part] = LabelledPaths(_images(files, part, labels, bad))
+        images[part] = LabelledPaths(readable_images(files, partial(_label, part, labels), bad))
         present = set(np.unique(images[part].labels).tolist())
         there = set(_class_folders(files, part))
         empty = [name for name in classes if name in there and labels[name] not in present]
@@ -178,23 +179,35 @@ def _class_folders(files: FolderFiles, part: str) -> list[str]:
     return sorted(found)
 
 
-def _images(
-    files: FolderFiles, part: str, labels: dict[str, int], bad: list[tuple[str, str]]
+def readable_images(
+    files: FolderFiles,
+    label_of: Callable[[str], int | None],
+    bad: list[tuple[str, str]],
 ) -> Iterator[tuple[str, int]]:
-    """Names and labels of the images of a split; those that cannot be read go to ``bad``."""
+    """Names and labels of the images that are not in folders of tools.
+
+    Args:
+        files: The tree of files.
+        label_of: The label of an image by its name; None if it is none of the images.
+        bad: Gets those that cannot be read, with the reason.
+    """
     for name, size in files.sizes():
-        if not name.startswith(_prefix(part)) or not is_image(name):
+        if not is_image(name) or (label := label_of(name)) is None:
             continue
-        folders = name.removeprefix(_prefix(part)).split("/")[:-1]
-        if not folders or folders[0] not in labels:
-            continue
-        if any(is_tool(folder) for folder in folders):
+        if any(map(is_tool, name.split("/")[:-1])):
             continue
         reason = files.unreadable.get(name) or ("" if size else "empty")
         if reason:
             bad.append((name, reason))
         else:
-            yield name, labels[folders[0]]
+            yield name, label
+
+
+def _label(part: str, labels: Mapping[str, int], name: str) -> int | None:
+    """The label of an image of a split; None for files that are in no folder of a class."""
+    prefix = _prefix(part)
+    folder, *inside = name.removeprefix(prefix).split("/", 1)
+    return labels.get(folder) if inside and name.startswith(prefix) else None
 
 
 def is_tool(name: str) -> bool:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 
-from dskd.data.class_folders import entries, is_tool
+from dskd.data.class_folders import entries, readable_images
 from dskd.data.dataset import Dataset, Samples
 from dskd.data.file_split import FileSplit
 from dskd.data.folder_files import FolderFiles
-from dskd.data.image_files import is_image
 from dskd.data.image_source import ImageSource
 from dskd.data.loader import NO_LABEL
 from dskd.data.own_images import read_images
@@ -157,22 +156,10 @@ def scan_images(root: Path, setting: str) -> ImageSource:
         raise InputError(f"{setting}: {root} does not exist; give a folder of images")
     files = FolderFiles(root, entries(root, setting), depth=None)
     bad: list[tuple[str, str]] = []
-    images = LabelledPaths(_images(files, bad))
+    images = LabelledPaths(readable_images(files, lambda _: NO_LABEL, bad))
     if not images and not bad:
         raise InputError(f"{setting}: {root} holds no image, such as a .jpg file; add some")
     return ImageSource("images", files, "", [], {"": images}, bad=bad)
-
-
-def _images(files: FolderFiles, bad: list[tuple[str, str]]) -> Iterator[tuple[str, int]]:
-    """The names of the images; those that cannot be read go to ``bad``."""
-    for name, size in files.sizes():
-        if not is_image(name) or any(map(is_tool, name.split("/")[:-1])):
-            continue
-        reason = files.unreadable.get(name) or ("" if size else "empty")
-        if reason:
-            bad.append((name, reason))
-        else:
-            yield name, NO_LABEL
 
 
 def _real(root: Path, names: Iterable[str]) -> Iterator[str]:

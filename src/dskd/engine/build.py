@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from dskd import methods
 from dskd.config.schema import Recipe
 from dskd.data import Dataset
-from dskd.data.epoch_plan import draw_views, largest_batch
+from dskd.data.epoch_plan import largest_batch
 from dskd.data.joint_plan import largest_joint_batch
 from dskd.data.loader import NO_LABEL, Batch, DataLoaders, Loader
 from dskd.engine.average import StudentAverage
@@ -20,6 +19,7 @@ from dskd.engine.lr_schedule import schedule_of
 from dskd.engine.mixing import build_mixing
 from dskd.engine.optimizer import make_optimizer
 from dskd.engine.other_classes import feature_settings
+from dskd.engine.seeds import seed_of_part
 from dskd.engine.sync_batchnorm import synchronized
 from dskd.engine.targets import NoTargets, soft_targets
 from dskd.engine.trainer import Trainer
@@ -32,7 +32,7 @@ from dskd.models.staged_model import StagedModel
 from dskd.runtime import distributed
 from dskd.runtime.compile import compile_in_place
 from dskd.storage.run_directory import RunDirectory
-from dskd.teacher.cache import CachedOutputs, cached_views
+from dskd.teacher.cache import CachedOutputs, views_of_each
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
 
@@ -185,7 +185,7 @@ def build_run(
         directory: Records the run.
     """
     device = data.train.device
-    torch.manual_seed(_stream(recipe.seed, 1))
+    torch.manual_seed(seed_of_part(recipe.seed, 1))
     method = method_on(device, recipe, data.data, student, teacher_outputs.teacher)
     if recipe.train.sync_batchnorm:
         method = synchronized(method)
@@ -193,20 +193,13 @@ def build_run(
         method.student.keep_hooks()
         compile_in_place(method)
     trainer = build_trainer(recipe, method, teacher_outputs, training_loader(recipe, data))
-    torch.manual_seed(_stream(recipe.seed, 2 + distributed.rank()))
+    torch.manual_seed(seed_of_part(recipe.seed, 2 + distributed.rank()))
     return TrainingRun(recipe, data, trainer, directory, IMAGES)
-
-
-def _stream(seed: int, part: int) -> int:
-    """A seed for one part of a run."""
-    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
 def _views_of_each(recipe: Recipe, loader: Loader) -> torch.Tensor | None:
     """The views that each image is limited to, the same for all methods; None for all views."""
-    if recipe.teacher is None or recipe.teacher.cache != "features":
+    if recipe.teacher is None or recipe.teacher.cache == "none":
         return None
     padding, flip = recipe.data.crop_padding, recipe.data.flip
-    views = cached_views("features", recipe.teacher.views, padding, flip)
-    labelled = loader.labelled_samples
-    return draw_views(labelled, padding, flip, views, len(loader) - labelled)
+    return views_of_each(recipe.teacher.cache, loader, recipe.teacher.views, padding, flip)

@@ -17,7 +17,7 @@ from dskd.config.schema import TeacherSettings
 from dskd.data import Dataset
 from dskd.data.download import cache_folder
 from dskd.data.loader import Loader
-from dskd.engine.evaluate import PIXELS
+from dskd.engine.evaluate import evaluation_batch
 from dskd.errors import InputError
 from dskd.models.eval_mode import eval_mode
 from dskd.models.staged_model import StagedModel
@@ -123,8 +123,7 @@ def _features(model: StagedModel, loader: Loader) -> np.ndarray[Any, Any]:
     assert head is not None, "it is added before"
     needed = 4 * len(loader) * head.in_features
     require_memory(2 * needed, f"the features of {len(loader)} images")
-    height, width = loader.sample_shape[1:]
-    batch_size = max(1, min(500, PIXELS[loader.device.type] // (height * width)))
+    batch_size = evaluation_batch(loader)
     with eval_mode(model):
         parts = [model(images).pooled.cpu() for images, _ in loader.in_order(batch_size)]
     features: np.ndarray[Any, Any] = torch.cat(parts).float().numpy()

@@ -99,8 +99,8 @@ class TrainingRun:
             log.warning("%s; using the one before", line)
         if state is not None:
             self._restore(state)
-            done, epochs = self.trainer.epoch, self.trainer.epochs
-            log.info("continuing %s: %d of %d epochs are done", self.directory.path, done, epochs)
+            epochs = self.trainer.epoch, self.trainer.epochs
+            log.info("continuing %s: %d of %d epochs are done", self.directory.path, *epochs)
             _forget_lost_best(self)
         elif resume:
             log.info("%s: no checkpoint yet; it starts from its first epoch", self.directory.path)
@@ -123,9 +123,8 @@ class TrainingRun:
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
-            check_same_run(
-                state, self.recipe, self.fingerprints, self.directory.path, self.task.samples
-            )
+            place = self.directory.path, self.task.samples
+            check_same_run(state, self.recipe, self.fingerprints, *place)
             self.trainer.restore(state["trainer"])
             self.best = Best(**named_numbers(state["best"], "epoch", "score", "accuracy"))
             self.rows = [named_numbers(row, "epoch", *_TIMES) for row in state["rows"]]
@@ -202,9 +201,8 @@ class TrainingRun:
 
     def _checkpoint_is_due(self) -> bool:
         """Whether the run is over, or a checkpoint is cheap enough."""
-        over = self.trainer.epoch == self.trainer.epochs
         cheap = self._last_cost <= CHECKPOINT_SHARE * self._trained_seconds
-        return bool(distributed.all_reduce_max(over or cheap))
+        return bool(distributed.all_reduce_max(cheap or self.trainer.epoch == self.trainer.epochs))
 
     def save(self) -> None:
         """Writes a checkpoint, unless this step has one, and closes the log."""
@@ -238,11 +236,11 @@ class TrainingRun:
         try:
             yield
         except NonFiniteError as error:
-            if error.of_one_process and distributed.world_size() > 1:
-                raise  # all processes write together, and the others do not know of it
+            if error.of_one_process and distributed.world_size() > 1:  # all write together
+                raise
             self.directory.write_json(NONFINITE, error.facts)
-            path = self.directory.path / NONFINITE
-            raise NonFiniteError(f"{error}; see {path}", error.facts) from error
+            text = f"{error}; see {self.directory.path / NONFINITE}"
+            raise NonFiniteError(text, error.facts) from error
 
 
 def _evaluation_is_due(run: TrainingRun) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -104,3 +105,41 @@ def _weights(losses: Tensor, allocation: Allocation, tau: float, scale: Allocati
         basis = basis - basis.amax(0)  # a small tau would otherwise make infinite quotients
     shares = torch.softmax(basis / tau, dim=0)
     return count * (1 - shares) / (count - 1) if allocation == "ca-mkd" else count * shares
+
+
+def weighted_stages(
+    predictions: Tensor,
+    features: Tensor,
+    alpha: float,
+    beta: float,
+    rule: Allocation,
+    names: Sequence[str],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``sum_l w_l (alpha P_l + beta M_l)`` with joint weights, as other tasks than images have it.
+
+    Args:
+        predictions: P_l, ``[N]``.
+        features: M_l, ``[N]``.
+        alpha: Weight of the predictions.
+        beta: Weight of the features.
+        rule: Of the weights w_l.
+        names: Of the stages, for the log.
+
+    Returns:
+        The sum, and the terms of each stage by name, detached.
+
+    Example:
+        >>> total, terms = weighted_stages(
+        ...     torch.tensor([1.0, 3.0]), torch.zeros(2), 1.0, 1.0, "uniform", ["a", "b"])
+        >>> total, terms["b/weight"]
+        (tensor(4.), tensor(1.))
+    """
+    joint = alpha * predictions + beta * features
+    weights = allocate(joint, rule)
+    terms = {"prediction": predictions, "feature": features, "weight": weights}
+    shown = {
+        f"{stage}/{name}": values[row].detach()
+        for row, stage in enumerate(names)
+        for name, values in terms.items()
+    }
+    return (weights * joint).sum(), shown

@@ -178,13 +178,13 @@ class DSKDObjective(nn.Module):
         return max(self.ce, self.gamma)
 
     def remember(self, maps: int, predictions: int) -> None:
-        """Creates the history of the losses, if the settings need one.
+        """Creates the history of the losses, if the settings need one and it is not there.
 
         Args:
             maps: Number of maps.
             predictions: Number of predictions; a last map may have none.
         """
-        if self.remembered is not None:
+        if self.remembered is not None and self.history is None:
             counts = [predictions, maps] if self.separate else [maps]
             self.history = nn.ModuleList(
                 AllocationHistory(count, *self.remembered) for count in counts
@@ -214,15 +214,13 @@ class DSKDObjective(nn.Module):
             branch_maps: A_l(F_l).
             teacher_maps: F_t for each branch.
             shares: The shares of alpha and of beta that count.
-            last_map_alone: Whether the last map has no logits. Its prediction counts as 0, and has
-                the weight 0 if predictions have weights of their own.
+            last_map_alone: Whether the last map has no logits; its prediction counts as 0.
             targets: What cross-entropies learn (see `dskd.losses.ce`); None for the labels.
         """
         targets = labels if targets is None else targets
         check_same_shape(student_logits, teacher_logits, "logits [B, K]")
         _check_branches(student_logits, branch_logits, branch_maps, teacher_maps, last_map_alone)
-        if self.history is None:
-            self.remember(len(branch_maps), len(branch_logits))
+        self.remember(len(branch_maps), len(branch_logits))
         reduction: Reduction = "none" if self.per_sample else "mean"
         maps = zip(branch_maps, teacher_maps, strict=True)
         features = torch.stack([self.feature_loss(a, f, reduction) for a, f in maps])

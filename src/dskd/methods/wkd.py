@@ -287,9 +287,8 @@ class WKD(Method):
             losses["wkd"] = self.kd * loss
         if self.feature:
             assert taught.last is not None, "the constructor checks this"
-            distance = gaussian_distance(
-                self.projector(student.last), taught.last, self.ratio, self.grid
-            )
+            own = self.projector(student.last)
+            distance = gaussian_distance(own, taught.last, self.ratio, self.grid)
             losses["feature"] = share * self.feature * distance
         return StepOutput(losses, student.logits)
 

@@ -137,9 +137,7 @@ def _parts(
     return {
         "epochs": sections.epochs(report, styles),
         "cost": sections.cost(report, styles),
-        "stages": None
-        if report.collected.task.name and isinstance(stages, Unavailable)
-        else stages,
+        "stages": stages,
         "layers": sections.layers(report),
         "training": one_run.training(report, styles),
         "errors": one_run.errors(report),

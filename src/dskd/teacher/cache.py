@@ -83,6 +83,28 @@ def cached_views(kind: CacheKind, views: int, padding: int, flip: bool) -> int:
     return min(views, total) if kind == "features" else total
 
 
+def views_of_each(
+    kind: CacheKind, loader: Loader, views: int, padding: int, flip: bool
+) -> Tensor | None:
+    """The views that each image of a run is limited to, the same for all methods.
+
+    Args:
+        kind: ``logits`` of all views, or ``features`` of some.
+        loader: Of the training split.
+        views: Of an image, at most.
+        padding: Of the epoch plan.
+        flip: Of the epoch plan.
+
+    Returns:
+        int64, ``[N, views]``; None for all views.
+    """
+    if kind == "logits":
+        return None
+    labelled = loader.labelled_samples
+    views = cached_views(kind, views, padding, flip)
+    return draw_views(labelled, padding, flip, views, len(loader) - labelled)
+
+
 class CachedOutputs(TeacherOutputs):
     """Teacher outputs from disk; the teacher computes only what is not there yet.
 
@@ -126,12 +148,7 @@ class CachedOutputs(TeacherOutputs):
         self.views = views = cached_views(kind, views, padding, flip)
         self.all_views = count_views(padding, flip)
         self.view_step = 1 if flip else 2  # without flips, view numbers are even
-        labelled = loader.labelled_samples
-        self.views_of_each = (
-            draw_views(labelled, padding, flip, views, len(loader) - labelled)
-            if kind == "features"
-            else None
-        )
+        self.views_of_each = views_of_each(kind, loader, views, padding, flip)
         self.compared_images, self.precision = loader.probe(COMPARED), precision
         self._teacher = teacher
         self.live = self._live_outputs(self.compared_images)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dskd.data.loader import Batch
 from dskd.engine.check.findings import LossFindings, StepFindings
+from dskd.engine.keep_exits import stage_paths
 from dskd.engine.memory_usage import held_by_training, saved_for_backward
 from dskd.engine.optimizer import set_rate
 from dskd.engine.trainer import Trainer
@@ -87,8 +88,7 @@ def _places(method: Method, outputs: list[ModelOutput]) -> dict[str, list[Tensor
     """The stages and the logits of all forward passes of the student, by name."""
     if not outputs:
         return {}
-    module = method.student
-    names = module.stage_names or tuple(getattr(module.module, "stage_names", ()))
+    names = stage_paths(method.student)
     places = {
         name: [output.stages[number] for output in outputs]
         for number, name in enumerate(names[: len(outputs[0].stages)])

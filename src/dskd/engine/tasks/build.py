@@ -1,8 +1,6 @@
-"""What the runs of all tasks build alike: seeds of their parts, and the trainer."""
+"""The trainer of a run of another task than images."""
 
 from __future__ import annotations
-
-import numpy as np
 
 from dskd.data.loader import Loader
 from dskd.engine.lr_schedule import schedule_of
@@ -11,17 +9,6 @@ from dskd.engine.tasks.settings import TaskRecipe
 from dskd.engine.trainer import Trainer
 from dskd.methods.base import Method
 from dskd.teacher.outputs import TeacherOutputs
-
-
-def seed_of_part(seed: int, part: int) -> int:
-    """A seed for one part of a run.
-
-    Args:
-        seed: Of the run.
-        part: 0 for the student's weights, 1 for what the method adds, 2 for the training, and 3 for
-            the teacher.
-    """
-    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
 def build_trainer(

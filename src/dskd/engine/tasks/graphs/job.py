@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from dskd.engine.seeds import seed_of_part
 from dskd.engine.tasks.build import build_trainer as build_task_trainer
-from dskd.engine.tasks.build import seed_of_part
 from dskd.engine.tasks.graphs.data import GraphData
 from dskd.engine.tasks.graphs.loader import GraphLoaders
 from dskd.engine.tasks.graphs.metadata import read_student_metadata

@@ -15,7 +15,7 @@ from dskd.engine.tasks.graphs.losses import (
     label_loss,
     relative_feature_error,
 )
-from dskd.losses.allocation import Allocation, allocate
+from dskd.losses.allocation import Allocation, weighted_stages
 from dskd.losses.logits import kd as kd_loss
 from dskd.methods.base import LearnsFrom
 from dskd.methods.checks import at_same_depth
@@ -95,19 +95,14 @@ class GraphDSKD(GraphMethod):
                 for own_features, target in zip(adapted, self.targets, strict=True)
             ]
         )
-        joint = self.alpha * predictions + self.beta * features
-        weights = allocate(joint, self.allocation)
+        names = [f"layer{layer + 1}" for layer in range(len(predictions))]
+        rule = self.alpha, self.beta, self.allocation
+        shallow, metrics = weighted_stages(predictions, features, *rule, names)
         logits = output.logits[own.nodes]
         losses = {
             "labels": self.ce * label_loss(logits, own.labels),
             "kd": self.kd * self._divergence(output.logits, theirs.logits),
-            "shallow": (weights * joint).sum(),
-        }
-        terms = {"prediction": predictions, "feature": features, "weight": weights}
-        metrics = {
-            f"layer{layer + 1}/{name}": values[layer].detach()
-            for layer in range(len(joint))
-            for name, values in terms.items()
+            "shallow": shallow,
         }
         return StepOutput(losses, logits, metrics)
 

@@ -8,7 +8,6 @@ from dskd.data.loader import Batch
 from dskd.engine.tasks.segmentation.loader import MaskedBatch, Supervision
 from dskd.engine.tasks.segmentation.unet import UNet
 from dskd.methods.base import Method
-from dskd.methods.contracts import Pair
 
 
 class SegmentationMethod(Method):
@@ -20,9 +19,6 @@ class SegmentationMethod(Method):
 
     needs_teacher: ClassVar[bool] = False
     distributed: ClassVar[bool] = False
-
-    def __init__(self, pair: Pair) -> None:
-        super().__init__(pair)
 
     @property
     def supervision(self) -> Supervision:

@@ -12,7 +12,7 @@ from dskd.data.loader import Batch
 from dskd.engine.tasks.segmentation.base import SegmentationMethod
 from dskd.engine.tasks.segmentation.losses import pixel_cross_entropy, pixel_kd
 from dskd.engine.tasks.segmentation.unet import init_convolution
-from dskd.losses.allocation import Allocation, allocate
+from dskd.losses.allocation import Allocation, weighted_stages
 from dskd.losses.feature_maps import feature_loss
 from dskd.methods.base import LearnsFrom
 from dskd.methods.branches import BranchOutput, MapAdapter
@@ -164,17 +164,11 @@ class DenseDSKD(PixelKD):
                 for branch, target in zip(branches, self.targets, strict=True)
             ]
         )
-        joint = self.alpha * predictions + self.beta * features
-        weights = allocate(joint, self.allocation)
+        names = [f"stage{stage + 1}" for stage in self.supervised]
+        rule = self.alpha, self.beta, self.allocation
+        shallow, metrics = weighted_stages(predictions, features, *rule, names)
         output = self.at_output(student.logits, batch, theirs)
-        terms = {"prediction": predictions, "feature": features, "weight": weights}
-        metrics = {
-            f"stage{stage + 1}/{name}": values[row].detach()
-            for row, stage in enumerate(self.supervised)
-            for name, values in terms.items()
-        }
-        losses = output.losses | {"shallow": (weights * joint).sum()}
-        return StepOutput(losses, output.logits, metrics)
+        return StepOutput(output.losses | {"shallow": shallow}, output.logits, metrics)
 
     def _branch_outputs(self, student: ModelOutput) -> list[BranchOutput]:
         size = student.logits.shape[2:]

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from dskd.engine.loss_scaler import check_float16
+from dskd.engine.seeds import seed_of_part
 from dskd.engine.tasks.build import build_trainer as build_task_trainer
-from dskd.engine.tasks.build import seed_of_part
 from dskd.engine.tasks.job import TaskJob, needs_teacher
 from dskd.engine.tasks.metadata import metadata_if_any
 from dskd.engine.tasks.segmentation.base import SegmentationMethod
