@@ -33,6 +33,7 @@ from dskd.engine.step import train_step
 from dskd.engine.targets import SoftTargets, balanced, soft_targets
 from dskd.errors import InputError, Stopped, on_command_line
 from dskd.methods.contracts import StepOutput
+from dskd.runtime import distributed
 from dskd.storage.weights import read_weights
 from tests.builders import make_dataset, stop_at
 from tests.data.file_writers import write_folder
@@ -160,6 +161,17 @@ def plan(root: Path, out: Path, *overrides: str) -> Recipe:
             *overrides,
         ],
     )
+
+
+def test_a_batch_too_small_for_all_processes_is_refused_before_the_teacher(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `train.accumulate` a step is large enough, but not the part of it in memory."""
+    monkeypatch.setattr(distributed, "launched_world_size", lambda: 2)
+    small = ("train.batch_size=4", "train.accumulate=4", "method.name=kd", "teacher.epochs=1")
+    with pytest.raises(InputError, match=r"train\.batch_size=4 leaves no room .* set 6 or more"):
+        run.distill(plan(root, tmp_path / "run", "data.fraction=0.2", *small))
+    assert not (tmp_path / "run").exists()
 
 
 FEW = ("data.fraction=0.2", "train.batch_size=64", "method.name=kd", "teacher.epochs=1")
