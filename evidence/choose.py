@@ -10,6 +10,7 @@ from dskd import methods
 from dskd.compare.reader import read_comparison
 from dskd.compare.variants import weights_of
 from dskd.errors import InputError
+from dskd.storage.run_files import LOST, RESULT
 
 TABLE = (
     *("at", "byot", "cc", "ce", "crd", "dist", "dkd", "dskd", "dsn", "fitnet", "kd", "nst", "pkt"),
@@ -152,6 +153,9 @@ def mean_accuracies(
         InputError: A run is missing.
     """
     started = folder.is_dir()
+    for lost in folder.rglob(LOST):
+        if not (lost.parent / RESULT).is_file():
+            raise InputError(f"a run was lost, as {lost} says; run the study {study} again")
     found = {entry.label: entry for entry in read_comparison(folder).variants} if started else {}
     means = {}
     for label in labels:

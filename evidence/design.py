@@ -254,17 +254,23 @@ def steps(study: Study, out: Path) -> Iterator[tuple[list[str], int]]:
             yield labels, seeds
 
 
-def run_count(study: Study) -> int:
-    """The number of runs of the finished study."""
+def run_count(study: Study, out: Path) -> int:
+    """The number of runs of the finished study.
+
+    Args:
+        study: A study that `find` returned.
+        out: The folder of all studies.
+    """
     extra = study.extra_seeds
     if extra is None:
         return study.seeds * len(study.labels)
-    searched = 2 + first.BASELINES
     tuned = 2 + BASELINES  # kd and dskd have configurations too
     several = {
         "<baselines>": BASELINES,
         "<leading configurations>": tuned * LEADING,
-        "<chosen configurations>": searched,
     }
-    more = sum(several.get(label, 1) for label in extra.labels)
+    more = sum(
+        len(FIRST[label](out)) if label in FIRST else several.get(label, 1)
+        for label in extra.labels
+    )
     return study.seeds * len(study.labels) + (extra.seeds - study.seeds) * more

@@ -15,7 +15,10 @@ import torch
 from dskd.compare.reader import Comparison
 from dskd.compare.statistics import holm
 from dskd.compare.summary import Summary, VariantResults, summarize
+from dskd.engine.method_code import PACKAGE
 from dskd.runtime import device
+from dskd.storage.json_file import read_json
+from dskd.storage.run_files import ENVIRONMENT
 from evidence.design import Study, run_count
 from evidence.rows import OURS
 
@@ -79,7 +82,7 @@ def facts_of(
         | ({"starts_from": study.teacher.starts_from} if study.teacher.starts_from else {})
         | {key: teacher[key] for key in ("test_accuracy", "parameters")},
         "baseline": study.baseline,
-        "runs": run_count(study),
+        "runs": run_count(study, comparison.path.parent),
         "done": sum(
             min(len(entry.results) + len(entry.failed), seeds[entry.label]) for entry in entries
         ),
@@ -90,14 +93,46 @@ def facts_of(
         "left_out": study.left_out,
         "rows": rows,
         "first": question,
+        "incomplete": incomplete(entries, seeds) if study.tests_first else {},
+        "computed": _environments(entries),
     }
+
+
+def incomplete(entries: Sequence[VariantResults], seeds: Mapping[str, int]) -> dict[str, int]:
+    """The rows that lack a result of the most seeds, since a run failed, with their results.
+
+    Args:
+        entries: All rows.
+        seeds: How many seeds each label was trained with.
+    """
+    most = max(seeds.values())
+    return {
+        entry.label: len(entry.results)
+        for entry in entries
+        if seeds[entry.label] == most > len(entry.results)
+    }
+
+
+def _environments(entries: Sequence[VariantResults]) -> list[dict[str, Any]]:
+    """The machines and versions of the code that computed the runs, with the number of runs."""
+    found: list[dict[str, Any]] = []
+    for run in (run for entry in entries for run in entry.runs.values()):
+        path = run / ENVIRONMENT
+        facts = read_json(path, dict[str, Any], f"remove {run}") if path.is_file() else {}
+        one = {key: facts.get(key) for key in (*MACHINE, PACKAGE)}
+        same = next((known for known in found if known["facts"] == one), None)
+        if same is None:
+            found.append(same := {"facts": one, "runs": 0})
+        same["runs"] += 1
+    return found
 
 
 def _first_seeds(entry: VariantResults, seeds: int) -> VariantResults:
     """The entry without the seeds from ``seeds`` on."""
     results = {seed: result for seed, result in entry.results.items() if seed < seeds}
     failed = {seed: why for seed, why in entry.failed.items() if seed < seeds}
-    return replace(entry, results=results, failed=failed)
+    runs = {seed: run for seed, run in entry.runs.items() if seed < seeds}
+    return replace(entry, results=results, failed=failed, runs=runs)
 
 
 def _seconds(entry: VariantResults) -> float:

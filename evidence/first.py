@@ -94,9 +94,17 @@ def chosen_dskd(out: Path) -> str:
 
     Args:
         out: The folder of all studies.
+
+    Raises:
+        InputError: All of its leading configurations have a failed run.
     """
-    (label,) = (one for one in chosen(out) if one.partition(":")[0] == "dskd")
-    return label
+    found = [one for one in chosen(out) if one.partition(":")[0] == "dskd"]
+    if not found:
+        raise InputError(
+            f"no leading configuration of dskd has a result for all seeds {[*SEEDS]} in "
+            f"{out / 'first-leading'}; the protocol says nothing of this case"
+        )
+    return found[0]
 
 
 def parts(out: Path) -> list[str]:
@@ -174,8 +182,9 @@ def space_of(name: str) -> dict[str, Any]:
 def weighted_by_kd(name: str) -> bool:
     """Whether ``kd`` is the weight of the method's own loss, not of an added loss of KD.
 
-    It is so for methods that compare logits alone, and for wkd. Their further weights are weights
-    within that loss.
+    It is so for the methods that compare the student's own logits alone, and for wkd. Their further
+    weights are weights within that loss. (`ofa` also compares logits of branches, which have a
+    weight of their own.)
 
     Args:
         name: The method.

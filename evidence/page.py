@@ -9,7 +9,7 @@ from evidence.numbers import number, p_text, verdict
 from evidence.opening import SEEDS_OF_FIRST, opening
 from evidence.rows import renamed
 
-STRONG_TEACHERS = "protocol-first"
+STRONG_TEACHERS, STUDENT_EPOCHS = "protocol-first", 20
 """The protocol that sets an aim for the teacher."""
 AIM = 8
 """Points of test accuracy that its teacher shall stand above KD's student."""
@@ -39,7 +39,10 @@ def page(facts: Mapping[str, Any]) -> str:
         added = facts["deviation"] is not None
         decides = not added and facts["first"].get("decides", True)
         title = "Is DSKD first?" if decides else "Is DSKD better than the best other method?"
-        lines += [f"## {title}", "", first(facts["first"], added), "", over(facts["first"]), ""]
+        answer = f"{first(facts['first'], added)}{_not_compared(facts)}"
+        lines += [f"## {title}", "", answer, "", over(facts["first"]), ""]
+    elif text := _not_compared(facts).strip():
+        lines += ["## Is DSKD first?", "", f"{text} **DSKD is not shown to be first.**", ""]
     head = [f"# {facts['title']}", "", *opening(facts, "\n".join(lines)), "", _READING, ""]
     head += [f"![{facts['title']}]({facts['study']}.svg)", ""]
     if shows_costs(facts):
@@ -85,6 +88,12 @@ def first(facts: Mapping[str, Any], added: bool = False) -> str:
     return f"{text}. **DSKD is {'' if found == 'better' else 'not '}first.**"
 
 
+def _not_compared(facts: Mapping[str, Any]) -> str:
+    """Names the rows that the test leaves out, since not all of their runs have a result."""
+    rows = [f"`{label}` ({count} results)" for label, count in facts.get("incomplete", {}).items()]
+    return f" Not compared, because runs failed: {', '.join(rows)}." if rows else ""
+
+
 def over(facts: Mapping[str, Any]) -> str:
     """A table of the differences of DSKD's best row from the other rows.
 
@@ -118,7 +127,26 @@ def _how(facts: Mapping[str, Any]) -> list[str]:
         f"{state}{_shared(facts)} Training the students took {facts['hours']:.1f} hours.",
         "",
         f"[{facts['study']}.json]({facts['study']}.json): {machine_line(facts)}{_names(facts)}",
+        *_several_machines(facts),
     ]
+
+
+def _several_machines(facts: Mapping[str, Any]) -> list[str]:
+    """Says on which machines, and by which code, runs were computed, if it was not one."""
+    computed = facts.get("computed", [])
+    if len(computed) < 2:
+        return []
+    lines = ["", "The runs were not all computed in one place, or not all by the same code:", ""]
+    for one in computed:
+        own, runs = one["facts"], one["runs"]
+        if own["packages"] is None:
+            lines.append(f"- {runs}: not recorded")
+            continue
+        where = own["processor"] if own["device"] == "cpu" else own["device"]
+        code = f"code {own['package_code'][:8]}" if own["package_code"] else "code not recorded"
+        torch = own["packages"]["torch"]
+        lines.append(f"- {runs}: {where}, threads: {own['threads']}, torch {torch}, {code}")
+    return lines
 
 
 def _start(teacher: Mapping[str, Any]) -> str:
@@ -130,7 +158,8 @@ def _start(teacher: Mapping[str, Any]) -> str:
 def _strength(facts: Mapping[str, Any]) -> str:
     """How far the teacher stands above KD's student, if the protocol sets an aim for it."""
     student = facts["rows"].get("kd", {}).get("mean")
-    if facts.get("protocol") != STRONG_TEACHERS or student is None:
+    is_aimed = facts.get("protocol") == STRONG_TEACHERS and facts["split"] is not None
+    if not is_aimed or facts["recipe"]["train"]["epochs"] < STUDENT_EPOCHS or student is None:
         return ""
     gap = facts["teacher"]["test_accuracy"] - student
     return (

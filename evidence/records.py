@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dskd.errors import InputError
+from dskd.storage.atomic import replacing
 from dskd.storage.run_files import COMPARISON, ENVIRONMENT, FAILED, LAST, RECIPE, RESULT
 from evidence.exits import exit_codes
 
@@ -51,7 +52,7 @@ def pack(data: Path, out: Path, archive: Path, folders: Sequence[str]) -> int:
     files += [file for run in runs for file in _kept(run, out)]
     named = {str(folder.resolve()): name for name, folder in _folders(data, out).items()}
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, "w:xz", preset=9) as tar:
+    with replacing(archive) as written, tarfile.open(None, "w:xz", written, preset=9) as tar:
         for file in files:
             content = _replaced(_content(file), file, named)
             member = tarfile.TarInfo(file.relative_to(out).as_posix())

@@ -147,7 +147,7 @@ def train(folder: Path, out: Path, name: str, epochs: int, seed: int) -> None:
         "test_accuracy": teacher.accuracy(),
         "parameters": sum(weight.numel() for weight in teacher.network.parameters()),
     }
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    replace_file(out / "result.json", f"{json.dumps(result, indent=1)}\n".encode())
 
 
 def main() -> None:

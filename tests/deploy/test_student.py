@@ -133,6 +133,8 @@ def test_evaluate_and_predict_from_python(finished: dskd.Result, tmp_path: Path)
     twice = dskd.predict(student, [str(tmp_path / "gray.png"), tmp_path / "gray.png"])
     assert twice.shape == (2, 10)
     torch.testing.assert_close(twice, expected.expand(2, -1))
+    for one in (str(tmp_path / "gray.png"), tmp_path / "gray.png"):
+        torch.testing.assert_close(dskd.predict(student, one), expected)
 
 
 def which_one() -> Any:

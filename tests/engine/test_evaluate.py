@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dskd.data import Split
 from dskd.data.loader import MemoryLoader
-from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy, percent
+from dskd.engine.evaluate import EvaluationResult, evaluate_accuracy, own_batches, percent
+from dskd.errors import InputError
 
 CPU = torch.device("cpu")
 LOGITS = [
@@ -23,6 +27,17 @@ LOGITS = [
 ]
 LABELS = [0, 1, 4, 5, 6, 6, 0, 2]
 PREDICTED = [0, 0, 0, 0, 6, 1, 1, 2]
+
+
+def test_an_image_that_cannot_be_read_is_told_by_its_process() -> None:
+    class Damaged(MemoryLoader):
+        def in_order(self, *_: Any) -> Iterator[Any]:
+            raise InputError("cannot read a.png")
+
+    loader = Damaged(Split(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 1])), CPU)
+    with pytest.raises(InputError) as raised:
+        list(own_batches(loader))
+    assert raised.value.of_one_process
 
 
 class Table(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
 from dskd.engine.sync_batchnorm import check_norms, synchronized
@@ -34,5 +35,9 @@ def test_an_activation_inside_of_timm_s_batchnorm_stays() -> None:
 
 def test_a_norm_that_would_lose_its_own_work_is_refused() -> None:
     check_norms(nn.Sequential(nn.BatchNorm2d(3), Named(3), nn.SyncBatchNorm(3)))
+    # timm's function would make a plain one of it.
+    again = nn.Sequential(synchronized(nn.Sequential(BatchNormAct2d(3)))[0])
+    with pytest.raises(InputError, match="0 is a SyncBatchNormAct, which computes more"):
+        check_norms(again)
     with pytest.raises(InputError, match="0 is a WithActivation, which computes more than a Batch"):
         check_norms(nn.Sequential(WithActivation(3)))

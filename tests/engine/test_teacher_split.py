@@ -26,7 +26,7 @@ def warned(there: Any, here: dict[str, Any], folder: Path, caplog: Any) -> list[
     recipe = SimpleNamespace(plain=lambda: here)
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="dskd"):
-        warn_of_other_split(folder / "student.safetensors", recipe)
+        warn_of_other_split(folder / "student.safetensors", recipe, held_out=True)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -39,6 +39,7 @@ def warned(there: Any, here: dict[str, Any], folder: Path, caplog: Any) -> list[
         ({"split_seed": 0}, {"split_seed": 1}, "split_seed=0, and this run has 1"),
         ({"split_seed": None}, {"split_seed": 5}, "split_seed=7, and this run has 5"),
         ({"split_seed": None}, {"split_seed": 7}, None),
+        ({"patient": r"p\d+"}, {"patient": r"patient\d+"}, r"patient='p\\d+'"),
         ({"train_per_class": 20}, {"train_per_class": 40}, "train_per_class=20"),
         ({"test_split": 0.2, "root": "elsewhere"}, {"test_split": 0.3}, None),
         ({"test_split": 0.2, "name": "other"}, {"test_split": 0.3}, None),

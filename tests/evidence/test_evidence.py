@@ -7,7 +7,6 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from shutil import rmtree
 from statistics import mean
 from typing import Any
 
@@ -273,7 +272,7 @@ def test_committed_results_have_the_words_of_their_studies() -> None:
 
 
 def test_pages_of_results_open_with_a_question_its_answer_and_its_certainty() -> None:
-    names = {path.stem for path in RESULTS.glob("*.svg")}
+    names = {path.stem.removesuffix("-cost") for path in RESULTS.glob("*.svg")}
     for name in sorted(names | {"protocol", "speed", "fast-paths", "real-images"}):
         lines = (RESULTS / f"{name}.md").read_text().splitlines()
         bullets = [line.partition(":**")[0] for line in lines[2:12] if line.startswith("- **")]
@@ -305,6 +304,30 @@ def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) ->
     assert "](small-cost.svg)" in text
     assert (tmp_path / "small-cost.svg").read_bytes().count(b">dskd</text>") == 2
     assert re.search(r"uncorrected \|\n\|---\|---:\|\n\| `kd` \| [+-]\d", text)
+    assert "computed in one place" not in text
+    run = tmp_path / "out/small/dskd/seed1"
+    environment = json.loads((run.parent / "seed0/environment.json").read_text())
+    changed = json.dumps(environment | {"package_code": "0" * 64})
+    (run.parent / "seed0/environment.json").write_text(changed)
+    (run / "result.json").unlink()
+    (run / "failed.txt").write_text("the loss is not finite")
+    compute(study, data, tmp_path / "out", tmp_path)
+    text = (tmp_path / "small.md").read_text()
+    assert "Not compared, because runs failed: `dskd` (1 results). **DSKD is not shown" in text
+    assert "- 3: " in text
+    assert "- 1: " in text
+    assert "code 00000000" in text
+
+
+def test_a_lost_run_is_no_failed_one(tmp_path: Path) -> None:
+    folder = tmp_path / "first-leading"
+    finished(folder, {"ce": [40.0], "kd": [41.0]})
+    lost = folder / "kd/seed0"
+    (lost / "lost.txt").write_text("its process died")
+    assert choose.mean_accuracies(folder, ["ce", "kd"], "x", [0]) == {"ce": 40.0, "kd": 41.0}
+    (lost / "result.json").unlink()
+    with pytest.raises(InputError, match=r"a run was lost, as .*lost\.txt says; run the study x"):
+        choose.mean_accuracies(folder, ["ce", "kd"], "x", [0])
 
 
 @pytest.mark.slow
@@ -486,19 +509,8 @@ def test_the_baselines_are_the_best_two_of_the_table_without_the_fixed_methods(
     assert len(tuned) == 4 * 8
     finished(tmp_path / "ablation", {label: [42.0 + len(label) / 100] for label in tuned})
     leading = design.expand(["<leading configurations>"], tmp_path)
-    assert 2 * len(leading) == design.run_count(design.find("configurations", tmp_path)) - len(
-        tuned
-    )
-    with pytest.raises(
-        InputError, match=r"is not finished in .*ablation; run the study configurations"
-    ):
-        design.find("composition", tmp_path)
-    rmtree(tmp_path / "ablation")
-    seeds = {label: 3 if label in leading else 1 for label in tuned}
-    finished(
-        tmp_path / "ablation",
-        {label: [42.0 + len(label) / 100] * seeds[label] for label in tuned},
-    )
+    runs = design.run_count(design.find("configurations", tmp_path), tmp_path)
+    assert 2 * len(leading) == runs - len(tuned)
     best = design.find("composition", tmp_path).labels
     assert [label.partition(":")[0] for label in best] == ["kd", "kd", "dskd", "crd", "at"]
     defaults = design.find("defaults", tmp_path)

@@ -13,6 +13,7 @@ from dskd.compare.reader import read_comparison
 from dskd.compare.runner import run_grid
 from dskd.compare.summary import summarize
 from dskd.compare.table import notes, summary_table
+from dskd.config.overrides import overridden
 from dskd.engine.tasks.graphs.recipe import RECIPES
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.student import evaluate
@@ -132,6 +133,15 @@ def test_another_graph_or_recipe_is_refused(
     for graph, changes in ((other, []), (other, ["student.hidden=9"])):
         assert run_command(command(graph, compared, 2, *changes)) == 2
         assert "another folder" in capsys.readouterr().err
+
+
+def test_the_weights_of_a_recipe_stay(graph: Path, tmp_path: Path) -> None:
+    changes = [*SMALL, *OF_TEACHER, "data.name=npz", f"data.root={graph}"]
+    method = {"name": "dskd", "ce": 2.0, "kd": 0.5, "beta": 3.0}
+    recipe = RECIPES.resolve(overridden({"method": method}, changes, RECIPES.model), tmp_path)
+    (variant,) = grid.plan(recipe, ["dskd"], tmp_path / "x", seeds=1).variants
+    options = variant.method.options
+    assert [options[key] for key in ("ce", "kd", "beta")] == [2.0, 0.5, 3.0]
 
 
 def test_a_method_that_does_not_exist_is_named_by_its_short_name(

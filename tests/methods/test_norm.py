@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dskd
+from dskd.engine.sync_batchnorm import synchronized
 from dskd.errors import InputError
 from dskd.losses.logits import ce, kd
 from dskd.methods.norm import NORM, Schedule, Transform, norm_loss, normalized_logits
@@ -227,7 +228,7 @@ def test_the_classifier_takes_on_a_transform_that_several_processes_synchronise(
     method, images, _ = made(segments=4)
     unsettled(method).eval()
     expected = method.classifier_logits(images)["student"]
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+    converted = synchronized(method)
     assert isinstance(converted.transform.widen[1], nn.SyncBatchNorm)
     assert torch.equal(converted.classifier_logits(images)["student"], expected)
 

@@ -15,6 +15,7 @@ from PIL import Image
 import dskd
 from dskd.cli.commands import cli
 from dskd.compare.grid import plan
+from dskd.config.overrides import overridden
 from dskd.engine.result import Result
 from dskd.engine.run import run_job
 from dskd.engine.tasks.segmentation.job import SegmentationJob, freeze
@@ -239,6 +240,15 @@ def test_images_that_changed_since_the_training_are_told(
     ).read_text(encoding="utf-8")
 
 
+def test_a_named_set_of_augmentations_replaces_those_of_the_recipe() -> None:
+    values = {"data": {"name": "shapes", "flip": False, "rotate": 10, "size": 32}}
+    recipe = RECIPES.resolve(
+        overridden(values, ["data.augment=standard"], RECIPES.model), Path("runs")
+    )
+    assert (recipe.data.flip, recipe.data.rotate, recipe.data.size) == (None, None, 32)
+    assert recipe.data.augmentation.flip
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run"):
         load_student(tmp_path)
@@ -250,5 +260,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 def test_the_data_of_a_command_is_a_folder_or_shapes(tmp_path: Path) -> None:
     expected = ["data.name=folder", f"data.root={tmp_path}"]
     assert data_settings(str(tmp_path)) == expected
+    assert data_settings(tmp_path) == expected
+    assert data_settings("shapes") == ["data.name=shapes"]
+    with pytest.raises(InputError, match="no such folder"):
+        data_settings(Path("shapes"))  # a path is never the name of a data set
     with pytest.raises(InputError, match="no such folder"):
         data_settings(str(tmp_path / "nowhere"))

@@ -526,8 +526,9 @@ def test_numbers_too_large_for_float16_are_never_cached(
 
         with monkeypatch.context() as patch:
             patch.setattr(teacher, "forward", spoiled)
-            with pytest.raises(NonFiniteError, match=message):
+            with pytest.raises(NonFiniteError, match=message) as raised:
                 teacher_outputs(batches(teacher_outputs)[0], LOGITS)
+        assert raised.value.of_one_process
         assert teacher_outputs.records.filled() == filled
 
 

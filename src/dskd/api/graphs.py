@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dskd.api.task import alone, compare, resolved, run_in_python, shared
 from dskd.compare.summary import Summary
-from dskd.config.contradictions import keys_of_teacher
+from dskd.config.contradictions import keys_of_teacher, warn_of_unused_training
 from dskd.engine.arguments import Section
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.result import Result
@@ -172,6 +172,7 @@ def compare_methods(
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": None, "epochs": epochs, "train": train, "seed": seed, "out": None}
     own = resolved(RECIPES, data_settings, *shared(RECIPES, recipe, teacher), parts, settings)
+    warn_of_unused_training(own.teacher, keys_of_teacher(teacher))
     return compare(own, methods, seeds, out, jobs, launcher, verbose)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dskd.api.task import alone, compare, resolved, run_in_python, shared
 from dskd.compare.summary import Summary
-from dskd.config.contradictions import keys_of_teacher
+from dskd.config.contradictions import keys_of_teacher, warn_of_unused_training
 from dskd.deploy.predict_masks import predict_mask
 from dskd.engine.arguments import Section
 from dskd.engine.result import Result
@@ -176,6 +176,7 @@ def compare_methods(
     parts = {"student": student, "teacher": teacher, "data": data}
     settings = {"method": None, "epochs": epochs, "train": train, "seed": seed, "out": None}
     own = resolved(RECIPES, data_settings, *shared(RECIPES, recipe, teacher), parts, settings)
+    warn_of_unused_training(own.teacher, keys_of_teacher(teacher))
     return compare(own, methods, seeds, out, jobs, launcher, verbose)
 
 

@@ -26,7 +26,7 @@ from dskd.storage.paths import as_path
 
 def resolved(
     recipes: TaskRecipes[R],
-    data_settings: Callable[[str], list[str]],
+    data_settings: Callable[[str | Path], list[str]],
     values: dict[str, Any],
     folder: Path,
     parts: Mapping[str, Any],
@@ -47,7 +47,7 @@ def resolved(
     """
     for name, part in parts.items():
         if name == "data" and isinstance(part, str | Path):
-            values = overridden(values, data_settings(str(part)), recipes.model)
+            values = overridden(values, data_settings(part), recipes.model)
         elif part is not None:
             values[name] = {**(values.get(name) or {}), **named(part, name)}
     given = dict(settings)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from dskd.cli.arguments import PATH, split_arguments, takes_launcher, with_short_forms
 from dskd.errors import option
-
-if TYPE_CHECKING:
-    pass
 
 Command = Callable[..., None]
 

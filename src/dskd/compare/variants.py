@@ -94,7 +94,8 @@ def method_variants(texts: Iterable[str], recipe: Any, weights: Weights) -> list
         recipe: The recipe of the comparison, a `Recipe` or that of another task. Names of methods
             are then those of the task, without its prefix.
         weights: ``equal`` sets ``ce = kd = 1`` for every method that has them; ``literature``
-            takes the preset ``literature`` of each method.
+            takes the preset ``literature`` of each method. Methods of other tasks than images keep
+            the weights of the recipe.
 
     Raises:
         InputError: A name or a setting does not exist, or a method is named twice.
@@ -114,7 +115,8 @@ def method_variants(texts: Iterable[str], recipe: Any, weights: Weights) -> list
         name = methods.in_task(short, task)
         own = recipe.method.options if name == recipe.method.name else {}
         given = dict(_setting(name, change) for change in changes)
-        settings = given if "preset" in given else own | _weights(name, weights) | given
+        same = {} if task else _weights(name, weights)
+        settings = given if "preset" in given else own | same | given
         found[label] = MethodVariant(
             label, MethodSettings(name=name, **methods.resolve(name, settings))
         )

@@ -22,6 +22,8 @@ class BaseRecipe(Settings):
     """Settings that may hold a path, by section and key."""
     TEACHER: ClassVar[str] = "teacher.name=resnet20"
     """An example of a teacher's setting, for messages."""
+    AUGMENTATIONS: ClassVar[tuple[str, ...]] = ()
+    """Settings of the data that a named set of augmentations replaces."""
 
     def plain(self) -> dict[str, Any]:
         """Converts the recipe to plain values for YAML, with every default filled in.

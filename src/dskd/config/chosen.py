@@ -106,7 +106,7 @@ def _size(student: Mapping[str, Any], data: Mapping[str, Any], plain: Callable[[
     """The student's own size, or a smaller one if the images are smaller."""
     name = str(student.get("name"))
     own = native_size(name) or SMALL_SIZE
-    side = None if data.get("size") else typical_side(data)
+    side = typical_side(data)
     if side is None or side >= own or not plain():
         return own  # transformers are made for few sizes
     return max(1, side // SIZE_STEP) * SIZE_STEP

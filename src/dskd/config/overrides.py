@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dskd import methods
-from dskd.config.schema import AUGMENTATIONS, Recipe
+from dskd.config.base_recipe import BaseRecipe
+from dskd.config.schema import Recipe
 from dskd.config.text_values import setting_value
 from dskd.errors import InputError, brief
 from dskd.settings import Settings, known_keys, signature_settings, unknown_key
 
 
 def overridden(
-    values: dict[str, Any], overrides: Iterable[str], model: type[Settings] = Recipe
+    values: dict[str, Any], overrides: Iterable[str], model: type[BaseRecipe] = Recipe
 ) -> dict[str, Any]:
     """The values with overrides, see `dskd.config.recipe.load`.
 
@@ -33,8 +34,8 @@ def overridden(
         values["method"] = _named(values["method"])
     method = _last_method(values, changes, model)
     if any(key == "data.augment" for key, _ in changes) and isinstance(values.get("data"), dict):
-        kept = {key: one for key, one in values["data"].items() if key not in AUGMENTATIONS}
-        values["data"] = kept
+        own = model.AUGMENTATIONS
+        values["data"] = {key: one for key, one in values["data"].items() if key not in own}
     for key, text in changes:
         _override(values, key, text, method, model)
     return values

@@ -329,6 +329,7 @@ class Recipe(BaseRecipe):
         ("teacher", "pretrained"),
         ("teacher", "cache_dir"),
     )
+    AUGMENTATIONS: ClassVar[tuple[str, ...]] = AUGMENTATIONS
 
     data: DataSettings
     student: ModelSettings

@@ -154,7 +154,9 @@ def _given(settings: DataSettings, given: GivenData) -> Dataset:
     for key in sorted(refused):
         if not settings.is_default(key):
             raise InputError(f"data.{key} does not apply to images given in Python; drop it")
-    _check_resizing(settings, None if isinstance(given, Dataset) else settings.size is not None)
+    has_others = isinstance(given, TorchSplits) and given.unlabelled is not None
+    resizes = None if isinstance(given, Dataset) else settings.size is not None
+    _check_resizing(settings, resizes, has_others)
     data = _read(settings, given)
     if data.unlabelled is not None:
         train, others = shared_workers(data.train, data.unlabelled, settings.unlabelled_share)
@@ -162,19 +164,22 @@ def _given(settings: DataSettings, given: GivenData) -> Dataset:
     return take_part(data, settings.classes, *_fractions(settings))
 
 
-def _check_resizing(settings: DataSettings, resizes: bool | None) -> None:
-    """Refuses a way of resizing where nothing is resized.
+def _check_resizing(settings: DataSettings, resizes: bool | None, has_others: bool = False) -> None:
+    """Refuses a way of resizing where nothing is resized, and a crop of a part of the images.
 
     Args:
         settings: Of the data.
         resizes: Whether images are resized; None if they cannot be, since they are in memory.
+        has_others: Whether there are images without labels that ``data.unlabelled`` does not name;
+            they get the size of the others.
 
     Raises:
         InputError: ``crop_pct`` or ``interpolation`` would do nothing.
     """
     if resizes is False and settings.crop_pct != 1:
         raise InputError("data.crop_pct needs data.size, to which the images are resized")
-    is_used = resizes or settings.crop_scale is not None or settings.unlabelled is not None
+    has_others = has_others or settings.unlabelled is not None
+    is_used = resizes or settings.crop_scale is not None or has_others
     if settings.interpolation is not None and not is_used:
         uses = "data.crop_scale" if resizes is None else "data.size or data.crop_scale"
         raise InputError(f"data.interpolation does nothing without {uses}; drop it")

@@ -7,6 +7,7 @@ that goes on with another torch, device or number of threads says so, too.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import logging
@@ -29,8 +30,8 @@ from dskd.storage.run_files import ENVIRONMENT
 
 log = logging.getLogger("dskd")
 
-CODE = "method_code"
-"""The key of the digest in ``environment.json``."""
+CODE, PACKAGE = "method_code", "package_code"
+"""The keys of the two digests in ``environment.json``."""
 
 
 def environment(recipe: RunRecipe, device: torch.device) -> dict[str, Any]:
@@ -41,9 +42,28 @@ def environment(recipe: RunRecipe, device: torch.device) -> dict[str, Any]:
         device: The device of the run.
 
     Returns:
-        What `dskd.runtime.device.environment` returns, and the digest; plain values.
+        What `dskd.runtime.device.environment` returns, the digest of the method, and that of the
+        whole package; plain values.
     """
-    return {**devices.environment(device), CODE: digest(recipe.method.name)}
+    return {
+        **devices.environment(device),
+        CODE: digest(recipe.method.name),
+        PACKAGE: package_digest(),
+    }
+
+
+@functools.cache
+def package_digest() -> str:
+    """The SHA-256 digest of all modules of this package.
+
+    Example:
+        >>> len(package_digest())
+        64
+    """
+    root, found = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
 
 
 def digest(name: str) -> str | None:

@@ -67,10 +67,16 @@ def feature_settings(
             if plain.get("classifier") == "teacher"
             else "take a method that learns from features, such as dskd or fitnet"
         )
+        own = type(teacher.module).__name__
+        why = (
+            f"the {teacher.other_classes} classes of the teacher {own} are not the {classes} of "
+            "the data"
+            if teacher.other_classes
+            else f"the published weights of the teacher {own} have no classifier"
+        )
         raise InputError(
-            f"the method {name} learns the teacher's predictions, and the {teacher.other_classes} "
-            f"classes of the teacher {type(teacher.module).__name__} are not the {classes} of the "
-            f"data; set teacher.head=fit, take a teacher of these classes, or {other}"
+            f"the method {name} learns the teacher's predictions, and {why}; set teacher.head=fit, "
+            f"take a teacher of these classes, or {other}"
         )
     return plain
 
@@ -82,9 +88,14 @@ def log_other_classes(
     kind = methods.find(name)
     off = [key for key in kind.prediction_weights if settings.get(key)]
     terms = f"; off: {', '.join(f'method.{key}' for key in off)}" if off else ""
+    why = (
+        f"the teacher has {teacher.other_classes} classes, the data {classes}"
+        if teacher.other_classes
+        else "the teacher's published weights have no classifier"
+    )
     log.info(
         as_given(
-            f"the teacher has {teacher.other_classes} classes, the data {classes}: {name} learns "
-            f"from its features alone{terms} (teacher.head=fit gives it a head for these classes)"
+            f"{why}: {name} learns from its features alone{terms} (teacher.head=fit gives it a "
+            "head for these classes)"
         )
     )

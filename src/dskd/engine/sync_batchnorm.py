@@ -51,7 +51,5 @@ def _is_known(part: nn.Module) -> bool:
     """Whether `synchronized` replaces the module by one that computes the same."""
     from timm.layers.norm_act import BatchNormAct2d
 
-    own = type(part).forward
-    return own in (nn.modules.batchnorm._BatchNorm.forward, BatchNormAct2d.forward) or isinstance(
-        part, nn.SyncBatchNorm
-    )
+    known = nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm, BatchNormAct2d
+    return type(part).forward in [one.forward for one in known]

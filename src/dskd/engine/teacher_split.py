@@ -13,11 +13,11 @@ from dskd.storage.yaml_file import read_yaml_file
 
 log = logging.getLogger("dskd")
 
-_SPLIT = ("test_split", "split_seed", "train_per_class", "val_per_class")
+_SPLIT = ("test_split", "split_seed", "train_per_class", "val_per_class", "patient")
 """The settings of all tasks on which it depends which samples are held out for the test."""
 
 
-def warn_of_other_split(weights: Path | None, recipe: Any) -> None:
+def warn_of_other_split(weights: Path | None, recipe: Any, held_out: bool) -> None:
     """Warns if a teacher comes from a run that held out other samples of the same data.
 
     Such a teacher has learned from some of the test samples: its accuracy is too high, and its
@@ -27,8 +27,9 @@ def warn_of_other_split(weights: Path | None, recipe: Any) -> None:
     Args:
         weights: The file of the teacher's weights; None without one.
         recipe: Of the run that uses the teacher.
+        held_out: Whether the run has held out its test samples; others have a split of their own.
     """
-    if weights is None or (theirs := _data_of_run(weights.parent / RECIPE)) is None:
+    if not held_out or weights is None or (theirs := _data_of_run(weights.parent / RECIPE)) is None:
         return
     own = _with_seed(recipe.plain()) or {}
     if (theirs.get("name"), _place(theirs)) != (own.get("name"), _place(own)):

@@ -55,7 +55,7 @@ def given_teacher(
     if teacher is None or teacher.training is not None or not _needs_teacher(prepared):
         return None
     assert settings is not None
-    warn_of_other_split(settings.checkpoint, prepared.recipe)
+    warn_of_other_split(settings.checkpoint, prepared.recipe, data.data.test_is_held_out)
     if settings.head == "fit":
         model = teacher.model.to_device(data.train.device)
         fit_head(model, settings, data.data, data.train)

@@ -20,7 +20,7 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(\w*))?")
 _FIXED = ("train.epochs", "train.device", "train.threads", "method.name")
 
-_WITHOUT_EFFECT = ("train.ema", "train.exits", "train.evaluate_every", "train.sync_batchnorm")
+_WITHOUT_EFFECT = ("train.ema", "train.exits", "train.evaluate_every")
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,8 @@ def _check_tunable(key: str) -> None:
             "method.preset cannot be tuned, since it sets many settings at once; tune one of them, "
             f"or compare presets with {call('compare')}"
         )
+    if key == "train.sync_batchnorm":
+        raise InputError(f"{key} cannot be tuned: each trial runs in one process; drop it")
     if key in _WITHOUT_EFFECT:
         raise InputError(
             f"{key} cannot be tuned: it does not change the accuracy by which trials are compared, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 import yaml
@@ -119,8 +120,8 @@ def _rehearse(search: Search) -> dict[str, str]:
     log.info(
         "for all trials, %d validation images take the place of the test split", len(data.test)
     )
-    # The test split is that of the last runs: only they have validation images, for early exits.
-    prepared = prepare(recipe, tested, search.objects, device)
+    # The last runs have validation images, on which early exits are calibrated.
+    prepared = prepare(recipe, replace(data, validation=data.test), search.objects, device)
     teacher = given_teacher(prepared, DataLoaders(data, device), [recipe.method])
     given = {} if teacher is None else {"teacher": teacher.fingerprint()}
     return {"data": data.fingerprint(), "tested_data": tested.fingerprint(), **given}

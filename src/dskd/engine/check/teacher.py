@@ -93,7 +93,9 @@ def _not_evaluated(prepared: Prepared, teacher: FrozenTeacher) -> str:
     if prepared.teacher.training is not None:
         return "it is trained first"
     if teacher.model.other_classes is not None:
-        return f"it has {teacher.model.other_classes} other classes: its features alone are used"
+        own = teacher.model.other_classes
+        why = f"it has {own} other classes" if own else "its weights have no classifier"
+        return f"{why}: its features alone are used"
     if prepared.recipe.teacher.head == "fit":
         return "its head is fitted first"
     return ""

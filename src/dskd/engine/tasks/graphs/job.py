@@ -205,7 +205,7 @@ def read_teacher(recipe: GraphRecipe, loaders: GraphLoaders) -> GraphTeacher:
     """
     assert recipe.teacher is not None, "the recipe has one"
     assert recipe.teacher.checkpoint is not None, "it is given"
-    warn_of_other_split(recipe.teacher.checkpoint, recipe)
+    warn_of_other_split(recipe.teacher.checkpoint, recipe, not loaders.data.own_split)
     return freeze(recipe, loaders, recipe.teacher.checkpoint)
 
 

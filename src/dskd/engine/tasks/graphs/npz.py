@@ -72,7 +72,7 @@ def read_npz(path: Path, settings: GraphDataSettings) -> GraphData:
         names = [str(name) for name in arrays["classes"].tolist()] if "classes" in arrays else None
         if names is not None and len(names) != count:
             raise InputError(f"{path} has {len(names)} names for {count} classes")
-        if count > max(len(graph), 2):
+        if labels.dim() == 1 and count > max(len(graph), 2):
             raise InputError(f"{path}: the label {count - 1} is too large; count classes from 0")
         splits = _splits(arrays, graph, count, path, settings)
     data = one_graph(path.stem, graph, splits, names or [str(k) for k in range(count)])

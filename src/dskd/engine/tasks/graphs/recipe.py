@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 from dskd.engine.tasks.graphs.settings import DataName, GraphRecipe
@@ -21,11 +22,11 @@ RECIPES = TaskRecipes(
 """Loads them."""
 
 
-def data_settings(given: str) -> list[str]:
+def data_settings(given: str | Path) -> list[str]:
     """Overrides for graphs that are given by a name or as a file.
 
     Args:
-        given: A name of `DataName`, or an .npz file.
+        given: A name of `DataName`, or an .npz file. A `Path` is a file.
 
     Raises:
         InputError: It is neither.
@@ -34,8 +35,8 @@ def data_settings(given: str) -> list[str]:
         >>> data_settings("ppi"), data_settings("mine.npz")
         (['data.name=ppi'], ['data.name=npz', 'data.root=mine.npz'])
     """
-    if given.endswith(".npz"):
+    if str(given).endswith(".npz"):
         return ["data.name=npz", f"data.root={as_path(given, 'data')}"]
-    if given in get_args(DataName) and given != "npz":
+    if isinstance(given, str) and given in get_args(DataName) and given != "npz":
         return [f"data.name={given}"]
-    raise unknown("data set", given, [*get_args(DataName)[1:], "<a file>.npz"])
+    raise unknown("data set", str(given), [*get_args(DataName)[1:], "<a file>.npz"])

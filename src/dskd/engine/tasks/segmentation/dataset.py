@@ -82,6 +82,7 @@ class SegmentationData:
             run that trains on all masks, and by no other.
         validation: Chooses the best epoch.
         test: Measures the student.
+        test_is_held_out: Whether the test images were taken off the training images.
         notes: Lines about the data for the user.
     """
 
@@ -91,6 +92,7 @@ class SegmentationData:
     weak: MaskedImages | None
     validation: MaskedImages
     test: MaskedImages
+    test_is_held_out: bool
     notes: tuple[str, ...] = ()
 
     @property
@@ -183,7 +185,8 @@ def divide(
         f"{patients} patients with masks, {full_weak['weak']} with seeds, "
         f"{len({*validation.patients})} for validation, {len({*test.patients})} for the test"
     ]
-    return SegmentationData(name, classes, part("full"), weak, validation, test, tuple(notes))
+    parts = part("full"), weak, validation, test, wanted["test"] > 0
+    return SegmentationData(name, classes, *parts, tuple(notes))
 
 
 def _held_out(

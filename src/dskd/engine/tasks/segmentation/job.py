@@ -249,7 +249,7 @@ def read_teacher(
     """
     assert recipe.teacher is not None, "the recipe is checked"
     assert recipe.teacher.checkpoint is not None, "it is given"
-    warn_of_other_split(recipe.teacher.checkpoint, recipe)
+    warn_of_other_split(recipe.teacher.checkpoint, recipe, data.test_is_held_out)
     return freeze(recipe, data, recipe.teacher.checkpoint, device)
 
 

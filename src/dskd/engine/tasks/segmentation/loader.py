@@ -87,8 +87,8 @@ class MixedLoader(MaskedLoader):
     supervision take the same steps, and see the same images in them.
 
     Source: 8 images with masks and a multiple of them without are those of the public training code
-    of arXiv 2012.08051. It draws the second kind anew in each step; here each comes once before any
-    comes again (*our choice*).
+    of arXiv 2012.08051. It draws the second kind anew in each step; here, within an epoch, each
+    comes once before any comes again (*our choice*).
 
     Args:
         data: The data set.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dskd.engine.tasks.recipes import TaskRecipes
 from dskd.engine.tasks.segmentation.settings import SegmentationRecipe
 from dskd.errors import InputError
@@ -17,11 +19,11 @@ RECIPES = TaskRecipes(
 """Loads them."""
 
 
-def data_settings(given: str) -> list[str]:
+def data_settings(given: str | Path) -> list[str]:
     """Overrides for images that are given by a name or as a folder.
 
     Args:
-        given: ``shapes``, or a folder.
+        given: ``shapes``, or a folder. A `Path` is a folder.
 
     Raises:
         InputError: It is neither.

@@ -36,6 +36,9 @@ def _different(classes: dict[str, int] | None) -> dict[str, int] | None:
     return classes
 
 
+_AUGMENTATIONS = ("flip", "rotate", "zoom", "shift", "gamma")
+
+
 class SegmentationDataSettings(SplitSettings):
     """The images and masks, and how they are split."""
 
@@ -66,7 +69,8 @@ class SegmentationDataSettings(SplitSettings):
     augment: AugmentSet = "none"
     """Named set of the augmentations below; each can also be set on its own. ``none`` has none.
     ``standard``: flip, rotate 30, zoom 1.25, shift 0.1 and gamma 1.5. Each training image is
-    changed anew in every epoch, with its mask and its seeds."""
+    changed anew in every epoch, with its mask and its seeds. On the command line, it replaces the
+    augmentations of the recipe file."""
     flip: bool | None = None
     """Mirror half of the training images left to right. None takes that of the set."""
     rotate: Annotated[float, Field(ge=0, le=180)] | None = None
@@ -103,8 +107,7 @@ class SegmentationDataSettings(SplitSettings):
     @property
     def augmentation(self) -> MaskAugmentation:
         """How training images are changed."""
-        named = ("flip", "rotate", "zoom", "shift", "gamma")
-        own = {key: value for key in named if (value := getattr(self, key)) is not None}
+        own = {key: value for key in _AUGMENTATIONS if (value := getattr(self, key)) is not None}
         return MaskAugmentation(**{**SETS[self.augment], **own})
 
     @property
@@ -180,6 +183,7 @@ class SegmentationRecipe(TaskRecipe):
     """All settings of a run on images with masks."""
 
     TEACHER: ClassVar[str] = "teacher.width=64"
+    AUGMENTATIONS: ClassVar[tuple[str, ...]] = ("augment", *_AUGMENTATIONS)
 
     task: Literal["segment"] = "segment"
     """Tells the recipe from one of image classification."""
