@@ -40,7 +40,7 @@ from dskd.teacher import cache
 from dskd.teacher.cache import CachedOutputs
 from dskd.teacher.frozen import FrozenTeacher
 from dskd.teacher.outputs import TeacherOutputs
-from dskd.teacher.record_file import FACTS, RECORDS, RESERVE
+from dskd.teacher.record_file import FACTS, RECORDS, RESERVE, RecordFile
 from tests import processes, trainers
 from tests.builders import make_dataset, make_pair, staged
 
@@ -87,6 +87,30 @@ def batches(
 ) -> list[Batch]:
     plan = draw_plan(seed, epoch, len(DATA.train), 1, flip, teacher_outputs.views_of_each)
     return list(MemoryLoader(DATA.train, CPU).batches(plan, size))
+
+
+def test_a_method_reads_only_what_it_needs(
+    teacher: FrozenTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = opened(teacher, tmp_path, ALL)
+    batch = batches(outputs)[0]
+    whole = outputs(batch, ALL)
+    read, found = RecordFile.read, []
+
+    def recorded(self: RecordFile, indices: Any) -> Any:
+        found.append(self.path.name)
+        return read(self, indices)
+
+    monkeypatch.setattr(RecordFile, "read", recorded)
+    monkeypatch.setattr(outputs, "forward", silent)
+    some = outputs(batch, TeacherNeeds(logits=True, stages=(2,)))
+    assert found == ["logits", "stage-3"]
+    assert whole is not None
+    assert some is not None
+    assert torch.equal(some.logits, whole.logits)
+    assert torch.equal(some.stages[2], whole.stages[2])
+    assert some.pooled is None
+    assert some.last is None
 
 
 def silent(_images: Tensor) -> Any:

@@ -248,7 +248,7 @@ class CachedOutputs(TeacherOutputs):
         known, device = self.records.needs, batch.images.device
         assert needs | known == known, "these outputs are not cached"
         numbers = self._record_numbers(batch)
-        output, there = self.records.read(numbers, device)
+        output, there = self.records.read(numbers, device, needs)
         if not there.all():
             missing = np.flatnonzero(~there)
             images = batch.images
@@ -256,7 +256,7 @@ class CachedOutputs(TeacherOutputs):
                 rows = torch.from_numpy(missing).to(device)
                 images = images[rows].contiguous(memory_format=torch.channels_last)
             self.records.add(numbers[missing], self._packed(forward, images, batch))
-            output, written = self.records.read(numbers, device)
+            output, written = self.records.read(numbers, device, needs)
             if not written.all():
                 problem = "a record reads back differently from what was written"
                 raise OSError(errno.EIO, problem, str(self.records.path))

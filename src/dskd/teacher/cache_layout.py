@@ -183,19 +183,22 @@ class OutputRecords:
         """Share of the records that exist."""
         return float(np.mean([file.filled() for file in self.files.values()]))
 
-    def read(self, numbers: Indices, device: torch.device) -> tuple[ModelOutput, Mask]:
+    def read(
+        self, numbers: Indices, device: torch.device, needs: TeacherNeeds
+    ) -> tuple[ModelOutput, Mask]:
         """Reads records by number.
 
         Args:
             numbers: int64 ``[B]``.
             device: The device of the outputs.
+            needs: Which outputs are read, of those that are used.
 
         Returns:
-            The outputs, and bool ``[B]``: whether all tensors of a sample exist. The outputs of a
-            sample for which one does not are arbitrary.
+            The outputs, and bool ``[B]``: whether all of these tensors of a sample exist. The
+            outputs of a sample for which one does not are arbitrary.
         """
         tensors, exists = {}, np.ones(len(numbers), bool)
-        for name in self.files:
+        for name in filter(self.files.__contains__, needed_names(needs)):
             tensors[name], there = self.read_tensor(name, numbers, device)
             exists &= there
         empty = torch.empty(0, dtype=torch.int16, device=device)  # keeps the place of a stage
@@ -239,6 +242,17 @@ def _folder_name(tensor: OutputTensor, whole: tuple[int, ...]) -> str:
     """The folder of a tensor's records; a pooled map has another than the map as it was."""
     name = tensor.name.replace(" ", "-")
     return name if tensor.shape == whole else f"{name}-{tensor.shape[1]}x{tensor.shape[2]}"
+
+
+def needed_names(needs: TeacherNeeds) -> list[str]:
+    """The names of the tensors that are needed.
+
+    Example:
+        >>> needed_names(TeacherNeeds(logits=True, stages=(0, 2), pooled=True))
+        ['logits', 'stage 1', 'stage 3', 'pooled']
+    """
+    names = ["logits"] * needs.logits + [stage_name(index) for index in needs.stages]
+    return names + ["pooled"] * needs.pooled + ["last"] * needs.last
 
 
 def selected_outputs(output: ModelOutput, needs: TeacherNeeds) -> dict[str, Tensor]:
