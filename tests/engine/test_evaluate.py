@@ -31,7 +31,8 @@ PREDICTED = [0, 0, 0, 0, 6, 1, 1, 2]
 
 def test_an_image_that_cannot_be_read_is_told_by_its_process() -> None:
     class Damaged(MemoryLoader):
-        def in_order(self, *_: Any) -> Iterator[Any]:
+        def in_order(self, *others: Any) -> Iterator[Any]:
+            yield from super().in_order(*others)
             raise InputError("cannot read a.png")
 
     loader = Damaged(Split(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 1])), CPU)

@@ -17,6 +17,7 @@ from dskd.engine.tasks.segmentation.recipe import RECIPES
 from dskd.engine.teacher_split import warn_of_other_split
 from dskd.storage.run_files import LAST
 from tests.data.file_writers import write_folder
+from tests.segmentation.test_folders import write
 
 
 def warned(there: Any, here: dict[str, Any], folder: Path, caplog: Any) -> list[str]:
@@ -88,13 +89,23 @@ def test_runs_on_photos_and_on_masks_say_it(tmp_path: Path, caplog: Any) -> None
     assert "data.test_split=0.25, and this run has 0.5: the teacher may have" in caplog.text
     caplog.clear()
     own = ["teacher=null", "method.name=masks"]
-    small = ["data.size=16", "student.width=2", "train.epochs=1"]
+    for number in range(8):
+        write(tmp_path / "scans", f"patient{number}_1")
+    small = ["data.name=folder", f"data.root={tmp_path / 'scans'}", "data.patients=2"]
+    small += ["data.size=16", "student.width=2", "train.epochs=1"]
     for folder, changes in (
         ("first", own),
         ("second", ["method.name=kd", "teacher.width=2", "data.split_seed=1"]),
     ):
         checkpoint = [] if folder == "first" else [f"teacher.checkpoint={tmp_path}/first/{LAST}"]
         out = f"out={tmp_path / folder}"
-        recipe = RECIPES.load("shapes", [*small, *changes, *checkpoint, out])
+        recipe = RECIPES.load(None, [*small, *changes, *checkpoint, out])
         run_job(SegmentationJob(recipe))
     assert "data.split_seed=0, and this run has 1" in caplog.text
+
+
+def test_a_test_split_of_the_users_own_is_the_same_in_all_runs(tmp_path: Path, caplog: Any) -> None:
+    (tmp_path / "recipe.yaml").write_text("data: {name: shapes, split_seed: 0}\n")
+    recipe = SimpleNamespace(plain=lambda: {"data": {"name": "shapes", "split_seed": 1}})
+    warn_of_other_split(tmp_path / "student.safetensors", recipe, held_out=False)
+    assert not caplog.records

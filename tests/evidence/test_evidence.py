@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from shutil import rmtree
 from statistics import mean
 from typing import Any
 
@@ -511,6 +512,16 @@ def test_the_baselines_are_the_best_two_of_the_table_without_the_fixed_methods(
     leading = design.expand(["<leading configurations>"], tmp_path)
     runs = design.run_count(design.find("configurations", tmp_path), tmp_path)
     assert 2 * len(leading) == runs - len(tuned)
+    with pytest.raises(
+        InputError, match=r"is not finished in .*ablation; run the study configurations"
+    ):
+        design.find("composition", tmp_path)
+    rmtree(tmp_path / "ablation")
+    seeds = {label: 3 if label in leading else 1 for label in tuned}
+    finished(
+        tmp_path / "ablation",
+        {label: [42.0 + len(label) / 100] * seeds[label] for label in tuned},
+    )
     best = design.find("composition", tmp_path).labels
     assert [label.partition(":")[0] for label in best] == ["kd", "kd", "dskd", "crd", "at"]
     defaults = design.find("defaults", tmp_path)

@@ -18,6 +18,7 @@ from dskd.engine import method_code
 from dskd.engine.task import RunRecipe
 from dskd.engine.training_run import TrainingRun
 from dskd.errors import NonFiniteError
+from dskd.methods.contracts import TeacherNeeds
 from dskd.storage.atomic import refuse_links
 from dskd.storage.run_directory import RunDirectory
 from dskd.storage.run_files import LOST
@@ -38,6 +39,7 @@ class GroupRunner:
         device: That trains.
         build: Builds the run of a student.
         teacher_outputs: Where the outputs of the teacher come from.
+        needs: Which of them all methods read together.
         callback: Called after every step and at the end of every run.
         wait: Seconds to wait for a process that still holds the folder of a run.
         fingerprints: Those that images (``data``) and ``teacher`` must have; empty for any.
@@ -47,6 +49,7 @@ class GroupRunner:
     device: torch.device
     build: BuildRun
     teacher_outputs: TeacherOutputs
+    needs: TeacherNeeds
     callback: Callback
     wait: float = 0.0
     fingerprints: dict[str, str | None] = field(default_factory=dict)
@@ -54,7 +57,7 @@ class GroupRunner:
     def run(self, variants: Sequence[MethodVariant], seed: int) -> None:
         """Trains students of a seed: in lockstep if they share the teacher, else in turn."""
         shares = self.grid.share_teacher
-        shared = SharedOutputs(self.teacher_outputs)
+        shared = SharedOutputs(self.teacher_outputs, self.needs)
         for group in [variants] if shares else [[variant] for variant in variants]:
             source = shared if shares else SharedOutputs(self.teacher_outputs)
             with ExitStack() as owned:

@@ -63,7 +63,8 @@ class ComparisonJob:
     def _train(self) -> None:
         device, given = _device(self.grid), dict(self.fingerprints)
         build, outputs = self._task(device) if self.grid.task else self._images(device)
-        runner = GroupRunner(self.grid, device, build, outputs, _Failures(), LOCK_SECONDS, given)
+        last = _Failures(), LOCK_SECONDS, given
+        runner = GroupRunner(self.grid, device, build, outputs, self.needs, *last)
         runner.run(self.variants, self.seed)
 
     def _images(self, device: torch.device) -> tuple[BuildRun, TeacherOutputs]:

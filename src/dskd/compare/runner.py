@@ -124,7 +124,7 @@ def _run_grid(
             Jobs(grid, launcher, recorder, objects, parts.needs, fingerprints).train()
             return read_comparison(grid.path)
         outputs = parts.open_outputs(teacher)
-        runner = GroupRunner(grid, device, parts.build, outputs, recorder)
+        runner = GroupRunner(grid, device, parts.build, outputs, parts.needs, recorder)
         for seed in grid.seeds:
             runner.run([v for v in grid.variants if not has_ended(grid.folder(v, seed))], seed)
         return read_comparison(grid.path)

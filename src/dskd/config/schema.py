@@ -337,8 +337,7 @@ class Recipe(BaseRecipe):
     method: MethodSettings = MethodSettings()
     train: TrainSettings = TrainSettings()
     seed: Seed = 0
-    """Seed of everything random: the student's initial weights, the order of the images, crops and
-    flips."""
+    """Seed of everything random: initial weights, the order of the images, crops and flips."""
     out: PathSetting | None = None
     """The run's folder. None uses ``runs/<recipe>/<method>-seed<seed>``."""
 

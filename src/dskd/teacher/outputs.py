@@ -94,6 +94,7 @@ class SharedOutputs:
 
     Args:
         source: Where the outputs come from.
+        needs: What the students read together; None for a student alone.
 
     Attributes:
         requests: How many steps of students asked for outputs.
@@ -108,8 +109,8 @@ class SharedOutputs:
         >>> one, other = shared.for_student(), shared.for_student()
     """
 
-    def __init__(self, source: TeacherOutputs) -> None:
-        self.source = source
+    def __init__(self, source: TeacherOutputs, needs: TeacherNeeds | None = None) -> None:
+        self.source, self.needs = source, needs
         self.requests, self.computed = 0, 0
         self._step: tuple[int, int] | None = None
         self._outputs: dict[tuple[int, bool], tuple[ModelOutput, int]] = {}
@@ -128,6 +129,8 @@ class SharedOutputs:
         kind = batch.part, needs.rotated
         if kind not in self._outputs:
             self.computed += 1
+            if self.needs is not None and self.source.cache_counts is not None:
+                needs = self.needs  # a cache gives only what it is asked for
             self._outputs[kind] = self.source.compute(forward, batch, needs)
         return self._outputs[kind]
 

@@ -179,14 +179,13 @@ def divide(
         return chosen.with_seeds(split_seed, seed_width, seed_place)
 
     validation = part("validation") if val is None else val
-    test = part("test") if test is None else test
+    held, test = test is None, part("test") if test is None else test
     weak = part("weak") if full_weak["weak"] else None
     notes = [
         f"{patients} patients with masks, {full_weak['weak']} with seeds, "
         f"{len({*validation.patients})} for validation, {len({*test.patients})} for the test"
     ]
-    parts = part("full"), weak, validation, test, wanted["test"] > 0
-    return SegmentationData(name, classes, *parts, tuple(notes))
+    return SegmentationData(name, classes, part("full"), weak, validation, test, held, tuple(notes))
 
 
 def _held_out(
