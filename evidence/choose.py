@@ -150,16 +150,19 @@ def mean_accuracies(
         seeds: The seeds of the mean.
 
     Raises:
-        InputError: A run is missing.
+        InputError: A run is missing, or its process was lost.
     """
-    started = folder.is_dir()
-    for lost in folder.rglob(LOST):
-        if not (lost.parent / RESULT).is_file():
-            raise InputError(f"a run was lost, as {lost} says; run the study {study} again")
-    found = {entry.label: entry for entry in read_comparison(folder).variants} if started else {}
+    found = {}
+    if folder.is_dir():
+        comparison = read_comparison(folder)
+        found = {entry.label: entry for entry in comparison.variants}
+        folders = {one["label"]: folder / one["folder"] for one in comparison.facts["variants"]}
     means = {}
     for label in labels:
         entry = found.get(label)
+        for run in (folders[label] / f"seed{seed}" for seed in seeds if entry is not None):
+            if (run / LOST).is_file() and not (run / RESULT).is_file():
+                raise InputError(f"{run} was lost (see {LOST}); run the study {study} again")
         if entry is None or not {*seeds} <= {*entry.results, *entry.failed}:
             raise InputError(f"{label} is not finished in {folder}; run the study {study}")
         if not {*seeds} & {*entry.failed}:

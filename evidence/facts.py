@@ -19,6 +19,7 @@ from dskd.engine.method_code import PACKAGE
 from dskd.runtime import device
 from dskd.storage.json_file import read_json
 from dskd.storage.run_files import ENVIRONMENT
+from dskd.storage.run_guard import EARLIER
 from evidence.design import Study, run_count
 from evidence.rows import OURS
 
@@ -94,6 +95,7 @@ def facts_of(
         "rows": rows,
         "first": question,
         "incomplete": incomplete(entries, seeds) if study.tests_first else {},
+        "decides": study.decides_first,
         "computed": _environments(entries),
     }
 
@@ -109,22 +111,37 @@ def incomplete(entries: Sequence[VariantResults], seeds: Mapping[str, int]) -> d
     return {
         entry.label: len(entry.results)
         for entry in entries
-        if seeds[entry.label] == most > len(entry.results)
+        if seeds[entry.label] == most > len(entry.results) and entry.failed
     }
 
 
 def _environments(entries: Sequence[VariantResults]) -> list[dict[str, Any]]:
-    """The machines and versions of the code that computed the runs, with the number of runs."""
+    """The machines and versions of the code that computed the runs, with the number of runs.
+
+    A run that was continued elsewhere has several parts.
+    """
     found: list[dict[str, Any]] = []
     for run in (run for entry in entries for run in entry.runs.values()):
         path = run / ENVIRONMENT
         facts = read_json(path, dict[str, Any], f"remove {run}") if path.is_file() else {}
-        one = {key: facts.get(key) for key in (*MACHINE, PACKAGE)}
-        same = next((known for known in found if known["facts"] == one), None)
+        parts = [_place(part) for part in (*facts.get(EARLIER, []), facts)]
+        parts = [part for number, part in enumerate(parts) if part not in parts[:number]]
+        same = next((known for known in found if known["parts"] == parts), None)
         if same is None:
-            found.append(same := {"facts": one, "runs": 0})
+            found.append(same := {"parts": parts, "runs": 0})
         same["runs"] += 1
     return found
+
+
+def _place(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of a machine and of the code there."""
+    device = facts.get("device")
+    return {
+        "machine": facts.get("processor") if device == "cpu" else device,
+        "threads": facts.get("threads"),
+        "torch": (facts.get("packages") or {}).get("torch"),
+        "code": (facts.get(PACKAGE) or "")[:8],
+    }
 
 
 def _first_seeds(entry: VariantResults, seeds: int) -> VariantResults:

@@ -9,6 +9,8 @@ from evidence.numbers import number, p_text, verdict
 from evidence.opening import SEEDS_OF_FIRST, opening
 from evidence.rows import renamed
 
+TITLES = {True: "Is DSKD first?", False: "Is DSKD better than the best other method?"}
+"""The heading of the test of DSKD, by whether it decides that DSKD is first."""
 STRONG_TEACHERS, STUDENT_EPOCHS = "protocol-first", 20
 """The protocol that sets an aim for the teacher."""
 AIM = 8
@@ -38,11 +40,13 @@ def page(facts: Mapping[str, Any]) -> str:
     if facts["first"] is not None:
         added = facts["deviation"] is not None
         decides = not added and facts["first"].get("decides", True)
-        title = "Is DSKD first?" if decides else "Is DSKD better than the best other method?"
+        title = TITLES[decides]
         answer = f"{first(facts['first'], added)}{_not_compared(facts)}"
         lines += [f"## {title}", "", answer, "", over(facts["first"]), ""]
     elif text := _not_compared(facts).strip():
-        lines += ["## Is DSKD first?", "", f"{text} **DSKD is not shown to be first.**", ""]
+        decides = facts["deviation"] is None and facts["decides"]
+        said = "DSKD is not shown to be first" if decides else "No difference is shown"
+        lines += [f"## {TITLES[decides]}", "", f"{text} **{said}.**", ""]
     head = [f"# {facts['title']}", "", *opening(facts, "\n".join(lines)), "", _READING, ""]
     head += [f"![{facts['title']}]({facts['study']}.svg)", ""]
     if shows_costs(facts):
@@ -90,7 +94,10 @@ def first(facts: Mapping[str, Any], added: bool = False) -> str:
 
 def _not_compared(facts: Mapping[str, Any]) -> str:
     """Names the rows that the test leaves out, since not all of their runs have a result."""
-    rows = [f"`{label}` ({count} results)" for label, count in facts.get("incomplete", {}).items()]
+    rows = [
+        f"`{label}` ({count} result{'s' if count != 1 else ''})"
+        for label, count in facts.get("incomplete", {}).items()
+    ]
     return f" Not compared, because runs failed: {', '.join(rows)}." if rows else ""
 
 
@@ -134,19 +141,18 @@ def _how(facts: Mapping[str, Any]) -> list[str]:
 def _several_machines(facts: Mapping[str, Any]) -> list[str]:
     """Says on which machines, and by which code, runs were computed, if it was not one."""
     computed = facts.get("computed", [])
-    if len(computed) < 2:
+    if len(computed) < 2 and all(len(one["parts"]) < 2 for one in computed):
         return []
     lines = ["", "The runs were not all computed in one place, or not all by the same code:", ""]
     for one in computed:
-        own, runs = one["facts"], one["runs"]
-        if own["packages"] is None:
-            lines.append(f"- {runs}: not recorded")
-            continue
-        where = own["processor"] if own["device"] == "cpu" else own["device"]
-        code = f"code {own['package_code'][:8]}" if own["package_code"] else "code not recorded"
-        torch = own["packages"]["torch"]
-        lines.append(f"- {runs}: {where}, threads: {own['threads']}, torch {torch}, {code}")
+        lines.append(f"- {one['runs']}: {'; then '.join(map(_place, one['parts']))}")
     return lines
+
+
+def _place(part: Mapping[str, Any]) -> str:
+    """A machine, and the code there."""
+    code = f"code {part['code']}" if part["code"] else "code not recorded"
+    return f"{part['machine']}, threads: {part['threads']}, torch {part['torch']}, {code}"
 
 
 def _start(teacher: Mapping[str, Any]) -> str:

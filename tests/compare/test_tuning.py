@@ -110,6 +110,19 @@ def test_what_only_the_last_run_would_refuse_is_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_given_teacher_is_asked_for_its_split_before_the_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validation images have the place of test images that were held out."""
+
+    def seen(_prepared: Any, data: DataLoaders, _learning: Any) -> None:
+        raise InputError(f"held out: {data.data.test_is_held_out}")
+
+    monkeypatch.setattr("dskd.compare.tuning.tune.given_teacher", seen)
+    with pytest.raises(InputError, match="held out: True"):
+        tune(search(tmp_path / "out"), 1)
+
+
 def test_a_kill_or_a_full_disk_in_optuna_s_journal_costs_one_trial(tmp_path: Path) -> None:
     space = search(tmp_path, *SPACE).space
     study = Study(tmp_path, space)

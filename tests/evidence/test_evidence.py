@@ -314,7 +314,7 @@ def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) ->
     (run / "failed.txt").write_text("the loss is not finite")
     compute(study, data, tmp_path / "out", tmp_path)
     text = (tmp_path / "small.md").read_text()
-    assert "Not compared, because runs failed: `dskd` (1 results). **DSKD is not shown" in text
+    assert "Not compared, because runs failed: `dskd` (1 result). **DSKD is not shown" in text
     assert "- 3: " in text
     assert "- 1: " in text
     assert "code 00000000" in text
@@ -327,8 +327,9 @@ def test_a_lost_run_is_no_failed_one(tmp_path: Path) -> None:
     (lost / "lost.txt").write_text("its process died")
     assert choose.mean_accuracies(folder, ["ce", "kd"], "x", [0]) == {"ce": 40.0, "kd": 41.0}
     (lost / "result.json").unlink()
-    with pytest.raises(InputError, match=r"a run was lost, as .*lost\.txt says; run the study x"):
+    with pytest.raises(InputError, match=r"kd/seed0 was lost \(see lost\.txt\); run the study x"):
         choose.mean_accuracies(folder, ["ce", "kd"], "x", [0])
+    assert choose.mean_accuracies(folder, ["ce"], "x", [0]) == {"ce": 40.0}  # it is not asked for
 
 
 @pytest.mark.slow

@@ -59,7 +59,8 @@ class GroupRunner:
         shares = self.grid.share_teacher
         shared = SharedOutputs(self.teacher_outputs, self.needs)
         for group in [variants] if shares else [[variant] for variant in variants]:
-            source = shared if shares else SharedOutputs(self.teacher_outputs)
+            alone = len(group) == 1
+            source = SharedOutputs(self.teacher_outputs) if alone else shared
             with ExitStack() as owned:
                 started = [self._start(variant, seed, source, owned) for variant in group]
                 train_in_lockstep([run for run in started if run is not None], self.callback)

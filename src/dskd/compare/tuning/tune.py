@@ -122,7 +122,9 @@ def _rehearse(search: Search) -> dict[str, str]:
     )
     # The last runs have validation images, on which early exits are calibrated.
     prepared = prepare(recipe, replace(data, validation=data.test), search.objects, device)
-    teacher = given_teacher(prepared, DataLoaders(data, device), [recipe.method])
+    # The validation images have the place of the test images, and were held out as those are.
+    held_out = replace(data, test_is_held_out=True)
+    teacher = given_teacher(prepared, DataLoaders(held_out, device), [recipe.method])
     given = {} if teacher is None else {"teacher": teacher.fingerprint()}
     return {"data": data.fingerprint(), "tested_data": tested.fingerprint(), **given}
 
