@@ -25,7 +25,7 @@ from dskd.storage.atomic import replace_file
 
 Result = dict[str, Any]
 MIN_SECONDS = 10.0
-"""No entry begins with less time left."""
+"""No entry begins with less time left, nor with less than half of its own time."""
 SOFT_SHARE = 0.8
 """The share of its time after which an entry should come to its end."""
 _TAIL = 2000
@@ -64,8 +64,8 @@ def run_entries(
         left = deadline - time.time()
         if name in read(out)["entries"]:
             continue
-        if left < MIN_SECONDS:
-            return
+        if left < max(MIN_SECONDS, entry.seconds / 2):
+            continue
         _record(out, name, {"status": "running"})
         seconds, start = min(entry.seconds, left), time.monotonic()
         faulthandler.dump_traceback_later(seconds, exit=True)
@@ -93,7 +93,8 @@ def supervise(
         facts: More values for the file.
 
     Returns:
-        The content of the file. An entry that did not fit into the time is ``not measured``.
+        The content of the file. An entry that did not fit into the time is ``not measured``, and so
+        is one that ran when the time was over.
     """
     result: Result = facts | {"entries": {}}
     _write(out, result)
@@ -105,9 +106,11 @@ def supervise(
             if len(result["entries"]) == known:  # no entry began
                 result |= {"error": errors} if code else {}
                 break
+            in_time = time.time() < deadline - 1
+            ended = {"status": "error", "error": errors} if in_time else {"status": "not measured"}
             for entry in result["entries"].values():
                 if entry["status"] == "running":
-                    entry |= {"status": "error", "error": errors}
+                    entry |= ended
             _write(out, result)
     result["entries"] = {n: result["entries"].get(n, {"status": "not measured"}) for n in names}
     _write(out, result)

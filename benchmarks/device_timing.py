@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from budget import Result, describe
-from reference import reference_steps
+from reference import ReferenceSteps, reference_steps
 from results import quartiles
 from subprocess_steps import SubprocessSteps
 
@@ -20,7 +20,6 @@ from dskd.engine.training_run import TrainingRun
 
 WARMUP = 5
 """Untimed steps. A CUDA graph is recorded in the second or third."""
-MIN_ROUNDS = 2
 
 
 class Case(NamedTuple):
@@ -97,14 +96,18 @@ def reference_case(
     stack.callback(steps.close)
     untimed = 2 * workers + 1
     steps.call("time_steps", 1, WARMUP)
-    return Case(
-        partial(steps.call, "time_steps", count, untimed), partial(steps.call, "peak_memory")
-    )
+
+    def seconds() -> float:
+        found: float = steps.call("time_steps", count, untimed)
+        time.sleep(ReferenceSteps.pause)  # the workers finish before the next case is timed
+        return found
+
+    return Case(seconds, partial(steps.call, "peak_memory"))
 
 
 def measure(
     cases: Mapping[str, Callable[[ExitStack], Case]],
-    images: int,
+    images: Mapping[str, int],
     rounds: int,
     until: float,
     device: torch.device,
@@ -113,7 +116,7 @@ def measure(
 
     Args:
         cases: By name, each opened by a function whose stack cleans up after it.
-        images: Of a step or an epoch.
+        images: Of a step or an epoch of each case.
         rounds: At most.
         until: No further case or round begins after this time of `time.monotonic`.
         device: That trains.
@@ -134,13 +137,18 @@ def measure(
                 rows[name] = {"status": "error", "error": describe(error)}
         seconds: dict[str, list[float]] = {name: [] for name in opened}
         for done in range(rounds):
-            if done < MIN_ROUNDS or time.monotonic() < until:
-                for name, case in opened.items():
-                    seconds[name].append(case.seconds())
+            if done == 0 or time.monotonic() < until:
+                for name in [one for one in opened if "error" not in rows[one]]:
+                    try:
+                        seconds[name].append(opened[name].seconds())
+                    except Exception as error:
+                        rows[name] |= {"status": "error", "error": describe(error)}
     for name, values in seconds.items():
+        if not values:
+            continue
         low, middle, high = quartiles(values)
         rows[name] |= {"seconds": middle, "low": low, "high": high, "n": len(values)}
-        rows[name] |= {"images_per_second": images / middle, "all_seconds": values}
+        rows[name] |= {"images_per_second": images[name] / middle, "all_seconds": values}
     states = [row.get("status", "measured") for row in rows.values()]
     return {"status": "error" if "error" in states else "measured", "rows": rows}
 

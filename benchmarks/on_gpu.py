@@ -3,10 +3,10 @@
 NOTHING OF THIS HAS RUN ON A GPU YET, only the ``--small`` form on a CPU. The first run on a GPU
 tests this script as much as the package.
 
-It needs the repository and a Python with the package's dependencies. It checks first and then
-measures, most important things first, and writes each entry into the JSON file as soon as it is
-done (see `budget`). Entries that do not fit into ``--minutes``
-are recorded as not measured. Images are noise, and teachers are untrained.
+It needs the repository and a Python with the package's dependencies. It checks, then measures, most
+important things first; every method is checked after two measurements. Each entry is written into
+the JSON file as soon as it is done (see `budget`), as not measured if it does not fit into
+``--minutes``. Images are noise, and teachers are untrained.
 """
 
 from __future__ import annotations
@@ -55,17 +55,13 @@ TWO_EPOCHS = ("train.epochs=2", "train.batch_size=40")
 SMALL_STEPS = ("train.batch_size=50", "train.lr=0.001")
 """So small that rounding does not grow from step to step."""
 FEW_IMAGES = {"crd": ["method.negatives=64"], "sskd": ["method.head_epochs=1"]}
-"""Settings of methods that would not fit the few images of a check."""
+"""Settings of methods that would not fit the few images of a check, 3 of each class."""
 TOLERANCE = 0.01
 """Largest difference that counts as rounding, relative to how far the weights moved."""
 
 
 class Bench:
-    """Opens runs on noise images.
-
-    Args:
-        small: Tiny settings on the CPU.
-    """
+    """Opens runs on noise images; ``small`` has tiny settings, on the CPU."""
 
     def __init__(self, small: bool) -> None:
         self.small, self.device = small, torch.device("cpu" if small else "cuda")
@@ -176,7 +172,8 @@ def refuses_nan(bench: Bench, folder: Path, method: str) -> Result:
 
 def takes_steps(bench: Bench, folder: Path, method: str) -> Result:
     """A method takes steps, and its numbers are finite."""
-    run = bench.open(folder, method, "train.lr=0.001", *FEW_IMAGES.get(method, []))
+    changes = ["train.lr=0.001", *FEW_IMAGES.get(method, [])]
+    run = bench.open(folder, method, *changes, images=bench.images(300, bench.device))
     list(islice(run.steps(), 2))
     run.trainer.check_state()
     return {"ok": True}
@@ -218,8 +215,9 @@ def time_cases(
         folder = Path(stack.enter_context(TemporaryDirectory()))
         changes, own = [*common, f"train.compile={'compiled' in kind}"], images
         if "cached" in kind:
-            cache, own = (CACHES[method], few_images) if unit == "step" else (ONE_VIEW, images)
-            changes += [*cache, f"teacher.cache_dir={folder}"]
+            own = few_images  # the maps of all would be 10 GB for each view
+            cached = CACHES[method] if unit == "step" else ONE_VIEW
+            changes += [*cached, f"teacher.cache_dir={folder}"]
         run = bench.open(folder / "run", method, *changes, images=own)
         stack.callback(run.directory.close)
         return timing.training_steps(run, count) if unit == "step" else timing.training_epochs(run)
@@ -231,7 +229,7 @@ def time_cases(
         for workers in (2,) if bench.small else (2, 8):
             name = f"reference-kd, {workers} workers"
             cases[name] = partial(timing.reference_case, *settings, workers)
-    per_turn = batch_size if unit == "step" else counts[0]
+    per_turn = {n: batch_size if unit == "step" else counts["cached" in n] for n in cases}
     return timing.measure(cases, per_turn, rounds, until, bench.device)
 
 
@@ -259,11 +257,13 @@ def entries(bench: Bench) -> dict[str, Entry]:
     works = {"environment": (partial(environment, bench.device), 30)}
     for name, (work, seconds) in CHECKS.items():
         works[f"check: {name}"] = (partial(check, bench, work, METHODS), seconds)
-    for unit, size, precision, compiled, seconds in MEASURES[:3] if bench.small else MEASURES:
+    names = (*METHODS, *FEW_IMAGES, "wkd") if bench.small else methods.names()
+    measures = MEASURES[:3] if bench.small else MEASURES
+    for number, (unit, size, precision, compiled, seconds) in enumerate(measures):
+        if number == 2:
+            works["check: every method"] = (partial(check, bench, takes_steps, names), 90)
         name = f"measure: {unit}, batch {size}, {precision}{', compiled' if compiled else ''}"
         works[name] = (partial(time_cases, bench, unit, size, precision, compiled), seconds)
-    names = METHODS if bench.small else methods.names()
-    works["check: every method"] = (partial(check, bench, takes_steps, names), 90)
     slow = 4 if bench.small else 1
     return {name: Entry(slow * seconds, work) for name, (work, seconds) in works.items()}
 

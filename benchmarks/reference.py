@@ -168,7 +168,8 @@ def reference_steps(
 ) -> ReferenceSteps:
     """The steps of the reference on images of noise, with an untrained teacher.
 
-    On a GPU, cuDNN chooses the fastest algorithms, as in published toolkits.
+    On a GPU, cuDNN chooses the fastest algorithms, as in published toolkits. Its convolutions
+    compute in float32, as those of dskd, and not in TF32.
 
     Args:
         pair: Teacher and student.
@@ -180,6 +181,7 @@ def reference_steps(
     """
     data, place = noise_data(samples), torch.device(device)
     torch.backends.cudnn.benchmark = place.type == "cuda"
+    torch.backends.cudnn.allow_tf32 = False
     teacher, student = (
         build(part, num_classes=len(data.classes)).to(place) for part in pair.split("-")
     )
