@@ -124,6 +124,16 @@ def _no_trace() -> None:
     trace.handlers.clear()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _latency_takes_no_time() -> Iterator[None]:
+    """A latency is that of few calls. Tests that want real times set the seconds."""
+    from dskd.deploy import latency
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "SECONDS", 0.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Seeds only what is there: for a GPU to come, torch keeps the seed and a stack trace."""

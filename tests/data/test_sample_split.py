@@ -40,6 +40,7 @@ from dskd.engine.given_data import split_data
 from dskd.errors import InputError, ProcessLost
 from dskd.settings import validate
 from tests.data.file_writers import write_folder
+from tests.data.test_stream_loader import look_often
 
 CPU = torch.device("cpu")
 ALL = Augmentation(
@@ -260,7 +261,8 @@ def test_workers_alone_read_if_there_are_some() -> None:
 
 
 @pytest.mark.slow
-def test_a_dead_worker_ends_the_run_in_a_line() -> None:
+def test_a_dead_worker_ends_the_run_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    look_often(monkeypatch)
     given, here = Given(pillow, LABELS), os.getpid()
     split = load(given, size=8).train
 
