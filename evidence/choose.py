@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import mean
 
 from dskd import methods
-from dskd.compare.reader import read_comparison
-from dskd.compare.variants import weights_of
+from dskd.compare.reader import is_lost, read_comparison
+from dskd.compare.variants import folder_of, weights_of
 from dskd.errors import InputError
-from dskd.storage.run_files import LOST, RESULT
+from dskd.storage.run_files import LOST
 
 TABLE = (
     *("at", "byot", "cc", "ce", "crd", "dist", "dkd", "dskd", "dsn", "fitnet", "kd", "nst", "pkt"),
@@ -154,15 +154,13 @@ def mean_accuracies(
     """
     found = {}
     if folder.is_dir():
-        comparison = read_comparison(folder)
-        found = {entry.label: entry for entry in comparison.variants}
-        folders = {one["label"]: folder / one["folder"] for one in comparison.facts["variants"]}
+        found = {entry.label: entry for entry in read_comparison(folder).variants}
     means = {}
     for label in labels:
-        entry = found.get(label)
-        for run in (folders[label] / f"seed{seed}" for seed in seeds if entry is not None):
-            if (run / LOST).is_file() and not (run / RESULT).is_file():
+        for run in (folder / folder_of(label) / f"seed{seed}" for seed in seeds):
+            if is_lost(run):
                 raise InputError(f"{run} was lost (see {LOST}); run the study {study} again")
+        entry = found.get(label)
         if entry is None or not {*seeds} <= {*entry.results, *entry.failed}:
             raise InputError(f"{label} is not finished in {folder}; run the study {study}")
         if not {*seeds} & {*entry.failed}:

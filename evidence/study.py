@@ -19,11 +19,11 @@ import torch
 from dskd.compare import grid, runner
 from dskd.compare.jobs import launcher_for
 from dskd.compare.progress import live_table
-from dskd.compare.reader import read_comparison
+from dskd.compare.reader import is_lost, read_comparison
 from dskd.config.recipe import load
 from dskd.engine import run
 from dskd.errors import InputError, Stopped
-from dskd.storage.run_files import LOST, RESULT
+from dskd.storage.run_files import LOST
 from evidence import figure, strong_teacher
 from evidence.design import Study, find, steps, varied
 from evidence.exits import exit_codes
@@ -104,7 +104,7 @@ def train(plan: grid.Grid, jobs: int) -> None:
     for variant in plan.variants:
         for seed in plan.seeds:
             folder = plan.folder(variant, seed)
-            if (folder / LOST).is_file() and not (folder / RESULT).is_file():
+            if is_lost(folder):
                 raise InputError(f"a run was lost, as {folder / LOST} says; start the study again")
 
 

@@ -11,8 +11,8 @@ from dskd.cli import console
 from dskd.cli.arguments import BEST, PATH, RESUME
 from dskd.cli.comparing import compare_methods
 from dskd.cli.reporting import takes_reported_runs, write_report
-from dskd.cli.task_recipe import takes_seeds, takes_task_recipe
-from dskd.cli.training import OVERWRITE, print_result
+from dskd.cli.task_recipe import run_task, takes_seeds, takes_task_recipe
+from dskd.cli.training import OVERWRITE
 from dskd.errors import InputError
 
 _FLAGS = {
@@ -71,16 +71,11 @@ def _data_settings(given: str) -> list[str]:
 _takes_recipe = takes_task_recipe(_FLAGS, _KEYS, _data_settings)
 
 
-def _run(
-    recipe_name: str | None, overrides: list[str], resume: bool, overwrite: bool, alone: bool
-) -> None:
-    from dskd.engine.run import run_job
+def _run(recipe_name: str | None, overrides: list[str], **how: bool) -> None:
     from dskd.engine.tasks.graphs.job import GraphJob
     from dskd.engine.tasks.graphs.recipe import RECIPES
 
-    load = RECIPES.load_alone if alone else RECIPES.load
-    job = GraphJob(load(recipe_name, overrides))
-    print_result(run_job(job, resume=resume, overwrite=overwrite))
+    run_task(RECIPES, GraphJob, recipe_name, overrides, **how)
 
 
 @graphs_.command("train")
@@ -94,7 +89,7 @@ def train_(recipe_name: str | None, overrides: list[str], resume: bool, overwrit
 
         dskd graphs train --data graph.npz --student gcn
     """
-    _run(recipe_name, overrides, resume, overwrite, alone=True)
+    _run(recipe_name, overrides, resume=resume, overwrite=overwrite, alone=True)
 
 
 @graphs_.command("distill")
@@ -109,7 +104,7 @@ def distill_(recipe_name: str | None, overrides: list[str], resume: bool, overwr
 
         dskd graphs distill --data graph.npz --student gcn --method alignahead
     """
-    _run(recipe_name, overrides, resume, overwrite, alone=False)
+    _run(recipe_name, overrides, resume=resume, overwrite=overwrite)
 
 
 @graphs_.command("compare")

@@ -11,8 +11,8 @@ from dskd.cli import console
 from dskd.cli.arguments import PATH, RESUME
 from dskd.cli.comparing import compare_methods
 from dskd.cli.reporting import takes_reported_runs, write_report
-from dskd.cli.task_recipe import takes_seeds, takes_task_recipe
-from dskd.cli.training import OVERWRITE, print_result
+from dskd.cli.task_recipe import run_task, takes_seeds, takes_task_recipe
+from dskd.cli.training import OVERWRITE
 
 _FLAGS = {
     "data": click.option(
@@ -61,16 +61,11 @@ def _data_settings(given: str) -> list[str]:
 _takes_recipe = takes_task_recipe(_FLAGS, _KEYS, _data_settings)
 
 
-def _run(
-    recipe_name: str | None, overrides: list[str], resume: bool, overwrite: bool, alone: bool
-) -> None:
-    from dskd.engine.run import run_job
+def _run(recipe_name: str | None, overrides: list[str], **how: bool) -> None:
     from dskd.engine.tasks.segmentation.job import SegmentationJob
     from dskd.engine.tasks.segmentation.recipe import RECIPES
 
-    load = RECIPES.load_alone if alone else RECIPES.load
-    job = SegmentationJob(load(recipe_name, overrides))
-    print_result(run_job(job, resume=resume, overwrite=overwrite))
+    run_task(RECIPES, SegmentationJob, recipe_name, overrides, **how)
 
 
 @segment_.command("train")
@@ -84,7 +79,7 @@ def train_(recipe_name: str | None, overrides: list[str], resume: bool, overwrit
 
         dskd segment train --data scans/ --width 16
     """
-    _run(recipe_name, overrides, resume, overwrite, alone=True)
+    _run(recipe_name, overrides, resume=resume, overwrite=overwrite, alone=True)
 
 
 @segment_.command("distill")
@@ -99,7 +94,7 @@ def distill_(recipe_name: str | None, overrides: list[str], resume: bool, overwr
 
         dskd segment distill --data scans/ data.patients=3 data.size=128
     """
-    _run(recipe_name, overrides, resume, overwrite, alone=False)
+    _run(recipe_name, overrides, resume=resume, overwrite=overwrite)
 
 
 @segment_.command("compare")
@@ -211,8 +206,7 @@ def predict_(run_path: Path, images: tuple[str, ...], last: bool, out: Path | No
 def report_(paths: tuple[Path, ...], out: Path | None, root: Path | None) -> None:
     """Report on finished runs or a comparison as one HTML page.
 
-    It has the curves, the table with intervals, and predictions drawn
-    over images. Files with
+    It has the curves, the table with intervals, and predictions drawn over images. Files with
     the same numbers as .csv, .json and .tex are written next to it. Example:
 
         dskd segment report runs/compare/segment-shapes

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dskd.cli.arguments import PATH, split_arguments, takes_launcher, with_short_forms
+from dskd.cli.training import print_result
 from dskd.errors import option
+
+if TYPE_CHECKING:
+    from dskd.engine.task import Job
+    from dskd.engine.tasks.recipes import TaskRecipes
 
 Command = Callable[..., None]
 
@@ -53,6 +58,31 @@ def takes_task_recipe(
         return decorate
 
     return takes
+
+
+def run_task(
+    recipes: TaskRecipes[Any],
+    job: Callable[[Any], Job],
+    recipe: str | None,
+    overrides: list[str],
+    *,
+    alone: bool = False,
+    **how: bool,
+) -> None:
+    """Trains students of a task, and prints the result.
+
+    Args:
+        recipes: Of the task.
+        job: Makes the run of a recipe.
+        recipe: A shipped recipe or a YAML file; None for none.
+        overrides: Changed settings.
+        alone: Whether the student learns from the labels alone.
+        **how: ``resume`` and ``overwrite``, see `dskd.engine.run.run_job`.
+    """
+    from dskd.engine.run import run_job
+
+    load = recipes.load_alone if alone else recipes.load
+    print_result(run_job(job(load(recipe, overrides)), **how))
 
 
 def takes_seeds(command: Command) -> Command:

@@ -18,7 +18,7 @@ from dskd.errors import printable
 from dskd.methods import outside
 from dskd.settings import Count, Seed
 from dskd.storage.json_file import read_json, read_text
-from dskd.storage.run_files import COMPARISON, FAILED, LOST, ResultFile
+from dskd.storage.run_files import COMPARISON, FAILED, LOST, RESULT, ResultFile
 
 
 class _Facts(BaseModel):
@@ -152,7 +152,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         InputError: It is missing or damaged, or an older version wrote it.
     """
     fix = f"remove {folder} and make the run again"
-    return read_json(folder / "result.json", _ResultFacts, fix).model_dump()
+    return read_json(folder / RESULT, _ResultFacts, fix).model_dump()
 
 
 def read_failure(folder: Path, name: str = FAILED) -> str:
@@ -169,15 +169,24 @@ def read_failure(folder: Path, name: str = FAILED) -> str:
     return printable(" ".join(text.split()))
 
 
+def is_lost(folder: Path) -> bool:
+    """Whether a process was lost with a run of a comparison. Such a run is tried again.
+
+    Args:
+        folder: The run's folder.
+    """
+    return (folder / LOST).is_file() and not (folder / RESULT).is_file()
+
+
 def _variant_results(path: Path, facts: Mapping[str, Any], seeds: list[int]) -> VariantResults:
     results, failed, runs = {}, {}, {}
     for seed in seeds:
         folder = path / facts["folder"] / f"seed{seed}"
-        if (folder / "result.json").is_file():
+        if (folder / RESULT).is_file():
             results[seed], runs[seed] = read_result(folder), folder
         elif (folder / FAILED).is_file():
             failed[seed] = read_failure(folder)
-        elif (folder / LOST).is_file():
+        elif is_lost(folder):
             failed[seed] = read_failure(folder, LOST)
     method = dict(facts["method"])
     name = method.pop("name")

@@ -9,7 +9,7 @@ import torch
 from dskd.compare.grid import Grid
 from dskd.compare.own_splits import DataOfSeeds
 from dskd.compare.parts import ComparisonParts
-from dskd.engine.loss_scaler import check_float16
+from dskd.engine.prepare import check_device
 from dskd.engine.task import RunRecipe
 from dskd.engine.tasks.segmentation.job import (
     build_run,
@@ -39,8 +39,7 @@ def segmentation_parts(grid: Grid, device: torch.device) -> ComparisonParts:
         InputError: The images cannot be read, or a method does not fit. The message names it.
     """
     recipe: SegmentationRecipe = grid.recipe
-    if recipe.train.precision == "float16":
-        check_float16(device)
+    check_device(recipe.train, device)
     data = load_data(recipe)
     for variant in grid.variants:
         try:

@@ -83,17 +83,18 @@ def _data(sections: Mapping[str, dict[str, Any]], plain: Callable[[], bool]) -> 
     """Size, split and augmentation of the images."""
     data = sections["data"]
     chosen: dict[str, Any] = {}
+    size: int | None = data.get("size")
     if are_files(data.get("name", "")):
         root: Path | None = data.get("root")
-        size = data["size"] if "size" in data else _size(sections["student"], data, plain)
-        chosen["size"] = size
+        if "size" not in data:  # an explicit null stays
+            chosen["size"] = size = _size(sections["student"], data, plain)
         bare = root is not None and not any((root / split).is_dir() for split in EVALUATION)
         if data["name"] == "folder" and bare:
             chosen["test_split"] = HELD_OUT
         if size is not None:
             chosen |= _of_published(sections["teacher"], size)
     if not data.keys() & {"augment", *AUGMENTATIONS}:
-        chosen |= _augmentation(sections, data.get("size") or chosen.get("size"))
+        chosen |= _augmentation(sections, size)
     return chosen
 
 

@@ -32,17 +32,16 @@ def data_settings(given: str | os.PathLike[str]) -> dict[str, Any]:
         >>> data_settings("digits"), data_settings(".")
         ({'name': 'digits'}, {'name': 'folder', 'root': '.'})
     """
+    path, text = as_path(given, "data"), os.fspath(given)
     if isinstance(given, str) and given in DATASETS:
         return {"name": given}
     if isinstance(given, str) and given.startswith("hf/"):
         place = given.removeprefix("hf/")
         return {"name": "hf", "root" if as_path(place, "data").exists() else "hub": place}
-    text = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
-    if SHARDS.search(text) or (isinstance(given, str) and "://" in given):
+    if SHARDS.search(text) or "://" in text:
         return _shards(text)
-    path = as_path(given, "data")
     if path.exists():
-        return _of_path(path) | {"root": os.fspath(given)}
+        return _of_path(path) | {"root": text}
     if path.name != str(given) or path.suffix.lower() in MANIFESTS:
         raise InputError(f"data: {path} is not there; check the path")
     names = [name for name, entry in DATASETS.items() if not entry.own_images]

@@ -70,6 +70,7 @@ def decode_all(
     size: int | None,
     form: PixelForm = RGB,
     known: Mapping[int, NDArray[np.uint8]] | None = None,
+    deepest: float | None = None,
 ) -> Decoded:
     """Decode image files in threads, and find every file that cannot be used.
 
@@ -79,13 +80,14 @@ def decode_all(
         size: See `decode`.
         form: What pixels become.
         known: Images ``[C, height, width]`` that were decoded before, by the index of the name.
+        deepest: The largest value of images that were decoded before, see `Decoded`.
 
     Raises:
         InputError: The images have different sizes and ``size`` is None, or the result does not fit
             into memory.
     """
     known = known or {}
-    depths: list[float] = []
+    depths = [] if deepest is None else [deepest]
     bad: dict[int, BadImageError] = {}
     first = _first(files, names, size, form, bad)
     if first is None:

@@ -76,11 +76,9 @@ def _in_memory(source: ImageSource, options: ReadOptions, cache_dir: Path | None
     """The data set with all images in memory."""
     names = source.all_names()
     kept = DecodedImages(source.files, (options.size, options.form), cache_dir)
-    known, before = kept.read(names)
-    found = decode_all(source.files, names, options.size, options.form, known)
-    deepest = max(filter(None, (found.deepest, before)), default=found.deepest)
+    found = decode_all(source.files, names, options.size, options.form, *kept.read(names))
     if (source.bad or found.bad) and not options.skip_bad:
-        kept.write(PathList(names[index] for index in found.good), found.images, deepest)
+        kept.write(PathList(names[index] for index in found.good), found.images, found.deepest)
     else:
         kept.remove()
 
@@ -90,5 +88,5 @@ def _in_memory(source: ImageSource, options: ReadOptions, cache_dir: Path | None
     def statistics(train: Samples) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return channel_statistics(train.images)
 
-    outcome = Outcome(found.good, found.bad, deepest, split, statistics)
+    outcome = Outcome(found.good, found.bad, found.deepest, split, statistics)
     return assemble(source, options, outcome)

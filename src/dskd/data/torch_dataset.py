@@ -179,6 +179,7 @@ def _bytes(reader: SampleReader, count: int, workers: int) -> int:
     return sample_bytes(reader, workers if sys.platform == "linux" else 0)
 
 
+@kept_generators()
 def _in_memory(reader: SampleReader) -> tuple[Split, Traits]:
     """All images and labels, read once, and the traits of the images.
 
@@ -187,11 +188,6 @@ def _in_memory(reader: SampleReader) -> tuple[Split, Traits]:
     Raises:
         InputError: See `TorchSplits.read`.
     """
-    with kept_generators():
-        return _all_samples(reader)
-
-
-def _all_samples(reader: SampleReader) -> tuple[Split, Traits]:
     count = len(reader)
     seed_generators(0)
     first, _, traits = reader.read(0)

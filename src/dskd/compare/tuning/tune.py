@@ -120,11 +120,11 @@ def _rehearse(search: Search) -> dict[str, str]:
     log.info(
         "for all trials, %d validation images take the place of the test split", len(data.test)
     )
-    # The last runs have validation images, on which early exits are calibrated.
-    prepared = prepare(recipe, replace(data, validation=data.test), search.objects, device)
-    # The validation images have the place of the test images, and were held out as those are.
-    held_out = replace(data, test_is_held_out=True)
-    teacher = given_teacher(prepared, DataLoaders(held_out, device), [recipe.method])
+    # The last runs have validation images, on which early exits are calibrated. Those of a trial
+    # have the place of the test images, and were held out as those are.
+    both = replace(data, validation=data.test, test_is_held_out=True)
+    prepared = prepare(recipe, both, search.objects, device)
+    teacher = given_teacher(prepared, DataLoaders(both, device), [recipe.method])
     given = {} if teacher is None else {"teacher": teacher.fingerprint()}
     return {"data": data.fingerprint(), "tested_data": tested.fingerprint(), **given}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dskd.engine.loss_scaler import check_float16
+from dskd.engine.prepare import check_device
 from dskd.engine.seeds import seed_of_part
 from dskd.engine.tasks.build import build_trainer as build_task_trainer
 from dskd.engine.tasks.job import TaskJob, needs_teacher
@@ -66,8 +66,7 @@ class SegmentationJob(TaskJob):
     def prepare(self, device: torch.device, *, begun: bool) -> None:
         """Reads the images, builds the method once, and reads a given teacher."""
         recipe = self._recipe
-        if recipe.train.precision == "float16":
-            check_float16(device)
+        check_device(recipe.train, device)
         self._device, self._data = device, load_data(recipe)
         self._teacher = None
         if needs_teacher(recipe) and not self.trains_teacher:
