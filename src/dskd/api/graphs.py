@@ -13,10 +13,11 @@ from dskd.config.contradictions import keys_of_teacher, warn_of_unused_training
 from dskd.engine.arguments import Section
 from dskd.engine.evaluate import EvaluationResult
 from dskd.engine.result import Result
+from dskd.engine.tasks.finished import Which
 from dskd.engine.tasks.graphs.job import GraphJob
 from dskd.engine.tasks.graphs.recipe import RECIPES, data_settings
-from dskd.engine.tasks.graphs.student import Which, load_student, probabilities
 from dskd.engine.tasks.graphs.student import evaluate as evaluate_run
+from dskd.engine.tasks.graphs.student import load_student, probabilities
 from dskd.storage.paths import as_path
 
 Model = str | Section

@@ -14,11 +14,12 @@ from dskd.config.contradictions import keys_of_teacher, warn_of_unused_training
 from dskd.deploy.predict_masks import predict_mask
 from dskd.engine.arguments import Section
 from dskd.engine.result import Result
+from dskd.engine.tasks.finished import Which
 from dskd.engine.tasks.segmentation.job import SegmentationJob
 from dskd.engine.tasks.segmentation.metrics import ClassScores
 from dskd.engine.tasks.segmentation.recipe import RECIPES, data_settings
-from dskd.engine.tasks.segmentation.student import Which, load_student
 from dskd.engine.tasks.segmentation.student import evaluate as evaluate_run
+from dskd.engine.tasks.segmentation.student import load_student
 from dskd.storage.paths import as_path, one_or_more
 
 Model = Section

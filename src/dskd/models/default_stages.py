@@ -12,7 +12,7 @@ from dskd.models.eval_mode import eval_mode
 from dskd.models.feature_hooks import feature_hooks
 from dskd.models.feature_maps import to_feature_map
 from dskd.models.prefix_tokens import find_prefix_tokens
-from dskd.models.stage_choice import EQUAL_MAPS, FEWEST, SHALLOWEST, SMALLER, choose_stages
+from dskd.models.stage_choice import FEWEST, SHALLOWEST, SMALLER, choose_stages, evenly
 
 _HEADS = ("avgpool", "dropout", "classifier", "fc", "head", "heads")
 """Parts of torchvision's models behind the last feature map."""
@@ -67,7 +67,7 @@ def _library_stages(module: nn.Module, images: Tensor) -> tuple[str, ...]:
     listed = [info.get("module", "") for info in getattr(module, "feature_info", None) or ()]
     maps = _map_sizes(module, listed or list(_parts(module)), images)
     size = tuple(images.shape[2:])
-    chosen = _evenly(list(maps)) if len({*maps.values()}) == 1 else _deepest(maps, size)
+    chosen = evenly([*maps]) if len({*maps.values()}) == 1 else _deepest(maps, size)
     incomplete = len({*listed} & maps.keys()) < len({*listed})
     return () if len(chosen) < 2 or (incomplete and len(chosen) < FEWEST) else tuple(chosen)
 
@@ -120,9 +120,3 @@ def _deepest(maps: dict[str, tuple[int, int]], image: tuple[int, ...]) -> list[s
         last[name] = size
     small = [name for name, size in last.items() if SHALLOWEST * size[0] <= image[0]]
     return small if len(small) >= 2 else list(last)
-
-
-def _evenly(names: list[str]) -> list[str]:
-    """`EQUAL_MAPS` of the names, evenly spaced, with the last."""
-    count = min(EQUAL_MAPS, len(names))
-    return [names[-(-(index + 1) * len(names) // count) - 1] for index in range(count)]

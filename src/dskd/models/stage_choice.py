@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from dskd.models.trace import Trace, TracedModule, trace
 
+U = TypeVar("U")
 SHALLOWEST = 3
 """A stage's map is at least this many times smaller than the image: stems are left out."""
 SMALLER = 1.5
@@ -174,7 +176,7 @@ def _select(units: Sequence[TracedModule], traced: Trace, module: nn.Module) -> 
     if len(stages) >= FEWEST:
         return stages[-MOST:]
     if len(stages) < 2:
-        return _evenly(_blocks(units, traced, module))
+        return evenly(_blocks(units, traced, module))
     return _filled_up(stages, units, traced)
 
 
@@ -199,8 +201,13 @@ def _blocks(units: Sequence[TracedModule], traced: Trace, module: nn.Module) -> 
     return [unit for unit in units if type(module.get_submodule(unit.name)) is kind]
 
 
-def _evenly(units: list[TracedModule]) -> list[TracedModule]:
-    """`EQUAL_MAPS` of the units, evenly spaced, with the last."""
+def evenly(units: Sequence[U]) -> list[U]:
+    """`EQUAL_MAPS` of the units, evenly spaced, with the last.
+
+    Example:
+        >>> evenly(range(6)), evenly("ab")
+        ([1, 2, 4, 5], ['a', 'b'])
+    """
     count = min(EQUAL_MAPS, len(units))
     return [units[-(-(index + 1) * len(units) // count) - 1] for index in range(count)]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dskd.engine.evaluate import EvaluationResult
+from dskd.engine.tasks.finished import Which, finished_run
 from dskd.engine.tasks.graphs.data import Graph, GraphData
 from dskd.engine.tasks.graphs.job import shape_of
 from dskd.engine.tasks.graphs.loader import GraphLoader
@@ -22,14 +22,11 @@ from dskd.engine.tasks.graphs.settings import GraphRecipe
 from dskd.engine.tasks.graphs.sources import load_graphs
 from dskd.engine.tasks.graphs.task import GRAPHS
 from dskd.engine.tasks.same_data import check_same_data, warn_of_other_data
-from dskd.errors import InputError, option, unknown
-from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
+from dskd.errors import InputError
+from dskd.storage.run_files import LAST
 from dskd.storage.weights import load_weights, read_weights
-from dskd.storage.yaml_file import read_yaml_file
 
 AUXILIARY = "auxiliary.safetensors"
-Which = Literal["last", "best"]
-"""The weights of the last epoch, or of the best one."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +59,13 @@ def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStud
     Raises:
         InputError: There is no finished run of graphs, or it has no such student.
     """
-    if which not in get_args(Which):
-        raise unknown("choice of weights", which, get_args(Which))
-    recipe = read_recipe_of(run)
-    if not (run / RESULT).is_file():
-        raise InputError(
-            f"{run} is not finished; distil {run / RECIPE} with out={run} and {option('resume')}"
-        )
+    recipe, path = finished_run(run, RECIPES, which)
     metadata = read_student_metadata(run / LAST)
     settings = metadata.model
     peers = recipe.method.options.get("peers", ())
     if not isinstance(number, int) or not 1 <= number <= 1 + len(peers):
         raise InputError(f"{run} has {1 + len(peers)} students, and no student {number!r}")
+    prefix = ""
     if number > 1:
         if which == "best":
             raise InputError(
@@ -82,34 +74,15 @@ def load_student(run: Path, which: Which = "last", number: int = 1) -> GraphStud
             )
         if (kind := peers[number - 2]) != "same":
             settings = settings.model_copy(update={"name": kind})
-    path = run / (LAST if which == "last" else BEST)
-    weights = read_weights(path)
-    if number > 1:
         path, prefix = run / AUXILIARY, f"peers.{number - 2}."
-        own = read_weights(path)
-        weights = {
-            key.removeprefix(prefix): value for key, value in own.items() if key.startswith(prefix)
-        }
+    weights = {
+        key.removeprefix(prefix): value
+        for key, value in read_weights(path).items()
+        if key.startswith(prefix)
+    }
     model = GraphNet(settings, Shape(metadata.features, len(metadata.classes)))
     load_weights(model, weights, f"student {number} in {path}")
     return GraphStudent(model.eval(), metadata.classes, metadata.multilabel, recipe, run)
-
-
-def read_recipe_of(run: Path) -> GraphRecipe:
-    """The recipe of a run on graphs.
-
-    Raises:
-        InputError: There is no run, or it is one of another task.
-    """
-    if not (run / RECIPE).is_file():
-        raise InputError(f"{run} holds no run; give the folder of one")
-    values = read_yaml_file(run / RECIPE, "recipe")
-    if values.get("task") != RECIPES.task:
-        raise InputError(
-            f"{run} is a run of another task; use the same command without `graphs`, or with the "
-            "other task"
-        )
-    return RECIPES.resolve(values, run)
 
 
 def evaluate(run: Path, which: Which = "last", number: int = 1) -> EvaluationResult:

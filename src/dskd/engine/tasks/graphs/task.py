@@ -15,11 +15,11 @@ from dskd.engine.tasks.graphs.data import metric_of_labels
 from dskd.engine.tasks.graphs.loader import GraphLoader, GraphLoaders, predicted
 from dskd.engine.tasks.graphs.models import hidden_layers
 from dskd.engine.tasks.graphs.settings import GraphRecipe
+from dskd.engine.tasks.teacher_facts import record_teacher
 from dskd.engine.teacher_accuracy import near_chance
 from dskd.engine.training_run import TrainingRun
 from dskd.methods.base import Method
 from dskd.models.eval_mode import eval_mode
-from dskd.storage.run_files import TEACHER_FACTS
 
 
 def micro_f1(predictions: Tensor, labels: Tensor) -> float:
@@ -42,6 +42,14 @@ def _score(predictions: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy, or micro-F1 with several labels a node."""
     several = labels.dim() == 2
     return micro_f1(predictions, labels) if several else percent(predictions == labels)
+
+
+def _near_chance(predictions: Tensor, loader: Loader) -> bool:
+    """Whether a guess would be as good."""
+    labels = loader.labels.cpu()
+    if labels.dim() == 1:
+        return near_chance(predictions, labels, 1 + int(torch.max(labels.max(), predictions.max())))
+    return micro_f1(predictions, labels) <= micro_f1(torch.ones_like(predictions), labels)
 
 
 class GraphTask(Task):
@@ -78,15 +86,6 @@ class GraphTask(Task):
         """Top-1 accuracy, or micro-F1."""
         return _score(predictions, data.test.labels.cpu())
 
-    def _near_chance(self, predictions: Tensor, loader: Loader) -> bool:
-        """Whether a guess would be as good."""
-        labels = loader.labels.cpu()
-        if labels.dim() == 1:
-            return near_chance(
-                predictions, labels, 1 + int(torch.max(labels.max(), predictions.max()))
-            )
-        return micro_f1(predictions, labels) <= micro_f1(torch.ones_like(predictions), labels)
-
     def student_metadata(
         self, recipe: GraphRecipe, loaders: GraphLoaders, method: Method
     ) -> Mapping[str, Any]:
@@ -104,18 +103,7 @@ class GraphTask(Task):
 
     def record_models(self, run: TrainingRun, *, resumes: bool) -> None:
         """Writes how good the teacher is, if there is one."""
-        teacher = run.trainer.teacher_outputs.teacher
-        if teacher is None or teacher.test_predictions is None:
-            return
-        recipe: Any = run.recipe
-        score = self.score(teacher.test_predictions, run.data)
-        facts = {
-            "name": recipe.teacher.name,
-            "test_accuracy": score,
-            "test_images": len(run.data.test),
-            "near_chance": self._near_chance(teacher.test_predictions, run.data.test),
-        }
-        run.directory.write_json(TEACHER_FACTS, facts)
+        record_teacher(self, run, _near_chance)
 
 
 GRAPHS = GraphTask()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dskd.engine.tasks.finished import Which, finished_run
 from dskd.engine.tasks.same_data import warn_of_other_data
 from dskd.engine.tasks.segmentation.dataset import SegmentationData
 from dskd.engine.tasks.segmentation.loader import MaskedLoader
@@ -18,19 +18,12 @@ from dskd.engine.tasks.segmentation.masks import fit, placed
 from dskd.engine.tasks.segmentation.metadata import read_student_metadata
 from dskd.engine.tasks.segmentation.metrics import ClassScores, class_scores
 from dskd.engine.tasks.segmentation.recipe import RECIPES
-from dskd.engine.tasks.segmentation.settings import (
-    SegmentationRecipe,
-)
+from dskd.engine.tasks.segmentation.settings import SegmentationRecipe
 from dskd.engine.tasks.segmentation.sources import load_images
 from dskd.engine.tasks.segmentation.task import SEGMENTATION
 from dskd.engine.tasks.segmentation.unet import SMALLEST, SegmentationModel, UNet
-from dskd.errors import InputError, option, unknown
-from dskd.storage.run_files import BEST, LAST, RECIPE, RESULT
+from dskd.errors import InputError
 from dskd.storage.weights import load_weights, read_weights
-from dskd.storage.yaml_file import read_yaml_file
-
-Which = Literal["last", "best"]
-"""The weights of the last epoch, or of the best one."""
 
 
 @dataclass(frozen=True)
@@ -85,36 +78,12 @@ def load_student(run: Path, which: Which = "best") -> SegmentationStudent:
     Raises:
         InputError: There is no finished run of segmentation.
     """
-    if which not in get_args(Which):
-        raise unknown("choice of weights", which, get_args(Which))
-    recipe = read_recipe_of(run)
-    if not (run / RESULT).is_file():
-        raise InputError(
-            f"{run} is not finished; distil {run / RECIPE} with out={run} and {option('resume')}"
-        )
-    path = run / (LAST if which == "last" else BEST)
+    recipe, path = finished_run(run, RECIPES, which)
     metadata = read_student_metadata(path)
     net = UNet(len(metadata.classes), metadata.channels, metadata.model.width, 0.0)
     load_weights(net, read_weights(path), f"the student in {path}")
     model = metadata.model_of(net)
     return SegmentationStudent(model.eval(), metadata.classes, recipe)
-
-
-def read_recipe_of(run: Path) -> SegmentationRecipe:
-    """The recipe of a run of segmentation.
-
-    Raises:
-        InputError: There is no run, or it is one of another task.
-    """
-    if not (run / RECIPE).is_file():
-        raise InputError(f"{run} holds no run; give the folder of one")
-    values = read_yaml_file(run / RECIPE, "recipe")
-    if values.get("task") != RECIPES.task:
-        raise InputError(
-            f"{run} is a run of another task; use the same command without `segment`, or with the "
-            "other task"
-        )
-    return RECIPES.resolve(values, run)
 
 
 def evaluate(run: Path, which: Which = "best") -> list[ClassScores]:

@@ -14,10 +14,10 @@ from dskd.engine.task import RunLoaders, Task
 from dskd.engine.tasks.segmentation.loader import MaskedLoader, SegmentationLoaders
 from dskd.engine.tasks.segmentation.metrics import dice_scores
 from dskd.engine.tasks.segmentation.settings import SegmentationRecipe
+from dskd.engine.tasks.teacher_facts import record_teacher
 from dskd.engine.training_run import TrainingRun
 from dskd.methods.base import Method
 from dskd.models.eval_mode import eval_mode
-from dskd.storage.run_files import TEACHER_FACTS
 
 PIXELS = 2**18
 """Pixels of a batch, so that memory does not grow with the size of the images."""
@@ -70,18 +70,12 @@ class SegmentationTask(Task):
 
     def record_models(self, run: TrainingRun, *, resumes: bool) -> None:
         """Writes how good the teacher is, if there is one."""
-        teacher = run.trainer.teacher_outputs.teacher
-        if teacher is None or teacher.test_predictions is None:
-            return
-        recipe: Any = run.recipe
-        score = _mean_dice(teacher.test_predictions, run.data.test)
-        facts = {
-            "name": recipe.teacher.name,
-            "test_accuracy": score,
-            "test_images": len(run.data.test),
-            "near_chance": score == 0.0,
-        }
-        run.directory.write_json(TEACHER_FACTS, facts)
+        record_teacher(self, run, _near_chance)
+
+
+def _near_chance(predictions: Tensor, loader: Loader) -> bool:
+    """Whether no pixel of a class is found."""
+    return _mean_dice(predictions, loader) == 0.0
 
 
 def _predicted(logits: Tensor) -> tuple[Tensor, bool]:
