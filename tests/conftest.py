@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -122,6 +123,27 @@ def _no_trace() -> None:
     trace = logging.getLogger(f"{torch.__name__}.__trace")
     trace.propagate = True
     trace.handlers.clear()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _tables_of_onnx_are_made_once() -> Iterator[None]:
+    """At the first export: most tests export nothing, and what makes the tables is large."""
+    import torch
+
+    from tests import onnx_tables
+
+    export, first = torch.onnx.export, True
+    with pytest.MonkeyPatch.context() as patch:
+
+        def exported(*arguments: Any, **options: Any) -> Any:
+            nonlocal first
+            if first:
+                onnx_tables.keep(patch)
+                first = False
+            return export(*arguments, **options)
+
+        patch.setattr(torch.onnx, "export", exported)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

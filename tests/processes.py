@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -109,12 +110,65 @@ def run(
         return subprocess.CompletedProcess(words, code, output.read_text(), errors.read_text())
 
 
+class Piped:
+    """As `subprocess.Popen`, for the Python that this process runs, with pipes to it and from it.
+
+    Args:
+        words: The command, with ``-m`` or ``-c``.
+        env: The environment.
+        of_popen: Further arguments of `subprocess.Popen`, for the pipes and a session of its own.
+    """
+
+    def __init__(self, words: Sequence[str], *, env: Mapping[str, str], **of_popen: object) -> None:
+        read_here, write_there = SERVER.Pipe(duplex=False)
+        read_there, write_here = SERVER.Pipe(duplex=False)
+        self._process = SERVER.Process(
+            target=_piped, args=(list(words[1:]), read_there, write_there, Path.cwd(), dict(env))
+        )
+        self._process.start()
+        self.stdin = os.fdopen(os.dup(write_here.fileno()), "wb")
+        self.stdout = os.fdopen(os.dup(read_here.fileno()), "rb")
+        for end in (read_here, write_there, read_there, write_here):
+            end.close()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        return wait(self._process)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def _piped(
+    words: list[str],
+    incoming: Connection,
+    outgoing: Connection,
+    folder: Path,
+    environment: dict[str, str],
+) -> None:
+    os.setsid()
+    for number, end in enumerate((incoming, outgoing)):
+        os.dup2(end.fileno(), number)
+        end.close()
+    sys.stdin, sys.stdout = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    _become(words, folder, environment)
+
+
 def _main(
     words: list[str], output: Path, errors: Path, folder: Path, environment: dict[str, str]
 ) -> None:
+    redirect(output, errors)
+    _become(words, folder, environment)
+
+
+def _become(words: list[str], folder: Path, environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    redirect(output, errors)
     os.chdir(folder)
     torch.set_num_threads(1)
     kind, what, *arguments = words

@@ -29,6 +29,7 @@ from dskd.engine.step import train_step
 from dskd.engine.trainer import Trainer
 from dskd.errors import InputError
 from dskd.runtime.device import environment
+from tests import processes
 from tests.builders import make_dataset
 
 PAIR = "resnet32x4-resnet8x4"
@@ -90,7 +91,10 @@ def test_each_runner_takes_a_step_in_every_round() -> None:
 
 
 @pytest.mark.slow
-def test_subprocess_steps_are_taken_in_another_process_at_their_own_pace() -> None:
+def test_subprocess_steps_are_taken_in_another_process_at_their_own_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("subprocess_steps.get_context", lambda _: processes.SERVER)
     steps = SubprocessSteps(Elsewhere)
     assert (steps.untimed, steps.pause) == (2, 0.25)
     assert steps.step() not in (0.0, float(os.getpid()))
@@ -342,7 +346,7 @@ def test_the_tables_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
 def test_caches_are_filled_first_and_then_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    smaller = ("teacher.name=resnet14", "student.name=resnet8")
+    smaller = ("teacher.name=resnet8", "student.name=resnet8", "train.precision=float32")
     monkeypatch.setattr("cached_steps.recipe_of", lambda *given: recipe_of(*given, *smaller))
     cached = CachedSteps("resnet56-resnet20", 8, 2, tmp_path)
     rows = list(cached.rows())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +21,7 @@ from dskd.runtime.launchers.processes import Processes
 from dskd.runtime.launchers.slurm import Slurm, SlurmOptions
 from dskd.runtime.launchers.task import Task
 from dskd.storage.run_files import LOST, METRICS
+from tests import processes
 from tests.compare.small_comparison import Here, Silent, small, students
 
 
@@ -58,10 +61,17 @@ def test_jobs_train_the_same_students(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_train_the_same_students(finished: Path, tmp_path: Path) -> None:
-    run_grid(small(tmp_path / "jobs"), Silent(), launcher=Processes(2, threads=1, gpus=0))
-    assert students(tmp_path / "jobs") == students(finished)
-    assert rows(tmp_path / "jobs") == rows(finished)
+def test_processes_train_the_same_students(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forking = SimpleNamespace(Popen=processes.Piped, PIPE=subprocess.PIPE)
+    monkeypatch.setattr("dskd.runtime.launchers.processes.subprocess", forking)
+    launcher = Processes(2, threads=1, gpus=0)
+    run_grid(small(tmp_path / "jobs", seeds=1), Silent(), launcher=launcher)
+    found, whole = students(tmp_path / "jobs"), students(finished)
+    assert found == {name: whole[name] for name in found}
+    assert len(found) == 4
+    assert rows(tmp_path / "jobs") == [row for row in rows(finished) if row[1] == 0]
 
 
 @pytest.mark.slow

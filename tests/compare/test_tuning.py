@@ -253,7 +253,8 @@ def test_trials_in_jobs_and_what_a_lost_one_costs(tmp_path: Path) -> None:
         submitted.append(task.number)
         return task.number == 1 or submitted.count(0) == 1
 
-    result = tune(search(tmp_path / "out", seeds=2), 3, Here(2, loses))
+    once = search(tmp_path / "out", "train.epochs=1", *SPACE, seeds=2)
+    result = tune(once, 3, Here(2, loses))
     assert sorted(submitted) == [0, 0, 1, 1, 2]
     assert [one.state for one in result.trials] == ["complete", "lost", "complete"]
     assert result.trials[1].reason == "its node is gone; the same command tries it again"
@@ -264,7 +265,7 @@ def test_trials_in_jobs_and_what_a_lost_one_costs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_values_that_do_not_fit_together_cost_their_trial_only(tmp_path: Path) -> None:
     space = ["train.momentum=0,0.9", "train.nesterov=true,false"]
-    result = tune(search(tmp_path / "out", *space), 6)
+    result = tune(search(tmp_path / "out", "train.epochs=1", *space), 6)
     for one in result.trials:
         misfit = one.values == {"train.momentum": "0", "train.nesterov": "true"}
         assert one.state == ("failed" if misfit else "complete")

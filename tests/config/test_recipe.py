@@ -423,12 +423,15 @@ _NAMES |= {
 
 @functools.cache
 def _marked(key: str) -> str:
-    """The recipe of the digits with all defaults, but with a mark as the value of a key."""
-    values = load("digits").plain()
+    """The recipe of the digits, but with a mark as the value of a key.
+
+    It has no defaults: to read all settings for every value takes long.
+    """
+    values, _ = recipe.read("digits")
     *path, last = key.split(".")
     inner = values
     for part in path:
-        inner = inner[part]
+        inner = inner.setdefault(part, {})
     inner[last] = "@"
     return yaml.safe_dump(values)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +9,7 @@ from hypothesis import strategies as st
 
 from dskd.data.epoch_plan import count_views, draw_plan, draw_views, steps
 from dskd.data.transforms import crop_and_flip
+from tests import processes
 
 
 @given(st.integers(0, 2**32), st.integers(0, 500), st.integers(1, 60), st.integers(0, 4))
@@ -47,7 +45,7 @@ def test_seeds_and_epochs_differ_and_repeat() -> None:
 def test_another_process_draws_the_same_plan() -> None:
     code = "from dskd.data.epoch_plan import draw_plan; p = draw_plan(3, 7, 9, 4, True)"
     script = f"{code}; print(p.order.tolist(), p.views.tolist())"
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    out = processes.run(["-c", script])
     plan = draw_plan(3, 7, 9, 4, True)
     assert out.stdout.strip() == f"{plan.order.tolist()} {plan.views.tolist()}"
 

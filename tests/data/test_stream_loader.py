@@ -412,10 +412,11 @@ def test_a_file_that_breaks_during_the_run_ends_it_in_a_line(root: Path, workers
 
 
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets torch see after 0.2 seconds, not after 5, that a worker has died."""
+    """Lets torch see after 0.2 seconds, not after 5, that a worker has died or does not end."""
     monkeypatch.setattr(
         dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,)
     )
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
 
 
 @pytest.mark.slow

@@ -61,14 +61,19 @@ def onnx_logits(path: Path, images: Tensor) -> Tensor:
 
 
 def shallow(name: str) -> nn.Module:
-    """A network of the zoo with at most two units of a stage: the others are like the second."""
+    """A network of the zoo with one unit of a stage, and two of the first that has more.
+
+    Every other unit is like this second one: it keeps the size and the channels of its map.
+    """
     net = build(name, num_classes=5, in_channels=3)
+    most = 2
     for module in [*net.modules()]:
         for key, part in [*module.named_children()]:
-            if isinstance(part, nn.Sequential) and len(part) > 2:
+            if isinstance(part, nn.Sequential) and len(part) > 1:
                 kinds = {type(unit) for unit in part[1:]}
                 if len(kinds) == 1 and kinds.pop().__module__.startswith("dskd."):
-                    setattr(module, key, part[:2])
+                    setattr(module, key, part[:most])
+                    most = 1
     return net
 
 
@@ -246,12 +251,13 @@ def test_attention_over_five_dimensions_is_exported(tmp_path: Path) -> None:
         (
             "nest.Nest",
             32,
-            {"embed_dims": (8, 16, 16), "num_heads": (1, 2, 2), "depths": (1, 1, 1)},
+            {"num_levels": 2, "embed_dims": (8, 16), "num_heads": (1, 2), "depths": (1, 1)},
         ),
         (
             "hiera.Hiera",
             64,
-            {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1), "q_pool": 3},
+            {"embed_dim": 8, "num_heads": 1, "stages": (1, 1), "q_pool": 1}
+            | {"mask_unit_attn": (True, False)},
         ),
     ],
 )

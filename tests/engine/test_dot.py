@@ -118,7 +118,7 @@ def test_with_delta_0_it_is_sgd_on_the_sum_of_the_losses() -> None:
 
 def made(name: str, **settings: Any) -> tuple[Method, TeacherOutputs, DOT, Batch]:
     torch.manual_seed(0)
-    pair, frozen = make_pair(staged("resnet8"), staged("resnet14"), DATA)
+    pair, frozen = make_pair(staged("resnet8"), staged("resnet8"), DATA)
     method = methods.find(name)(pair, **declared.small(name) | settings).train()
     outputs = TeacherOutputs(frozen)
     plan = draw_plan(0, 0, len(DATA.train), 2, True)

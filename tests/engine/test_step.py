@@ -39,7 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {"crd": {"negatives": 16}, "sskd": {"head_epo
 
 def made(name: str, device: torch.device) -> tuple[Method, TeacherOutputs]:
     kind = methods.find(name)
-    teacher = staged("resnet14") if kind.needs_teacher else None
+    teacher = staged("resnet8") if kind.needs_teacher else None
     pair, frozen = make_pair(staged("resnet8"), teacher, DATA)
     method = kind(pair, **SMALL.get(name, {})).to(device)
     if frozen is not None:

@@ -223,8 +223,8 @@ def test_a_run_resumes_in_mid_epoch_to_the_same_bytes(
     with monkeypatch.context() as patch:
         stop_at(patch, epoch=1, step=0)
         with pytest.raises(Stopped):
-            run.distill(plan(root, stopped, "data.workers=1", *settings))
-    run.distill(plan(root, stopped, "data.workers=2", *settings), resume=True)
+            run.distill(plan(root, stopped, "data.workers=1", *settings, teacher))
+    run.distill(plan(root, stopped, "data.workers=2", *settings, teacher), resume=True)
     assert_same_student(whole, stopped)
     alone = tmp_path / "alone"
     run.distill(plan(root, alone, "data.unlabelled=null", *settings, teacher))
@@ -241,7 +241,7 @@ def test_teacher_outputs_of_all_images_are_cached(root: Path, tmp_path: Path, ca
         f"method.name={'kd' if cache == 'logits' else 'dskd'}",
         "data.augment=none",
         "data.flip=true",
-        "train.epochs=8",
+        "train.epochs=4",
     )
     first, second = tmp_path / "first", tmp_path / "second"
     run.distill(plan(root, first, *settings))

@@ -7,7 +7,7 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from shutil import rmtree
+from shutil import copytree, rmtree
 from statistics import mean
 from typing import Any
 
@@ -139,18 +139,45 @@ def small(**changes: Any) -> Study:
             "baseline": "kd",
             "seeds": 2,
             "groups": {"All": ["ce", "kd"]},
-            # bfloat16, the recipe's, takes long without the processor's instructions for it.
-            "changes": ["train.epochs=1", "train.batch_size=8", "train.precision=float32"],
+            # Small images. And bfloat16, the recipe's, takes long without the processor's
+            # instructions for it.
+            "changes": [
+                "data.size=16",
+                "train.epochs=1",
+                "train.batch_size=8",
+                "train.precision=float32",
+            ],
         }
         | changes
     )
 
 
+CLASSES = ["n01", "n02"]
+
+
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    classes = ["n01", "n02"]
-    monkeypatch.setattr("evidence.prepare.classes_of", lambda _: classes)
-    return published(tmp_path / "data", classes)
+    monkeypatch.setattr("evidence.prepare.classes_of", lambda _: CLASSES)
+    return published(tmp_path / "data", CLASSES)
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of studies with a finished study ``table``, which tests only read."""
+    folder = tmp_path_factory.mktemp("computed")
+    study = small(name="table", groups={"All": [*why.LABELS]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evidence.prepare.classes_of", lambda _: CLASSES)
+        compute(study, published(folder / "data", CLASSES), folder / "out", folder / "results")
+    return folder / "out"
+
+
+@pytest.fixture
+def out(computed: Path, tmp_path: Path) -> Path:
+    """A folder of studies that has the trained teacher of the small study, and its images."""
+    for name in ("splits", "teachers"):
+        copytree(computed / name, tmp_path / "out" / name)
+    return tmp_path / "out"
 
 
 def rows_of(page: str) -> dict[str, int]:
@@ -162,9 +189,9 @@ def rows_of(page: str) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_a_study_is_computed_and_drawn(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, out, train = small(), tmp_path / "out", evidence.study.train
+    study, train = small(), evidence.study.train
 
     def stops(plan: Grid, jobs: int) -> None:
         if len(plan.seeds) == 2:
@@ -184,15 +211,17 @@ def test_a_study_is_computed_and_drawn(
     assert (tmp_path / "small.svg").read_bytes() == figure.means(written)
     assert all(row["seconds"] > 0 for row in written["rows"].values())
     monkeypatch.undo()
-    monkeypatch.setattr("evidence.prepare.classes_of", lambda _: ["n01", "n02"])
+    monkeypatch.setattr("evidence.prepare.classes_of", lambda _: CLASSES)
     compute(study, data, out, tmp_path)
     assert "All 4 runs are finished." in (tmp_path / "small.md").read_text()
 
 
 @pytest.mark.slow
-def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Path) -> None:
+def test_a_run_that_failed_is_a_row_that_names_no_place(
+    data: Path, out: Path, tmp_path: Path
+) -> None:
     study = small(seeds=1, groups={"All": ["kd", "fitnet:weight=1e30"]})
-    compute(study, data, tmp_path / "out", tmp_path)
+    compute(study, data, out, tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert "| `fitnet:weight=1e30` | failed |" in text
     assert "- `fitnet:weight=1e30` failed at seed 0: the loss is not finite. The JSON" in text
@@ -203,19 +232,19 @@ def test_a_run_that_failed_is_a_row_that_names_no_place(data: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_what_a_pair_does_not_allow_is_left_out_where_the_study_says_so(
-    data: Path, tmp_path: Path
+    data: Path, out: Path, tmp_path: Path
 ) -> None:
     labels = {"All": ["kd", "lskd"]}  # lskd needs three classes
     study = small(seeds=1, groups=labels, leaves_misfits_out=True)
-    compute(study, data, tmp_path / "out", tmp_path)
+    compute(study, data, out, tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert rows_of(text) == {"kd": 1}
     assert "All 1 runs are finished." in text
     assert "- `lskd` has no row: it cannot be trained with this pair (" in text
     with pytest.raises(InputError, match=r"^lskd: "):
-        compute(small(seeds=1, groups=labels), data, tmp_path / "out", tmp_path)
+        compute(small(seeds=1, groups=labels), data, out, tmp_path)
     with pytest.raises(InputError, match=r"^lskd: "):
-        compute(study.model_copy(update={"baseline": "lskd"}), data, tmp_path / "out", tmp_path)
+        compute(study.model_copy(update={"baseline": "lskd"}), data, out, tmp_path)
 
 
 @pytest.mark.slow
@@ -295,10 +324,10 @@ def test_the_opening_of_real_images_has_the_numbers_of_its_runs() -> None:
 
 
 @pytest.mark.slow
-def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) -> None:
+def test_some_get_more_seeds_once_all_have_theirs(data: Path, out: Path, tmp_path: Path) -> None:
     more = design.ExtraSeeds(seeds=2, labels=["kd", "dskd"])
     study = small(seeds=1, groups={"All": ["ce", "kd", "dskd"]}, extra_seeds=more, tests_first=True)
-    compute(study, data, tmp_path / "out", tmp_path)
+    compute(study, data, out, tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert rows_of(text) == {"ce": 1, "kd": 2, PRESET: 2}
     assert "All 5 runs are finished." in text
@@ -307,13 +336,13 @@ def test_some_get_more_seeds_once_all_have_theirs(data: Path, tmp_path: Path) ->
     assert (tmp_path / "small-cost.svg").read_bytes().count(b">dskd</text>") == 2
     assert re.search(r"uncorrected \|\n\|---\|---:\|\n\| `kd` \| [+-]\d", text)
     assert "computed in one place" not in text
-    run = tmp_path / "out/small/dskd/seed1"
+    run = out / "small/dskd/seed1"
     environment = json.loads((run.parent / "seed0/environment.json").read_text())
     changed = json.dumps(environment | {"package_code": "0" * 64})
     (run.parent / "seed0/environment.json").write_text(changed)
     (run / "result.json").unlink()
     (run / "failed.txt").write_text("the loss is not finite")
-    compute(study, data, tmp_path / "out", tmp_path)
+    compute(study, data, out, tmp_path)
     text = (tmp_path / "small.md").read_text()
     assert "Not compared, because runs failed: `dskd` (1 result). **DSKD is not shown" in text
     assert "- 3: " in text
@@ -334,20 +363,20 @@ def test_a_lost_run_is_no_failed_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    compute(small(seeds=1), data, out, tmp_path)
-    twin = small(name="twin", shares_runs_of="small", seeds=1, groups={"Its own": ["kd"]})
-    compute(twin, data, out, tmp_path)
-    assert rows_of((tmp_path / "twin.md").read_text()) == {"kd": 1}
-    assert not (out / "twin").exists()
+def test_a_study_shows_its_own_rows_of_a_folder_that_it_shares(
+    data: Path, computed: Path, tmp_path: Path
+) -> None:
+    twin = small(name="twin", shares_runs_of="table", groups={"Its own": ["kd"]})
+    compute(twin, data, computed, tmp_path)
+    assert rows_of((tmp_path / "twin.md").read_text()) == {"kd": 2}
+    assert not (computed / "twin").exists()
 
 
 @pytest.mark.slow
-def test_a_study_shows_its_own_seeds_of_a_folder_that_it_shares(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    compute(small(), data, out, tmp_path)
-    compute(small(name="twin", shares_runs_of="small", seeds=1), data, out, tmp_path)
+def test_a_study_shows_its_own_seeds_of_a_folder_that_it_shares(
+    data: Path, computed: Path, tmp_path: Path
+) -> None:
+    compute(small(name="twin", shares_runs_of="table", seeds=1), data, computed, tmp_path)
     text = (tmp_path / "twin.md").read_text()
     assert rows_of(text) == {"ce": 1, "kd": 1}
     assert "All 2 runs are finished." in text
@@ -395,12 +424,10 @@ def test_a_set_of_changes_or_data_as_they_are_need_no_protocol(data: Path, tmp_p
 
 @pytest.mark.slow
 def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
-    data: Path, tmp_path: Path
+    computed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "out"
-    table = small(name="table", groups={"All": list(why.LABELS)})
-    compute(table, data, out, tmp_path)
-    why.main([str(out), "--results", str(tmp_path)])
+    monkeypatch.setattr(why, "FIRST_EPOCHS", 2)
+    why.main([str(computed), "--results", str(tmp_path)])
     facts = json.loads((tmp_path / "why.json").read_text())
     assert facts["seeds"] == [0, 1]
     assert facts["stages"] == ["layer1", "layer2", "layer3"]
@@ -408,6 +435,7 @@ def test_what_the_stages_of_a_table_s_students_know_is_measured_and_drawn(
         why.LABELS, 2
     )
     assert {*facts["epochs"]} == {*why.OURS}
+    assert [len(norms) for norms in facts["gradient"]["dskd"]["0"]] == [3, 3]
     assert all(norm > 0 for epoch in facts["gradient"]["dskd"]["0"] for norm in epoch)
     assert facts["gradient"]["kd"]["0"] != facts["gradient"]["dskd"]["0"]
     text = (tmp_path / "why.md").read_text()
@@ -446,6 +474,7 @@ def test_a_long_study_wants_a_gpu_and_says_how_long_it_would_take(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     pair = ["--recipe", "tiny_imagenet/resnet56-resnet20-32"]
     arguments = ["tiny", str(data), str(tmp_path / "out"), *pair, "train.batch_size=4"]
+    arguments.append("data.size=16")
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2

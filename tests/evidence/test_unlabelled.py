@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from evidence.unlabelled import GROUPS, main, page
+from evidence.unlabelled import GROUPS, RECIPE, main, page
 
+from dskd.config.recipe import load, load_by_labels
+from dskd.config.schema import Recipe
 from tests.data.file_writers import write_folder
 
 
@@ -41,8 +44,16 @@ def test_the_study_goes_on_where_it_was_and_writes_its_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = write_folder(tmp_path / "photos", per_class=12, side=16) / "train"
-    small = ["data.size=32", "train.epochs=1", "train.warmup=0", "data.fraction=0.5"]
-    small.append("student.name=resnet8")
+    small = ["data.size=16", "train.epochs=1", "train.warmup=0", "data.fraction=0.5"]
+    small += ["student.name=resnet8", "teacher.name=resnet8"]
+    named: list[str] = []
+
+    def with_small_network(path: str, changes: Sequence[str]) -> Recipe:
+        named.extend(change for change in changes if change.startswith("student.name=timm"))
+        own = [change for change in changes if not change.startswith("teacher.")]
+        return load_by_labels(path, [*own, "student.name=resnet8"])
+
+    monkeypatch.setattr("evidence.unlabelled.load_by_labels", with_small_network)
     monkeypatch.setattr(
         "evidence.unlabelled.GROUPS", [one for one in GROUPS if one.teacher != "all"]
     )
@@ -56,6 +67,9 @@ def test_the_study_goes_on_where_it_was_and_writes_its_page(
         runs = list((tmp_path / "out/unlabelled").rglob("result.json"))
         stamps = [path.stat().st_mtime_ns for path in runs]
     assert len(runs) == 7
+    teacher = load(RECIPE, [f"data.root={photos}"]).teacher
+    assert teacher is not None
+    assert {*named} == {f"student.name={teacher.name}"}
     assert stamps == [path.stat().st_mtime_ns for path in runs]
     with pytest.raises(SystemExit):
         main([*paths, *small, "train.lr=0.01", "--seeds=1"])

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -41,6 +42,7 @@ Mode = Literal["sgd", "adamw", "fused sgd", "fused adamw"]
 EPOCH, EPOCHS, BATCH, IMAGES = 1, 3, 32, 130
 SMALL = [
     "data.fraction=0.1",
+    "data.test_fraction=0.1",
     "student.name=resnet8",
     "teacher.name=resnet8",
     "teacher.epochs=1",
@@ -135,14 +137,7 @@ def cases(*, whole: bool) -> Iterator[tuple[str, Case | Overflow]]:
 
 
 def check(case: Case | Overflow, folder: Path) -> str:
-    """Checks that the run ends and that the number is not saved.
-
-    Args:
-        case: The number.
-        folder: An empty folder.
-
-    Returns:
-        The outcome: ``stopped``.
+    """Checks, in an empty folder, that the run ends and that the number is not saved.
 
     Raises:
         AssertionError: The run goes on, or the number was saved.
@@ -180,32 +175,31 @@ def _check_injected(case: Case, folder: Path) -> str:
 
     The number comes with one image, the second of its batch: of two processes, the second has it.
     """
-    first = _undisturbed(case, folder / "first", "train.epochs=1")
-    teacher = (f"teacher.checkpoint={first / 'teacher' / LAST}", "teacher.trust=true")
     out = folder / "run"
+    teacher = _teacher(folder.parent)
     with ExitStack() as stack:
         trainers, before = stack.enter_context(_recorded_states(out))
         stack.enter_context(_injected(case))
-        code = _run(case, out, *teacher)
+        code = _run(case.mode, out, *case.changes, *teacher)
     assert code == 3, f"exit code {code}"
     _check_facts(case, out)
     digest, files = before[case.step]
     assert _digest(trainers[0]) == digest, "weights or the optimizer's state were changed"
     assert _checkpoints(out) == files, "the checkpoints were changed"
-    assert _run(case, out, *teacher, "--resume") == 0
+    assert _run(case.mode, out, *case.changes, *teacher, "--resume") == 0
     assert not (out / NONFINITE).exists(), "the file of the failed step is still there"
-    whole = _undisturbed(case, folder / "whole", *teacher)
+    whole = _undisturbed(case.mode, case.changes, folder.parent)
     assert (out / LAST).read_bytes() == (whole / LAST).read_bytes(), (
         "the resumed run ends differently"
     )
     return "stopped"
 
 
-def _run(case: Case, out: Path, *changes: str) -> int:
+def _run(mode: Mode, out: Path, *changes: str) -> int:
     """The exit code of a run."""
-    optimizer = "adamw" if "adamw" in case.mode else "sgd"
-    arguments = [*SMALL, f"train.optimizer={optimizer}", *case.changes, f"out={out}", *changes]
-    with _stepping(case.mode):
+    optimizer = "adamw" if "adamw" in mode else "sgd"
+    arguments = [*SMALL, f"train.optimizer={optimizer}", f"out={out}", *changes]
+    with _stepping(mode):
         return _exit_code(*arguments)
 
 
@@ -217,9 +211,20 @@ def _exit_code(*arguments: str) -> int:
     raise AssertionError("a command exits")
 
 
-def _undisturbed(case: Case, out: Path, *changes: str) -> Path:
-    """The folder of a run without the number."""
-    assert _run(case, out, *changes) == 0
+@cache
+def _teacher(folder: Path) -> tuple[str, str]:
+    """The settings that name a trained teacher, one for all cases."""
+    out = folder / "teacher-of-all"
+    alone = ("teacher=null", "method={name: ce}", "train.epochs=1")
+    assert _run("sgd", out, *alone) == 0
+    return f"teacher.checkpoint={out / LAST}", "teacher.trust=true"
+
+
+@cache
+def _undisturbed(mode: Mode, changes: tuple[str, ...], folder: Path) -> Path:
+    """The folder of a run without the number, which is the same for many cases."""
+    out = folder / "-".join(["whole", mode, *changes]).replace(" ", "-")
+    assert _run(mode, out, *changes, *_teacher(folder)) == 0
     return out
 
 

@@ -116,6 +116,11 @@ def resized(tensor: Tensor, dimension: int, size: int) -> Tensor:
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Change = Callable[[Draw, Arguments, dict[str, Any]], None]
 """Makes a misfit of the arguments that are given."""
+# Made once: to read the pattern anew takes longer than to draw from it.
+NO_ARGUMENTS = st.from_regex(r"[a-z]{3,8}_no", fullmatch=True)
+NO_NAMES = st.sampled_from(["relativ", "sum", "", 3, ["mean"]]) | st.text(max_size=8).map(
+    "no {}".format
+)
 NO_TENSORS = st.sampled_from([1.5, "map", [0.5, 0.5], np.ones(3), object()])
 
 
@@ -206,13 +211,12 @@ def other_number(draw: Draw, kind: Arguments, given: dict[str, Any]) -> None:
 def other_name(draw: Draw, kind: Arguments, given: dict[str, Any]) -> None:
     """An option that is not one of the names."""
     name = draw(st.sampled_from([*kind.choices]))
-    unknown = st.text(max_size=8).map("no {}".format)
-    given[name] = draw(st.sampled_from(["relativ", "sum", "", 3, ["mean"]]) | unknown)
+    given[name] = draw(NO_NAMES)
 
 
 def other_argument(draw: Draw, _: Arguments, given: dict[str, Any]) -> None:
     """An argument that the loss does not have."""
-    given[draw(st.from_regex(r"[a-z]{3,8}_no", fullmatch=True))] = 1.0
+    given[draw(NO_ARGUMENTS)] = 1.0
 
 
 def changes(kind: Arguments) -> list[Change]:

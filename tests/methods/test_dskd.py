@@ -245,7 +245,7 @@ def test_every_option_works_and_lowers_the_loss(settings: dict[str, Any]) -> Non
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.01)
     method.train()
     values = []
-    for _ in range(8):
+    for _ in range(5):
         output = method(batch, teacher_output)
         optimizer.zero_grad()
         output.objective.backward()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from dskd.methods.kd import KD
 from dskd.report.build import make_report
 from dskd.runtime.launchers.processes import Processes
 from dskd.settings import Positive, Weight, checked
+from tests import processes
 
 DATA = {"name": "digits", "fraction": 0.1}
 SOURCE = Path(__file__).read_text()
@@ -207,11 +210,13 @@ def test_a_comparison_takes_classes_and_code(code: str) -> None:
     assert (three.method.name, three.method.options["by"]) == (code, 2.0)
 
 
-@pytest.mark.slow(seconds=7)
+@pytest.mark.slow(seconds=3)
 def test_a_class_is_compared_in_jobs_and_reported_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One process for both jobs: it is another process all the same, and to start one takes seconds.
+    # One process for both jobs, which imports nothing: it is another process all the same.
+    forking = SimpleNamespace(Popen=processes.Piped, PIPE=subprocess.PIPE)
+    monkeypatch.setattr("dskd.runtime.launchers.processes.subprocess", forking)
     monkeypatch.setattr("dskd.api.images.launcher_for", lambda *_: Processes(1))
     rows = dskd.compare_methods(
         "resnet8",

@@ -42,15 +42,38 @@ SMALL: dict[str, dict[str, Any]] = {
     "timm/deit_tiny_distilled_patch16_224": VIT,
     "timm/swin_tiny_patch4_window7_224": SWIN | {"num_heads": [2, 2, 2]},
     "torchvision/googlenet": {"aux_logits": True, "init_weights": False},
+    "timm/coat_lite_tiny": {"serial_depths": [1, 1, 1, 1]},
+    "timm/convit_tiny": {"depth": 4, "local_up_to_layer": 2},
+    "timm/dpn48b": {"k_sec": [1, 1, 1, 1]},
+    "timm/efficientformerv2_s0": {"depths": [1, 1, 2, 2], "num_vit": 1},
+    "timm/pit_ti_224": {"depth": [1, 1, 1]},
+    "timm/rexnet_100": {"depth_mult": 0.5},
+    "timm/visformer_tiny": {"depth": [2, 1, 1]},
+    **{
+        f"timm/{name}": {option: depth}
+        for option, depth, names in (
+            ("depth", 4, "cait_xxs24_224 eva02_tiny_patch14_224 test_vit_relpos"),
+            ("depth", 4, "vit_tiny_r_s16_p8_224 xcit_nano_12_p16_224"),
+            ("depth", [1, 1, 1], "efficientvit_m0 levit_128s shvit_s1"),
+            ("depth", [1, 1, 2, 1], "repvit_m1"),
+            ("depths", [1, 1, 1], "efficientvim_m1"),
+            ("depths", [1, 1, 2, 1], "convnext_atto edgenext_xx_small fasternet_t0"),
+            ("depths", [1, 1, 2, 1], "inception_next_atto mambaout_femto tiny_vit_5m_224"),
+            ("layers", [1, 1, 1, 1], "fastvit_t8 resnetv2_18 skresnet18 swiftformer_xs"),
+        )
+        for name in names.split()
+    },
 }
-"""Options that make a model smaller, or give it auxiliary logits."""
+"""Options that make a model smaller, such as fewer of its equal blocks, or give it auxiliary
+logits.
+"""
 TIMM = """
     botnet26t_256@64 cait_xxs24_224 coat_lite_tiny@64 convit_tiny convnext_atto
     cpubone_b0_bfrobust cs3darknet_s cspnext_tiny deit_tiny_distilled_patch16_224 dla46_c dpn48b
-    eca_resnext26ts@64 edgenext_xx_small efficientformerv2_s0@64 efficientnet_lite0
+    eca_resnext26ts@48 edgenext_xx_small efficientformerv2_s0@64 efficientnet_lite0
     efficientvim_m1@64 efficientvit_b0 efficientvit_m0@64 ese_vovnet19b_slim
     eva02_tiny_patch14_224@28 fasternet_t0 fastvit_t8 ghostnet_050 gmlp_ti16_224 hardcorenas_a
-    hgnetv2_b0 inception_next_atto lcnetv2_small levit_128s@224 mambaout_femto
+    hgnetv2_b0 inception_next_atto lcnetv2_small levit_128s@64 mambaout_femto
     mobilenetv3_small_050 mobilenetv4_conv_small mobilevit_xxs mobilevitv2_050 pit_ti_224@64
     pvt_v2_b0 regnetx_002 repghostnet_050 repvgg_a0 repvit_m1 resmlp_12_224 resnest14d resnet10t
     resnetv2_18 rexnet_100 shvit_s1@64 skresnet18 starnet_s050 swiftformer_xs
@@ -62,12 +85,12 @@ TORCHVISION = """
     regnet_x_400mf resnet18 shufflenet_v2_x0_5 squeezenet1_1
 """
 NAMES = [f"timm/{name}" for name in TIMM.split()]
-NAMES += [f"torchvision/{name}@64" for name in TORCHVISION.split()]
+NAMES += [f"torchvision/{name}@48" for name in TORCHVISION.split()]
 QUICK = ("timm/resnet10t", "timm/vit_tiny_patch16_224", "timm/mobilenetv3_small_050")
 
 
-def transformer(name: str) -> nn.Module:
-    """A classifier of Hugging Face transformers with a small configuration."""
+def transformer(name: str, **changes: Any) -> nn.Module:
+    """A classifier of Hugging Face transformers with a small configuration, and changes to it."""
     block = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2}
     grid = {"image_size": 32, "patch_size": 8, "intermediate_size": 48}
     wide = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
@@ -84,7 +107,7 @@ def transformer(name: str) -> nn.Module:
         "Segformer": wide | heads,
     }
     transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, f"{name}Config")(num_labels=CLASSES, **options[name])
+    config = getattr(transformers, f"{name}Config")(num_labels=CLASSES, **options[name] | changes)
     module: nn.Module = getattr(transformers, f"{name}ForImageClassification")(config)
     return module
 
@@ -116,13 +139,16 @@ def plan(size: int) -> Recipe:
     return resolve(values, Path("runs"))
 
 
-def built(name: str, size: int, seed: int = 0) -> StagedModel:
-    """The model, with the stages that a run chooses."""
-    settings = ModelSettings(name=name, options=SMALL.get(name, {}))
+def built(
+    name: str, size: int, seed: int = 0, stages: tuple[str, ...] | None = None
+) -> StagedModel:
+    """The model, with the stages that a run chooses if none are given."""
+    settings = ModelSettings(name=name, options=SMALL.get(name, {}), stages=stages)
     if name.startswith("transformers/"):
         torch.manual_seed(seed)
         module = transformer(name.removeprefix("transformers/"))
-        return build_model(ModelSettings(name="<module>"), data(size), seed, module)
+        settings = ModelSettings(name="<module>", stages=stages)
+        return build_model(settings, data(size), seed, module)
     return build_model(settings, data(size), seed)
 
 
@@ -158,7 +184,7 @@ def check_both_roles(name: str, size: int, tmp_path: Path) -> None:
     assert changed > 0.5 * len(before), "the losses reach the model"
     path = tmp_path / "student.safetensors"
     path.write_bytes(write_weights(trainer.method.deployed(), {}))
-    other = built(name, size, seed=2)
+    other = built(name, size, seed=2, stages=model.stage_names)
     load_weights(other.module, read_weights(path), str(path))
     images = data(size).train.images[:2]
     expected, found = (one.eval()(images).logits.detach() for one in (model, other))
@@ -197,15 +223,19 @@ def test_pairs_of_families(student: str, teacher: str) -> None:
 
 
 # The tutorial on photos, whose examples are run, exports timm/mobilenetv3_small_050.
-EXPORTED = ["transformers/ViT", "transformers/ConvNext"]
+EXPORTED: dict[str, dict[str, Any]] = {
+    "ViT": {"num_hidden_layers": 2},
+    "ConvNext": {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]},
+}
+"""And options for smaller graphs."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPORTED)
 def test_students_are_exported(name: str, tmp_path: Path) -> None:
-    model = built(name, 32).eval()
+    module = transformer(name, **EXPORTED[name])
     deployed = DeployedStudent(
-        StagedModel(model.module, mean=(0.5,) * 3, std=(0.2,) * 3).eval(),
+        StagedModel(module, mean=(0.5,) * 3, std=(0.2,) * 3).eval(),
         name,
         data(32).classes,
         (3, 32, 32),
@@ -236,6 +266,8 @@ def test_auxiliary_logits_in_a_run_that_resumes(
 ) -> None:
     torch.manual_seed(0)
     net = models.get_model("googlenet", num_classes=CLASSES, aux_logits=True, init_weights=False)
+    for name in ("inception4b", "inception4c", "inception5a"):
+        setattr(net, name, nn.Identity())  # as many channels as without it
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = 1.0  # running statistics that fit random weights at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -29,9 +30,11 @@ FACTS: dict[str, dict[str, Any]] = json.loads(
 every_network = pytest.mark.parametrize("name", FACTS)
 
 
+@cache
 def on_meta(name: str, num_classes: int = 100, in_channels: int = 3) -> StagedNet:
+    """A network without weights; tests must not change it."""
     with torch.device("meta"):
-        return build(name, num_classes=num_classes, in_channels=in_channels)
+        return build(name, num_classes=num_classes, in_channels=in_channels).eval()
 
 
 @cache
@@ -66,7 +69,7 @@ def test_a_checkpoint_of_the_reference_loads(name: str) -> None:
         key: torch.tensor(7) if key.endswith(counter) else torch.rand(shape)
         for key, shape in FACTS[name]["state_dict"]
     }
-    net = on_meta(name).to_empty(device="cpu")
+    net = copy.deepcopy(on_meta(name)).to_empty(device="cpu")
     net.load_state_dict(checkpoint, strict=True)
     assert all(torch.equal(value, checkpoint[key]) for key, value in net.state_dict().items())
 
@@ -133,7 +136,7 @@ def test_residual_networks_halve_any_size_from_8(
     width=st.integers(32, 130),
 )
 def test_the_other_networks_take_any_size_from_32(name: str, height: int, width: int) -> None:
-    out = on_meta(name).eval().forward_stages(torch.empty(1, 3, height, width, device="meta"))
+    out = on_meta(name).forward_stages(torch.empty(1, 3, height, width, device="meta"))
     assert out.logits.shape == (1, 100)
     sides = [stage.shape[-2] for stage in out.stages]
     assert sides == sorted(sides, reverse=True)

@@ -19,7 +19,7 @@ from dskd.report.build import make_report
 SMALL = [
     "data.fraction=0.1",
     "teacher.name=resnet8",
-    "teacher.epochs=3",
+    "teacher.epochs=1",
     "train.epochs=2",
     "train.batch_size=32",
 ]
@@ -35,7 +35,7 @@ def compared(out: Path, *methods: str, seeds: int) -> Path:
     """A finished comparison."""
     dskd.compare_methods(
         student="resnet8",
-        teacher={"name": "resnet8", "epochs": 3},
+        teacher={"name": "resnet8", "epochs": 1},
         data={"name": "digits", "fraction": 0.1},
         methods=methods,
         seeds=seeds,

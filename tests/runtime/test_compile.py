@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ EQUAL = "train.batch_size=26"
 
 def plan(out: Path, *changes: str) -> Recipe:
     """Seven steps an epoch, the last of them of ten images."""
-    short = ("data.fraction=0.1", "teacher.name=resnet8", "train.epochs=2", "train.batch_size=20")
+    short = (
+        *("data.fraction=0.1", "data.test_fraction=0.1", "teacher.name=resnet8"),
+        *("train.epochs=2", "train.batch_size=20"),
+    )
     return recipe.load("digits", [*short, "train.compile=true", f"out={out}", *changes])
 
 
@@ -49,7 +53,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     out = tmp_path_factory.mktemp("teacher") / "run"
     changes = ["teacher=null", "method={name: ce}", "student.name=resnet8", "train.epochs=1"]
     run.distill(plan(out, *changes, "train.compile=false"))
-    return f"teacher.checkpoint={out / 'student.safetensors'}"
+    # Of few test images, a teacher after one epoch knows no more than a guess.
+    checkpoint = out / "student.safetensors"
+    return f"teacher={{name: resnet8, checkpoint: {checkpoint}, trust: true}}"
 
 
 def losses(out: Path) -> list[float]:
@@ -57,15 +63,20 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["train_loss"] for line in lines]
 
 
-def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *changes: str) -> None:
-    run.distill(plan(tmp_path / "plain", *changes, "train.compile=false"))
-    run.distill(plan(tmp_path / "whole", *changes))
+def check(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *changes: str,
+    given: Callable[[], UserObjects | None] = lambda: None,
+) -> None:
+    run.distill(plan(tmp_path / "plain", *changes, "train.compile=false"), objects=given())
+    run.distill(plan(tmp_path / "whole", *changes), objects=given())
     with monkeypatch.context() as patch:
         stop_at(patch, 1, 3)
         with pytest.raises(Stopped):
-            run.distill(plan(tmp_path / "parts", *changes))
+            run.distill(plan(tmp_path / "parts", *changes), objects=given())
     torch._dynamo.reset()
-    run.distill(plan(tmp_path / "parts", *changes), resume=True)
+    run.distill(plan(tmp_path / "parts", *changes), resume=True, objects=given())
     plain, whole, parts = (tmp_path / part for part in ("plain", "whole", "parts"))
     name = "student.safetensors"
     assert (whole / name).read_bytes() == (parts / name).read_bytes()
@@ -83,27 +94,30 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow(seconds=12)
 @pytest.mark.usefixtures("traced")
-def test_a_run_of_traced_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: str
-) -> None:
-    check(tmp_path, monkeypatch, teacher, "method={name: dskd}")
+def test_a_run_of_traced_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def given() -> UserObjects:
+        torch.manual_seed(0)
+        return UserObjects(student=Small(1, 10), teacher=Small(1, 10))
+
+    models = ("student.name=<Small>", "teacher.name=<Small>", "teacher.trust=true")
+    check(tmp_path, monkeypatch, *models, "method={name: dskd}", given=given)
 
 
 class Small(StagedNet):
-    """A student that torch traces quickly: three layers, each one a stage."""
+    """A network that torch traces quickly: three layers, each one a stage."""
 
     stage_names = ("layer1", "layer2", "layer3")
     classifier_name = "fc"
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int = 3, classes: int = 4) -> None:
         super().__init__()
         for number, channels in enumerate((8, 16, 32), start=1):
-            inner = 3 if number == 1 else channels // 2
+            inner = in_channels if number == 1 else channels // 2
             conv = nn.Conv2d(inner, channels, 3, min(number, 2), 1, bias=False)
             self.add_module(
                 f"layer{number}", nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
             )
-        self.fc = nn.Linear(32, 4)
+        self.fc = nn.Linear(32, classes)
 
     def forward_stages(self, x: Tensor) -> ModelOutput:
         stages = self._run_stages(x)

@@ -68,6 +68,7 @@ EXACT = ["ce", "kd", "at", "fitnet", "dskd"]
 """Methods that look at each image for itself, once there is no BatchNorm."""
 SMALL = [
     "data.fraction=0.1",
+    "data.test_fraction=0.1",
     "student.name=resnet8",
     "teacher.name=resnet8",
     "teacher.epochs=1",

@@ -54,7 +54,7 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture
 def teacher() -> FrozenTeacher:
     """Trained for a moment, so that its norms know their images."""
-    model = staged("resnet14").train()
+    model = staged("resnet8").train()
     with torch.no_grad():
         model(DATA.train.images)
     return FrozenTeacher(model, DATA.train.images[:8])
@@ -69,7 +69,7 @@ def cached(
         "padding": 1,
         "flip": True,
         "precision": "float32",
-        "facts": {"name": "resnet14", "options": {}, "folded": True},
+        "facts": {"name": "resnet8", "options": {}, "folded": True},
         "folder": folder,
     }
     split = MemoryLoader(changes.pop("data", DATA).train, CPU)
@@ -231,7 +231,7 @@ def test_the_first_and_later_reads_give_the_same_output(
     with autocast(CPU, precision):
         for batch in batches(one, size=32):
             one(batch, LOGITS)
-        for seed in range(4):
+        for seed in range(2):
             for size in (2, 7, 20):
                 for batch in batches(other, seed=seed, size=size):
                     other(batch, LOGITS)
@@ -344,8 +344,8 @@ def one_pixel() -> Dataset:
 
 CHANGES: dict[str, dict[str, Any]] = {
     "name": {"facts": {"name": "resnet20", "options": {}, "folded": True}},
-    "options": {"facts": {"name": "resnet14", "options": {"width": 2}, "folded": True}},
-    "folded": {"facts": {"name": "resnet14", "options": {}, "folded": False}},
+    "options": {"facts": {"name": "resnet8", "options": {"width": 2}, "folded": True}},
+    "folded": {"facts": {"name": "resnet8", "options": {}, "folded": False}},
     "precision": {"precision": "bfloat16"},
     "padding": {"padding": 2},
     "flip": {"flip": False},
@@ -618,7 +618,7 @@ def test_files_of_another_user_in_a_folder_of_all_are_refused(
 
 
 def test_a_teacher_whose_outputs_depend_on_its_batch_is_refused(tmp_path: Path) -> None:
-    model = staged("resnet14")
+    model = staged("resnet8")
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.track_running_stats, part.running_mean, part.running_var = False, None, None
@@ -632,7 +632,7 @@ def test_a_teacher_whose_outputs_depend_on_its_batch_is_refused(tmp_path: Path) 
 SMALL = [
     "data.fraction=0.1",
     "teacher.name=resnet8",
-    "teacher.epochs=3",
+    "teacher.epochs=1",
     "train.epochs=3",
     "train.batch_size=32",
 ]
@@ -870,7 +870,8 @@ class Silent:
 def test_students_of_a_comparison_share_a_cache_and_are_those_of_single_runs(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = overrides(taught, tmp_path, "features")
+    twice = "train.epochs=2"
+    changes = [*overrides(taught, tmp_path, "features"), twice]
     students = {}
     for share in (True, False):
         out = tmp_path / f"share-{share}"
@@ -889,7 +890,7 @@ def test_students_of_a_comparison_share_a_cache_and_are_those_of_single_runs(
     assert students[True] == students[False]
     assert len(students[True]) == 6
     own = overrides(taught, tmp_path / "own", "features", "dskd")
-    distill(tmp_path / "alone", [*own, "seed=1"])
+    distill(tmp_path / "alone", [*own, twice, "seed=1"])
     assert (tmp_path / "alone" / LAST).read_bytes() == students[True]["dskd/seed1"]
 
 
