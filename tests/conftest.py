@@ -132,17 +132,15 @@ def _tables_of_onnx_are_made_once() -> Iterator[None]:
 
     from tests import onnx_tables
 
-    export, first = torch.onnx.export, True
+    export = torch.onnx.export
     with pytest.MonkeyPatch.context() as patch:
 
-        def exported(*arguments: Any, **options: Any) -> Any:
-            nonlocal first
-            if first:
-                onnx_tables.keep(patch)
-                first = False
+        def first(*arguments: Any, **options: Any) -> Any:
+            patch.setattr(torch.onnx, "export", export)
+            onnx_tables.keep(patch)
             return export(*arguments, **options)
 
-        patch.setattr(torch.onnx, "export", exported)
+        patch.setattr(torch.onnx, "export", first)
         yield
 
 

@@ -17,8 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import PIL
+import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
@@ -142,6 +144,12 @@ class Piped:
 
     def kill(self) -> None:
         self._process.kill()
+
+
+def fork_jobs(patch: pytest.MonkeyPatch) -> None:
+    """Has the launcher `dskd.runtime.launchers.processes.Processes` fork its processes."""
+    forking = SimpleNamespace(Popen=Piped, PIPE=subprocess.PIPE)
+    patch.setattr("dskd.runtime.launchers.processes.subprocess", forking)
 
 
 def _piped(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -64,14 +62,10 @@ def test_jobs_train_the_same_students(finished: Path, tmp_path: Path) -> None:
 def test_processes_train_the_same_students(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forking = SimpleNamespace(Popen=processes.Piped, PIPE=subprocess.PIPE)
-    monkeypatch.setattr("dskd.runtime.launchers.processes.subprocess", forking)
-    launcher = Processes(2, threads=1, gpus=0)
-    run_grid(small(tmp_path / "jobs", seeds=1), Silent(), launcher=launcher)
-    found, whole = students(tmp_path / "jobs"), students(finished)
-    assert found == {name: whole[name] for name in found}
-    assert len(found) == 4
-    assert rows(tmp_path / "jobs") == [row for row in rows(finished) if row[1] == 0]
+    processes.fork_jobs(monkeypatch)
+    run_grid(small(tmp_path / "jobs"), Silent(), launcher=Processes(2, threads=1, gpus=0))
+    assert students(tmp_path / "jobs") == students(finished)
+    assert rows(tmp_path / "jobs") == rows(finished)
 
 
 @pytest.mark.slow

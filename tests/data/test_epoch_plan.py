@@ -46,6 +46,7 @@ def test_another_process_draws_the_same_plan() -> None:
     code = "from dskd.data.epoch_plan import draw_plan; p = draw_plan(3, 7, 9, 4, True)"
     script = f"{code}; print(p.order.tolist(), p.views.tolist())"
     out = processes.run(["-c", script])
+    assert out.returncode == 0, out.stderr
     plan = draw_plan(3, 7, 9, 4, True)
     assert out.stdout.strip() == f"{plan.order.tolist()} {plan.views.tolist()}"
 

@@ -296,7 +296,7 @@ def test_the_exported_file_runs_without_torch_and_this_package(
 def test_a_transformer_of_timm_has_exits(tmp_path: Path) -> None:
     data = replace(make_dataset(size=32), validation=make_dataset(size=32, seed=1).train)
     run = dskd.distill(
-        {"name": "timm/test_vit", "options": {"img_size": 32, "patch_size": 4, "depth": 4}},
+        {"name": "timm/test_vit", "options": {"img_size": 32, "patch_size": 4}},
         data=data,
         method="dsn",
         train={"epochs": 1, "batch_size": 20, "exits": True},
@@ -304,7 +304,7 @@ def test_a_transformer_of_timm_has_exits(tmp_path: Path) -> None:
         verbose=0,
     )
     early = load_early(run.path, max_loss=100)
-    assert [one.submodule for one in early.facts.exits] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert [one.submodule for one in early.facts.exits] == ["blocks.1", "blocks.2", "blocks.4"]
     images = data.test.images_at(torch.arange(len(data.test)))
     with torch.no_grad():
         *_, own = with_thresholds(early, 0.0, 0.0, 0.0).all_logits(images)

@@ -43,12 +43,12 @@ def test_runs_of_a_comparison_say_which_images_they_held_out(
     )
     run = next(iter(summary.runs.values()))
     assert len((run / "test_images.txt").read_text().splitlines()) == 4
-    assert dskd.export(run, format="torch-export").measured.accuracy
+    assert dskd.export(run).measured.accuracy
 
     write_images(root, 10, first=10)
     dskd.evaluate(run)
     assert OTHERS in caplog.text
-    exported = dskd.export(run, format="torch-export")
+    exported = dskd.export(run)
     assert not exported.measured.accuracy
     assert OTHERS in exported.measured.missing["accuracy"]
     assert exported.measured.latency

@@ -100,18 +100,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dskd.Result:
 @pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("form", ["openvino", "torch-export"])
 def test_other_formats_with_8_bits_are_finished_by_training_too(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: dskd.Result, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "SECONDS", 0.0)
-    # Few layers: the time goes to the graphs of three exports.
-    block = [nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    net = nn.Sequential(*block, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10))
-    data = {"name": "digits", "fraction": 0.3}
-    train = {"epochs": 1, "batch_size": 16, "lr": 0.005}
-    run = dskd.train(net, data=data, train=train, out=tmp_path / "run", verbose=0)
-    found = dskd.export(run.path, student=net, int8=True, qat=1, qat_lr=0.05, format=form)
+    found = dskd.export(trained.path, int8=True, qat=1, qat_lr=0.05, format=form)
     accuracy = found.measured.accuracy
-    assert accuracy["student"].top1 == run.test_accuracy
+    assert accuracy["student"].top1 == trained.test_accuracy
     # The training goes on, so it shows that the file has the finished student.
     assert accuracy["exported"].top1 > accuracy["quantized"].top1 + 2
     assert "in int8 after 1 epochs of quantization-aware training" in found.card.read_text()

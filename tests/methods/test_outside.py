@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,8 +213,7 @@ def test_a_class_is_compared_in_jobs_and_reported_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One process for both jobs, which imports nothing: it is another process all the same.
-    forking = SimpleNamespace(Popen=processes.Piped, PIPE=subprocess.PIPE)
-    monkeypatch.setattr("dskd.runtime.launchers.processes.subprocess", forking)
+    processes.fork_jobs(monkeypatch)
     monkeypatch.setattr("dskd.api.images.launcher_for", lambda *_: Processes(1))
     rows = dskd.compare_methods(
         "resnet8",

@@ -143,12 +143,11 @@ def built(
     name: str, size: int, seed: int = 0, stages: tuple[str, ...] | None = None
 ) -> StagedModel:
     """The model, with the stages that a run chooses if none are given."""
-    settings = ModelSettings(name=name, options=SMALL.get(name, {}), stages=stages)
     if name.startswith("transformers/"):
         torch.manual_seed(seed)
         module = transformer(name.removeprefix("transformers/"))
-        settings = ModelSettings(name="<module>", stages=stages)
-        return build_model(settings, data(size), seed, module)
+        return build_model(ModelSettings(name="<module>", stages=stages), data(size), seed, module)
+    settings = ModelSettings(name=name, options=SMALL.get(name, {}), stages=stages)
     return build_model(settings, data(size), seed)
 
 

@@ -41,11 +41,9 @@ EQUAL = "train.batch_size=26"
 
 def plan(out: Path, *changes: str) -> Recipe:
     """Seven steps an epoch, the last of them of ten images."""
-    short = (
-        *("data.fraction=0.1", "data.test_fraction=0.1", "teacher.name=resnet8"),
-        *("train.epochs=2", "train.batch_size=20"),
-    )
-    return recipe.load("digits", [*short, "train.compile=true", f"out={out}", *changes])
+    few = ("data.fraction=0.1", "data.test_fraction=0.1", "train.epochs=2", "train.batch_size=20")
+    compiled = ("teacher.name=resnet8", "train.compile=true")
+    return recipe.load("digits", [*few, *compiled, f"out={out}", *changes])
 
 
 @pytest.fixture(scope="module")
